@@ -1,0 +1,77 @@
+# Every target does its own set-up: `make` and `git` are the only things that a fresh Debian 12 machine needs.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONUNBUFFERED := 1
+# The interpreter's own warnings are errors in tests (pyproject.toml); CI can be repeated by its seed.
+SEED ?= 20261121
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
+
+.PHONY: help install demo demo-shell lint test test-cluster test-long lock clean
+
+help: ## Show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+install: $(VENV)/installed ## Install .venv/bin/pyproxy
+
+demo: $(VENV)/tested ## Send real packets through every kind of Service, in network namespaces
+	$(BIN)/python -m tests.demo
+
+demo-shell: $(VENV)/tested ## The same, then a prompt in the client
+	$(BIN)/python -m tests.demo --shell
+
+lint: $(VENV)/tested ## Style, types, import contracts, docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m tests.docs
+
+test: $(VENV)/tested ## Pure tests, goldens, properties, and packets on this kernel
+	$(PYTEST) tests/unit tests/cli tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
+
+test-cluster: $(VENV)/tested .cache/bin/stamp ## Against the real API server and the real kube-proxy
+	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)
+
+test-long: $(VENV)/tested .cache/bin/stamp ## Long runs with a random seed
+	$(PYTEST) tests --long
+
+# -- set-up ------------------------------------------------------------------------------------------------
+
+$(VENV)/apt: tests/apt-packages
+	@mkdir -p $(VENV)
+	tests/install-packages
+	@touch $@
+
+$(VENV)/installed: $(VENV)/apt requirements-build.lock requirements.lock pyproject.toml
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@# The build tool first and from a lock: python-iptables comes as source, and nothing unlocked may be fetched.
+	$(PIP) --require-hashes -r requirements-build.lock
+	$(PIP) --require-hashes --no-build-isolation -r requirements.lock
+	$(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/tested: $(VENV)/installed tests/requirements.lock
+	$(PIP) --require-hashes -r tests/requirements.lock
+	@touch $@
+
+.cache/bin/stamp: $(VENV)/tested tests/cluster/build.sh tests/cluster/tools/go.sum
+	tests/cluster/build.sh
+	@touch $@
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock"
+
+lock: $(VENV)/tested ## Resolve the dependencies anew and write the lock files
+	$(LOCK) --upgrade pyproject.toml -o requirements.lock
+	$(LOCK) --group pyproject.toml:build -o requirements-build.lock
+	$(LOCK) pyproject.toml --group dev --constraint requirements.lock -o tests/requirements.lock
+	$(LOCK) --group pyproject.toml:go -o tests/cluster/go.lock
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) .cache build dist *.egg-info

@@ -1,0 +1,1 @@
+"""The kernel: reads what is ours and performs changes. It decides nothing."""

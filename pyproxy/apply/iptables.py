@@ -1,0 +1,118 @@
+"""The iptables tables of one family: bulk reads by ``iptables-save``, changes by ``iptables-restore --noflush``.
+
+One process for a whole change, whatever its size, and none where nothing changes. The legacy variant
+takes the xtables lock itself (``--wait``); the nft variant needs none.
+"""
+
+import logging
+import re
+import shutil
+from collections.abc import Mapping
+from enum import Enum
+
+from pyproxy.apply.command import run
+from pyproxy.apply.ruleset_counter import RulesetCounter
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import TABLES, RulesetKey
+from pyproxy.render.iptables_restore import Ownership, numbered, parse_save, restore_text
+
+logger = logging.getLogger(__name__)
+
+_LOCK_WAIT_SECONDS = 5
+# iptables(8): a resource problem, which is what a busy lock is.
+_STATUS_RESOURCE_PROBLEM = 4
+_FAILED_LINE = re.compile(r"(?:line |Error occurred at line: )(\d+)")
+
+
+class Variant(Enum):
+    """The two implementations of iptables; the value is the infix of the program names."""
+
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
+class RestoreError(ApplyError):
+    """``iptables-restore`` refused its input."""
+
+
+def program(family: Family, variant: Variant, verb: str = "") -> str:
+    """Return the name of a program, such as ``ip6tables-legacy-restore``."""
+    stem = "iptables" if family is Family.IPV4 else "ip6tables"
+    return f"{stem}-{variant.value}{'-' if verb else ''}{verb}"
+
+
+def is_available(family: Family, variant: Variant) -> bool:
+    """Say whether the programs of a variant are installed."""
+    return shutil.which(program(family, variant, "restore")) is not None
+
+
+class IptablesKernel:
+    """Our chains and hooks of one family, in one variant."""
+
+    def __init__(self, family: Family, variant: Variant, counter: RulesetCounter, ownership: Ownership) -> None:
+        self.family = family
+        self.variant = variant
+        self.sees_every_change = variant is Variant.NFT
+        self.restores = 0
+        """How many times a restore was run: writes to the kernel, for tests and metrics."""
+        self._ownership = ownership
+        self._counter = counter
+
+    def __repr__(self) -> str:
+        return f"IptablesKernel({self.family}, {self.variant.value})"
+
+    async def read(self) -> dict[RulesetKey, str]:
+        """Return our chains and the hooks that are in place."""
+        self._counter.settle()
+        found: dict[RulesetKey, str] = {}
+        for table in TABLES:
+            text = await save(self.family, self.variant, table)
+            found |= parse_save(table, text.splitlines(), self._ownership)
+        return found
+
+    async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
+        """Write a change: one process, one transaction for each table.
+
+        Raises:
+            RestoreError: the tables before the refused one may have been written.
+        """
+        text = restore_text(change)
+        if not text:
+            return
+        self.restores += 1
+        await restore(self.family, self.variant, text)
+        self._counter.committed(text.count("\nCOMMIT\n"))
+
+    def disturbed(self) -> bool:
+        """Say whether the ruleset changed other than by us: nft generation, or size of the legacy tables."""
+        return self._counter.disturbed()
+
+
+async def save(family: Family, variant: Variant, table: str, *, counters: bool = False) -> str:
+    """Return what ``iptables-save`` prints of one table."""
+    argv = [program(family, variant, "save"), "-t", table, *(["-c"] if counters else [])]
+    result = await run(argv)
+    if result.status:
+        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+        raise ApplyError(message, retryable=True)
+    return result.stdout
+
+
+async def restore(family: Family, variant: Variant, text: str) -> None:
+    """Hand text to ``iptables-restore --noflush``.
+
+    Raises:
+        RestoreError: with the numbered lines around the one that was refused.
+    """
+    argv = [program(family, variant, "restore"), "--noflush", "--wait", str(_LOCK_WAIT_SECONDS)]
+    result = await run(argv, stdin=text)
+    if result.status == 0:
+        if result.stderr:
+            logger.debug("%s said: %s", argv[0], result.stderr.strip())
+        return
+    message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+    line = _FAILED_LINE.search(result.stderr)
+    if line:
+        message = "\n".join((message, *numbered(text, int(line[1]))))
+    raise RestoreError(message, retryable=result.status == _STATUS_RESOURCE_PROBLEM)

@@ -1,0 +1,30 @@
+"""What a backend has to offer to be driven by `loop.reconcile`: the half that touches the kernel."""
+
+from collections.abc import Mapping
+from typing import Protocol, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Kernel(Protocol[K, V]):
+    """One family's tables of one backend in the kernel of this network namespace."""
+
+    sees_every_change: bool
+    """Whether `disturbed` misses nothing; where it does, a full read now and then has to find it."""
+
+    async def read(self) -> dict[K, V]:
+        """Return every entry that is ours."""
+        ...
+
+    async def apply(self, change: Mapping[K, tuple[V | None, V | None]]) -> None:
+        """Perform a change, all or nothing for each kernel table.
+
+        Raises:
+            ApplyError: it was not taken; after a refusal the caller reads back what is there.
+        """
+        ...
+
+    def disturbed(self) -> bool:
+        """Say, cheaply, whether others may have changed our tables since the last `read` or `apply`."""
+        ...

@@ -1,0 +1,291 @@
+"""The command line: words to a Config, and one call for each command. Nothing is decided here.
+
+click has the commands, the help and the errors. The words of a command are first put in order by `flags`, because
+pflag's rules are not click's; click then sees ``--flag=value`` only. Flags are made from Config's fields.
+Under the name ``kube-proxy`` the program is its ``run`` command, which takes kube-proxy's whole command line.
+
+What a person reads goes to standard output, errors and logs to standard error. Modules that do the work are
+imported by the command that needs them: ``dump-rules`` must not pay for an API client.
+"""
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from pyproxy import __version__
+from pyproxy.config import NODE_NAME, OPTIONS, Config, ignored_warnings
+from pyproxy.errors import ConfigError, PyproxyError
+from pyproxy.flags import SWITCH, Grammar, Syntax, one_of, parse_bool, split_command_line
+from pyproxy.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+DURATIONS = "DURATION is a number with a unit, or several: 500ms, 30s, 1h30m."
+VERSION_LINE = f"pyproxy {__version__}"
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
+LOG_ATTRIBUTES = ("v", "logging_format")
+RULE_ATTRIBUTES = (
+    "manifests",
+    "proxy_mode",
+    "iptables_variant",
+    "cluster_cidr",
+    "detect_local_mode",
+    "pod_bridge_interface",
+    "pod_interface_name_prefix",
+    "masquerade_all",
+    "iptables_masquerade_bit",
+    "nodeport_addresses",
+    "iptables_localhost_nodeports",
+    "bind_address",
+    "hostname_override",
+)
+"""What of Config can change a rule; ``dump-rules`` takes these flags and no others."""
+
+
+class DumpFormat(Enum):
+    """What ``dump-rules`` writes; values as ``-o`` takes them."""
+
+    RESTORE = "restore"
+    JSON = "json"
+    TEXT = "text"
+
+
+class Flag(click.Option):
+    """A flag with a grammar of ours. A switch is no click flag: it has a value, which may be left out."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        grammar: Grammar[object],
+        text: str,
+        *,
+        ignored: bool = False,
+        **settings: Any,  # noqa: ANN401 (click.Option's)
+    ) -> None:
+        super().__init__(names, type=_value_reader(grammar), help=text, **settings)
+        self.grammar = grammar
+        self.ignored = ignored
+        self.long = next(name[2:] for name in self.opts if name.startswith("--"))
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the flag as it is typed, and its help."""
+        record = super().get_help_record(ctx)
+        if record is None:
+            return None
+        names = ", ".join(sorted(self.opts, key=len))
+        return f"{names} {self.grammar.metavar}".strip(), record[1]
+
+
+def _value_reader(grammar: Grammar[object]) -> Callable[[str], object]:
+    def read(text: str) -> object:
+        try:
+            return grammar.parse(text)
+        except ValueError as error:
+            raise click.BadParameter(str(error)) from None
+
+    return read
+
+
+class FlagCommand(click.Command):
+    """A command whose words are read by pflag's rules and whose errors are exit codes."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Rewrite the words as ``--flag=value``, each flag once, for click to read."""
+        known = {flag.long: flag for flag in self.params if isinstance(flag, Flag)}
+        try:
+            return super().parse_args(ctx, _canonical(args, known))
+        except (ConfigError, ValueError) as error:
+            raise click.UsageError(str(error), ctx) from error
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's)
+        """Run the command; what the user got wrong is a usage error, anything else that we foresaw a failure."""
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            raise click.UsageError(str(error), ctx) from error
+        except PyproxyError as error:
+            raise click.ClickException(str(error)) from error
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags in two lists: those with effect, and those without."""
+        for title, ignored in (("Options", False), ("Flags of kube-proxy that change nothing", True)):
+            flags = (param for param in self.get_params(ctx) if getattr(param, "ignored", False) is ignored)
+            if records := [record for flag in flags if (record := flag.get_help_record(ctx))]:
+                with formatter.section(title):
+                    formatter.write_dl(records, col_max=40)
+
+
+def _canonical(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
+    shorts = {opt[1:]: name for name, flag in known.items() for opt in flag.opts if not opt.startswith("--")}
+    switches = {"help": True} | {name: flag.grammar.is_switch for name, flag in known.items()}
+    line = split_command_line(words, Syntax(switches, {"h": "help"} | shorts))
+    texts: dict[str, str] = {}
+    for name, text in line.flags:
+        repeats = name in known and known[name].grammar.repeats
+        texts[name] = ",".join(filter(None, (texts.get(name), text))) if repeats else text
+    help_wanted = ["--help"] if parse_bool(texts.pop("help", "false")) else []
+    return [*help_wanted, *(f"--{name}={text}" for name, text in texts.items()), "--", *line.arguments]
+
+
+def config_flags(attributes: Iterable[str]) -> list[click.Parameter]:
+    """Return the flags of these attributes of Config."""
+    defaults = Config()
+    return [_config_flag(attribute, getattr(defaults, attribute)) for attribute in attributes]
+
+
+def _config_flag(attribute: str, default: object) -> Flag:
+    about = OPTIONS[attribute]
+    shown = "" if default is None or default is False else about.grammar.write(default)
+    text = f"{about.help}  [default: {shown}]" if shown else about.help
+    short = ["-v"] if attribute == "v" else []
+    return Flag([f"--{about.flag}", *short, attribute], about.grammar, text, ignored=bool(about.ignored))
+
+
+def typed_values(ctx: click.Context) -> dict[str, Any]:
+    """Return what the user typed, by attribute of Config; Config fills in the rest."""
+    return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def configure(ctx: click.Context, **more: object) -> Config:
+    """Return the Config that the user asked for, start to log as it says, and warn of flags that change nothing."""
+    given = typed_values(ctx) | more
+    config = Config(**given)
+    set_up_logging(config.v, config.logging_format)
+    for warning in ignored_warnings(given):
+        logger.warning(warning)
+    return config
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool | None) -> None:  # noqa: FBT001 (click's)
+    if wanted:
+        click.echo(VERSION_LINE)
+        ctx.exit()
+
+
+def _version_flag() -> Flag:
+    # kube-proxy takes --version=raw as well, which says the same with more words.
+    grammar = Grammar("", lambda text: text == "raw" or parse_bool(text))
+    return Flag(
+        ["--version"],
+        grammar,
+        "Print the version and exit.",
+        callback=_print_version,
+        is_eager=True,
+        expose_value=False,
+    )
+
+
+@click.group(context_settings=SETTINGS, epilog=EXIT_CODES)
+@click.version_option(__version__, message=VERSION_LINE)
+def pyproxy() -> None:
+    """Send the traffic of Kubernetes Services to their endpoints, in place of kube-proxy."""
+
+
+@pyproxy.command(
+    cls=FlagCommand,
+    params=[
+        *config_flags(OPTIONS),
+        Flag(["--cleanup"], SWITCH, "Remove kube-proxy's and pyproxy's rules and exit, as kube-proxy's own flag does."),
+        _version_flag(),
+    ],
+    context_settings=SETTINGS,
+    epilog=f"{DURATIONS}\n\n{EXIT_CODES}",
+)
+@click.pass_context
+def run(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None:
+    """Keep this node's rules equal to the cluster's Services, until stopped. Stopping leaves the rules in place.
+
+    Flags are those of kube-proxy, written as kube-proxy takes them. Without --kubeconfig, --master and --manifests
+    the API server is the one of the pod's service account.
+    """
+    config = configure(ctx)
+    if cleanup:
+        ctx.exit(_cleanup(config, kube_proxy=True))
+    from pyproxy.loop import daemon  # noqa: PLC0415 (see module docstring)
+
+    ctx.exit(daemon.run(config))
+
+
+def _parse_service(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
+        message = f"{text!r} is not NAMESPACE/NAME"
+        raise ValueError(message)
+    return text
+
+
+@pyproxy.command(
+    "dump-rules",
+    cls=FlagCommand,
+    params=[
+        Flag(["--service"], Grammar("NAMESPACE/NAME", _parse_service), "Only this Service."),
+        Flag(["-o", "--output"], one_of(DumpFormat), "How to write rules.  [default: text]"),
+        Flag(
+            ["--live"], SWITCH, "Show what is in the kernel now, with packet counters, in place of what belongs there."
+        ),
+        Flag(["--node"], NODE_NAME, "Same as --hostname-override."),
+        *config_flags((*RULE_ATTRIBUTES, *LOG_ATTRIBUTES)),
+    ],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def dump_rules(
+    ctx: click.Context,
+    /,
+    *,
+    service: str | None,
+    output: DumpFormat | None,
+    live: bool | None,
+    **flags: object,
+) -> None:
+    """Show the rules for the objects in files, by Service. Needs neither root nor a cluster, except for --live."""
+    if not live and not flags["manifests"]:
+        message = "say which objects: --manifests PATH; or --live for the rules that are in the kernel"
+        raise click.UsageError(message, ctx)
+    config = configure(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {}))
+    from pyproxy.loop import dump  # noqa: PLC0415 (see module docstring)
+
+    output_format = (output or DumpFormat.TEXT).value
+    ctx.exit(dump.dump_rules(config, service=service, output=output_format, live=bool(live)))
+
+
+@pyproxy.command(
+    cls=FlagCommand,
+    params=[
+        Flag(["--kube-proxy"], SWITCH, "Remove kube-proxy's rules too, even where pyproxy has never run."),
+        *config_flags(("iptables_variant", *LOG_ATTRIBUTES)),
+    ],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def cleanup(ctx: click.Context, /, *, kube_proxy: bool | None, **_: object) -> None:
+    """Remove pyproxy's rules from the kernel. Removing nothing is no error."""
+    ctx.exit(_cleanup(configure(ctx), kube_proxy=bool(kube_proxy)))
+
+
+def _cleanup(config: Config, *, kube_proxy: bool) -> int:
+    from pyproxy.loop import cleanup as loop_cleanup  # noqa: PLC0415 (see module docstring)
+
+    return loop_cleanup.cleanup(config, kube_proxy=kube_proxy)
+
+
+@pyproxy.command(context_settings=SETTINGS)
+def version() -> None:
+    """Print the version."""
+    click.echo(VERSION_LINE)
+
+
+def main() -> None:
+    """Run the command that the program's name and words say, and exit with its code."""
+    if Path(sys.argv[0]).name == "kube-proxy":
+        run(prog_name="kube-proxy")
+    pyproxy(prog_name="pyproxy")

@@ -1,0 +1,48 @@
+"""Names of iptables chains. kube-proxy's own, so that either can take over from the other and tools know them."""
+
+from base64 import b32encode
+from hashlib import sha256
+
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import ServicePortName
+from pyproxy.model.ruleset import FILTER, NAT
+
+SERVICES = "KUBE-SERVICES"
+EXTERNAL_SERVICES = "KUBE-EXTERNAL-SERVICES"
+NODE_PORTS = "KUBE-NODEPORTS"
+POSTROUTING = "KUBE-POSTROUTING"
+MARK_MASQUERADE = "KUBE-MARK-MASQ"
+FORWARD = "KUBE-FORWARD"
+PROXY_FIREWALL = "KUBE-PROXY-FIREWALL"
+KUBELET_FIREWALL = "KUBE-FIREWALL"
+"""Shared with the kubelet: never flushed, never removed."""
+CANARY = "PYPROXY-CANARY"
+"""Says that the chains with kube-proxy's names in this table are pyproxy's."""
+
+SERVICE_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-")
+"""What chains of single Service ports begin with; kube-proxy deletes every such chain that it does not want."""
+
+_FIXED = {
+    FILTER: {SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY},
+    NAT: {SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQUERADE, CANARY},
+}
+_SUFFIX_LENGTH = 16
+
+
+def is_ours(table: str, chain: str) -> bool:
+    """Say whether a chain is one that pyproxy owns whole, or takes over from kube-proxy."""
+    return chain in _FIXED[table] or (table == NAT and chain.startswith(SERVICE_PREFIXES))
+
+
+def service_suffix(name: ServicePortName) -> str:
+    """Return the end of the chain names of a Service port (kube-proxy: ``portProtoHash``)."""
+    return _hash(f"{name}{name.protocol.value}")
+
+
+def endpoint_chain(name: ServicePortName, endpoint: Endpoint) -> str:
+    """Return the chain of one endpoint of a Service port (kube-proxy: ``servicePortEndpointChainName``)."""
+    return f"KUBE-SEP-{_hash(f'{name}{name.protocol.value}{endpoint}')}"
+
+
+def _hash(text: str) -> str:
+    return b32encode(sha256(text.encode()).digest())[:_SUFFIX_LENGTH].decode()

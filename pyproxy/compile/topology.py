@@ -1,0 +1,109 @@
+"""Which endpoints a Service port may use on this node.
+
+The one place for the hard rule: readiness, termination, locality, topology hints and the order of
+fall-back. It follows ``CategorizeEndpoints`` of kube-proxy (`pkg/proxy/topology.go`), whose contract is:
+
+- Cluster traffic uses the ready endpoints that the hints allow; if there are none, the serving and
+  terminating ones, hints aside.
+- Local traffic uses the ready endpoints of this node; if there are none, its serving and terminating ones.
+- Hints count only if every ready endpoint has them and one is meant for this node (or zone).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pyproxy.model.address import Family
+from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
+from pyproxy.model.names import Protocol
+
+_NO_ENDPOINTS: tuple[Endpoint, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where this agent stands, as far as the choice of endpoints depends on it."""
+
+    node_name: str
+    zone: str = ""
+    """Empty means that the node has no zone label; zone hints are then ignored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Categorized:
+    """The endpoints of a Service port, sorted by address, for each kind of traffic."""
+
+    cluster: tuple[Endpoint, ...] = ()
+    """For traffic of policy Cluster. Empty also where no traffic of the port has that policy."""
+    local: tuple[Endpoint, ...] = ()
+    """For traffic of policy Local. Empty also where no traffic of the port has that policy."""
+    any_usable: bool = False
+    """Whether anything on any node could answer: decides between REJECT and DROP."""
+
+
+def merge_slices(
+    slices: Iterable[EndpointSlice], family: Family, port_name: str, protocol: Protocol
+) -> dict[Endpoint, SliceEndpoint]:
+    """Return the endpoints of one Service port from all its slices; one entry for each address and port.
+
+    A duplicate replaces the entry before it unless it is terminating: an address that a running pod took
+    over beats the entry of the pod that is going.
+    """
+    found: dict[Endpoint, SliceEndpoint] = {}
+    for endpoint_slice in slices:
+        if endpoint_slice.family is not family:
+            continue
+        for port in endpoint_slice.ports:
+            if port.name == port_name and port.protocol is protocol:
+                for item in endpoint_slice.endpoints:
+                    endpoint = Endpoint(item.ip, port.port)
+                    if endpoint not in found or not item.terminating:
+                        found[endpoint] = item
+    return found
+
+
+def categorize_endpoints(
+    candidates: dict[Endpoint, SliceEndpoint],
+    place: Place,
+    *,
+    uses_cluster_endpoints: bool,
+    uses_local_endpoints: bool,
+) -> Categorized:
+    """Sort the endpoints of a Service port into those for cluster and those for local traffic."""
+    if not candidates:
+        return Categorized()
+    cluster = _cluster_endpoints(candidates, place) if uses_cluster_endpoints else _NO_ENDPOINTS
+    if not uses_local_endpoints:
+        return Categorized(cluster=cluster, any_usable=bool(cluster))
+    any_usable = bool(cluster) or any(item.ready or _is_draining(item) for item in candidates.values())
+    return Categorized(cluster=cluster, local=_local_endpoints(candidates, place), any_usable=any_usable)
+
+
+def _cluster_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) -> tuple[Endpoint, ...]:
+    available = _hint_filter([item for item in candidates.values() if item.ready], place)
+    ready = _select(candidates, lambda item: item.ready and available(item))
+    return ready or _select(candidates, _is_draining)
+
+
+def _local_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) -> tuple[Endpoint, ...]:
+    def is_local(item: SliceEndpoint) -> bool:
+        return bool(item.node_name) and item.node_name == place.node_name
+
+    ready = _select(candidates, lambda item: item.ready and is_local(item))
+    return ready or _select(candidates, lambda item: _is_draining(item) and is_local(item))
+
+
+def _hint_filter(ready: list[SliceEndpoint], place: Place) -> Callable[[SliceEndpoint], bool]:
+    """Return the test that topology hints put on ready endpoints: node hints before zone hints, or none at all."""
+    if all(item.node_hints for item in ready) and any(place.node_name in item.node_hints for item in ready):
+        return lambda item: place.node_name in item.node_hints
+    if place.zone and all(item.zone_hints for item in ready) and any(place.zone in item.zone_hints for item in ready):
+        return lambda item: place.zone in item.zone_hints
+    return lambda _: True
+
+
+def _is_draining(item: SliceEndpoint) -> bool:
+    return item.serving and item.terminating
+
+
+def _select(candidates: dict[Endpoint, SliceEndpoint], usable: Callable[[SliceEndpoint], bool]) -> tuple[Endpoint, ...]:
+    return tuple(sorted(endpoint for endpoint, item in candidates.items() if usable(item)))

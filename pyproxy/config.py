@@ -1,0 +1,260 @@
+"""What the user can ask for: one frozen Config, the only place where the default of a flag with effect is written.
+
+A field of Config is a flag: ``proxy_mode`` is ``--proxy-mode``, ``iptables_sync_period_seconds`` is
+``--iptables-sync-period``. Command line, help and docs are made from these fields; a configuration file can be read
+into the same values later. Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.36
+(``cmd/kube-proxy/app/options.go``), limits those of its ``apis/config/validation``, unless the help says otherwise.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from pyproxy.errors import ConfigError
+from pyproxy.flags import (
+    ADDRESS,
+    CIDRS,
+    COUNT,
+    DURATION,
+    INT,
+    PATH,
+    SWITCH,
+    TEXT,
+    Grammar,
+    ListenAddress,
+    listen_address,
+    one_of,
+    parse_networks,
+    write_duration,
+    write_list,
+)
+from pyproxy.ignored import IgnoredFlags
+from pyproxy.model.address import Network, parse_ip
+from pyproxy.model.node import DetectLocalMode
+from pyproxy.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
+
+METRICS_PORT = 10249
+
+
+class ProxyMode(Enum):
+    """A way to program the kernel; values as ``--proxy-mode`` takes them."""
+
+    AUTO = "auto"
+    """The best mode that the kernel has. While there is one mode only, that one."""
+    IPTABLES = "iptables"
+    IPVS = "ipvs"
+    NFTABLES = "nftables"
+
+
+AVAILABLE_MODES = (ProxyMode.IPTABLES, ProxyMode.AUTO)
+
+
+class IptablesVariant(Enum):
+    """Which kernel interface behind ``iptables`` to program; values as ``--iptables-variant`` takes them."""
+
+    AUTO = "auto"
+    """The one that the node uses already."""
+    LEGACY = "legacy"
+    NFT = "nft"
+
+
+class LogFormat(Enum):
+    """How log lines look; values as ``--logging-format`` takes them."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class NodePortAddresses(Enum):
+    """A word that ``--nodeport-addresses`` takes in place of CIDR blocks."""
+
+    PRIMARY = "primary"
+    """The node's own IP in each family."""
+
+
+def _parse_nodeport_addresses(text: str) -> tuple[Network, ...] | NodePortAddresses:
+    if text.strip() == NodePortAddresses.PRIMARY.value:
+        return NodePortAddresses.PRIMARY
+    return parse_networks(text)
+
+
+def _write_nodeport_addresses(value: tuple[Network, ...] | NodePortAddresses) -> str:
+    return value.value if isinstance(value, NodePortAddresses) else write_list(value)
+
+
+NODE_NAME = Grammar("NAME", lambda text: text.strip().lower())
+NODEPORT_ADDRESSES = Grammar("CIDR,...|primary", _parse_nodeport_addresses, _write_nodeport_addresses, repeats=True)
+
+
+def _available(mode: ProxyMode) -> None:
+    if mode not in AVAILABLE_MODES:
+        message = f"is not available in this version; use {' or '.join(other.value for other in AVAILABLE_MODES)}"
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(IgnoredFlags):
+    """Everything that the user can choose. Times are in seconds; an empty text means that nothing was given.
+
+    Raises:
+        ConfigError: a value is out of its limits, or two values contradict each other; the message names the flag.
+    """
+
+    manifests: str = option(
+        "",
+        PATH,
+        "Directory or file with Kubernetes objects in YAML or JSON, or - for standard input; replaces the API server.",
+    )
+    kubeconfig: str = option(
+        "",
+        PATH,
+        "Kubeconfig that says how to reach the API server. Without it and --master: the pod's service account.",
+    )
+    master: str = option("", TEXT, "URL of the API server; wins over the one in the kubeconfig.")
+    hostname_override: str = option(
+        "", NODE_NAME, "Name of this node's Node object; without it, the host name. Trimmed and lower-cased."
+    )
+    bind_address: bytes = option(
+        parse_ip("0.0.0.0"),  # noqa: S104 (nothing listens on it)
+        ADDRESS,
+        "Primary IP of this node; 0.0.0.0 and :: mean the Node object's. Despite its name nothing listens on it.",
+    )
+    proxy_mode: ProxyMode = option(
+        ProxyMode.IPTABLES,
+        one_of(ProxyMode, empty=ProxyMode.IPTABLES),
+        "How to program the kernel. This version has iptables; auto picks it.",
+        check=_available,
+    )
+    iptables_variant: IptablesVariant = option(
+        IptablesVariant.AUTO,
+        one_of(IptablesVariant),
+        "Kernel interface behind iptables; auto uses the one that this node's kubelet and other rules use.",
+    )
+    cluster_cidr: tuple[Network, ...] = option(
+        (),
+        CIDRS,
+        "Addresses of the cluster's pods, one block for each IP family; for --detect-local-mode=ClusterCIDR.",
+        check=one_for_each_family,
+    )
+    detect_local_mode: DetectLocalMode = option(
+        DetectLocalMode.CLUSTER_CIDR,
+        one_of(DetectLocalMode, empty=DetectLocalMode.CLUSTER_CIDR),
+        "How to tell that a packet comes from a pod.",
+    )
+    pod_bridge_interface: str = option(
+        "",
+        TEXT,
+        "Bridge that pods' packets come in on; for --detect-local-mode=BridgeInterface.",
+        check=interface_name(15),
+    )
+    pod_interface_name_prefix: str = option(
+        "",
+        TEXT,
+        "How the names of pods' interfaces begin; for --detect-local-mode=InterfaceNamePrefix.",
+        check=interface_name(14),
+    )
+    masquerade_all: bool = option(False, SWITCH, "Masquerade all traffic to cluster IPs.")
+    iptables_masquerade_bit: int = option(
+        14, INT, "Bit of the packet mark, 0 to 31, that says: masquerade this packet.", check=within(0, 31)
+    )
+    nodeport_addresses: tuple[Network, ...] | NodePortAddresses = option(
+        (),
+        NODEPORT_ADDRESSES,
+        "Local addresses on which node ports answer; primary: the Node object's. Without the flag: all.",
+    )
+    iptables_localhost_nodeports: bool = option(True, SWITCH, "Let node ports answer on IPv4 loopback addresses too.")
+    iptables_min_sync_period_seconds: float | None = option(
+        None,
+        DURATION,
+        "Shortest time between two writes to the kernel; 0: none. Without the flag: chosen by what a write costs.",
+        check=not_negative,
+    )
+    iptables_sync_period_seconds: float = option(
+        30.0,
+        DURATION,
+        "Time after which the kernel is compared with what is wanted, and what failed is tried again.",
+        check=positive,
+    )
+    conntrack_max_per_core: int = option(
+        32768,
+        INT,
+        "Connections to track for each CPU; 0 leaves the kernel's limit, and --conntrack-min, alone.",
+        check=not_negative,
+    )
+    conntrack_min: int = option(
+        131072, INT, "Connections to track at least, whatever --conntrack-max-per-core comes to.", check=not_negative
+    )
+    conntrack_tcp_timeout_established_seconds: float = option(
+        86400.0,
+        DURATION,
+        "How long an idle TCP connection is tracked; 0 leaves the kernel's value.",
+        check=not_negative,
+    )
+    conntrack_tcp_timeout_close_wait_seconds: float = option(
+        3600.0,
+        DURATION,
+        "How long a TCP connection in CLOSE_WAIT is tracked; 0 leaves the kernel's value.",
+        check=not_negative,
+    )
+    conntrack_tcp_be_liberal: bool = option(
+        False, SWITCH, "Let TCP packets outside the window pass as part of their connection."
+    )
+    conntrack_udp_timeout_seconds: float = option(
+        0.0, DURATION, "How long a UDP flow without reply is tracked; 0 leaves the kernel's value.", check=not_negative
+    )
+    conntrack_udp_timeout_stream_seconds: float = option(
+        0.0, DURATION, "How long a UDP flow with replies is tracked; 0 leaves the kernel's value.", check=not_negative
+    )
+    metrics_bind_address: ListenAddress | None = option(
+        ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
+        listen_address(METRICS_PORT),
+        "Where metrics are served; empty or port 0: nowhere.",
+    )
+    oom_score_adj: int = option(
+        -999,
+        INT,
+        "Value for /proc/self/oom_score_adj, -1000 to 1000; the lower, the later the kernel kills pyproxy.",
+        check=within(-1000, 1000),
+    )
+    v: int = option(0, COUNT, "Log level: 4 and above tell every step.")
+    logging_format: LogFormat = option(LogFormat.TEXT, one_of(LogFormat), "How log lines look.")
+
+    def __post_init__(self) -> None:
+        for attribute, about in OPTIONS.items():
+            about.require_usable(getattr(self, attribute))
+        self._require_ordered_periods()
+        self._require_interface()
+        self._require_one_source()
+
+    def _require_ordered_periods(self) -> None:
+        shortest, longest = self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds
+        if shortest is not None and shortest > longest:
+            message = (
+                f"--iptables-min-sync-period: {write_duration(shortest)} is longer than"
+                f" --iptables-sync-period, {write_duration(longest)}"
+            )
+            raise ConfigError(message)
+
+    def _require_interface(self) -> None:
+        needed = {
+            DetectLocalMode.BRIDGE_INTERFACE: ("pod-bridge-interface", self.pod_bridge_interface),
+            DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod-interface-name-prefix", self.pod_interface_name_prefix),
+        }
+        flag, value = needed.get(self.detect_local_mode, ("", "nothing is needed"))
+        if not value:
+            message = f"--{flag}: must be given with --detect-local-mode={self.detect_local_mode.value}"
+            raise ConfigError(message)
+
+    def _require_one_source(self) -> None:
+        if self.manifests and (self.kubeconfig or self.master):
+            message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
+            raise ConfigError(message)
+
+
+OPTIONS = options_of(Config)
+"""Attribute of Config to what is known of its flag."""
+
+
+def ignored_warnings(given: Iterable[str]) -> tuple[str, ...]:
+    """Return a warning for each given attribute that pyproxy does not act on."""
+    return tuple(f"--{OPTIONS[name].flag} {OPTIONS[name].ignored}" for name in given if OPTIONS[name].ignored)

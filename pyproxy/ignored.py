@@ -1,0 +1,106 @@
+"""The flags of kube-proxy that pyproxy takes and does not act on, each with the words of the warning it causes.
+
+They are parsed and checked all the same, so that a mistake shows here as it does there. A flag that gets an effect
+moves to `config`. ``--cleanup`` and ``--version`` are in neither: they say what to do, not how, and are `cli`'s.
+"""
+
+from dataclasses import dataclass
+
+from pyproxy.flags import (
+    CIDRS_REPEATED,
+    COUNT,
+    DURATION,
+    FLOAT,
+    GATES,
+    INT,
+    PATH,
+    SWITCH,
+    TEXT,
+    ListenAddress,
+    listen_address,
+)
+from pyproxy.model.address import Network, parse_ip
+from pyproxy.option import not_negative, option, positive, within
+
+HEALTHZ_PORT = 10256
+METRICS_PORT = 10249
+
+NOT_YET = "is accepted but not acted on in this version"
+NO_FILE = "is accepted but not acted on in this version: flags and defaults are used in place of the file"
+NO_GATES = "is accepted but not acted on: pyproxy has no feature gates"
+JSON_ONLY = "is accepted but not acted on: pyproxy always asks for JSON"
+KLOG = "is accepted but not acted on: it configures klog, and pyproxy logs to standard error only"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IgnoredFlags:
+    """The fields of Config that change nothing."""
+
+    config: str = option("", PATH, "KubeProxyConfiguration file.", ignored=NO_FILE)
+    write_config_to: str = option("", PATH, "Write the configuration to this file and exit.", ignored=NOT_YET)
+    init_only: bool = option(False, SWITCH, "Do only what needs full privileges, then exit.", ignored=NOT_YET)
+    feature_gates: tuple[tuple[str, bool], ...] = option((), GATES, "Feature gates of Kubernetes.", ignored=NO_GATES)
+    kube_api_content_type: str = option(
+        "application/vnd.kubernetes.protobuf", TEXT, "Encoding of API objects.", ignored=JSON_ONLY
+    )
+    kube_api_burst: int = option(10, INT, "Requests to the API server in a burst.", check=not_negative, ignored=NOT_YET)
+    kube_api_qps: float = option(5.0, FLOAT, "Requests to the API server in a second.", ignored=NOT_YET)
+    config_sync_period_seconds: float = option(
+        900.0, DURATION, "Time between two full reads of the API server's objects.", check=positive, ignored=NOT_YET
+    )
+    bind_address_hard_fail: bool = option(False, SWITCH, "Exit when a server cannot listen.", ignored=NOT_YET)
+    healthz_bind_address: ListenAddress | None = option(
+        ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers ask from outside)
+        listen_address(HEALTHZ_PORT),
+        "Where health is served; empty or port 0: nowhere.",
+        ignored=NOT_YET,
+    )
+    healthz_port: int = option(
+        HEALTHZ_PORT, INT, "Deprecated: use --healthz-bind-address.", check=within(0, 65535), ignored=NOT_YET
+    )
+    metrics_port: int = option(
+        METRICS_PORT, INT, "Deprecated: use --metrics-bind-address.", check=within(0, 65535), ignored=NOT_YET
+    )
+    profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NOT_YET)
+    show_hidden_metrics_for_version: str = option("", TEXT, "Show the metrics that this version hid.", ignored=NOT_YET)
+    ipvs_sync_period_seconds: float = option(
+        30.0, DURATION, "As --iptables-sync-period, in ipvs mode.", check=positive, ignored=NOT_YET
+    )
+    ipvs_min_sync_period_seconds: float = option(
+        1.0, DURATION, "As --iptables-min-sync-period, in ipvs mode.", check=not_negative, ignored=NOT_YET
+    )
+    ipvs_scheduler: str = option("", TEXT, "IPVS scheduler; empty means rr.", ignored=NOT_YET)
+    ipvs_exclude_cidrs: tuple[Network, ...] = option(
+        (), CIDRS_REPEATED, "Addresses whose virtual servers are left alone.", ignored=NOT_YET
+    )
+    ipvs_strict_arp: bool = option(
+        False, SWITCH, "Answer ARP only for addresses of the asked interface.", ignored=NOT_YET
+    )
+    ipvs_tcp_timeout_seconds: float = option(
+        0.0, DURATION, "How long IPVS keeps an idle TCP connection.", check=not_negative, ignored=NOT_YET
+    )
+    ipvs_tcpfin_timeout_seconds: float = option(
+        0.0, DURATION, "How long IPVS keeps a TCP connection after a FIN.", check=not_negative, ignored=NOT_YET
+    )
+    ipvs_udp_timeout_seconds: float = option(
+        0.0, DURATION, "How long IPVS keeps an idle UDP flow.", check=not_negative, ignored=NOT_YET
+    )
+    vmodule: str = option("", TEXT, "Log level of single files.", ignored=KLOG)
+    log_flush_frequency_seconds: float = option(5.0, DURATION, "Time between two flushes of the log.", ignored=KLOG)
+    log_text_split_stream: bool = option(
+        False, SWITCH, "Write errors to standard error and the rest to standard output.", ignored=KLOG
+    )
+    log_text_info_buffer_size: str = option("0", TEXT, "Bytes to buffer.", ignored=KLOG)
+    log_json_split_stream: bool = option(False, SWITCH, "As --log-text-split-stream, for JSON.", ignored=KLOG)
+    log_json_info_buffer_size: str = option("0", TEXT, "Bytes to buffer.", ignored=KLOG)
+    logtostderr: bool = option(True, SWITCH, "Log to standard error.", ignored=KLOG)
+    alsologtostderr: bool = option(False, SWITCH, "Log to standard error as well as to files.", ignored=KLOG)
+    log_dir: str = option("", PATH, "Directory for log files.", ignored=KLOG)
+    log_file: str = option("", PATH, "Log file.", ignored=KLOG)
+    log_file_max_size: int = option(1800, COUNT, "Size of a log file in megabytes.", ignored=KLOG)
+    one_output: bool = option(False, SWITCH, "Write each line to one log file only.", ignored=KLOG)
+    skip_headers: bool = option(False, SWITCH, "Leave out the beginning of log lines.", ignored=KLOG)
+    skip_log_headers: bool = option(False, SWITCH, "Leave out the beginning of log files.", ignored=KLOG)
+    stderrthreshold: str = option("2", TEXT, "Lowest level that goes to standard error.", ignored=KLOG)
+    add_dir_header: bool = option(False, SWITCH, "Add the directory to log lines.", ignored=KLOG)
+    log_backtrace_at: str = option("", TEXT, "Line of the source that logs a stack trace.", ignored=KLOG)

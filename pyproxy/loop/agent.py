@@ -1,0 +1,196 @@
+"""The running agent: one asyncio loop that owns all state.
+
+Events of a source go into the tracker; the sync task plans what became dirty, and brings the kernel up to
+it; the watch task looks for changes that others made. While a sync is in flight further events gather.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection, Hashable
+from time import monotonic
+from typing import Any
+
+from pyproxy.apply.addresses import AddressNotifications, local_addresses
+from pyproxy.apply.notify import notify
+from pyproxy.compile.plan import plan_service
+from pyproxy.config import Config
+from pyproxy.errors import ApplyError
+from pyproxy.loop.backend import Backend
+from pyproxy.loop.flow_cleaner import FlowCleaner
+from pyproxy.loop.node_name import own_node
+from pyproxy.loop.reconcile import Reconciler, SyncReport
+from pyproxy.loop.schedule import Schedule
+from pyproxy.model.address import Family
+from pyproxy.model.change import Change, Kind
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+_LOOK_PERIOD_SECONDS = 1.0
+_LOOKS_PER_READ = 20
+"""A full read may take at most this part of the time: on a node where others write rules all day, too."""
+_PERIODS_PER_READ = 10
+"""Sync periods between full reads where a change by others can go unseen."""
+_NODE_WAIT_SECONDS = 30.0
+_PLANS_PER_SLICE = 200
+"""Services planned before the loop gets a turn: some 10 ms."""
+
+
+class Agent:
+    """Keeps the kernel of this network namespace equal to what a source tells."""
+
+    def __init__(self, config: Config, backend: Backend, node_name: str) -> None:
+        self._config = config
+        self._backend = backend
+        self._node_name = node_name
+        self._tracker = Tracker()
+        self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
+        self._settings: dict[Family, Hashable] = {}
+        self._local_ips: Collection[bytes] = frozenset()
+        self._flows = FlowCleaner()
+        self._stale_addresses = False
+        self._wake = asyncio.Event()
+        self._started_at = monotonic()
+        self._ready = False
+        self._schedule = Schedule(config.iptables_min_sync_period_seconds, config.iptables_sync_period_seconds)
+
+    async def run(self, changes: AsyncIterator[Change]) -> None:
+        """Run until cancelled, or until the source fails for good. Rules are left in place."""
+        self._backend.prepare()
+        self._local_ips = await local_addresses()
+        notifications = AddressNotifications(self._address_changed)
+        asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._wake.set)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._follow(changes))
+                tasks.create_task(self._sync_forever())
+                tasks.create_task(self._look_forever())
+                tasks.create_task(self._count_periods())
+                tasks.create_task(self._flows.run(lambda: self._local_ips))
+        finally:
+            notifications.close()
+
+    async def _follow(self, changes: AsyncIterator[Change]) -> None:
+        async for change in changes:
+            self._tracker.apply(change)
+            self._wake.set()
+
+    def _address_changed(self) -> None:
+        self._stale_addresses = True
+        self._wake.set()
+
+    # Syncing
+
+    async def _sync_forever(self) -> None:
+        while True:
+            await self._wait_for_work()
+            started = monotonic()
+            if await self._sync():
+                self._schedule.succeeded(started, monotonic())
+            else:
+                self._schedule.failed(monotonic())
+
+    async def _wait_for_work(self) -> None:
+        while True:
+            self._wake.clear()
+            if self._has_work():
+                delay = self._schedule.earliest() - monotonic()
+                if delay <= 0:
+                    return
+                await asyncio.sleep(delay)
+            else:
+                await self._wake.wait()
+
+    def _has_work(self) -> bool:
+        if not self._knows_enough():
+            return False
+        pending = any(reconciler.pending for reconciler in self._reconcilers.values())
+        return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
+
+    def _knows_enough(self) -> bool:
+        """Say whether both lists are complete: before that, a write would cut live traffic."""
+        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE):
+            return False
+        if not self._tracker.knows(Kind.NODE) and monotonic() < self._started_at + _NODE_WAIT_SECONDS:
+            return False
+        return self._backend.is_placed(self._node())
+
+    async def _sync(self) -> bool:
+        if self._stale_addresses:
+            self._stale_addresses = False
+            self._local_ips = await local_addresses()
+        node = self._node()
+        every_service = self._tracker.take_node_changed()
+        self._update_programs(node)
+        dirty = self._tracker.take_dirty()
+        await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
+        results = await asyncio.gather(
+            *(reconciler.sync() for reconciler in self._reconcilers.values() if reconciler.pending),
+            return_exceptions=True,
+        )
+        return self._conclude(results)
+
+    def _conclude(self, results: list[SyncReport | BaseException]) -> bool:
+        fine = True
+        for result in results:
+            match result:
+                case SyncReport():
+                    self._flows.note(result.taken.values())
+                case ApplyError():
+                    fine = False
+                    logger.error("sync failed, will be tried again: %s", result)
+                case BaseException():
+                    raise result
+        if fine and not self._ready and self._reconcilers:
+            self._ready = True
+            logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
+            notify("READY=1")
+        return fine
+
+    def _node(self) -> Node:
+        return own_node(self._config, self._tracker.node, self._node_name)
+
+    def _update_programs(self, node: Node) -> None:
+        for family in self._backend.families:
+            settings = self._backend.settings(family, node, self._local_ips)
+            if settings == self._settings.get(family):
+                continue
+            self._settings[family] = settings
+            program = self._backend.program(settings)
+            known = self._reconcilers.get(family)
+            if known is None:
+                self._reconcilers[family] = Reconciler(family, program, self._backend.kernel(family))
+            else:
+                known.replace_program(program)
+
+    async def _plan(self, names: Collection[NamespacedName], node: Node) -> None:
+        for count, name in enumerate(names, start=1):
+            service = self._tracker.services.get(name)
+            slices = tuple(self._tracker.slices(name))
+            for family, reconciler in self._reconcilers.items():
+                reconciler.stage(name, plan_service(service, slices, node, family) if service else {})
+            if count % _PLANS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+
+    # Looking for what others did
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
+            for reconciler in self._reconcilers.values():
+                if not reconciler.pending and reconciler.disturbed():
+                    reconciler.distrust()
+                    self._wake.set()
+
+    async def _count_periods(self) -> None:
+        periods = 0
+        while True:
+            await asyncio.sleep(self._config.iptables_sync_period_seconds)
+            periods += 1
+            for reconciler in self._reconcilers.values():
+                reconciler.release_due()
+                if periods % _PERIODS_PER_READ == 0 and not reconciler.sees_every_change:
+                    reconciler.distrust()
+            self._wake.set()

@@ -1,0 +1,36 @@
+"""What the agent asks of a mode. A new mode is a class with these methods and a row in `loop.modes`."""
+
+from collections.abc import Collection, Hashable
+from typing import Any, Protocol
+
+from pyproxy.apply.kernel import Kernel
+from pyproxy.compile.program import Program
+from pyproxy.model.address import Family
+from pyproxy.model.node import Node
+
+
+class Backend(Protocol):
+    """One mode on this node."""
+
+    families: tuple[Family, ...]
+    """Families that the node supports in this mode."""
+
+    def is_placed(self, node: Node) -> bool:
+        """Say whether the Node tells all that the settings need; what is missing is logged once."""
+        ...
+
+    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> Hashable:
+        """Return what the program depends on besides Services."""
+        ...
+
+    def program(self, settings: Any) -> Program[Any, Any]:  # noqa: ANN401  # what `settings` returned
+        """Return an empty program for settings of this backend."""
+        ...
+
+    def kernel(self, family: Family) -> Kernel[Any, Any]:
+        """Return the door to one family's tables."""
+        ...
+
+    def prepare(self) -> None:
+        """Set the kernel settings that the mode needs; what cannot be set is logged."""
+        ...

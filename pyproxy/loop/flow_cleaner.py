@@ -1,0 +1,61 @@
+"""Deletes stale UDP flows beside the sync path: a dump of a big table must not delay rules."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable
+
+from pyproxy.apply.conntrack import delete_udp_flows
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.compile.stale_flows import RightFlows, right_flows
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+
+
+class FlowCleaner:
+    """Gathers what flows may have and cleans as fast as one dump after the other goes."""
+
+    def __init__(self) -> None:
+        self.deleted = 0
+        """How many flows were deleted since the start."""
+        self._pending: dict[Family, RightFlows] = {}
+        self._wake = asyncio.Event()
+
+    def note(self, changes: Iterable[tuple[ServicePlan | None, ServicePlan | None]]) -> None:
+        """Take in the plans that the kernel had and has: rules are in place before their flows are cleaned."""
+        changes = [change for change in changes if change[1] is not None]
+        for family in Family:
+            new = right_flows(change for change in changes if change[1] is not None and change[1].family is family)
+            if new:
+                old = self._pending.get(family, RightFlows())
+                self._pending[family] = RightFlows(
+                    {**old.by_address, **new.by_address}, {**old.by_node_port, **new.by_node_port}
+                )
+                self._wake.set()
+
+    async def run(self, node_ips: Callable[[], Collection[bytes]]) -> None:
+        """Clean whenever there is something to clean, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            pending, self._pending = self._pending, {}
+            for family, right in pending.items():
+                await self._clean(family, right, node_ips())
+
+    async def _clean(self, family: Family, right: RightFlows, node_ips: Collection[bytes]) -> None:
+        try:
+            count = await asyncio.to_thread(delete_udp_flows, family, lambda flow: right.is_stale(flow, node_ips))
+        except ApplyError as error:
+            logger.warning("stale UDP flows stay for now: %s", error)
+            known = self._pending.get(family, RightFlows())
+            self._pending[family] = RightFlows(
+                {**right.by_address, **known.by_address}, {**right.by_node_port, **known.by_node_port}
+            )
+            asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._wake.set)
+            return
+        if count:
+            self.deleted += count
+            logger.info("%s: deleted %d UDP flows to endpoints that no longer serve", family, count)

@@ -1,0 +1,113 @@
+"""The iptables mode, put together: variant, capabilities, settings, program and kernel of each family."""
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+
+from pyproxy.apply.iptables import IptablesKernel, Variant, is_available
+from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
+from pyproxy.apply.sysctl import read_sysctl, write_sysctl
+from pyproxy.compile import chain_names
+from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
+from pyproxy.config import Config, IptablesVariant
+from pyproxy.errors import ConfigError
+from pyproxy.loop.local_traffic import lacks_pod_cidr, local_traffic, node_port_ips, serves_localhost
+from pyproxy.model.address import Family
+from pyproxy.model.node import Node
+from pyproxy.model.ruleset import FILTER, TABLES, ChainKey
+from pyproxy.render.iptables_restore import Ownership
+
+logger = logging.getLogger(__name__)
+
+_IPV6_IS_THERE = Path("/proc/net/if_inet6")
+
+
+class IptablesMode:
+    """Services as iptables chains; see `loop.backend.Backend`."""
+
+    def __init__(self, config: Config, variant: Variant) -> None:
+        self._config = config
+        self._variant = variant
+        self._said_lacking = False
+        self._generation = NftGeneration() if variant is Variant.NFT else None
+        self.families = tuple(family for family in Family if _is_supported(family, variant))
+        if not self.families:
+            message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
+            raise ConfigError(message)
+
+    @classmethod
+    async def open(cls, config: Config) -> "IptablesMode":
+        """Choose the variant and say why."""
+        variant, reason = await choose_variant(config)
+        logger.info("iptables mode, variant %s: %s", variant.value, reason)
+        return cls(config, variant)
+
+    def is_placed(self, node: Node) -> bool:
+        """See `Backend`."""
+        lacking = lacks_pod_cidr(self._config, node, self.families)
+        if lacking and not self._said_lacking:
+            logger.warning(
+                "node %s has no podCIDRs yet, and --detect-local-mode=NodeCIDR needs them: waiting", node.name
+            )
+        self._said_lacking = lacking
+        return not lacking
+
+    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IptablesSettings:
+        """See `Backend`."""
+        # Read each time: it may be switched on after start, and a DROP of packets that it lets through cuts connections.
+        be_liberal = read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")
+        return iptables_settings(self._config, node, family, local_ips, drop_invalid=not be_liberal)
+
+    def program(self, settings: IptablesSettings) -> IptablesProgram:
+        """See `Backend`."""
+        return IptablesProgram(settings)
+
+    def kernel(self, family: Family) -> IptablesKernel:
+        """See `Backend`."""
+        counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
+        return IptablesKernel(family, self._variant, counter, ownership(family))
+
+    def prepare(self) -> None:
+        """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""
+        if serves_localhost(self._config, Family.IPV4) and write_sysctl("net/ipv4/conf/all/route_localnet", 1):
+            logger.info(
+                "node ports answer on 127.0.0.0/8, for which net.ipv4.conf.all.route_localnet is 1; to avoid it,"
+                " set --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
+            )
+
+
+def ownership(family: Family) -> Ownership:
+    """Return what of a family's tables is ours."""
+    return Ownership(
+        owns=chain_names.is_ours,
+        shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),),
+        hooks=known_hooks(family),
+    )
+
+
+def iptables_settings(
+    config: Config, node: Node, family: Family, local_ips: Collection[bytes], *, drop_invalid: bool = True
+) -> IptablesSettings:
+    """Derive what the rules of a family depend on besides Services."""
+    return IptablesSettings(
+        family=family,
+        masquerade_mark=1 << config.iptables_masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=local_traffic(config, node, family),
+        localhost_node_ports=serves_localhost(config, family),
+        node_port_ips=node_port_ips(config, node, family, local_ips),
+        drop_invalid=drop_invalid,
+    )
+
+
+async def choose_variant(config: Config) -> tuple[Variant, str]:
+    """Return the variant to use, and why."""
+    if config.iptables_variant is IptablesVariant.AUTO:
+        return await detect_variant()
+    return Variant(config.iptables_variant.value), "asked for"
+
+
+def _is_supported(family: Family, variant: Variant) -> bool:
+    return is_available(family, variant) and (family is Family.IPV4 or _IPV6_IS_THERE.exists())

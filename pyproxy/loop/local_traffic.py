@@ -1,0 +1,71 @@
+"""From configuration and Node to what a backend depends on: whose packets are pods', where node ports answer."""
+
+from collections.abc import Collection
+from ipaddress import ip_network
+
+from pyproxy.config import Config, NodePortAddresses
+from pyproxy.model.address import Family, Network, family_of, parse_ip
+from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+
+_LOOPBACK = {
+    Family.IPV4: Network(parse_ip("127.0.0.0"), 8),
+    Family.IPV6: Network(parse_ip("::1"), 128),
+}
+
+
+def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | None:
+    """Return how to tell a pod's packet; None if the configuration has nothing to tell it by."""
+    match config.detect_local_mode:
+        case DetectLocalMode.BRIDGE_INTERFACE:
+            return LocalTraffic(interface=config.pod_bridge_interface)
+        case DetectLocalMode.INTERFACE_NAME_PREFIX:
+            return LocalTraffic(interface_prefix=config.pod_interface_name_prefix)
+        case DetectLocalMode.NODE_CIDR:
+            cidr = node.pod_cidr(family)
+        case DetectLocalMode.CLUSTER_CIDR:
+            cidr = next((block for block in config.cluster_cidr if block.family is family), None)
+    return LocalTraffic(cidr=cidr) if cidr is not None else None
+
+
+def lacks_pod_cidr(config: Config, node: Node, families: Collection[Family]) -> bool:
+    """Say whether the Node has yet to be given the pod ranges that the configuration relies on."""
+    return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not any(map(node.pod_cidr, families))
+
+
+def serves_localhost(config: Config, family: Family) -> bool:
+    """Say whether node ports answer on loopback addresses: IPv4 only, which alone has route_localnet."""
+    if family is Family.IPV6 or not config.iptables_localhost_nodeports:
+        return False
+    blocks = _node_port_blocks(config, family)
+    return blocks is None or any(_overlaps(block, _LOOPBACK[family]) for block in blocks)
+
+
+def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> tuple[bytes, ...] | None:
+    """Return the addresses on which node ports answer, sorted; None means all addresses of the node."""
+    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
+        ip = node.ip(family)
+        return (ip,) if ip is not None else ()
+    blocks = _node_port_blocks(config, family)
+    if blocks is None:
+        return None
+    with_loopback = serves_localhost(config, family)
+    found = (
+        ip
+        for ip in local_ips
+        if family_of(ip) is family
+        and any(ip in block for block in blocks)
+        and (with_loopback or ip not in _LOOPBACK[family])
+    )
+    return tuple(sorted(found))
+
+
+def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
+    """Return the blocks that were asked for in a family; None means every address."""
+    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
+        return ()
+    blocks = tuple(block for block in config.nodeport_addresses if block.family is family)
+    return None if not blocks or any(block.prefix == 0 for block in blocks) else blocks
+
+
+def _overlaps(one: Network, other: Network) -> bool:
+    return ip_network((one.ip, one.prefix)).overlaps(ip_network((other.ip, other.prefix)))

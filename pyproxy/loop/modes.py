@@ -1,0 +1,22 @@
+"""The modes there are: the only list of backends."""
+
+from pyproxy.config import Config, ProxyMode
+from pyproxy.errors import ConfigError
+from pyproxy.loop.backend import Backend
+
+
+async def open_backend(config: Config) -> Backend:
+    """Return the backend that the configuration asks for.
+
+    Raises:
+        ConfigError: it is not to be had on this node.
+    """
+    match config.proxy_mode:
+        case ProxyMode.IPTABLES | ProxyMode.AUTO:
+            # Each mode brings modules that the others have no use for.
+            from pyproxy.loop.iptables_mode import IptablesMode  # noqa: PLC0415
+
+            return await IptablesMode.open(config)
+        case mode:
+            message = f"--proxy-mode: {mode.value} is not available in this version"
+            raise ConfigError(message)

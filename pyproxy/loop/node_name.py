@@ -1,0 +1,32 @@
+"""Which node this is, and what the user says about it in place of the API server."""
+
+import socket
+from dataclasses import replace
+
+from pyproxy.config import Config
+from pyproxy.errors import ConfigError
+from pyproxy.model.address import family_of
+from pyproxy.model.node import Node
+
+
+def own_node_name(config: Config) -> str:
+    """Return the name of this node's Node object.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = config.hostname_override or socket.gethostname().strip().lower()
+    if not name:
+        message = "--hostname-override: must be given, because this machine has no host name"
+        raise ConfigError(message)
+    return name
+
+
+def own_node(config: Config, node: Node | None, name: str) -> Node:
+    """Return the Node as the plans see it: ``--bind-address`` wins over the Node object's IPs of its family."""
+    node = node or Node(name=name)
+    address = config.bind_address
+    if not any(address):
+        return node
+    ips = (address, *(ip for ip in node.ips if family_of(ip) is not family_of(address)))
+    return replace(node, ips=ips)

@@ -1,0 +1,222 @@
+"""Keeps one family's kernel tables equal to the plans: stage what changed, apply the difference, remember it.
+
+The law of this file: memory follows the kernel. A plan counts as taken only after the kernel took it; after
+a refusal what is there is read back, and the refused Service port is found by halving and put in
+quarantine, where it keeps its last good entries and disturbs nobody. Full sync, start-up adoption,
+change and drift repair are one code with another "what is there".
+"""
+
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from pyproxy.apply.kernel import Kernel
+from pyproxy.compile.claims import Claims
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.compile.program import Program
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.names import NamespacedName, ServicePortName
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+_MOST_PERIODS_BETWEEN_TRIES = 32
+
+Plans = Mapping[ServicePortName, ServicePlan | None]
+"""Plans by name; None: the port is gone."""
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """A Service port whose last plan the kernel refused."""
+
+    refused: ServicePlan | None
+    error: str
+    tries: int = 1
+    periods_left: int = 1
+    """Sync periods until it is tried again; doubles with each refusal."""
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What one sync did in one family."""
+
+    entries_changed: int = 0
+    taken: dict[ServicePortName, tuple[ServicePlan | None, ServicePlan | None]] = field(default_factory=dict)
+    """For each port, the plan that the kernel had and the one it has now."""
+    refused: list[ServicePortName] = field(default_factory=list)
+
+
+class Reconciler(Generic[K, V]):
+    """One family in one backend."""
+
+    def __init__(self, family: Family, program: Program[K, V], kernel: Kernel[K, V]) -> None:
+        self.family = family
+        self.quarantined: dict[ServicePortName, Quarantine] = {}
+        self._program = program
+        self._kernel = kernel
+        self._claims = Claims()
+        self._ports: dict[NamespacedName, Collection[ServicePortName]] = {}
+        self._planned: dict[ServicePortName, ServicePlan] = {}
+        self._taken: dict[ServicePortName, ServicePlan] = {}
+        self._staged: dict[ServicePortName, ServicePlan | None] = {}
+        self._applied: dict[K, V] | None = None
+        """What the kernel has; None: not known, so the next sync reads it."""
+
+    def __repr__(self) -> str:
+        return f"Reconciler({self.family}, {len(self._taken)} ports, {len(self._staged)} staged)"
+
+    @property
+    def pending(self) -> bool:
+        """Say whether there is something that the kernel does not have yet; quarantined ports do not count."""
+        return bool(self._staged) or self._applied is None
+
+    @property
+    def sees_every_change(self) -> bool:
+        """Say whether `disturbed` misses no change by others."""
+        return self._kernel.sees_every_change
+
+    def disturbed(self) -> bool:
+        """Say whether others may have changed our tables."""
+        return self._kernel.disturbed()
+
+    def distrust(self) -> None:
+        """Have the next sync read what is in the kernel and repair what differs."""
+        self._applied = None
+
+    def replace_program(self, program: Program[K, V]) -> None:
+        """Change what does not depend on Services: every port is compiled again, and the difference applied."""
+        for name, plan in self._taken.items():
+            program.put(name, plan)
+        self._program = program
+        self._applied = None
+
+    def stage(self, service: NamespacedName, plans: Mapping[ServicePortName, ServicePlan]) -> None:
+        """Note the new plans of a Service (none: it is gone), for the next sync."""
+        affected: set[ServicePortName] = set()
+        for name in {*self._ports.pop(service, ()), *plans}:
+            plan = plans.get(name)
+            if self._planned.get(name) == plan:
+                continue
+            if plan is None:
+                del self._planned[name]
+            else:
+                self._planned[name] = plan
+            affected |= self._claims.update(name, plan)
+            affected.add(name)
+        if plans:
+            self._ports[service] = tuple(plans)
+        for name in affected:
+            self._stage_port(name, self._claims.granted(name))
+
+    def _stage_port(self, name: ServicePortName, plan: ServicePlan | None) -> None:
+        if self._taken.get(name) == plan and name not in self.quarantined:
+            self._staged.pop(name, None)
+        else:
+            self._staged[name] = plan
+
+    def release_due(self) -> None:
+        """Count one sync period; stage again the quarantined ports whose time has come."""
+        for name, quarantine in self.quarantined.items():
+            quarantine.periods_left -= 1
+            if quarantine.periods_left <= 0 and name not in self._staged:
+                self._staged[name] = quarantine.refused
+
+    async def sync(self) -> SyncReport:
+        """Bring the kernel up to the staged plans.
+
+        Raises:
+            ApplyError: nothing was taken, or what was is read back next time; what was staged stays staged.
+        """
+        staged, self._staged = self._staged, {}
+        report = SyncReport()
+        try:
+            await self._sync(staged, report)
+        except ApplyError:
+            self._applied = None
+            self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
+            raise
+        return report
+
+    async def _sync(self, staged: Plans, report: SyncReport) -> None:
+        suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
+        trusted = {name: plan for name, plan in staged.items() if name not in self.quarantined}
+        touched: set[K] = set()
+        if self._applied is None:
+            self._applied = await self._kernel.read()
+            touched = {*self._applied, *self._program.keys()}
+        await self._take(trusted, touched, report)
+        for name, plan in suspects.items():
+            await self._take({name: plan}, set(), report)
+
+    async def _take(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
+        """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
+        before = {name: self._taken.get(name) for name in plans}
+        keys = {*touched, *self._put(plans)}
+        try:
+            report.entries_changed += await self._write(keys)
+        except ApplyError as error:
+            self._put(before)
+            if error.retryable or not plans:
+                raise
+            await self._take_halves(plans, keys, error, report)
+            return
+        for name, plan in plans.items():
+            self._remember(name, plan)
+            report.taken[name] = (before[name], plan)
+
+    async def _take_halves(self, plans: Plans, keys: set[K], error: ApplyError, report: SyncReport) -> None:
+        self._applied = await self._kernel.read()
+        if len(plans) == 1:
+            (name, plan), *_ = plans.items()
+            await self._take({}, keys, report)  # its last good entries, and whatever else was in this transaction
+            self._quarantine(name, plan, error)
+            report.refused.append(name)
+            return
+        # First without any of them: what is refused then is no Service's fault, and the error says so.
+        await self._take({}, keys, report)
+        names = sorted(plans)
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            await self._take({name: plans[name] for name in half}, (), report)
+
+    def _put(self, plans: Plans) -> set[K]:
+        touched: set[K] = set()
+        for name, plan in plans.items():
+            touched |= self._program.put(name, plan)
+        return touched
+
+    async def _write(self, keys: Iterable[K]) -> int:
+        applied = self._applied if self._applied is not None else {}
+        change: dict[K, tuple[V | None, V | None]] = {}
+        for key in keys:
+            present, wanted = applied.get(key), self._program.value(key)
+            if present != wanted:
+                change[key] = (present, wanted)
+        if change:
+            await self._kernel.apply(change)
+        for key, (_, wanted) in change.items():
+            if wanted is None:
+                applied.pop(key, None)
+            else:
+                applied[key] = wanted
+        return len(change)
+
+    def _remember(self, name: ServicePortName, plan: ServicePlan | None) -> None:
+        if plan is None:
+            self._taken.pop(name, None)
+        else:
+            self._taken[name] = plan
+        if self.quarantined.pop(name, None) is not None:
+            logger.info("%s: %s: accepted now, out of quarantine", self.family, name)
+
+    def _quarantine(self, name: ServicePortName, plan: ServicePlan | None, error: ApplyError) -> None:
+        known = self.quarantined.get(name)
+        if known is None or known.refused != plan:
+            logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error)
+            self.quarantined[name] = Quarantine(plan, str(error))
+            return
+        known.tries += 1
+        known.periods_left = min(1 << (known.tries - 1), _MOST_PERIODS_BETWEEN_TRIES)

@@ -1,0 +1,42 @@
+"""When may, and when must, the next sync run: arithmetic on given times, in seconds. No clock is read here."""
+
+from dataclasses import dataclass
+
+_CHEAP_SECONDS = 0.010
+_LONGEST_REST_SECONDS = 1.0
+_FIRST_RETRY_SECONDS = 0.5
+
+
+@dataclass(slots=True)
+class Schedule:
+    """The times of one agent's syncs."""
+
+    min_period_seconds: float | None
+    """Shortest time from the end of one sync to the start of the next. None: none where a sync is cheap, else as
+    long as the last one took, at most 1 s, so that a burst of changes cannot take the whole machine."""
+    sync_period_seconds: float
+    """Longest time until a failed sync is tried again."""
+    finished_at: float = float("-inf")
+    duration: float = 0.0
+    failures: int = 0
+
+    def earliest(self) -> float:
+        """Return the earliest time at which the next sync may start."""
+        if self.failures:
+            wait = _FIRST_RETRY_SECONDS * (1 << min(self.failures - 1, 16))
+            return self.finished_at + min(wait, self.sync_period_seconds)
+        return self.finished_at + self._rest()
+
+    def succeeded(self, started: float, finished: float) -> None:
+        """Note a sync that went through."""
+        self.finished_at, self.duration, self.failures = finished, finished - started, 0
+
+    def failed(self, finished: float) -> None:
+        """Note a sync that did not."""
+        self.finished_at = finished
+        self.failures += 1
+
+    def _rest(self) -> float:
+        if self.min_period_seconds is not None:
+            return self.min_period_seconds
+        return 0.0 if self.duration < _CHEAP_SECONDS else min(self.duration, _LONGEST_REST_SECONDS)

@@ -1,0 +1,103 @@
+"""Addresses as packed bytes: 4 bytes are IPv4, 16 are IPv6, in network order.
+
+Packed bytes are what the kernel takes, half the size of an `ipaddress` object and ten times faster to
+make; `ipaddress` is used at the edges only, for what people write.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+IPv4_BYTES = 4
+
+
+class Family(IntEnum):
+    """An address family, by its IP version."""
+
+    IPV4 = 4
+    IPV6 = 6
+
+    @property
+    def bits(self) -> int:
+        """Return the length of an address in bits."""
+        return 32 if self is Family.IPV4 else 128
+
+    def __str__(self) -> str:
+        return f"IPv{self.value}"
+
+
+def family_of(ip: bytes) -> Family:
+    """Return the family of a packed address."""
+    return Family.IPV4 if len(ip) == IPv4_BYTES else Family.IPV6
+
+
+def parse_ip(text: str) -> bytes:
+    """Pack an address as the API writes it.
+
+    Leading zeros in IPv4 octets are dropped and an IPv4-mapped IPv6 address is its IPv4 address, because
+    Go's ``netutils.ParseIPSloppy``, with which kube-proxy reads every address, does both.
+
+    Raises:
+        ValueError: the text is no address.
+    """
+    try:
+        ip = ip_address(text)
+    except ValueError:
+        octets = text.split(".")
+        if len(octets) != IPv4_BYTES or not all(octet.isascii() and octet.isdigit() for octet in octets):
+            raise
+        ip = IPv4Address(".".join(str(int(octet)) for octet in octets))
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            message = f"{text!r} has a zone, which no Service address can have"
+            raise ValueError(message)
+        return ip.ipv4_mapped.packed if ip.ipv4_mapped else ip.packed
+    return ip.packed
+
+
+def ip_text(ip: bytes) -> str:
+    """Write a packed address as people and iptables-save do."""
+    if len(ip) == IPv4_BYTES:
+        return f"{ip[0]}.{ip[1]}.{ip[2]}.{ip[3]}"
+    return str(IPv6Address(ip))
+
+
+def socket_text(ip: bytes, port: int) -> str:
+    """Write address and port as ``10.0.0.1:80`` or ``[fd00::1]:80``."""
+    return f"{ip_text(ip)}:{port}" if len(ip) == IPv4_BYTES else f"[{ip_text(ip)}]:{port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Network:
+    """A CIDR block."""
+
+    ip: bytes
+    """The packed network address; bits beyond the prefix are zero."""
+    prefix: int
+    """Length of the prefix in bits."""
+
+    @property
+    def family(self) -> Family:
+        """Return the family of the block."""
+        return family_of(self.ip)
+
+    def __contains__(self, ip: bytes) -> bool:
+        shift = len(self.ip) * 8 - self.prefix
+        return len(ip) == len(self.ip) and int.from_bytes(ip) >> shift == int.from_bytes(self.ip) >> shift
+
+    def __str__(self) -> str:
+        return f"{ip_text(self.ip)}/{self.prefix}"
+
+
+def parse_network(text: str) -> Network:
+    """Read a CIDR block; host bits are cleared, as the API's consumers do.
+
+    Raises:
+        ValueError: the text is no address with a prefix length.
+    """
+    if "/" not in text:
+        message = f"{text!r} has no prefix length"
+        raise ValueError(message)
+    address, _, prefix = text.partition("/")
+    network = ip_network((parse_ip(address), int(prefix)), strict=False)
+    return Network(network.network_address.packed, network.prefixlen)

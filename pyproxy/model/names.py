@@ -1,0 +1,46 @@
+"""Names of objects and of Service ports, as the API and kube-proxy write them."""
+
+from enum import Enum
+from typing import NamedTuple
+
+
+class Protocol(Enum):
+    """A transport protocol that a Service port can have; the value is how iptables and /etc/protocols call it."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    SCTP = "sctp"
+
+    @property
+    def number(self) -> int:
+        """Return the number in the IP header (IANA protocol numbers)."""
+        return _PROTOCOL_NUMBERS[self]
+
+    def __lt__(self, other: "Protocol") -> bool:
+        return self.value < other.value
+
+
+_PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+
+
+class NamespacedName(NamedTuple):
+    """Namespace and name of an object; the namespace of a cluster-wide object is empty."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}" if self.namespace else self.name
+
+
+class ServicePortName(NamedTuple):
+    """The identity of one port of one Service, the unit in which everything is planned."""
+
+    service: NamespacedName
+    port: str
+    """Name of the port; empty for a Service's only, unnamed port."""
+    protocol: Protocol
+
+    def __str__(self) -> str:
+        """Return ``ns/name`` or ``ns/name:port``, as kube-proxy writes it in comments and hashes; without the protocol."""
+        return f"{self.service}:{self.port}" if self.port else str(self.service)

@@ -1,0 +1,120 @@
+"""Folds changes into the present state of the cluster and knows which Services must be planned again.
+
+The law of this file: state in, names out. Nothing is planned here, nothing is forgotten before it was
+taken, and the order in which events of different objects arrive does not matter.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
+
+_NO_SLICES: Mapping[NamespacedName, EndpointSlice] = {}
+
+
+class Tracker:
+    """The last known objects, and the names of the Services that changed since they were last taken."""
+
+    def __init__(self) -> None:
+        self.services: dict[NamespacedName, Service] = {}
+        self.node: Node | None = None
+        self._slices: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = {}
+        self._service_of_slice: dict[NamespacedName, NamespacedName] = {}
+        self._dirty: set[NamespacedName] = set()
+        self._known: set[Kind] = set()
+        self._node_changed = False
+
+    def __repr__(self) -> str:
+        return f"Tracker({len(self.services)} services, {len(self._service_of_slice)} slices, {len(self._dirty)} dirty)"
+
+    def knows(self, *kinds: Kind) -> bool:
+        """Say whether a complete list of each of these kinds has arrived. Before that nothing may be written."""
+        return self._known.issuperset(kinds)
+
+    @property
+    def pending(self) -> bool:
+        """Say whether anything changed since it was last taken."""
+        return bool(self._dirty) or self._node_changed
+
+    def slices(self, service: NamespacedName) -> Iterable[EndpointSlice]:
+        """Return the slices of a Service in the order of their names."""
+        found = self._slices.get(service, _NO_SLICES)
+        return (found[name] for name in sorted(found)) if len(found) > 1 else found.values()
+
+    def take_dirty(self) -> set[NamespacedName]:
+        """Return the names of Services whose Service or slices changed, and forget that they did."""
+        dirty, self._dirty = self._dirty, set()
+        return dirty
+
+    def take_node_changed(self) -> bool:
+        """Say whether the Node changed since the last call: every plan depends on it."""
+        changed, self._node_changed = self._node_changed, False
+        return changed
+
+    def apply(self, change: Change) -> None:
+        """Fold one change in. Equal objects (an informer's resync) change nothing."""
+        match change:
+            case Put(object=Service() as service):
+                self._put_service(service)
+            case Put(object=EndpointSlice() as endpoint_slice):
+                self._put_slice(endpoint_slice)
+            case Put(object=Node() as node):
+                self._set_node(node)
+            case Removed(kind=Kind.SERVICE, name=name):
+                self._remove_service(name)
+            case Removed(kind=Kind.ENDPOINT_SLICE, name=name):
+                self._remove_slice(name)
+            case Removed(kind=Kind.NODE):
+                self._set_node(None)
+            case Replaced(kind=kind, objects=objects):
+                self._replace(kind, objects)
+
+    def _replace(self, kind: Kind, objects: tuple[Service | EndpointSlice | Node, ...]) -> None:
+        if kind is Kind.SERVICE:
+            for name in self.services.keys() - {item.name for item in objects}:
+                self._remove_service(name)
+        elif kind is Kind.ENDPOINT_SLICE:
+            for name in self._service_of_slice.keys() - {item.name for item in objects}:
+                self._remove_slice(name)
+        elif not objects:
+            self._set_node(None)
+        for item in objects:
+            self.apply(Put(item))
+        self._known.add(kind)
+
+    def _put_service(self, service: Service) -> None:
+        if self.services.get(service.name) != service:
+            self.services[service.name] = service
+            self._dirty.add(service.name)
+
+    def _remove_service(self, name: NamespacedName) -> None:
+        if self.services.pop(name, None) is not None:
+            self._dirty.add(name)
+
+    def _put_slice(self, endpoint_slice: EndpointSlice) -> None:
+        name, service = endpoint_slice.name, endpoint_slice.service
+        if self._service_of_slice.get(name, service) != service:
+            self._remove_slice(name)  # its label names another Service now
+        slices = self._slices.setdefault(service, {})
+        if slices.get(name) != endpoint_slice:
+            slices[name] = endpoint_slice
+            self._service_of_slice[name] = service
+            self._dirty.add(service)
+
+    def _remove_slice(self, name: NamespacedName) -> None:
+        service = self._service_of_slice.pop(name, None)
+        if service is None:
+            return
+        slices = self._slices[service]
+        del slices[name]
+        if not slices:
+            del self._slices[service]
+        self._dirty.add(service)
+
+    def _set_node(self, node: Node | None) -> None:
+        if node != self.node:
+            self.node = node
+            self._node_changed = True

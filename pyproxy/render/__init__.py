@@ -1,0 +1,1 @@
+"""Values to text; no decision is left to take here."""

@@ -1,0 +1,274 @@
+"""The command line as a user types it: what it becomes, what it prints, how it exits, and that docs/cli.md is its help.
+
+What the commands do once they have their Config is covered where they are.
+"""
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from pyproxy.cli import SETTINGS, FlagCommand, config_flags, configure
+from pyproxy.config import OPTIONS, Config, IptablesVariant, LogFormat, NodePortAddresses, ProxyMode
+from pyproxy.errors import ApplyError
+from pyproxy.flags import ListenAddress
+from pyproxy.model.address import parse_ip, parse_network
+from pyproxy.model.node import DetectLocalMode
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def loggers_as_they_were() -> Iterator[None]:
+    """Put pytest's own log capture back after a command has set up logging."""
+    root, ours = logging.getLogger(), logging.getLogger("pyproxy")
+    handlers, levels = root.handlers[:], (root.level, ours.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
+
+
+def parsed(*words: str) -> tuple[Result, Config | None]:
+    """Return the result of a command with all of run's flags that does nothing, and the Config that it got."""
+    configs: list[Config] = []
+
+    @click.command("probe", cls=FlagCommand, params=config_flags(OPTIONS), context_settings=SETTINGS)
+    @click.pass_context
+    def probe(ctx: click.Context, /, **_: object) -> None:
+        configs.append(configure(ctx))
+
+    result = CliRunner().invoke(probe, words, catch_exceptions=False)
+    return result, configs[0] if configs else None
+
+
+def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process of its own that finds this checkout."""
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def pyproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as a user does."""
+    return python("-m", "pyproxy", *words, **environment)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], {}),
+        (["--proxy-mode=iptables"], {"proxy_mode": ProxyMode.IPTABLES}),
+        (["--proxy-mode="], {"proxy_mode": ProxyMode.IPTABLES}),
+        (["--proxy-mode", "auto"], {"proxy_mode": ProxyMode.AUTO}),
+        (["--iptables-variant=nft"], {"iptables_variant": IptablesVariant.NFT}),
+        (["--manifests", "-"], {"manifests": "-"}),
+        (["--hostname-override= Node-1 "], {"hostname_override": "node-1"}),
+        (["--masquerade-all"], {"masquerade_all": True}),
+        (["--masquerade_all=T"], {"masquerade_all": True}),
+        (["--masquerade-all", "--masquerade-all=false"], {"masquerade_all": False}),
+        (["--iptables-localhost-nodeports=0"], {"iptables_localhost_nodeports": False}),
+        (["--v=4"], {"v": 4}),
+        (["-v", "4"], {"v": 4}),
+        (["-v=4"], {"v": 4}),
+        (["-v4"], {"v": 4}),
+        (["-v", "2", "--v=6"], {"v": 6}),
+        (["--logging-format=json"], {"logging_format": LogFormat.JSON}),
+        (["--oom-score-adj", "-998"], {"oom_score_adj": -998}),
+        (["--iptables-masquerade-bit=0xf"], {"iptables_masquerade_bit": 15}),
+        (["--iptables-sync-period=1h30m"], {"iptables_sync_period_seconds": 5400.0}),
+        (["--iptables-min-sync-period", "500ms"], {"iptables_min_sync_period_seconds": 0.5}),
+        (["--iptables-min-sync-period=0"], {"iptables_min_sync_period_seconds": 0.0}),
+        (["--conntrack-tcp-timeout-established", "2h"], {"conntrack_tcp_timeout_established_seconds": 7200.0}),
+        (["--bind-address=::"], {"bind_address": parse_ip("::")}),
+        (
+            ["--metrics-bind-address=[::1]:9090"],
+            {"metrics_bind_address": ListenAddress(parse_ip("::1"), 9090)},
+        ),
+        (["--metrics-bind-address="], {"metrics_bind_address": None}),
+        (
+            ["--cluster-cidr=10.244.0.0/16,fd00::/56"],
+            {"cluster_cidr": (parse_network("10.244.0.0/16"), parse_network("fd00::/56"))},
+        ),
+        (
+            ["--cluster-cidr=10.244.0.0/16", "--cluster-cidr=10.1.0.0/16"],
+            {"cluster_cidr": (parse_network("10.1.0.0/16"),)},
+        ),
+        (
+            ["--nodeport-addresses=10.0.0.0/8,10.1.0.0/16", "--nodeport-addresses", "fd00::/8"],
+            {"nodeport_addresses": tuple(map(parse_network, ("10.0.0.0/8", "10.1.0.0/16", "fd00::/8")))},
+        ),
+        (["--nodeport-addresses=primary"], {"nodeport_addresses": NodePortAddresses.PRIMARY}),
+        (["--nodeport-addresses="], {"nodeport_addresses": ()}),
+        (["--detect-local-mode=NodeCIDR"], {"detect_local_mode": DetectLocalMode.NODE_CIDR}),
+        (
+            ["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"],
+            {"detect_local_mode": DetectLocalMode.BRIDGE_INTERFACE, "pod_bridge_interface": "cni0"},
+        ),
+        (["--feature-gates=A=true", "--feature_gates=B=false"], {"feature_gates": (("A", True), ("B", False))}),
+        (["--log_dir=/var/log"], {"log_dir": "/var/log"}),
+        (["--config=/var/lib/kube-proxy/config.conf"], {"config": "/var/lib/kube-proxy/config.conf"}),
+    ],
+)
+def test_a_command_line_becomes_a_config(words: list[str], values: dict[str, Any]) -> None:
+    """Each flag sets its field, and all other fields keep their defaults."""
+    result, config = parsed(*words)
+
+    assert (0, Config(**values)) == (result.exit_code, config)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--proxy-mod=iptables"], "unknown flag: --proxy-mod (did you mean --proxy-mode?)"),
+        (["--masquerade-all", "false"], "unexpected extra argument (false)"),
+        (["--", "--v=4"], "unexpected extra argument (--v=4)"),
+        (["--kubeconfig"], "flag needs an argument: --kubeconfig"),
+        (["--help=maybe"], "'maybe' is neither true nor false"),
+        (["--proxy-mode=ipvs"], "--proxy-mode: ipvs is not available in this version; use iptables or auto"),
+        (["--proxy-mode=nftables"], "--proxy-mode: nftables is not available in this version; use iptables or auto"),
+        (
+            ["--proxy-mode=IPVS"],
+            "'--proxy-mode': 'IPVS' is not one of auto, iptables, ipvs, nftables; did you mean ipvs?",
+        ),
+        (["--iptables-sync-period=30"], "'--iptables-sync-period': '30' is not a duration"),
+        (["--iptables-masquerade-bit=32"], "--iptables-masquerade-bit: 32 is not within 0..31"),
+        (["--cluster-cidr=10.244.0.0"], "'--cluster-cidr': '10.244.0.0' is not a CIDR block"),
+        (["--nodeport-addresses=primary,10.0.0.0/8"], "'--nodeport-addresses': 'primary' is not a CIDR block"),
+        (["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must be given"),
+        (["-v", "high"], "'high' is not a whole number from 0"),
+        (["--ipvs-exclude-cidrs=x"], "'--ipvs-exclude-cidrs': 'x' is not a CIDR block"),
+    ],
+)
+def test_wrong_input_exits_2_and_names_the_flag(words: list[str], message: str) -> None:
+    """What the user got wrong is one line on standard error and exit code 2, also for flags that change nothing."""
+    result, config = parsed(*words)
+
+    assert (2, None, "") == (result.exit_code, config, result.stdout)
+    assert message in result.stderr
+
+
+def test_a_foreseen_failure_exits_1() -> None:
+    """An error that is not the user's is one line on standard error and exit code 1."""
+
+    @click.command(cls=FlagCommand)
+    def failing() -> None:
+        message = "iptables-restore: exit status 4"
+        raise ApplyError(message, retryable=True)
+
+    result = CliRunner().invoke(failing)
+
+    assert (1, "Error: iptables-restore: exit status 4\n") == (result.exit_code, result.stderr)
+
+
+def test_each_flag_that_changes_nothing_is_warned_of_once() -> None:
+    """The command line of kubeadm is taken, with one warning for each flag without effect, however often it is given."""
+    words = ["--config=/x", "--hostname-override=node-1", "--config=/y", "--logtostderr=true", "--v=2"]
+
+    result, _ = parsed(*words)
+    warnings = [line.partition("] ")[2] for line in result.stderr.splitlines() if line.startswith("W")]
+
+    assert [
+        "--config is accepted but not acted on in this version: flags and defaults are used in place of the file",
+        "--logtostderr is accepted but not acted on: it configures klog, and pyproxy logs to standard error only",
+    ] == warnings
+
+
+def test_log_lines_have_klogs_header() -> None:
+    """A line of text starts with level, date and time as klog's does."""
+    result, _ = parsed("--profiling")
+
+    assert re.match(r"W\d{4} \d{2}:\d{2}:\d{2}\.\d{6} +\d+ pyproxy\.cli\] --profiling is accepted", result.stderr)
+
+
+def test_log_lines_can_be_json() -> None:
+    """With --logging-format=json each line is an object with component-base's keys."""
+    result, _ = parsed("--profiling", "--logging-format=json")
+    line = json.loads(result.stderr)
+
+    assert ["caller", "level", "msg", "ts"] == sorted(line)
+    assert ("warning", "--profiling is accepted but not acted on in this version") == (line["level"], line["msg"])
+
+
+@pytest.mark.parametrize(("verbosity", "level"), [(0, logging.INFO), (3, logging.INFO), (4, logging.DEBUG)])
+def test_verbosity_4_tells_every_step(verbosity: int, level: int) -> None:
+    """-v 4 is debug level for pyproxy; other packages stay at warnings."""
+    parsed(f"-v={verbosity}")
+
+    assert (level, logging.WARNING) == (logging.getLogger("pyproxy").level, logging.getLogger().level)
+
+
+@pytest.mark.parametrize("words", [["--version"], ["version"], ["run", "--version"], ["run", "--version=raw"]])
+def test_version(words: list[str]) -> None:
+    """The version is one line on standard output, however it is asked for."""
+    finished = pyproxy(*words)
+
+    assert (0, "pyproxy 0.1.0\n", "") == (finished.returncode, finished.stdout, finished.stderr)
+
+
+def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
+    """The flags of kube-proxy follow its name directly."""
+    program = tmp_path / "kube-proxy"
+    program.write_text("from pyproxy.cli import main\nmain()\n")
+
+    version = python(str(program), "--version")
+    wrong = python(str(program), "--proxy-mode=ipvs")
+
+    assert (0, "pyproxy 0.1.0\n") == (version.returncode, version.stdout)
+    assert (2, "Usage: kube-proxy [OPTIONS]") == (wrong.returncode, wrong.stderr.splitlines()[0])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["dump-rules"], "say which objects: --manifests PATH"),
+        (["dump-rules", "--manifests=x", "--service=web"], "'--service': 'web' is not NAMESPACE/NAME"),
+        (["dump-rules", "--manifests=x", "-o", "yaml"], "'yaml' is not one of restore, json, text"),
+        (["dump-rules", "--manifests=x", "--proxy-mode=nftables"], "not available in this version"),
+        (["cleanup", "--kube-prox"], "unknown flag: --kube-prox (did you mean --kube-proxy?)"),
+        (["cleanup", "now"], "unexpected extra argument (now)"),
+        (["clean"], "No such command 'clean'"),
+    ],
+)
+def test_wrong_commands_exit_2(words: list[str], message: str) -> None:
+    """Each command says what is wrong with its words on standard error and exits 2."""
+    finished = pyproxy(*words)
+
+    assert (2, "") == (finished.returncode, finished.stdout)
+    assert message in finished.stderr
+
+
+def test_every_command_lists_the_exit_codes() -> None:
+    """Help says what 0, 1 and 2 mean."""
+    helps = [pyproxy(*words, "--help").stdout for words in ([], ["run"], ["dump-rules"], ["cleanup"])]
+
+    assert [True] * 4 == ["Exit codes: 0 done, 1 failed, 2 wrong flags or input." in text for text in helps]
+
+
+@pytest.mark.parametrize("command", ["", "run", "dump-rules", "cleanup", "version"])
+def test_the_docs_show_the_help(command: str) -> None:
+    """docs/cli.md has what --help prints on a terminal of 100 columns, word for word."""
+    finished = pyproxy(*command.split(), "--help", COLUMNS="100")
+
+    assert finished.stdout in (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_the_docs_show_nothing_else() -> None:
+    """docs/cli.md is what its generator writes."""
+    check = python("tests/docs/cli_page.py", "--check")
+
+    assert (0, "") == (check.returncode, check.stderr)

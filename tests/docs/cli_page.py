@@ -1,0 +1,60 @@
+"""Writes docs/cli.md from the program's own help: ``python tests/docs/cli_page.py``; ``--check`` only compares."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from pyproxy.cli import pyproxy
+
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
+WIDTH = 98
+"""What click makes of a terminal of 100 columns."""
+
+HEAD = """\
+# Command line
+
+This page is the output of `--help`, written by `python tests/docs/cli_page.py`; do not edit it.
+
+- Flags are read as kube-proxy reads them: `--flag=value` or `--flag value`, `-v 4`, `-v=4` or `-v4`, `_` for `-` in a
+  name. A switch is `--flag` or `--flag=false`, never `--flag false`. A list has commas, or the flag several times;
+  `--cluster-cidr` has commas only. Of any other flag the last one counts.
+- A flag of kube-proxy that changes nothing is read, checked, and answered with one warning.
+- Called under the name `kube-proxy`, for example by a symbolic link, the program is `pyproxy run`.
+- What a person reads goes to standard output; errors and logs go to standard error.
+"""
+
+
+def commands() -> Iterator[tuple[str, click.Command]]:
+    """Return each command with the words that call it."""
+    yield "pyproxy", pyproxy
+    for name, command in sorted(pyproxy.commands.items()):
+        yield f"pyproxy {name}", command
+
+
+def page() -> str:
+    """Return the page as it should be."""
+    return "\n".join([HEAD, *(section(words, command) for words, command in commands())])
+
+
+def section(words: str, command: click.Command) -> str:
+    """Return what the page says of a command."""
+    # A child's Context has to be made by its parent's settings, or -h would be missing from the help.
+    context = click.Context(command, info_name=words, terminal_width=WIDTH, help_option_names=["-h", "--help"])
+    return f"## `{words}`\n\n```text\n{command.get_help(context)}\n```\n"
+
+
+def main() -> int:
+    """Write the page, or say that it is stale."""
+    if "--check" not in sys.argv:
+        PAGE.write_text(page())
+        return 0
+    if PAGE.read_text() == page():
+        return 0
+    sys.stderr.write("docs/cli.md is stale; run: python tests/docs/cli_page.py\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
