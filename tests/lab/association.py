@@ -1,0 +1,109 @@
+"""The first two packets of an SCTP association, as bytes (RFC 9260, section 3).
+
+Law: bytes to values and back, no socket. The kernel of a lab may have no SCTP; NAT translates these packets all the
+same, and an INIT is to SCTP what a SYN is to TCP.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Final, Literal
+
+IPPROTO_SCTP = 132
+
+INIT: Final = 1
+INIT_ACK: Final = 2
+ABORT: Final = 6
+
+_HEADER = struct.Struct("!HHI4s")  # source port, destination port, verification tag, checksum
+_CHUNK = struct.Struct("!BBH")  # type, flags, length with this header
+_INIT = struct.Struct("!IIHHI")  # initiate tag, window, outbound streams, inbound streams, first sequence number
+_PARAMETER = struct.Struct("!HH")  # type, length with this header
+_STATE_COOKIE = 7
+_POLYNOMIAL = 0x82F63B78  # Castagnoli's, reflected
+
+
+def _table_entry(byte: int) -> int:
+    for _ in range(8):
+        byte = byte >> 1 ^ (_POLYNOMIAL if byte & 1 else 0)
+    return byte
+
+
+_TABLE = tuple(_table_entry(byte) for byte in range(256))
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """An SCTP packet with a single chunk."""
+
+    source_port: int
+    port: int
+    verification_tag: int
+    """The receiver's own tag; 0 in an INIT, whose sender does not know it yet."""
+    chunk: int
+    initiate_tag: int = 0
+    """The tag the sender wants to see in answers; 0 in an ABORT."""
+    cookie: bytes = b""
+    """What an INIT ACK hands out; here, the server's line."""
+
+
+def crc32c(data: bytes) -> int:
+    """Return the checksum of SCTP."""
+    value = 0xFFFFFFFF
+    for byte in data:
+        value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]
+    return value ^ 0xFFFFFFFF
+
+
+def encode(packet: Packet) -> bytes:
+    """Write the packet with a right checksum."""
+    body = b""
+    if packet.chunk != ABORT:
+        body = _INIT.pack(packet.initiate_tag, 0xFFFF, 1, 1, packet.initiate_tag)
+    if packet.cookie:
+        body += _PARAMETER.pack(_STATE_COOKIE, _PARAMETER.size + len(packet.cookie)) + packet.cookie
+    chunk = _CHUNK.pack(packet.chunk, 0, _CHUNK.size + len(body)) + body + bytes(-len(body) % 4)
+    zeroed = _HEADER.pack(packet.source_port, packet.port, packet.verification_tag, bytes(4)) + chunk
+    # The checksum alone travels in little-endian order.
+    return zeroed[:8] + struct.pack("<I", crc32c(zeroed)) + zeroed[12:]
+
+
+def decode(data: bytes) -> Packet | None:
+    """Read a packet of these three kinds; None if it is of another kind or its checksum is wrong."""
+    if len(data) < _HEADER.size + _CHUNK.size:
+        return None
+    source_port, port, tag, checksum = _HEADER.unpack_from(data)
+    if checksum != struct.pack("<I", crc32c(data[:8] + bytes(4) + data[12:])):
+        return None
+    kind, _, length = _CHUNK.unpack_from(data, _HEADER.size)
+    body = data[_HEADER.size + _CHUNK.size : _HEADER.size + length]
+    if kind == ABORT:
+        return Packet(source_port, port, tag, ABORT)
+    if kind in {INIT, INIT_ACK} and len(body) >= _INIT.size:
+        return Packet(source_port, port, tag, kind, _INIT.unpack_from(body)[0], _cookie(body[_INIT.size :]))
+    return None
+
+
+def quoted_source_port(data: bytes) -> int | None:
+    """Return the source port of a packet of which only the beginning is known, as ICMP errors quote it."""
+    return int.from_bytes(data[:2], "big") if len(data) >= 2 else None
+
+
+def _cookie(parameters: bytes) -> bytes:
+    """Return the state cookie if it is the first parameter, as in every INIT ACK of this module."""
+    if len(parameters) < _PARAMETER.size:
+        return b""
+    kind, length = _PARAMETER.unpack_from(parameters)
+    return parameters[_PARAMETER.size : length] if kind == _STATE_COOKIE else b""
+
+
+def initial(source_port: int, port: int, tag: int) -> Packet:
+    """Return the INIT of a client."""
+    return Packet(source_port, port, 0, INIT, tag)
+
+
+def reply_to(packet: Packet, kind: Literal[2, 6], cookie: bytes = b"") -> Packet:
+    """Return the INIT ACK or the ABORT that answers an INIT; the server uses the client's own tag as its."""
+    own_tag = packet.initiate_tag if kind == INIT_ACK else 0
+    return Packet(packet.port, packet.source_port, packet.initiate_tag, kind, own_tag, cookie)

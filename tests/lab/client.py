@@ -1,0 +1,209 @@
+"""The client side of probes: one socket per probe, in the resident's event loop.
+
+Law: whatever the network does becomes an `Outcome`; only faults of the lab raise. A probe never waits longer than its
+time-out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import itertools
+import random
+import socket
+import struct
+from abc import ABC, abstractmethod
+
+from . import association
+from .datagram import LARGEST_DATAGRAM, IcmpError, family_of, queued_icmp_errors, tell_errors_apart, without_ip_header
+from .values import DEFAULT_TIMEOUT_SECONDS, Identity, Outcome, Probe, Protocol, RefusedBy, Verdict
+
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_raw_ports = itertools.cycle(range(20000, 30000))
+"""Source ports for SCTP, which the kernel does not choose for a raw socket; below those it chooses for others."""
+
+
+async def send(probe: Probe) -> Outcome:
+    """Send one probe and close its socket."""
+    channel = open_channel(probe)
+    try:
+        return await channel.first()
+    finally:
+        channel.abandon()
+
+
+def open_channel(probe: Probe) -> Channel:
+    """Return the channel for the probe's protocol; its socket is bound, and nothing is sent yet."""
+    return _CHANNELS[probe.protocol](probe)
+
+
+class Channel(ABC):
+    """A client socket."""
+
+    kind: socket.SocketKind
+    protocol = 0
+
+    def __init__(self, probe: Probe) -> None:
+        """Open and bind the socket."""
+        self._to = (str(probe.to.ip), probe.to.port)
+        self._timeout_seconds = probe.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
+        self._socket = sock = socket.socket(family_of(probe.to.ip), self.kind | socket.SOCK_NONBLOCK, self.protocol)
+        tell_errors_apart(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if probe.source or probe.source_port:
+            wildcard = "::" if sock.family == socket.AF_INET6 else ""
+            sock.bind((str(probe.source or wildcard), probe.source_port))
+
+    async def first(self) -> Outcome:
+        """Reach the server."""
+        return await self._outcome(is_first=True)
+
+    async def again(self) -> Outcome:
+        """Ask once more through the same socket."""
+        return await self._outcome(is_first=False)
+
+    def close(self) -> None:
+        """Close the socket, in the orderly way of the protocol."""
+        self._socket.close()
+
+    def abandon(self) -> None:
+        """Close the socket in the way that leaves nothing behind."""
+        self.close()
+
+    @abstractmethod
+    async def _connect(self) -> None:
+        """Make the server known to the socket."""
+
+    @abstractmethod
+    async def _ask(self, *, is_first: bool) -> str:
+        """Send a question, where the protocol needs one, and return the server's line."""
+
+    async def _outcome(self, *, is_first: bool) -> Outcome:
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                if is_first:
+                    await self._connect()
+                return Outcome(Verdict.REPLY, Identity.parse(await self._ask(is_first=is_first)))
+        except TimeoutError:
+            return Outcome(Verdict.TIMEOUT)
+        except OSError as error:
+            return self._failure(error)
+
+    def _failure(self, error: OSError) -> Outcome:
+        number = error.errno or 0
+        if number == errno.EPERM:
+            # A packet dropped by a rule in the sender's own OUTPUT hook: on the wire that is silence.
+            return Outcome(Verdict.TIMEOUT)
+        name = errno.errorcode.get(number, "")
+        if number not in {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE}:
+            return Outcome(Verdict.UNREACHABLE, error=name)
+        by_icmp = isinstance(error, IcmpError) or queued_icmp_errors(self._socket)
+        refused_by = RefusedBy.PORT_UNREACHABLE if by_icmp else RefusedBy.RESET
+        return Outcome(Verdict.REFUSED, refused_by=refused_by, error=name)
+
+
+class TcpChannel(Channel):
+    """A TCP connection; the server speaks first, then answers line by line."""
+
+    kind = socket.SOCK_STREAM
+
+    def __init__(self, probe: Probe) -> None:
+        """Open and bind the socket."""
+        super().__init__(probe)
+        self._tokens = itertools.count(1)
+        self._received = b""
+
+    def abandon(self) -> None:
+        """Reset the connection: no TIME_WAIT, so that a probe with a fixed source port can be sent again at once."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+        self.close()
+
+    async def _connect(self) -> None:
+        await asyncio.get_running_loop().sock_connect(self._socket, self._to)
+
+    async def _ask(self, *, is_first: bool) -> str:
+        if is_first:
+            return await self._line()
+        token = str(next(self._tokens))
+        await asyncio.get_running_loop().sock_sendall(self._socket, f"{token}\n".encode())
+        while not (line := await self._line()).endswith(f" {token}"):
+            pass  # an answer to a question that has timed out
+        return line
+
+    async def _line(self) -> str:
+        while b"\n" not in self._received:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, LARGEST_DATAGRAM)
+            if not data:
+                raise ConnectionResetError(errno.EPIPE, "the server closed the connection")
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return line.decode()
+
+
+class UdpChannel(Channel):
+    """A connected UDP socket: the kernel lets only answers from the address asked through."""
+
+    kind = socket.SOCK_DGRAM
+
+    def __init__(self, probe: Probe) -> None:
+        """Open and bind the socket."""
+        super().__init__(probe)
+        self._tokens = itertools.count(1)
+
+    async def _connect(self) -> None:
+        self._socket.connect(self._to)
+
+    async def _ask(self, *, is_first: bool) -> str:  # noqa: ARG002 - every datagram is a question
+        token = str(next(self._tokens))
+        self._socket.send(token.encode())
+        loop = asyncio.get_running_loop()
+        while not (line := (await loop.sock_recv(self._socket, LARGEST_DATAGRAM)).decode()).endswith(f" {token}"):
+            pass  # a late answer
+        return line
+
+
+class SctpChannel(Channel):
+    """A raw socket that sends INIT chunks and sees all SCTP packets from the server."""
+
+    kind = socket.SOCK_RAW
+    protocol = association.IPPROTO_SCTP
+
+    def __init__(self, probe: Probe) -> None:
+        """Open and bind the socket; on a raw socket only the address counts."""
+        super().__init__(probe)
+        self._port = probe.to.port
+        self._source_port = probe.source_port or next(_raw_ports)
+
+    async def _connect(self) -> None:
+        self._socket.connect((self._to[0], 0))
+
+    async def _ask(self, *, is_first: bool) -> str:  # noqa: ARG002 - every INIT is a question
+        tag = random.getrandbits(32) | 1  # 0 is not allowed
+        self._socket.send(association.encode(association.initial(self._source_port, self._port, tag)))
+        while True:
+            packet = await self._packet()
+            if packet is None or (packet.port, packet.source_port) != (self._source_port, self._port):
+                continue  # for another probe of this host: raw sockets all see all packets
+            if packet.verification_tag == tag and packet.chunk == association.ABORT:
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "ABORT")
+            if packet.verification_tag == tag and packet.chunk == association.INIT_ACK:
+                return packet.cookie.decode()
+
+    async def _packet(self) -> association.Packet | None:
+        try:
+            data = await asyncio.get_running_loop().sock_recv(self._socket, LARGEST_DATAGRAM)
+        except OSError as error:
+            # Told to every raw socket connected to that address; the quoted packet says whose it is.
+            told = queued_icmp_errors(self._socket)
+            own = [icmp for icmp in told if association.quoted_source_port(icmp.quoted) == self._source_port]
+            if told and not own:
+                return None
+            raise (own[0] if own else error) from None
+        return association.decode(without_ip_header(self._socket, data))
+
+
+_CHANNELS: dict[Protocol, type[Channel]] = {
+    Protocol.TCP: TcpChannel,
+    Protocol.UDP: UdpChannel,
+    Protocol.SCTP: SctpChannel,
+}

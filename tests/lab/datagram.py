@@ -1,0 +1,123 @@
+"""Datagrams that know which address they were sent to, and answers that come from it.
+
+Law: this is the only module that knows the kernel's packet-info and error-queue structures. A host has several
+addresses; a plain socket would answer from the one the route prefers, and a translated client would not know it.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from .values import IPAddress, SocketAddress
+
+LARGEST_DATAGRAM = 65536
+
+# Of <linux/in.h> and <linux/in6.h>; the socket module of Python 3.11 has only some of them.
+_IP_PKTINFO = 8
+_IP_RECVERR = 11
+_IPV6_RECVERR = 25
+_IN_PKTINFO = struct.Struct("@i4s4s")  # interface, the address to answer from, the address it was sent to
+_IN6_PKTINFO = struct.Struct("@16si")
+_EXTENDED_ERROR = struct.Struct("@IBBBBII")
+_ERROR_MESSAGES = ((socket.IPPROTO_IP, _IP_RECVERR), (socket.IPPROTO_IPV6, _IPV6_RECVERR))
+_FROM_ICMP = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
+
+
+@dataclass(frozen=True, slots=True)
+class Datagram:
+    """What arrived; ports are 0 on a raw socket, where they are part of the payload."""
+
+    payload: bytes
+    local: SocketAddress
+    peer: SocketAddress
+
+
+def family_of(address: IPAddress) -> socket.AddressFamily:
+    """Return the socket family of the address."""
+    return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def open_server(family: socket.AddressFamily, kind: socket.SocketKind, protocol: int, port: int = 0) -> socket.socket:
+    """Open a non-blocking socket on every address of the family."""
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+    if family == socket.AF_INET6:
+        if kind != socket.SOCK_RAW:  # always so on a raw socket, which refuses to be told
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    sock.bind(("", port))
+    return sock
+
+
+def receive(sock: socket.socket) -> Datagram:
+    """Take the next datagram, with the address it was sent to; raises BlockingIOError if there is none."""
+    payload, ancillary, _, peer = sock.recvmsg(LARGEST_DATAGRAM, 256)
+    is_raw = sock.type == socket.SOCK_RAW
+    local: IPAddress | None = None
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            local = IPv4Address(_IN_PKTINFO.unpack(data)[2])
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            local = IPv6Address(_IN6_PKTINFO.unpack(data)[0])
+    assert local is not None, "the kernel gives what open_server asked for"
+    port = 0 if is_raw else sock.getsockname()[1]
+    return Datagram(without_ip_header(sock, payload), SocketAddress(local, port), address_of(peer, is_raw=is_raw))
+
+
+def answer(sock: socket.socket, question: Datagram, payload: bytes) -> None:
+    """Send the payload back, from the address the question was sent to."""
+    if question.local.ip.version == 4:
+        control = (socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, question.local.ip.packed, bytes(4)))
+    else:
+        control = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _IN6_PKTINFO.pack(question.local.ip.packed, 0))
+    sock.sendmsg([payload], [control], 0, (str(question.peer.ip), question.peer.port))
+
+
+def without_ip_header(sock: socket.socket, payload: bytes) -> bytes:
+    """Cut the IP header off, which raw IPv4 sockets alone deliver."""
+    if sock.type == socket.SOCK_RAW and sock.family == socket.AF_INET:
+        return payload[(payload[0] & 0x0F) * 4 :]
+    return payload
+
+
+def address_of(sockaddr: tuple[str, int], *, is_raw: bool = False) -> SocketAddress:
+    """Turn Python's socket address into ours; raw sockets carry a protocol number in the place of the port."""
+    host, port = sockaddr[:2]
+    ip: IPAddress = IPv6Address(host) if ":" in host else IPv4Address(host)
+    return SocketAddress(ip, 0 if is_raw else port)
+
+
+def tell_errors_apart(sock: socket.socket) -> None:
+    """Have the kernel queue ICMP errors with their origin, which tells them from a reset."""
+    if sock.family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+
+
+class IcmpError(OSError):
+    """What an ICMP message said about a packet of ours."""
+
+    def __init__(self, number: int, quoted: bytes) -> None:
+        """Keep what it quotes: the packet as it left, from its transport header on."""
+        super().__init__(number, "ICMP")
+        self.quoted = quoted
+
+
+def queued_icmp_errors(sock: socket.socket) -> list[IcmpError]:
+    """Take all the ICMP errors that `tell_errors_apart` made the kernel queue."""
+    errors: list[IcmpError] = []
+    while True:
+        try:
+            quoted, ancillary, _, _ = sock.recvmsg(LARGEST_DATAGRAM, 512, socket.MSG_ERRQUEUE)
+        except BlockingIOError:
+            return errors
+        for level, kind, data in ancillary:
+            if (level, kind) in _ERROR_MESSAGES:
+                number, origin, *_ = _EXTENDED_ERROR.unpack_from(data)
+                if origin in _FROM_ICMP:
+                    errors.append(IcmpError(number, quoted))

@@ -1,0 +1,56 @@
+"""A steady stream of requests, for what must not be seen by users: rollouts, restarts, take-overs.
+
+Law: requests start by the clock, not when the one before is over, so that a stall is seen as the failures it causes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from . import client
+from .values import LoadFailure, LoadReport, Probe, Verdict
+
+
+class Load:
+    """One stream; runs from its creation until it is stopped."""
+
+    def __init__(self, probe: Probe, per_second: float) -> None:
+        """Start in the running event loop."""
+        self._probe = probe
+        self._interval = 1 / per_second
+        self._clock = asyncio.get_running_loop().time
+        self._start = self._clock()
+        self._requests = 0
+        self._replies: Counter[str] = Counter()
+        self._failures: list[LoadFailure] = []
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._pace = asyncio.create_task(self._run())
+
+    def report(self) -> LoadReport:
+        """Tell what was met so far."""
+        return LoadReport(self._requests, dict(self._replies), tuple(self._failures))
+
+    async def stop(self) -> LoadReport:
+        """Start no more, wait for what is in flight, and tell all."""
+        self._pace.cancel()
+        await asyncio.gather(self._pace, *self._in_flight, return_exceptions=True)
+        return self.report()
+
+    async def _run(self) -> None:
+        due = self._start
+        while True:
+            task = asyncio.create_task(self._request())
+            self._in_flight.add(task)
+            task.add_done_callback(self._in_flight.discard)
+            due += self._interval
+            await asyncio.sleep(due - self._clock())
+
+    async def _request(self) -> None:
+        at_seconds = self._clock() - self._start
+        outcome = await client.send(self._probe)
+        self._requests += 1
+        if outcome.verdict is Verdict.REPLY and outcome.server:
+            self._replies[outcome.server] += 1
+        else:
+            self._failures.append(LoadFailure(at_seconds, outcome))

@@ -1,0 +1,180 @@
+"""The servers of one namespace: TCP, UDP and SCTP, in both families.
+
+Law: every question is answered at once by the server's identity. TCP: a line when the connection is made, and one for
+each further line, which echoes it. UDP: a datagram that echoes the question. SCTP: an INIT ACK whose cookie is the
+line; an ABORT for a port that is not served. Runs in the resident's event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import TypeAlias
+
+from . import association
+from .datagram import Datagram, address_of, answer, open_server, receive
+from .values import Identity, Ports, Protocol, SocketAddress
+
+Key: TypeAlias = tuple[Protocol, int]
+BACKLOG = 4096
+"""As many clients may connect at once; the kernel cuts it down to net.core.somaxconn."""
+
+
+class Server:
+    """All the ports served under one name."""
+
+    def __init__(self, name: str, families: tuple[socket.AddressFamily, ...]) -> None:
+        """Serve nothing yet."""
+        self._name = name
+        self._families = families
+        self._listeners: dict[Key, list[TcpListener | DatagramListener]] = {}
+        self._sctp_ports: set[int] = set()
+        self._sctp: list[DatagramListener] = []
+
+    async def serve(self, ports: Ports) -> None:
+        """Open the ports; those already open stay as they are."""
+        for port in ports.tcp:
+            if (Protocol.TCP, port) not in self._listeners:
+                listeners = [await TcpListener.open(self._name, family, port) for family in self._families]
+                self._listeners[Protocol.TCP, port] = [*listeners]
+        for port in ports.udp:
+            if (Protocol.UDP, port) not in self._listeners:
+                self._listeners[Protocol.UDP, port] = [self._udp_listener(family, port) for family in self._families]
+        self._sctp_ports.update(ports.sctp)
+        if self._sctp_ports and not self._sctp:
+            self._sctp = [self._sctp_listener(family) for family in self._families]
+
+    def stop(self, ports: Ports | None, *, keep_connections: bool) -> None:
+        """Close the ports, None meaning all; kept connections are served on, as a pod does while it drains."""
+        for key in self._open_keys(ports):
+            for listener in self._listeners.pop(key):
+                listener.close(keep_connections=keep_connections)
+        self._sctp_ports.difference_update(self._sctp_ports if ports is None else ports.sctp)
+        if not self._sctp_ports:
+            while self._sctp:
+                self._sctp.pop().close(keep_connections=keep_connections)
+
+    def _open_keys(self, ports: Ports | None) -> list[Key]:
+        if ports is None:
+            return list(self._listeners)
+        asked = [(Protocol.TCP, port) for port in ports.tcp] + [(Protocol.UDP, port) for port in ports.udp]
+        return [key for key in asked if key in self._listeners]
+
+    def _udp_listener(self, family: socket.AddressFamily, port: int) -> DatagramListener:
+        sock = open_server(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, port)
+        return DatagramListener(sock, self._answer_udp)
+
+    def _sctp_listener(self, family: socket.AddressFamily) -> DatagramListener:
+        return DatagramListener(open_server(family, socket.SOCK_RAW, association.IPPROTO_SCTP), self._answer_sctp)
+
+    def _answer_udp(self, question: Datagram) -> bytes:
+        return f"{Identity(self._name, question.local, question.peer)} ".encode() + question.payload
+
+    def _answer_sctp(self, question: Datagram) -> bytes | None:
+        packet = association.decode(question.payload)
+        if packet is None or packet.chunk != association.INIT:
+            return None
+        if packet.port not in self._sctp_ports:
+            return association.encode(association.reply_to(packet, association.ABORT))
+        reached = SocketAddress(question.local.ip, packet.port)
+        identity = Identity(self._name, reached, SocketAddress(question.peer.ip, packet.source_port))
+        return association.encode(association.reply_to(packet, association.INIT_ACK, str(identity).encode()))
+
+
+class TcpListener:
+    """One listening TCP socket and the connections made through it."""
+
+    def __init__(self) -> None:
+        """Only `open` makes listeners that listen."""
+        self._server: asyncio.Server | None = None
+        self._transports: set[asyncio.WriteTransport] = set()
+
+    @classmethod
+    async def open(cls, name: str, family: socket.AddressFamily, port: int) -> TcpListener:
+        """Listen on every address of the family."""
+        listener = cls()
+        loop = asyncio.get_running_loop()
+        wildcard = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a server of a lab namespace
+        listener._server = await loop.create_server(
+            lambda: TcpSession(name, listener._transports), wildcard, port, reuse_address=True, backlog=BACKLOG
+        )
+        return listener
+
+    def close(self, *, keep_connections: bool) -> None:
+        """Accept no more."""
+        if self._server:
+            self._server.close()
+        if not keep_connections:
+            for transport in self._transports:
+                transport.abort()
+
+
+class TcpSession(asyncio.Protocol):
+    """One accepted connection."""
+
+    def __init__(self, name: str, transports: set[asyncio.WriteTransport]) -> None:
+        """Register in the listener's transports for as long as the connection lives."""
+        self._name = name
+        self._transports = transports
+        self._transport: asyncio.WriteTransport | None = None
+        self._identity = b""
+        self._unfinished = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Greet."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
+        if peer is None:  # reset between the kernel's accept and ours
+            transport.abort()
+            return
+        self._transport = transport
+        self._transports.add(transport)
+        self._identity = str(Identity(self._name, address_of(local), address_of(peer))).encode()
+        transport.write(self._identity + b"\n")
+
+    def data_received(self, data: bytes) -> None:
+        """Answer each whole line."""
+        *lines, self._unfinished = (self._unfinished + data).split(b"\n")
+        if self._transport:
+            self._transport.writelines(self._identity + b" " + line + b"\n" for line in lines)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - named by asyncio
+        """Forget it."""
+        if self._transport:
+            self._transports.discard(self._transport)
+
+
+class DatagramListener:
+    """One socket that answers datagrams."""
+
+    def __init__(self, sock: socket.socket, reply: Callable[[Datagram], bytes | None]) -> None:
+        """Answer from now on; None as a reply means silence."""
+        self._socket = sock
+        self._reply = reply
+        asyncio.get_running_loop().add_reader(sock, self._answer_all)
+
+    def _answer_all(self) -> None:
+        for question in _pending(self._socket):
+            reply = self._reply(question)
+            if reply is not None:
+                # The way back may be closed by a rule or a missing route: then the client sees silence.
+                with suppress(OSError):
+                    answer(self._socket, question, reply)
+
+    def close(self, *, keep_connections: bool) -> None:  # noqa: ARG002 - datagrams have no connections
+        """Answer no more."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+
+def _pending(sock: socket.socket) -> Iterator[Datagram]:
+    """Take all the datagrams that are there."""
+    while True:
+        try:
+            yield receive(sock)
+        except BlockingIOError:
+            return
+        except ConnectionRefusedError:
+            continue  # a client that went away before its answer came
