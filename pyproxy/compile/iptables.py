@@ -136,9 +136,9 @@ class _PortRules:
         if plan.health_check_node_port:
             text = comment(f"{plan.name} health check node port")
             self._add(_HEALTH_CHECK_PORTS, f"-p tcp {text} -m tcp --dport {plan.health_check_node_port} -j ACCEPT")
-        if plan.cluster_endpoints:
+        if plan.cluster_endpoints and plan.uses_cluster_endpoints:
             self._balance(self._cluster_chain, plan.cluster_endpoints, is_internal=not plan.internal_local)
-        if plan.local_endpoints:
+        if plan.local_endpoints and plan.uses_local_endpoints:
             self._balance(self._local_chain, plan.local_endpoints, is_internal=plan.internal_local)
         return self._rules
 

@@ -102,6 +102,17 @@ class ServicePlan:
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
+    def uses_cluster_endpoints(self) -> bool:
+        """Say whether anything that the port still claims leads to the endpoints of policy Cluster."""
+        return self.externally_accessible or (self.cluster_ip is not None and not self.internal_local)
+
+    @property
+    def uses_local_endpoints(self) -> bool:
+        """Say whether anything that the port still claims leads to the endpoints of policy Local."""
+        is_external = self.external_local and self.externally_accessible
+        return is_external or (self.cluster_ip is not None and self.internal_local)
+
+    @property
     def has_firewall(self) -> bool:
         """Say whether the load balancer addresses are open to some sources only."""
         return bool(self.source_ranges and self.load_balancer_ips)

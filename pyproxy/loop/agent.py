@@ -6,7 +6,7 @@ it; the watch task looks for changes that others made. While a sync is in flight
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Collection, Hashable
+from collections.abc import Awaitable, Collection, Hashable
 from time import monotonic
 from typing import Any
 
@@ -17,13 +17,16 @@ from pyproxy.config import Config
 from pyproxy.errors import ApplyError
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.flow_cleaner import FlowCleaner
+from pyproxy.loop.local_traffic import follows_local_ips
 from pyproxy.loop.node_name import own_node
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.loop.schedule import Schedule
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change, Kind
+from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.model.service import Service
 from pyproxy.model.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -50,36 +53,44 @@ class Agent:
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
         self._flows = FlowCleaner()
-        self._stale_addresses = False
+        self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
         self._started_at = monotonic()
         self._ready = False
         self._schedule = Schedule(config.iptables_min_sync_period_seconds, config.iptables_sync_period_seconds)
 
-    async def run(self, changes: AsyncIterator[Change]) -> None:
-        """Run until cancelled, or until the source fails for good. Rules are left in place."""
+    def deliver(self, change: Change) -> None:
+        """Take in what a source tells; to be called in the loop."""
+        self._tracker.apply(change)
+        self._wake.set()
+
+    def last_good(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+        """Return what is known of an object, for a source that cannot read its newest version."""
+        return self._tracker.known(kind, name)
+
+    async def run(self, source: Awaitable[None]) -> None:
+        """Run until cancelled, or until the source fails for good. Rules are left in place.
+
+        Args:
+            source: calls `deliver` for as long as it lives.
+        """
         self._backend.prepare()
-        self._local_ips = await local_addresses()
         notifications = AddressNotifications(self._address_changed)
         asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._wake.set)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._follow(changes))
+                tasks.create_task(_until_it_fails(source))
                 tasks.create_task(self._sync_forever())
                 tasks.create_task(self._look_forever())
                 tasks.create_task(self._count_periods())
-                tasks.create_task(self._flows.run(lambda: self._local_ips))
+                tasks.create_task(self._flows.run(local_addresses))
         finally:
             notifications.close()
 
-    async def _follow(self, changes: AsyncIterator[Change]) -> None:
-        async for change in changes:
-            self._tracker.apply(change)
-            self._wake.set()
-
     def _address_changed(self) -> None:
-        self._stale_addresses = True
-        self._wake.set()
+        if follows_local_ips(self._config):
+            self._stale_addresses = True
+            self._wake.set()
 
     # Syncing
 
@@ -194,3 +205,7 @@ class Agent:
                 if periods % _PERIODS_PER_READ == 0 and not reconciler.sees_every_change:
                     reconciler.distrust()
             self._wake.set()
+
+
+async def _until_it_fails(source: Awaitable[None]) -> None:
+    await source

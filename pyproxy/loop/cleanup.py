@@ -1,25 +1,36 @@
 """``cleanup``: takes out of the kernel what is ours, in both variants and families; a second run finds nothing.
 
 Chains with kube-proxy's names are ours only where our marker chain stands beside them. What the kubelet
-shares (KUBE-FIREWALL and the jumps to it) stays.
+shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process, under one lock
+from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant by one restore.
 """
 
 import asyncio
-import logging
-import sys
+import shutil
+from collections.abc import Collection, Mapping
+from functools import partial
 
-from pyproxy.apply.iptables import IptablesKernel, Variant, is_available
+from pyproxy.apply.capabilities import PROBE_CHAIN
+from pyproxy.apply.command import run
+from pyproxy.apply.iptables import Variant, is_available, restore, save
 from pyproxy.apply.iptables_variant import legacy_tables
-from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
+from pyproxy.apply.legacy_tables import open_tables
 from pyproxy.compile import chain_names
+from pyproxy.compile.iptables_static import known_hooks
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.loop.iptables_mode import ownership
+from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey, HookKey, RulesetKey
+from pyproxy.model.ruleset import FILTER, TABLES, HookKey
+from pyproxy.render.iptables_restore import Ownership, saved_rules
 
-logger = logging.getLogger(__name__)
+_KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
+_MANGLE = "mangle"
+"""Has nothing of ours, but a canary of kube-proxy's."""
+_NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_LEFT_ALONE = f"kube-proxy's chains are left alone: pyproxy's marker {chain_names.CANARY} is not there"
 
-_MARKERS = (ChainKey(FILTER, chain_names.CANARY), ChainKey(NAT, chain_names.CANARY))
+Chains = Mapping[str, Collection[str]]
+"""Names of chains that can be removed, by table."""
 
 
 def cleanup(config: Config, *, kube_proxy: bool) -> int:
@@ -27,7 +38,7 @@ def cleanup(config: Config, *, kube_proxy: bool) -> int:
 
     Args:
         config: which variant, or both.
-        kube_proxy: remove chains with kube-proxy's names even where pyproxy never ran.
+        kube_proxy: remove what kube-proxy made too, in iptables and nftables, even where pyproxy never ran.
 
     Raises:
         ApplyError: some rules could not be removed.
@@ -40,33 +51,101 @@ async def _cleanup(config: Config, *, kube_proxy: bool) -> int:
     variants = Variant if asked is IptablesVariant.AUTO else (Variant(asked.value),)
     for variant in variants:
         for family in Family:
-            if is_available(family, variant) and _has_tables(family, variant):
-                await _clean_family(family, variant, kube_proxy=kube_proxy)
+            if is_available(family, variant):
+                _say(f"{family}, iptables-{variant.value}", await _clean(family, variant, kube_proxy=kube_proxy))
+    if kube_proxy and shutil.which("nft"):
+        for family in Family:
+            _say(f"{family}, nftables", await _delete_nft_table(family))
     return 0
 
 
-async def _clean_family(family: Family, variant: Variant, *, kube_proxy: bool) -> None:
-    counter = NftGeneration().counter() if variant is Variant.NFT else LegacyCounter(family, TABLES)
-    kernel = IptablesKernel(family, variant, counter, ownership(family))
-    present = await kernel.read()
-    where = f"{family}, iptables-{variant.value}"
-    if not kube_proxy and not any(marker in present for marker in _MARKERS):
-        if any(map(_is_removable, present)):
-            print(f"{where}: kube-proxy's chains are left alone: pyproxy's marker {chain_names.CANARY} is not there")  # noqa: T201
-        return
-    change = {key: (value, None) for key, value in present.items() if _is_removable(key)}
-    await kernel.apply(change)
-    if change:
-        chains = sum(isinstance(key, ChainKey) for key in change)
-        print(f"{where}: removed {chains} chains and {len(change) - chains} hook rules", file=sys.stdout)  # noqa: T201
+def _say(where: str, what: str) -> None:
+    if what:
+        print(f"{where}: {what}")  # noqa: T201  # this command's output is for people
 
 
-def _is_removable(key: RulesetKey) -> bool:
-    if isinstance(key, HookKey):
-        return chain_names.KUBELET_FIREWALL not in (key.chain, key.rule.rpartition(" ")[2])
-    return key.chain != chain_names.KUBELET_FIREWALL
+async def _clean(family: Family, variant: Variant, *, kube_proxy: bool) -> str:
+    """Clean one family in one variant; return what to say of it."""
+    tables = (*TABLES, _MANGLE) if kube_proxy else TABLES
+    if variant is Variant.NFT:
+        return await _clean_nft(family, tables, kube_proxy=kube_proxy)
+    # A table that is only looked at would be created.
+    existing = [table for table in tables if table in legacy_tables(family)]
+    return await asyncio.to_thread(_clean_legacy, family, existing, kube_proxy=kube_proxy) if existing else ""
 
 
-def _has_tables(family: Family, variant: Variant) -> bool:
-    """Say whether there may be rules at all; asking the legacy programs would create the tables."""
-    return variant is Variant.NFT or bool(legacy_tables(family) & set(TABLES))
+def _clean_legacy(family: Family, names: Collection[str], *, kube_proxy: bool) -> str:
+    with open_tables(family, names) as tables:
+        chains = {
+            name: [chain for chain in table.chains() if _is_removable(name, chain, kube_proxy=kube_proxy)]
+            for name, table in tables.items()
+        }
+        if not (kube_proxy or _has_marker(chains)):
+            return _LEFT_ALONE if any(chains.values()) else ""
+        hooks = 0
+        for name, table in tables.items():
+            for hook in _hooks(family, name, chains[name]):
+                hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
+            table.delete_chains(chains[name])
+            table.commit()
+    return _removed(chains, hooks)
+
+
+async def _clean_nft(family: Family, names: Collection[str], *, kube_proxy: bool) -> str:
+    chains: dict[str, list[str]] = {}
+    hooks: dict[str, list[str]] = {}
+    owns = partial(_is_removable, kube_proxy=kube_proxy)
+    for name in names:
+        lines = (await save(family, Variant.NFT, name)).splitlines()
+        keys, rules = saved_rules(name, lines, Ownership(owns=owns, shared=(), hooks=known_hooks(family)))
+        chains[name] = [key.chain for key in keys]
+        jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
+        hooks[name] = [rule.rule for rule in rules if rule.rule in jumps]
+    if not (kube_proxy or _has_marker(chains)):
+        return _LEFT_ALONE if any(chains.values()) else ""
+    text = "".join(_removal(name, chains[name], hooks[name]) for name in names if chains[name])
+    if text:
+        await restore(family, Variant.NFT, text)
+    return _removed(chains, sum(map(len, hooks.values())))
+
+
+def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
+    """Return restore input that removes rules first, then the chains that nothing jumps to any more."""
+    lines = [f":{chain} - [0:0]" for chain in chains]
+    lines += [f"-D {rule.removeprefix('-A ')}" for rule in hooks]
+    lines += [f"-X {chain}" for chain in chains]
+    return "\n".join((f"*{table}", *lines, "COMMIT\n"))
+
+
+def _is_removable(table: str, chain: str, *, kube_proxy: bool) -> bool:
+    if chain == _KUBE_PROXY_CANARY:
+        return kube_proxy
+    return table in TABLES and (chain_names.is_ours(table, chain) or (table, chain) == (FILTER, PROBE_CHAIN))
+
+
+def _has_marker(chains: Chains) -> bool:
+    return any(chain_names.CANARY in found for found in chains.values())
+
+
+def _hooks(family: Family, table: str, chains: Collection[str]) -> list[HookKey]:
+    """Return the hooks that jump to chains that will be removed."""
+    hooks = (hook for hook in known_hooks(family) if hook.table == table)
+    return [hook for hook in hooks if hook.rule.rpartition(" ")[2] in chains]
+
+
+def _removed(chains: Chains, hooks: int) -> str:
+    count = sum(map(len, chains.values()))
+    return f"removed {count} chains and {hooks} hook rules" if count else ""
+
+
+async def _delete_nft_table(family: Family) -> str:
+    """Delete the table of kube-proxy's nftables mode if it is there; return what to say of it."""
+    name = f"{_NFT_FAMILIES[family]} kube-proxy"
+    if f"table {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
+        return ""
+    argv = ["nft", "delete", "table", *name.split()]
+    result = await run(argv)
+    if result.status:
+        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+        raise ApplyError(message, retryable=True)
+    return f"removed kube-proxy's table {name}"

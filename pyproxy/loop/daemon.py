@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import signal
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 from pyproxy.apply.notify import notify
@@ -12,7 +11,8 @@ from pyproxy.config import Config
 from pyproxy.loop.agent import Agent
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
-from pyproxy.model.change import Change
+from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.node import Node
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +34,9 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     node_name = own_node_name(config)
+    follow = _follow_files if config.manifests else _follow_api
     agent = Agent(config, await open_backend(config), node_name)
-    running = asyncio.create_task(agent.run(changes(config, node_name)))
+    running = asyncio.create_task(agent.run(follow(config, node_name, agent)))
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -49,15 +50,42 @@ async def _run(config: Config) -> int:
     return 0
 
 
-def changes(config: Config, node_name: str) -> AsyncIterator[Change]:
-    """Return the changes of the source that the configuration asks for."""
-    if config.manifests:
-        from pyproxy.source.files import FileSource  # noqa: PLC0415  # YAML and no HTTP, or the other way round
+async def _follow_files(config: Config, node_name: str, agent: Agent) -> None:
+    """Tell the agent what files say, for as long as both live."""
+    from pyproxy.source.files import FileSource  # noqa: PLC0415  # YAML and no HTTP, or the other way round
 
-        return FileSource(config.manifests, node_name).changes()
-    from pyproxy.source.api import open_api_source  # noqa: PLC0415  # see above
+    async for change in FileSource(config.manifests).changes():
+        own = _without_other_nodes(change, node_name)
+        if own is not None:
+            agent.deliver(own)
 
-    return open_api_source(config, node_name)
+
+def _without_other_nodes(change: Change, node_name: str) -> Change | None:
+    """Return what a change means to this node: files hold every Node, where the API server is asked for one."""
+    match change:
+        case Put(object=Node() as node):
+            return change if node.name == node_name else None
+        case Removed(kind=Kind.NODE, name=name):
+            return change if name.name == node_name else None
+        case Replaced(kind=Kind.NODE, objects=nodes):
+            return Replaced(Kind.NODE, tuple(node for node in nodes if node.name == node_name))
+    return change
+
+
+async def _follow_api(config: Config, node_name: str, agent: Agent) -> None:
+    """Tell the agent what the API server says, for as long as both live."""
+    from pyproxy.source.access import Access, Settings, load_access  # noqa: PLC0415  # see above
+
+    settings = Settings(kubeconfig=config.kubeconfig, master=config.master)
+    # Found in a process of its own, which works while this one imports the rest.
+    first = [asyncio.create_task(load_access(settings))]
+    await asyncio.sleep(0)
+    from pyproxy.source.api import ApiSource, Store  # noqa: PLC0415  # see above
+
+    async def find_access() -> Access:
+        return await (first.pop() if first else load_access(settings))
+
+    await ApiSource(find_access, node_name, Store(deliver=agent.deliver, last_good=agent.last_good)).run()
 
 
 def _conntrack_limits(config: Config) -> ConntrackLimits:

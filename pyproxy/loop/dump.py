@@ -53,10 +53,10 @@ def dump_rules(config: Config, *, service: str | None, output: str, live: bool) 
 def report(objects: FileObjects, stream: TextIO) -> int:
     """Print what is wrong with the input, and what was passed over; return the number of problems."""
     for problem in objects.problems:
-        print(problem, file=stream)  # noqa: T201  # this command's output is for people
+        print(problem, file=stream)
     if objects.passed_over:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(objects.passed_over.items()))
-        print(f"passed over: {kinds}", file=stream)  # noqa: T201  # see above
+        print(f"passed over: {kinds}", file=stream)
     return len(objects.problems)
 
 
@@ -86,11 +86,11 @@ def planned_listings(config: Config, objects: FileObjects) -> list[Listing]:
 
 
 def _program_listing(family: Family, program: IptablesProgram) -> Listing:
-    keys = sorted(program.keys())
+    keys = tuple(program.keys())
     # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
-    hooks = reversed([key for key in program.keys() if isinstance(key, HookKey)])
+    hooks = [key for key in keys if isinstance(key, HookKey)][::-1]
     rules = [ListedRule(*hook) for hook in hooks]
-    chains = [key for key in keys if isinstance(key, ChainKey)]
+    chains = sorted(key for key in keys if isinstance(key, ChainKey))
     for key in chains:
         rules += [ListedRule(*key, rule) for rule in (program.value(key) or "").splitlines()]
     return list_rules(family, chains, rules)

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 
 from pyproxy.apply.conntrack import delete_udp_flows
 from pyproxy.compile.plan import ServicePlan
@@ -36,14 +36,18 @@ class FlowCleaner:
                 )
                 self._wake.set()
 
-    async def run(self, node_ips: Callable[[], Collection[bytes]]) -> None:
-        """Clean whenever there is something to clean, until cancelled."""
+    async def run(self, node_ips: Callable[[], Awaitable[Collection[bytes]]]) -> None:
+        """Clean whenever there is something to clean, until cancelled.
+
+        Args:
+            node_ips: gives the node's own addresses; asked only where node ports changed.
+        """
         while True:
             await self._wake.wait()
             self._wake.clear()
             pending, self._pending = self._pending, {}
             for family, right in pending.items():
-                await self._clean(family, right, node_ips())
+                await self._clean(family, right, await node_ips() if right.by_node_port else ())
 
     async def _clean(self, family: Family, right: RightFlows, node_ips: Collection[bytes]) -> None:
         try:

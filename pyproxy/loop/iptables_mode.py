@@ -2,21 +2,24 @@
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
+from pyproxy.apply.capabilities import chain_rules, why_refused
 from pyproxy.apply.iptables import IptablesKernel, Variant, is_available
 from pyproxy.apply.iptables_variant import detect_variant
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.apply.sysctl import read_sysctl, write_sysctl
 from pyproxy.compile import chain_names
 from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.errors import ConfigError
+from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.loop.local_traffic import lacks_pod_cidr, local_traffic, node_port_ips, serves_localhost
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
-from pyproxy.model.ruleset import FILTER, TABLES, ChainKey
+from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
 from pyproxy.render.iptables_restore import Ownership
 
 logger = logging.getLogger(__name__)
@@ -27,22 +30,24 @@ _IPV6_IS_THERE = Path("/proc/net/if_inet6")
 class IptablesMode:
     """Services as iptables chains; see `loop.backend.Backend`."""
 
-    def __init__(self, config: Config, variant: Variant) -> None:
+    def __init__(self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family]) -> None:
         self._config = config
         self._variant = variant
+        self._hairpin_by_packet = hairpin_by_packet
         self._said_lacking = False
         self._generation = NftGeneration() if variant is Variant.NFT else None
-        self.families = tuple(family for family in Family if _is_supported(family, variant))
+        self.families = supported_families(variant)
         if not self.families:
             message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
             raise ConfigError(message)
 
     @classmethod
     async def open(cls, config: Config) -> "IptablesMode":
-        """Choose the variant and say why."""
+        """Choose the variant and the layout, and say why."""
         variant, reason = await choose_variant(config)
         logger.info("iptables mode, variant %s: %s", variant.value, reason)
-        return cls(config, variant)
+        families = supported_families(variant)
+        return cls(config, variant, [family for family in families if await takes_hairpin_rule(family, variant)])
 
     def is_placed(self, node: Node) -> bool:
         """See `Backend`."""
@@ -58,7 +63,11 @@ class IptablesMode:
         """See `Backend`."""
         # Read each time: it may be switched on after start, and a DROP of packets that it lets through cuts connections.
         be_liberal = read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")
-        return iptables_settings(self._config, node, family, local_ips, drop_invalid=not be_liberal)
+        return replace(
+            iptables_settings(self._config, node, family, local_ips),
+            drop_invalid=not be_liberal,
+            hairpin_by_packet=family in self._hairpin_by_packet,
+        )
 
     def program(self, settings: IptablesSettings) -> IptablesProgram:
         """See `Backend`."""
@@ -87,10 +96,8 @@ def ownership(family: Family) -> Ownership:
     )
 
 
-def iptables_settings(
-    config: Config, node: Node, family: Family, local_ips: Collection[bytes], *, drop_invalid: bool = True
-) -> IptablesSettings:
-    """Derive what the rules of a family depend on besides Services."""
+def iptables_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IptablesSettings:
+    """Derive what the rules of a family depend on besides Services and the kernel."""
     return IptablesSettings(
         family=family,
         masquerade_mark=1 << config.iptables_masquerade_bit,
@@ -98,7 +105,6 @@ def iptables_settings(
         local_traffic=local_traffic(config, node, family),
         localhost_node_ports=serves_localhost(config, family),
         node_port_ips=node_port_ips(config, node, family, local_ips),
-        drop_invalid=drop_invalid,
     )
 
 
@@ -109,5 +115,28 @@ async def choose_variant(config: Config) -> tuple[Variant, str]:
     return Variant(config.iptables_variant.value), "asked for"
 
 
-def _is_supported(family: Family, variant: Variant) -> bool:
-    return is_available(family, variant) and (family is Family.IPV4 or _IPV6_IS_THERE.exists())
+async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
+    """Say whether hairpin connections can be told by the packet (xt_bpf); nothing is written where that is known."""
+    match = source_is_destination(family)
+    try:
+        if match in await chain_rules(family, variant, ChainKey(NAT, chain_names.POSTROUTING)):
+            logger.info("%s: hairpin connections are told by the packet: the rule is in place", family)
+            return True
+        reason = await why_refused(family, variant, f"{match} -j RETURN")
+    except ApplyError as error:
+        reason = f"could not be tried: {error}"
+    if reason:
+        # This layout needs nothing of the kernel that kube-proxy's does not.
+        logger.warning("%s: hairpin connections are told by a chain for each endpoint: xt_bpf: %s", family, reason)
+    else:
+        logger.info("%s: hairpin connections are told by the packet: the kernel took a trial rule", family)
+    return not reason
+
+
+def supported_families(variant: Variant) -> tuple[Family, ...]:
+    """Return the families that this node has, and has the programs of a variant for."""
+    return tuple(
+        family
+        for family in Family
+        if is_available(family, variant) and (family is Family.IPV4 or _IPV6_IS_THERE.exists())
+    )

@@ -59,6 +59,13 @@ def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collect
     return tuple(sorted(found))
 
 
+def follows_local_ips(config: Config) -> bool:
+    """Say whether the rules depend on which addresses the node has at the moment."""
+    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
+        return False
+    return any(_node_port_blocks(config, family) is not None for family in Family)
+
+
 def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
     """Return the blocks that were asked for in a family; None means every address."""
     if config.nodeport_addresses is NodePortAddresses.PRIMARY:

@@ -44,6 +44,17 @@ class Tracker:
         found = self._slices.get(service, _NO_SLICES)
         return (found[name] for name in sorted(found)) if len(found) > 1 else found.values()
 
+    def known(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+        """Return the last known version of an object, or None."""
+        match kind:
+            case Kind.SERVICE:
+                return self.services.get(name)
+            case Kind.ENDPOINT_SLICE:
+                service = self._service_of_slice.get(name)
+                return self._slices[service][name] if service is not None else None
+            case Kind.NODE:
+                return self.node
+
     def take_dirty(self) -> set[NamespacedName]:
         """Return the names of Services whose Service or slices changed, and forget that they did."""
         dirty, self._dirty = self._dirty, set()

@@ -1,0 +1,71 @@
+"""What this kernel takes, found by giving it a rule and taking it back; no table of versions knows backports.
+
+A trial is two writes to the kernel, and a restart on an unchanged cluster must make none. So a caller
+first looks whether the rule is in the kernel already: that is an answer too.
+
+``--random-fully`` is not tried: it came with iptables 1.6.2 and Linux 3.14, and the programs that we run got their
+names (iptables-legacy, iptables-nft) with 1.8.0.
+"""
+
+import asyncio
+
+from pyproxy.apply.command import run
+from pyproxy.apply.iptables import RestoreError, Variant, program, restore
+from pyproxy.apply.iptables_variant import legacy_tables
+from pyproxy.apply.legacy_tables import open_tables
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import FILTER, ChainKey
+
+PROBE_CHAIN = "PYPROXY-PROBE"
+"""No rule jumps to it, so what stands in it meets no packet. It is there for the length of a trial only."""
+_LOCK_WAIT_SECONDS = 5
+
+
+async def chain_rules(family: Family, variant: Variant, key: ChainKey) -> str:
+    """Return the rules of one chain as ``iptables-save`` writes them; nothing where it does not exist."""
+    # The programs of the legacy variant would create the table.
+    if variant is Variant.LEGACY and key.table not in legacy_tables(family):
+        return ""
+    argv = [program(family, variant), "--wait", str(_LOCK_WAIT_SECONDS), "-t", key.table, "-S", key.chain]
+    return (await run(argv)).stdout
+
+
+async def why_refused(family: Family, variant: Variant, rule: str) -> str:
+    """Try a rule such as ``-m bpf --bytecode … -j RETURN``; return why it is refused, or nothing where it is taken.
+
+    Raises:
+        ApplyError: it could not be tried, which says nothing about the rule.
+    """
+    if variant is Variant.LEGACY:
+        return await asyncio.to_thread(_why_refused_by_legacy, family, rule)
+    return await _why_refused_by_nft(family, rule)
+
+
+def _why_refused_by_legacy(family: Family, rule: str) -> str:
+    with open_tables(family, (FILTER,)) as tables:
+        table = tables[FILTER]
+        if PROBE_CHAIN in table.chains():  # of a trial that was killed
+            table.delete_chains((PROBE_CHAIN,))
+        try:
+            table.create_chain(PROBE_CHAIN)
+            table.append_rule(PROBE_CHAIN, rule)
+            table.commit()
+        except ApplyError as error:
+            if error.retryable:
+                raise
+            return str(error)
+        table.delete_chains((PROBE_CHAIN,))
+        table.commit()
+    return ""
+
+
+async def _why_refused_by_nft(family: Family, rule: str) -> str:
+    # Two transactions: iptables-nft-restore does not even send a rule that the same input removes again (1.8.9).
+    chain = f"*{FILTER}\n:{PROBE_CHAIN} - [0:0]\n"
+    try:
+        await restore(family, Variant.NFT, f"{chain}-A {PROBE_CHAIN} {rule}\nCOMMIT\n")
+    except RestoreError as error:
+        return str(error)
+    await restore(family, Variant.NFT, f"{chain}-X {PROBE_CHAIN}\nCOMMIT\n")
+    return ""

@@ -1,0 +1,204 @@
+"""What a connection to the API server needs, as a value, and its files and TLS settings at the moment of connecting.
+
+Law of this file: an `Access` holds the paths of files, not their contents; whoever connects reads them first, so that a
+rotated token, CA or client certificate is used from the next connection on.
+
+`credentials` finds the `Access` in a child process. The agent itself never carries the `kubernetes` package (25 MB), is
+not held up by its import (0.5 s, much of it with the interpreter locked), and can end an exec plugin that hangs, which
+is not possible for a thread.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import ssl
+import sys
+from asyncio.subprocess import PIPE, Process
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.errors import ConfigError, SourceError
+
+SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+LOAD_SECONDS = 60.0
+"""How long an exec plugin may take."""
+CONFIG_ERROR_STATUS = 2
+"""Exit status of `credentials` for a ConfigError; its standard output is the message."""
+SOURCE_ERROR_STATUS = 3
+_PROGRAM = "pyproxy.source.credentials"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the user said about the API server."""
+
+    kubeconfig: str = ""
+    master: str = ""
+    """URLs of servers, with commas between them; they are tried in turn. Overrides the server of the kubeconfig."""
+    service_account: str = SERVICE_ACCOUNT
+    """Folder of token and CA, used if there is neither kubeconfig nor master."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pem:
+    """A certificate or key: in a file that may change, or inline in the kubeconfig."""
+
+    path: str = ""
+    content: bytes = field(default=b"", repr=False)
+
+    def read(self) -> bytes:
+        """Return the PEM text as it is now.
+
+        Raises:
+            SourceError: the file cannot be read.
+        """
+        return _read(self.path) if self.path else self.content
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """One API server."""
+
+    url: str
+    """Without a slash at its end; may have a path."""
+    proxy: str = ""
+    """URL of the HTTP proxy to go through; empty means none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """The contents of an access's PEM files at one moment; equal ones make equal TLS settings."""
+
+    ca: bytes = field(repr=False)
+    certificate: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """Everything that a connection to the API server needs."""
+
+    servers: tuple[Server, ...]
+    ca: Pem | None = None
+    """None means the system's authorities."""
+    certificate: Pem | None = None
+    """The client's; None means that it shows none."""
+    key: Pem | None = None
+    verify: bool = True
+    """False takes any server certificate (``insecure-skip-tls-verify``)."""
+    tls_server_name: str = ""
+    """Name that the server's certificate must have; empty means the one in its URL."""
+    token_file: str = ""
+    authorization: str = field(default="", repr=False)
+    """Value of the HTTP header where there is no token file; empty means none."""
+    expires_at: float | None = None
+    """When an exec plugin's credentials expire, in seconds since the epoch; None means not known."""
+
+    def read_authorization(self) -> str:
+        """Return the value of the HTTP header as it is now; empty means that there is none.
+
+        Raises:
+            SourceError: the token file cannot be read now, or holds no token.
+        """
+        return _bearer(self.token_file) if self.token_file else self.authorization
+
+    def read_certificates(self) -> Certificates:
+        """Read all PEM files.
+
+        Raises:
+            SourceError: one of them cannot be read now.
+        """
+        return Certificates(*(pem.read() if pem else b"" for pem in (self.ca, self.certificate, self.key)))
+
+    def tls_context(self, certificates: Certificates) -> ssl.SSLContext:
+        """Make the TLS settings of a connection.
+
+        Raises:
+            SourceError: a certificate or key is no PEM, or the two do not belong together.
+        """
+        # Not ssl.create_default_context: from Python 3.13 on it is stricter than Go's crypto/tls and turns away
+        # cluster authorities without key usage, which every other client takes.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        try:
+            _load_authorities(context, certificates.ca)
+            _load_client_certificate(context, certificates)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            message = f"CA {self.ca}, client certificate {self.certificate}, key {self.key}: {error}"
+            raise SourceError(message) from error
+        return context
+
+
+def _bearer(token_file: str) -> str:
+    # The token may end in a newline, which no header may hold.
+    token = _read(token_file).decode("ascii", "replace").strip()
+    if not token or not token.isprintable():
+        message = f"token file {token_file} holds no token"
+        raise SourceError(message)
+    return f"Bearer {token}"
+
+
+def _load_authorities(context: ssl.SSLContext, ca: bytes) -> None:
+    if ca:
+        context.load_verify_locations(cadata=ca.decode())
+    else:
+        context.load_default_certs()
+
+
+def _load_client_certificate(context: ssl.SSLContext, certificates: Certificates) -> None:
+    if not certificates.certificate:
+        return
+    # OpenSSL takes files only; one in memory keeps an inline key off the disk.
+    with os.fdopen(os.memfd_create("client-certificate"), "wb") as file:
+        file.write(certificates.certificate + b"\n" + certificates.key)
+        file.flush()
+        # Without a password OpenSSL would ask for one on the terminal.
+        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
+
+
+def _read(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}"
+        raise SourceError(message) from error
+
+
+async def load_access(settings: Settings) -> Access:
+    """Find the API server and our credentials, in a child process.
+
+    Raises:
+        ConfigError: the configuration cannot work; the message names file and field.
+        SourceError: an exec plugin failed or took longer than `LOAD_SECONDS`.
+    """
+    # The child finds its modules where we find ours, be it a checkout, a virtual environment or a zip file. PYTHONPATH
+    # would do that too, but an exec plugin in Python would inherit it.
+    program = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; sys.exit(main())"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", "-c", program, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
+    )
+    try:
+        async with asyncio.timeout(LOAD_SECONDS):
+            output, complaints = await child.communicate(msgspec.json.encode(settings))
+    except TimeoutError as error:
+        message = f"no credentials after {LOAD_SECONDS:.0f} s: does the exec plugin hang?"
+        raise SourceError(message) from error
+    finally:
+        await _end(child)
+    if child.returncode == 0:
+        return msgspec.json.decode(output, type=Access)
+    text = "; ".join((*output.decode().splitlines(), *complaints.decode().splitlines()[-1:]))
+    raise (ConfigError if child.returncode == CONFIG_ERROR_STATUS else SourceError)(text)
+
+
+async def _end(child: Process) -> None:
+    if child.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)  # the whole session: a plugin is a child of our child
+        await child.wait()

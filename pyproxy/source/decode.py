@@ -1,0 +1,60 @@
+"""API objects from the wire to the model, with kube-proxy's rules for what counts.
+
+Law of this file and of `decode_service` and `decode_slices`, which it speaks for: pure functions from a wire struct to
+`Decoded`; no I/O, no log, no memory between objects. Whatever is wrong costs the smallest unit that it touches (one
+address, one port, in the end the object) and one `DecodeError` that names the field; the good rest is used. What an
+API server would have refused or completed is said in the words of the field to set. Where no other reason is given,
+a rule is kube-proxy's.
+"""
+
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.source import wire
+from pyproxy.source.decode_service import decode_service
+from pyproxy.source.decode_slices import decode_endpoint_slice, decode_endpoints
+from pyproxy.source.decoded import Decoded, errors, object_name, subject, wrong_type
+from pyproxy.source.fields import Problems, read_ip, read_networks, read_subdomain
+
+__all__ = [
+    "Decoded",
+    "decode_endpoint_slice",
+    "decode_endpoints",
+    "decode_node",
+    "decode_service",
+    "object_name",
+    "subject",
+    "wrong_type",
+]
+
+NODE_IP_TYPES = ("InternalIP", "ExternalIP")
+"""The types of address that count, the first ones first (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
+
+
+def decode_node(node: wire.Node) -> Decoded[Node]:
+    """Reduce a Node to its addresses, pod ranges and zone."""
+    metadata, spec = node.metadata or wire.NO_METADATA, node.spec or wire.NO_NODE_SPEC
+    problems: Problems = []
+    name = NamespacedName("", metadata.name or "")
+    if read_subdomain(name.name, "metadata.name", problems) is None:
+        return Decoded(None, errors("Node", name, problems))
+    # The API server keeps podCIDR equal to podCIDRs[0]; a file may have only the first.
+    listed, field = (spec.pod_cidrs, "spec.podCIDRs") if spec.pod_cidrs else ([spec.pod_cidr or ""], "spec.podCIDR")
+    decoded = Node(
+        name=name.name,
+        ips=_node_ips(node.status or wire.NO_NODE_STATUS, problems),
+        pod_cidrs=read_networks([text for text in listed if text], field, problems),
+        zone=(metadata.labels or wire.NO_LABELS).zone or "",
+    )
+    return Decoded(decoded, errors("Node", name, problems))
+
+
+def _node_ips(status: wire.NodeStatus, problems: Problems) -> tuple[bytes, ...]:
+    """Return all InternalIPs, then all ExternalIPs, in the order of the status."""
+    addresses = list(enumerate(status.addresses or ()))
+    ips = [
+        read_ip(address.address or "", f"status.addresses[{index}].address", problems)
+        for address_type in NODE_IP_TYPES
+        for index, address in addresses
+        if address.type == address_type
+    ]
+    return tuple(dict.fromkeys(ip for ip in ips if ip is not None))

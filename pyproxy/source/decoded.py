@@ -1,0 +1,64 @@
+"""What decoding an object gives, and how the object is called in messages.
+
+Law of this file: what `decode_service`, `decode_slices` and `decode` share and nothing else.
+"""
+
+import re
+from dataclasses import dataclass
+from sys import intern
+from typing import Generic, TypeVar
+
+from msgspec import ValidationError
+
+from pyproxy.errors import DecodeError
+from pyproxy.model.names import NamespacedName
+from pyproxy.source import wire
+from pyproxy.source.fields import Problems, read_label, shown
+
+T = TypeVar("T")
+
+DEFAULT_NAMESPACE = "default"
+
+_WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded(Generic[T]):
+    """What one API object came to."""
+
+    object: T | None
+    """None without a problem: none of ours (headless, ExternalName, another proxy's, host names for addresses)."""
+    problems: tuple[DecodeError, ...] = ()
+
+
+def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
+    """Return the unchecked name of a namespaced object; one without a namespace is in ``default``."""
+    metadata = metadata or wire.NO_METADATA
+    return NamespacedName(intern(metadata.namespace or DEFAULT_NAMESPACE), metadata.name or "")
+
+
+def subject(kind: str, name: NamespacedName) -> str:
+    """Write what an object is, for example ``Service default/web``, harmless whatever its name is."""
+    return f"{kind} {shown(name.namespace)}/{shown(name.name)}" if name.namespace else f"{kind} {shown(name.name)}"
+
+
+def wrong_type(what: str, error: ValidationError) -> DecodeError:
+    """Turn msgspec's complaint about one object into ours; `what` is the object's `subject`."""
+    text = str(error)
+    match = _WRONG_TYPE.fullmatch(text)
+    path, reason = (match["path"], match["reason"]) if match else ("", text)
+    return DecodeError(what, path, reason.replace("`", "").replace(" | null", ""))
+
+
+def errors(kind: str, name: NamespacedName, problems: Problems) -> tuple[DecodeError, ...]:
+    """Turn the problems of one object into errors that name it."""
+    if not problems:
+        return ()
+    what = subject(kind, name)
+    return tuple(DecodeError(what, field, reason) for field, reason in problems)
+
+
+def is_usable(name: NamespacedName, problems: Problems) -> bool:
+    """Tell whether namespace and name are DNS-1123 labels, as a Service's have to be."""
+    namespace = read_label(name.namespace, "metadata.namespace", problems)
+    return read_label(name.name, "metadata.name", problems) is not None and namespace is not None

@@ -1,0 +1,124 @@
+"""Many files to one set of objects: what stands twice, what two Services claim, what Endpoints add to slices.
+
+Law of this file: pure functions of manifests, in the order of their files. It decides which object stands for a name;
+which Service gets a port or an address that two claim is the plan's decision, and only reported here.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
+
+from pyproxy.errors import DecodeError
+from pyproxy.model.address import socket_text
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
+from pyproxy.source.decode import subject
+from pyproxy.source.manifest import FileProblem, Found, Manifest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class FileObjects:
+    """All usable objects of a set of files."""
+
+    services: tuple[Service, ...] = ()
+    slices: tuple[EndpointSlice, ...] = ()
+    """EndpointSlices, and core/v1 Endpoints where they say what no slice does."""
+    nodes: tuple[Node, ...] = ()
+    problems: tuple[FileProblem, ...] = ()
+    passed_over: Counter[str] = field(default_factory=Counter)
+    """How many objects there are of each kind that is none of ours."""
+
+
+def combine(manifests: Iterable[Manifest]) -> FileObjects:
+    """Make one set of several files; of objects with one kind and name, the first stays."""
+    manifests = tuple(manifests)
+    problems = [problem for manifest in manifests for problem in manifest.problems]
+    services = _first_of_each("Service", (one for manifest in manifests for one in manifest.services), problems)
+    slices = _first_of_each("EndpointSlice", (one for manifest in manifests for one in manifest.slices), problems)
+    endpoints = _first_of_each("Endpoints", (one for manifest in manifests for one in manifest.endpoints), problems)
+    nodes = _first_of_each("Node", (one for manifest in manifests for one in manifest.nodes), problems)
+    problems += _contested(services)
+    made = [one.object for one in slices]
+    controlled = frozenset[NamespacedName]().union(*(manifest.controlled for manifest in manifests))
+    return FileObjects(
+        tuple(one.object for one in services),
+        (*made, *_news(endpoints, made, controlled)),
+        tuple(one.object for one in nodes),
+        tuple(problems),
+        sum((manifest.passed_over for manifest in manifests), Counter()),
+    )
+
+
+def _first_of_each(kind: str, every: Iterable[Found[T]], problems: list[FileProblem]) -> list[Found[T]]:
+    first: dict[NamespacedName, Found[T]] = {}
+    for one in every:
+        stays = first.setdefault(one.name, one)
+        if stays is not one:
+            error = DecodeError(
+                subject(kind, one.name), "metadata.name", f"stands in {stays} already, and that one is used"
+            )
+            problems.append(FileProblem(one.file, one.place, error))
+    return list(first.values())
+
+
+def _news(
+    endpoints: Iterable[Found[tuple[EndpointSlice, ...]]],
+    slices: Iterable[EndpointSlice],
+    controlled: frozenset[NamespacedName],
+) -> Iterator[EndpointSlice]:
+    """Yield the slices of those Endpoints that are not the source or a copy of slices that are there.
+
+    A controller keeps Endpoints and its slices equal; a slice by any other hand is a copy if it has every address.
+    """
+    known = {(each.service, member.ip) for each in slices for member in each.endpoints} if endpoints else set()
+    for one in endpoints:
+        addresses = {(one.name, member.ip) for each in one.object for member in each.endpoints}
+        if one.name not in controlled and not addresses <= known:
+            yield from one.object
+
+
+def _contested(services: Iterable[Found[Service]]) -> Iterator[FileProblem]:
+    """Yield a problem for each node port and each address and port of a Service that another one gets."""
+    holders: dict[tuple[bytes, int, str], Found[Service]] = {}
+    for one in services:
+        for claim in _claims(one.object):
+            holder = holders.setdefault(claim, one)
+            if holder.name != one.name:
+                first, second = sorted((holder, one), key=partial(_rank, claim[0]))
+                holders[claim] = first
+                yield _contest(claim, first, second)
+
+
+def _rank(ip: bytes, one: Found[Service]) -> tuple[bool, str, NamespacedName]:
+    """Rank as the plan does: the Service whose cluster IP it is, then the older one, then by name."""
+    return ip not in one.object.cluster_ips, one.object.created or "~", one.name
+
+
+def _claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
+    """Yield what no other Service can have: address, port and protocol; a node port's address is empty."""
+    addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
+    for port in service.ports:
+        protocol = port.protocol.name
+        for ip in addresses:
+            yield ip, port.port, protocol
+        if port.node_port:
+            yield b"", port.node_port, protocol
+
+
+def _contest(claim: tuple[bytes, int, str], first: Found[Service], second: Found[Service]) -> FileProblem:
+    ip, port, protocol = claim
+    service = second.object
+    if not ip:
+        path, what = "spec.ports", f"node port {port}/{protocol}"
+    else:
+        what = f"{socket_text(ip, port)}/{protocol}"
+        path = "spec.clusterIPs" if ip in service.cluster_ips else "status.loadBalancer.ingress"
+        path = "spec.externalIPs" if ip in service.external_ips else path
+    reason = f"{what} is {subject('Service', first.name)}'s ({first}): a cluster IP counts first, then age, then name"
+    return FileProblem(second.file, second.place, DecodeError(subject("Service", second.name), path, reason))

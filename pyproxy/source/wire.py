@@ -1,0 +1,299 @@
+"""The Kubernetes API's JSON, cut down to what pyproxy reads.
+
+Law of this file: types only, spelled as the API spells them; no rule about what a value means (that is `decode`).
+Every field may be absent or null, because Go's encoding/json takes both for the zero value; every field that is
+not declared is skipped without being built. A wrong JSON type is a `msgspec.ValidationError` that names the path.
+
+All structs are frozen and decoded from text, so no cycle can arise and none needs the garbage collector (`gc=False`).
+Lists are typed as sequences, which are read-only, so that `known_fields` may narrow their items.
+Labels and annotations are structs too: only the keys that mean something here are ever built. A label that counts by
+its existence alone is `UNSET` when absent, and None when a file gives it no value.
+"""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from msgspec import UNSET, Raw, Struct, UnsetType, field
+
+T = TypeVar("T")
+
+ADDED = "ADDED"
+MODIFIED = "MODIFIED"
+DELETED = "DELETED"
+BOOKMARK = "BOOKMARK"
+ERROR = "ERROR"
+
+
+class Labels(Struct, frozen=True, gc=False):
+    """The labels of any object that pyproxy acts upon."""
+
+    service_proxy_name: str | UnsetType | None = field(name="service.kubernetes.io/service-proxy-name", default=UNSET)
+    headless: str | UnsetType | None = field(name="service.kubernetes.io/headless", default=UNSET)
+    service_name: str | None = field(name="kubernetes.io/service-name", default=None)
+    managed_by: str | None = field(name="endpointslice.kubernetes.io/managed-by", default=None)
+    zone: str | None = field(name="topology.kubernetes.io/zone", default=None)
+
+
+class Annotations(Struct, frozen=True, gc=False):
+    """The annotations of any object that pyproxy reads."""
+
+    last_change_trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
+    """RFC 3339; when the change behind an EndpointSlice or Endpoints happened."""
+    initial_events_end: str | None = field(name="k8s.io/initial-events-end", default=None)
+    """``true`` on the bookmark that ends the initial events of a streaming list."""
+
+
+class ObjectMeta(Struct, frozen=True, gc=False, rename="camel"):
+    """What all objects have."""
+
+    name: str | None = None
+    namespace: str | None = None
+    labels: Labels | None = None
+    annotations: Annotations | None = None
+    resource_version: str | None = None
+    creation_timestamp: str | None = None
+    """RFC 3339."""
+    uid: str | None = None
+
+
+NO_METADATA = ObjectMeta()
+NO_LABELS = Labels()
+NO_ANNOTATIONS = Annotations()
+
+
+class ServicePort(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 ServicePort."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+    node_port: int | None = None
+
+
+class ClientIPConfig(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 ClientIPConfig."""
+
+    timeout_seconds: int | None = None
+
+
+class SessionAffinityConfig(Struct, frozen=True, gc=False):
+    """core/v1 SessionAffinityConfig."""
+
+    client_ip: ClientIPConfig | None = field(name="clientIP", default=None)
+
+
+class ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 ServiceSpec."""
+
+    type: str | None = None
+    cluster_ip: str | None = field(name="clusterIP", default=None)
+    cluster_ips: Sequence[str] | None = field(name="clusterIPs", default=None)
+    ip_families: Sequence[str] | None = None
+    ports: Sequence[ServicePort] | None = None
+    external_ips: Sequence[str] | None = field(name="externalIPs", default=None)
+    session_affinity: str | None = None
+    session_affinity_config: SessionAffinityConfig | None = None
+    internal_traffic_policy: str | None = None
+    external_traffic_policy: str | None = None
+    health_check_node_port: int | None = None
+    allocate_load_balancer_node_ports: bool | None = None
+    load_balancer_source_ranges: Sequence[str] | None = None
+
+
+NO_SERVICE_SPEC = ServiceSpec()
+
+
+class LoadBalancerIngress(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 LoadBalancerIngress; the host name of an entry makes no rule."""
+
+    ip: str | None = None
+    ip_mode: str | None = None
+
+
+class LoadBalancerStatus(Struct, frozen=True, gc=False):
+    """core/v1 LoadBalancerStatus."""
+
+    ingress: Sequence[LoadBalancerIngress] | None = None
+
+
+NO_LOAD_BALANCER_STATUS = LoadBalancerStatus()
+
+
+class ServiceStatus(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 ServiceStatus."""
+
+    load_balancer: LoadBalancerStatus | None = None
+
+
+NO_SERVICE_STATUS = ServiceStatus()
+
+
+class Service(Struct, frozen=True, gc=False):
+    """core/v1 Service."""
+
+    metadata: ObjectMeta | None = None
+    spec: ServiceSpec | None = None
+    status: ServiceStatus | None = None
+
+
+class EndpointConditions(Struct, frozen=True, gc=False):
+    """discovery.k8s.io/v1 EndpointConditions."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class Hint(Struct, frozen=True, gc=False):
+    """discovery.k8s.io/v1 ForZone and ForNode."""
+
+    name: str | None = None
+
+
+class EndpointHints(Struct, frozen=True, gc=False, rename="camel"):
+    """discovery.k8s.io/v1 EndpointHints."""
+
+    for_zones: Sequence[Hint] | None = None
+    for_nodes: Sequence[Hint] | None = None
+
+
+class Endpoint(Struct, frozen=True, gc=False, rename="camel"):
+    """discovery.k8s.io/v1 Endpoint."""
+
+    addresses: Sequence[str] | None = None
+    conditions: EndpointConditions | None = None
+    hints: EndpointHints | None = None
+    node_name: str | None = None
+
+
+class EndpointPort(Struct, frozen=True, gc=False):
+    """discovery.k8s.io/v1 EndpointPort and core/v1 EndpointPort."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):
+    """discovery.k8s.io/v1 EndpointSlice."""
+
+    metadata: ObjectMeta | None = None
+    address_type: str | None = None
+    endpoints: Sequence[Endpoint] | None = None
+    ports: Sequence[EndpointPort] | None = None
+
+
+class EndpointAddress(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 EndpointAddress."""
+
+    ip: str | None = None
+    node_name: str | None = None
+
+
+class EndpointSubset(Struct, frozen=True, gc=False, rename="camel"):
+    """core/v1 EndpointSubset: each of its addresses with each of its ports."""
+
+    addresses: Sequence[EndpointAddress] | None = None
+    not_ready_addresses: Sequence[EndpointAddress] | None = None
+    ports: Sequence[EndpointPort] | None = None
+
+
+class Endpoints(Struct, frozen=True, gc=False):
+    """core/v1 Endpoints, which manifests still have; the API server is never asked for them."""
+
+    metadata: ObjectMeta | None = None
+    subsets: Sequence[EndpointSubset] | None = None
+
+
+class NodeSpec(Struct, frozen=True, gc=False):
+    """core/v1 NodeSpec."""
+
+    pod_cidr: str | None = field(name="podCIDR", default=None)
+    pod_cidrs: Sequence[str] | None = field(name="podCIDRs", default=None)
+
+
+NO_NODE_SPEC = NodeSpec()
+
+
+class NodeAddress(Struct, frozen=True, gc=False):
+    """core/v1 NodeAddress."""
+
+    type: str | None = None
+    address: str | None = None
+
+
+class NodeStatus(Struct, frozen=True, gc=False):
+    """core/v1 NodeStatus."""
+
+    addresses: Sequence[NodeAddress] | None = None
+
+
+NO_NODE_STATUS = NodeStatus()
+
+
+class Node(Struct, frozen=True, gc=False):
+    """core/v1 Node."""
+
+    metadata: ObjectMeta | None = None
+    spec: NodeSpec | None = None
+    status: NodeStatus | None = None
+
+
+class ListMeta(Struct, frozen=True, gc=False, rename="camel"):
+    """meta/v1 ListMeta."""
+
+    resource_version: str | None = None
+    continue_token: str | None = field(name="continue", default=None)
+    """Empty or None on the last page."""
+
+
+NO_LIST_METADATA = ListMeta()
+
+
+class ObjectList(Struct, Generic[T], frozen=True, gc=False):
+    """A page of a list; with items of type `Raw` where one item of a wrong type must not fail its neighbours."""
+
+    metadata: ListMeta | None = None
+    items: list[T] | None = None
+
+
+class WatchEvent(Struct, frozen=True, gc=False):
+    """meta/v1 WatchEvent: one line of a watch."""
+
+    type: str
+    """`ADDED`, `MODIFIED`, `DELETED`, `BOOKMARK` or `ERROR`."""
+    object: Raw
+    """The object; a `Bookmark` for `BOOKMARK`, a `Status` for `ERROR`."""
+
+
+class Bookmark(Struct, frozen=True, gc=False):
+    """The object of a `BOOKMARK` event: metadata and nothing else."""
+
+    metadata: ObjectMeta | None = None
+
+    @property
+    def resource_version(self) -> str:
+        """Return the version up to which all events have been sent."""
+        return (self.metadata or NO_METADATA).resource_version or ""
+
+    @property
+    def ends_initial_events(self) -> bool:
+        """Tell whether the streaming list is complete with this event."""
+        annotations = (self.metadata or NO_METADATA).annotations or NO_ANNOTATIONS
+        return annotations.initial_events_end == "true"
+
+
+class Status(Struct, frozen=True, gc=False):
+    """meta/v1 Status: the body of a refused request and the object of an `ERROR` event."""
+
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+
+
+class Header(Struct, frozen=True, gc=False, rename="camel"):
+    """What any object says about itself, to tell its kind before it is decoded as one."""
+
+    api_version: str | None = None
+    kind: str | None = None
+    metadata: ObjectMeta | None = None

@@ -1,0 +1,250 @@
+"""A Kubernetes control plane for tests: a real etcd and a real kube-apiserver, and nothing else.
+
+No kubelet, controller or scheduler runs: Nodes, EndpointSlices and the rest are what the test writes, and stay so.
+Clients under test come in through a relay that can fail on command; the test itself has its own way in.
+etcd listens on Unix sockets only.
+"""
+
+import itertools
+import json
+import os
+import secrets
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Literal, Self, TypeAlias
+
+from .api import ApiClient, ApiError, JsonObject, UnixConnection, exchange, kubeconfig
+from .certificates import Authority, Certificate
+from .namespace import call_inside
+from .process import ClusterError, Process, binary
+from .relay import LOOPBACK, Relay, bound_socket
+
+Authorization: TypeAlias = Literal["AlwaysAllow", "RBAC"]
+
+KUBE_PROXY_USER = "system:kube-proxy"
+"""The user that the built-in RBAC role of proxies is bound to."""
+SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
+_SERVER_NAMES = ("IP:127.0.0.1", "IP:10.96.0.1", "IP:fd00:10:96::1", "DNS:localhost", "DNS:kubernetes.default.svc")
+_ADMIN = "admin"
+_GROUPS = {_ADMIN: "system:masters", KUBE_PROXY_USER: ""}
+_ADVERTISED = "192.0.2.1"
+"""The endpoint of the Service default/kubernetes: an address for documentation, as a loopback address is not valid."""
+_ETCD_CLIENTS, _ETCD_PEERS = "clients:0", "peers:0"
+"""Sockets in etcd's folder: it takes names of Unix sockets only if they look like host and port."""
+_START_SECONDS = 60.0
+
+
+class ControlPlane:
+    """A control plane that lives as long as its ``with`` block; enter it in a thread that outlives the block."""
+
+    def __init__(
+        self,
+        *,
+        namespace: str | None = None,
+        authorization: Authorization = "AlwaysAllow",
+        flags: Sequence[str] = (),
+    ) -> None:
+        """Describe it: the network namespace of the API server (None: the caller's), and further flags of that."""
+        self._namespace = namespace
+        self._flags = [f"--authorization-mode={authorization}", *flags]
+        self._tokens = {user: secrets.token_hex(16) for user in _GROUPS}
+        self._kubeconfigs = itertools.count(1)
+        self._relays: list[Relay] = []
+        self._apiserver: Process | None = None
+        self._at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start etcd and the API server, and wait until it is ready."""
+        with ExitStack() as stack:
+            self.directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-cluster-{os.getpid()}-"))
+            )
+            stack.enter_context(self._start_etcd())
+            self._port = stack.enter_context(_reserved_port(self._namespace))
+            self._prepare_apiserver()
+            stack.callback(self.stop_apiserver)
+            stack.callback(self._close_relays)
+            self.clients = self.new_relay()
+            admin_port = self._port if self._namespace is None else self.new_relay().listen()
+            self._client = ApiClient(admin_port, self._tokens[_ADMIN], self.authority.certificate)
+            self.kubeconfig = self.kubeconfig_for({"token": self._tokens[_ADMIN]}, _url(admin_port))
+            self.start_apiserver()
+            self._at_exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop everything and remove all files."""
+        self._at_exit.close()
+
+    @contextmanager
+    def exposed_in(self, namespace: str | None, relay: Relay | None = None) -> Iterator[str]:
+        """Let clients of a network namespace in on its loopback, and give the URL; the relay is ``clients``."""
+        relay = relay or self.clients
+        port = relay.listen(namespace)
+        try:
+            yield _url(port)
+        finally:
+            relay.leave(port)
+
+    def new_relay(self) -> Relay:
+        """Return a further relay to the API server; as it fails alone, it is to a client one server of several."""
+        relay = Relay(self._port, namespace=self._namespace)
+        self._relays.append(relay)
+        return relay
+
+    def kill_connections(self) -> None:
+        """Reset all connections of clients, watches among them; they may come back at once."""
+        self.clients.drop()
+
+    def kubeconfig_for(self, user: Mapping[str, str], server: str) -> Path:
+        """Write a kubeconfig for a user entry (token, tokenFile, client-certificate, …) and a URL of `exposed_in`."""
+        path = self.directory / f"kubeconfig-{next(self._kubeconfigs)}"
+        path.write_text(kubeconfig(server, self.authority.certificate, user))
+        return path
+
+    def static_token(self, user: str = KUBE_PROXY_USER) -> str:
+        """Return the token that a user has for as long as the control plane lives."""
+        return self._tokens[user]
+
+    def create_token(self, service_account: str, namespace: str = "default", seconds: int = 600) -> str:
+        """Return a new token of a service account, which is made if it is not there; the server's minimum is 600 s."""
+        accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
+        try:
+            self.request("POST", accounts, {"metadata": {"name": service_account}})
+        except ApiError as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+        wanted = {"spec": {"expirationSeconds": seconds}}
+        return str(self.request("POST", f"{accounts}/{service_account}/token", wanted)["status"]["token"])
+
+    def client_certificate(self, user: str, groups: Sequence[str] = ()) -> Certificate:
+        """Return a new certificate that makes its holder a user in groups."""
+        return self.authority.client(user, groups)
+
+    def request(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
+        """Send a request as administrator, past the relay; a PATCH is a JSON merge patch."""
+        return self._client.request(method, path, body)
+
+    def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as in subprocess
+        """Run kubectl as administrator, past the relay, and return its output."""
+        result = subprocess.run(
+            [binary("kubectl"), *arguments],
+            input=input,
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if result.returncode:
+            message = f"kubectl {' '.join(arguments)}: exit {result.returncode}: {result.stderr.strip()}"
+            raise ClusterError(message)
+        return result.stdout
+
+    def apply(self, manifest: str) -> None:
+        """Apply a manifest of YAML or JSON."""
+        self.kubectl("apply", "--filename=-", input=manifest)
+
+    def create_node(
+        self, name: str, addresses: Sequence[str], *, pod_cidrs: Sequence[str] = (), zone: str | None = None
+    ) -> None:
+        """Create a Node that is ready, with internal addresses, pod ranges and a zone."""
+        labels = {"kubernetes.io/hostname": name} | ({"topology.kubernetes.io/zone": zone} if zone else {})
+        node: JsonObject = {
+            "metadata": {"name": name, "labels": labels},
+            "status": {
+                "addresses": [{"type": "InternalIP", "address": address} for address in addresses],
+                "conditions": [{"type": "Ready", "status": "True"}],
+            },
+        }
+        if pod_cidrs:
+            node["spec"] = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)}
+        self.request("POST", "/api/v1/nodes", node)
+
+    def start_apiserver(self) -> None:
+        """Start the API server, on the same port and data as before, and wait until it is ready."""
+        self._apiserver = Process(
+            [binary("kube-apiserver"), *self._apiserver_flags],
+            log=self.directory / "kube-apiserver.log",
+            namespace=self._namespace,
+        )
+        self._apiserver.wait_until(self._client.is_ready, "/readyz", timeout_seconds=_START_SECONDS)
+
+    def stop_apiserver(self) -> None:
+        """Stop the API server, as a crash would: it keeps everything in etcd, and an orderly end waits for watches."""
+        if self._apiserver is not None:
+            self._apiserver.kill()
+            self._apiserver = None
+
+    def compact(self) -> None:
+        """Make all resource versions of the past answer 410 Gone; connections of clients die over it.
+
+        The API server is restarted, as its watch cache would go on to serve what etcd has forgotten.
+        """
+        self.stop_apiserver()
+        # The key is a zero byte: a key must be given, and the answer's header is what is wanted.
+        revision = self._ask_etcd("range", {"key": "AA=="})["header"]["revision"]
+        self._ask_etcd("compaction", {"revision": revision, "physical": True})
+        self.start_apiserver()
+
+    def _ask_etcd(self, what: str, body: JsonObject) -> JsonObject:
+        connection = UnixConnection(self.directory / _ETCD_CLIENTS)
+        answer: JsonObject = json.loads(exchange(connection, "POST", f"/v3/kv/{what}", body))
+        return answer
+
+    def _start_etcd(self) -> Process:
+        clients, peers = f"unix://{_ETCD_CLIENTS}", f"unix://{_ETCD_PEERS}"
+        command = [binary("etcd"), "--name=tests", "--data-dir=etcd", f"--initial-cluster=tests={peers}"]
+        command += [f"--listen-client-urls={clients}", f"--advertise-client-urls={clients}"]
+        command += [f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}"]
+        command += ["--unsafe-no-fsync", "--log-level=warn"]
+        etcd = Process(command, log=self.directory / "etcd.log")
+        try:
+            etcd.wait_until((self.directory / _ETCD_CLIENTS).exists, "its socket", timeout_seconds=_START_SECONDS)
+        except BaseException:
+            etcd.stop()
+            raise
+        return etcd
+
+    def _prepare_apiserver(self) -> None:
+        """Make what the API server keeps over its restarts: certificates, tokens and flags."""
+        self.authority = Authority(self.directory)
+        serving = self.authority.server(_SERVER_NAMES)
+        accounts = self.authority.key("service-accounts")
+        tokens = self.directory / "tokens.csv"
+        tokens.write_text("".join(f'{self._tokens[user]},{user},{user},"{_GROUPS[user]}"\n' for user in _GROUPS))
+        self._apiserver_flags = [
+            f"--etcd-servers=unix://{self.directory / _ETCD_CLIENTS}",
+            "--etcd-compaction-interval=0",  # compact() is the only one who compacts
+            f"--bind-address={LOOPBACK}",
+            f"--secure-port={self._port}",
+            f"--advertise-address={_ADVERTISED}",
+            f"--service-cluster-ip-range={','.join(SERVICE_CIDRS)}",
+            f"--tls-cert-file={serving.certificate}",
+            f"--tls-private-key-file={serving.key}",
+            f"--client-ca-file={self.authority.certificate}",
+            f"--token-auth-file={tokens}",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            f"--service-account-signing-key-file={accounts}",
+            f"--service-account-key-file={accounts}",
+            "--disable-admission-plugins=ServiceAccount",  # it refuses Pods, as no controller makes default accounts
+            *self._flags,
+        ]
+
+    def _close_relays(self) -> None:
+        for relay in self._relays:
+            relay.close()
+
+
+@contextmanager
+def _reserved_port(namespace: str | None) -> Iterator[int]:
+    """Keep a free port from all others who do not name it, also while the API server is stopped."""
+    with call_inside(namespace, bound_socket) as reserved:
+        yield int(reserved.getsockname()[1])
+
+
+def _url(port: int) -> str:
+    return f"https://{LOOPBACK}:{port}"
