@@ -5,9 +5,10 @@ which Service gets a port or an address that two claim is the plan's decision, a
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from pyproxy.errors import DecodeError
@@ -39,10 +40,15 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
     """Make one set of several files; of objects with one kind and name, the first stays."""
     manifests = tuple(manifests)
     problems = [problem for manifest in manifests for problem in manifest.problems]
-    services = _first_of_each("Service", (one for manifest in manifests for one in manifest.services), problems)
-    slices = _first_of_each("EndpointSlice", (one for manifest in manifests for one in manifest.slices), problems)
-    endpoints = _first_of_each("Endpoints", (one for manifest in manifests for one in manifest.endpoints), problems)
-    nodes = _first_of_each("Node", (one for manifest in manifests for one in manifest.nodes), problems)
+    services = _first_of_each(
+        "Service", attrgetter("name"), (one for each in manifests for one in each.services), problems
+    )
+    slices = _first_of_each(
+        "EndpointSlice", attrgetter("name"), (one for each in manifests for one in each.slices), problems
+    )
+    endpoints = [one for each in manifests for one in each.endpoints if one.object]
+    endpoints = _first_of_each("Endpoints", _service_of, endpoints, problems)
+    nodes = _first_of_each("Node", _node_name, (one for each in manifests for one in each.nodes), problems)
     problems += _contested(services)
     made = [one.object for one in slices]
     controlled = frozenset[NamespacedName]().union(*(manifest.controlled for manifest in manifests))
@@ -55,20 +61,29 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
     )
 
 
-def _first_of_each(kind: str, every: Iterable[Found[T]], problems: list[FileProblem]) -> list[Found[T]]:
+def _service_of(endpoints: tuple[EndpointSlice, ...]) -> NamespacedName:
+    return endpoints[0].service
+
+
+def _node_name(node: Node) -> NamespacedName:
+    return NamespacedName("", node.name)
+
+
+def _first_of_each(
+    kind: str, name_of: Callable[[T], NamespacedName], every: Iterable[Found[T]], problems: list[FileProblem]
+) -> list[Found[T]]:
     first: dict[NamespacedName, Found[T]] = {}
     for one in every:
-        stays = first.setdefault(one.name, one)
+        name = name_of(one.object)
+        stays = first.setdefault(name, one)
         if stays is not one:
-            error = DecodeError(
-                subject(kind, one.name), "metadata.name", f"stands in {stays} already, and that one is used"
-            )
-            problems.append(FileProblem(one.file, one.place, error))
+            reason = f"stands in {stays} already, and that one is used"
+            problems.append(FileProblem(one.file, one.place, DecodeError(subject(kind, name), "metadata.name", reason)))
     return list(first.values())
 
 
 def _news(
-    endpoints: Iterable[Found[tuple[EndpointSlice, ...]]],
+    endpoints: Sequence[Found[tuple[EndpointSlice, ...]]],
     slices: Iterable[EndpointSlice],
     controlled: frozenset[NamespacedName],
 ) -> Iterator[EndpointSlice]:
@@ -78,8 +93,8 @@ def _news(
     """
     known = {(each.service, member.ip) for each in slices for member in each.endpoints} if endpoints else set()
     for one in endpoints:
-        addresses = {(one.name, member.ip) for each in one.object for member in each.endpoints}
-        if one.name not in controlled and not addresses <= known:
+        addresses = {(each.service, member.ip) for each in one.object for member in each.endpoints}
+        if _service_of(one.object) not in controlled and not addresses <= known:
             yield from one.object
 
 
@@ -89,7 +104,7 @@ def _contested(services: Iterable[Found[Service]]) -> Iterator[FileProblem]:
     for one in services:
         for claim in _claims(one.object):
             holder = holders.setdefault(claim, one)
-            if holder.name != one.name:
+            if holder is not one:
                 first, second = sorted((holder, one), key=partial(_rank, claim[0]))
                 holders[claim] = first
                 yield _contest(claim, first, second)
@@ -97,7 +112,7 @@ def _contested(services: Iterable[Found[Service]]) -> Iterator[FileProblem]:
 
 def _rank(ip: bytes, one: Found[Service]) -> tuple[bool, str, NamespacedName]:
     """Rank as the plan does: the Service whose cluster IP it is, then the older one, then by name."""
-    return ip not in one.object.cluster_ips, one.object.created or "~", one.name
+    return ip not in one.object.cluster_ips, one.object.created or "~", one.object.name
 
 
 def _claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
@@ -120,5 +135,7 @@ def _contest(claim: tuple[bytes, int, str], first: Found[Service], second: Found
         what = f"{socket_text(ip, port)}/{protocol}"
         path = "spec.clusterIPs" if ip in service.cluster_ips else "status.loadBalancer.ingress"
         path = "spec.externalIPs" if ip in service.external_ips else path
-    reason = f"{what} is {subject('Service', first.name)}'s ({first}): a cluster IP counts first, then age, then name"
-    return FileProblem(second.file, second.place, DecodeError(subject("Service", second.name), path, reason))
+    reason = (
+        f"{what} is {subject('Service', first.object.name)}'s ({first}): a cluster IP counts first, then age, then name"
+    )
+    return FileProblem(second.file, second.place, DecodeError(subject("Service", service.name), path, reason))

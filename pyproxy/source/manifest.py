@@ -27,7 +27,6 @@ from pyproxy.source.decode import (
     decode_endpoints,
     decode_node,
     decode_service,
-    object_name,
     subject,
     wrong_type,
 )
@@ -85,7 +84,6 @@ class FileProblem:
 class Found(Generic[T]):
     """A usable object and where it stands."""
 
-    name: NamespacedName
     object: T
     file: str
     place: str
@@ -270,26 +268,25 @@ class _Reading:
         self._problems.append(FileProblem(self._file, locate(field), DecodeError(what, field, reason)))
 
     def _take(self, known: WireObject, locate: Locate) -> None:
-        name = object_name(known.metadata)
         match known:
             case wire.Service():
-                self._keep(self._services, name, decode_service(known), locate)
+                self._keep(self._services, decode_service(known), locate)
             case wire.EndpointSlice():
                 decoded = decode_endpoint_slice(known)
-                self._keep(self._slices, name, decoded, locate)
+                self._keep(self._slices, decoded, locate)
                 labels = (known.metadata or wire.NO_METADATA).labels
                 if decoded.object and labels and labels.managed_by in _CONTROLLERS:
                     self._controlled.add(decoded.object.service)
             case wire.Endpoints():
-                self._keep(self._endpoints, name, decode_endpoints(known), locate)
+                self._keep(self._endpoints, decode_endpoints(known), locate)
             case wire.Node():
-                self._keep(self._nodes, NamespacedName("", name.name), decode_node(known), locate)
+                self._keep(self._nodes, decode_node(known), locate)
 
-    def _keep(self, found: list[Found[T]], name: NamespacedName, decoded: Decoded[T], locate: Locate) -> None:
+    def _keep(self, found: list[Found[T]], decoded: Decoded[T], locate: Locate) -> None:
         for error in decoded.problems:
             self._problems.append(FileProblem(self._file, locate(error.field), error))
         if decoded.object is not None:
-            found.append(Found(name, decoded.object, self._file, locate("")))
+            found.append(Found(decoded.object, self._file, locate("")))
 
 
 def _nowhere(_: str) -> str:

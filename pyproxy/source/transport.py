@@ -191,7 +191,7 @@ class Transport:
                 raise await self._refused(response, access, turn)
             yield response
         finally:
-            response.close()
+            _cut(response)
 
     async def _send(
         self, access: Access, server: Server, path: str, query: Mapping[str, str], read_seconds: float
@@ -239,6 +239,14 @@ class Transport:
     def _pass_turn(self, turn: int) -> None:
         if self._turn == turn:  # of several requests that failed at one server only the first one leaves it
             self._turn += 1
+
+
+def _cut(response: aiohttp.ClientResponse) -> None:
+    # Not an orderly end of TLS: that would keep the socket until the peer answers, and it may be dead.
+    connection = response.connection
+    if connection is not None and connection.transport is not None:
+        connection.transport.abort()
+    response.close()
 
 
 def _socket(address: tuple[Any, ...]) -> socket.socket:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.lab import Lab
 
-from .cluster import MODES, Cluster, Mode
+from .cluster import ANSWER_SECONDS, MODES, Cluster, Mode
 from .objects import PLAN
 
 
@@ -26,7 +26,7 @@ def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     """Give a cluster with running agents."""
     if os.geteuid():
         pytest.skip("network namespaces need root")
-    with Lab(PLAN.shape) as lab:
+    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
         running = Cluster(lab, mode, Path(tmp_path_factory.mktemp(mode.name)))
         running.start()
         yield running

@@ -1,0 +1,58 @@
+"""A gate in front of iptables-restore: it keeps count of what passes, and refuses what names something.
+
+Law: what is let through is run by the real program, word by word. No Service that the API accepts makes the kernel
+refuse its rules, so what such a refusal does to the others can only be seen behind a gate.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from .cluster import Mode
+
+_SCRIPT = """#!/bin/sh
+input=$(mktemp)
+trap 'rm -f "$input"' EXIT
+cat > "$input"
+echo "$0" >> {log}
+line=$(grep -n -F -f {refused} "$input" | head -n 1 | cut -d : -f 1)
+if [ -n "$line" ]; then
+    echo "$(basename "$0"): line $line failed" >&2
+    exit 1
+fi
+{program} "$@" < "$input"
+"""
+
+
+class Gate:
+    """Programs that stand in for both families' restore programs of a mode, for whoever has `env`."""
+
+    def __init__(self, mode: Mode, directory: Path) -> None:
+        """Write the programs into the directory; nothing is refused yet."""
+        self._log = directory / "passed"
+        self._refused = directory / "refused"
+        programs = directory / "programs"
+        programs.mkdir(parents=True)
+        for dump in mode.dumps:
+            name = f"{dump[0].removesuffix('-save')}-restore"
+            program = programs / name
+            program.write_text(_SCRIPT.format(log=self._log, refused=self._refused, program=shutil.which(name)))
+            program.chmod(0o755)
+        self.env = {"PATH": f"{programs}:{os.environ['PATH']}"}
+        self._log.touch()
+        self.admit_all()
+
+    @property
+    def count(self) -> int:
+        """How many times a program was run."""
+        return len(self._log.read_text().splitlines())
+
+    def refuse(self, text: str) -> None:
+        """Refuse from now on all input that holds this text."""
+        self._refused.write_text(f"{text}\n")
+
+    def admit_all(self) -> None:
+        """Refuse nothing any more."""
+        self._refused.write_text("")

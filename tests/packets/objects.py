@@ -1,0 +1,172 @@
+"""Kubernetes objects in as few words as the rows of a packet table need.
+
+Law: plain values, complete as an API server would hand them out. A Service has a number, which is the last part of its
+cluster IPs; its EndpointSlices take names and protocols of their ports from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, NodePlan, Plan, Shape, plan
+
+JsonObject: TypeAlias = dict[str, Any]
+
+NAMESPACE = "default"
+VERSIONS = (4, 6)
+PORT = 8080
+"""Every pod answers here, in all protocols."""
+SECOND_PORT = 9090
+"""And here."""
+ZONES = {"node1": "zone-a", "node2": "zone-b"}
+PLAN: Plan = plan(Shape(nodes=2, pods_per_node=3))
+"""Hosts and addresses of the lab that all suites run in."""
+ADDRESSES: dict[str, tuple[str, ...]] = {
+    host.name: tuple(map(str, host.addresses))
+    for host in (*PLAN.nodes, *PLAN.strangers, *(pod for node in PLAN.nodes for pod in node.pods))
+}
+NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods}
+
+
+def node_plan(name: str) -> NodePlan:
+    """Return the plan of a node."""
+    return next(node for node in PLAN.nodes if node.name == name)
+
+
+def cluster_ips(number: int) -> list[str]:
+    """Return the cluster IPs that belong to a number, IPv4 first."""
+    return [str(cidr.network_address + number) for cidr in SERVICE_CIDRS]
+
+
+def public(number: int) -> list[str]:
+    """Return the addresses of a number in the ranges that the world routes to a node, IPv4 first."""
+    return [str(cidr.network_address + number) for cidr in EXTERNAL_CIDRS]
+
+
+def port(number: int, protocol: str = "TCP", *, name: str = "", node_port: int = 0) -> JsonObject:
+    """Return an entry of ``spec.ports``."""
+    entry: JsonObject = {"name": name, "protocol": protocol, "port": number}
+    return entry | ({"nodePort": node_port} if node_port else {})
+
+
+def service(
+    name: str,
+    number: int,
+    *ports: JsonObject,
+    labels: Mapping[str, str] | None = None,
+    ingress: Sequence[JsonObject] = (),
+    **spec: object,
+) -> JsonObject:
+    """Return a Service of both families; further fields of its spec by keyword, its ingress for the status."""
+    ips = cluster_ips(number)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": NAMESPACE, "labels": dict(labels or {})},
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": ips[0],
+            "clusterIPs": ips,
+            "ipFamilies": ["IPv4", "IPv6"],
+            "ipFamilyPolicy": "RequireDualStack",
+            "ports": list(ports),
+            **spec,
+        },
+        "status": {"loadBalancer": {"ingress": list(ingress)}},
+    }
+
+
+def ingress(*numbers: int, **more: str) -> list[JsonObject]:
+    """Return load balancer ingress entries for public addresses of both families."""
+    return [{"ip": address, **more} for number in numbers for address in public(number)]
+
+
+@dataclass(frozen=True, slots=True)
+class On:
+    """An endpoint on a host of the lab that is not simply ready."""
+
+    host: str
+    conditions: Mapping[str, bool] = field(default_factory=dict)
+    zones: Sequence[str] = ()
+    """Zones that the hints name."""
+    nodes: Sequence[str] = ()
+    """Nodes that the hints name."""
+
+
+def terminating(host: str, *, serving: bool = True) -> On:
+    """Return the endpoint of a pod that is on its way out."""
+    return On(host, {"ready": False, "serving": serving, "terminating": True})
+
+
+def not_ready(host: str) -> On:
+    """Return the endpoint of a pod that fails its readiness probe."""
+    return On(host, {"ready": False, "serving": False, "terminating": False})
+
+
+def slices(
+    owner: JsonObject,
+    *endpoints: str | On,
+    to: int | Mapping[str, int] = PORT,
+    suffix: str = "a",
+    labels: Mapping[str, str] | None = None,
+) -> list[JsonObject]:
+    """Return one EndpointSlice for each family of the Service.
+
+    Args:
+        owner: the Service.
+        endpoints: names of hosts, or `On` for those that are not simply ready.
+        to: the number of the endpoints' ports, or numbers by name of the Service's ports.
+        suffix: tells several slices of one Service apart.
+        labels: further labels of the slices.
+    """
+    name = owner["metadata"]["name"]
+    return [
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": f"{name}-{suffix}-{family.lower()}",
+                "namespace": NAMESPACE,
+                "labels": {"kubernetes.io/service-name": name, **(labels or {})},
+            },
+            "addressType": family,
+            "ports": [_slice_port(entry, to) for entry in owner["spec"]["ports"] if _has_target(entry, to)],
+            "endpoints": [_endpoint(item, VERSIONS.index(4 if family == "IPv4" else 6)) for item in endpoints],
+        }
+        for family in owner["spec"]["ipFamilies"]
+    ]
+
+
+def _has_target(entry: JsonObject, to: int | Mapping[str, int]) -> bool:
+    return isinstance(to, int) or entry["name"] in to
+
+
+def _slice_port(entry: JsonObject, to: int | Mapping[str, int]) -> JsonObject:
+    number = to if isinstance(to, int) else to[entry["name"]]
+    return {"name": entry["name"], "protocol": entry["protocol"], "port": number}
+
+
+def _endpoint(item: str | On, index: int) -> JsonObject:
+    on = item if isinstance(item, On) else On(item)
+    hints = {"forZones": [{"name": zone} for zone in on.zones], "forNodes": [{"name": node} for node in on.nodes]}
+    node = NODE_OF.get(on.host)
+    return {
+        "addresses": [ADDRESSES[on.host][index]],
+        "conditions": {"ready": True, **on.conditions},
+        **({"nodeName": node, "zone": ZONES[node]} if node else {}),
+        **({"hints": {key: value for key, value in hints.items() if value}} if on.zones or on.nodes else {}),
+    }
+
+
+def node(name: str) -> JsonObject:
+    """Return the Node of that name."""
+    planned = node_plan(name)
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": {"topology.kubernetes.io/zone": ZONES[name]}},
+        "spec": {"podCIDR": str(planned.pod_cidrs[0]), "podCIDRs": [str(cidr) for cidr in planned.pod_cidrs]},
+        "status": {"addresses": [{"type": "InternalIP", "address": str(ip)} for ip in planned.addresses]},
+    }

@@ -1,0 +1,150 @@
+"""Packet tables: rows of text that say who sends what, and what becomes of it.
+
+    client-pod   web:80/tcp              pod1-1 pod2-1     itself
+    outside1     node2:30080/udp         pod2-1:9090       node2
+    outside1     public7:80/tcp          refused
+
+Columns are two or more spaces apart: source; destination (a Service by name, a host, ``host'`` for its second address,
+``publicN``, or an address) with port and protocol; answers; and as whom the servers see the client. A server's port is
+`PORT` where none is written. The source ``host@publicN`` binds to that address. Words in place of servers: refused (by ICMP port
+unreachable), reset, silence, and nobody: the packet went on untouched, to an address that nobody has.
+
+Law: text in, values out. A row with several servers means all of them, each sometimes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from math import ceil, log
+
+import pytest
+
+from tests.lab import IPAddress, Outcome, Probe, Protocol, RefusedBy, SocketAddress, Verdict
+
+from .objects import ADDRESSES, NODE_OF, PLAN, PORT, VERSIONS, JsonObject, node_plan, public
+
+SILENCE_SECONDS = 0.25
+"""How long to listen where nothing is expected: the slowest answers in the lab take a few milliseconds."""
+_MISS = 1e-9
+"""Probability at most that a row with several servers fails though all of them are used."""
+_DESTINATION = re.compile(r"(?P<name>.+):(?P<port>\d+)/(?P<protocol>tcp|udp|sctp)")
+_REFUSALS = {
+    "refused": Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED"),
+    "reset": Outcome(Verdict.REFUSED, refused_by=RefusedBy.RESET, error="ECONNREFUSED"),
+    "silence": Outcome(Verdict.TIMEOUT),
+}
+"""Answers that come from no server."""
+_NOBODY = "nobody"
+_NOBODY_HERE = {"timeout", "unreachable (ENETUNREACH)"}
+"""Where an address that nobody has ends: the lab's router says so in IPv6, to those whom it has a route to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a table, in one IP version."""
+
+    text: str
+    version: int
+    source: str
+    source_ip: IPAddress | None
+    """Where to send from; None leaves it to the route."""
+    protocol: Protocol
+    to: SocketAddress
+    answers: tuple[str, ...]
+    seen_as: str
+
+    def probes(self) -> list[Probe]:
+        """Return as many probes as it takes to see every server."""
+        count = len(self.answers)
+        needed = 1 if count == 1 else ceil(log(_MISS / count) / log(1 - 1 / count))
+        timeout = SILENCE_SECONDS if self.answers in {("silence",), (_NOBODY,)} else None
+        return [Probe(self.protocol, self.to, source=self.source_ip, timeout_seconds=timeout)] * needed
+
+    def expected(self) -> set[str]:
+        """Return what probes may meet, in words; each of it is met."""
+        return {self._expected(answer) for answer in self.answers}
+
+    def met(self, outcomes: Iterable[Outcome]) -> set[str]:
+        """Return what probes met, in the same words."""
+        words = {in_words(outcome) for outcome in outcomes}
+        return {_NOBODY} if self.answers == (_NOBODY,) and words <= _NOBODY_HERE else words
+
+    def _expected(self, answer: str) -> str:
+        if answer == _NOBODY:
+            return answer
+        if answer in _REFUSALS:
+            return str(_REFUSALS[answer])
+        server, _, number = answer.partition(":")
+        reached = SocketAddress(address_of(server, self.version), int(number or PORT))
+        return f"{server} at {reached} sees {self._seen_address(server)}"
+
+    def _seen_address(self, server: str) -> IPAddress:
+        if self.seen_as == "itself":
+            return self.source_ip or address_of(self.source, self.version)
+        if NODE_OF.get(server) == self.seen_as:
+            # A node speaks to its own pods from its address on the pod bridge.
+            return node_plan(self.seen_as).gateways[VERSIONS.index(self.version)]
+        return address_of(self.seen_as, self.version)
+
+
+def in_words(outcome: Outcome) -> str:
+    """Say what a probe met, without the client's port, which is anyone's choice."""
+    if outcome.identity:
+        return f"{outcome.server} at {outcome.reached} sees {outcome.client_ip}"
+    return str(outcome)
+
+
+def address_of(name: str, version: int) -> IPAddress:
+    """Return the address of that version of a host, ``host'`` meaning its second one, or of ``publicN``."""
+    index = VERSIONS.index(version)
+    if number := re.fullmatch(r"public(\d+)", name):
+        return ip_address(public(int(number[1]))[index])
+    if name.endswith("'"):
+        hosts = (*PLAN.nodes, *PLAN.strangers)
+        return next(host.second_addresses[index] for host in hosts if f"{host.name}'" == name)
+    return ip_address(ADDRESSES[name][index])
+
+
+def rows(table: str, objects: Sequence[JsonObject] = (), versions: Sequence[int] = VERSIONS) -> pytest.MarkDecorator:
+    """Return the table as parameters for a test, each row in each IP version; a literal address has only its own."""
+    services = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "Service"}
+    lines = [line.strip() for line in table.splitlines() if line.strip()]
+    parsed = [row for line in lines for version in versions if (row := _row(line, version, services))]
+    return pytest.mark.parametrize("row", [pytest.param(row, id=_id(row)) for row in parsed])
+
+
+def _row(line: str, version: int, services: Mapping[str, JsonObject]) -> Row | None:
+    source, destination, answers, *rest = re.split(r"\s{2,}", line)
+    found = _DESTINATION.fullmatch(destination)
+    if not found:
+        message = f"not HOST:PORT/PROTOCOL: {destination!r}"
+        raise ValueError(message)
+    ip = _destination(found["name"], version, services)
+    host, _, bound = source.partition("@")
+    return ip and Row(
+        text=line,
+        version=version,
+        source=host,
+        source_ip=address_of(bound, version) if bound else None,
+        protocol=Protocol(found["protocol"].upper()),
+        to=SocketAddress(ip, int(found["port"])),
+        answers=tuple(answers.split()),
+        seen_as=rest[0] if rest else "",
+    )
+
+
+def _destination(name: str, version: int, services: Mapping[str, JsonObject]) -> IPAddress | None:
+    if name in services:
+        return ip_address(services[name]["clusterIPs"][VERSIONS.index(version)])
+    try:
+        ip = ip_address(name.strip("[]"))
+    except ValueError:
+        return address_of(name, version)
+    return ip if ip.version == version else None
+
+
+def _id(row: Row) -> str:
+    return f"IPv{row.version}-{' '.join(row.text.split())}"

@@ -1,0 +1,164 @@
+"""What the kernel takes: trials that leave nothing behind, and no trial where the rules that are there answer."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply import legacy_tables
+from pyproxy.apply.capabilities import PROBE_CHAIN, chain_rules, why_refused
+from pyproxy.apply.iptables import Variant
+from pyproxy.apply.ruleset_counter import NftGeneration
+from pyproxy.compile.iptables_rules import source_is_destination
+from pyproxy.config import Config, IptablesVariant
+from pyproxy.loop.iptables_mode import IptablesMode, takes_hairpin_rule
+from pyproxy.model.address import Family
+from pyproxy.model.node import Node
+from pyproxy.model.ruleset import NAT, ChainKey
+
+from .own_namespace import dump, listed_tables, load, own_namespace
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in python-iptables 1.2.0
+]
+
+POSTROUTING = ChainKey(NAT, "KUBE-POSTROUTING")
+NEVER_TAKEN = '-m bpf --bytecode "1,32 0 0 12" -j RETURN'
+"""A program of classic BPF that does not return, which no kernel accepts."""
+UNKNOWN_MATCH = "-m no-such-match --option 1 -j RETURN"
+RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j ACCEPT\nCOMMIT\n"
+
+variants = pytest.mark.parametrize("variant", list(Variant))
+families = pytest.mark.parametrize("family", list(Family))
+
+
+@pytest.fixture(autouse=True)
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the file of a lock that nobody else on this machine waits for, in a namespace of the test's own."""
+    path = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    with own_namespace():
+        yield path
+
+
+@pytest.fixture
+def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Hold the lock, and let nobody wait long for it."""
+    monkeypatch.setattr(legacy_tables, "_LOCK_WAIT_SECONDS", 0.1)
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def hairpin_chain(family: Family) -> str:
+    """Return restore input for a postrouting chain as pyproxy leaves it, as far as it matters here."""
+    return f"*nat\n:KUBE-POSTROUTING - [0:0]\n-A KUBE-POSTROUTING {source_is_destination(family)} -j RETURN\nCOMMIT\n"
+
+
+def refusal(family: Family, variant: Variant, rule: str) -> str:
+    """Try a rule."""
+    return asyncio.run(why_refused(family, variant, rule))
+
+
+@families
+@variants
+def test_this_kernel_takes_the_hairpin_rule(variant: Variant, family: Family) -> None:
+    """The rule that tells hairpin connections by the packet is taken, and the rules are what they were."""
+    load(family, variant, RULES_OF_OTHERS)
+    before = dump(family, variant)
+
+    answers = [refusal(family, variant, f"{source_is_destination(family)} -j RETURN") for _ in range(2)]
+
+    assert (["", ""], before) == (answers, dump(family, variant))
+
+
+@families
+@variants
+@pytest.mark.parametrize("rule", [NEVER_TAKEN, UNKNOWN_MATCH], ids=["bad program", "unknown match"])
+def test_a_refused_rule_leaves_nothing(rule: str, variant: Variant, family: Family) -> None:
+    """A rule that kernel or tools refuse gets a reason, and the rules are what they were."""
+    load(family, variant, RULES_OF_OTHERS)
+    before = dump(family, variant)
+
+    reason = refusal(family, variant, rule)
+
+    assert reason
+    assert before == dump(family, variant)
+
+
+@families
+@variants
+def test_what_a_killed_trial_left_is_no_obstacle(variant: Variant, family: Family) -> None:
+    """The scratch chain of a trial that was killed is used again, and gone then."""
+    load(family, variant, f"*filter\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} -j ACCEPT\nCOMMIT\n")
+
+    reason = refusal(family, variant, f"{source_is_destination(family)} -j RETURN")
+
+    assert ("", False) == (reason, PROBE_CHAIN in dump(family, variant))
+
+
+@families
+@variants
+def test_rules_in_place_are_the_answer(variant: Variant, family: Family) -> None:
+    """Where pyproxy's postrouting chain is in the kernel, nothing is written to find out that it can be."""
+    load(family, variant, hairpin_chain(family))
+    generation = NftGeneration()
+    before = generation.read(), listed_tables()
+
+    answer = asyncio.run(takes_hairpin_rule(family, variant))
+
+    assert (True, before) == (answer, (generation.read(), listed_tables()))
+    generation._netlink.close()
+
+
+@families
+@variants
+def test_a_chain_is_read_as_it_is_saved(variant: Variant, family: Family) -> None:
+    """The rules of a chain come as iptables-save writes them."""
+    load(family, variant, hairpin_chain(family))
+
+    rules = asyncio.run(chain_rules(family, variant, POSTROUTING))
+
+    assert f"-A KUBE-POSTROUTING {source_is_destination(family)} -j RETURN\n" in rules
+
+
+@families
+@variants
+def test_reading_a_missing_chain_creates_no_table(variant: Variant, family: Family) -> None:
+    """A chain that does not exist has no rules, and asking for it creates no table."""
+    before = listed_tables()
+
+    rules = asyncio.run(chain_rules(family, variant, POSTROUTING))
+
+    assert ("", before) == (rules, listed_tables())
+
+
+@variants
+def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
+    """In a fresh namespace the mode tries the hairpin rule and builds on it in both families."""
+    mode = asyncio.run(IptablesMode.open(Config(iptables_variant=IptablesVariant(variant.value))))
+
+    settings = [mode.settings(family, Node(name="node1"), frozenset()) for family in Family]
+
+    assert [(family, True) for family in Family] == [(one.family, one.hairpin_by_packet) for one in settings]
+    if mode._generation:
+        mode._generation._netlink.close()
+
+
+@families
+@pytest.mark.usefixtures("busy_lock")
+def test_without_an_answer_every_kernel_will_do(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """Where the rule could not be tried, the layout that every kernel takes is chosen, and a warning says why."""
+    caplog.set_level(logging.WARNING)
+
+    assert not asyncio.run(takes_hairpin_rule(family, Variant.LEGACY))
+    [message] = caplog.messages
+    assert message.startswith(f"{family}: hairpin connections are told by a chain for each endpoint: ")
+    assert "another program has held the lock" in message

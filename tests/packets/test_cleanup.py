@@ -1,0 +1,313 @@
+"""``pyproxy cleanup`` as a user runs it: it takes out exactly what is ours, and only where it is ours."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply.iptables import IptablesKernel, Variant, program
+from pyproxy.apply.ruleset_counter import NftGeneration
+from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.plan import plan_service
+from pyproxy.loop.iptables_mode import ownership
+from pyproxy.model.address import Family, Network, parse_ip, parse_network
+from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service, ServicePort
+
+from .own_namespace import dump, listed_tables, load, own_namespace, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
+CANARY = "PYPROXY-CANARY"
+KUBE_PROXY_TABLE = "table {} kube-proxy {{ chain services {{ }}; }}"
+NODE = Node(name="node1")
+# Rules of the kubelet, of Docker, and of an administrator, with packet counters, in the chains that our hooks are in.
+OTHERS = """\
+*mangle
+:KUBE-IPTABLES-HINT - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+COMMIT
+*filter
+:KUBE-FIREWALL - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:DOCKER-USER - [0:0]
+:KUBE-SERVICES-OF-SOMEBODY - [0:0]
+-A INPUT -j KUBE-FIREWALL
+[7:420] -A INPUT -p tcp -m comment --comment "kubernetes service portals" -m tcp --dport 22 -j ACCEPT
+-A FORWARD -m conntrack --ctstate NEW -j DOCKER-USER
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-SERVICES-OF-SOMEBODY
+-A OUTPUT -j KUBE-FIREWALL
+-A DOCKER-USER -m comment --comment "a rule of the administrator" -j RETURN
+COMMIT
+*nat
+:DOCKER - [0:0]
+:KUBE-KUBELET-CANARY - [0:0]
+:KUBE-MARK-DROP - [0:0]
+[9000000000:1234567890123] -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j MASQUERADE
+-A KUBE-MARK-DROP -j MARK --set-xmark 0x8000/0x8000
+COMMIT
+"""
+LOCALNET_GUARD = """\
+*filter
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" \
+-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+COMMIT
+"""
+KUBE_PROXY_CANARIES = "".join(
+    f"*{table}\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" for table in ("mangle", "nat", "filter")
+)
+
+variants = pytest.mark.parametrize("variant", list(Variant))
+families = pytest.mark.parametrize("family", list(Family))
+
+
+@pytest.fixture(autouse=True)
+def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with own_namespace():
+        yield
+
+
+def load_others(family: Family, variant: Variant) -> str:
+    """Add what others have on a node, and return all tables."""
+    run(program(family, variant, "restore"), "--noflush", "--counters", stdin=OTHERS)
+    if family is Family.IPV4:
+        load(family, variant, LOCALNET_GUARD)
+    return dump(family, variant)
+
+
+def load_ours(family: Family, variant: Variant) -> None:
+    """Add the rules of a few Services as the agent does."""
+    rules = IptablesProgram(IptablesSettings(family=family))
+    for service in services(family):
+        for name, plan in plan_service(service, [slice_of(service, family)], NODE, family).items():
+            rules.put(name, plan)
+    asyncio.run(apply(family, variant, rules))
+
+
+async def apply(family: Family, variant: Variant, rules: IptablesProgram) -> None:
+    """Bring the kernel from what it has to a program."""
+    generation = NftGeneration()
+    kernel = IptablesKernel(family, variant, generation.counter(), ownership(family))
+    present = await kernel.read()
+    await kernel.apply({key: (present.get(key), rules.value(key)) for key in set(rules.keys())})
+    generation._netlink.close()
+
+
+def services(family: Family) -> list[Service]:
+    """Return Services that between them have every kind of chain."""
+    ip, more = ("10.96.0.{}", "203.0.113.{}") if family is Family.IPV4 else ("fd00:96::{}", "2001:db8::{}")
+    ranges: tuple[Network, ...] = (parse_network("10.0.0.0/8" if family is Family.IPV4 else "fd00::/16"),)
+    ports = (ServicePort("", Protocol.TCP, 80, 30080),)
+    plain = Service(
+        name=NamespacedName("default", "plain"),
+        families=(family,),
+        cluster_ips=(parse_ip(ip.format(1)),),
+        ports=ports,
+        load_balancer_ips=(parse_ip(more.format(1)),),
+        load_balancer_source_ranges=ranges,
+        external_policy_local=True,
+    )
+    sticky = Service(
+        name=NamespacedName("default", "sticky"),
+        families=(family,),
+        cluster_ips=(parse_ip(ip.format(2)),),
+        ports=(ServicePort("", Protocol.UDP, 53, 0),),
+        affinity_seconds=60,
+    )
+    return [plain, sticky]
+
+
+def slice_of(service: Service, family: Family) -> EndpointSlice:
+    """Return two endpoints, one of them on this node."""
+    text = "10.244.0.{}" if family is Family.IPV4 else "fd00:244::{}"
+    return EndpointSlice(
+        service.name,
+        service.name,
+        family,
+        tuple(SlicePort(port.name, port.protocol, 8080) for port in service.ports),
+        (SliceEndpoint(parse_ip(text.format(1)), NODE.name), SliceEndpoint(parse_ip(text.format(2)))),
+    )
+
+
+def remove_markers(family: Family, variant: Variant) -> None:
+    """Make the rules look like kube-proxy's."""
+    text = "".join(f"*{table}\n:{CANARY} - [0:0]\n-X {CANARY}\nCOMMIT\n" for table in ("filter", "nat"))
+    load(family, variant, text)
+
+
+def clean(*flags: str) -> list[str]:
+    """Run the command and return the lines that it prints."""
+    return run(PYPROXY, "cleanup", *flags).splitlines()
+
+
+def removed(family: Family, variant: Variant) -> str:
+    """Return the expression that the report of a removal fits."""
+    return rf"{family}, iptables-{variant.value}: removed \d+ chains and 12 hook rules"
+
+
+@families
+@variants
+def test_exactly_ours_goes(variant: Variant, family: Family) -> None:
+    """After the cleanup the tables are, byte for byte, what they were before pyproxy; a second one has nothing to do."""
+    before = load_others(family, variant)
+    load_ours(family, variant)
+    assert before != dump(family, variant)
+
+    first, second = clean(), clean()
+
+    assert before == dump(family, variant)
+    assert ([], 1) == (second, len(first))
+    assert re.fullmatch(removed(family, variant), first[0])
+
+
+def test_both_variants_and_families_are_cleaned() -> None:
+    """One cleanup covers whatever pyproxy has run in."""
+    grounds = [(family, variant) for variant in Variant for family in Family]
+    before = [load_others(*ground) for ground in grounds]
+    for ground in grounds:
+        load_ours(*ground)
+
+    lines = clean()
+
+    assert before == [dump(*ground) for ground in grounds]
+    assert all(map(re.fullmatch, (removed(*ground) for ground in grounds), lines))
+    assert len(grounds) == len(lines)
+
+
+@variants
+def test_a_variant_that_is_named_is_the_only_one(variant: Variant) -> None:
+    """With ``--iptables-variant`` the other variant keeps its rules."""
+    [other] = set(Variant) - {variant}
+    for each in Variant:
+        load_ours(Family.IPV4, each)
+    before = dump(Family.IPV4, other)
+
+    lines = clean(f"--iptables-variant={variant.value}")
+
+    assert before == dump(Family.IPV4, other)
+    assert [True] == [bool(re.fullmatch(removed(Family.IPV4, variant), line)) for line in lines]
+
+
+@families
+@variants
+def test_rules_of_kube_proxy_stay(variant: Variant, family: Family) -> None:
+    """Without pyproxy's marker the same chains are kube-proxy's: nothing is removed, and the output says why."""
+    load_others(family, variant)
+    load_ours(family, variant)
+    remove_markers(family, variant)
+    before = dump(family, variant)
+
+    lines = clean()
+
+    assert before == dump(family, variant)
+    where = f"{family}, iptables-{variant.value}"
+    assert [f"{where}: kube-proxy's chains are left alone: pyproxy's marker {CANARY} is not there"] == lines
+
+
+@families
+@variants
+def test_rules_of_kube_proxy_go_if_asked(variant: Variant, family: Family) -> None:
+    """With ``--kube-proxy`` its chains, hooks and canaries go without a marker, and what is the kubelet's stays."""
+    before = load_others(family, variant)
+    load(family, variant, KUBE_PROXY_CANARIES)
+    load_ours(family, variant)
+    remove_markers(family, variant)
+
+    first, second = clean("--kube-proxy"), clean("--kube-proxy")
+
+    assert before == dump(family, variant)
+    assert ([], 1) == (second, len(first))
+    assert re.fullmatch(removed(family, variant), first[0])
+
+
+@variants
+def test_canaries_of_kube_proxy_stay_with_ours(variant: Variant) -> None:
+    """A plain cleanup takes our chains from beside kube-proxy's canaries, which stay."""
+    load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
+    load_others(Family.IPV4, variant)
+    before = dump(Family.IPV4, variant)
+    load_ours(Family.IPV4, variant)
+
+    clean()
+
+    assert before == dump(Family.IPV4, variant)
+
+
+@variants
+def test_what_a_killed_trial_left_goes(variant: Variant) -> None:
+    """The scratch chain of a trial that was killed goes with the rest."""
+    before = load_others(Family.IPV4, variant)
+    load_ours(Family.IPV4, variant)
+    load(Family.IPV4, variant, "*filter\n:PYPROXY-PROBE - [0:0]\n-A PYPROXY-PROBE -j RETURN\nCOMMIT\n")
+
+    clean()
+
+    assert before == dump(Family.IPV4, variant)
+
+
+@variants
+def test_a_hook_that_is_there_twice_goes_twice(variant: Variant) -> None:
+    """Copies of a hook, which two agents at once can make, do not keep the chains in place."""
+    before = load_others(Family.IPV4, variant)
+    load_ours(Family.IPV4, variant)
+    hook = '-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
+    load(Family.IPV4, variant, f"*nat\n{hook}\nCOMMIT\n")
+
+    [line] = clean()
+
+    assert before == dump(Family.IPV4, variant)
+    assert "13 hook rules" in line
+
+
+@variants
+def test_a_foreign_jump_to_our_chain_is_an_error(variant: Variant) -> None:
+    """Where a rule of others jumps to a chain of ours, the chain cannot go: exit code 1, and the table stays whole."""
+    load_ours(Family.IPV4, variant)
+    load(Family.IPV4, variant, "*nat\n-A OUTPUT -p tcp -j KUBE-SERVICES\nCOMMIT\n")
+    before = nat_table(variant)
+
+    with pytest.raises(AssertionError, match=r"cleanup.*: 1: .*Error: "):
+        clean()
+
+    assert before == nat_table(variant)
+
+
+def nat_table(variant: Variant) -> list[str]:
+    """Return the IPv4 nat table."""
+    lines = run(program(Family.IPV4, variant, "save"), "-t", "nat").splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
+
+@pytest.mark.parametrize("flags", [(), ("--kube-proxy",)], ids=["plain", "kube-proxy"])
+def test_an_untouched_node_stays_untouched(flags: tuple[str, ...]) -> None:
+    """Where there is nothing, nothing is said, and no table comes to be."""
+    before = listed_tables()
+
+    lines = clean(*flags)
+
+    assert ([], before) == (lines, listed_tables())
+
+
+@pytest.mark.parametrize(("family", "word"), [(Family.IPV4, "ip"), (Family.IPV6, "ip6")], ids=str)
+def test_the_table_of_kube_proxys_nftables_mode(family: Family, word: str) -> None:
+    """kube-proxy's own nftables tables go with ``--kube-proxy`` only, and tables of others never."""
+    run("nft", "-f", "-", stdin=f"table {word} pods {{ chain forward {{ counter accept; }}; }}")
+    before = run("nft", "list", "ruleset")
+    run("nft", "-f", "-", stdin=KUBE_PROXY_TABLE.format(word))
+
+    plain, first, second = clean(), clean("--kube-proxy"), clean("--kube-proxy")
+
+    assert ([], [f"{family}, nftables: removed kube-proxy's table {word} kube-proxy"], []) == (plain, first, second)
+    assert before == run("nft", "list", "ruleset")

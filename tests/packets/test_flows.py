@@ -1,0 +1,172 @@
+"""Flows that are already there when rules change: stale UDP flows go, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.lab import Connection, Outcome, Probe, RefusedBy, Verdict, tcp, udp
+
+from .cluster import Cluster, wait_until
+from .objects import VERSIONS, JsonObject, port, public, service, slices, terminating
+from .table import SILENCE_SECONDS, address_of
+
+SOURCE_PORT = 12345
+SOCKETS = 8
+REFUSED = Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED")
+
+DNS = service(
+    "dns", 120, port(53, "UDP", name="u", node_port=30120), port(53, name="t"), type="NodePort", externalIPs=public(120)
+)
+BYSTANDER = service("bystander", 121, port(53, "UDP"))
+NEW = service("new", 122, port(53, "UDP"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def services(cluster: Cluster) -> Iterator[None]:
+    """Have two Services with the same endpoint."""
+    with cluster.having(DNS, BYSTANDER, *slices(DNS, "pod1-1"), *slices(BYSTANDER, "pod1-1")):
+        yield
+
+
+@pytest.fixture
+def opened() -> Iterator[ExitStack]:
+    """Give what closes the sockets of a test in its end."""
+    with ExitStack() as stack:
+        yield stack
+
+
+def cluster_ip(item: JsonObject, version: int) -> str:
+    """Return the Service's cluster IP."""
+    return str(item["spec"]["clusterIPs"][VERSIONS.index(version)])
+
+
+def connect(cluster: Cluster, opened: ExitStack, *probes: Probe) -> list[Connection]:
+    """Open sockets in the client pod that keep their source ports."""
+    return [opened.enter_context(cluster.lab.client_pod.connect(probe)) for probe in probes]
+
+
+def answers(sockets: list[Connection]) -> list[str | None]:
+    """Ask through each socket and return the names of the servers."""
+    return [socket.ask().server for socket in sockets]
+
+
+def wait_for_server(sockets: list[Connection], server: str) -> None:
+    """Wait until one server answers through all sockets."""
+    wait_until(lambda: {server} == set(answers(sockets)), f"answers of {server} only")
+
+
+def test_udp_sockets_move_to_the_new_endpoint(cluster: Cluster, opened: ExitStack) -> None:
+    """No socket that keeps its source port is glued to an endpoint that is gone, even if that still answers."""
+    cluster.put(*slices(DNS, "pod1-1"))
+    destinations = [(address, 53) for version in VERSIONS for address in (cluster_ip(DNS, version),)]
+    destinations += [(str(address_of("public120", version)), 53) for version in VERSIONS]
+    destinations += [(str(address_of("node1", version)), 30120) for version in VERSIONS]
+    sockets = connect(cluster, opened, *(udp(*destination) for destination in destinations))
+    assert ["pod1-1"] * len(sockets) == answers(sockets)
+
+    cluster.put(*slices(DNS, "pod2-1"))
+
+    wait_for_server(sockets, "pod2-1")
+
+
+def test_udp_sockets_are_refused_after_the_last_endpoint(cluster: Cluster, opened: ExitStack) -> None:
+    """When no endpoint is left a flow does not go on to the last one, but is refused like any other."""
+    cluster.put(*slices(DNS, "pod1-1"))
+    sockets = connect(cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS))
+
+    cluster.put(*slices(DNS))
+
+    wait_until(lambda: [REFUSED] * len(sockets) == [socket.ask() for socket in sockets], "refusals")
+
+
+def test_udp_flows_from_before_the_service_reach_it(cluster: Cluster) -> None:
+    """A flow that went nowhere while there was no Service is not kept there once there is one."""
+    client = cluster.lab.client_pod
+    probes = [
+        udp(cluster_ip(NEW, version), 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS)
+        for version in VERSIONS
+    ]
+    assert [Outcome(Verdict.TIMEOUT)] * len(probes) == client.probe(*probes)
+
+    with cluster.having(NEW, *slices(NEW, "pod1-1")):
+        wait_until(lambda: {"pod1-1"} == {outcome.server for outcome in client.probe(*probes)}, "the first endpoint")
+
+
+def test_udp_flows_that_were_refused_reach_the_first_endpoint(cluster: Cluster) -> None:
+    """From no endpoint to one: the source port that was refused is answered."""
+    client = cluster.lab.client_pod
+    probes = [udp(cluster_ip(DNS, version), 53, source_port=SOURCE_PORT) for version in VERSIONS]
+    cluster.put(*slices(DNS))
+    assert [REFUSED] * len(probes) == client.probe(*probes)
+
+    cluster.put(*slices(DNS, "pod2-2"))
+
+    wait_until(lambda: {"pod2-2"} == {outcome.server for outcome in client.probe(*probes)}, "the first endpoint")
+
+
+def flow_ids(cluster: Cluster, item: JsonObject) -> set[str]:
+    """Return the kernel's ids of the UDP flows on the first node that were addressed to a Service's cluster IPs."""
+    listing = "".join(
+        cluster.lab["node1"].run("conntrack", "-L", "-f", family, "-p", "udp", "-d", ip, "-o", "id")
+        for family, ip in zip(("ipv4", "ipv6"), item["spec"]["clusterIPs"], strict=True)
+    )
+    return {word for word in listing.split() if word.startswith("id=")}
+
+
+def test_flows_of_other_endpoints_and_services_stay(cluster: Cluster, opened: ExitStack) -> None:
+    """Only flows to the removed endpoint go: those to another one, and other Services' to the same one, stay."""
+    cluster.put(*slices(DNS, "pod1-1", "pod2-1"))
+    sockets = connect(
+        cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS for _ in range(SOCKETS))
+    )
+    bystanders = connect(cluster, opened, *(udp(cluster_ip(BYSTANDER, version), 53) for version in VERSIONS))
+    before = answers(sockets)
+    others = flow_ids(cluster, BYSTANDER)
+    all_flows = flow_ids(cluster, DNS)
+
+    cluster.put(*slices(DNS, "pod2-1"))
+    wait_for_server(sockets, "pod2-1")
+
+    # As many flows are older than the change as there were to the endpoint that stays.
+    assert before.count("pod2-1") <= len(all_flows & flow_ids(cluster, DNS))
+    assert ["pod1-1"] * len(bystanders) == answers(bystanders)
+    assert others == flow_ids(cluster, BYSTANDER)
+
+
+def test_flows_to_a_draining_endpoint_stay(cluster: Cluster, opened: ExitStack) -> None:
+    """An endpoint that is terminating but still serves keeps its flows; new ones go elsewhere."""
+    cluster.put(*slices(DNS, "pod1-1"))
+    sockets = connect(cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS))
+    others = connect(cluster, opened, *(udp(cluster_ip(BYSTANDER, version), 53) for version in VERSIONS))
+    before = flow_ids(cluster, DNS)
+
+    cluster.put(*slices(DNS, terminating("pod1-1"), "pod2-1"), *slices(BYSTANDER, "pod2-1"))
+    wait_for_server(others, "pod2-1")  # by then the clean-up after this change is over
+    newcomers = cluster.lab.client_pod.probe(*[udp(cluster_ip(DNS, version), 53) for version in VERSIONS] * SOCKETS)
+
+    assert ["pod1-1"] * len(sockets) == answers(sockets)
+    assert before <= flow_ids(cluster, DNS)
+    assert {"pod2-1"} == {outcome.server for outcome in newcomers}
+
+
+def test_tcp_connections_survive_every_change(cluster: Cluster, opened: ExitStack) -> None:
+    """A connection goes on while its endpoint leaves, its Service changes and goes, and the agent restarts and stops."""
+    cluster.put(DNS, *slices(DNS, "pod1-1"))
+    sockets = connect(cluster, opened, *(tcp(cluster_ip(DNS, version), 53) for version in VERSIONS))
+    answered = {"at first": answers(sockets)}
+
+    cluster.put(*slices(DNS, "pod2-1"))
+    answered["endpoint replaced"] = answers(sockets)
+    cluster.put(*slices(DNS))
+    answered["no endpoints"] = answers(sockets)
+    cluster.remove(DNS, *slices(DNS))
+    answered["no Service"] = answers(sockets)
+    cluster.stop()
+    answered["agent stopped"] = answers(sockets)
+    cluster.start(*cluster.flags)
+    answered["agent back"] = answers(sockets)
+
+    assert dict.fromkeys(answered, ["pod1-1"] * len(sockets)) == answered

@@ -1,0 +1,212 @@
+"""Legacy tables from inside this process, with a real iptables-legacy on the other side of the lock."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply import legacy_tables
+from pyproxy.apply.iptables import Variant, program
+from pyproxy.apply.legacy_tables import open_tables
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import FILTER
+
+from .cluster import wait_until
+from .own_namespace import dump, load, own_namespace, run
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in python-iptables 1.2.0
+]
+
+OURS = "*filter\n:OURS - [0:0]\n-A OURS -m comment --comment first -j RETURN\nCOMMIT\n"
+FOREIGN_HALF = "*filter\n:FOREIGN - [0:0]\n-A FOREIGN -j ACCEPT\n"
+
+families = pytest.mark.parametrize("family", list(Family))
+
+
+@pytest.fixture(autouse=True)
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give the file of a lock that nobody else on this machine waits for, in a namespace of the test's own."""
+    path = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    with own_namespace():
+        yield path
+
+
+def add_chain(family: Family, chain: str) -> None:
+    """Add a chain to the filter table, in this process."""
+    with open_tables(family, [FILTER]) as tables:
+        tables[FILTER].create_chain(chain)
+        tables[FILTER].commit()
+
+
+@contextmanager
+def half_a_restore(family: Family) -> Iterator[subprocess.Popen[str]]:
+    """Run an iptables-legacy-restore that has read half of its input, and so holds the lock; the end is for the test."""
+    argv = [program(family, Variant.LEGACY, "restore"), "--noflush", "-w"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process:
+        assert process.stdin
+        process.stdin.write(FOREIGN_HALF)
+        process.stdin.flush()
+        wait_until(lambda: has_flock(process.pid, waits=False), "a restore that holds the lock")
+        try:
+            yield process
+        finally:
+            process.stdin.close()
+
+
+def finish(process: subprocess.Popen[str]) -> None:
+    """Give a restore the other half of its input, and wait for its end."""
+    process.communicate("COMMIT\n")
+    assert 0 == process.returncode
+
+
+def has_flock(pid: int, *, waits: bool) -> bool:
+    """Say whether a process holds a lock, or waits for one, as /proc/locks tells it."""
+    lines = (line.split()[1:] for line in Path("/proc/locks").read_text().splitlines())
+    return any(line[0] == ("->" if waits else "FLOCK") and str(pid) in line for line in lines)
+
+
+@families
+def test_ours_comes_after_theirs(family: Family) -> None:
+    """A change that starts while a restore holds the lock waits for its end, and both are in the kernel then."""
+    with half_a_restore(family) as restore, ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(add_chain, family, "OURS")
+        wait_until(ours.running, "our change to begin")
+        finish(restore)
+        ours.result()
+
+    rules = dump(family, Variant.LEGACY)
+    assert (True, True) == (":OURS - [0:0]" in rules, "-A FOREIGN -j ACCEPT" in rules)
+
+
+@families
+def test_theirs_comes_after_ours(family: Family) -> None:
+    """An ``iptables -w`` that starts while we have a copy waits for our commit, and both are in the kernel then."""
+    with open_tables(family, [FILTER]) as tables:
+        tables[FILTER].create_chain("OURS")
+        theirs = subprocess.Popen([program(family, Variant.LEGACY), "-w", "5", "-N", "FOREIGN"])
+        wait_until(lambda: has_flock(theirs.pid, waits=True), "iptables to wait for the lock")
+        tables[FILTER].commit()
+
+    assert 0 == theirs.wait()
+    assert {":OURS - [0:0]", ":FOREIGN - [0:0]"} <= set(_without_counters(dump(family, Variant.LEGACY)))
+
+
+def _without_counters(rules: str) -> list[str]:
+    return [line.removeprefix("[0:0] ") for line in rules.splitlines()]
+
+
+@families
+def test_a_busy_lock_is_worth_another_try(family: Family, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock that stays busy is an error that names the lock, and that may be gone the next time."""
+    monkeypatch.setattr(legacy_tables, "_LOCK_WAIT_SECONDS", 0.1)
+    with half_a_restore(family) as restore:
+        with pytest.raises(ApplyError, match=f"{lock}: another program has held the lock for 0.1 s") as caught:
+            add_chain(family, "OURS")
+        finish(restore)
+
+    assert caught.value.retryable
+    assert ":OURS" not in dump(family, Variant.LEGACY)
+
+
+def test_a_lock_that_cannot_be_had_is_an_error(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock file that cannot be opened is an error that names it; nothing is changed without a lock."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(lock / "below"))
+    lock.touch()
+
+    with pytest.raises(ApplyError, match=f"{lock}/below: Not a directory"):
+        add_chain(Family.IPV4, "OURS")
+
+
+@families
+def test_a_new_rule_past_the_lock_is_noticed(family: Family, tmp_path: Path) -> None:
+    """Who takes another lock and adds a rule while we have a copy makes our commit fail; it may go through later."""
+    load(family, Variant.LEGACY, OURS)
+    with open_tables(family, [FILTER]) as tables:
+        tables[FILTER].create_chain("MORE")
+        run(
+            "env", f"XTABLES_LOCKFILE={tmp_path / 'other'}", program(family, Variant.LEGACY), "-A", "OURS", "-j", "DROP"
+        )
+        with pytest.raises(ApplyError, match="Resource temporarily unavailable") as caught:
+            tables[FILTER].commit()
+
+    assert caught.value.retryable
+    assert "-A OURS -j DROP" in dump(family, Variant.LEGACY)
+
+
+@families
+def test_a_changed_rule_past_the_lock_is_undone(family: Family, tmp_path: Path) -> None:
+    """Who takes another lock and replaces a rule loses it to our commit, which is why the lock is held."""
+    load(family, Variant.LEGACY, OURS)
+    change = ["-R", "OURS", "1", "-m", "comment", "--comment", "other", "-j", "RETURN"]
+    with open_tables(family, [FILTER]) as tables:
+        tables[FILTER].append_rule("OURS", "-j RETURN")
+        run("env", f"XTABLES_LOCKFILE={tmp_path / 'other'}", program(family, Variant.LEGACY), *change)
+        tables[FILTER].commit()
+
+    assert "--comment first" in dump(family, Variant.LEGACY)
+
+
+@families
+def test_nothing_is_written_without_a_commit(family: Family) -> None:
+    """What was changed in a copy and not committed does not reach the kernel, now or when the copy is renewed."""
+    load(family, Variant.LEGACY, OURS)
+    before = dump(family, Variant.LEGACY)
+
+    for _ in range(2):
+        with open_tables(family, [FILTER]) as tables:
+            tables[FILTER].delete_chains(["OURS"])
+
+    assert before == dump(family, Variant.LEGACY)
+
+
+@families
+def test_only_tables_that_are_asked_for_come_to_be(family: Family) -> None:
+    """Opening one table and jumping to a chain of it creates no other table."""
+    with open_tables(family, [FILTER]) as tables:
+        tables[FILTER].create_chain("OURS")
+        tables[FILTER].append_rule("INPUT", "-j OURS")
+        tables[FILTER].commit()
+
+    assert "filter\n" == Path(f"/proc/net/{'ip' if family is Family.IPV4 else 'ip6'}_tables_names").read_text()
+
+
+@families
+def test_every_copy_of_a_rule_is_deleted(family: Family) -> None:
+    """A rule is known again whoever made it, and each copy goes; rules that differ in one part stay."""
+    rule = '-m conntrack --ctstate NEW -m comment --comment "two words" -j OURS'
+    others = ["-m conntrack --ctstate NEW -j OURS", rule.replace("NEW", "INVALID"), rule.replace("two", "2")]
+    stays = [*others, rule.replace("OURS", "ACCEPT")]
+    text = "".join(f"-A INPUT {line}\n" for line in (rule, *stays, rule))
+    load(family, Variant.LEGACY, f"*filter\n:OURS - [0:0]\n{text}COMMIT\n")
+
+    with open_tables(family, [FILTER]) as tables:
+        deleted = [tables[FILTER].delete_rule("INPUT", rule) for _ in range(2)]
+        tables[FILTER].commit()
+
+    lines = _without_counters(dump(family, Variant.LEGACY))
+    rules = [line.removeprefix("-A INPUT ") for line in lines if line[:8] == "-A INPUT"]
+    assert [2, 0] == deleted
+    assert stays == rules
+
+
+@families
+def test_a_chain_that_others_jump_to_stays(family: Family) -> None:
+    """Deleting a chain that a rule of others jumps to is an error, and all that was to go is still there."""
+    load(family, Variant.LEGACY, f"{OURS[:-7]}-A INPUT -j OURS\nCOMMIT\n")
+    before = dump(family, Variant.LEGACY)
+
+    with open_tables(family, [FILTER]) as tables, pytest.raises(ApplyError, match="can't delete chain OURS") as caught:
+        tables[FILTER].delete_chains(["OURS"])
+
+    assert not caught.value.retryable
+    assert before == dump(family, Variant.LEGACY)

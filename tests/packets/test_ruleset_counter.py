@@ -1,0 +1,156 @@
+"""The cheap look at whether others changed the rules, against the kernel: what it sees, and what it must not mistake."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply.iptables import Variant, program
+from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration, RulesetCounter
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import TABLES
+
+from .own_namespace import load, own_namespace, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+BOTH_TABLES = "".join(f"*{table}\n:OURS - [0:0]\n-A OURS -j RETURN\nCOMMIT\n" for table in TABLES)
+Counters = dict[Family, RulesetCounter]
+OpenCounters = Callable[[Variant], Counters]
+
+variants = pytest.mark.parametrize("variant", list(Variant))
+families = pytest.mark.parametrize("family", list(Family))
+
+
+@pytest.fixture(autouse=True)
+def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with own_namespace():
+        yield
+
+
+@pytest.fixture
+def open_counters() -> Iterator[OpenCounters]:
+    """Give a function that opens the counters of both families, as one agent has them: settled on what is there."""
+    with ExitStack() as stack:
+
+        def legacy(family: Family) -> LegacyCounter:
+            counter = LegacyCounter(family, TABLES)
+            stack.callback(counter._raw.close)
+            return counter
+
+        def nft() -> Counters:
+            generation = NftGeneration()
+            stack.callback(generation._netlink.close)
+            return {family: generation.counter() for family in Family}
+
+        yield lambda variant: nft() if variant is Variant.NFT else {family: legacy(family) for family in Family}
+
+
+def commit(counters: Counters, family: Family, variant: Variant, text: str) -> None:
+    """Change the tables of a family as the agent does: one restore, accounted for."""
+    load(family, variant, text)
+    counters[family].committed(text.count("COMMIT"))
+
+
+def disturbed(counters: Counters) -> list[Family]:
+    """Return the families whose counter was disturbed."""
+    return [family for family, counter in counters.items() if counter.disturbed()]
+
+
+@variants
+def test_nothing_done_is_no_disturbance(open_counters: OpenCounters, variant: Variant) -> None:
+    """A counter that was just made, and one that was asked before, is not disturbed."""
+    counters = open_counters(variant)
+
+    assert ([], []) == (disturbed(counters), disturbed(counters))
+
+
+@variants
+@families
+def test_own_commits_are_no_disturbance(open_counters: OpenCounters, family: Family, variant: Variant) -> None:
+    """The first commit, which creates tables, one to both tables, and one to one table disturb neither family."""
+    counters = open_counters(variant)
+    seen = []
+
+    for text in (BOTH_TABLES, BOTH_TABLES, "*nat\n:MORE - [0:0]\nCOMMIT\n"):
+        commit(counters, family, variant, text)
+        seen.append(disturbed(counters))
+
+    assert [[], [], []] == seen
+
+
+@variants
+def test_commits_of_both_families_are_no_disturbance(open_counters: OpenCounters, variant: Variant) -> None:
+    """A commit of one family between those of the other disturbs no counter."""
+    counters = open_counters(variant)
+
+    for family in (*Family, *Family):
+        commit(counters, family, variant, BOTH_TABLES)
+
+    assert [] == disturbed(counters)
+
+
+@variants
+@families
+@pytest.mark.parametrize("change", [("-A", "INPUT", "-j", "ACCEPT"), ("-N", "FOREIGN"), ("-F", "OURS")], ids=" ".join)
+def test_a_change_by_others_is_a_disturbance(
+    open_counters: OpenCounters, family: Family, variant: Variant, change: tuple[str, ...]
+) -> None:
+    """A rule or chain that another program adds, and a chain of ours that it flushes, disturb that family's counter."""
+    counters = open_counters(variant)
+    commit(counters, family, variant, BOTH_TABLES)
+
+    run(program(family, variant), "-w", *change)
+
+    assert family in disturbed(counters)
+
+
+@families
+def test_legacy_families_are_apart(open_counters: OpenCounters, family: Family) -> None:
+    """A change by others to the legacy tables of one family does not disturb the other's counter."""
+    counters = open_counters(Variant.LEGACY)
+
+    run(program(family, Variant.LEGACY), "-w", "-A", "INPUT", "-j", "ACCEPT")
+
+    assert [family] == disturbed(counters)
+
+
+def test_a_flush_of_everything_disturbs_both_families(open_counters: OpenCounters) -> None:
+    """After ``nft flush ruleset`` the counters of both families are disturbed, until each settles anew."""
+    counters = open_counters(Variant.NFT)
+    commit(counters, Family.IPV4, Variant.NFT, BOTH_TABLES)
+
+    run("nft", "flush", "ruleset")
+
+    assert list(Family) == disturbed(counters)
+    counters[Family.IPV4].settle()
+    assert [Family.IPV6] == disturbed(counters)
+
+
+@variants
+def test_a_change_between_own_commits_is_not_lost(open_counters: OpenCounters, variant: Variant) -> None:
+    """A rule of others stays a disturbance when a commit of the other family comes after it."""
+    counters = open_counters(variant)
+    commit(counters, Family.IPV4, variant, BOTH_TABLES)
+
+    run(program(Family.IPV4, variant), "-w", "-A", "INPUT", "-j", "ACCEPT")
+    commit(counters, Family.IPV6, variant, BOTH_TABLES)
+
+    assert Family.IPV4 in disturbed(counters)
+
+
+@variants
+def test_a_disturbance_lasts_until_the_rules_are_read(open_counters: OpenCounters, variant: Variant) -> None:
+    """Asking does not end a disturbance; settling, which comes before a read, does."""
+    counters = open_counters(variant)
+    run(program(Family.IPV4, variant), "-w", "-A", "INPUT", "-j", "ACCEPT")
+
+    asked = [counters[Family.IPV4].disturbed() for _ in range(2)]
+    counters[Family.IPV4].settle()
+
+    assert ([True, True], False) == (asked, counters[Family.IPV4].disturbed())

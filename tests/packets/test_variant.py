@@ -1,0 +1,156 @@
+"""Which variant of iptables a node uses, told by what is in its kernel and on its PATH, without leaving a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply.iptables import Variant, program
+from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.errors import ConfigError
+from pyproxy.model.address import Family
+
+from .own_namespace import listed_tables, load, own_namespace
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+SERVICE_RULES = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
+OTHERS_RULES = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n"
+
+variants = pytest.mark.parametrize("variant", list(Variant))
+families = pytest.mark.parametrize("family", list(Family))
+hints = pytest.mark.parametrize("hint", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
+
+
+@pytest.fixture(autouse=True)
+def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with own_namespace():
+        yield
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Path:
+    """Give an empty directory, for `install` to fill and `detect` to take for PATH."""
+    directory = tmp_path / "bin"
+    directory.mkdir()
+    return directory
+
+
+def install(directory: Path, *variants: Variant) -> None:
+    """Install all the programs of variants."""
+    for name in (program(family, v, verb) for v in variants for family in Family for verb in ("", "save", "restore")):
+        link(directory, name, name)
+
+
+def link(directory: Path, name: str, original: str) -> None:
+    """Install a program of this machine under a name."""
+    path = shutil.which(original)
+    assert path
+    (directory / name).symlink_to(path)
+
+
+def hint_chain(name: str) -> str:
+    """Return restore input for a chain as the kubelet makes it."""
+    return f"*mangle\n:{name} - [0:0]\nCOMMIT\n"
+
+
+def detect(path: Path | None = None) -> tuple[Variant, str]:
+    """Ask for the variant, where a directory may stand for all of PATH; hold that asking creates no table."""
+    before = listed_tables()
+    with pytest.MonkeyPatch.context() as patch:
+        if path:
+            patch.setenv("PATH", str(path))
+        answer = asyncio.run(detect_variant())
+
+    assert before == listed_tables()
+    return answer
+
+
+@hints
+@families
+@variants
+def test_the_kubelets_hint_decides(variant: Variant, family: Family, hint: str) -> None:
+    """The variant with a chain of the kubelet in its mangle table is used, whichever family the chain is in."""
+    load(family, variant, hint_chain(hint))
+
+    assert (variant, f"the kubelet's chain {hint} is there") == detect()
+
+
+def test_a_hint_in_nft_wins() -> None:
+    """With hints in both variants, nft is used: a kubelet that moved to it left the other one behind."""
+    for variant in Variant:
+        load(Family.IPV4, variant, hint_chain("KUBE-IPTABLES-HINT"))
+
+    assert Variant.NFT is detect()[0]
+
+
+@variants
+def test_a_hint_beats_service_rules(variant: Variant) -> None:
+    """Rules for Services in one variant count for nothing against the kubelet's hint in the other."""
+    [other] = set(Variant) - {variant}
+    load(Family.IPV4, other, SERVICE_RULES)
+    load(Family.IPV4, variant, hint_chain("KUBE-IPTABLES-HINT"))
+
+    assert variant is detect()[0]
+
+
+@families
+@variants
+def test_service_rules_decide(variant: Variant, family: Family) -> None:
+    """Without a hint, the variant with rules for Services is used: it was kube-proxy's, or ours."""
+    load(family, variant, SERVICE_RULES)
+
+    assert (variant, "Service rules are there") == detect()
+
+
+@variants
+def test_path_decides(variant: Variant, programs: Path) -> None:
+    """With neither hint nor rules, the variant of the iptables on PATH is used, and its version is the reason."""
+    install(programs, *Variant)
+    link(programs, "iptables", program(Family.IPV4, variant))
+
+    detected, reason = detect(programs)
+
+    assert variant is detected
+    assert re.fullmatch(r"the iptables on PATH is iptables v[\d.]+ \((legacy|nf_tables)\)", reason)
+
+
+@variants
+def test_rules_of_others_decide_nothing(variant: Variant, programs: Path) -> None:
+    """Rules of another agent in one variant do not outweigh the iptables on PATH."""
+    [other] = set(Variant) - {variant}
+    load(Family.IPV4, other, OTHERS_RULES)
+    install(programs, *Variant)
+    link(programs, "iptables", program(Family.IPV4, variant))
+
+    assert variant is detect(programs)[0]
+
+
+def test_no_iptables_on_path(programs: Path) -> None:
+    """With both variants installed and no plain iptables, nft is used."""
+    install(programs, *Variant)
+
+    assert (Variant.NFT, "there is no iptables on PATH") == detect(programs)
+
+
+@variants
+def test_the_only_variant(variant: Variant, programs: Path) -> None:
+    """Where one variant is installed it is used, whatever the kernel has in the other."""
+    [other] = set(Variant) - {variant}
+    load(Family.IPV4, other, hint_chain("KUBE-IPTABLES-HINT"))
+    install(programs, variant)
+
+    assert (variant, "no other is installed") == detect(programs)
+
+
+def test_no_variant(programs: Path) -> None:
+    """Where none is installed, the error names the flag and the programs."""
+    with pytest.raises(ConfigError, match=r"--iptables-variant: neither iptables-nft-restore nor iptables-legacy"):
+        detect(programs)

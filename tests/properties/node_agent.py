@@ -1,0 +1,72 @@
+"""The agent without a clock, a task or a socket: changes go in, syncs run when a test says so."""
+
+from collections.abc import Iterable
+
+from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.plan import ServicePlan, plan_service
+from pyproxy.loop.reconcile import Reconciler, SyncReport
+from pyproxy.model.change import Change
+from pyproxy.model.names import ServicePortName
+from pyproxy.model.node import Node
+from pyproxy.model.ruleset import RulesetKey
+from pyproxy.model.tracker import Tracker
+from tests.properties.kernel import TableKernel
+from tests.properties.planning import Plans, asked_plans, granted_plans, program_of, ruleset_of, run_now
+
+NOBODY = Node(name="node1")
+"""What is known of this node while its Node is not."""
+
+
+class NodeAgent:
+    """Tracker, program and kernel of one family, put together as `loop.agent` does."""
+
+    def __init__(self, settings: IptablesSettings) -> None:
+        self.tracker = Tracker()
+        self.settings = settings
+        self.kernel = TableKernel(settings.family)
+        self.reconciler: Reconciler[RulesetKey, str] = Reconciler(
+            settings.family, IptablesProgram(settings), self.kernel
+        )
+
+    def __repr__(self) -> str:
+        return f"NodeAgent({self.tracker}, {self.reconciler})"
+
+    @property
+    def node(self) -> Node:
+        """Return this node as far as it is known."""
+        return self.tracker.node or NOBODY
+
+    def tell(self, changes: Iterable[Change]) -> None:
+        """Take changes in and plan what they touch."""
+        for change in changes:
+            self.tracker.apply(change)
+        every_service = self.tracker.take_node_changed()
+        dirty = self.tracker.take_dirty()
+        for name in {*dirty, *self.tracker.services} if every_service else dirty:
+            service = self.tracker.services.get(name)
+            plans: Plans = {}
+            if service is not None:
+                plans = plan_service(service, self.tracker.slices(name), self.node, self.settings.family)
+            self.reconciler.stage(name, plans)
+
+    def configure(self, settings: IptablesSettings) -> None:
+        """Change the settings of the family."""
+        self.settings = settings
+        self.reconciler.replace_program(IptablesProgram(settings))
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel up to what was told."""
+        return run_now(self.reconciler.sync())
+
+    def in_kernel(self) -> dict[RulesetKey, str]:
+        """Return what of ours the kernel has."""
+        return run_now(self.kernel.read())
+
+    def plans(self) -> dict[ServicePortName, ServicePlan]:
+        """Return the plans of everything that was told, made from scratch."""
+        return granted_plans(asked_plans(self.tracker, self.node, self.settings.family))
+
+    def wanted(self) -> dict[RulesetKey, str]:
+        """Return what an agent would program that is started now, made from scratch."""
+        return ruleset_of(program_of(self.plans(), self.settings))

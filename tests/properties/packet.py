@@ -1,0 +1,353 @@
+"""What tables do to the first packet of a connection: an interpreter of rules, written from iptables-extensions(8).
+
+The law: it reads rule text and knows nothing of Services, plans or what pyproxy meant. Every match and option that it
+does not know is an error, so that no rule goes untested. Where chance decides, it follows every branch and says with
+which probability.
+"""
+
+import shlex
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from fractions import Fraction
+from functools import lru_cache
+
+from pyproxy.model.address import Network, parse_ip, parse_network
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import Protocol
+from tests.properties.tables import Tables
+
+LOOPBACKS = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
+_NETWORK_INTERFACE = "eth0"
+_IP_HEADERS = {4: (20, 12, 16), 16: (40, 8, 24)}
+"""By length of address: length of the IP header, offset of the source, offset of the destination."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first packet of a connection, as this node sees it first."""
+
+    source: bytes
+    destination: bytes
+    protocol: Protocol
+    port: int
+    in_interface: str = ""
+    """Where it comes in; empty: this node sends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The node, as far as routing depends on it."""
+
+    ips: frozenset[bytes]
+    """Its addresses apart from loopback ones."""
+
+    def is_local(self, ip: bytes) -> bool:
+        """Say whether an address is of type LOCAL."""
+        return ip in self.ips or any(ip in network for network in LOOPBACKS)
+
+
+class Fate(Enum):
+    """How it ends."""
+
+    ARRIVES = "arrives"
+    REJECTED = "rejected"
+    DROPPED = "dropped"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One way that a packet can go."""
+
+    fate: Fate
+    endpoint: Endpoint | None = None
+    """Where its destination was changed to; None: it was not. Only of a packet that arrives."""
+    is_masqueraded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _State:
+    """A packet on its way."""
+
+    packet: Packet
+    host: Host
+    destination: bytes
+    port: int
+    share: Fraction = Fraction(1)
+    """Probability of having come this way."""
+    mark: int = 0
+    is_translated: bool = False
+    is_masqueraded: bool = False
+    in_interface: str = ""
+    out_interface: str = ""
+    pins: frozenset[str] = frozenset()
+    """Names of the `recent` lists that the source is in."""
+
+
+class _Verdict(Enum):
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    REJECT = "REJECT"
+    FALL_THROUGH = ""
+
+
+_Match = Callable[[_State], Fraction]
+"""Probability that a rule applies to a packet."""
+_Way = tuple[_Verdict, _State]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    matches: tuple[_Match, ...]
+    target: str
+    options: dict[str, str] = field(hash=False)
+    sets_pin: str = ""
+
+
+def outcomes(
+    tables: Tables, host: Host, packet: Packet, pins: Collection[str] = frozenset()
+) -> dict[Outcome, Fraction]:
+    """Return every way that a packet can go, with its probability.
+
+    Args:
+        tables: the rules.
+        host: the node that has them.
+        packet: the packet.
+        pins: names of the `recent` lists that already have its source.
+    """
+    state = _State(
+        packet, host, packet.destination, packet.port, in_interface=packet.in_interface, pins=frozenset(pins)
+    )
+    ways: dict[Outcome, Fraction] = {}
+    for verdict, end in _Path(tables).walk(state):
+        outcome = _outcome(verdict, end)
+        ways[outcome] = ways.get(outcome, Fraction(0)) + end.share
+    return ways
+
+
+def _outcome(verdict: _Verdict, end: _State) -> Outcome:
+    if verdict is _Verdict.DROP:
+        return Outcome(Fate.DROPPED)
+    if verdict is _Verdict.REJECT:
+        return Outcome(Fate.REJECTED)
+    endpoint = Endpoint(end.destination, end.port) if end.is_translated else None
+    return Outcome(Fate.ARRIVES, endpoint, end.is_masqueraded)
+
+
+class _Path:
+    """The order in which a packet meets the hooks (Netfilter: nat before filter at OUTPUT, after it at POSTROUTING)."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    def walk(self, state: _State) -> Iterator[_Way]:
+        if state.packet.in_interface:
+            return self._then(state, ("nat", "PREROUTING"), self._route_incoming)
+        return self._then(state, ("nat", "OUTPUT"), self._route_own)
+
+    def _route_incoming(self, state: _State) -> Iterator[_Way]:
+        if state.host.is_local(state.destination):
+            return self._run(state, ("filter", "INPUT"))
+        state = replace(state, out_interface=_NETWORK_INTERFACE)
+        return self._then(state, ("filter", "FORWARD"), self._leave)
+
+    def _route_own(self, state: _State) -> Iterator[_Way]:
+        is_local = state.host.is_local(state.destination)
+        state = replace(state, out_interface="lo" if is_local else _NETWORK_INTERFACE)
+        return self._then(state, ("filter", "OUTPUT"), self._leave)
+
+    def _leave(self, state: _State) -> Iterator[_Way]:
+        return self._then(state, ("nat", "POSTROUTING"), self._come_back)
+
+    def _come_back(self, state: _State) -> Iterator[_Way]:
+        """Let a packet to the node itself come in again by lo: still NEW, and conntrack translates it no second time."""
+        if state.out_interface == "lo":
+            return self._run(replace(state, in_interface="lo", out_interface=""), ("filter", "INPUT"))
+        return iter([(_Verdict.ACCEPT, state)])
+
+    def _then(
+        self, state: _State, hook: tuple[str, str], following: Callable[[_State], Iterator[_Way]]
+    ) -> Iterator[_Way]:
+        for verdict, end in self._run(state, hook):
+            if verdict in {_Verdict.DROP, _Verdict.REJECT}:
+                yield verdict, end
+            else:
+                yield from following(end)
+
+    def _run(self, state: _State, hook: tuple[str, str]) -> Iterator[_Way]:
+        table, chain = hook
+        waiting = [state]
+        for text in self._tables.chains[table][chain]:
+            rule = _parse(text)
+            passed: list[_State] = []
+            for one in waiting:
+                share = _probability(rule, one)
+                if share < 1:
+                    passed.append(replace(one, share=one.share * (1 - share)))
+                if share > 0:
+                    for verdict, end in self._hit(table, rule, replace(one, share=one.share * share)):
+                        if verdict is _Verdict.FALL_THROUGH and rule.target != "RETURN":
+                            passed.append(end)
+                        else:
+                            yield verdict, end
+            waiting = passed
+        yield from ((_Verdict.FALL_THROUGH, one) for one in waiting)
+
+    def _hit(self, table: str, rule: _Rule, state: _State) -> Iterator[_Way]:
+        if rule.sets_pin:
+            state = replace(state, pins=state.pins | {rule.sets_pin})
+        match rule.target:
+            case "" | "RETURN":
+                yield _Verdict.FALL_THROUGH, state
+            case "ACCEPT" | "DROP" | "REJECT":
+                yield _Verdict(rule.target), state
+            case "MARK":
+                value, mask = (int(text, 16) for text in rule.options["--set-xmark"].split("/"))
+                yield _Verdict.FALL_THROUGH, replace(state, mark=(state.mark & ~mask) ^ value)
+            case "MASQUERADE":
+                yield _Verdict.ACCEPT, replace(state, is_masqueraded=True)
+            case "DNAT":
+                ip, port = _socket(rule.options["--to-destination"])
+                yield _Verdict.ACCEPT, replace(state, destination=ip, port=port, is_translated=True)
+            case chain:
+                yield from self._run(state, (table, chain))
+
+
+def _socket(text: str) -> tuple[bytes, int]:
+    ip, _, port = text.rpartition(":")
+    return parse_ip(ip.strip("[]")), int(port)
+
+
+def _probability(rule: _Rule, state: _State) -> Fraction:
+    share = Fraction(1)
+    for match in rule.matches:
+        share *= match(state)
+        if not share:
+            break
+    return share
+
+
+# Reading rules
+
+_FLAGS = frozenset({"--random-fully", "--rsource", "--set", "--rcheck", "--reap"})
+_PASSED_OVER = frozenset({"-m", "--comment", "--mask", "--reject-with", "--mode", "--random-fully", "--rsource"})
+"""Options that do not decide whether a rule applies (``--mode`` is always random)."""
+_TARGET_OPTIONS = frozenset({"--set-xmark", "--to-destination"})
+
+
+@lru_cache(maxsize=65536)
+def _parse(text: str) -> _Rule:
+    matches: list[_Match] = []
+    options: dict[str, str] = {}
+    target, recent = "", dict[str, str]()
+    for is_inverted, name, value in _options(text):
+        if name == "-j":
+            target = value
+        elif name in _TARGET_OPTIONS:
+            options[name] = value
+        elif name in {"--set", "--rcheck", "--reap", "--seconds", "--name"}:
+            recent[name] = value
+        elif name not in _PASSED_OVER:
+            matches.append(_match(name, value, is_inverted=is_inverted))
+    if "--rcheck" in recent:
+        matches.append(_certain(lambda state: recent["--name"] in state.pins))
+    return _Rule(tuple(matches), target, options, recent["--name"] if "--set" in recent else "")
+
+
+def _options(text: str) -> Iterator[tuple[bool, str, str]]:
+    words = iter(shlex.split(text))
+    is_inverted = False
+    for word in words:
+        if word == "!":
+            is_inverted = True
+            continue
+        yield is_inverted, word, "" if word in _FLAGS else next(words)
+        is_inverted = False
+
+
+def _certain(test: Callable[[_State], bool]) -> _Match:
+    return lambda state: Fraction(test(state))
+
+
+def _match(name: str, value: str, *, is_inverted: bool) -> _Match:
+    if name == "--probability":
+        chance = Fraction(round(float(value) * (1 << 31)), 1 << 31)  # xt_statistic keeps 31 bits
+        return lambda _: chance
+    test = _test(name, value)
+    return _certain(lambda state: test(state) is not is_inverted)
+
+
+def _test(name: str, value: str) -> Callable[[_State], bool]:
+    match name:
+        case "-s" | "-d":
+            return _address_test(name, parse_network(value))
+        case "-p":
+            return lambda state: state.packet.protocol.value == value
+        case "--dport":
+            return lambda state: state.port == int(value)
+        case "-i" | "-o":
+            return _interface_test(name, value)
+        case "--ctstate":
+            wanted = set(value.split(","))
+            return lambda state: not wanted.isdisjoint({"NEW", "DNAT"} if state.is_translated else {"NEW"})
+        case "--mark":
+            mark, mask = (int(text, 16) for text in value.split("/"))
+            return lambda state: state.mark & mask == mark
+        case "--src-type" if value == "LOCAL":
+            return lambda state: state.host.is_local(state.packet.source)
+        case "--dst-type" if value == "LOCAL":
+            return lambda state: state.host.is_local(state.destination)
+        case "--bytecode":
+            return _bpf_test(value)
+    message = f"unknown match: {name} {value}"
+    raise ValueError(message)
+
+
+def _address_test(name: str, network: Network) -> Callable[[_State], bool]:
+    if name == "-s":
+        return lambda state: state.packet.source in network
+    return lambda state: state.destination in network
+
+
+def _interface_test(name: str, value: str) -> Callable[[_State], bool]:
+    def is_meant(interface: str) -> bool:
+        return interface.startswith(value[:-1]) if value.endswith("+") else interface == value
+
+    if name == "-i":
+        return lambda state: is_meant(state.in_interface)
+    return lambda state: is_meant(state.out_interface)
+
+
+def _bpf_test(bytecode: str) -> Callable[[_State], bool]:
+    _, *texts = bytecode.split(",")
+    program = tuple(tuple(map(int, text.split())) for text in texts)
+    return lambda state: _run_bpf(program, _ip_header(state)) > 0
+
+
+def _ip_header(state: _State) -> bytes:
+    source, destination = state.packet.source, state.destination
+    length, source_at, destination_at = _IP_HEADERS[len(source)]
+    header = bytearray(length)
+    header[source_at : source_at + len(source)] = source
+    header[destination_at : destination_at + len(destination)] = destination
+    return bytes(header)
+
+
+def _run_bpf(program: tuple[tuple[int, ...], ...], data: bytes) -> int:
+    """Run classic BPF (linux/bpf_common.h) with the instructions: load word, A to X, jump if A equals X, return."""
+    accumulator = index = at = 0
+    while True:
+        code, if_true, if_false, constant = program[at]
+        at += 1
+        match code:
+            case 0x20:
+                accumulator = int.from_bytes(data[constant : constant + 4])
+            case 0x07:
+                index = accumulator
+            case 0x1D:
+                at += if_true if accumulator == index else if_false
+            case 0x06:
+                return constant
+            case _:
+                message = f"unknown instruction: {code}"
+                raise ValueError(message)

@@ -1,0 +1,105 @@
+"""From a generated cluster to plans, rules and tables, through the code under test and from scratch."""
+
+from collections.abc import Collection, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from pyproxy.compile.claims import Claims
+from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.plan import ServicePlan, plan_service
+from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
+from pyproxy.model.node import Node
+from pyproxy.model.ruleset import RulesetKey
+from pyproxy.model.service import Service
+from pyproxy.model.tracker import Tracker
+from pyproxy.render.iptables_restore import restore_text
+from tests.properties.strategies import Cluster
+from tests.properties.tables import Tables
+
+R = TypeVar("R")
+
+Plans = Mapping[ServicePortName, ServicePlan]
+
+
+def tracked(cluster: Cluster) -> Tracker:
+    """Return a tracker that was told of a cluster."""
+    tracker = Tracker()
+    for change in cluster.changes():
+        tracker.apply(change)
+    return tracker
+
+
+def asked_plans(tracker: Tracker, node: Node, family: Family) -> dict[ServicePortName, ServicePlan]:
+    """Return the plan of every port, with everything that it claims."""
+    found: dict[ServicePortName, ServicePlan] = {}
+    for service in tracker.services.values():
+        found |= service_plans(tracker, service, node, family)
+    return found
+
+
+def service_plans(tracker: Tracker, service: Service, node: Node, family: Family) -> Plans:
+    """Return the plans of a Service's ports."""
+    return plan_service(service, tracker.slices(service.name), node, family)
+
+
+def granted_plans(asked: Plans) -> dict[ServicePortName, ServicePlan]:
+    """Return the plan of every port, without the claims that another port has."""
+    claims = Claims()
+    for name, plan in asked.items():
+        claims.update(name, plan)
+    granted = {name: claims.granted(name) for name in asked}
+    return {name: plan for name, plan in granted.items() if plan is not None}
+
+
+def plans_of(cluster: Cluster, family: Family) -> dict[ServicePortName, ServicePlan]:
+    """Return the plans of a cluster as they are programmed."""
+    return granted_plans(asked_plans(tracked(cluster), cluster.node, family))
+
+
+def program_of(plans: Plans, settings: IptablesSettings) -> IptablesProgram:
+    """Return a program that has taken in plans, each once."""
+    program = IptablesProgram(settings)
+    for name, plan in plans.items():
+        program.put(name, plan)
+    return program
+
+
+def ruleset_of(program: IptablesProgram) -> dict[RulesetKey, str]:
+    """Return everything that a program wants."""
+    values = {key: program.value(key) for key in program.keys()}
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def difference(
+    present: Mapping[RulesetKey, str], wanted: Mapping[RulesetKey, str]
+) -> dict[RulesetKey, tuple[str | None, str | None]]:
+    """Return the change from one ruleset to another, unchanged keys included."""
+    return {key: (present.get(key), wanted.get(key)) for key in dict.fromkeys((*wanted, *present))}
+
+
+def tables_of(ruleset: Mapping[RulesetKey, str]) -> Tables:
+    """Return empty tables into which a ruleset was restored."""
+    tables = Tables()
+    tables.restore(restore_text(difference({}, ruleset)))
+    return tables
+
+
+def compiled(cluster: Cluster, settings: IptablesSettings) -> Tables:
+    """Return the tables of a node that was told of a cluster."""
+    return tables_of(ruleset_of(program_of(plans_of(cluster, settings.family), settings)))
+
+
+def run_now(coroutine: Coroutine[Any, Any, R]) -> R:
+    """Run a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # what the coroutine returned
+    message = "the coroutine waits for something"
+    raise AssertionError(message)
+
+
+def names_of(plans: Collection[ServicePortName]) -> list[str]:
+    """Return names of ports as text, for messages."""
+    return sorted(f"{name} {name.protocol.value}" for name in plans)

@@ -1,0 +1,267 @@
+"""Any valid state of a cluster, as hypothesis strategies.
+
+The law: whatever comes out of here could come from `pyproxy.source`, and every field takes every kind of value
+that matters. With ``contested=False`` no two Services claim the same address and port, everything is what an API
+server would have let pass, and so the real kube-proxy has exactly one right answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from hypothesis import strategies as st
+
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.model.address import Family, Network
+from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.model.node import LocalTraffic, Node
+from pyproxy.model.service import Service, ServicePort
+from tests.properties.world import WORLD, World, of_families
+
+T = TypeVar("T")
+
+FAMILIES = ((Family.IPV4,), (Family.IPV6,), (Family.IPV4, Family.IPV6), (Family.IPV6, Family.IPV4))
+CONDITIONS = (
+    *[(True, True, False)] * 4,
+    *[(False, True, True)] * 2,
+    (True, False, False),
+    (True, True, True),
+    (True, False, True),
+    (False, True, False),
+    (False, False, True),
+    (False, False, False),
+)
+"""ready, serving, terminating: all there are, the usual ones more often."""
+CREATED = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z")
+_HEALTH_CHECK_NODE_PORT = 32000
+_PORTS_APART = 1000
+_NODE_PORTS_APART = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What an agent is told."""
+
+    services: tuple[Service, ...]
+    slices: tuple[EndpointSlice, ...]
+    node: Node
+
+    def changes(self) -> tuple[Put | Replaced, ...]:
+        """Return what a source sends first."""
+        return (
+            Put(self.node),
+            Replaced(Kind.SERVICE, self.services),
+            Replaced(Kind.ENDPOINT_SLICE, self.slices),
+        )
+
+
+def _some(pool: Sequence[T], most: int = 2) -> st.SearchStrategy[tuple[T, ...]]:
+    """Give up to `most` different items in any order, as often one as two or none."""
+    most = min(most, len(pool))
+    return st.integers(0, most).flatmap(lambda size: st.permutations(pool).map(lambda items: tuple(items[:size])))
+
+
+def _rarely() -> st.SearchStrategy[bool]:
+    return st.integers(0, 9).map(lambda number: number == 1)
+
+
+@st.composite
+def service_ports(
+    draw: st.DrawFn, world: World, index: int, *, has_node_ports: bool, contested: bool
+) -> tuple[ServicePort, ...]:
+    """Give the ports of a Service: one with or without a name, or several named ones."""
+    wanted = draw(
+        st.lists(
+            st.tuples(st.sampled_from(world.port_numbers), st.sampled_from(Protocol)),
+            unique=True,
+            min_size=1,
+            max_size=len(world.port_names),
+        )
+    )
+    names = draw(st.permutations(world.port_names))
+    if len(wanted) == 1 and draw(st.booleans()):
+        names = [""]
+    ports: list[ServicePort] = []
+    for place, (name, (number, protocol)) in enumerate(zip(names, wanted, strict=False)):
+        node_port = 0
+        if has_node_ports:
+            alone = world.node_ports[0] + index * _NODE_PORTS_APART + place
+            node_port = draw(st.sampled_from(world.node_ports)) if contested else alone
+        ports.append(ServicePort(name, protocol, number if contested else number + index * _PORTS_APART, node_port))
+    return tuple(ports)
+
+
+@st.composite
+def services(draw: st.DrawFn, world: World = WORLD, index: int = 0, *, contested: bool = True) -> Service:
+    """Give any Service with the name of an index.
+
+    Args:
+        draw: given by hypothesis.
+        world: the pools.
+        index: which of the world's Services.
+        contested: addresses and ports may be others', too, and fields that an API server fills in may be missing.
+    """
+    kind = draw(st.sampled_from(("ClusterIP", "NodePort", "LoadBalancer")))
+    families = draw(st.sampled_from(FAMILIES))
+    is_balanced = kind == "LoadBalancer"
+    external_ips = draw(_some(of_families(world.external_ips, families)))
+    is_external_local = (kind != "ClusterIP" or bool(external_ips)) and draw(st.booleans())
+    has_node_ports = kind == "NodePort" or (is_balanced and draw(st.booleans()))
+    ranges = [block for block in world.source_ranges if block.family in families]
+    return Service(
+        name=world.service_names[index],
+        families=families,
+        cluster_ips=draw(_cluster_ips(world, index, families, contested=contested)),
+        ports=draw(service_ports(world, index, has_node_ports=has_node_ports, contested=contested)),
+        external_ips=external_ips,
+        load_balancer_ips=draw(_some(of_families(world.load_balancer_ips, families))) if is_balanced else (),
+        load_balancer_source_ranges=draw(_some(ranges)) if is_balanced else (),
+        affinity_seconds=draw(st.sampled_from((None, None, 1, 10800, 86400))),
+        internal_policy_local=draw(st.booleans()),
+        external_policy_local=is_external_local,
+        health_check_node_port=_HEALTH_CHECK_NODE_PORT + index if is_balanced and is_external_local else 0,
+        created=draw(st.sampled_from(("", *CREATED) if contested else CREATED)),
+    )
+
+
+def _cluster_ips(
+    world: World, index: int, families: Sequence[Family], *, contested: bool
+) -> st.SearchStrategy[tuple[bytes, ...]]:
+    own = tuple(world.cluster_ip(index, family) for family in families)
+    if not contested:
+        return st.just(own)
+    anyone = st.tuples(*(st.sampled_from(of_families(world.cluster_ips, (family,))[:2]) for family in families))
+    return st.one_of(st.just(own), st.just(own), anyone, st.just(()))
+
+
+@st.composite
+def slice_endpoints(draw: st.DrawFn, world: World, family: Family) -> tuple[SliceEndpoint, ...]:
+    """Give the endpoints of a slice: any conditions, on this node, on another or on none, hinted in several ways."""
+    hints = draw(st.sampled_from(("none", "none", "zones", "nodes", "both", "some")))
+    found: list[SliceEndpoint] = []
+    for ip in draw(_some(of_families(world.endpoint_ips, (family,)), most=4)):
+        ready, serving, terminating = draw(st.sampled_from(CONDITIONS))
+        is_hinted = hints != "some" or draw(st.booleans())
+        found.append(
+            SliceEndpoint(
+                ip,
+                node_name=draw(st.sampled_from(("", *world.node_names))),
+                ready=ready,
+                serving=serving,
+                terminating=terminating,
+                zone_hints=draw(_hinted(world.zones)) if is_hinted and hints in {"zones", "both", "some"} else (),
+                node_hints=draw(_hinted(world.node_names)) if is_hinted and hints in {"nodes", "both"} else (),
+            )
+        )
+    return tuple(found)
+
+
+def _hinted(names: Sequence[str]) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=2).map(tuple)
+
+
+@st.composite
+def endpoint_slices(draw: st.DrawFn, world: World, service: Service, name: str) -> EndpointSlice:
+    """Give a slice of a Service, mostly with the Service's ports, under any numbers."""
+    ports = tuple((port.name, port.protocol) for port in service.ports)
+    if draw(_rarely()):
+        ports = (*ports[1:], ("other", Protocol.TCP))
+    family = draw(st.sampled_from(service.families))
+    return EndpointSlice(
+        NamespacedName(service.name.namespace, f"{service.name.name}-{name}"),
+        service.name,
+        family,
+        tuple(SlicePort(*port, draw(st.sampled_from(world.endpoint_ports))) for port in ports),
+        draw(slice_endpoints(world, family)),
+    )
+
+
+@st.composite
+def nodes(draw: st.DrawFn, world: World = WORLD) -> Node:
+    """Give this node's Node, with any of its addresses, pod ranges and zones."""
+    families = draw(st.sampled_from(((), *FAMILIES)))
+    return Node(
+        name=world.node_name,
+        ips=draw(_some(of_families(world.node_ips, families), most=4)),
+        pod_cidrs=tuple(block for block in world.pod_cidrs if block.family in families),
+        zone=draw(st.sampled_from(("", *world.zones))),
+    )
+
+
+@st.composite
+def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, most_services: int = 3) -> Cluster:
+    """Give any cluster: Services, their slices, a slice without a Service now and then, and this Node."""
+    everyone = range(len(world.service_names))
+    indices = draw(st.permutations(everyone))[: draw(st.integers(0 if draw(_rarely()) else 1, most_services))]
+    all_services = [draw(services(world, index, contested=contested)) for index in indices]
+    all_slices = [
+        draw(endpoint_slices(world, service, name))
+        for service in all_services
+        for name in draw(st.sampled_from((("x",), ("x",), ("x", "y"), ("y", "x", "z"), ())))
+    ]
+    if all_services and draw(_rarely()):
+        all_services.pop()
+    return Cluster(tuple(all_services), tuple(all_slices), draw(nodes(world)))
+
+
+def local_traffics(family: Family, world: World = WORLD) -> st.SearchStrategy[LocalTraffic | None]:
+    """Give every way to tell a pod's packet, and none."""
+    cidrs: list[Network] = [block for block in (*world.cluster_cidrs, *world.pod_cidrs) if block.family is family]
+    return st.sampled_from(
+        (
+            None,
+            *(LocalTraffic(cidr=cidr) for cidr in cidrs),
+            LocalTraffic(interface="cni0"),
+            LocalTraffic(interface_prefix="veth"),
+        )
+    )
+
+
+@st.composite
+def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> IptablesSettings:
+    """Give any settings of the iptables mode."""
+    family = family or draw(st.sampled_from(Family))
+    listed = _some(of_families((*world.node_ips, *world.gateways), (family,)))
+    return IptablesSettings(
+        family=family,
+        masquerade_mark=draw(st.sampled_from((0x4000, 0x4000, 0x1, 0x80000000))),
+        masquerade_all=draw(st.booleans()),
+        local_traffic=draw(local_traffics(family, world)),
+        localhost_node_ports=family is Family.IPV4 and draw(st.booleans()),
+        node_port_ips=draw(st.one_of(st.none(), st.none(), listed)),
+        drop_invalid=draw(st.booleans()),
+        random_fully=draw(st.booleans()),
+        hairpin_by_packet=draw(st.booleans()),
+    )
+
+
+@st.composite
+def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> Change:
+    """Give one change towards or away from some states of a cluster."""
+    state = draw(st.sampled_from(states))
+    objects = (*state.services, *state.slices, state.node)
+    item = draw(st.sampled_from(objects))
+    match draw(st.sampled_from(("put", "put", "put", "remove", "replace"))):
+        case "put":
+            return Put(item)
+        case "remove":
+            return removal(item)
+        case _ if isinstance(item, Node):
+            return Replaced(Kind.NODE, (item,))
+        case _ if isinstance(item, Service):
+            return Replaced(Kind.SERVICE, state.services)
+        case _:
+            return Replaced(Kind.ENDPOINT_SLICE, state.slices)
+
+
+def removal(item: Service | EndpointSlice | Node) -> Removed:
+    """Return the change that takes an object away."""
+    match item:
+        case Service():
+            return Removed(Kind.SERVICE, item.name)
+        case EndpointSlice():
+            return Removed(Kind.ENDPOINT_SLICE, item.name)
+        case Node():
+            return Removed(Kind.NODE, NamespacedName("", item.name))

@@ -1,0 +1,186 @@
+"""Laws of every compiled ruleset, whatever the cluster."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from hypothesis import given
+
+from pyproxy.compile import chain_names
+from pyproxy.compile.attribution import list_rules
+from pyproxy.compile.iptables import SHARED_CHAINS, port_rules
+from pyproxy.compile.iptables_static import IptablesSettings, node_port_jumps, static_rules
+from pyproxy.model.address import Family
+from pyproxy.model.listing import ListedRule
+from pyproxy.model.ruleset import NAT, ChainKey, HookKey
+from pyproxy.render.listing import listing_restore
+from tests.properties.planning import Plans, compiled, plans_of, program_of, ruleset_of, tables_of
+from tests.properties.strategies import Cluster, clusters, iptables_settings
+from tests.properties.tables import HOOKS, Tables
+
+LONGEST_CHAIN_NAME = 28
+"""Bytes that the kernel has for a chain's name (XT_EXTENSION_MAXNAMELEN, less the ending zero)."""
+
+
+def reached(tables: Tables, table: str, starts: Iterable[str]) -> set[str]:
+    """Return the chains that a packet can come to from some chains, these included."""
+    found: set[str] = set()
+    waiting = list(starts)
+    while waiting:
+        chain = waiting.pop()
+        if chain not in found:
+            found.add(chain)
+            waiting += tables.jumps(table, chain)
+    return found
+
+
+@given(clusters(), iptables_settings())
+def test_every_jump_has_a_target(cluster: Cluster, settings: IptablesSettings) -> None:
+    """Every chain that a rule jumps to is there: restoring refuses anything else."""
+    tables = compiled(cluster, settings)
+
+    for table, chains in tables.chains.items():
+        jumped_to = {target for chain in chains for target in tables.jumps(table, chain)}
+        assert set() == jumped_to - chains.keys()
+
+
+@given(clusters(), iptables_settings())
+def test_every_chain_of_a_port_is_used(cluster: Cluster, settings: IptablesSettings) -> None:
+    """Every chain of a Service port can be reached from the chains that ports share: nothing is without effect."""
+    tables = compiled(cluster, settings)
+    dispatch = (key.chain for key in SHARED_CHAINS if key.table == NAT)
+    own = {chain for chain in tables.chains[NAT] if chain.startswith(chain_names.SERVICE_PREFIXES)}
+
+    assert set() == own - reached(tables, NAT, dispatch)
+
+
+@given(iptables_settings(), clusters())
+def test_every_shared_chain_is_hooked(settings: IptablesSettings, cluster: Cluster) -> None:
+    """Every chain that ports share is met by packets, as long as the node serves node ports at all."""
+    tables = compiled(cluster, replace(settings, node_port_ips=None))
+
+    for table, hooks in HOOKS.items():
+        assert set() == {key.chain for key in SHARED_CHAINS if key.table == table} - reached(tables, table, hooks)
+
+
+@given(clusters(), iptables_settings())
+def test_no_chain_of_a_port_is_empty(cluster: Cluster, settings: IptablesSettings) -> None:
+    """A packet that is sent into a chain of a Service port meets a rule there."""
+    chains = compiled(cluster, settings).chains[NAT]
+
+    assert [] == [
+        chain for chain, rules in chains.items() if chain.startswith(chain_names.SERVICE_PREFIXES) and not rules
+    ]
+
+
+@given(clusters(), iptables_settings())
+def test_every_chain_is_known_as_ours(cluster: Cluster, settings: IptablesSettings) -> None:
+    """What is written is found again as ours, under names that the kernel has room for."""
+    ruleset = ruleset_of(program_of(plans_of(cluster, settings.family), settings))
+    own = [key for key in ruleset if isinstance(key, ChainKey) and key.chain != chain_names.KUBELET_FIREWALL]
+
+    assert [] == [key for key in own if not chain_names.is_ours(*key) or len(key.chain) > LONGEST_CHAIN_NAME]
+
+
+@given(clusters(), iptables_settings())
+def test_pieces_add_up_to_the_chains(cluster: Cluster, settings: IptablesSettings) -> None:
+    """Each rule of the ruleset comes from exactly one port, or is there whatever Services there are."""
+    plans = plans_of(cluster, settings.family)
+    rules = [
+        *(line for value in static_rules(settings).values() for line in value.splitlines()),
+        *node_port_jumps(settings).splitlines(),
+        *(
+            line
+            for plan in plans.values()
+            for text in port_rules(plan, settings).values()
+            for line in text.splitlines()
+        ),
+    ]
+
+    assert sorted(rules) == sorted(
+        line for value in ruleset_of(program_of(plans, settings)).values() for line in value.splitlines()
+    )
+
+
+@given(clusters(), iptables_settings())
+def test_order_of_plans_does_not_matter(cluster: Cluster, settings: IptablesSettings) -> None:
+    """A program that takes in the plans in another order wants the same."""
+    plans = plans_of(cluster, settings.family)
+    backwards = dict(reversed(plans.items()))
+
+    assert ruleset_of(program_of(plans, settings)) == ruleset_of(program_of(backwards, settings))
+
+
+@given(clusters(), iptables_settings())
+def test_second_put_changes_nothing(cluster: Cluster, settings: IptablesSettings) -> None:
+    """A plan that the program has already changes no chain."""
+    plans = plans_of(cluster, settings.family)
+    program = program_of(plans, settings)
+
+    assert [set()] * len(plans) == [program.put(name, plan) for name, plan in plans.items()]
+
+
+@given(clusters(), clusters(), iptables_settings())
+def test_put_names_every_chain_that_changes(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
+    """From one set of plans to another, `put` names exactly the chains whose rules differ in the end, or more."""
+    old, new = plans_of(before, settings.family), plans_of(after, settings.family)
+    program = program_of(old, settings)
+    present = ruleset_of(program)
+    named = {key for name in {*old, *new} for key in program.put(name, new.get(name))}
+    wanted = ruleset_of(program)
+
+    assert ruleset_of(program_of(new, settings)) == wanted
+    assert set() == {key for key in {*present, *wanted} if present.get(key) != wanted.get(key)} - named
+
+
+def listed(plans: Plans, settings: IptablesSettings) -> list[ListedRule]:
+    """Return the rules of a program one by one, as they stand in the kernel."""
+    ruleset = ruleset_of(program_of(plans, settings))
+    hooks = [ListedRule(*key) for key in ruleset if isinstance(key, HookKey)][::-1]
+    return hooks + [
+        ListedRule(*key, line)
+        for key, value in ruleset.items()
+        if isinstance(key, ChainKey)
+        for line in value.splitlines()
+    ]
+
+
+@given(clusters(), iptables_settings())
+def test_rules_tell_their_port(cluster: Cluster, settings: IptablesSettings) -> None:
+    """Each rule of a Service port is told from the rules alone to be that port's, and no other is."""
+    plans = plans_of(cluster, settings.family)
+    by_port = {
+        name: sorted(line for text in port_rules(plan, settings).values() for line in text.splitlines())
+        for name, plan in plans.items()
+    }
+    listing = list_rules(settings.family, (), listed(plans, settings))
+
+    assert {name: rules for name, rules in by_port.items() if rules} == {
+        name: sorted(rule.rule for rule in rules) for name, rules in listing.services.items()
+    }
+
+
+@given(clusters(), iptables_settings())
+def test_listing_restores_to_the_same_tables(cluster: Cluster, settings: IptablesSettings) -> None:
+    """What ``dump-rules -o restore`` prints makes the tables that the agent makes, rule for rule in the same order."""
+    plans = plans_of(cluster, settings.family)
+    ruleset = ruleset_of(program_of(plans, settings))
+    chains = [key for key in ruleset if isinstance(key, ChainKey)]
+    printed = Tables()
+    printed.restore(listing_restore(list_rules(settings.family, chains, listed(plans, settings))))
+
+    assert tables_of(ruleset).chains == printed.chains
+
+
+@given(clusters())
+def test_families_are_apart(cluster: Cluster) -> None:
+    """The rules of a family name no address of the other."""
+    for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
+        ruleset = ruleset_of(program_of(plans_of(cluster, family), IptablesSettings(family=family)))
+        assert [] == [value for value in ruleset.values() if foreign in value]
+
+
+def test_shared_chains_are_there_without_services() -> None:
+    """Without a Service the chains that ports share are there, so that hooks have a target."""
+    ruleset = ruleset_of(program_of({}, IptablesSettings(family=Family.IPV4)))
+
+    assert set() == set(SHARED_CHAINS) - ruleset.keys()

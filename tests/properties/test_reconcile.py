@@ -1,0 +1,242 @@
+"""However the agent got there, the kernel has what an agent would program that is started now."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyproxy.compile.iptables import port_rules
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family, ip_text
+from pyproxy.model.change import Change
+from pyproxy.model.names import ServicePortName
+from tests.properties.node_agent import NodeAgent
+from tests.properties.planning import names_of, program_of, ruleset_of, tables_of
+from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
+from tests.properties.tables import HOOKS
+from tests.properties.world import WORLD, of_families
+
+MOST_PERIODS = 40
+"""More than the longest time in quarantine between two tries."""
+
+
+@st.composite
+def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[Change]]:
+    """Give changes between several states of a cluster, in the groups in which they reach the agent."""
+    states = [draw(clusters(contested=contested)) for _ in range(draw(st.integers(1, 3)))]
+    groups = draw(st.lists(st.lists(changes(states), min_size=1, max_size=4), min_size=1, max_size=5))
+    return [list(states[0].changes()), *groups]
+
+
+@given(walks(), iptables_settings())
+def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """After every group of changes the kernel has what a program made from scratch wants, and others' rules as well."""
+    agent = NodeAgent(settings)
+    for group in walk:
+        agent.tell(group)
+        agent.sync()
+
+        assert agent.wanted() == agent.in_kernel()
+        assert agent.kernel.has_foreign_rules()
+        assert not agent.reconciler.pending
+
+
+@given(walks(), iptables_settings())
+def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """Without a change there is nothing to write, not even after everything is planned or read again."""
+    agent = NodeAgent(settings)
+    for group in walk:
+        agent.tell(group)
+        agent.sync()
+    agent.kernel.written.clear()
+    agent.tell([change for cluster in walk[:1] for change in cluster if change in walk[-1]])
+    agent.sync()
+    agent.reconciler.distrust()
+    agent.sync()
+    agent.configure(settings)
+    agent.sync()
+
+    assert [] == agent.kernel.written
+
+
+@given(walks(), iptables_settings())
+def test_a_restart_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """An agent that finds what another run left for the same cluster writes nothing."""
+    first, second = NodeAgent(settings), NodeAgent(settings)
+    for group in walk:
+        first.tell(group)
+        second.tell(group)
+    first.sync()
+    second.kernel.tables = first.kernel.tables
+    second.sync()
+
+    assert [] == second.kernel.written
+
+
+@given(walks(), iptables_settings())
+def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """Changes that gather while the agent is busy lead to the same end as changes that are synced one by one."""
+    at_once, one_by_one = NodeAgent(settings), NodeAgent(settings)
+    at_once.tell([change for group in walk for change in group])
+    at_once.sync()
+    for change in (change for group in walk for change in group):
+        one_by_one.tell([change])
+        one_by_one.sync()
+
+    assert at_once.in_kernel() == one_by_one.in_kernel()
+
+
+@given(st.data(), walks(), st.sampled_from(Family))
+def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Change]], family: Family) -> None:
+    """New settings of the node lead to what a fresh start with them leads to, whatever is staged at the time."""
+    agent = NodeAgent(data.draw(iptables_settings(family)))
+    for group in walk:
+        agent.tell(group)
+        if data.draw(st.booleans()):
+            agent.configure(data.draw(iptables_settings(family)))
+        agent.sync()
+
+        assert agent.wanted() == agent.in_kernel()
+
+
+@given(st.data(), walks(), iptables_settings())
+def test_what_others_break_is_repaired(
+    data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings
+) -> None:
+    """Chains and hooks that somebody flushed are back after the next look, along with whatever was staged."""
+    agent = NodeAgent(settings)
+    for group in walk:
+        agent.tell(group)
+        agent.sync()
+        for _ in range(data.draw(st.integers(1, 3))):
+            table = data.draw(st.sampled_from(sorted(HOOKS)))
+            chain = data.draw(st.sampled_from(sorted(agent.kernel.tables.chains[table])))
+            agent.kernel.tables.flush(table, chain)
+        agent.reconciler.distrust()
+    agent.sync()
+
+    assert agent.wanted() == agent.in_kernel()
+
+
+@given(walks(), iptables_settings())
+def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """On a fresh node the hooks end up in kube-proxy's order, which decides what is dropped before it is accepted."""
+    agent = NodeAgent(settings)
+    agent.tell(walk[0])
+    agent.sync()
+    expected = tables_of(ruleset_of(program_of({}, settings))).chains
+
+    for table, chains in HOOKS.items():
+        for chain in chains:
+            hooks = expected[table][chain]
+            assert hooks == agent.kernel.tables.chains[table][chain][: len(hooks)]
+
+
+@given(st.data(), walks(), iptables_settings())
+def test_a_busy_kernel_loses_nothing(data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings) -> None:
+    """Syncs that fail for the moment change nothing and forget nothing: the next one that works catches up."""
+    agent = NodeAgent(settings)
+    for group in walk:
+        agent.tell(group)
+        agent.kernel.is_busy = data.draw(st.booleans())
+        before = agent.in_kernel()
+        if agent.kernel.is_busy and before != agent.wanted():
+            with pytest.raises(ApplyError):
+                agent.sync()
+            assert before == agent.in_kernel()
+            assert agent.reconciler.pending
+        else:
+            agent.sync()
+    agent.kernel.is_busy = False
+    agent.sync()
+
+    assert agent.wanted() == agent.in_kernel()
+
+
+class Refusal:
+    """A kernel that refuses to translate to some address, and what is to be in it all the same."""
+
+    def __init__(self, agent: NodeAgent, poison: bytes) -> None:
+        self._agent = agent
+        self._text = f"--to-destination {ip_text(poison)}" if len(poison) == 4 else f"[{ip_text(poison)}]"
+        self.good: dict[ServicePortName, ServicePlan] = {}
+        """The last plan of each port that could be taken."""
+        self.refused: set[ServicePortName] = set()
+
+    def refuses(self, line: str) -> bool:
+        """Say whether a line is refused."""
+        return self._text in line
+
+    def note(self) -> None:
+        """Work out which ports are refused now, and which plans hold."""
+        plans = self._agent.plans()
+        self.good = {name: plan for name, plan in self.good.items() if name in plans}
+        self.refused = {name for name, plan in plans.items() if self._is_refused(plan)}
+        self.good |= {name: plan for name, plan in plans.items() if name not in self.refused}
+
+    def _is_refused(self, plan: ServicePlan) -> bool:
+        return any(self.refuses(text) for text in port_rules(plan, self._agent.settings).values())
+
+
+@given(walks(contested=False), iptables_settings(), st.integers(0, 3))
+def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
+    """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
+    agent = NodeAgent(settings)
+    refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
+    agent.kernel.refuses = refusal.refuses
+    for group in walk:
+        agent.tell(group)
+        agent.sync()
+        refusal.note()
+
+        assert names_of(refusal.refused) == names_of(agent.reconciler.quarantined)
+        assert ruleset_of(program_of(refusal.good, settings)) == agent.in_kernel()
+        assert not agent.reconciler.pending
+    for _ in range(MOST_PERIODS):
+        agent.reconciler.release_due()
+        agent.sync()
+    assert ruleset_of(program_of(refusal.good, settings)) == agent.in_kernel()
+
+
+@given(walks(contested=False), iptables_settings(), st.integers(0, 3))
+def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
+    """When the kernel takes the refused plan after all, the port leaves quarantine with its newest plan."""
+    agent = NodeAgent(settings)
+    refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
+    agent.kernel.refuses = refusal.refuses
+    for group in walk:
+        agent.tell(group)
+        agent.sync()
+    agent.kernel.refuses = lambda _line: False
+    for _ in range(MOST_PERIODS):
+        agent.reconciler.release_due()
+        agent.sync()
+
+    assert {} == agent.reconciler.quarantined
+    assert agent.wanted() == agent.in_kernel()
+
+
+@given(clusters(contested=False), iptables_settings(), st.integers(0, 3))
+def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesSettings, which: int) -> None:
+    """Once known, a refused plan is never again in one transaction with another port, nor tried at every period."""
+    agent = NodeAgent(settings)
+    refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
+    agent.kernel.refuses = refusal.refuses
+    agent.tell(cluster.changes())
+    agent.sync()
+    agent.kernel.written.clear()
+    quarantined = len(agent.reconciler.quarantined)
+    for _ in range(MOST_PERIODS):
+        agent.reconciler.release_due()
+        agent.sync()
+    refused = [text for text in agent.kernel.written if refusal.refuses(text)]
+
+    assert [] == [text for text in refused if len(own_suffixes(text)) != 1]
+    assert quarantined * 6 == len(refused)
+
+
+def own_suffixes(text: str) -> set[str]:
+    """Return the ends of the names of the Services' chains that a restore text declares."""
+    prefixes = (":KUBE-SVC-", ":KUBE-SVL-")
+    return {line.split(" ")[0][-16:] for line in text.splitlines() if line.startswith(prefixes)}

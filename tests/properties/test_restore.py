@@ -1,0 +1,71 @@
+"""A change of rulesets through restore input and back out of save output is that change, and touches nothing else."""
+
+from hypothesis import given
+
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import RulesetKey
+from pyproxy.render.iptables_restore import restore_text
+from tests.properties.kernel import TableKernel
+from tests.properties.planning import difference, plans_of, program_of, ruleset_of, run_now, tables_of
+from tests.properties.strategies import Cluster, clusters, iptables_settings
+
+
+def ruleset(cluster: Cluster, settings: IptablesSettings) -> dict[RulesetKey, str]:
+    """Return what a node wants in its kernel."""
+    return ruleset_of(program_of(plans_of(cluster, settings.family), settings))
+
+
+@given(clusters(), clusters(), iptables_settings(Family.IPV4), iptables_settings(Family.IPV4))
+def test_difference_leads_from_one_to_the_other(
+    before: Cluster, after: Cluster, old: IptablesSettings, new: IptablesSettings
+) -> None:
+    """The difference of two rulesets, applied to the first, gives the second, hooks in their order included."""
+    present, wanted = ruleset(before, old), ruleset(after, new)
+    tables = tables_of(present)
+    tables.restore(restore_text(difference(present, wanted)))
+
+    assert tables_of(wanted).chains == tables.chains
+
+
+@given(clusters(), clusters(), iptables_settings())
+def test_what_is_read_is_what_was_written(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
+    """What was applied is read back letter by letter, and rules of others stay where they were."""
+    present, wanted = ruleset(before, settings), ruleset(after, settings)
+    kernel = TableKernel(settings.family)
+    run_now(kernel.apply(difference({}, present)))
+    run_now(kernel.apply(difference(present, wanted)))
+
+    assert wanted == run_now(kernel.read())
+    assert kernel.has_foreign_rules()
+
+
+@given(clusters(), iptables_settings())
+def test_nothing_remains_after_removal(cluster: Cluster, settings: IptablesSettings) -> None:
+    """The difference to an empty ruleset takes out every chain and hook, and nothing but those."""
+    present = ruleset(cluster, settings)
+    kernel = TableKernel(settings.family)
+    clean = repr(kernel)
+    run_now(kernel.apply(difference({}, present)))
+    run_now(kernel.apply(difference(present, {})))
+
+    assert clean == repr(kernel)
+
+
+@given(clusters(), iptables_settings())
+def test_equal_rulesets_need_no_text(cluster: Cluster, settings: IptablesSettings) -> None:
+    """The difference of a ruleset to itself is no input at all, not an empty transaction."""
+    present = ruleset(cluster, settings)
+
+    assert restore_text(difference(present, present)) == ""
+
+
+@given(clusters(), clusters(), iptables_settings())
+def test_only_chains_that_differ_are_mentioned(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
+    """A chain that stays as it is has no line in the input."""
+    present, wanted = ruleset(before, settings), ruleset(after, settings)
+    lines = restore_text(difference(present, wanted)).splitlines()
+    declared = {line[1:].partition(" ")[0] for line in lines if line.startswith(":")}
+    differing = {key.chain for key in {*present, *wanted} if present.get(key) != wanted.get(key)}
+
+    assert declared == differing & declared

@@ -1,0 +1,86 @@
+"""A source that runs, and what it delivers."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import Any
+
+from pyproxy.model.change import Change, Kind, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
+from pyproxy.source.access import Access, Server
+from pyproxy.source.api import ApiSource, Store
+from pyproxy.source.resource import Object
+from pyproxy.source.transport import FindAccess, Timing
+
+from .apiserver import PATIENCE_SECONDS
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop of its own."""
+
+    @wraps(test)
+    def run(**fixtures: object) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+class Changes:
+    """What a source delivered, kind by kind."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Kind, asyncio.Queue[Change]] = defaultdict(asyncio.Queue)
+
+    def deliver(self, change: Change) -> None:
+        """Take a change."""
+        kind = change.kind if isinstance(change, Removed | Replaced) else kind_of(change.object)
+        self._queues[kind].put_nowait(change)
+
+    async def next(self, kind: Kind = Kind.SERVICE) -> Change:
+        """Return the next change of a kind."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self._queues[kind].get()
+
+    async def names(self) -> set[str]:
+        """Return the names in the next change of Services, which is a complete list."""
+        change = await self.next()
+        assert isinstance(change, Replaced)
+        return {str(item.name) for item in change.objects}
+
+
+def kind_of(item: Object) -> Kind:
+    """Return the kind of an object."""
+    return {Service: Kind.SERVICE, EndpointSlice: Kind.ENDPOINT_SLICE, Node: Kind.NODE}[type(item)]
+
+
+def access_to(*urls: str, token_file: str = "") -> FindAccess:
+    """Return what finds servers without looking."""
+
+    async def find_access() -> Access:
+        return Access(servers=tuple(Server(url) for url in urls), token_file=token_file)
+
+    return find_access
+
+
+@asynccontextmanager
+async def running(
+    find_access: FindAccess,
+    last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None,
+    timing: Timing | None = None,
+) -> AsyncIterator[Changes]:
+    """Run a source, without chance in its delays, and leave no task behind."""
+    changes = Changes()
+    store = Store(deliver=changes.deliver, last_good=last_good)
+    task = asyncio.create_task(ApiSource(find_access, "node-1", store, timing=timing, random=float).run())
+    try:
+        yield changes
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert not [left for left in asyncio.all_tasks() if left.get_name().startswith("watch ")]

@@ -1,0 +1,349 @@
+"""The API source against a real HTTP server that answers as scripted: what is asked, what is delivered, what is logged.
+
+Not covered here: TLS, proxies and single answers (test_transport), credentials (test_credentials), and whether a real
+API server plays along (tests/cluster).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from pyproxy.errors import ConfigError, SourceError
+from pyproxy.model.change import Kind, Put, Removed, Replaced
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.service import Service
+from pyproxy.source.access import Access, Server
+from pyproxy.source.api import ApiSource, Store
+from pyproxy.source.resource import Object
+from pyproxy.source.transport import Timing
+
+from .apiserver import (
+    NODES,
+    PATIENCE_SECONDS,
+    SERVICES,
+    SLICES,
+    ApiServer,
+    Json,
+    bookmark,
+    end_of_list,
+    event,
+    listed,
+    refused,
+    service,
+)
+from .running import Changes, access_to, in_loop, running
+
+NAME = NamespacedName("default", "web")
+WEB, OTHER = service("web", "5"), service("other", "6")
+BAD = service("web", "8", ports="eighty")
+QUICK = Timing(connect=2.0, answer=2.0, silence=0.2)
+
+
+@asynccontextmanager
+async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
+    """Run a source whose server begins with some lines about Services."""
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(*lines, then_end=True))
+        async with running(access_to(server.url)) as changes:
+            yield server, changes
+
+
+@in_loop
+async def test_what_is_asked() -> None:
+    """Each resource is streamed with the selectors that leave out what has no packet path."""
+    async with ApiServer() as server, running(access_to(server.url)):
+        queries = [(await server.asked(path)).query for path in (SERVICES, SLICES, NODES)]
+
+    common = {
+        "watch": "1",
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": "300",
+        "sendInitialEvents": "true",
+        "resourceVersionMatch": "NotOlderThan",
+    }
+    services = {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"}
+    slices = {"labelSelector": "!service.kubernetes.io/headless"}
+    assert [common | services, common | slices, common | {"fieldSelector": "metadata.name=node-1"}] == queries
+
+
+@in_loop
+async def test_stream_and_changes() -> None:
+    """The initial events are one complete list, whatever happened within it; what follows is delivered one by one."""
+    gone = service("gone")
+    lines = [event("ADDED", gone), event("ADDED", WEB), event("DELETED", gone), end_of_list("7")]
+    lines += [event("ADDED", OTHER), event("MODIFIED", service("other", "9", clusterIP="None")), event("DELETED", WEB)]
+    async with watching(*lines) as (_, changes):
+        names = await changes.names()
+        then = [await changes.next() for _ in range(3)]
+
+    assert {"default/web"} == names
+    assert isinstance(then[0], Put)
+    assert NamespacedName("default", "other") == then[0].object.name
+    assert [Removed(Kind.SERVICE, NamespacedName("default", "other")), Removed(Kind.SERVICE, NAME)] == then[1:]
+
+
+@in_loop
+async def test_empty_cluster() -> None:
+    """A kind without objects is known all the same."""
+    async with ApiServer() as server, running(access_to(server.url)) as changes:
+        assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+        assert Replaced(Kind.ENDPOINT_SLICE, ()) == await changes.next(Kind.ENDPOINT_SLICE)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [(event("ADDED", OTHER), "6"), (event("DELETED", OTHER), "6"), (bookmark("11"), "11")]
+)
+@in_loop
+async def test_watch_is_resumed(last: Json, expected: str) -> None:
+    """A watch that ended is resumed at the version of its last event or bookmark, without a new list."""
+    async with watching(end_of_list("4"), last) as (server, _):
+        await server.asked(SERVICES)
+        resumed = (await server.asked(SERVICES)).query
+
+    assert (expected, "1", None) == (resumed["resourceVersion"], resumed["watch"], resumed.get("sendInitialEvents"))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@in_loop
+async def test_pages(status: int) -> None:
+    """A server that cannot stream lists is asked for pages; all of them are one complete list."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(status), listed("9", WEB, more="token"), listed("9", OTHER), server.stream())
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(4)]
+
+    assert {"default/web", "default/other"} == names
+    assert [None, "500", "500", None] == [query.get("limit") for query in queries]
+    assert [None, None, "token", None] == [query.get("continue") for query in queries]
+    assert "9" == queries[3]["resourceVersion"]
+
+
+@in_loop
+async def test_stream_without_initial_events() -> None:
+    """A server that takes a stream for a mere watch is asked for pages."""
+    async with watching(event("ADDED", WEB), bookmark("3")) as (server, changes):
+        server.say(SERVICES, listed("9", OTHER))
+
+        assert {"default/other"} == await changes.names()
+
+
+@in_loop
+async def test_expired_page() -> None:
+    """Where the rest of a list has expired the whole is asked for at once, and the first pages do not count."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(400), listed("8", WEB, more="token"), refused(410), listed("9", OTHER))
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(4)]
+
+    assert {"default/other"} == names
+    assert (None, None) == (queries[3].get("limit"), queries[3].get("continue"))
+
+
+@pytest.mark.parametrize("in_stream", [True, False], ids=["event", "status"])
+@in_loop
+async def test_expired_watch(in_stream: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A version that the server has forgotten leads to a new complete list."""
+    async with ApiServer() as server:
+        expired = server.stream(event("ERROR", {"code": 410, "reason": "Expired"}), then_end=True)
+        again = server.stream(event("ADDED", OTHER), end_of_list("9"))
+        server.say(SERVICES, server.stream(event("ADDED", WEB), end_of_list("4"), then_end=True))
+        server.say(SERVICES, expired if in_stream else refused(410), again)
+        async with running(access_to(server.url)) as changes:
+            names = [await changes.names(), await changes.names()]
+
+    assert [{"default/web"}, {"default/other"}] == names
+
+
+@in_loop
+async def test_line_that_is_no_event(caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be understood is logged, and a new list says how things are."""
+    async with watching(end_of_list("4"), {"kind": "Surprise"}) as (server, changes):
+        server.say(SERVICES, listed("9", WEB))
+        await changes.names()
+
+        assert {"default/web"} == await changes.names()
+    assert "a line of the watch is no event" in caplog.text
+
+
+@in_loop
+async def test_large_object() -> None:
+    """An object of ten megabytes is delivered like any other."""
+    large = service("large")
+    large["metadata"]["annotations"] = {"padding": "x" * (10 << 20)}
+    async with watching(end_of_list("4"), event("ADDED", large), event("ADDED", WEB)) as (_, changes):
+        await changes.names()
+        puts = [await changes.next(), await changes.next()]
+
+    assert ["default/large", "default/web"] == [str(put.object.name) for put in puts if isinstance(put, Put)]
+
+
+@in_loop
+async def test_silent_watch_is_resumed() -> None:
+    """A watch without a byte for too long, be its server dead or idle, is asked for anew at the same version."""
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(end_of_list("4")))
+        async with running(access_to(server.url), timing=QUICK):
+            versions = [(await server.asked(SERVICES)).query.get("resourceVersion") for _ in range(3)]
+
+    assert [None, "4", "4"] == versions
+
+
+@pytest.mark.parametrize("items", [[BAD, OTHER], [OTHER, BAD]])
+@in_loop
+async def test_bad_object_in_a_page(items: list[Json], caplog: pytest.LogCaptureFixture) -> None:
+    """One object that cannot be decoded costs its page nothing, and is named with its field."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(400), listed("9", *items))
+        async with running(access_to(server.url)) as changes:
+            assert {"default/other"} == await changes.names()
+    assert "Service default/web: spec.ports: " in caplog.text
+
+
+@in_loop
+async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureFixture) -> None:
+    """An object that turns bad is neither delivered nor removed, in a watch or a list, and is logged once."""
+    kept: dict[NamespacedName, Object] = {}
+    lines = [event("ADDED", WEB), end_of_list("4"), event("MODIFIED", BAD), event("ADDED", OTHER)]
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(*lines, then_end=True), refused(410))
+        server.say(SERVICES, server.stream(event("ADDED", BAD), end_of_list("9")))
+        async with running(access_to(server.url), lambda _, name: kept.get(name)) as changes:
+            first = await changes.next()
+            assert isinstance(first, Replaced)
+            kept.update({item.name: item for item in first.objects if isinstance(item, Service)})
+            other, again = await changes.next(), await changes.next()
+
+    assert isinstance(other, Put)
+    assert first == again
+    assert 1 == caplog.text.count("Service default/web: spec.ports: ")
+
+
+@in_loop
+async def test_object_that_is_partly_bad(caplog: pytest.LogCaptureFixture) -> None:
+    """An object with one bad field is delivered without it, and the field is named."""
+    async with watching(event("ADDED", service("web", externalIPs=["10.0.0.300"])), end_of_list("4")) as (_, changes):
+        assert {"default/web"} == await changes.names()
+    assert "Service default/web: spec.externalIPs[0]: " in caplog.text
+
+
+@in_loop
+async def test_field_selector_unknown_to_the_server() -> None:
+    """An older server that cannot select Services by cluster IP is asked for all; headless ones are not delivered."""
+    unknown = refused(400, "field label not supported: spec.clusterIP")
+    headless = service("headless", clusterIP="None", clusterIPs=["None"])
+    async with ApiServer() as server:
+        server.say(SERVICES, unknown, unknown, listed("9", WEB, headless))
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(3)]
+
+    assert {"default/web"} == names
+    assert [True, True, False] == ["fieldSelector" in query for query in queries]
+
+
+@in_loop
+async def test_missing_permission(caplog: pytest.LogCaptureFixture) -> None:
+    """A 403 says once which rule of a role is missing, and the resource is tried again until it is there."""
+    async with ApiServer() as server:
+        server.say(SLICES, *[refused(403, "endpointslices is forbidden")] * 2)
+        async with running(access_to(server.url)) as changes:
+            await changes.next(Kind.ENDPOINT_SLICE)
+    rule = 'apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]'
+    assert 1 == caplog.text.count(rule)
+
+
+@in_loop
+async def test_rotated_token(tmp_path: Path) -> None:
+    """Each request reads the token file, so that the token that is there now is used."""
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(end_of_list("4"), then_end=True))
+        async with running(access_to(server.url, token_file=str(token)), timing=QUICK):
+            first = await server.asked(SERVICES)
+            token.write_text("second")
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (second := await server.asked(SERVICES)).authorization == first.authorization:
+                    pass
+
+    assert ("Bearer first", "Bearer second") == (first.authorization, second.authorization)
+
+
+@in_loop
+async def test_unauthorized() -> None:
+    """A 401 has the credentials found anew, once for all requests that met with it."""
+    found: list[str] = []
+
+    async def find_access() -> Access:
+        found.append(f"Bearer {len(found)}")
+        return Access(servers=(Server(server.url),), authorization=found[-1])
+
+    async with ApiServer() as server:
+        for path in (SERVICES, SLICES, NODES):
+            server.say(path, refused(401, "Unauthorized"))
+        async with running(find_access) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+            tokens = {(await server.asked(path)).authorization for path in (SERVICES, SLICES, NODES) * 2}
+
+    assert ["Bearer 0", "Bearer 1"] == found
+    assert {"Bearer 0", "Bearer 1"} == tokens
+
+
+@in_loop
+async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often a server that is away is tried, its loss and its return are one line each."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        for path in (SERVICES, SLICES, NODES):
+            server.say(path, *[refused(503, "etcd is not ready")] * 3)
+        async with running(access_to(server.url)) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+
+    messages = [record.message for record in caplog.records if record.name == "pyproxy.source.api"]
+    assert "API server lost, the last good state is kept: 503 etcd is not ready" == messages[0]
+    assert "API server is back after" == messages[1][:24]
+    assert 2 == len(messages)
+
+
+@in_loop
+async def test_several_servers() -> None:
+    """Where one server cannot be reached the next one has its turn, and keeps it."""
+    async with ApiServer() as gone:
+        url = gone.url
+    async with ApiServer() as server, running(access_to(url, server.url)) as changes:
+        for kind in Kind:
+            assert Replaced(kind, ()) == await changes.next(kind)
+
+
+@in_loop
+async def test_credentials_that_come_late() -> None:
+    """While an exec plugin fails it is tried again."""
+    failures = iter([SourceError("exec plugin gave no credentials")] * 2)
+
+    async def find_access() -> Access:
+        for error in failures:
+            raise error
+        return Access(servers=(Server(server.url),))
+
+    async with ApiServer() as server, running(find_access) as changes:
+        assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+
+
+@in_loop
+async def test_impossible_configuration() -> None:
+    """A configuration that cannot work ends the source."""
+
+    async def find_access() -> Access:
+        message = "kubeconfig /nowhere: no such file"
+        raise ConfigError(message)
+
+    with pytest.raises(ConfigError, match="kubeconfig /nowhere"):
+        await ApiSource(find_access, "node-1", Store(deliver=Changes().deliver)).run()

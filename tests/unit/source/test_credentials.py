@@ -1,0 +1,279 @@
+"""Kubeconfig, exec plugins and the service account: real files, real plugins, and the child process that reads them."""
+
+import asyncio
+import json
+import os
+import select
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pyproxy.errors import ConfigError, SourceError
+from pyproxy.source import access as access_module
+from pyproxy.source.access import Access, Pem, Server, Settings, load_access
+from pyproxy.source.credentials import read_access
+
+from .apiserver import PATIENCE_SECONDS, Json
+
+URL = "https://10.0.0.1:6443"
+CA = b"-----BEGIN CERTIFICATE-----\n"
+EXPIRY = "2031-05-06T07:08:09Z"
+EXPIRY_SECONDS = 1935817689.0
+
+
+class Kubeconfig:
+    """A kubeconfig in a folder with the files that it names; a test changes it before it is written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cluster: Json = {"server": URL, "certificate-authority": "ca.crt"}
+        self.user: Json = {"tokenFile": "token"}
+        self.whole: Json = {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "default",
+            "contexts": [{"name": "default", "context": {"cluster": "default", "user": "default"}}],
+            "clusters": [{"name": "default", "cluster": self.cluster}],
+            "users": [{"name": "default", "user": self.user}],
+        }
+        self.file("ca.crt", CA)
+        self.file("token", b"secret\n")
+
+    def file(self, name: str, content: bytes, mode: int = 0o600) -> Path:
+        """Put a file into the folder."""
+        path = self.folder / name
+        path.write_bytes(content)
+        path.chmod(mode)
+        return path
+
+    def plugin(self, script: str) -> None:
+        """Let the user authenticate by a shell script."""
+        self.user.clear()
+        command = str(self.file("plugin", f"#!/bin/sh\n{script}\n".encode(), 0o700))
+        self.user["exec"] = {"apiVersion": "client.authentication.k8s.io/v1", "command": command}
+
+    def settings(self, master: str = "") -> Settings:
+        """Write it, and return settings that name it."""
+        path = self.file("kubeconfig", yaml.safe_dump(self.whole).encode())
+        return Settings(kubeconfig=str(path), master=master)
+
+
+@pytest.fixture
+def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
+    """Give a kubeconfig as kubeadm writes it for kube-proxy, and no proxy in the environment."""
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    return Kubeconfig(tmp_path)
+
+
+def credential(**status: str) -> str:
+    """Return the shell command of an exec plugin that gives some credentials."""
+    answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
+    return f"echo '{json.dumps(answer)}'"
+
+
+def test_kubeadm(kubeconfig: Kubeconfig) -> None:
+    """The kubeconfig that kubeadm writes names files; their paths are kept, and their contents are read each time."""
+    access = read_access(kubeconfig.settings())
+
+    ca, token = str(kubeconfig.folder / "ca.crt"), str(kubeconfig.folder / "token")
+    assert ((Server(URL),), Pem(ca), token) == (access.servers, access.ca, access.token_file)
+    assert "Bearer secret" == access.read_authorization()
+    kubeconfig.file("token", b"rotated")
+    kubeconfig.file("ca.crt", b"rotated")
+    assert ("Bearer rotated", b"rotated") == (access.read_authorization(), access.read_certificates().ca)
+
+
+def test_inline(kubeconfig: Kubeconfig) -> None:
+    """Certificates and keys may be in the kubeconfig itself, where they win over files."""
+    kubeconfig.cluster["certificate-authority-data"] = b64encode(CA).decode()
+    kubeconfig.user.clear()
+    kubeconfig.user.update(
+        {"client-certificate-data": b64encode(b"cert").decode(), "client-key-data": b64encode(b"key").decode()}
+    )
+    access = read_access(kubeconfig.settings())
+
+    assert (Pem(content=CA), Pem(content=b"cert"), Pem(content=b"key")) == (access.ca, access.certificate, access.key)
+
+
+@pytest.mark.parametrize(
+    ("user", "expected"),
+    [
+        ({"token": "abc"}, "Bearer abc"),
+        ({"token": "abc", "tokenFile": "token"}, "Bearer secret"),
+        ({"username": "me", "password": "you"}, "Basic bWU6eW91"),
+        ({}, ""),
+    ],
+)
+def test_authorization(kubeconfig: Kubeconfig, user: Json, expected: str) -> None:
+    """A token, a token file (which wins, as in client-go), a password, or nothing."""
+    kubeconfig.user.clear()
+    kubeconfig.user.update(user)
+
+    assert expected == read_access(kubeconfig.settings()).read_authorization()
+
+
+def test_options_of_a_cluster(kubeconfig: Kubeconfig) -> None:
+    """Proxy, name of the server and lack of verification are taken over."""
+    kubeconfig.cluster.update(
+        {"proxy-url": "http://proxy:3128", "tls-server-name": "api", "insecure-skip-tls-verify": True}
+    )
+    access = read_access(kubeconfig.settings())
+
+    assert ((Server(URL, "http://proxy:3128"),), "api", False) == (
+        access.servers,
+        access.tls_server_name,
+        access.verify,
+    )
+
+
+@pytest.mark.parametrize(
+    ("master", "expected"),
+    [
+        ("https://a:1/", ("https://a:1",)),
+        ("https://a:1, https://b/path/", ("https://a:1", "https://b/path")),
+        ("10.0.0.9:6443", ("https://10.0.0.9:6443",)),
+    ],
+)
+def test_master_overrides(kubeconfig: Kubeconfig, master: str, expected: tuple[str, ...]) -> None:
+    """--master takes the place of the kubeconfig's server; it may name several."""
+    access = read_access(kubeconfig.settings(master))
+
+    assert expected == tuple(server.url for server in access.servers)
+    assert "Bearer secret" == access.read_authorization()
+
+
+def test_master_alone() -> None:
+    """--master without a kubeconfig is a server without credentials, by HTTP unless it says otherwise."""
+    assert Access(servers=(Server("http://[::1]:8080"),)) == read_access(Settings(master="[::1]:8080"))
+
+
+def test_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HTTPS_PROXY holds for all servers but those that NO_PROXY names."""
+    monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
+    monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
+    servers = read_access(kubeconfig.settings("https://10.0.0.1:6443,https://192.0.2.1:6443")).servers
+
+    assert ("", "http://proxy:3128") == (servers[0].proxy, servers[1].proxy)
+
+
+def test_service_account(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pod the service account's files are followed like those of a kubeconfig."""
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "fd00::1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    access = read_access(Settings(service_account=str(kubeconfig.folder)))
+    first = access.read_authorization()
+    kubeconfig.file("token", b"rotated")
+
+    assert ((Server("https://[fd00::1]:443"),), CA) == (access.servers, access.read_certificates().ca)
+    assert ("Bearer secret", "Bearer rotated") == (first, access.read_authorization())
+
+
+def test_no_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing is given and nothing is found the message says what could be given."""
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ConfigError, match="neither --kubeconfig nor --master is given"):
+        read_access(Settings(service_account=str(tmp_path)))
+
+
+MISTAKES: dict[str, tuple[Callable[[Kubeconfig], object], str]] = {
+    "no server": (lambda k: k.cluster.pop("server"), r"clusters\[\]\.cluster\.server is missing"),
+    "bad server": (
+        lambda k: k.cluster.update(server="10.0.0.1:port"),
+        "cluster.server: 'https://10.0.0.1:port' is no URL",
+    ),
+    "server of a wrong type": (lambda k: k.cluster.update(server=1), r"\$\.clusters\[0\]\.cluster\.server"),
+    "bad proxy": (lambda k: k.cluster.update({"proxy-url": "socks5://p"}), "proxy-url: 'socks5://p' is no URL"),
+    "no CA file": (lambda k: k.cluster.update({"certificate-authority": "x"}), "certificate-authority: .*/x'"),
+    "bad CA data": (lambda k: k.cluster.update({"certificate-authority-data": "x"}), "certificate-authority-data: "),
+    "no token file": (lambda k: k.user.update(tokenFile="x"), "tokenFile: .*/x'"),
+    "no key file": (lambda k: k.user.update({"client-key": "x"}), "client-key: .*/x'"),
+    "no context": (lambda k: k.whole.update({"current-context": "x"}), "contexts: no entry has the name 'x'"),
+    "no current context": (lambda k: k.whole.pop("current-context"), "required field `current-context`"),
+    "no user": (lambda k: k.whole.update(users=None), "users: no entry has the name 'default'"),
+    "no cluster": (lambda k: k.whole.update(clusters=[]), "clusters: no entry has the name 'default'"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes(kubeconfig: Kubeconfig, mistake: str) -> None:
+    """A kubeconfig that cannot work is named with the field that is wrong."""
+    make, expected = MISTAKES[mistake]
+    make(kubeconfig)
+    with pytest.raises(ConfigError, match=f"kubeconfig .*/kubeconfig: .*{expected}"):
+        read_access(kubeconfig.settings())
+
+
+@pytest.mark.parametrize("content", [b"", b"- a", b"{", b"\xff\x00", None])
+def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes | None) -> None:
+    """A file that is no kubeconfig, or not there, is named."""
+    path = kubeconfig.folder / "other"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=f"kubeconfig {path}: "):
+        read_access(Settings(kubeconfig=str(path)))
+
+
+def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
+    """An exec plugin gives a token and says when it expires."""
+    kubeconfig.plugin(credential(token="from-plugin", expirationTimestamp=EXPIRY))  # noqa: S106 - no password
+    access = read_access(kubeconfig.settings())
+
+    assert ("Bearer from-plugin", EXPIRY_SECONDS) == (access.read_authorization(), access.expires_at)
+
+
+def test_plugin_with_a_certificate(kubeconfig: Kubeconfig) -> None:
+    """An exec plugin gives a client certificate, which outlives the files that the package wrote it to."""
+    kubeconfig.plugin(credential(clientCertificateData="cert", clientKeyData="key"))
+    access = read_access(kubeconfig.settings())
+
+    assert (Pem(content=b"cert"), Pem(content=b"key")) == (access.certificate, access.key)
+
+
+def test_child_process(kubeconfig: Kubeconfig) -> None:
+    """The child process finds what the package in this process finds."""
+    settings = kubeconfig.settings()
+
+    assert read_access(settings) == asyncio.run(load_access(settings))
+
+
+def test_child_process_with_a_mistake(tmp_path: Path) -> None:
+    """A ConfigError passes from the child process to its parent."""
+    with pytest.raises(ConfigError, match="No such file or directory"):
+        asyncio.run(load_access(Settings(kubeconfig=str(tmp_path / "nothing"))))
+
+
+def test_plugin_that_fails(kubeconfig: Kubeconfig) -> None:
+    """A plugin that fails is no mistake of the configuration; what it said is passed on."""
+    kubeconfig.plugin("echo the clock is wrong >&2; exit 1")
+    with pytest.raises(SourceError, match=r"plugin gave no credentials; .*the clock is wrong"):
+        asyncio.run(load_access(kubeconfig.settings()))
+
+
+def test_plugin_that_hangs(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plugin that takes too long is ended, and leaves no process behind."""
+    monkeypatch.setattr(access_module, "LOAD_SECONDS", 2.0)
+    alive = kubeconfig.folder / "alive"
+    os.mkfifo(alive)
+    kubeconfig.plugin(f"exec 3> {alive}; exec sleep 600")
+    with os.fdopen(os.open(alive, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as reader:
+        with pytest.raises(SourceError, match="does the exec plugin hang"):
+            asyncio.run(load_access(kubeconfig.settings()))
+
+        # The end of the pipe is there once its only writer is gone.
+        assert [reader] == select.select([reader], [], [], PATIENCE_SECONDS)[0]
+        assert b"" == reader.read(1)
+
+
+def test_the_package_stays_outside() -> None:
+    """The agent's process never imports `kubernetes`, which would be a quarter of its memory."""
+    program = "import pyproxy.source.api, sys; print([name for name in sys.modules if name.startswith('kubernetes')])"
+    result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+
+    assert "[]" == result.stdout.strip()
