@@ -33,7 +33,7 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python tests/docs/cli_page.py --check
 
 # The other files of tests/packets, and tests/properties, are being written; run them by name.
-PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py cluster_ips.py)
+PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli $(PACKETS) --hypothesis-seed=$(SEED) \
