@@ -140,7 +140,7 @@ class BadObjects:
         elif self._versions.get(item.name) != item.resource_version:
             self._versions[item.name] = item.resource_version
             for problem in item.problems:
-                logger.warning("%s%s", problem, "; its last good version is kept" if item.is_undecodable else "")
+                logger.warning("%s%s", problem, "; its last good version, if any, stays" if item.is_undecodable else "")
 
     def forget(self, name: NamespacedName) -> None:
         """Take note that an object is good, or gone."""
@@ -237,7 +237,7 @@ class Watcher:
                 self._take_initial(event)
             else:
                 self._reflector.observed(self._take_event(event))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             message = f"{self.resource.path}: a line of the watch is no event: {error}"
             raise SourceError(message) from error
 

@@ -32,6 +32,8 @@ W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node)
 
 _RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _HEADER = msgspec.json.Decoder(wire.Header)
+_BAD_OBJECT = (msgspec.ValidationError, UnicodeDecodeError)
+"""What msgspec raises for JSON that is none of ours; bytes that are no UTF-8 show only where a text is built of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Resource(Generic[W]):
         try:
             page = self._page.decode(body)
             return _page(page.metadata, [self._item(item) for item in page.items or ()])
-        except msgspec.ValidationError:
+        except _BAD_OBJECT:
             return self._decode_singly(body)
         except msgspec.DecodeError as error:
             message = f"{self.path}: the answer is no JSON: {error}"
@@ -113,23 +115,22 @@ class Resource(Generic[W]):
         """Decode one object."""
         try:
             return self._item(self._object.decode(raw))
-        except msgspec.ValidationError as error:
+        except _BAD_OBJECT as error:
             name, resource_version = self.identify(raw)
-            problem = wrong_type(subject(self.kind.value, name), error)
-            return Item(name, resource_version, None, (problem,))
+            return Item(name, resource_version, None, (_problem(subject(self.kind.value, name), error),))
 
     def identify(self, raw: msgspec.Raw) -> tuple[NamespacedName, str]:
         """Return name and resource version of an object, whatever else is in it; empty ones if these are bad too."""
         try:
             metadata = _HEADER.decode(raw).metadata or wire.NO_METADATA
-        except msgspec.ValidationError:
+        except _BAD_OBJECT:
             metadata = wire.NO_METADATA
         return self._name(metadata), metadata.resource_version or ""
 
     def _decode_singly(self, body: bytes) -> Page:
         try:
             page = _RAW_PAGE.decode(body)
-        except msgspec.ValidationError as error:
+        except _BAD_OBJECT as error:
             message = f"{self.path}: the answer is no list: {error}"
             raise SourceError(message) from error
         return _page(page.metadata, [self.decode_object(item) for item in page.items or ()])
@@ -141,6 +142,10 @@ class Resource(Generic[W]):
 
     def _name(self, metadata: wire.ObjectMeta) -> NamespacedName:
         return NamespacedName("", metadata.name or "") if self.kind is Kind.NODE else object_name(metadata)
+
+
+def _problem(what: str, error: msgspec.ValidationError | UnicodeDecodeError) -> DecodeError:
+    return wrong_type(what, error) if isinstance(error, msgspec.ValidationError) else DecodeError(what, "", str(error))
 
 
 def _page(metadata: wire.ListMeta | None, items: list[Item]) -> Page:

@@ -196,10 +196,10 @@ class Transport:
     async def _send(
         self, access: Access, server: Server, path: str, query: Mapping[str, str], read_seconds: float
     ) -> aiohttp.ClientResponse:
-        authorization = access.read_authorization()
-        tls = self._tls_context(access) if server.url.startswith("https:") else True
         patience = aiohttp.ClientTimeout(sock_connect=self._timing.connect, sock_read=read_seconds, total=None)
         with _unreachable(server.url):
+            authorization = access.read_authorization()
+            tls = self._tls_context(access) if server.url.startswith("https:") else True
             async with asyncio.timeout(self._timing.connect + self._timing.answer):
                 return await self._session.get(
                     server.url + path,
@@ -261,7 +261,7 @@ def _socket(address: tuple[Any, ...]) -> socket.socket:
 def _unreachable(server: str) -> Iterator[None]:
     try:
         yield
-    except (aiohttp.ClientError, OSError, ValueError) as error:  # a TimeoutError is an OSError
+    except (aiohttp.ClientError, SourceError, OSError, ValueError) as error:  # a TimeoutError is an OSError
         # The text of aiohttp's own errors holds addresses of Python objects, which differ each time.
         cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
         message = f"{server}: {cause or 'no answer in time'}"

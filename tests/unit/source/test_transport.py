@@ -150,7 +150,7 @@ async def test_unusable_token_file(content: str | None, tmp_path: Path) -> None:
     token = tmp_path / "token"
     if content is not None:
         token.write_text(content)
-    with pytest.raises(SourceError, match=str(token)):
+    with pytest.raises(UnreachableError, match=str(token)):
         await ask(lambda: Access(servers=(Server("http://127.0.0.1:1"),), token_file=str(token)))
 
 
@@ -162,7 +162,7 @@ async def test_key_of_another_certificate(certificates: Certificates) -> None:
         certificate=Pem(str(certificates.client)),
         key=Pem(str(certificates.stranger.with_suffix(".key"))),
     )
-    with pytest.raises(SourceError, match="client certificate"):
+    with pytest.raises(UnreachableError, match="client certificate"):
         await ask(lambda: access)
 
 
