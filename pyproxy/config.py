@@ -28,7 +28,7 @@ from pyproxy.flags import (
     write_duration,
     write_list,
 )
-from pyproxy.ignored import NOT_YET, IgnoredFlags
+from pyproxy.ignored import IgnoredFlags
 from pyproxy.model.address import Network, parse_ip
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
@@ -209,7 +209,6 @@ class Config(IgnoredFlags):
         ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
         listen_address(METRICS_PORT),
         "Where metrics are served; empty or port 0: nowhere.",
-        ignored=NOT_YET,
     )
     oom_score_adj: int = option(
         -999,

@@ -19,6 +19,7 @@ from pyproxy.loop.backend import Backend
 from pyproxy.loop.flow_cleaner import FlowCleaner
 from pyproxy.loop.local_traffic import follows_local_ips
 from pyproxy.loop.node_name import own_node
+from pyproxy.loop.observer import Observer
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.loop.schedule import Schedule
 from pyproxy.model.address import Family
@@ -44,7 +45,7 @@ _PLANS_PER_SLICE = 200
 class Agent:
     """Keeps the kernel of this network namespace equal to what a source tells."""
 
-    def __init__(self, config: Config, backend: Backend, node_name: str) -> None:
+    def __init__(self, config: Config, backend: Backend, node_name: str, observer: Observer) -> None:
         self._config = config
         self._backend = backend
         self._node_name = node_name
@@ -52,7 +53,8 @@ class Agent:
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
-        self._flows = FlowCleaner()
+        self._observer = observer
+        self._flows = FlowCleaner(observer.cleaned_flows)
         self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
         self._started_at = monotonic()
@@ -62,6 +64,7 @@ class Agent:
     def deliver(self, change: Change) -> None:
         """Take in what a source tells; to be called in the loop."""
         self._tracker.apply(change)
+        self._observer.delivered(change)
         self._wake.set()
 
     def last_good(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
@@ -136,9 +139,10 @@ class Agent:
         every_service = self._tracker.take_node_changed()
         self._update_programs(node)
         dirty = self._tracker.take_dirty()
+        self._observer.planned()
         await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
         results = await asyncio.gather(
-            *(reconciler.sync() for reconciler in self._reconcilers.values() if reconciler.pending),
+            *(self._observer.sync(reconciler) for reconciler in self._reconcilers.values() if reconciler.pending),
             return_exceptions=True,
         )
         return self._conclude(results)
@@ -172,7 +176,8 @@ class Agent:
             program = self._backend.program(settings)
             known = self._reconcilers.get(family)
             if known is None:
-                self._reconcilers[family] = Reconciler(family, program, self._backend.kernel(family))
+                kernel = self._observer.kernel(family, self._backend.kernel(family))
+                self._reconcilers[family] = Reconciler(family, program, kernel)
             else:
                 known.replace_program(program)
 
@@ -192,7 +197,7 @@ class Agent:
             await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
             for reconciler in self._reconcilers.values():
                 if not reconciler.pending and reconciler.disturbed():
-                    reconciler.distrust()
+                    self._distrust(reconciler)
                     self._wake.set()
 
     async def _count_periods(self) -> None:
@@ -203,8 +208,12 @@ class Agent:
             for reconciler in self._reconcilers.values():
                 reconciler.release_due()
                 if periods % _PERIODS_PER_READ == 0 and not reconciler.sees_every_change:
-                    reconciler.distrust()
+                    self._distrust(reconciler)
             self._wake.set()
+
+    def _distrust(self, reconciler: Reconciler[Any, Any]) -> None:
+        reconciler.distrust()
+        self._observer.distrusted(reconciler.family)
 
 
 async def _until_it_fails(source: Awaitable[None]) -> None:

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.program import Program
+from pyproxy.config import ProxyMode
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 
@@ -12,6 +13,8 @@ from pyproxy.model.node import Node
 class Backend(Protocol):
     """One mode on this node."""
 
+    mode: ProxyMode
+    """Which mode it is."""
     families: tuple[Family, ...]
     """Families that the node supports in this mode."""
 

@@ -9,8 +9,10 @@ from pyproxy.apply.notify import notify
 from pyproxy.apply.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.config import Config
 from pyproxy.loop.agent import Agent
+from pyproxy.loop.backend import Backend
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
+from pyproxy.loop.observer import Observer
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.node import Node
 
@@ -35,7 +37,8 @@ async def _run(config: Config) -> int:
         loop.add_signal_handler(number, stopped.set)
     node_name = own_node_name(config)
     follow = _follow_files if config.manifests else _follow_api
-    agent = Agent(config, await open_backend(config), node_name)
+    backend = await open_backend(config)
+    agent = Agent(config, backend, node_name, _observer(config, backend))
     running = asyncio.create_task(agent.run(follow(config, node_name, agent)))
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -48,6 +51,18 @@ async def _run(config: Config) -> int:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return 0
+
+
+def _observer(config: Config, backend: Backend) -> Observer:
+    """Return who is told of the agent's work, with its metrics server started."""
+    if config.metrics_bind_address is None:
+        return Observer()
+    from pyproxy.loop.metrics_observer import MetricsObserver  # noqa: PLC0415  # 5 MB
+    from pyproxy.serve.metrics import Metrics  # noqa: PLC0415  # see above
+
+    metrics = Metrics(backend.mode.value, backend.families)
+    metrics.serve(config.metrics_bind_address)
+    return MetricsObserver(metrics, backend.mode, backend.families)
 
 
 async def _follow_files(config: Config, node_name: str, agent: Agent) -> None:

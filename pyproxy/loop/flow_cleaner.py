@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable
+from time import monotonic
 
 from pyproxy.apply.conntrack import delete_udp_flows
 from pyproxy.compile.plan import ServicePlan
@@ -16,11 +17,14 @@ _RETRY_SECONDS = 5.0
 
 
 class FlowCleaner:
-    """Gathers what flows may have and cleans as fast as one dump after the other goes."""
+    """Gathers what flows may have and cleans as fast as one dump after the other goes.
 
-    def __init__(self) -> None:
-        self.deleted = 0
-        """How many flows were deleted since the start."""
+    Args:
+        on_cleaned: is told of each dump: how many flows were deleted, and how many seconds it took.
+    """
+
+    def __init__(self, on_cleaned: Callable[[Family, int, float], None]) -> None:
+        self._on_cleaned = on_cleaned
         self._pending: dict[Family, RightFlows] = {}
         self._wake = asyncio.Event()
 
@@ -50,6 +54,7 @@ class FlowCleaner:
                 await self._clean(family, right, await node_ips() if right.by_node_port else ())
 
     async def _clean(self, family: Family, right: RightFlows, node_ips: Collection[bytes]) -> None:
+        started = monotonic()
         try:
             count = await asyncio.to_thread(delete_udp_flows, family, lambda flow: right.is_stale(flow, node_ips))
         except ApplyError as error:
@@ -60,6 +65,6 @@ class FlowCleaner:
             )
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._wake.set)
             return
+        self._on_cleaned(family, count, monotonic() - started)
         if count:
-            self.deleted += count
             logger.info("%s: deleted %d UDP flows to endpoints that no longer serve", family, count)

@@ -14,7 +14,7 @@ from pyproxy.compile import chain_names
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
-from pyproxy.config import Config, IptablesVariant
+from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.loop.local_traffic import lacks_pod_cidr, local_traffic, node_port_ips, serves_localhost
 from pyproxy.model.address import Family
@@ -29,6 +29,8 @@ _IPV6_IS_THERE = Path("/proc/net/if_inet6")
 
 class IptablesMode:
     """Services as iptables chains; see `loop.backend.Backend`."""
+
+    mode = ProxyMode.IPTABLES
 
     def __init__(self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family]) -> None:
         self._config = config
