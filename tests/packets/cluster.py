@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from tests.lab import CLUSTER_CIDRS, Host, Lab, Process, probe_all
 
+from .modes import Mode
 from .objects import PORT, SECOND_PORT, JsonObject, cluster_ips, node
 from .table import Row
 
@@ -39,30 +39,6 @@ _MARK_NUMBER = 250
 _MARK_IPS = ("198.51.100.1", "2001:db8:51:100::1")
 _marks = itertools.count(10_000)
 """Ports of the marks of `catch_up`: of one width, so that none is the beginning of another."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """A proxy mode with its variant."""
-
-    name: str
-    flags: tuple[str, ...]
-    dumps: tuple[tuple[str, ...], ...]
-    """Commands that print the rules of both families."""
-
-    def __str__(self) -> str:
-        """Return the name, for test ids."""
-        return self.name
-
-
-def _iptables(variant: str) -> Mode:
-    dumps = ((f"iptables-{variant}-save",), (f"ip6tables-{variant}-save",))
-    return Mode(f"iptables-{variant}", ("--proxy-mode=iptables", f"--iptables-variant={variant}"), dumps)
-
-
-LEGACY = _iptables("legacy")
-NFT = _iptables("nft")
-MODES = (LEGACY, NFT)
 
 
 class Cluster:
@@ -169,6 +145,10 @@ class Cluster:
         return host.run(*argv, stdin=stdin, env=self.env(host))
 
     # -- packets
+
+    def expected(self, row: Row) -> set[str]:
+        """Return what the packets of a row shall meet in this mode, in words; each of it is met."""
+        return row.expected(unserved=self.mode.unserved)
 
     def meet(self, row: Row) -> set[str]:
         """Send the packets of a row and say what they met."""

@@ -11,8 +11,27 @@ import pytest
 
 from tests.lab import Lab
 
-from .cluster import ANSWER_SECONDS, MODES, Cluster, Mode
+from .cluster import ANSWER_SECONDS, Cluster
+from .modes import MODES, Mode
 from .objects import PLAN
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make the mark of `modes.needs` known."""
+    config.addinivalue_line("markers", "needs(feature): a test for the modes only that have this feature")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out tests of what their mode does not have."""
+    missing = [item for item in items if not _mode_has_what_it_needs(item)]
+    if missing:
+        config.hook.pytest_deselected(items=missing)
+        items[:] = [item for item in items if item not in set(missing)]
+
+
+def _mode_has_what_it_needs(item: pytest.Item) -> bool:
+    features = [mark.args[0] for mark in item.iter_markers("needs")]
+    return all(getattr(item.callspec.params["mode"], feature) for feature in features)
 
 
 @pytest.fixture(scope="session", params=MODES, ids=str)

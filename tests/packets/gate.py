@@ -10,7 +10,7 @@ import os
 import shutil
 from pathlib import Path
 
-from .cluster import Mode
+from .modes import Mode
 
 _SCRIPT = """#!/bin/sh
 input=$(mktemp)
@@ -27,7 +27,7 @@ fi
 
 
 class Gate:
-    """Programs that stand in for both families' restore programs of a mode, for whoever has `env`."""
+    """Programs that stand in for both families' restore programs of an iptables mode, for whoever has `env`."""
 
     def __init__(self, mode: Mode, directory: Path) -> None:
         """Write the programs into the directory; nothing is refused yet."""
@@ -35,8 +35,7 @@ class Gate:
         self._refused = directory / "refused"
         programs = directory / "programs"
         programs.mkdir(parents=True)
-        for dump in mode.dumps:
-            name = f"{dump[0].removesuffix('-save')}-restore"
+        for name in mode.restores:
             program = programs / name
             program.write_text(_SCRIPT.format(log=self._log, refused=self._refused, program=shutil.which(name)))
             program.chmod(0o755)

@@ -7,7 +7,8 @@
 Columns are two or more spaces apart: source; destination (a Service by name, a host, ``host'`` for its second address,
 ``publicN``, or an address) with port and protocol; answers; and as whom the servers see the client. A server's port is
 `PORT` where none is written. The source ``host@publicN`` binds to that address. Words in place of servers: refused (by ICMP port
-unreachable), reset, silence, and nobody: the packet went on untouched, to an address that nobody has.
+unreachable), reset, silence, nobody: the packet went on untouched, to an address that nobody has; and unserved: it is for
+a port of a cluster IP that the Service does not have, and the mode says which of the others that is.
 
 Law: text in, values out. A row with several servers means all of them, each sometimes.
 """
@@ -38,6 +39,8 @@ _REFUSALS = {
 }
 """Answers that come from no server."""
 _NOBODY = "nobody"
+_UNSERVED = "unserved"
+_MAY_BE_NOBODY = {(_NOBODY,), (_UNSERVED,)}
 _NOBODY_HERE = {"timeout", "unreachable (ENETUNREACH)"}
 """Where an address that nobody has ends: the lab's router says so in IPv6, to those whom it has a route to."""
 
@@ -60,17 +63,17 @@ class Row:
         """Return as many probes as it takes to see every server."""
         count = len(self.answers)
         needed = 1 if count == 1 else ceil(log(_MISS / count) / log(1 - 1 / count))
-        timeout = SILENCE_SECONDS if self.answers in {("silence",), (_NOBODY,)} else None
+        timeout = SILENCE_SECONDS if self.answers in {("silence",), *_MAY_BE_NOBODY} else None
         return [Probe(self.protocol, self.to, source=self.source_ip, timeout_seconds=timeout)] * needed
 
-    def expected(self) -> set[str]:
-        """Return what probes may meet, in words; each of it is met."""
-        return {self._expected(answer) for answer in self.answers}
+    def expected(self, *, unserved: str) -> set[str]:
+        """Return what probes may meet, in words, each of which is met; `unserved` is the word for that."""
+        return {self._expected(unserved if answer == _UNSERVED else answer) for answer in self.answers}
 
     def met(self, outcomes: Iterable[Outcome]) -> set[str]:
         """Return what probes met, in the same words."""
         words = {in_words(outcome) for outcome in outcomes}
-        return {_NOBODY} if self.answers == (_NOBODY,) and words <= _NOBODY_HERE else words
+        return {_NOBODY} if self.answers in _MAY_BE_NOBODY and words <= _NOBODY_HERE else words
 
     def _expected(self, answer: str) -> str:
         if answer == _NOBODY:

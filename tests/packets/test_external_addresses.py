@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from .cluster import Cluster
+from .modes import needs
 from .objects import (
     ADDRESSES,
     JsonObject,
@@ -140,16 +141,11 @@ NODE_PORTS = """
 outside1           node1:30080/tcp       pod1-1 pod2-1       node1
 outside1           node1:30080/udp       pod1-1 pod2-1       node1
 outside1           node1:30080/sctp      pod1-1 pod2-1       node1
-outside1           node1':30080/tcp      pod1-1 pod2-1       node1
 outside1           node2:30080/tcp       pod1-1 pod2-1       node2
-outside1           node2':30080/udp      pod1-1 pod2-1       node2
 client-pod         node1:30080/tcp       pod1-1 pod2-1       node1
 client-pod         node2:30080/tcp       pod1-1 pod2-1       node2
 node1              node1:30080/tcp       pod1-1 pod2-1       node1
 node1              node2:30080/udp       pod1-1 pod2-1       node2
-node1              127.0.0.1:30080/tcp   pod1-1 pod2-1       node1
-node1              127.0.0.1:30080/udp   pod1-1 pod2-1       node1
-node1              127.1.2.3:30080/tcp   pod1-1 pod2-1       node1
 node1              ::1:30080/tcp         reset
 pod1-1             node1:30080/tcp       pod1-1 pod2-1       node1
 outside1           node2:30081/tcp       pod1-1              node2
@@ -158,7 +154,21 @@ outside1           public20:30080/tcp    nobody
 outside1           node1:30082/tcp       refused
 outside1           node2:30082/udp       refused
 outside1           node1:30082/sctp      refused
+"""
+
+NODE_PORTS_ON_SECOND_ADDRESSES = """
+outside1           node1':30080/tcp      pod1-1 pod2-1       node1
+outside1           node2':30080/udp      pod1-1 pod2-1       node2
+outside1           node1':30090/tcp      pod1-1 pod1-2       outside1'
+"""
+
+NODE_PORTS_ON_LOCALHOST = """
+node1              127.0.0.1:30080/tcp   pod1-1 pod2-1          node1
+node1              127.0.0.1:30080/udp   pod1-1 pod2-1          node1
+node1              127.1.2.3:30080/tcp   pod1-1 pod2-1          node1
 node1              127.0.0.1:30082/tcp   refused
+node1              127.0.0.1:30090/udp   pod1-1 pod1-2 pod2-1   node1
+node2              127.0.0.1:30091/tcp   pod1-1                 node2
 """
 
 LOAD_BALANCERS = """
@@ -199,7 +209,6 @@ LOCAL_POLICY = """
 outside1           node1:30090/tcp       pod1-1 pod1-2          itself
 outside1           node1:30090/udp       pod1-1 pod1-2          itself
 outside1           node1:30090/sctp      pod1-1 pod1-2          itself
-outside1           node1':30090/tcp      pod1-1 pod1-2          outside1'
 outside1           node2:30090/tcp       pod2-1                 itself
 outside1           public40:80/tcp       pod1-1 pod1-2          itself
 outside2           public40:80/udp       pod2-1                 itself
@@ -209,7 +218,6 @@ client-pod         node1:30090/tcp       pod1-1 pod1-2 pod2-1   itself
 client-pod         public40:80/udp       pod1-1 pod1-2 pod2-1   itself
 client-pod         public41:80/tcp       pod1-1 pod1-2 pod2-1   itself
 node1              node1:30090/tcp       pod1-1 pod1-2 pod2-1   node1
-node1              127.0.0.1:30090/udp   pod1-1 pod1-2 pod2-1   node1
 node2              public41:80/tcp       pod1-1 pod1-2 pod2-1   node2
 client-pod         local-everywhere:80/tcp  pod1-1 pod1-2 pod2-1   itself
 
@@ -221,7 +229,6 @@ outside2           public42:80/tcp       silence
 pod2-2             node2:30091/tcp       pod1-1                 itself
 pod2-2             public42:80/udp       pod1-1                 itself
 node2              node2:30091/tcp       pod1-1                 node2
-node2              127.0.0.1:30091/tcp   pod1-1                 node2
 
 outside1           node1:30092/tcp       refused
 outside1           node1:30092/udp       refused
@@ -257,31 +264,45 @@ def objects(cluster: Cluster) -> Iterator[None]:
 @rows(EXTERNAL_IPS, OBJECTS)
 def test_packet_to_an_external_ip(cluster: Cluster, row: Row) -> None:
     """External IPs are exactly those listed, also where they are addresses of a node."""
-    assert row.expected() == cluster.meet(row)
+    assert cluster.expected(row) == cluster.meet(row)
 
 
 @rows(NODE_PORTS, OBJECTS)
 def test_packet_to_a_node_port(cluster: Cluster, row: Row) -> None:
-    """A node port answers on every address of every node, with and without endpoints there."""
-    assert row.expected() == cluster.meet(row)
+    """A node port answers on every node, with and without endpoints there."""
+    assert cluster.expected(row) == cluster.meet(row)
+
+
+@needs("node_ports_on_every_address")
+@rows(NODE_PORTS_ON_SECOND_ADDRESSES, OBJECTS)
+def test_packet_to_a_node_port_on_a_second_address(cluster: Cluster, row: Row) -> None:
+    """Without --nodeport-addresses every address of a node has node ports."""
+    assert cluster.expected(row) == cluster.meet(row)
+
+
+@needs("localhost_node_ports")
+@rows(NODE_PORTS_ON_LOCALHOST, OBJECTS)
+def test_packet_to_a_node_port_on_localhost(cluster: Cluster, row: Row) -> None:
+    """A node reaches node ports at any IPv4 address of its loopback, under each traffic policy."""
+    assert cluster.expected(row) == cluster.meet(row)
 
 
 @rows(LOAD_BALANCERS, OBJECTS)
 def test_packet_to_a_load_balancer_address(cluster: Cluster, row: Row) -> None:
     """Ingress addresses are ours unless their mode is Proxy; without node ports the addresses still are."""
-    assert row.expected() == cluster.meet(row)
+    assert cluster.expected(row) == cluster.meet(row)
 
 
 @rows(SOURCE_RANGES, OBJECTS)
 def test_packet_from_inside_or_outside_the_source_ranges(cluster: Cluster, row: Row) -> None:
     """Source ranges guard load balancer addresses, and nothing else of the Service."""
-    assert row.expected() == cluster.meet(row)
+    assert cluster.expected(row) == cluster.meet(row)
 
 
 @rows(LOCAL_POLICY, OBJECTS)
 def test_packet_under_external_policy_local(cluster: Cluster, row: Row) -> None:
     """Outside clients keep their address and reach local endpoints only; pods and the node reach all."""
-    assert row.expected() == cluster.meet(row)
+    assert cluster.expected(row) == cluster.meet(row)
 
 
 @rows(OWN_ADDRESS, OBJECTS)
@@ -292,7 +313,7 @@ def test_node_that_has_the_load_balancer_address_sends_from_it(cluster: Cluster,
     node.run("ip", "address", "add", f"{address}/{address.max_prefixlen}", "dev", "lo")
     try:
         assert address == address_of(f"public{35 if 'public35' in row.text else 33}", row.version)
-        assert row.expected() == cluster.meet(row)
+        assert cluster.expected(row) == cluster.meet(row)
     finally:
         node.run("ip", "address", "delete", f"{address}/{address.max_prefixlen}", "dev", "lo")
 

@@ -107,13 +107,15 @@ def test_udp_flows_that_were_refused_reach_the_first_endpoint(cluster: Cluster) 
     wait_until(lambda: {"pod2-2"} == {outcome.server for outcome in client.probe(*probes)}, "the first endpoint")
 
 
-def flow_ids(cluster: Cluster, item: JsonObject) -> set[str]:
-    """Return the kernel's ids of the UDP flows on the first node that were addressed to a Service's cluster IPs."""
+def flow_ids(cluster: Cluster, item: JsonObject, sockets: list[Connection]) -> set[str]:
+    """Return the kernel's ids of the flows on the first node that these sockets have to a Service's cluster IPs."""
     listing = "".join(
         cluster.lab["node1"].run("conntrack", "-L", "-f", family, "-p", "udp", "-d", ip, "-o", "id")
         for family, ip in zip(("ipv4", "ipv6"), item["spec"]["clusterIPs"], strict=True)
     )
-    return {word for word in listing.split() if word.startswith("id=")}
+    ports = {f"sport={socket.greeting.client.port}" for socket in sockets if socket.greeting.client}
+    flows = [line.split() for line in listing.splitlines()]
+    return {word for words in flows if ports.intersection(words) for word in words if word.startswith("id=")}
 
 
 def test_flows_of_other_endpoints_and_services_stay(cluster: Cluster, opened: ExitStack) -> None:
@@ -124,16 +126,14 @@ def test_flows_of_other_endpoints_and_services_stay(cluster: Cluster, opened: Ex
     )
     bystanders = connect(cluster, opened, *(udp(cluster_ip(BYSTANDER, version), 53) for version in VERSIONS))
     before = answers(sockets)
-    others = flow_ids(cluster, BYSTANDER)
-    all_flows = flow_ids(cluster, DNS)
+    kept = [socket for socket, server in zip(sockets, before, strict=True) if server == "pod2-1"]
+    flows = flow_ids(cluster, DNS, kept), flow_ids(cluster, BYSTANDER, bystanders)
 
     cluster.put(*slices(DNS, "pod2-1"))
     wait_for_server(sockets, "pod2-1")
 
-    # As many flows are older than the change as there were to the endpoint that stays.
-    assert before.count("pod2-1") <= len(all_flows & flow_ids(cluster, DNS))
     assert ["pod1-1"] * len(bystanders) == answers(bystanders)
-    assert others == flow_ids(cluster, BYSTANDER)
+    assert flows == (flow_ids(cluster, DNS, kept), flow_ids(cluster, BYSTANDER, bystanders))
 
 
 def test_flows_to_a_draining_endpoint_stay(cluster: Cluster, opened: ExitStack) -> None:
@@ -141,14 +141,14 @@ def test_flows_to_a_draining_endpoint_stay(cluster: Cluster, opened: ExitStack) 
     cluster.put(*slices(DNS, "pod1-1"))
     sockets = connect(cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS))
     others = connect(cluster, opened, *(udp(cluster_ip(BYSTANDER, version), 53) for version in VERSIONS))
-    before = flow_ids(cluster, DNS)
+    before = flow_ids(cluster, DNS, sockets)
 
     cluster.put(*slices(DNS, terminating("pod1-1"), "pod2-1"), *slices(BYSTANDER, "pod2-1"))
     wait_for_server(others, "pod2-1")  # by then the clean-up after this change is over
     newcomers = cluster.lab.client_pod.probe(*[udp(cluster_ip(DNS, version), 53) for version in VERSIONS] * SOCKETS)
 
     assert ["pod1-1"] * len(sockets) == answers(sockets)
-    assert before <= flow_ids(cluster, DNS)
+    assert before == flow_ids(cluster, DNS, sockets)
     assert {"pod2-1"} == {outcome.server for outcome in newcomers}
 
 

@@ -9,6 +9,7 @@ import pytest
 from tests.lab import Host, Outcome, Ports, Verdict, tcp
 
 from .cluster import Cluster
+from .modes import needs
 from .objects import VERSIONS, ingress, port, public, service, slices
 from .table import SILENCE_SECONDS
 
@@ -52,9 +53,10 @@ def spoofer(cluster: Cluster) -> Iterator[Host]:
     host.run("nft", "delete", "table", "ip", "spoofing")
 
 
+@needs("is_iptables")
 def test_loopback_of_the_node_is_guarded_against_its_neighbours(cluster: Cluster, spoofer: Host) -> None:
     """route_localnet would let neighbours in to what listens on 127.0.0.1; the guard drops them, and only it does."""
-    iptables = cluster.mode.dumps[0][0].removesuffix("-save")
+    iptables = cluster.mode.iptables[0]
     probe = tcp(SPOOFED, GUARDED_PORT, timeout_seconds=SILENCE_SECONDS)
 
     [guarded] = spoofer.probe(probe)
@@ -68,11 +70,12 @@ def test_loopback_of_the_node_is_guarded_against_its_neighbours(cluster: Cluster
     assert [Outcome(Verdict.TIMEOUT)] * 2 == [guarded, guarded_again]
 
 
+@needs("lets_health_checks_in")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_health_check_node_port_is_let_in(cluster: Cluster, version: int) -> None:
     """A node whose firewall drops what it does not know answers on health check ports, and on no other."""
     node = cluster.lab["node1"]
-    iptables = cluster.mode.dumps[VERSIONS.index(version)][0].removesuffix("-save")
+    iptables = cluster.mode.iptables[VERSIONS.index(version)]
     outside = cluster.lab["outside1"]
     outside.probe(tcp(node.address(version), GUARDED_PORT))  # neighbour discovery is dropped from now on, too
     cluster.run(node, iptables, "-P", "INPUT", "DROP")
@@ -88,6 +91,7 @@ def test_health_check_node_port_is_let_in(cluster: Cluster, version: int) -> Non
     assert Outcome(Verdict.TIMEOUT) == other
 
 
+@needs("lets_health_checks_in")
 def test_health_check_node_port_goes_with_its_service(cluster: Cluster) -> None:
     """Without the Service there is no rule for its health check."""
     assert f"--dport {HEALTH_CHECK_PORT}" in cluster.rules(cluster.lab["node1"])

@@ -1,0 +1,71 @@
+"""The proxy modes that the packet suites run in, and what each has and has not.
+
+Law: a mode is one row here. A test of what not every mode has says so with `needs`, and is not collected for the others;
+where modes give different answers to the same packet, the mode has the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """A proxy mode with its variant."""
+
+    name: str
+    flags: tuple[str, ...]
+    dumps: tuple[tuple[str, ...], ...]
+    """Commands that print the rules of both families, IPv4 first."""
+    restores: tuple[str, ...] = ()
+    """The programs through which all rules are written, IPv4 first; empty where it is not done by iptables-restore."""
+    nft_tables: tuple[str, ...] = ()
+    """The tables of nf_tables that the rules are in, those of IPv4 first; empty in legacy tables."""
+    localhost_node_ports: bool = False
+    """Whether node ports answer on 127.0.0.1."""
+    node_ports_on_every_address: bool = False
+    """Whether node ports answer on all addresses of a node unless `--nodeport-addresses` says otherwise."""
+    lets_health_checks_in: bool = False
+    """Whether health check node ports pass a firewall that drops what it does not know."""
+    unserved: str = "nobody"
+    """What a packet meets that is for a port of a cluster IP that the Service does not have: a word of `table`."""
+
+    @property
+    def is_iptables(self) -> bool:
+        """Whether all rules are rules of iptables."""
+        return bool(self.restores)
+
+    @property
+    def iptables(self) -> tuple[str, ...]:
+        """The iptables programs of both families, IPv4 first; empty in another mode."""
+        return tuple(name.removesuffix("-restore") for name in self.restores)
+
+    def __str__(self) -> str:
+        """Return the name, for test ids."""
+        return self.name
+
+
+def needs(feature: str) -> pytest.MarkDecorator:
+    """Collect a test only for the modes in which this attribute of `Mode` is true."""
+    return pytest.mark.needs(feature)
+
+
+def _iptables(variant: str, *nft_tables: str) -> Mode:
+    programs = (f"iptables-{variant}", f"ip6tables-{variant}")
+    return Mode(
+        name=f"iptables-{variant}",
+        flags=("--proxy-mode=iptables", f"--iptables-variant={variant}"),
+        dumps=tuple((f"{program}-save",) for program in programs),
+        restores=tuple(f"{program}-restore" for program in programs),
+        nft_tables=nft_tables,
+        localhost_node_ports=True,
+        node_ports_on_every_address=True,
+        lets_health_checks_in=True,
+    )
+
+
+LEGACY = _iptables("legacy")
+NFT = _iptables("nft", "ip nat", "ip filter", "ip6 nat", "ip6 filter")
+MODES = (LEGACY, NFT)

@@ -1,0 +1,59 @@
+"""``pyproxy dump-rules``: what it says would be programmed is what it finds in the kernel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.lab import tcp
+
+from . import test_cluster_ips, test_external_addresses
+from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
+from .modes import needs
+from .objects import JsonObject, port, service, slices
+
+WEB = service("dumped", 150, port(80), port(81, "UDP", name="u"))
+OBJECTS: list[JsonObject] = [*test_cluster_ips.OBJECTS, *test_external_addresses.OBJECTS, WEB, *slices(WEB, "pod1-1")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def objects(cluster: Cluster) -> Iterator[None]:
+    """Have all the objects of the packet suites."""
+    by_name = {(item["kind"], item["metadata"]["name"]): item for item in OBJECTS}
+    with cluster.having(*by_name.values()):
+        yield
+
+
+def planned(cluster: Cluster, node: str, *flags: str) -> str:
+    """Return what the command says should be in the kernel of a node."""
+    command = [PYPROXY, "dump-rules", f"--manifests={cluster.manifests}", f"--node={node}", CLUSTER_CIDR_FLAG]
+    # Exit 2 tells of fields that an API server would have completed.
+    shell = 'status=0; "$@" 2> /dev/null || status=$?; test $status = 0 -o $status = 2'
+    return cluster.run(cluster.lab[node], "sh", "-c", shell, "sh", *command, *cluster.mode.flags, *flags)
+
+
+def live(cluster: Cluster, node: str, *flags: str) -> str:
+    """Return what the command says is in the kernel of a node."""
+    return cluster.run(cluster.lab[node], PYPROXY, "dump-rules", "--live", *cluster.mode.flags, *flags)
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
+    """After a sync the two differ by nothing but the counters, rule by rule and in the same order."""
+    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", "restore"), flags=re.M)
+
+    assert planned(cluster, node, "-o", "restore").splitlines() == found.splitlines()
+
+
+@needs("is_iptables")
+def test_live_rules_of_a_service_have_counters(cluster: Cluster) -> None:
+    """The live rules of one Service say how many packets met them."""
+    cluster.lab.client_pod.probe(*[tcp(WEB["spec"]["clusterIPs"][0], 80)] * 7)
+
+    text = live(cluster, "node1", "--service=default/dumped", "-o", "restore")
+
+    packets = re.findall(r"^\[(\d+):\d+\] -A KUBE-SERVICES -d 10.96.0.150/32 -p tcp", text, re.M)
+    assert ["7"] == packets
+    assert "default/web" not in text
