@@ -9,6 +9,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterable
+from contextlib import suppress
 from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -21,8 +22,6 @@ from pyproxy.model.address import Family, family_of, ip_text
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-_POLL_SECONDS = 0.5
-"""How long a close may take. The price is two looks in a second, 0.01 % of a CPU."""
 _IDLE_SECONDS = 10.0
 """How long a client may keep a thread waiting."""
 _TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")]
@@ -55,6 +54,7 @@ class Exporter(threading.Thread):
         self._address = address
         self._app = app
         self._retry_seconds = retry_seconds
+        self._server: _Server | None = None
         self._closed = threading.Event()
 
     def run(self) -> None:
@@ -71,18 +71,20 @@ class Exporter(threading.Thread):
                 continue
             logger.info("metrics are served on http://%s/metrics", self._address)
             with server:
+                self._server = server
                 while not self._closed.is_set():
                     server.handle_request()
 
     def close(self) -> None:
         """Stop serving, and wait until the address is free again."""
         self._closed.set()
+        if self._server is not None:
+            self._server.wake()
         self.join()
 
 
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
-    timeout = _POLL_SECONDS
 
     def __init__(self, address: ListenAddress, app: WSGIApplication) -> None:
         self._address = address
@@ -95,6 +97,12 @@ class _Server(ThreadingMixIn, WSGIServer):
         TCPServer.server_bind(self)
         self.server_name, self.server_port = ip_text(self._address.ip), self._address.port
         self.setup_environ()
+
+    def wake(self) -> None:
+        """End the wait for a client; nobody is answered any more."""
+        # Closed by its own thread: it may already be.
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002  # socketserver's
         """Tell of a client that went away in the middle; the default is a traceback on standard error."""

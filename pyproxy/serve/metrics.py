@@ -194,10 +194,11 @@ class Metrics:
 
     def serve(self, address: ListenAddress) -> Exporter:
         """Start to answer HTTP on an address, in a thread; see `Exporter`."""
-        exporter = Exporter(address, application(self._mode, self._wsgi_app()))
+        exporter = Exporter(address, application(self._mode, self.wsgi_app()))
         exporter.start()
         return exporter
 
-    def _wsgi_app(self) -> WSGIApplication:
+    def wsgi_app(self) -> WSGIApplication:
+        """Return what answers a request for the metrics."""
         app: WSGIApplication = make_wsgi_app(self.registry)
         return app
