@@ -36,8 +36,7 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
-	$(PYTEST) tests/unit tests/cli $(PACKETS) --hypothesis-seed=$(SEED) \
-		--deselect tests/unit/source/test_credentials.py::test_plugin_that_hangs
+	$(PYTEST) tests/unit tests/cli $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster/test_controlplane.py tests/cluster/test_relay.py --hypothesis-seed=$(SEED)

@@ -1,0 +1,46 @@
+"""Files with mistakes in them, as a user gives them to `pyproxy dump-rules`: what is good in them is still shown."""
+
+from pathlib import Path
+
+import pytest
+
+from .test_cli import pyproxy
+
+INPUTS = Path(__file__).parents[1] / "inputs"
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint", "passed_over", "shown"),
+    [
+        ("bad-fields.yaml", "13: Service default/misspelt-field: spec.externalIps: no such field", "", "10.96.0.9"),
+        ("syntax-error.yaml", "15: YAML: did not find expected ',' or '}'", "", "10.96.0.2"),
+        ("two-claims.yaml", "2: Service default/younger: spec.ports: node port 30080/TCP", "", "10.96.0.1"),
+        (
+            "tutorial-deployment.yaml",
+            "39: Service default/hello: spec.clusterIP: missing",
+            "passed over: 1 Deployment, 1 Pod",
+            "KUBE-SERVICES",
+        ),
+    ],
+)
+def test_mistakes_exit_2(name: str, complaint: str, passed_over: str, shown: str) -> None:
+    """Each mistake is a line on standard error that begins with file and line; what is good is shown, and exit is 2."""
+    done = pyproxy("dump-rules", f"--manifests={INPUTS / name}")
+    mistakes = [line for line in done.stderr.splitlines() if line != passed_over]
+
+    assert 2 == done.returncode
+    assert any(line.startswith(f"{INPUTS / name}, line {complaint}") for line in mistakes)
+    assert all(line.startswith(f"{INPUTS / name}, line ") for line in mistakes)
+    assert passed_over in done.stderr
+    assert shown in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("tutorial-endpoints.yaml", ""), ("kubectl-list.yaml", "passed over: 1 ConfigMap\n")]
+)
+def test_good_files_exit_0(name: str, said: str) -> None:
+    """A file without a mistake is shown; of kinds that are not ours there is only a count."""
+    done = pyproxy("dump-rules", f"--manifests={INPUTS / name}")
+
+    assert (0, said) == (done.returncode, done.stderr)
+    assert "KUBE-SERVICES" in done.stdout
