@@ -1,0 +1,158 @@
+"""Metrics of running agents: what they serve is what the kernel has and what was done to it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.cluster.namespace import call_inside
+from tests.lab import Host
+
+from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .modes import needs
+from .objects import port, service, slices
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+FAMILIES = ("IPv4", "IPv6")
+TABLES = ("filter", "nat")
+SYNC = "kubeproxy_sync_proxy_rules_"
+WEB = service("web", 140, port(80))
+ELSEWHERE = service("elsewhere", 141, port(80, name="tcp"), port(80, "UDP", name="udp"), internalTrafficPolicy="Local")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def serving(cluster: Cluster) -> Iterator[None]:
+    """Have agents that serve metrics, each on its own loopback, and in the end the agents as they were."""
+    flags = cluster.flags
+    cluster.restart(CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249")
+    yield
+    cluster.restart(*flags)
+
+
+def get(host: Host, path: str) -> str:
+    """Ask the agent of a node for a path, from its own loopback."""
+
+    def ask() -> str:
+        connection = HTTPConnection("127.0.0.1", 10249, timeout=10)
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        assert answer.status == 200, body
+        return body
+
+    return call_inside(host.namespace.name, ask)
+
+
+def samples(host: Host) -> Samples:
+    """Return all values that the agent of a node serves."""
+    families = text_string_to_metric_families(get(host, "/metrics"))
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def value(host: Host, name: str, **labels: str) -> float | None:
+    """Return one value that the agent of a node serves."""
+    return samples(host).get((name, frozenset(labels.items())))
+
+
+def rules_by_table(cluster: Cluster, host: Host) -> dict[tuple[str, str], float]:
+    """Count the rules of a node that are in our chains or jump to them, by family and table."""
+    found: dict[tuple[str, str], float] = {}
+    for family, dump in zip(FAMILIES, cluster.mode.dumps, strict=True):
+        for table in TABLES:
+            text = cluster.run(host, *dump, "-t", table)
+            found[family, table] = len(re.findall(r"^-A (?:KUBE-|.* -j KUBE-)", text, re.MULTILINE))
+    return found
+
+
+def told_rules(host: Host, name: str) -> dict[tuple[str, str], float | None]:
+    """Return what an agent says of the number of rules, by family and table."""
+    found = samples(host)
+    return {
+        (family, table): found.get((name, frozenset({("ip_family", family), ("table", table)})))
+        for family in FAMILIES
+        for table in TABLES
+    }
+
+
+def test_the_mode_is_told(cluster: Cluster) -> None:
+    """/proxyMode says which mode the agent is in, whatever --proxy-mode said."""
+    assert get(cluster.lab["node1"], "/proxyMode") == cluster.mode.name.partition("-")[0]
+
+
+@needs("is_iptables")
+def test_rules_are_counted_as_the_kernel_has_them(cluster: Cluster) -> None:
+    """After a start, a Service more and a Service less the number of rules in force is the kernel's."""
+    node = cluster.lab["node1"]
+
+    def agrees() -> bool:
+        return rules_by_table(cluster, node) == told_rules(node, f"{SYNC}iptables_total")
+
+    wait_until(agrees, "the rules that a start found")
+    before = rules_by_table(cluster, node)
+    with cluster.having(WEB, *slices(WEB, "pod2-1")):
+        wait_until(agrees, "the rules with one more Service")
+        assert all(count > before[key] for key, count in rules_by_table(cluster, node).items() if key[1] == "nat")
+        written = told_rules(node, f"{SYNC}iptables_last")
+        assert all(count is not None and 0 < count < before[key] for key, count in written.items() if key[1] == "nat")
+    wait_until(agrees, "the rules with one Service less")
+
+
+def test_changes_and_syncs_are_counted(cluster: Cluster) -> None:
+    """One more Service is one more change and one more sync, which has ended by the time that nothing is pending."""
+    node = cluster.lab["node1"]
+    before = samples(node)
+    begin = time.time()
+    with cluster.having(WEB, *slices(WEB, "pod2-1")):
+        wait_until(lambda: value(node, f"{SYNC}service_changes_pending") == 0, "nothing is pending")
+        after = samples(node)
+
+    for name, labels in (
+        (f"{SYNC}service_changes_total", {}),
+        (f"{SYNC}endpoint_changes_total", {}),
+        (f"{SYNC}duration_seconds_count", {"ip_family": "IPv4"}),
+        (f"{SYNC}duration_seconds_count", {"ip_family": "IPv6"}),
+        ("kubeproxy_sync_partial_proxy_rules_duration_seconds_count", {"ip_family": "IPv4"}),
+    ):
+        key = name, frozenset(labels.items())
+        assert after[key] > before.get(key, 0), name
+    for name in ("last_queued_timestamp_seconds", "last_timestamp_seconds"):
+        assert begin <= after[f"{SYNC}{name}", frozenset({("ip_family", "IPv6")})] <= time.time()
+
+
+def test_ports_without_local_endpoints_are_counted(cluster: Cluster) -> None:
+    """Both ports of a Service of policy Local count on the node that has none of its endpoints, and nowhere else."""
+    name, labels = f"{SYNC}no_local_endpoints_total", {"traffic_policy": "internal", "ip_family": "IPv6"}
+
+    def told(ports: int) -> bool:
+        return [ports, 0] == [value(cluster.lab[node], name, **labels) for node in ("node1", "node2")]
+
+    with cluster.having(ELSEWHERE, *slices(ELSEWHERE, "pod2-1")):
+        wait_until(lambda: told(2), "two ports without local endpoints")
+    wait_until(lambda: told(0), "no ports without local endpoints")
+
+
+@needs("is_iptables")
+def test_repairs_are_counted(cluster: Cluster) -> None:
+    """A chain that somebody else emptied counts as repaired once it is whole again, in its family only."""
+    node = cluster.lab["node1"]
+    before = [value(node, "pyproxy_repaired_entries_total", ip_family=family) for family in FAMILIES]
+
+    cluster.run(node, cluster.mode.iptables[0], "-w", "-t", "nat", "-F", "KUBE-MARK-MASQ")
+
+    def repaired() -> list[float | None]:
+        return [value(node, "pyproxy_repaired_entries_total", ip_family=family) for family in FAMILIES]
+
+    assert before[0] is not None
+    wait_until(lambda: repaired() == [(before[0] or 0) + 1, before[1]], "one repaired chain")
+    assert "-A KUBE-MARK-MASQ" in cluster.rules(node)
