@@ -39,7 +39,7 @@ test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
-	$(PYTEST) tests/cluster/test_controlplane.py tests/cluster/test_relay.py --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)
 
 test-long: $(VENV)/tested peers ## Long runs with a random seed
 	$(PYTEST) tests --long

@@ -12,22 +12,22 @@ from .process import BINARIES
 
 @pytest.fixture(scope="session")
 def peers() -> None:
-    """Skip what needs root and the built programs where they are not there."""
+    """Fail what needs root or the built programs where they are not there: a skipped peer proves nothing."""
     if os.geteuid():
-        pytest.skip("network namespaces need root")
+        pytest.fail("network namespaces need root: run make test-cluster as root")
     if not (BINARIES / ".stamp").exists():
-        pytest.skip("the control plane is not built: run tests/cluster/build.sh")
+        pytest.fail("the control plane is not built: run tests/cluster/build.sh, or make test-cluster")
 
 
 @pytest.fixture(scope="session")
-def control_plane(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it decides whether to skip
+def control_plane(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it decides whether tests can run
     """Give the control plane of the session."""
     with ControlPlane() as started:
         yield started
 
 
 @pytest.fixture
-def namespace(peers: None) -> Iterator[str]:  # noqa: ARG001 - it decides whether to skip
+def namespace(peers: None) -> Iterator[str]:  # noqa: ARG001 - it decides whether tests can run
     """Give a network namespace with nothing but a loopback."""
     with fresh_namespace() as name:
         yield name

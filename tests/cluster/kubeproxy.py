@@ -79,7 +79,11 @@ class KubeProxy:
                     [binary("kube-proxy"), f"--kubeconfig={kubeconfig}", "--v=2", *self._flags],
                     log=directory / "kube-proxy.log",
                     namespace=self._namespace,
-                    environment={"PATH": f"{self._tools(directory)}:{os.environ['PATH']}"},
+                    environment={
+                        "PATH": f"{self._tools(directory)}:{os.environ['PATH']}",
+                        # The tables are those of the namespace, so nobody elsewhere shall be waited for.
+                        "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
+                    },
                 )
             )
             self._at_exit = stack.pop_all()

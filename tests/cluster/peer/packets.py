@@ -1,0 +1,145 @@
+"""Packets to send: from every kind of source to every kind of destination of the Services of a state.
+
+Law: values only. A packet knows how many times it must be sent for all that may happen to it to be seen.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
+from itertools import chain
+from math import ceil, log
+
+from tests.lab import IPAddress, Probe, Protocol, SocketAddress
+
+from .objects import Entry, JsonObject, possible_endpoints
+from .world import (
+    ADDRESSES,
+    CLIENTS,
+    CROWD,
+    POD_BRIDGE,
+    SECOND_ADDRESSES,
+    VERSIONS,
+    Source,
+    crowd,
+)
+
+MISS = 1e-7
+"""Probability at most that one of the endpoints that a packet may reach is not met."""
+LOOPBACK = ("127.0.0.1", "::1")
+WRONG_PORT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An address and port, and what it is of which Service."""
+
+    service: str
+    what: str
+    protocol: Protocol
+    to: SocketAddress
+    endpoints: int
+    """How many the Service's port has, whatever state they are in."""
+    is_sticky: bool
+    """The Service has affinity."""
+
+    @property
+    def version(self) -> int:
+        """The IP version."""
+        return self.to.ip.version
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """A packet from a source to a destination, to be sent several times."""
+
+    source: Source
+    destination: Destination
+
+    def __str__(self) -> str:
+        """Write it for a person."""
+        to = self.destination
+        return f"{self.source} -> {to.to}/{to.protocol.value} ({to.service}: {to.what})"
+
+    @property
+    def is_sticky(self) -> bool:
+        """Whether each client is to meet one server only."""
+        return self.destination.is_sticky
+
+    def probes(self) -> list[Probe]:
+        """Return the probes that show all that may happen; those of a sticky packet come from different clients."""
+        to = self.destination
+        tries = tries_for(to.endpoints)
+        sources: Sequence[IPAddress | None] = [self.source.address(to.version)] * tries
+        if self.is_sticky and self.source.host in CROWD and not self.source.bound:
+            sources = crowd(self.source.host, to.version)[:tries]
+        return [Probe(to.protocol, to.to, source=source) for source in sources]
+
+
+def tries_for(endpoints: int) -> int:
+    """Return how many random choices among endpoints show each of them, but for a probability of `MISS`."""
+    if endpoints < 2:
+        return 1
+    return ceil(log(MISS / endpoints) / log(1 - 1 / endpoints))
+
+
+def destinations(entries: Iterable[tuple[Entry, JsonObject]]) -> list[Destination]:
+    """Return all destinations of Services, given with what the API server made of each."""
+    return [
+        destination
+        for entry, service in entries
+        for wanted in service["spec"]["ports"]
+        for version in VERSIONS
+        for destination in _of_port(entry, service, wanted, version)
+    ]
+
+
+def packets(sources: Sequence[Source], found: Iterable[Destination]) -> list[Packet]:
+    """Return all packets from the sources to the destinations that make sense."""
+    return [
+        Packet(source, destination) for destination in found for source in sources if _makes_sense(source, destination)
+    ]
+
+
+def _makes_sense(source: Source, destination: Destination) -> bool:
+    if destination.is_sticky and (source.host not in CROWD or source.bound):
+        return False  # one client is pinned to anyone, and tells nothing
+    if destination.to.ip.is_loopback:
+        return source.host.startswith("node") and not source.bound
+    return True
+
+
+def _of_port(entry: Entry, service: JsonObject, wanted: JsonObject, version: int) -> Iterator[Destination]:
+    endpoints = possible_endpoints(entry, wanted, version)
+    is_sticky = service["spec"].get("sessionAffinity") == "ClientIP"
+    assert endpoints == 0 or tries_for(endpoints) <= CLIENTS or not is_sticky
+    for what, ip, number in _addresses(service, wanted):
+        address = ip_address(ip)
+        if address.version == version:
+            to = SocketAddress(address, number)
+            yield Destination(entry.name, what, Protocol(wanted["protocol"]), to, endpoints, is_sticky)
+
+
+def _addresses(service: JsonObject, wanted: JsonObject) -> Iterator[tuple[str, str, int]]:
+    spec, number = service["spec"], wanted["port"]
+    balancer = service.get("status", {}).get("loadBalancer", {})
+    ingress = [item["ip"] for item in balancer.get("ingress", ()) if "ip" in item]
+    of_service = [
+        *(("cluster IP", ip) for ip in spec.get("clusterIPs", ()) if ip != "None"),
+        *(("external IP", ip) for ip in spec.get("externalIPs", ())),
+        *(("load balancer IP", ip) for ip in ingress),
+    ]
+    for what, ip in of_service:
+        yield what, ip, number
+    for what, ip in of_service[:2]:
+        yield f"{what}, another port", ip, number + WRONG_PORT
+    if node_port := wanted.get("nodePort"):
+        for what, ip in chain(_node_addresses(), of_service[:2]):
+            yield f"node port at {what}", ip, node_port
+
+
+def _node_addresses() -> Iterator[tuple[str, str]]:
+    for name in ("node1", "node2"):
+        yield from ((name, str(ip)) for ip in ADDRESSES[name])
+    yield from (("node1'", str(ip)) for ip in SECOND_ADDRESSES["node1"])
+    yield from (("node1's pod bridge", str(ip)) for ip in POD_BRIDGE["node1"])
+    yield from (("loopback", ip) for ip in LOOPBACK)

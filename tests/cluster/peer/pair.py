@@ -1,0 +1,146 @@
+"""Both sides together: what one is told the other is told, and what is sent in one lab is sent in the other.
+
+Law: packets are sent only when both have programmed everything; a mark, which each writes last, shows that.
+"""
+
+import itertools
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Self
+
+from tests.cluster.controlplane import ControlPlane
+
+from .modes import Mode
+from .objects import ZONES, Entry, JsonObject, State, port, service
+from .sides import KubeProxySide, PyproxySide, Side
+from .world import PLAN, VERSIONS
+
+MARK_ZONES = ("a", "b", "c")
+"""All zones that a Node may be in."""
+ZONE_LABEL = "topology.kubernetes.io/zone"
+_marks = itertools.count(10_000)
+"""Ports of the marks: of one width, so that none is the beginning of another."""
+_MARK_NETWORKS = ("198.51.100.", "2001:db8:51:100::")
+
+
+class Pair:
+    """Two labs, with kube-proxy on the nodes of one, and pyproxy on those of the other."""
+
+    def __init__(self, control_plane: ControlPlane, mode: Mode, flags: Sequence[str]) -> None:
+        """Describe it: the mode, and the flags that both proxies get besides."""
+        self.mode = mode
+        self._control_plane = control_plane
+        self._flags = flags
+        self._paths: list[str] = []
+        self._at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Build the labs, and start the proxies."""
+        with ExitStack() as stack:
+            for node in PLAN.nodes:
+                addresses, cidrs = [*map(str, node.addresses)], [*map(str, node.pod_cidrs)]
+                self._control_plane.create_node(node.name, addresses, pod_cidrs=cidrs, zone=ZONES[node.name])
+                stack.callback(self._control_plane.request, "DELETE", f"/api/v1/nodes/{node.name}")
+            self.kube_proxy: Side = KubeProxySide(self._control_plane, self.mode, stack)
+            self.pyproxy: Side = PyproxySide(self._control_plane, self.mode, stack)
+            stack.callback(self._clear)
+            for side in self.sides:
+                side.start(self._flags)
+            self._at_exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the proxies, take the labs down, and remove all objects."""
+        self._at_exit.close()
+
+    @property
+    def sides(self) -> tuple[Side, Side]:
+        """Both, the judge first."""
+        return self.kube_proxy, self.pyproxy
+
+    def tell(self, state: State) -> list[tuple[Entry, JsonObject]]:
+        """Replace what was there by a state, wait until all nodes have it, and return the Services as completed."""
+        self._clear()
+        for name, zone in state.zones.items():
+            self._control_plane.request("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {ZONE_LABEL: zone}}})
+        told = [(entry, self._create(entry)) for entry in state.entries]
+        mark = _Mark(next(_marks))
+        self._create(mark.entry())
+        for side in self.sides:
+            for node in side.lab.nodes:
+                side.wait_for(node, partial(mark.is_seen, state.zones[node.name]), f"rules of {mark}")
+            side.forget_flows()
+        self.forget_clients()
+        return told
+
+    def forget_clients(self) -> None:
+        """Make all nodes forget which client is pinned to which endpoint."""
+        for side in self.sides:
+            side.forget_clients()
+
+    def _create(self, entry: Entry) -> JsonObject:
+        status = entry.service.get("status", {})
+        services = f"/api/v1/namespaces/{entry.service['metadata']['namespace']}/services"
+        made = self._post(services, entry.service)
+        if status.get("loadBalancer", {}).get("ingress"):
+            path = f"{services}/{entry.name}/status"
+            made = self._control_plane.request("PATCH", path, {"status": status})
+        for endpoint_slice in entry.slices:
+            namespace = endpoint_slice["metadata"]["namespace"]
+            self._post(f"/apis/discovery.k8s.io/v1/namespaces/{namespace}/endpointslices", endpoint_slice)
+        return made
+
+    def _post(self, collection: str, item: JsonObject) -> JsonObject:
+        made = self._control_plane.request("POST", collection, item)
+        self._paths.append(f"{collection}/{item['metadata']['name']}")
+        return made
+
+    def _clear(self) -> None:
+        while self._paths:
+            self._control_plane.request("DELETE", self._paths.pop())
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """A Service whose rules come with, or after, those of all objects that were written before.
+
+    It has an endpoint for each zone, so that its rules also say in which zone a proxy takes its node to be.
+    """
+
+    number: int
+
+    def __str__(self) -> str:
+        return f"mark-{self.number}"
+
+    def entry(self) -> Entry:
+        owner = service(str(self), port(9))
+        return Entry(owner, tuple(self._slice(owner, index) for index in range(len(VERSIONS))))
+
+    def is_seen(self, zone: str | None, rules: str) -> bool:
+        """Say whether the rules of a node that is in a zone, or in none, are those of the mark."""
+        expected = {each for each in MARK_ZONES if zone in {each, None}}
+        return all(expected == self._zones_in(rules, network) for network in _MARK_NETWORKS)
+
+    def _zones_in(self, rules: str, network: str) -> set[str]:
+        # iptables and ipvsadm write address:port, with brackets for IPv6; nft writes address . port.
+        found = re.findall(rf"{re.escape(network)}(\d)(?:\]?:| \. ){self.number}\b", rules)
+        return {MARK_ZONES[int(digit) - 1] for digit in found}
+
+    def _slice(self, owner: JsonObject, index: int) -> JsonObject:
+        family = owner["spec"]["ipFamilies"][index]
+        return {
+            "metadata": {
+                "name": f"{self}-{family.lower()}",
+                "namespace": owner["metadata"]["namespace"],
+                "labels": {"kubernetes.io/service-name": str(self)},
+            },
+            "addressType": family,
+            "ports": [{"name": "", "protocol": "TCP", "port": self.number}],
+            "endpoints": [
+                {"addresses": [f"{_MARK_NETWORKS[index]}{place}"], "hints": {"forZones": [{"name": zone}]}}
+                for place, zone in enumerate(MARK_ZONES, start=1)
+            ],
+        }

@@ -1,0 +1,143 @@
+"""One lab with one proxy on its nodes: the real kube-proxy, or pyproxy.
+
+Law: both are run as users run them, against the same API server, with the same flags beside those that choose the mode.
+"""
+
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from tests.cluster.controlplane import KUBE_PROXY_USER, ControlPlane
+from tests.cluster.kubeproxy import KubeProxy
+from tests.cluster.process import ClusterError, wait_until
+from tests.lab import Host, Lab, Process
+
+from .modes import Mode
+from .world import SHAPE, equip
+
+PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
+PATIENCE_SECONDS = 60.0
+"""Far longer than any change takes: only a fault exceeds it."""
+_LOG_LINES = 40
+_QUICKLY = ("--iptables-min-sync-period=100ms",)
+_HOST_UNTOUCHED = (
+    "--conntrack-max-per-core=0",
+    "--conntrack-tcp-timeout-established=0",
+    "--conntrack-tcp-timeout-close-wait=0",
+    "--metrics-bind-address=",
+)
+
+
+class Side(ABC):
+    """A lab whose nodes have a proxy each, once it is started; it lives as long as the stack that it is given."""
+
+    name: str
+
+    def __init__(self, control_plane: ControlPlane, mode: Mode, stack: ExitStack) -> None:
+        self.control_plane = control_plane
+        self.mode = mode
+        self.stack = stack
+        self.lab = stack.enter_context(Lab(SHAPE))
+        equip(self.lab)
+
+    def start(self, flags: Sequence[str]) -> None:
+        """Start the proxy of each node; `wait_for` waits for what they do."""
+        for node in self.lab.nodes:
+            self.start_on(node, [*_QUICKLY, *flags])
+
+    def rules(self, node: Host) -> str:
+        """Return all rules of a node, of both families."""
+        return "".join(node.run(*command) for command in self.mode.dumps)
+
+    def wait_for(self, node: Host, condition: Callable[[str], bool], what: str) -> None:
+        """Wait until a condition holds of a node's rules."""
+
+        def holds() -> bool:
+            self.require_alive(node)
+            return condition(self.rules(node))
+
+        try:
+            wait_until(holds, f"{self.name} on {node.name}: {what}", timeout_seconds=PATIENCE_SECONDS)
+        except ClusterError as error:
+            message = "\n".join([str(error), *self.log(node).splitlines()[-_LOG_LINES:]])
+            raise ClusterError(message) from error
+
+    def forget_flows(self) -> None:
+        """Make all nodes forget their flows."""
+        for node in self.lab.nodes:
+            node.run("conntrack", "--flush")
+
+    def forget_clients(self) -> None:
+        """Make all nodes forget which client is pinned to which endpoint."""
+        for node in self.lab.nodes:
+            node.run(*self.mode.forget_clients)
+
+    @abstractmethod
+    def start_on(self, node: Host, flags: Sequence[str]) -> None:
+        """Start the proxy of a node."""
+
+    @abstractmethod
+    def require_alive(self, node: Host) -> None:
+        """Raise if the node's proxy has ended."""
+
+    @abstractmethod
+    def log(self, node: Host) -> str:
+        """Return what the node's proxy has said."""
+
+
+class KubeProxySide(Side):
+    """The judge."""
+
+    name = "kube-proxy"
+
+    def __init__(self, control_plane: ControlPlane, mode: Mode, stack: ExitStack) -> None:
+        super().__init__(control_plane, mode, stack)
+        self._proxies: dict[str, KubeProxy] = {}
+
+    def start_on(self, node: Host, flags: Sequence[str]) -> None:
+        """See `Side`."""
+        proxy = KubeProxy(
+            self.control_plane, node.namespace.name, node=node.name, backend=self.mode.kube_proxy, flags=flags
+        )
+        self._proxies[node.name] = self.stack.enter_context(proxy)
+
+    def require_alive(self, node: Host) -> None:
+        """See `Side`."""
+        self._proxies[node.name].process.wait_until(lambda: True, "", timeout_seconds=0)
+
+    def log(self, node: Host) -> str:
+        """See `Side`."""
+        return self._proxies[node.name].process.log.read_text(errors="replace")
+
+
+class PyproxySide(Side):
+    """The one that is judged."""
+
+    name = "pyproxy"
+
+    def __init__(self, control_plane: ControlPlane, mode: Mode, stack: ExitStack) -> None:
+        super().__init__(control_plane, mode, stack)
+        self._agents: dict[str, Process] = {}
+
+    def start_on(self, node: Host, flags: Sequence[str]) -> None:
+        """See `Side`."""
+        server = self.stack.enter_context(self.control_plane.exposed_in(node.namespace.name))
+        user = {"token": self.control_plane.static_token(KUBE_PROXY_USER)}
+        kubeconfig = self.control_plane.kubeconfig_for(user, server)
+        own = (f"--kubeconfig={kubeconfig}", f"--hostname-override={node.name}")
+        lock = {"XTABLES_LOCKFILE": str(kubeconfig.with_suffix(".lock"))}
+        agent = node.start(PYPROXY, "run", *own, *self.mode.pyproxy, *_HOST_UNTOUCHED, *flags, env=lock)
+        self._agents[node.name] = agent
+        self.stack.callback(agent.stop)
+
+    def require_alive(self, node: Host) -> None:
+        """See `Side`."""
+        if not self._agents[node.name].is_running:
+            message = f"pyproxy on {node.name} has ended\n{self.log(node)}"
+            raise ClusterError(message)
+
+    def log(self, node: Host) -> str:
+        """See `Side`."""
+        return self._agents[node.name].stderr
