@@ -32,11 +32,11 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/lint-imports
 	$(BIN)/python tests/docs/cli_page.py --check
 
-# The other files of tests/packets, and tests/properties, are being written; run them by name.
+# The other files of tests/packets are being written; run them by name.
 PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
-	$(PYTEST) tests/unit tests/cli $(PACKETS) --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/unit tests/cli tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)

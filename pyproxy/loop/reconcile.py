@@ -144,18 +144,19 @@ class Reconciler(Generic[K, V]):
     async def _sync(self, staged: Plans, report: SyncReport) -> None:
         suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
         trusted = {name: plan for name, plan in staged.items() if name not in self.quarantined}
-        touched: set[K] = set()
+        touched: dict[K, None] = {}
         if self._applied is None:
             self._applied = await self._kernel.read()
-            touched = {*self._applied, *self._program.keys()}
+            # In the program's order: where an entry goes can depend on what was written before it (hooks do).
+            touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._take(trusted, touched, report)
         for name, plan in suspects.items():
-            await self._take({name: plan}, set(), report)
+            await self._take({name: plan}, (), report)
 
     async def _take(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
         """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
         before = {name: self._taken.get(name) for name in plans}
-        keys = {*touched, *self._put(plans)}
+        keys = dict.fromkeys((*touched, *self._put(plans)))
         try:
             report.entries_changed += await self._write(keys)
         except ApplyError as error:
@@ -168,7 +169,7 @@ class Reconciler(Generic[K, V]):
             self._remember(name, plan)
             report.taken[name] = (before[name], plan)
 
-    async def _take_halves(self, plans: Plans, keys: set[K], error: ApplyError, report: SyncReport) -> None:
+    async def _take_halves(self, plans: Plans, keys: Iterable[K], error: ApplyError, report: SyncReport) -> None:
         self._applied = await self._kernel.read()
         if len(plans) == 1:
             (name, plan), *_ = plans.items()

@@ -6,8 +6,8 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import ServicePlan, plan_service
 from pyproxy.loop.reconcile import Reconciler, SyncReport
-from pyproxy.model.change import Change
-from pyproxy.model.names import ServicePortName
+from pyproxy.model.change import Change, Kind, Put, Replaced
+from pyproxy.model.names import NamespacedName, ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.tracker import Tracker
@@ -43,7 +43,18 @@ class NodeAgent:
             self.tracker.apply(change)
         every_service = self.tracker.take_node_changed()
         dirty = self.tracker.take_dirty()
-        for name in {*dirty, *self.tracker.services} if every_service else dirty:
+        self._plan({*dirty, *self.tracker.services} if every_service else dirty)
+
+    def tell_again(self) -> None:
+        """Take in everything that is known once more, as an informer's resync does, and plan all of it again."""
+        services = tuple(self.tracker.services.values())
+        slices = (one for name in self.tracker.services for one in self.tracker.slices(name))
+        nodes = [self.tracker.node] if self.tracker.node else []
+        self.tell([Replaced(Kind.SERVICE, services), *map(Put, slices), *map(Put, nodes)])
+        self._plan(self.tracker.services)
+
+    def _plan(self, names: Iterable[NamespacedName]) -> None:
+        for name in names:
             service = self.tracker.services.get(name)
             plans: Plans = {}
             if service is not None:

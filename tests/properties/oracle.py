@@ -177,27 +177,25 @@ class Oracle:
 
     def _filtered(self, packet: Packet, ip: bytes, number: int, *, is_marked: bool, is_translated: bool) -> Fate:
         """Say how a new connection fares that goes to an address now, whatever it was sent to."""
-        if self._is_firewalled(ip, packet.protocol, number):
-            return Fate.DROPPED
+        verdicts = self._verdicts(packet, ip, number, is_marked=is_marked, is_translated=is_translated)
+        return next((fate for fate in verdicts if fate is not None), Fate.ARRIVES)
+
+    def _verdicts(
+        self, packet: Packet, ip: bytes, number: int, *, is_marked: bool, is_translated: bool
+    ) -> Iterator[Fate | None]:
+        """Yield what the filters say that it meets, in their order; the first that says something is obeyed."""
+        where = ip, packet.protocol, number
         is_local = self._host.is_local(ip)
-        is_own = not packet.in_interface
-        passes_forward = not is_local and not is_own
-        if passes_forward and is_marked:
-            return Fate.ARRIVES
-        if is_own and self._is_spoofed(packet, ip, is_translated=is_translated):
-            return Fate.DROPPED
-        if is_own or passes_forward:
-            fate = self._cluster_ip_refusal(ip, packet.protocol, number)
-            if fate is not None:
-                return fate
-        if is_local:
-            if self._is_spoofed(packet, ip, is_translated=is_translated):
-                return Fate.DROPPED
-            if self._is_health_check(packet.protocol, number):
-                return Fate.ARRIVES
-        if is_local or passes_forward:
-            return self._external_refusal(ip, packet.protocol, number) or Fate.ARRIVES
-        return Fate.ARRIVES
+        spoofed = Fate.DROPPED if self._is_spoofed(packet, ip, is_translated=is_translated) else None
+        firewalled = Fate.DROPPED if self._is_firewalled(*where) else None
+        if not packet.in_interface:  # OUTPUT
+            yield from (spoofed, firewalled, self._cluster_ip_refusal(*where))
+        elif not is_local:  # FORWARD
+            yield from (firewalled, Fate.ARRIVES if is_marked else None)
+            yield from (self._cluster_ip_refusal(*where), self._external_refusal(*where))
+        if is_local:  # INPUT, behind OUTPUT and lo for what the node sends to itself
+            yield from (spoofed, firewalled, Fate.ARRIVES if self._is_health_check(packet.protocol, number) else None)
+            yield self._external_refusal(*where)
 
     def _is_spoofed(self, packet: Packet, ip: bytes, *, is_translated: bool) -> bool:
         """Say whether a loopback address is reached from elsewhere, for which route_localnet must open no door."""

@@ -12,7 +12,7 @@ from enum import Enum
 from fractions import Fraction
 from functools import lru_cache
 
-from pyproxy.model.address import Network, parse_ip, parse_network
+from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
 from tests.properties.tables import Tables
@@ -278,50 +278,82 @@ def _match(name: str, value: str, *, is_inverted: bool) -> _Match:
 
 
 def _test(name: str, value: str) -> Callable[[_State], bool]:
-    match name:
-        case "-s" | "-d":
-            return _address_test(name, parse_network(value))
-        case "-p":
-            return lambda state: state.packet.protocol.value == value
-        case "--dport":
-            return lambda state: state.port == int(value)
-        case "-i" | "-o":
-            return _interface_test(name, value)
-        case "--ctstate":
-            wanted = set(value.split(","))
-            return lambda state: not wanted.isdisjoint({"NEW", "DNAT"} if state.is_translated else {"NEW"})
-        case "--mark":
-            mark, mask = (int(text, 16) for text in value.split("/"))
-            return lambda state: state.mark & mask == mark
-        case "--src-type" if value == "LOCAL":
-            return lambda state: state.host.is_local(state.packet.source)
-        case "--dst-type" if value == "LOCAL":
-            return lambda state: state.host.is_local(state.destination)
-        case "--bytecode":
-            return _bpf_test(value)
-    message = f"unknown match: {name} {value}"
-    raise ValueError(message)
+    make = _TESTS.get(name)
+    if make is None:
+        message = f"unknown match: {name} {value}"
+        raise ValueError(message)
+    return make(value)
 
 
-def _address_test(name: str, network: Network) -> Callable[[_State], bool]:
-    if name == "-s":
-        return lambda state: state.packet.source in network
+def _source_test(value: str) -> Callable[[_State], bool]:
+    network = parse_network(value)
+    return lambda state: state.packet.source in network
+
+
+def _destination_test(value: str) -> Callable[[_State], bool]:
+    network = parse_network(value)
     return lambda state: state.destination in network
 
 
-def _interface_test(name: str, value: str) -> Callable[[_State], bool]:
-    def is_meant(interface: str) -> bool:
-        return interface.startswith(value[:-1]) if value.endswith("+") else interface == value
+def _protocol_test(value: str) -> Callable[[_State], bool]:
+    protocol = Protocol(value)
+    return lambda state: state.packet.protocol is protocol
 
-    if name == "-i":
-        return lambda state: is_meant(state.in_interface)
-    return lambda state: is_meant(state.out_interface)
+
+def _port_test(value: str) -> Callable[[_State], bool]:
+    number = int(value)
+    return lambda state: state.port == number
+
+
+def _conntrack_test(value: str) -> Callable[[_State], bool]:
+    wanted = set(value.split(","))
+    return lambda state: not wanted.isdisjoint({"NEW", "DNAT"} if state.is_translated else {"NEW"})
+
+
+def _mark_test(value: str) -> Callable[[_State], bool]:
+    mark, mask = (int(text, 16) for text in value.split("/"))
+    return lambda state: state.mark & mask == mark
+
+
+def _source_type_test(value: str) -> Callable[[_State], bool]:
+    _only_local(value)
+    return lambda state: state.host.is_local(state.packet.source)
+
+
+def _destination_type_test(value: str) -> Callable[[_State], bool]:
+    _only_local(value)
+    return lambda state: state.host.is_local(state.destination)
+
+
+def _only_local(value: str) -> None:
+    if value != "LOCAL":
+        message = f"unknown address type: {value}"
+        raise ValueError(message)
+
+
+def _is_interface(pattern: str, name: str) -> bool:
+    return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
 
 
 def _bpf_test(bytecode: str) -> Callable[[_State], bool]:
     _, *texts = bytecode.split(",")
     program = tuple(tuple(map(int, text.split())) for text in texts)
     return lambda state: _run_bpf(program, _ip_header(state)) > 0
+
+
+_TESTS: dict[str, Callable[[str], Callable[[_State], bool]]] = {
+    "-s": _source_test,
+    "-d": _destination_test,
+    "-p": _protocol_test,
+    "-i": lambda value: lambda state: _is_interface(value, state.in_interface),
+    "-o": lambda value: lambda state: _is_interface(value, state.out_interface),
+    "--dport": _port_test,
+    "--ctstate": _conntrack_test,
+    "--mark": _mark_test,
+    "--src-type": _source_type_test,
+    "--dst-type": _destination_type_test,
+    "--bytecode": _bpf_test,
+}
 
 
 def _ip_header(state: _State) -> bytes:

@@ -67,8 +67,8 @@ def program_of(plans: Plans, settings: IptablesSettings) -> IptablesProgram:
 
 def ruleset_of(program: IptablesProgram) -> dict[RulesetKey, str]:
     """Return everything that a program wants."""
-    values = {key: program.value(key) for key in program.keys()}
-    return {key: value for key, value in values.items() if value is not None}
+    values = ((key, program.value(key)) for key in program.keys())  # noqa: SIM118  # a program is no mapping
+    return {key: value for key, value in values if value is not None}
 
 
 def difference(

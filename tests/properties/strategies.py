@@ -5,8 +5,10 @@ that matters. With ``contested=False`` no two Services claim the same address an
 server would have let pass, and so the real kube-proxy has exactly one right answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import permutations
 from typing import TypeVar
 
 from hypothesis import strategies as st
@@ -57,14 +59,24 @@ class Cluster:
         )
 
 
-def _some(pool: Sequence[T], most: int = 2) -> st.SearchStrategy[tuple[T, ...]]:
-    """Give up to `most` different items in any order, as often one as two or none."""
-    most = min(most, len(pool))
-    return st.integers(0, most).flatmap(lambda size: st.permutations(pool).map(lambda items: tuple(items[:size])))
+def _some(pool: Sequence[T], most: int = 2, least: int = 0) -> st.SearchStrategy[tuple[T, ...]]:
+    """Give from `least` to `most` different items in any order, each number of them as often as another."""
+    return _choices(tuple(pool), least, min(most, len(pool)))
 
 
-def _rarely() -> st.SearchStrategy[bool]:
-    return st.integers(0, 9).map(lambda number: number == 1)
+@lru_cache
+def any_of(pool: Iterable[T]) -> st.SearchStrategy[T]:
+    """Give any item of a pool that can be hashed: the strategy is made once, which is most of what a draw costs."""
+    return st.sampled_from(list(pool))
+
+
+# A draw costs more than anything that is tested here: all choices are written out, and a choice is two draws.
+@lru_cache
+def _choices(pool: tuple[T, ...], least: int, most: int) -> st.SearchStrategy[tuple[T, ...]]:
+    return st.one_of(*(st.sampled_from(list(permutations(pool, size))) for size in range(least, most + 1)))
+
+
+_RARELY = any_of((False, True, *[False] * 8))
 
 
 @st.composite
@@ -72,23 +84,17 @@ def service_ports(
     draw: st.DrawFn, world: World, index: int, *, has_node_ports: bool, contested: bool
 ) -> tuple[ServicePort, ...]:
     """Give the ports of a Service: one with or without a name, or several named ones."""
-    wanted = draw(
-        st.lists(
-            st.tuples(st.sampled_from(world.port_numbers), st.sampled_from(Protocol)),
-            unique=True,
-            min_size=1,
-            max_size=len(world.port_names),
-        )
-    )
-    names = draw(st.permutations(world.port_names))
-    if len(wanted) == 1 and draw(st.booleans()):
-        names = [""]
+    names = draw(_some(world.port_names, most=len(world.port_names), least=1))
+    if len(names) == 1 and draw(st.booleans()):
+        names = ("",)
+    numbers_and_protocols = tuple((number, protocol) for number in world.port_numbers for protocol in Protocol)
+    wanted = draw(_some(numbers_and_protocols, most=len(names), least=len(names)))
     ports: list[ServicePort] = []
-    for place, (name, (number, protocol)) in enumerate(zip(names, wanted, strict=False)):
+    for place, (name, (number, protocol)) in enumerate(zip(names, wanted, strict=True)):
         node_port = 0
         if has_node_ports:
             alone = world.node_ports[0] + index * _NODE_PORTS_APART + place
-            node_port = draw(st.sampled_from(world.node_ports)) if contested else alone
+            node_port = draw(any_of(world.node_ports)) if contested else alone
         ports.append(ServicePort(name, protocol, number if contested else number + index * _PORTS_APART, node_port))
     return tuple(ports)
 
@@ -103,8 +109,8 @@ def services(draw: st.DrawFn, world: World = WORLD, index: int = 0, *, contested
         index: which of the world's Services.
         contested: addresses and ports may be others', too, and fields that an API server fills in may be missing.
     """
-    kind = draw(st.sampled_from(("ClusterIP", "NodePort", "LoadBalancer")))
-    families = draw(st.sampled_from(FAMILIES))
+    kind = draw(any_of(("ClusterIP", "NodePort", "LoadBalancer")))
+    families = draw(any_of(FAMILIES))
     is_balanced = kind == "LoadBalancer"
     external_ips = draw(_some(of_families(world.external_ips, families)))
     is_external_local = (kind != "ClusterIP" or bool(external_ips)) and draw(st.booleans())
@@ -118,11 +124,11 @@ def services(draw: st.DrawFn, world: World = WORLD, index: int = 0, *, contested
         external_ips=external_ips,
         load_balancer_ips=draw(_some(of_families(world.load_balancer_ips, families))) if is_balanced else (),
         load_balancer_source_ranges=draw(_some(ranges)) if is_balanced else (),
-        affinity_seconds=draw(st.sampled_from((None, None, 1, 10800, 86400))),
+        affinity_seconds=draw(any_of((None, None, 1, 10800, 86400))),
         internal_policy_local=draw(st.booleans()),
         external_policy_local=is_external_local,
         health_check_node_port=_HEALTH_CHECK_NODE_PORT + index if is_balanced and is_external_local else 0,
-        created=draw(st.sampled_from(("", *CREATED) if contested else CREATED)),
+        created=draw(any_of(("", *CREATED) if contested else CREATED)),
     )
 
 
@@ -132,22 +138,22 @@ def _cluster_ips(
     own = tuple(world.cluster_ip(index, family) for family in families)
     if not contested:
         return st.just(own)
-    anyone = st.tuples(*(st.sampled_from(of_families(world.cluster_ips, (family,))[:2]) for family in families))
+    anyone = st.tuples(*(any_of(tuple(of_families(world.cluster_ips, (family,))[:2])) for family in families))
     return st.one_of(st.just(own), st.just(own), anyone, st.just(()))
 
 
 @st.composite
 def slice_endpoints(draw: st.DrawFn, world: World, family: Family) -> tuple[SliceEndpoint, ...]:
     """Give the endpoints of a slice: any conditions, on this node, on another or on none, hinted in several ways."""
-    hints = draw(st.sampled_from(("none", "none", "zones", "nodes", "both", "some")))
+    hints = draw(any_of(("none", "none", "zones", "nodes", "both", "some")))
     found: list[SliceEndpoint] = []
     for ip in draw(_some(of_families(world.endpoint_ips, (family,)), most=4)):
-        ready, serving, terminating = draw(st.sampled_from(CONDITIONS))
+        ready, serving, terminating = draw(any_of(CONDITIONS))
         is_hinted = hints != "some" or draw(st.booleans())
         found.append(
             SliceEndpoint(
                 ip,
-                node_name=draw(st.sampled_from(("", *world.node_names))),
+                node_name=draw(any_of(("", *world.node_names))),
                 ready=ready,
                 serving=serving,
                 terminating=terminating,
@@ -159,21 +165,21 @@ def slice_endpoints(draw: st.DrawFn, world: World, family: Family) -> tuple[Slic
 
 
 def _hinted(names: Sequence[str]) -> st.SearchStrategy[tuple[str, ...]]:
-    return st.lists(st.sampled_from(names), unique=True, min_size=1, max_size=2).map(tuple)
+    return _some(names, least=1)
 
 
 @st.composite
 def endpoint_slices(draw: st.DrawFn, world: World, service: Service, name: str) -> EndpointSlice:
     """Give a slice of a Service, mostly with the Service's ports, under any numbers."""
     ports = tuple((port.name, port.protocol) for port in service.ports)
-    if draw(_rarely()):
+    if draw(_RARELY):
         ports = (*ports[1:], ("other", Protocol.TCP))
-    family = draw(st.sampled_from(service.families))
+    family = draw(any_of(service.families))
     return EndpointSlice(
         NamespacedName(service.name.namespace, f"{service.name.name}-{name}"),
         service.name,
         family,
-        tuple(SlicePort(*port, draw(st.sampled_from(world.endpoint_ports))) for port in ports),
+        tuple(SlicePort(*port, draw(any_of(world.endpoint_ports))) for port in ports),
         draw(slice_endpoints(world, family)),
     )
 
@@ -181,12 +187,12 @@ def endpoint_slices(draw: st.DrawFn, world: World, service: Service, name: str) 
 @st.composite
 def nodes(draw: st.DrawFn, world: World = WORLD) -> Node:
     """Give this node's Node, with any of its addresses, pod ranges and zones."""
-    families = draw(st.sampled_from(((), *FAMILIES)))
+    families = draw(any_of(((), *FAMILIES)))
     return Node(
         name=world.node_name,
         ips=draw(_some(of_families(world.node_ips, families), most=4)),
         pod_cidrs=tuple(block for block in world.pod_cidrs if block.family in families),
-        zone=draw(st.sampled_from(("", *world.zones))),
+        zone=draw(any_of(("", *world.zones))),
     )
 
 
@@ -194,14 +200,14 @@ def nodes(draw: st.DrawFn, world: World = WORLD) -> Node:
 def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, most_services: int = 3) -> Cluster:
     """Give any cluster: Services, their slices, a slice without a Service now and then, and this Node."""
     everyone = range(len(world.service_names))
-    indices = draw(st.permutations(everyone))[: draw(st.integers(0 if draw(_rarely()) else 1, most_services))]
+    indices = draw(_some(everyone, most=most_services, least=0 if draw(_RARELY) else 1))
     all_services = [draw(services(world, index, contested=contested)) for index in indices]
     all_slices = [
         draw(endpoint_slices(world, service, name))
         for service in all_services
-        for name in draw(st.sampled_from((("x",), ("x",), ("x", "y"), ("y", "x", "z"), ())))
+        for name in draw(any_of((("x",), ("x",), ("x", "y"), ("y", "x", "z"), ())))
     ]
-    if all_services and draw(_rarely()):
+    if all_services and draw(_RARELY):
         all_services.pop()
     return Cluster(tuple(all_services), tuple(all_slices), draw(nodes(world)))
 
@@ -209,7 +215,7 @@ def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, m
 def local_traffics(family: Family, world: World = WORLD) -> st.SearchStrategy[LocalTraffic | None]:
     """Give every way to tell a pod's packet, and none."""
     cidrs: list[Network] = [block for block in (*world.cluster_cidrs, *world.pod_cidrs) if block.family is family]
-    return st.sampled_from(
+    return any_of(
         (
             None,
             *(LocalTraffic(cidr=cidr) for cidr in cidrs),
@@ -222,11 +228,11 @@ def local_traffics(family: Family, world: World = WORLD) -> st.SearchStrategy[Lo
 @st.composite
 def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> IptablesSettings:
     """Give any settings of the iptables mode."""
-    family = family or draw(st.sampled_from(Family))
+    family = family or draw(any_of(Family))
     listed = _some(of_families((*world.node_ips, *world.gateways), (family,)))
     return IptablesSettings(
         family=family,
-        masquerade_mark=draw(st.sampled_from((0x4000, 0x4000, 0x1, 0x80000000))),
+        masquerade_mark=draw(any_of((0x4000, 0x4000, 0x1, 0x80000000))),
         masquerade_all=draw(st.booleans()),
         local_traffic=draw(local_traffics(family, world)),
         localhost_node_ports=family is Family.IPV4 and draw(st.booleans()),
@@ -243,7 +249,7 @@ def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> Change:
     state = draw(st.sampled_from(states))
     objects = (*state.services, *state.slices, state.node)
     item = draw(st.sampled_from(objects))
-    match draw(st.sampled_from(("put", "put", "put", "remove", "replace"))):
+    match draw(any_of(("put", "put", "put", "remove", "replace"))):
         case "put":
             return Put(item)
         case "remove":

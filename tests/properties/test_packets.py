@@ -28,11 +28,17 @@ def hosts(draw: st.DrawFn, family: Family) -> Host:
 
 
 @st.composite
-def packets(draw: st.DrawFn, host: Host, family: Family, cluster: Cluster) -> Packet:
+def packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
     """Give a packet to anything that a Service may have, or that looks like it."""
     destinations = of_families(
-        (*WORLD.cluster_ips[:2], *WORLD.cluster_ips[4:6], *WORLD.external_ips, *WORLD.load_balancer_ips)
-        + (*WORLD.endpoint_ips, *WORLD.node_ips, *WORLD.gateways),
+        (
+            *WORLD.cluster_ips,
+            *WORLD.external_ips,
+            *WORLD.load_balancer_ips,
+            *WORLD.endpoint_ips,
+            *WORLD.node_ips,
+            *WORLD.gateways,
+        ),
         (family,),
     )
     in_interface = draw(st.sampled_from(("", "eth0", *IN_INTERFACES)))
@@ -55,7 +61,7 @@ def packets(draw: st.DrawFn, host: Host, family: Family, cluster: Cluster) -> Pa
 @st.composite
 def aimed_packets(draw: st.DrawFn, host: Host, family: Family, cluster: Cluster) -> Packet:
     """Give a packet that is mostly aimed at what some Service of the cluster claims."""
-    packet = draw(packets(host, family, cluster))
+    packet = draw(packets(host, family))
     claims = [claim for plan in plans_of(cluster, family).values() for claim in plan.claims()]
     if not claims or draw(st.integers(0, 4)) == 0:
         return packet

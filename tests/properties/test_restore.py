@@ -2,6 +2,7 @@
 
 from hypothesis import given
 
+from pyproxy.compile.chain_names import KUBELET_FIREWALL
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import RulesetKey
@@ -42,12 +43,13 @@ def test_what_is_read_is_what_was_written(before: Cluster, after: Cluster, setti
 
 @given(clusters(), iptables_settings())
 def test_nothing_remains_after_removal(cluster: Cluster, settings: IptablesSettings) -> None:
-    """The difference to an empty ruleset takes out every chain and hook, and nothing but those."""
-    present = ruleset(cluster, settings)
+    """The difference to what was there first takes out every chain and hook, and leaves the kubelet's chain alone."""
     kernel = TableKernel(settings.family)
-    clean = repr(kernel)
-    run_now(kernel.apply(difference({}, present)))
-    run_now(kernel.apply(difference(present, {})))
+    kernel.tables.restore(f"*filter\n:{KUBELET_FIREWALL} - [0:0]\n-A {KUBELET_FIREWALL} -j DROP\nCOMMIT\n")
+    clean, was_there = repr(kernel), run_now(kernel.read())
+    present = ruleset(cluster, settings)
+    run_now(kernel.apply(difference(was_there, present)))
+    run_now(kernel.apply(difference(present, was_there)))
 
     assert clean == repr(kernel)
 
