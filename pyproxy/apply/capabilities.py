@@ -7,18 +7,20 @@ first looks whether the rule is in the kernel already: that is an answer too.
 names (iptables-legacy, iptables-nft) with 1.8.0.
 """
 
-import asyncio
+import logging
+import sys
 
+from pyproxy.apply import legacy_trial
 from pyproxy.apply.command import run
 from pyproxy.apply.iptables import RestoreError, Variant, program, restore
 from pyproxy.apply.iptables_variant import legacy_tables
-from pyproxy.apply.legacy_tables import open_tables
+from pyproxy.apply.legacy_trial import PROBE_CHAIN
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, ChainKey
 
-PROBE_CHAIN = "PYPROXY-PROBE"
-"""No rule jumps to it, so what stands in it meets no packet. It is there for the length of a trial only."""
+logger = logging.getLogger(__name__)
+
 _LOCK_WAIT_SECONDS = 5
 
 
@@ -38,34 +40,27 @@ async def why_refused(family: Family, variant: Variant, rule: str) -> str:
         ApplyError: it could not be tried, which says nothing about the rule.
     """
     if variant is Variant.LEGACY:
-        return await asyncio.to_thread(_why_refused_by_legacy, family, rule)
-    return await _why_refused_by_nft(family, rule)
+        # A process of its own: the agent is spared 12 MB, and what a C library does to a process that loads it.
+        words = (family.name, rule, str(_LOCK_WAIT_SECONDS))
+        trial = await run([sys.executable, "-P", "-m", legacy_trial.__name__, *words])
+        match trial.status:
+            case 0:
+                return trial.stdout
+            case legacy_trial.BUSY:
+                raise ApplyError(trial.stderr.strip(), retryable=True)
+        logger.debug("%s: no trial by python-iptables: %s", family, trial.stderr.strip())
+    return await _why_restore_refuses(family, variant, rule)
 
 
-def _why_refused_by_legacy(family: Family, rule: str) -> str:
-    with open_tables(family, (FILTER,)) as tables:
-        table = tables[FILTER]
-        if PROBE_CHAIN in table.chains():  # of a trial that was killed
-            table.delete_chains((PROBE_CHAIN,))
-        try:
-            table.create_chain(PROBE_CHAIN)
-            table.append_rule(PROBE_CHAIN, rule)
-            table.commit()
-        except ApplyError as error:
-            if error.retryable:
-                raise
-            return str(error)
-        table.delete_chains((PROBE_CHAIN,))
-        table.commit()
-    return ""
-
-
-async def _why_refused_by_nft(family: Family, rule: str) -> str:
+async def _why_restore_refuses(family: Family, variant: Variant, rule: str) -> str:
     # Two transactions: iptables-nft-restore does not even send a rule that the same input removes again (1.8.9).
     chain = f"*{FILTER}\n:{PROBE_CHAIN} - [0:0]\n"
     try:
-        await restore(family, Variant.NFT, f"{chain}-A {PROBE_CHAIN} {rule}\nCOMMIT\n")
+        await restore(family, variant, f"{chain}-A {PROBE_CHAIN} {rule}\nCOMMIT\n")
     except RestoreError as error:
+        # The nft variant has no lock, and says of every refusal that it may pass.
+        if error.retryable and variant is Variant.LEGACY:
+            raise
         return str(error)
-    await restore(family, Variant.NFT, f"{chain}-X {PROBE_CHAIN}\nCOMMIT\n")
+    await restore(family, variant, f"{chain}-X {PROBE_CHAIN}\nCOMMIT\n")
     return ""

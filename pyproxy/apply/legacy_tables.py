@@ -29,6 +29,10 @@ _LOCK_POLL_SECONDS = 0.05
 _PASSING = (os.strerror(errno.EAGAIN), "Memory allocation problem")
 
 
+class LibraryError(ApplyError):
+    """python-iptables, or a library that it needs, cannot be used here; the programs of iptables may do."""
+
+
 class LegacyTable:
     """A copy of one table. Nothing reaches the kernel before `commit`."""
 
@@ -102,14 +106,18 @@ class LegacyTable:
 
 
 @contextmanager
-def open_tables(family: Family, names: Collection[str]) -> Iterator[dict[str, LegacyTable]]:
+def open_tables(
+    family: Family, names: Collection[str], *, lock_wait_seconds: float = _LOCK_WAIT_SECONDS
+) -> Iterator[dict[str, LegacyTable]]:
     """Copy tables out of the kernel, and hold iptables' lock until they are closed. A missing table is created.
 
     Raises:
+        LibraryError: python-iptables cannot be used.
         ApplyError: the lock is busy (retryable), or the tables are not to be had.
     """
+    _iptc()
     with ExitStack() as stack:
-        stack.enter_context(_lock())
+        stack.enter_context(_lock(lock_wait_seconds))
         yield {name: LegacyTable(family, stack.enter_context(_open_table(family, name))) for name in names}
 
 
@@ -129,7 +137,7 @@ def _open_table(family: Family, name: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _lock() -> Iterator[None]:
+def _lock(wait_seconds: float) -> Iterator[None]:
     """Hold the lock that iptables-legacy holds (`xshared.c`, xtables_lock), in the same file."""
     path = os.environ.get("XTABLES_LOCKFILE") or _LOCK_FILE
     try:
@@ -138,20 +146,20 @@ def _lock() -> Iterator[None]:
         message = f"{path}: {error.strerror}"
         raise ApplyError(message, retryable=False) from error
     try:
-        _wait_for(descriptor, path)
+        _wait_for(descriptor, path, wait_seconds)
         yield
     finally:
         os.close(descriptor)
 
 
-def _wait_for(descriptor: int, path: str) -> None:
-    deadline = monotonic() + _LOCK_WAIT_SECONDS
+def _wait_for(descriptor: int, path: str, seconds: float) -> None:
+    deadline = monotonic() + seconds
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if monotonic() >= deadline:
-                message = f"{path}: another program has held the lock for {_LOCK_WAIT_SECONDS:g} s"
+                message = f"{path}: another program has held the lock for {seconds:g} s"
                 raise ApplyError(message, retryable=True) from None
             sleep(_LOCK_POLL_SECONDS)
         else:
@@ -199,5 +207,5 @@ def _iptc() -> Any:  # noqa: ANN401  # it has no types
         import iptc  # noqa: PLC0415  # see above
     except Exception as error:  # what it raises where a library is missing depends on which
         message = f"python-iptables cannot be used: {error}"
-        raise ApplyError(message, retryable=False) from error
+        raise LibraryError(message, retryable=False) from error
     return iptc

@@ -2,19 +2,21 @@
 
 Chains with kube-proxy's names are ours only where our marker chain stands beside them. What the kubelet
 shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process, under one lock
-from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant by one restore.
+from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant, and legacy ones
+where python-iptables cannot be used, by one restore.
 """
 
 import asyncio
+import logging
 import shutil
 from collections.abc import Collection, Mapping
 from functools import partial
 
-from pyproxy.apply.capabilities import PROBE_CHAIN
 from pyproxy.apply.command import run
 from pyproxy.apply.iptables import Variant, is_available, restore, save
 from pyproxy.apply.iptables_variant import legacy_tables
-from pyproxy.apply.legacy_tables import open_tables
+from pyproxy.apply.legacy_tables import LibraryError, open_tables
+from pyproxy.apply.legacy_trial import PROBE_CHAIN
 from pyproxy.compile import chain_names
 from pyproxy.compile.iptables_static import known_hooks
 from pyproxy.config import Config, IptablesVariant
@@ -22,6 +24,8 @@ from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, TABLES, HookKey
 from pyproxy.render.iptables_restore import Ownership, saved_rules
+
+logger = logging.getLogger(__name__)
 
 _KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
 _MANGLE = "mangle"
@@ -53,9 +57,10 @@ async def _cleanup(config: Config, *, kube_proxy: bool) -> int:
         for family in Family:
             if is_available(family, variant):
                 _say(f"{family}, iptables-{variant.value}", await _clean(family, variant, kube_proxy=kube_proxy))
-    if kube_proxy and shutil.which("nft"):
-        for family in Family:
-            _say(f"{family}, nftables", await _delete_nft_table(family))
+    if shutil.which("nft"):
+        for owner in ("pyproxy", "kube-proxy") if kube_proxy else ("pyproxy",):
+            for family in Family:
+                _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
     return 0
 
 
@@ -66,12 +71,15 @@ def _say(where: str, what: str) -> None:
 
 async def _clean(family: Family, variant: Variant, *, kube_proxy: bool) -> str:
     """Clean one family in one variant; return what to say of it."""
-    tables = (*TABLES, _MANGLE) if kube_proxy else TABLES
-    if variant is Variant.NFT:
-        return await _clean_nft(family, tables, kube_proxy=kube_proxy)
-    # A table that is only looked at would be created.
-    existing = [table for table in tables if table in legacy_tables(family)]
-    return await asyncio.to_thread(_clean_legacy, family, existing, kube_proxy=kube_proxy) if existing else ""
+    tables = [*TABLES, _MANGLE] if kube_proxy else [*TABLES]
+    if variant is Variant.LEGACY:
+        # A table that is only looked at would be created.
+        tables = [table for table in tables if table in legacy_tables(family)]
+        try:
+            return _clean_legacy(family, tables, kube_proxy=kube_proxy) if tables else ""
+        except LibraryError as error:
+            logger.warning("%s: cleaning by iptables-legacy-restore: %s", family, error)
+    return await _clean_by_restore(family, variant, tables, kube_proxy=kube_proxy)
 
 
 def _clean_legacy(family: Family, names: Collection[str], *, kube_proxy: bool) -> str:
@@ -91,12 +99,12 @@ def _clean_legacy(family: Family, names: Collection[str], *, kube_proxy: bool) -
     return _removed(chains, hooks)
 
 
-async def _clean_nft(family: Family, names: Collection[str], *, kube_proxy: bool) -> str:
+async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], *, kube_proxy: bool) -> str:
     chains: dict[str, list[str]] = {}
     hooks: dict[str, list[str]] = {}
     owns = partial(_is_removable, kube_proxy=kube_proxy)
     for name in names:
-        lines = (await save(family, Variant.NFT, name)).splitlines()
+        lines = (await save(family, variant, name)).splitlines()
         keys, rules = saved_rules(name, lines, Ownership(owns=owns, shared=(), hooks=known_hooks(family)))
         chains[name] = [key.chain for key in keys]
         jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
@@ -105,7 +113,7 @@ async def _clean_nft(family: Family, names: Collection[str], *, kube_proxy: bool
         return _LEFT_ALONE if any(chains.values()) else ""
     text = "".join(_removal(name, chains[name], hooks[name]) for name in names if chains[name])
     if text:
-        await restore(family, Variant.NFT, text)
+        await restore(family, variant, text)
     return _removed(chains, sum(map(len, hooks.values())))
 
 
@@ -138,9 +146,8 @@ def _removed(chains: Chains, hooks: int) -> str:
     return f"removed {count} chains and {hooks} hook rules" if count else ""
 
 
-async def _delete_nft_table(family: Family) -> str:
-    """Delete the table of kube-proxy's nftables mode if it is there; return what to say of it."""
-    name = f"{_NFT_FAMILIES[family]} kube-proxy"
+async def _delete_nft_table(name: str) -> str:
+    """Delete a table of nftables mode, such as ``ip kube-proxy``, if it is there; return what to say of it."""
     if f"table {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
         return ""
     argv = ["nft", "delete", "table", *name.split()]
@@ -148,4 +155,4 @@ async def _delete_nft_table(family: Family) -> str:
     if result.status:
         message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
         raise ApplyError(message, retryable=True)
-    return f"removed kube-proxy's table {name}"
+    return f"removed table {name}"

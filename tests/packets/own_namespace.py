@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from pyproxy.apply.iptables import Variant, program
 from pyproxy.model.address import Family
 from tests.lab.namespace import create, new_prefix, remove
@@ -72,3 +74,9 @@ def listed_tables() -> tuple[str, ...]:
     """Return the names of all tables that exist, of both variants and families."""
     legacy = [Path(f"/proc/net/{name}_tables_names").read_text() for name in ("ip", "ip6")]
     return (run("nft", "list", "tables"), *legacy)
+
+
+def hide_python_iptables(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have programs that a test starts find no libiptc, as where iptables is installed without its libraries."""
+    (directory / "iptc.py").write_text("raise ImportError('libiptc is not here')")
+    monkeypatch.setenv("PYTHONPATH", str(directory))

@@ -23,7 +23,7 @@ from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 
-from .own_namespace import dump, listed_tables, load, own_namespace, run
+from .own_namespace import dump, hide_python_iptables, listed_tables, load, own_namespace, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
@@ -300,7 +300,38 @@ def test_an_untouched_node_stays_untouched(flags: tuple[str, ...]) -> None:
     assert ([], before) == (lines, listed_tables())
 
 
-@pytest.mark.parametrize(("family", "word"), [(Family.IPV4, "ip"), (Family.IPV6, "ip6")], ids=str)
+@families
+def test_without_python_iptables(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where python-iptables cannot be imported, legacy tables are cleaned all the same, by iptables' own programs."""
+    hide_python_iptables(tmp_path, monkeypatch)
+    before = load_others(family, Variant.LEGACY)
+    load_ours(family, Variant.LEGACY)
+
+    first, second = clean(), clean()
+
+    assert before == dump(family, Variant.LEGACY)
+    assert ([], 1) == (second, len(first))
+    assert re.fullmatch(removed(family, Variant.LEGACY), first[0])
+
+
+nft_families = pytest.mark.parametrize(("family", "word"), [(Family.IPV4, "ip"), (Family.IPV6, "ip6")], ids=str)
+
+
+@nft_families
+def test_the_table_of_nftables_mode(family: Family, word: str) -> None:
+    """Our own nftables tables go, and those of others, kube-proxy among them, stay."""
+    for table in ("pods", "kube-proxy"):
+        run("nft", "-f", "-", stdin=f"table {word} {table} {{ chain forward {{ counter accept; }}; }}")
+    before = run("nft", "list", "ruleset")
+    run("nft", "-f", "-", stdin=f"table {word} pyproxy {{ chain services {{ counter accept; }}; }}")
+
+    first, second = clean(), clean()
+
+    assert ([f"{family}, nftables: removed table {word} pyproxy"], []) == (first, second)
+    assert before == run("nft", "list", "ruleset")
+
+
+@nft_families
 def test_the_table_of_kube_proxys_nftables_mode(family: Family, word: str) -> None:
     """kube-proxy's own nftables tables go with ``--kube-proxy`` only, and tables of others never."""
     run("nft", "-f", "-", stdin=f"table {word} pods {{ chain forward {{ counter accept; }}; }}")
@@ -309,5 +340,5 @@ def test_the_table_of_kube_proxys_nftables_mode(family: Family, word: str) -> No
 
     plain, first, second = clean(), clean("--kube-proxy"), clean("--kube-proxy")
 
-    assert ([], [f"{family}, nftables: removed kube-proxy's table {word} kube-proxy"], []) == (plain, first, second)
+    assert ([], [f"{family}, nftables: removed table {word} kube-proxy"], []) == (plain, first, second)
     assert before == run("nft", "list", "ruleset")

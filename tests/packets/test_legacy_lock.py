@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply import legacy_tables
 from pyproxy.apply.iptables import Variant, program
 from pyproxy.apply.legacy_tables import open_tables
 from pyproxy.errors import ApplyError
@@ -41,9 +40,9 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         yield path
 
 
-def add_chain(family: Family, chain: str) -> None:
+def add_chain(family: Family, chain: str, *, lock_wait_seconds: float = 5.0) -> None:
     """Add a chain to the filter table, in this process."""
-    with open_tables(family, [FILTER]) as tables:
+    with open_tables(family, [FILTER], lock_wait_seconds=lock_wait_seconds) as tables:
         tables[FILTER].create_chain(chain)
         tables[FILTER].commit()
 
@@ -106,12 +105,11 @@ def _without_counters(rules: str) -> list[str]:
 
 
 @families
-def test_a_busy_lock_is_worth_another_try(family: Family, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_lock_is_worth_another_try(family: Family, lock: Path) -> None:
     """A lock that stays busy is an error that names the lock, and that may be gone the next time."""
-    monkeypatch.setattr(legacy_tables, "_LOCK_WAIT_SECONDS", 0.1)
     with half_a_restore(family) as restore:
         with pytest.raises(ApplyError, match=f"{lock}: another program has held the lock for 0.1 s") as caught:
-            add_chain(family, "OURS")
+            add_chain(family, "OURS", lock_wait_seconds=0.1)
         finish(restore)
 
     assert caught.value.retryable
