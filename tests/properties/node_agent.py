@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import ServicePlan, plan_service
@@ -21,16 +22,13 @@ NOBODY = Node(name="node1")
 class NodeAgent:
     """Tracker, program and kernel of one family, put together as `loop.agent` does."""
 
-    def __init__(self, settings: IptablesSettings) -> None:
+    def __init__(self, settings: IptablesSettings, kernel: Kernel[RulesetKey, str]) -> None:
         self.tracker = Tracker()
         self.settings = settings
-        self.kernel = TableKernel(settings.family)
-        self.reconciler: Reconciler[RulesetKey, str] = Reconciler(
-            settings.family, IptablesProgram(settings), self.kernel
-        )
+        self.reconciler: Reconciler[RulesetKey, str] = Reconciler(settings.family, IptablesProgram(settings), kernel)
 
     def __repr__(self) -> str:
-        return f"NodeAgent({self.tracker}, {self.reconciler})"
+        return f"{type(self).__name__}({self.tracker}, {self.reconciler})"
 
     @property
     def node(self) -> Node:
@@ -66,14 +64,6 @@ class NodeAgent:
         self.settings = settings
         self.reconciler.replace_program(IptablesProgram(settings))
 
-    def sync(self) -> SyncReport:
-        """Bring the kernel up to what was told."""
-        return run_now(self.reconciler.sync())
-
-    def in_kernel(self) -> dict[RulesetKey, str]:
-        """Return what of ours the kernel has."""
-        return run_now(self.kernel.read())
-
     def plans(self) -> dict[ServicePortName, ServicePlan]:
         """Return the plans of everything that was told, made from scratch."""
         return granted_plans(asked_plans(self.tracker, self.node, self.settings.family))
@@ -81,3 +71,19 @@ class NodeAgent:
     def wanted(self) -> dict[RulesetKey, str]:
         """Return what an agent would program that is started now, made from scratch."""
         return ruleset_of(program_of(self.plans(), self.settings))
+
+
+class TableAgent(NodeAgent):
+    """One whose kernel is tables in memory, so that nothing has to be waited for."""
+
+    def __init__(self, settings: IptablesSettings) -> None:
+        self.kernel = TableKernel(settings.family)
+        super().__init__(settings, self.kernel)
+
+    def sync(self) -> SyncReport:
+        """Bring the kernel up to what was told."""
+        return run_now(self.reconciler.sync())
+
+    def in_kernel(self) -> dict[RulesetKey, str]:
+        """Return what of ours the kernel has."""
+        return run_now(self.kernel.read())

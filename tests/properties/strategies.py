@@ -247,7 +247,7 @@ def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: Worl
 def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> Change:
     """Give one change towards or away from some states of a cluster."""
     state = draw(st.sampled_from(states))
-    objects = (*state.services, *state.slices, state.node)
+    objects: list[Service | EndpointSlice | Node] = [*state.services, *state.slices, state.node]
     item = draw(st.sampled_from(objects))
     match draw(any_of(("put", "put", "put", "remove", "replace"))):
         case "put":

@@ -1,7 +1,7 @@
 """The tables of one family in memory: takes what ``iptables-restore --noflush`` takes, prints what ``iptables-save`` prints.
 
-The law: as strict as the kernel and libiptc. A jump needs its target, a chain goes only when it is empty and nothing
-jumps to it, a rule to delete must be there; and a table is changed as a whole or not at all.
+The law: as strict as the kernel and libiptc, to which `test_kernel` holds it. A jump needs its target, a chain goes only
+when it is empty and nothing jumps to it, a rule to delete must be there; and a table is changed as a whole or not at all.
 """
 
 import re
@@ -54,6 +54,8 @@ class Tables:
             if line.startswith("#"):
                 continue
             table = line.removeprefix("*")
+            if table == line or table not in self.chains:
+                raise RestoreRefusedError(line)
             chains = deepcopy(self.chains[table])
             for command in _until_commit(lines):
                 if refuses(command):

@@ -11,7 +11,7 @@ from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.change import Change
 from pyproxy.model.names import ServicePortName
-from tests.properties.node_agent import NodeAgent
+from tests.properties.node_agent import TableAgent
 from tests.properties.planning import names_of, program_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
 from tests.properties.tables import HOOKS
@@ -34,7 +34,7 @@ def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[Change]]:
 @given(walks(), iptables_settings())
 def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """After every group of changes the kernel has what a program made from scratch wants, and others' rules as well."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
         agent.sync()
@@ -47,7 +47,7 @@ def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], sett
 @given(walks(), iptables_settings())
 def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """Without a change there is nothing to write, not even after everything is told, read or compiled again."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
         agent.sync()
@@ -65,7 +65,7 @@ def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: Iptabl
 @given(walks(), iptables_settings())
 def test_a_restart_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """An agent that finds what another run left for the same cluster writes nothing."""
-    first, second = NodeAgent(settings), NodeAgent(settings)
+    first, second = TableAgent(settings), TableAgent(settings)
     for group in walk:
         first.tell(group)
         second.tell(group)
@@ -79,7 +79,7 @@ def test_a_restart_writes_nothing(walk: list[list[Change]], settings: IptablesSe
 @given(walks(), iptables_settings())
 def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """Changes that gather while the agent is busy lead to the same end as changes that are synced one by one."""
-    at_once, one_by_one = NodeAgent(settings), NodeAgent(settings)
+    at_once, one_by_one = TableAgent(settings), TableAgent(settings)
     at_once.tell([change for group in walk for change in group])
     at_once.sync()
     for change in (change for group in walk for change in group):
@@ -92,7 +92,7 @@ def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings)
 @given(st.data(), walks(), st.sampled_from(Family))
 def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Change]], family: Family) -> None:
     """New settings of the node lead to what a fresh start with them leads to, whatever is staged at the time."""
-    agent = NodeAgent(data.draw(iptables_settings(family)))
+    agent = TableAgent(data.draw(iptables_settings(family)))
     for group in walk:
         agent.tell(group)
         if data.draw(st.booleans()):
@@ -107,7 +107,7 @@ def test_what_others_break_is_repaired(
     data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings
 ) -> None:
     """Chains and hooks that somebody flushed are back after the next look, along with whatever was staged."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
         agent.sync()
@@ -124,7 +124,7 @@ def test_what_others_break_is_repaired(
 @given(walks(), iptables_settings())
 def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """On a fresh node the hooks end up in kube-proxy's order, which decides what is dropped before it is accepted."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     agent.tell(walk[0])
     agent.sync()
     expected = tables_of(ruleset_of(program_of({}, settings))).chains
@@ -138,7 +138,7 @@ def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: Iptables
 @given(st.data(), walks(), iptables_settings())
 def test_a_busy_kernel_loses_nothing(data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings) -> None:
     """Syncs that fail for the moment change nothing and forget nothing: the next one that works catches up."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
         agent.kernel.is_busy = data.draw(st.booleans())
@@ -159,7 +159,7 @@ def test_a_busy_kernel_loses_nothing(data: st.DataObject, walk: list[list[Change
 class Refusal:
     """A kernel that refuses to translate to some address, and what is to be in it all the same."""
 
-    def __init__(self, agent: NodeAgent, poison: bytes) -> None:
+    def __init__(self, agent: TableAgent, poison: bytes) -> None:
         self._agent = agent
         self._text = f"--to-destination {ip_text(poison)}" if len(poison) == 4 else f"[{ip_text(poison)}]"
         self.good: dict[ServicePortName, ServicePlan] = {}
@@ -184,7 +184,7 @@ class Refusal:
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
     """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
     agent.kernel.refuses = refusal.refuses
     for group in walk:
@@ -204,7 +204,7 @@ def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: Ipt
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
     """When the kernel takes the refused plan after all, the port leaves quarantine with its newest plan."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
     agent.kernel.refuses = refusal.refuses
     for group in walk:
@@ -222,7 +222,7 @@ def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesS
 @given(clusters(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesSettings, which: int) -> None:
     """Once known, a refused plan is never again in one transaction with another port, and is tried ever more rarely."""
-    agent = NodeAgent(settings)
+    agent = TableAgent(settings)
     refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
     agent.kernel.refuses = refusal.refuses
     agent.tell(cluster.changes())
