@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Self
+from weakref import WeakSet
 
 import aiohttp
 import msgspec
@@ -41,6 +42,8 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 )
+_TURNS_TO_CLOSE = 3
+"""Of the event loop, from the end of a socket's stream to its close: it is read, told to TLS, and closed."""
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
@@ -128,11 +131,12 @@ class Transport:
         self._loading = asyncio.Lock()
         self._turn = 0
         self._tls: tuple[Access, Certificates, ssl.SSLContext] | None = None
+        self._sockets: WeakSet[socket.socket] = WeakSet()
 
     async def __aenter__(self) -> Self:
         """Start with no connection."""
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=_socket),
+            connector=aiohttp.TCPConnector(socket_factory=self._socket),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": f"pyproxy/{__version__}", "Accept": "application/json", "Accept-Encoding": "gzip"},
         )
@@ -141,6 +145,12 @@ class Transport:
     async def __aexit__(self, *_: object) -> None:
         """Close all connections."""
         await self._session.close()
+        # A request that was given up ends its TLS in an orderly way, which waits for a peer that may be dead.
+        for left in self._sockets:
+            with suppress(OSError):
+                left.shutdown(socket.SHUT_RDWR)
+        for _ in range(_TURNS_TO_CLOSE):
+            await asyncio.sleep(0)
 
     async def access(self) -> Access:
         """Return server and credentials; find them if that was not done before, or if they are about to expire.
@@ -240,6 +250,14 @@ class Transport:
         if self._turn == turn:  # of several requests that failed at one server only the first one leaves it
             self._turn += 1
 
+    def _socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol = address[:3]
+        made = socket.socket(family, kind, protocol)
+        for level, option, value in _SOCKET_OPTIONS:
+            made.setsockopt(level, option, value)
+        self._sockets.add(made)
+        return made
+
 
 def _cut(response: aiohttp.ClientResponse) -> None:
     # Not an orderly end of TLS: that would keep the socket until the peer answers, and it may be dead.
@@ -247,14 +265,6 @@ def _cut(response: aiohttp.ClientResponse) -> None:
     if connection is not None and connection.transport is not None:
         connection.transport.abort()
     response.close()
-
-
-def _socket(address: tuple[Any, ...]) -> socket.socket:
-    family, kind, protocol = address[:3]
-    made = socket.socket(family, kind, protocol)
-    for level, option, value in _SOCKET_OPTIONS:
-        made.setsockopt(level, option, value)
-    return made
 
 
 @contextmanager

@@ -149,6 +149,8 @@ class Relay:
         except* OSError:
             for writer in writers:  # one side was cut off, so the other one is too
                 _reset(writer)
+        except* asyncio.CancelledError:
+            pass  # at the end of the relay; the streams of Python 3.11 would report it as an error
         finally:
             shared -= writers
             for writer in writers:
