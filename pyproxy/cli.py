@@ -33,6 +33,7 @@ VERSION_LINE = f"pyproxy {__version__}"
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
 LOG_ATTRIBUTES = ("v", "logging_format")
 RULE_ATTRIBUTES = (
+    "config",
     "manifests",
     "proxy_mode",
     "iptables_variant",
@@ -155,13 +156,24 @@ def typed_values(ctx: click.Context) -> dict[str, Any]:
 
 
 def configure(ctx: click.Context, **more: object) -> Config:
-    """Return the Config that the user asked for, start to log as it says, and warn of flags that change nothing."""
+    """Return the Config that the user asked for, start to log as it says, and warn of what changes nothing."""
     given = typed_values(ctx) | more
-    config = Config(**given)
+    config, warnings = _with_file(given) if given.get("config") else (Config(**given), ())
     set_up_logging(config.v, config.logging_format)
-    for warning in ignored_warnings(given):
+    for warning in (*ignored_warnings(given), *warnings):
         logger.warning(warning)
     return config
+
+
+def _with_file(given: Mapping[str, Any]) -> tuple[Config, Sequence[str]]:
+    """Return the Config of flags over a file over defaults, and what the file is to be warned of."""
+    from pyproxy.source.config_file import read_config_file  # noqa: PLC0415  # YAML
+
+    file = read_config_file(given["config"], given)
+    try:
+        return Config(**{**file.values, **given}), file.warnings
+    except ConfigError as error:
+        raise ConfigError(file.blamed(str(error))) from error
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool | None) -> None:  # noqa: FBT001 (click's)

@@ -1,8 +1,8 @@
 """What the user can ask for: one frozen Config, the only place where the default of a flag with effect is written.
 
 A field of Config is a flag: ``proxy_mode`` is ``--proxy-mode``, ``iptables_sync_period_seconds`` is
-``--iptables-sync-period``. Command line, help and docs are made from these fields; a configuration file can be read
-into the same values later. Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.36
+``--iptables-sync-period``. Command line, help and docs are made from these fields, and a configuration file is read
+into the same values (`source.config_file`). Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.36
 (``cmd/kube-proxy/app/options.go``), limits those of its ``apis/config/validation``, unless the help says otherwise.
 """
 
@@ -100,6 +100,7 @@ class Config(IgnoredFlags):
         ConfigError: a value is out of its limits, or two values contradict each other; the message names the flag.
     """
 
+    config: str = option("", PATH, "KubeProxyConfiguration file (v1alpha1), as kubeadm writes it; flags win over it.")
     manifests: str = option(
         "",
         PATH,
@@ -209,6 +210,9 @@ class Config(IgnoredFlags):
         ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
         listen_address(METRICS_PORT),
         "Where metrics are served; empty or port 0: nowhere.",
+    )
+    init_only: bool = option(
+        False, SWITCH, "Only set the kernel settings that need full privileges, then exit; for an init container."
     )
     oom_score_adj: int = option(
         -999,

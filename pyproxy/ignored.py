@@ -26,7 +26,6 @@ HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
 NOT_YET = "is accepted but not acted on in this version"
-NO_FILE = "is accepted but not acted on in this version: flags and defaults are used in place of the file"
 NO_GATES = "is accepted but not acted on: pyproxy has no feature gates"
 JSON_ONLY = "is accepted but not acted on: pyproxy always asks for JSON"
 KLOG = "is accepted but not acted on: it configures klog, and pyproxy logs to standard error only"
@@ -36,9 +35,7 @@ KLOG = "is accepted but not acted on: it configures klog, and pyproxy logs to st
 class IgnoredFlags:
     """The fields of Config that change nothing."""
 
-    config: str = option("", PATH, "KubeProxyConfiguration file.", ignored=NO_FILE)
     write_config_to: str = option("", PATH, "Write the configuration to this file and exit.", ignored=NOT_YET)
-    init_only: bool = option(False, SWITCH, "Do only what needs full privileges, then exit.", ignored=NOT_YET)
     feature_gates: tuple[tuple[str, bool], ...] = option((), GATES, "Feature gates of Kubernetes.", ignored=NO_GATES)
     kube_api_content_type: str = option(
         "application/vnd.kubernetes.protobuf", TEXT, "Encoding of API objects.", ignored=JSON_ONLY

@@ -36,10 +36,22 @@ class Option:
             ConfigError: the value is out of its limits; the message names the flag.
         """
         try:
+            self.require_limits(value)
+        except ValueError as error:
+            message = f"--{self.flag}: {error}"
+            raise ConfigError(message) from None
+
+    def require_limits(self, value: object) -> None:
+        """Let usable values pass.
+
+        Raises:
+            ValueError: the value is out of its limits; the message tells the value, and not whose it is.
+        """
+        try:
             self.check(value)
         except ValueError as error:
-            message = f"--{self.flag}: {self.grammar.write(value)} {error}"
-            raise ConfigError(message) from None
+            message = f"{self.grammar.write(value)} {error}"
+            raise ValueError(message) from None
 
 
 def _anything(_: object) -> None:

@@ -25,9 +25,20 @@ def run(config: Config) -> int:
     Raises:
         ConfigError: the configuration asks for what is not to be had here.
     """
+    if config.init_only:
+        return asyncio.run(_prepare(config))
     _set_oom_score(config.oom_score_adj)
     apply_conntrack_limits(_conntrack_limits(config))
     return asyncio.run(_run(config))
+
+
+async def _prepare(config: Config) -> int:
+    """Do what an agent without full privileges could not: it finds these settings as it wants them, and leaves them."""
+    apply_conntrack_limits(_conntrack_limits(config))
+    backend = await open_backend(config)
+    backend.prepare()
+    logger.info("kernel settings are done; --init-only asks for no more")
+    return 0
 
 
 async def _run(config: Config) -> int:

@@ -121,7 +121,7 @@ def pyproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
         ),
         (["--feature-gates=A=true", "--feature_gates=B=false"], {"feature_gates": (("A", True), ("B", False))}),
         (["--log_dir=/var/log"], {"log_dir": "/var/log"}),
-        (["--config=/var/lib/kube-proxy/config.conf"], {"config": "/var/lib/kube-proxy/config.conf"}),
+        (["--init-only"], {"init_only": True}),
     ],
 )
 def test_a_command_line_becomes_a_config(words: list[str], values: dict[str, Any]) -> None:
@@ -175,15 +175,86 @@ def test_a_foreseen_failure_exits_1() -> None:
     assert (1, "Error: iptables-restore: exit status 4\n") == (result.exit_code, result.stderr)
 
 
+def test_the_command_line_of_kubeadm() -> None:
+    """What kubeadm's DaemonSet gives kube-proxy works as it is: the file says the most, and nothing is warned of."""
+    file = ROOT / "tests" / "inputs" / "kubeadm-config.yaml"
+    result, config = parsed(f"--config={file}", "--hostname-override=Node-1")
+
+    expected = Config(
+        config=str(file),
+        kubeconfig="/var/lib/kube-proxy/kubeconfig.conf",
+        cluster_cidr=(parse_network("10.244.0.0/16"),),
+        hostname_override="node-1",
+    )
+    assert (0, "", expected) == (result.exit_code, result.stderr, config)
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    """Give a file that says some of everything: something to be overruled, and something to be warned of."""
+    path = tmp_path / "config.conf"
+    lines = (
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1",
+        "kind: KubeProxyConfiguration",
+        "hostnameOverride: file",
+        "oomScoreAdj: -5",
+        "logging: {format: json}",
+        "enableProfiling: true",
+        "future: 1",
+    )
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_flags_win_over_the_file(config_file: Path) -> None:
+    """A value is the flag's where it was given, else the file's, else the default."""
+    _, config = parsed(f"--config={config_file}", "--hostname-override=flag", "-v=1")
+
+    assert ("flag", -5, 1, Config().conntrack_min) == (
+        config and (config.hostname_override, config.oom_score_adj, config.v, config.conntrack_min)
+    )
+
+
+def test_warnings_of_the_file_are_logged_as_the_file_says(config_file: Path) -> None:
+    """What is logged about the file has the format that the file asks for."""
+    result, _ = parsed(f"--config={config_file}")
+
+    assert [
+        f"{config_file}: enableProfiling is accepted but not acted on in this version",
+        f"{config_file}: future is unknown, and passed over",
+    ] == [json.loads(line)["msg"] for line in result.stderr.splitlines()]
+
+
+def test_a_mistake_in_the_file_exits_2(config_file: Path) -> None:
+    """A mistake in the file is a usage error that names file, line and field."""
+    config_file.write_text(config_file.read_text() + "\nmode: ipfs")
+    finished = pyproxy("run", f"--config={config_file}")
+
+    assert (2, "") == (finished.returncode, finished.stdout)
+    assert finished.stderr.endswith(
+        f"Error: {config_file}: line 8: mode: 'ipfs' is not one of auto, iptables, ipvs, nftables; did you mean ipvs?\n"
+    )
+
+
+def test_contradictions_in_the_file_exit_2(config_file: Path) -> None:
+    """What only contradicts another field names both fields, and the file."""
+    config_file.write_text(config_file.read_text() + "\ndetectLocalMode: BridgeInterface")
+    finished = pyproxy("run", f"--config={config_file}")
+
+    assert (2, "") == (finished.returncode, finished.stdout)
+    message = f"{config_file}: detectLocal.bridgeInterface: must be given with detectLocalMode=BridgeInterface"
+    assert finished.stderr.endswith(f"Error: {message}\n")
+
+
 def test_each_flag_that_changes_nothing_is_warned_of_once() -> None:
-    """The command line of kubeadm is taken, with one warning for each flag without effect, however often it is given."""
-    words = ["--config=/x", "--hostname-override=node-1", "--config=/y", "--logtostderr=true", "--v=2"]
+    """Each flag without effect is warned of once, however often it is given."""
+    words = ["--profiling", "--hostname-override=node-1", "--profiling", "--logtostderr=true", "--v=2"]
 
     result, _ = parsed(*words)
     warnings = [line.partition("] ")[2] for line in result.stderr.splitlines() if line.startswith("W")]
 
     assert [
-        "--config is accepted but not acted on in this version: flags and defaults are used in place of the file",
+        "--profiling is accepted but not acted on in this version",
         "--logtostderr is accepted but not acted on: it configures klog, and pyproxy logs to standard error only",
     ] == warnings
 

@@ -215,8 +215,8 @@ def test_a_prefix_leaves_room_for_the_wildcard() -> None:
 def test_a_flag_that_changes_nothing_says_so() -> None:
     """A warning is one line for each ignored flag that was given, and none for the others."""
     expected = (
-        "--init-only is accepted but not acted on in this version",
+        "--profiling is accepted but not acted on in this version",
         "--feature-gates is accepted but not acted on: pyproxy has no feature gates",
     )
 
-    assert expected == ignored_warnings(["v", "init_only", "proxy_mode", "feature_gates"])
+    assert expected == ignored_warnings(["v", "profiling", "proxy_mode", "feature_gates"])

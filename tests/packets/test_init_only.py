@@ -1,0 +1,78 @@
+"""``--init-only``: the kernel settings that need full privileges, and nothing else."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .cluster import PYPROXY
+from .own_namespace import own_namespace, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+SYS = Path("/proc/sys/net")
+FLAGS = ("--init-only", "--conntrack-max-per-core=0", "--hostname-override=node1", "--iptables-variant=nft")
+WANTED = {
+    "ipv4/conf/all/route_localnet": 1,
+    "netfilter/nf_conntrack_tcp_timeout_established": 1234,
+    "netfilter/nf_conntrack_tcp_timeout_close_wait": 56,
+    "netfilter/nf_conntrack_tcp_be_liberal": 1,
+    "netfilter/nf_conntrack_udp_timeout": 7,
+    "netfilter/nf_conntrack_udp_timeout_stream": 89,
+}
+SETTINGS = (
+    "--conntrack-tcp-timeout-established=1234s",
+    "--conntrack-tcp-timeout-close-wait=56s",
+    "--conntrack-tcp-be-liberal",
+    "--conntrack-udp-timeout=7s",
+    "--conntrack-udp-timeout-stream=89s",
+)
+
+
+@pytest.fixture(autouse=True)
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test a namespace of its own, with settings as the kernel has them."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with own_namespace():
+        yield
+
+
+def settings() -> dict[str, int]:
+    """Return what this namespace has of the settings that the agent may touch."""
+    return {name: int((SYS / name).read_text()) for name in WANTED}
+
+
+def test_settings_are_made_and_nothing_else() -> None:
+    """The settings of the flags are made without an API server or manifests, and there is no rule afterwards."""
+    assert WANTED != settings()
+
+    run(PYPROXY, "run", *FLAGS, *SETTINGS)
+
+    assert WANTED == settings()
+    assert "KUBE" not in run("nft", "list", "ruleset")
+    assert "PYPROXY" not in run("nft", "list", "ruleset")
+
+
+def test_loopback_is_routed_only_where_node_ports_answer_there() -> None:
+    """Without node ports on loopback addresses, packets from there are not routed."""
+    run(PYPROXY, "run", *FLAGS, "--iptables-localhost-nodeports=false")
+
+    assert settings()["ipv4/conf/all/route_localnet"] == 0
+
+
+def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
+    """It can be run before every start; and the flag works beside a configuration file, which says the rest."""
+    config = tmp_path / "config.conf"
+    config.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n"
+        "kind: KubeProxyConfiguration\n"
+        "conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 1234s, tcpCloseWaitTimeout: 56s, tcpBeLiberal: true,"
+        " udpTimeout: 7s, udpStreamTimeout: 89s}\n"
+    )
+    for _ in range(2):
+        run(PYPROXY, "run", f"--config={config}", *FLAGS)
+
+        assert WANTED == settings()
