@@ -1,0 +1,1 @@
+"""A second kernel, with IPVS, for the packet suites."""
