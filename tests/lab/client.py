@@ -49,7 +49,10 @@ class Channel(ABC):
         self._timeout_seconds = probe.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
         self._socket = sock = socket.socket(family_of(probe.to.ip), self.kind | socket.SOCK_NONBLOCK, self.protocol)
         tell_errors_apart(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if probe.source_port:
+            # Only then: where the kernel chooses, it may give two sockets that both allow it the same port, and of two
+            # UDP sockets to one server only one gets the answers.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if probe.source or probe.source_port:
             wildcard = "::" if sock.family == socket.AF_INET6 else ""
             sock.bind((str(probe.source or wildcard), probe.source_port))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,16 @@ def test_nodes_answer_from_the_address_they_were_asked_at(
     assert [SocketAddress(node.address(version), PORT), SocketAddress(node.second_address(version), PORT)] == [
         outcome.reached for outcome in outcomes
     ]
+
+
+def test_no_two_sockets_share_a_source_port(lab: Lab) -> None:
+    """Where the kernel chooses source ports, UDP sockets to one server have different ones: each gets its answers."""
+    probe = udp(lab["pod2-1"].ipv4, PORT)
+    with ExitStack() as opened:
+        # If ports could be shared, all of so many would be different with a probability of 0.0001.
+        sockets = [opened.enter_context(lab.client_pod.connect(probe)) for _ in range(700)]
+
+        assert len(sockets) == len({socket.greeting.client for socket in sockets})
 
 
 @pytest.mark.parametrize("protocol", [tcp, udp])

@@ -57,14 +57,14 @@ def spoofer(cluster: Cluster) -> Iterator[Host]:
 def test_loopback_of_the_node_is_guarded_against_its_neighbours(cluster: Cluster, spoofer: Host) -> None:
     """route_localnet would let neighbours in to what listens on 127.0.0.1; the guard drops them, and only it does."""
     iptables = cluster.mode.iptables[0]
-    probe = tcp(SPOOFED, GUARDED_PORT, timeout_seconds=SILENCE_SECONDS)
+    into_silence = tcp(SPOOFED, GUARDED_PORT, timeout_seconds=SILENCE_SECONDS)
 
-    [guarded] = spoofer.probe(probe)
+    [guarded] = spoofer.probe(into_silence)
     cluster.stop()
     cluster.run(cluster.lab["node1"], iptables, "-D", "INPUT", "-j", "KUBE-FIREWALL")
-    [unguarded] = spoofer.probe(probe)
+    [unguarded] = spoofer.probe(tcp(SPOOFED, GUARDED_PORT))
     cluster.start()
-    [guarded_again] = spoofer.probe(probe)
+    [guarded_again] = spoofer.probe(into_silence)
 
     assert "node1" == unguarded.server
     assert [Outcome(Verdict.TIMEOUT)] * 2 == [guarded, guarded_again]

@@ -67,7 +67,7 @@ def objects(cluster: Cluster) -> Iterator[None]:
 # -- their rules
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def node_of_others(cluster: Cluster) -> Iterator[Host]:
     """Give a node without rules of ours and with those of others, in both variants; the agents are stopped."""
     node = cluster.lab["node1"]
@@ -80,8 +80,8 @@ def node_of_others(cluster: Cluster) -> Iterator[Host]:
             cluster.run(node, restore, stdin=OTHERS.format(nobody=nobody, guard=guard))
     node.run("nft", "-f", "-", stdin=NFT_OTHERS)
     yield node
-    node.run("nft", "delete", "table", "inet", "admin")
-    for iptables, table in product((*LEGACY.iptables, *NFT.iptables), ("mangle", "filter", "nat")):
+    node.run("nft", "flush", "ruleset")
+    for iptables, table in product(LEGACY.iptables, ("mangle", "filter", "nat")):
         cluster.run(node, iptables, "-t", table, "-F")
         cluster.run(node, iptables, "-t", table, "-X")
     cluster.start(*cluster.flags)
