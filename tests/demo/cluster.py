@@ -87,7 +87,7 @@ class Cluster:
 
     def _serve(self) -> None:
         for pod in self.lab.pods:
-            pod.serve(tcp=[WEB_PORT, API_PORT, METRICS_PORT, DNS_PORT], udp=[API_PORT, DNS_PORT], sctp=[DIAMETER_PORT])
+            pod.serve(tcp=[WEB_PORT, API_PORT, METRICS_PORT, DNS_PORT], udp=[DNS_PORT], sctp=[DIAMETER_PORT])
         for pod in self.lab.pods_of(self.lab["node2"]):
             pod.serve(tcp=[NEW_WEB_PORT])
         self.lab.database.serve(tcp=[DATABASE_PORT])
