@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Self
 
 from tests.lab import Connection, Host, Lab, Load, LoadReport, Ports, Probe, tcp
 
@@ -72,7 +73,7 @@ class _Stream:
         self._repeated_before = _repeated_first_packets(client)
         self.load = client.load(probe, per_second=PER_SECOND)
 
-    def __enter__(self) -> _Stream:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

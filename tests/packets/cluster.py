@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from tests.lab import CLUSTER_CIDRS, Host, Lab, Process, probe_all
@@ -128,7 +129,7 @@ class Cluster:
     def wait_for_rules(self, patterns: Sequence[str], *hosts: Host) -> None:
         """Wait until the rules of these nodes, or of every node with an agent, hold all these patterns."""
         for host in hosts or [self.lab[name] for name in self.agents]:
-            wait_until(lambda host=host: self._has_rules(host, patterns), f"rules with {patterns} on {host.name}")
+            wait_until(partial(self._has_rules, host, patterns), f"rules with {patterns} on {host.name}")
 
     def _has_rules(self, host: Host, patterns: Sequence[str]) -> bool:
         rules = self.rules(host)

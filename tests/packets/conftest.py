@@ -31,7 +31,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _mode_has_what_it_needs(item: pytest.Item) -> bool:
     features = [mark.args[0] for mark in item.iter_markers("needs")]
-    return all(getattr(item.callspec.params["mode"], feature) for feature in features)
+    return isinstance(item, pytest.Function) and all(
+        getattr(item.callspec.params["mode"], feature) for feature in features
+    )
 
 
 @pytest.fixture(scope="session", params=MODES, ids=str)

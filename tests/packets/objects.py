@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, NodePlan, Plan, Shape, plan
+from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, NodePlan, Plan, PodPlan, Shape, StrangerPlan, plan
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -23,10 +23,12 @@ SECOND_PORT = 9090
 ZONES = {"node1": "zone-a", "node2": "zone-b"}
 PLAN: Plan = plan(Shape(nodes=2, pods_per_node=3))
 """Hosts and addresses of the lab that all suites run in."""
-ADDRESSES: dict[str, tuple[str, ...]] = {
-    host.name: tuple(map(str, host.addresses))
-    for host in (*PLAN.nodes, *PLAN.strangers, *(pod for node in PLAN.nodes for pod in node.pods))
-}
+_HOSTS: tuple[NodePlan | StrangerPlan | PodPlan, ...] = (
+    *PLAN.nodes,
+    *PLAN.strangers,
+    *(pod for node in PLAN.nodes for pod in node.pods),
+)
+ADDRESSES: dict[str, tuple[str, ...]] = {host.name: tuple(map(str, host.addresses)) for host in _HOSTS}
 NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods}
 
 

@@ -24,6 +24,7 @@ from math import ceil, log
 import pytest
 
 from tests.lab import IPAddress, Outcome, Probe, Protocol, RefusedBy, SocketAddress, Verdict
+from tests.lab.shape import NodePlan, StrangerPlan
 
 from .objects import ADDRESSES, NODE_OF, PLAN, PORT, VERSIONS, JsonObject, node_plan, public
 
@@ -106,7 +107,7 @@ def address_of(name: str, version: int) -> IPAddress:
     if number := re.fullmatch(r"public(\d+)", name):
         return ip_address(public(int(number[1]))[index])
     if name.endswith("'"):
-        hosts = (*PLAN.nodes, *PLAN.strangers)
+        hosts: tuple[NodePlan | StrangerPlan, ...] = (*PLAN.nodes, *PLAN.strangers)
         return next(host.second_addresses[index] for host in hosts if f"{host.name}'" == name)
     return ip_address(ADDRESSES[name][index])
 
@@ -127,7 +128,9 @@ def _row(line: str, version: int, services: Mapping[str, JsonObject]) -> Row | N
         raise ValueError(message)
     ip = _destination(found["name"], version, services)
     host, _, bound = source.partition("@")
-    return ip and Row(
+    if ip is None:
+        return None
+    return Row(
         text=line,
         version=version,
         source=host,

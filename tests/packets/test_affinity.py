@@ -25,9 +25,9 @@ SHORT_SECONDS = 2
 """Time-out of the Service whose pins expire: longer than its connections take, as each one starts it anew."""
 
 
-def pinned(name: str, number: int, *, seconds: int, **spec: object) -> JsonObject:
+def pinned(name: str, number: int, *, seconds: int, **spec: str) -> JsonObject:
     """Return a Service with affinity, for TCP and UDP."""
-    return service(
+    item = service(
         name,
         number,
         port(80, name="t", node_port=30000 + number),
@@ -36,8 +36,9 @@ def pinned(name: str, number: int, *, seconds: int, **spec: object) -> JsonObjec
         sessionAffinity="ClientIP",
         sessionAffinityConfig={"clientIP": {"timeoutSeconds": seconds}},
         ingress=ingress(number),
-        **spec,
     )
+    item["spec"] |= spec
+    return item
 
 
 LONG = pinned("pinned", 80, seconds=10800)
@@ -61,13 +62,11 @@ def servers(outcomes: list[Outcome]) -> set[str | None]:
 
 def choices(cluster: Cluster, probe: Probe, times: int = REPEATS) -> Mapping[str, set[str | None]]:
     """Send the probe from every client many times, and return the servers that each met."""
-    flows = [client for client in CLIENTS for _ in range(times)]
     # One after the other for each client: connections made at the same moment do not know of each other's pins.
     outcomes: dict[str, list[Outcome]] = {client: [] for client in CLIENTS}
     for _ in range(times):
         for client, outcome in zip(CLIENTS, probe_all([(cluster.lab[name], probe) for name in CLIENTS]), strict=True):
             outcomes[client].append(outcome)
-    assert len(flows) == sum(map(len, outcomes.values()))
     return {client: servers(met) for client, met in outcomes.items()}
 
 
@@ -122,7 +121,7 @@ def test_pins_of_a_removed_endpoint_move(cluster: Cluster, protocol: Callable[..
     cluster.put(*slices(SHRINKING, *ENDPOINTS))
     probe = protocol(cluster_ip(SHRINKING, version), 80)
     before = choices(cluster, probe, times=1)
-    removed = sorted(name for names in before.values() for name in names if name)[0]
+    removed = min(name for names in before.values() for name in names if name)
 
     cluster.put(*slices(SHRINKING, *(name for name in ENDPOINTS if name != removed)))
     after = choices(cluster, probe)

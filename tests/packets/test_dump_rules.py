@@ -53,7 +53,7 @@ def in_order(rules: str) -> list[str]:
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
     """After a sync the two differ by nothing but the counters, rule by rule and in the same order."""
-    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", "restore"), flags=re.M)
+    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", "restore"), flags=re.MULTILINE)
 
     assert in_order(planned(cluster, node, "-o", "restore")) == in_order(found)
 
@@ -65,6 +65,6 @@ def test_live_rules_of_a_service_have_counters(cluster: Cluster) -> None:
 
     text = live(cluster, "node1", "--service=default/dumped", "-o", "restore")
 
-    packets = re.findall(r"^\[(\d+):\d+\] -A KUBE-SERVICES -d 10.96.0.150/32 -p tcp", text, re.M)
+    packets = re.findall(r"^\[(\d+):\d+\] -A KUBE-SERVICES -d 10.96.0.150/32 -p tcp", text, re.MULTILINE)
     assert ["7"] == packets
     assert "default/web" not in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 
 import pytest
 
@@ -27,6 +28,11 @@ EVERY_PROTOCOL = ("TCP", "UDP", "SCTP")
 def ports(node_port: int = 0) -> list[JsonObject]:
     """Return port 80 in every protocol, all with one node port number."""
     return [port(80, protocol, name=protocol.lower(), node_port=node_port) for protocol in EVERY_PROTOCOL]
+
+
+def single(address: str) -> str:
+    """Return the range of one address."""
+    return str(ip_network(address))
 
 
 LISTED = service(
@@ -56,8 +62,7 @@ RANGED = service(
     type="LoadBalancer",
     ingress=ingress(33),
     externalIPs=public(34),
-    loadBalancerSourceRanges=[*(f"{ip}/{32 if '.' in ip else 128}" for ip in ADDRESSES["outside1"]), "10.244.1.0/24"]
-    + ["fd00:10:244:1::/64"],
+    loadBalancerSourceRanges=[*map(single, ADDRESSES["outside1"]), "10.244.1.0/24", "fd00:10:244:1::/64"],
 )
 RANGED_FOR_NODE = service(
     "ranged-for-node",
@@ -65,7 +70,7 @@ RANGED_FOR_NODE = service(
     port(80),
     type="LoadBalancer",
     ingress=ingress(35),
-    loadBalancerSourceRanges=[f"{ip}/{32 if '.' in ip else 128}" for ip in ADDRESSES["node1"]],
+    loadBalancerSourceRanges=[*map(single, ADDRESSES["node1"])],
 )
 
 LOCAL = service(

@@ -91,7 +91,7 @@ def whole_ruleset(cluster: Cluster, node: Host) -> str:
     """Return everything of both variants, without what counts packets and without dates."""
     text = "".join(cluster.run(node, *dump) for variant in (LEGACY, NFT) for dump in variant.dumps)
     tables = cluster.run(node, "nft", "list", "table", "inet", "admin")
-    return re.sub(r"^#.*\n| \[\d+:\d+\]$|packets \d+ bytes \d+", "", text + tables, flags=re.M)
+    return re.sub(r"^#.*\n| \[\d+:\d+\]$|packets \d+ bytes \d+", "", text + tables, flags=re.MULTILINE)
 
 
 def of_others(ruleset: str) -> str:
@@ -144,7 +144,7 @@ def run_iptables(cluster: Cluster, node: Host, commands: list[str]) -> None:
 
 def sorted_rules(cluster: Cluster, node: Host) -> list[str]:
     """Return the node's rules; hooks that were put back may stand in another order."""
-    rules = re.sub(r" \[\d+:\d+\]$", "", cluster.rules(node), flags=re.M)
+    rules = re.sub(r" \[\d+:\d+\]$", "", cluster.rules(node), flags=re.MULTILINE)
     return sorted(line for line in rules.splitlines() if not line.startswith("#"))
 
 

@@ -103,10 +103,12 @@ def objects(cluster: Cluster) -> Iterator[None]:
 def counted(cluster: Cluster, host: Host) -> dict[str, int]:
     """Return the packets that each rule of the dispatch chain has met."""
     text = "".join(cluster.run(host, *dump, "-c") for dump in cluster.mode.dumps)
-    return {rule: int(packets) for packets, rule in re.findall(r"^\[(\d+):\d+\] (-A KUBE-SERVICES .*)$", text, re.M)}
+    return {
+        rule: int(packets) for packets, rule in re.findall(r"^\[(\d+):\d+\] (-A KUBE-SERVICES .*)$", text, re.MULTILINE)
+    }
 
 
-def generation(cluster: Cluster, host: Host) -> int:
+def generation(host: Host) -> int:
     """Return the generation of a node's nf_tables ruleset: the number of commits so far."""
     return call_inside(host.namespace.name, _generation_here)
 
@@ -123,7 +125,7 @@ def test_restart_without_a_change_writes_nothing(cluster: Cluster, tmp_path: Pat
     node, gate = cluster.lab["node1"], Gate(cluster.mode, tmp_path)
     cluster.lab.client_pod.probe(*(tcp(ip, 80) for ip in WEB["spec"]["clusterIPs"]))
     cluster.stop()
-    rules, packets, commits = cluster.rules(node), counted(cluster, node), generation(cluster, node)
+    rules, packets, commits = cluster.rules(node), counted(cluster, node), generation(node)
 
     cluster.start(CLUSTER_CIDR_FLAG, env=gate.env)
 
@@ -131,12 +133,12 @@ def test_restart_without_a_change_writes_nothing(cluster: Cluster, tmp_path: Pat
     assert without_dates(rules) == without_dates(cluster.rules(node))
     assert {} == {rule: count for rule, count in packets.items() if counted(cluster, node)[rule] < count}
     assert any(packets.values())
-    assert commits == generation(cluster, node)
+    assert commits == generation(node)
 
 
 def without_dates(rules: str) -> str:
     """Return what iptables-save printed without what always changes: remarks, and packets counted by policies."""
-    return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.M)
+    return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
 
 
 @needs("is_iptables")
@@ -227,5 +229,5 @@ def test_what_kube_proxy_left_is_gone(after_kube_proxy: Cluster) -> None:
     assert "default/gone" not in rules
     assert "OLDOLD" not in rules
     assert f"KUBE-SEP-{WEB_CHAIN}" not in rules
-    assert 2 == len(re.findall(r"^-A PREROUTING .*-j KUBE-SERVICES$", rules, re.M))
+    assert 2 == len(re.findall(r"^-A PREROUTING .*-j KUBE-SERVICES$", rules, re.MULTILINE))
     assert ":KUBE-PROXY-CANARY" in rules
