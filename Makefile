@@ -31,12 +31,13 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tests/docs/cli_page.py --check
+	$(BIN)/python -m tests.docs.check
 
 # The other files of tests/packets are being written; run them by name.
 PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
-	$(PYTEST) tests/unit tests/cli tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/unit tests/cli tests/docs tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)

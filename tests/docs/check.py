@@ -1,0 +1,123 @@
+"""Docs that tell the truth: ``python -m tests.docs.check`` names what docs refer to and what is not there.
+
+Links and their headings, files, make targets, commands and flags of pyproxy, and tests. Whether the sentences around
+them are true is for people; docs/cli.md is made from the program (`cli_page`).
+"""
+
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+from pyproxy.cli import Flag, pyproxy
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+CODE = tuple(path for folder in ("pyproxy", "tests") for path in sorted((ROOT / folder).rglob("*.py")))
+DIFFERENCES = ROOT / "docs" / "differences.md"
+_FLAGS = {
+    name: {flag.long for flag in command.params if isinstance(flag, Flag)} | {"help"}
+    for name, command in pyproxy.commands.items()
+}
+_EVERY_FLAG = set().union(*_FLAGS.values())
+_FOREIGN_FLAGS = {"noflush", "ctstate", "pod-network-cidr", "update-golden", "long"}
+"""Flags of other programs that docs mention."""
+
+_LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]*))?\)")
+_INLINE = re.compile(r"`([^`\n]+)`")
+_PATH = re.compile(r"(?:pyproxy|tests|docs|examples)/[\w./*-]*[\w*/]")
+_PAGE = re.compile(r"docs/[\w/-]+\.md")
+_TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?|(?<![\w/])(test_\w+)(?![\w.])")
+_HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+_COMMAND = re.compile(r"\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))")
+
+
+def main() -> int:
+    """Print what is wrong and return the exit status."""
+    problems = [*_problems()]
+    sys.stderr.writelines(f"{problem}\n" for problem in problems)
+    return 1 if problems else 0
+
+
+def _problems() -> Iterator[str]:
+    for page in PAGES:
+        name, text = page.relative_to(ROOT), page.read_text()
+        for check in (_links, _paths, _targets, _flags):
+            yield from (f"{name}: {problem}" for problem in check(page, text))
+    for path in CODE:
+        for page_name in set(_PAGE.findall(path.read_text())):
+            if not (ROOT / page_name).exists():
+                yield f"{path.relative_to(ROOT)}: {page_name} does not exist"
+    if DIFFERENCES.exists():
+        yield from (f"docs/differences.md: {problem}" for problem in _differences(DIFFERENCES.read_text()))
+
+
+def _links(page: Path, text: str) -> Iterator[str]:
+    for target, heading in _LINK.findall(text):
+        path = page.parent / target if target else page
+        if not path.exists():
+            yield f"the link {target} leads nowhere"
+        elif heading and heading not in map(_anchor, _HEADING.findall(path.read_text())):
+            yield f"{target}#{heading}: there is no such heading"
+
+
+def _anchor(heading: str) -> str:
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _paths(_: Path, text: str) -> Iterator[str]:
+    for code in _INLINE.findall(text):
+        if _PATH.fullmatch(code) and not [*ROOT.glob(code.rstrip("/"))]:
+            yield f"{code} does not exist"
+    for path in re.findall(r"\bexamples/[\w-]+\.yaml", text):
+        if not (ROOT / path).exists():
+            yield f"{path} does not exist"
+
+
+def _targets(_: Path, text: str) -> Iterator[str]:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE):
+        if target not in targets:
+            yield f"make {target} is no target"
+
+
+def _flags(page: Path, text: str) -> Iterator[str]:
+    if page.name == "cli.md":  # which is the output of --help
+        return
+    for code in _INLINE.findall(text):
+        for flag in re.findall(r"^--([a-z][\w-]*)", code):
+            if flag.replace("_", "-") not in _EVERY_FLAG | _FOREIGN_FLAGS:
+                yield f"--{flag} is no flag"
+    for words in _COMMAND.findall(text):
+        command = words.split(" ", 1)[0]
+        for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", words):
+            if flag not in _FLAGS.get(command, _EVERY_FLAG):
+                yield f"pyproxy {command} has no flag --{flag}"
+
+
+def _differences(text: str) -> Iterator[str]:
+    """Each row of a table, apart from its head, has to name a test that exists."""
+    heads = set(re.findall(r"(?m)^(\|.*)\n\| *-", text))
+    for row in (row for row in re.findall(r"(?m)^\|(?! *-).*$", text) if row not in heads):
+        tests = [found.groups() for found in _TEST.finditer(row)]
+        if not tests:
+            yield f"no test: {row}"
+        for path, name, alone in tests:
+            if path and not (ROOT / path).exists():
+                yield f"{path} does not exist"
+            elif name and f"def {name}(" not in (ROOT / path).read_text():
+                yield f"{path} has no {name}"
+            elif alone and alone not in _every_test():
+                yield f"there is no {alone}"
+
+
+@cache
+def _every_test() -> frozenset[str]:
+    return frozenset(name for path in CODE for name in re.findall(r"def (test_\w+)\(", path.read_text())) | {
+        path.stem for path in CODE
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
