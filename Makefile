@@ -34,7 +34,8 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python -m tests.docs.check
 
 # The other files of tests/packets are being written; run them by name.
-PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py)
+PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py \
+	capabilities.py legacy_lock.py init_only.py metrics.py without_bpf.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/properties $(PACKETS) --hypothesis-seed=$(SEED)

@@ -182,11 +182,6 @@ def test_what_kube_proxy_takes_is_taken(values: dict[str, Any]) -> None:
             {"manifests": "examples", "master": "https://10.0.0.1:6443"},
             "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it",
         ),
-        ({"proxy_mode": ProxyMode.IPVS}, "--proxy-mode: ipvs is not available in this version; use iptables or auto"),
-        (
-            {"proxy_mode": ProxyMode.NFTABLES},
-            "--proxy-mode: nftables is not available in this version; use iptables or auto",
-        ),
     ],
 )
 def test_what_kube_proxy_refuses_is_refused_with_the_flag_named(values: dict[str, Any], message: str) -> None:
