@@ -46,7 +46,7 @@ class ProxyMode(Enum):
     NFTABLES = "nftables"
 
 
-AVAILABLE_MODES = (ProxyMode.IPTABLES, ProxyMode.AUTO)
+AVAILABLE_MODES = (ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS, ProxyMode.AUTO)
 
 
 class IptablesVariant(Enum):
@@ -123,7 +123,7 @@ class Config(IgnoredFlags):
     proxy_mode: ProxyMode = option(
         ProxyMode.IPTABLES,
         one_of(ProxyMode, empty=ProxyMode.IPTABLES),
-        "How to program the kernel. This version has iptables; auto picks it.",
+        "How to program the kernel. This version has iptables, nftables and ipvs; auto picks iptables.",
         check=_available,
     )
     iptables_variant: IptablesVariant = option(

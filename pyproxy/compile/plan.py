@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
-from pyproxy.compile.topology import Place, categorize_endpoints, merge_slices
+from pyproxy.compile.topology import Categorized, Place, categorize_endpoints, merge_slices
 from pyproxy.model.address import Family, Network, family_of
 from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
 from pyproxy.model.names import Protocol, ServicePortName
@@ -66,8 +66,14 @@ class ServicePlan:
     """For traffic of policy Local."""
     any_usable: bool
     """Whether any endpoint on any node could answer."""
+    node_endpoints: tuple[Endpoint, ...] = ()
+    """Which of the endpoints of either policy are on this node: only they can reach themselves by way of the Service."""
     serving_endpoints: frozenset[Endpoint] = frozenset()
     """UDP only: endpoints whose established flows are right, whatever policies and hints say about new ones."""
+    draining_endpoints: tuple[Endpoint, ...] = ()
+    """Endpoints on their way out, used or not: where connections are counted, theirs are waited for."""
+    scheduler: str = ""
+    """The Service's own choice of an IPVS scheduler; empty means none."""
     created: str = ""
     """When the Service was created, RFC 3339."""
 
@@ -189,13 +195,20 @@ def _plan_port(
         cluster_endpoints=endpoints.cluster,
         local_endpoints=endpoints.local,
         any_usable=endpoints.any_usable,
+        node_endpoints=_on_node(endpoints, candidates, node.name),
         serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
+        draining_endpoints=tuple(sorted(item for item, found in candidates.items() if found.terminating)),
         created=service.created,
     )
 
 
 def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(ip for ip in ips if family_of(ip) is family)) if ips else ()
+
+
+def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], node_name: str) -> tuple[Endpoint, ...]:
+    used = (endpoints.cluster, endpoints.local) if endpoints.local else (endpoints.cluster,)
+    return tuple({item: None for part in used for item in part if candidates[item].node_name == node_name})
 
 
 def _serving(candidates: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:

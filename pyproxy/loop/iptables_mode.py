@@ -16,7 +16,7 @@ from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
-from pyproxy.loop.local_traffic import lacks_pod_cidr, local_traffic, node_port_ips, serves_localhost
+from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
@@ -36,12 +36,12 @@ class IptablesMode:
         self._config = config
         self._variant = variant
         self._hairpin_by_packet = hairpin_by_packet
-        self._said_lacking = False
         self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         if not self.families:
             message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
             raise ConfigError(message)
+        self._placement = Placement(config, self.families)
 
     @classmethod
     async def open(cls, config: Config) -> "IptablesMode":
@@ -53,13 +53,7 @@ class IptablesMode:
 
     def is_placed(self, node: Node) -> bool:
         """See `Backend`."""
-        lacking = lacks_pod_cidr(self._config, node, self.families)
-        if lacking and not self._said_lacking:
-            logger.warning(
-                "node %s has no podCIDRs yet, and --detect-local-mode=NodeCIDR needs them: waiting", node.name
-            )
-        self._said_lacking = lacking
-        return not lacking
+        return self._placement.is_known(node)
 
     def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IptablesSettings:
         """See `Backend`."""

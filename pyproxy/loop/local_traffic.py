@@ -1,11 +1,14 @@
 """From configuration and Node to what a backend depends on: whose packets are pods', where node ports answer."""
 
+import logging
 from collections.abc import Collection
 from ipaddress import ip_network
 
-from pyproxy.config import Config, NodePortAddresses
+from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.model.address import Family, Network, family_of, parse_ip
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+
+logger = logging.getLogger(__name__)
 
 _LOOPBACK = {
     Family.IPV4: Network(parse_ip("127.0.0.0"), 8),
@@ -30,6 +33,25 @@ def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | 
 def lacks_pod_cidr(config: Config, node: Node, families: Collection[Family]) -> bool:
     """Say whether the Node has yet to be given the pod ranges that the configuration relies on."""
     return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not any(map(node.pod_cidr, families))
+
+
+class Placement:
+    """Whether the Node tells all that rules depend on; what is missing is logged once."""
+
+    def __init__(self, config: Config, families: Collection[Family]) -> None:
+        self._config = config
+        self._families = families
+        self._said_lacking = False
+
+    def is_known(self, node: Node) -> bool:
+        """Say whether the Node tells enough."""
+        lacking = lacks_pod_cidr(self._config, node, self._families)
+        if lacking and not self._said_lacking:
+            logger.warning(
+                "node %s has no podCIDRs yet, and --detect-local-mode=NodeCIDR needs them: waiting", node.name
+            )
+        self._said_lacking = lacking
+        return not lacking
 
 
 def serves_localhost(config: Config, family: Family) -> bool:
@@ -61,6 +83,8 @@ def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collect
 
 def follows_local_ips(config: Config) -> bool:
     """Say whether the rules depend on which addresses the node has at the moment."""
+    if config.proxy_mode is ProxyMode.IPVS:
+        return True  # each is served by itself, and none of them is made or removed
     if config.nodeport_addresses is NodePortAddresses.PRIMARY:
         return False
     return any(_node_port_blocks(config, family) is not None for family in Family)

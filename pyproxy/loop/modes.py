@@ -17,6 +17,14 @@ async def open_backend(config: Config) -> Backend:
             from pyproxy.loop.iptables_mode import IptablesMode  # noqa: PLC0415
 
             return await IptablesMode.open(config)
+        case ProxyMode.NFTABLES:
+            from pyproxy.loop.nftables_mode import NftablesMode  # noqa: PLC0415  # see above
+
+            return await NftablesMode.open(config)
+        case ProxyMode.IPVS:
+            from pyproxy.loop.ipvs_mode import IpvsMode  # noqa: PLC0415  # see above
+
+            return await IpvsMode.open(config)
         case mode:
             message = f"--proxy-mode: {mode.value} is not available in this version"
             raise ConfigError(message)

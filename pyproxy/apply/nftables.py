@@ -1,0 +1,337 @@
+"""The table of one family in the nftables mode: elements by netlink, the layout now and then by ``nft``.
+
+What was made is known again by a chain without rules, whose name holds two digests: of the text that the
+layout was made from, and of the rules that the kernel lists for it. So a start finds with dumps alone
+whether the table is one of this version, and untouched.
+"""
+
+import asyncio
+import logging
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from hashlib import sha256
+
+from pyproxy.apply.command import run
+from pyproxy.apply.nft_messages import (
+    CHAIN_HOOK,
+    CHAIN_NAME,
+    CHAIN_TABLE,
+    DUMP,
+    GET_CHAIN,
+    GET_RULE,
+    RULE_CHAIN,
+    RULE_EXPRESSIONS,
+    RULE_TABLE,
+    ElementFormat,
+    attributes,
+    delete_chain,
+    message,
+    new_chain,
+    new_slot_rule,
+    slot_expressions,
+    text,
+)
+from pyproxy.apply.nft_socket import NftSocket
+from pyproxy.apply.ruleset_counter import RulesetCounter
+from pyproxy.compile.nft_layout import SLOT_CHAINS, TABLE, numbered_chain, slot_chain
+from pyproxy.compile.nft_text import element_text, family_name, table_text
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.nftables import (
+    ADDRESSED,
+    ID_BIT,
+    LAYOUT,
+    NODE_PORTS,
+    PICK,
+    PINS,
+    SETS,
+    ElementKey,
+    Layout,
+    Value,
+    unpack_number,
+)
+
+logger = logging.getLogger(__name__)
+
+Change = Mapping[ElementKey, tuple[Value | None, Value | None]]
+
+_MARKER = "layout-"
+_GRACE_SECONDS = 0.05
+"""How long what packets on their way may still look up stays: they have seen the count of a moment ago."""
+_CHAINED = frozenset(kind.number for kind in SETS.values() if kind.leads_to_chains)
+_LINGERING = _CHAINED | {
+    kind.number
+    for sets in (ADDRESSED, NODE_PORTS)
+    for choice in (sets.main, sets.local)
+    for kind in (choice.endpoints, choice.slots)
+}
+_MAIN_ENDPOINTS = frozenset(sets.main.endpoints.number for sets in (ADDRESSED, NODE_PORTS))
+_MOST_ENTRIES_IN_LOOP = 1000
+"""More are packed and sent in a thread, so that the loop goes on."""
+_DAMAGED = Layout("")
+
+
+class NftablesKernel:
+    """Our table of one family."""
+
+    sees_every_change = True
+
+    def __init__(self, family: Family, counter: RulesetCounter, layouts: Mapping[Layout, str]) -> None:
+        """Take a counter of generations, and the texts of the layouts that `apply` may be asked for."""
+        self.family = family
+        self.commits = 0
+        """Transactions so far, for tests and metrics."""
+        self._counter = counter
+        self._layouts = layouts
+        self._name = f"{family_name(family)} {TABLE}"
+        self._socket = NftSocket()
+        self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
+        self._lingering: set[ElementKey] = set()
+        self._lock = asyncio.Lock()
+        self._sweeping: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"NftablesKernel({self.family})"
+
+    def disturbed(self) -> bool:
+        """See `Kernel`."""
+        return self._counter.disturbed()
+
+    async def read(self) -> dict[ElementKey, Value]:
+        """Return the elements of our table, and whether its layout is one of ours."""
+        async with self._lock:
+            self._lingering.clear()
+            try:
+                return await asyncio.to_thread(self._read)
+            except OSError as error:
+                message = f"nf_tables: {error.strerror}"
+                raise ApplyError(message, retryable=True) from error
+
+    async def apply(self, change: Change) -> None:
+        """Perform a change; one transaction, unless the layout changes.
+
+        Raises:
+            ApplyError: it was not taken, or not all of it.
+        """
+        async with self._lock:
+            present, wanted = change.get(LAYOUT, (None, None))
+            if wanted is None and LAYOUT in change:
+                await self._run_nft(f"delete table {self._name}\n")
+            elif isinstance(wanted, Layout) and present is None:
+                await self._run_nft(table_text(self.family, self._layouts[wanted], {}))
+                await self._write(change, wanted)
+            elif isinstance(wanted, Layout):
+                await self._replace(change, wanted)
+            else:
+                await self._write(change, None)
+
+    # -- changes
+
+    async def _replace(self, change: Change, layout: Layout) -> None:
+        """Make the table anew, elements and all, in one transaction: there is no moment without rules."""
+        entries = {key: value for key, value in (await asyncio.to_thread(self._read)).items() if key != LAYOUT}
+        for key, (_, wanted) in change.items():
+            if wanted is None:
+                entries.pop(key, None)
+            else:
+                entries[key] = wanted
+        new = table_text(self.family, self._layouts[layout], entries)
+        await self._run_nft(f"delete table {self._name}\n{new}")
+        self._commit(list(self._marking(layout)))
+        self._lingering.clear()
+
+    async def _write(self, change: Change, layout: Layout | None) -> None:
+        """Write elements, and the marker if the layout is new or gets other chains."""
+        chained = [
+            key
+            for key, (_, wanted) in change.items()
+            if key[0] in _CHAINED and key[0] != PICK.number and wanted is not None and key not in self._lingering
+        ]
+        if chained:
+            await self._add_chains(chained)
+        if len(change) > _MOST_ENTRIES_IN_LOOP:
+            messages = await asyncio.to_thread(lambda: list(self._messages(change)))
+        else:
+            messages = list(self._messages(change))
+        if layout is not None or chained:
+            messages += self._marking(layout)
+        if len(change) > _MOST_ENTRIES_IN_LOOP:
+            await asyncio.to_thread(self._commit, messages)
+        else:
+            self._commit(messages)
+        self._linger(change)
+
+    def _messages(self, change: Change) -> Iterator[bytes]:
+        """Yield deletes, then additions; within a transaction nobody sees what is between them."""
+        deleted: defaultdict[int, list[bytes]] = defaultdict(list)
+        added: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
+        for key, (present, wanted) in change.items():
+            number = key[0]
+            if not isinstance(wanted, bytes):
+                if wanted is None and number not in _LINGERING:
+                    deleted[number].append(key[1:])
+                continue
+            if number in _CHAINED:
+                if number == PICK.number and key not in self._lingering:
+                    yield from self._new_slot_chain(key[1:])
+                continue
+            if present is not None or key in self._lingering:
+                deleted[number].append(key[1:])
+            added[number].append((key[1:], wanted))
+        for number, keys in deleted.items():
+            yield from self._formats[number].delete(keys)
+        for number, elements in added.items():
+            yield from self._formats[number].add(elements)
+
+    def _new_slot_chain(self, key: bytes) -> Iterator[bytes]:
+        count = unpack_number(key)
+        chain = slot_chain(count)
+        yield new_chain(self.family, TABLE, chain)
+        yield new_slot_rule(self.family, TABLE, chain, count)
+        yield self._formats[PICK.number].jump(key, chain)
+
+    async def _add_chains(self, keys: Iterable[ElementKey]) -> None:
+        """Make the chains that are more than a rule or two; they depend on numbers in use, and seldom change."""
+        chains = [numbered_chain(SETS[key[0]], unpack_number(key[1:]), self.family).text for key in keys]
+        elements = [
+            f"add element {self._name} {SETS[key[0]].name} {{ {element_text(SETS[key[0]], key[1:], b'', self.family)} }}\n"
+            for key in keys
+        ]
+        await self._run_nft("".join((f"table {self._name} {{\n", *chains, "}\n", *elements)))
+
+    async def _run_nft(self, script: str) -> None:
+        result = await run(["nft", "-f", "-"], stdin=script)
+        if result.status:
+            message = f"nft: exit status {result.status}: {result.stderr.strip()[:500]}"
+            raise ApplyError(message, retryable=True)
+        self.commits += 1
+        self._counter.committed(1)
+
+    def _commit(self, messages: list[bytes]) -> None:
+        if messages:
+            commits = self._socket.commit(messages)
+            self.commits += commits
+            self._counter.committed(commits)
+
+    # -- what lingers
+
+    def _linger(self, change: Change) -> None:
+        for key, (_, wanted) in change.items():
+            if key[0] in _LINGERING:
+                if wanted is None:
+                    self._lingering.add(key)
+                else:
+                    self._lingering.discard(key)
+        if self._lingering and self._sweeping is None:
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Delete what no packet on its way can look up any more."""
+        try:
+            while self._lingering:
+                await asyncio.sleep(_GRACE_SECONDS)
+                async with self._lock:
+                    await self._sweep_once()
+        except ApplyError as error:
+            # What is left is found by the next full read, which this makes happen: it is no generation of ours.
+            logger.warning("%s: what is no longer used was not deleted: %s", self.family, error)
+        finally:
+            self._sweeping = None
+
+    async def _sweep_once(self) -> None:
+        swept = self._lingering.copy()
+        self._lingering.clear()
+        keys: defaultdict[int, list[bytes]] = defaultdict(list)
+        for key in swept:
+            keys[key[0]].append(key[1:])
+        slots = [delete_chain(self.family, TABLE, slot_chain(unpack_number(key))) for key in keys.get(PICK.number, ())]
+        self._commit([part for number in keys for part in self._formats[number].delete(keys[number])] + slots)
+        self._unpin({key[-4:] for key in swept if key[0] in _MAIN_ENDPOINTS and unpack_number(key[-4:]) & ID_BIT})
+        chains = [
+            numbered_chain(SETS[key[0]], unpack_number(key[1:]), self.family).name
+            for key in swept
+            if key[0] in _CHAINED and key[0] != PICK.number
+        ]
+        if chains:
+            # In a transaction of their own: before Linux 6.2 the elements hold on to them for a while.
+            self._commit([delete_chain(self.family, TABLE, chain) for chain in sorted(chains)])
+            self._commit(list(self._marking(None)))
+
+    def _unpin(self, ids: Collection[bytes]) -> None:
+        """Delete the pins of endpoints that are gone, so that they do not rise again with them."""
+        if not ids:
+            return
+        pins = ElementFormat(PINS, self.family, TABLE)
+        for key in [key for key, _ in self._elements(pins) if key[-4:] in ids]:
+            try:
+                self._commit(list(pins.delete([key])))
+            except ApplyError as error:
+                logger.debug("%s: a pin had ended by itself: %s", self.family, error)
+
+    # -- what is there
+
+    def _read(self) -> dict[ElementKey, Value]:
+        self._counter.settle()
+        chains = self._chains()
+        if not chains:
+            return {}
+        rules = self._rules()
+        found: dict[ElementKey, Value] = {LAYOUT: self._layout(chains, rules)}
+        for number, form in self._formats.items():
+            prefix = bytes((number,))
+            for key, value in self._elements(form):
+                found[ElementKey(prefix + key)] = value
+        for key in [key for key in found if key[0] == PICK.number]:
+            count = unpack_number(key[1:])
+            if rules.get(slot_chain(count)) != [slot_expressions(count)]:
+                found[LAYOUT] = _DAMAGED
+        return found
+
+    def _elements(self, form: ElementFormat) -> Iterator[tuple[bytes, bytes]]:
+        try:
+            for view, start, end in self._socket.dump(form.dump):
+                yield from form.parse(view, start, end)
+        except FileNotFoundError:
+            return
+
+    def _chains(self) -> dict[str, bytes]:
+        """Return the chains of our table, each with its hook as the kernel lists it."""
+        found: dict[str, bytes] = {}
+        for view, start, end in self._socket.dump(message(GET_CHAIN, DUMP, self.family, b"")):
+            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
+            if values.get(CHAIN_TABLE) == f"{TABLE}\0".encode():
+                found[values[CHAIN_NAME].rstrip(b"\0").decode()] = values.get(CHAIN_HOOK, b"")
+        return found
+
+    def _rules(self) -> dict[str, list[bytes]]:
+        """Return the expressions of the rules of each chain."""
+        found: dict[str, list[bytes]] = {}
+        for view, start, end in self._socket.dump(message(GET_RULE, DUMP, self.family, text(RULE_TABLE, TABLE))):
+            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
+            if values.get(RULE_TABLE) == f"{TABLE}\0".encode():
+                found.setdefault(values[RULE_CHAIN].rstrip(b"\0").decode(), []).append(values[RULE_EXPRESSIONS])
+        return found
+
+    def _layout(self, chains: Mapping[str, bytes], rules: Mapping[str, list[bytes]]) -> Layout:
+        markers = [name for name in chains if name.startswith(_MARKER)]
+        if len(markers) != 1:
+            return _DAMAGED
+        _, version, digest = markers[0].split("-")
+        return Layout(version) if digest == _digest(chains, rules) else _DAMAGED
+
+    def _marking(self, layout: Layout | None) -> Iterator[bytes]:
+        """Yield the messages that mark the layout that is in the kernel now; None keeps the version that is marked."""
+        chains = self._chains()
+        markers = [name for name in chains if name.startswith(_MARKER)]
+        version = layout.version if layout else markers[0].split("-")[1]
+        for name in markers:
+            yield delete_chain(self.family, TABLE, name)
+        yield new_chain(self.family, TABLE, f"{_MARKER}{version}-{_digest(chains, self._rules())}")
+
+
+def _digest(chains: Mapping[str, bytes], rules: Mapping[str, list[bytes]]) -> str:
+    digest = sha256()
+    for name in sorted(chains):
+        if not name.startswith((_MARKER, SLOT_CHAINS)):
+            digest.update(b"\0".join((name.encode(), chains[name], *rules.get(name, ()))))
+    return digest.hexdigest()[:16]

@@ -1,0 +1,232 @@
+"""A Service port's plan as elements of sets and maps, and all elements of one family together.
+
+Nearly every element begins with what packets are addressed to, which no two ports share, because `claims`
+has made sure of it. The few that ports share (a cluster IP, a hairpin connection, a count) are counted.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import collapse_addresses, ip_network
+from zlib import crc32
+
+from pyproxy.compile.nft_layout import NftablesSettings, layout_of
+from pyproxy.compile.plan import ServicePlan, Verdict
+from pyproxy.model.address import Network
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import ServicePortName
+from pyproxy.model.nftables import (
+    ADDRESSED,
+    ALLOWED_SOURCES,
+    CLUSTER_IPS,
+    FIREWALL,
+    HAIRPIN,
+    ID_BIT,
+    LAYOUT,
+    NODE_PORT_IPS,
+    NODE_PORTS,
+    PICK,
+    Choice,
+    ElementKey,
+    PortSets,
+    SetType,
+    Value,
+    pack_number,
+    pack_port,
+    pack_protocol,
+)
+
+_LONGEST_COMMENT = 127
+"""``nft`` takes no longer one, and names may be."""
+_CUT = "..."
+
+
+class NftablesProgram:
+    """What the nftables mode wants in the kernel for one family: layout and elements, from all plans. Pure."""
+
+    def __init__(self, settings: NftablesSettings) -> None:
+        node_ips = settings.node_port_ips or ()
+        self._static: dict[ElementKey, Value] = {
+            LAYOUT: layout_of(settings),
+            **{element(NODE_PORT_IPS, ip): b"" for ip in node_ips},
+        }
+        self._own: dict[ElementKey, bytes] = {}
+        self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
+        self._waiting: dict[ElementKey, tuple[ServicePortName, bytes]] = {}
+        """Elements that pass from one port to another, until the one that has them lets go."""
+        self._shared: Counter[ElementKey] = Counter()
+        self._shared_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
+
+    def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[ElementKey]:
+        """Take in the plan of a port (None: it is gone) and return the elements that changed."""
+        compiled = PortElements(plan) if plan is not None else None
+        changed = self._put_own(name, compiled.own if compiled else {})
+        return changed | self._put_shared(name, compiled.shared if compiled else ())
+
+    def value(self, key: ElementKey) -> Value | None:
+        """Return data and comment of an element, or None if it should not be there."""
+        own = self._own.get(key)
+        if own is not None:
+            return own
+        return b"" if key in self._shared else self._static.get(key)
+
+    def keys(self) -> Iterator[ElementKey]:
+        """Yield the layout and every element that should be there."""
+        yield from self._static
+        yield from self._shared
+        yield from self._own
+
+    def _put_own(self, name: ServicePortName, elements: dict[ElementKey, bytes]) -> set[ElementKey]:
+        changed: set[ElementKey] = set()
+        before = self._own_keys.pop(name, ())
+        for key in before:
+            if key not in elements:
+                changed.add(key)
+                self._release(key, name)
+        known = frozenset(before)
+        for key, value in elements.items():
+            if self._is_anothers(key, name, known):
+                self._waiting[key] = (name, value)
+            elif self._own.get(key) != value:
+                self._own[key] = value
+            else:
+                continue
+            changed.add(key)
+        if elements:
+            self._own_keys[name] = tuple(elements)
+        return changed
+
+    def _is_anothers(self, key: ElementKey, name: ServicePortName, known: frozenset[ElementKey]) -> bool:
+        if key in known:
+            waiting = self._waiting.get(key)
+            return waiting is not None and waiting[0] == name
+        return key in self._own
+
+    def _release(self, key: ElementKey, name: ServicePortName) -> None:
+        waiting = self._waiting.get(key)
+        if waiting is None:
+            del self._own[key]
+            return
+        del self._waiting[key]
+        if waiting[0] != name:
+            self._own[key] = waiting[1]
+
+    def _put_shared(self, name: ServicePortName, keys: Sequence[ElementKey]) -> set[ElementKey]:
+        before = self._shared_keys.pop(name, ())
+        if keys:
+            self._shared_keys[name] = tuple(keys)
+        if before == tuple(keys):
+            return set()
+        self._shared.update(keys)
+        for key in before:
+            self._shared[key] -= 1
+            if not self._shared[key]:
+                del self._shared[key]
+        return {*before, *keys}
+
+
+class PortElements:
+    """The elements of one Service port."""
+
+    def __init__(self, plan: ServicePlan) -> None:
+        self.own: dict[ElementKey, bytes] = {}
+        """Elements that no other port has."""
+        self.shared: list[ElementKey] = []
+        """Elements of sets that other ports may have, too; without repetition."""
+        self._plan = plan
+        self._name = _comment(plan.name)
+        self._protocol = pack_protocol(plan.protocol)
+        at_port = self._protocol + pack_port(plan.port)
+        external = dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips))
+        if plan.cluster_ip is not None:
+            self.shared.append(element(CLUSTER_IPS, plan.cluster_ip))
+            self._internal(plan.cluster_ip + at_port)
+            external.pop(plan.cluster_ip, None)
+        for ip in external:
+            self._external(ADDRESSED, ip + at_port)
+        if plan.node_port:
+            self._external(NODE_PORTS, self._protocol + pack_port(plan.node_port))
+        if plan.has_firewall:
+            self._firewall(at_port)
+        for endpoint in plan.node_endpoints:
+            self.shared.append(element(HAIRPIN, endpoint.ip * 2 + self._protocol + pack_port(endpoint.port)))
+        self.shared = list(dict.fromkeys(self.shared))
+
+    def _add(self, kind: SetType, key: bytes, data: bytes = b"") -> None:
+        self.own[element(kind, key)] = data + self._name if kind.is_named else data
+
+    def _internal(self, key: bytes) -> None:
+        plan = self._plan
+        self._choose(ADDRESSED, ADDRESSED.main, key, plan.internal_endpoints)
+        self._refuse(ADDRESSED, key, plan.internal_verdict)
+
+    def _external(self, sets: PortSets, key: bytes) -> None:
+        plan = self._plan
+        self._add(sets.external_local if plan.external_local else sets.external_cluster, key)
+        self._choose(sets, sets.main, key, plan.cluster_endpoints)
+        if plan.external_local:
+            self._choose(sets, sets.local, key, plan.local_endpoints)
+        self._refuse(sets, key, plan.external_verdict)
+
+    def _refuse(self, sets: PortSets, key: bytes, verdict: Verdict) -> None:
+        if verdict is not Verdict.FORWARD:
+            self._add(sets.rejected if verdict is Verdict.REJECT else sets.dropped, key)
+
+    def _choose(self, sets: PortSets, choice: Choice, key: bytes, endpoints: tuple[Endpoint, ...]) -> None:
+        if not endpoints:
+            return
+        plan = self._plan
+        self._add(choice.counts, key, pack_number(len(endpoints)))
+        targets = [endpoint.ip + pack_port(endpoint.port) for endpoint in endpoints]
+        if plan.affinity_seconds is None:
+            self.shared.append(element(PICK, pack_number(len(endpoints))))
+            for slot, target in enumerate(targets):
+                self._add(choice.endpoints, key + pack_number(slot), target)
+            return
+        self._add(sets.timeouts, key, pack_number(plan.affinity_seconds))
+        self.shared.append(element(choice.sticky, pack_number(plan.affinity_seconds)))
+        self.shared.append(element(choice.find, pack_number(len(endpoints))))
+        for slot, (number, target) in enumerate(_with_ids(self._protocol + str(plan.name).encode(), targets)):
+            self._add(choice.slots, key + pack_number(slot), pack_number(number))
+            self._add(choice.endpoints, key + pack_number(number), target)
+
+    def _firewall(self, at_port: bytes) -> None:
+        plan = self._plan
+        for ip in plan.load_balancer_ips:
+            key = ip + at_port
+            self._add(FIREWALL, key)
+            # A node that sends to the address may have it as source, where the address is bound to the node.
+            own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
+            for first, last in _ranges((*plan.source_ranges, *own)):
+                self._add(ALLOWED_SOURCES, key + first + key + last)
+
+
+def element(kind: SetType, key: bytes) -> ElementKey:
+    """Return the key of an entry for an element of a set."""
+    return ElementKey(bytes((kind.number,)) + key)
+
+
+def _comment(name: ServicePortName) -> bytes:
+    text = str(name)
+    if len(text) > _LONGEST_COMMENT:
+        text = text[: _LONGEST_COMMENT - len(_CUT)] + _CUT
+    return text.encode()
+
+
+def _with_ids(owner: bytes, targets: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Yield ids with endpoints: the same for an endpoint whatever others there are, unless two collide.
+
+    Two Service ports may give the same id to an endpoint of each. A client of both is then with that one in both.
+    """
+    taken: set[int] = set()
+    for target in targets:
+        number = crc32(owner + target) | ID_BIT
+        while number in taken:
+            number = (number + 1) & 0xFFFFFFFF | ID_BIT
+        taken.add(number)
+        yield number, target
+
+
+def _ranges(blocks: Iterable[Network]) -> Iterator[tuple[bytes, bytes]]:
+    """Yield first and last address of each range; the kernel takes none that overlap."""
+    for block in collapse_addresses([ip_network((block.ip, block.prefix)) for block in blocks]):  # type: ignore[type-var]  # of one family
+        yield block.network_address.packed, block.broadcast_address.packed

@@ -1,0 +1,97 @@
+"""The nftables mode, put together: settings, layout, program and kernel of each family."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from pyproxy.apply.command import run
+from pyproxy.apply.nftables import NftablesKernel
+from pyproxy.apply.ruleset_counter import NftGeneration
+from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
+from pyproxy.compile.nft_text import table_text
+from pyproxy.compile.nftables import NftablesProgram
+from pyproxy.config import Config, NodePortAddresses, ProxyMode
+from pyproxy.errors import ConfigError
+from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.model.address import Family
+from pyproxy.model.nftables import Layout
+from pyproxy.model.node import Node
+
+logger = logging.getLogger(__name__)
+
+_IPV6_IS_THERE = Path("/proc/net/if_inet6")
+
+
+class NftablesMode:
+    """Services as elements of nftables maps; see `loop.backend.Backend`."""
+
+    mode = ProxyMode.NFTABLES
+
+    def __init__(self, config: Config) -> None:
+        self._config = nftables_config(config)
+        self._generation = NftGeneration()
+        self._layouts: dict[Layout, str] = {}
+        self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_IS_THERE.exists())
+        self._placement = Placement(config, self.families)
+
+    @classmethod
+    async def open(cls, config: Config) -> "NftablesMode":
+        """Try what the mode needs of the kernel and of ``nft``.
+
+        Raises:
+            ConfigError: something is missing; the message names it.
+        """
+        mode = cls(config)
+        for family in mode.families:
+            reason = await why_unusable(family)
+            if reason:
+                message = f"--proxy-mode=nftables: {family}: {reason}; use --proxy-mode=iptables"
+                raise ConfigError(message)
+        return mode
+
+    def is_placed(self, node: Node) -> bool:
+        """See `Backend`."""
+        return self._placement.is_known(node)
+
+    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> NftablesSettings:
+        """See `Backend`."""
+        return nftables_settings(self._config, node, family, local_ips)
+
+    def program(self, settings: NftablesSettings) -> NftablesProgram:
+        """See `Backend`."""
+        self._layouts[layout_of(settings)] = layout_text(settings)
+        return NftablesProgram(settings)
+
+    def kernel(self, family: Family) -> NftablesKernel:
+        """See `Backend`."""
+        return NftablesKernel(family, self._generation.counter(), self._layouts)
+
+    def prepare(self) -> None:
+        """See `Backend`: the mode needs no kernel settings."""
+
+
+def nftables_config(config: Config) -> Config:
+    """Return the configuration with this mode's defaults: node ports answer on the Node's addresses, never on loopback."""
+    is_default = config.proxy_mode is ProxyMode.NFTABLES and config.nodeport_addresses == ()
+    addresses = NodePortAddresses.PRIMARY if is_default else config.nodeport_addresses
+    return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
+
+
+def nftables_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> NftablesSettings:
+    """Derive what a family's table depends on besides Services."""
+    return NftablesSettings(
+        family=family,
+        masquerade_mark=1 << config.iptables_masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=local_traffic(config, node, family),
+        node_port_ips=node_port_ips(config, node, family, local_ips),
+    )
+
+
+async def why_unusable(family: Family) -> str:
+    """Have kernel and ``nft`` check the whole layout without taking it; return what they miss, or nothing."""
+    settings = NftablesSettings(family=family, local_traffic=None, node_port_ips=None)
+    script = table_text(family, layout_text(settings), {}).replace(" pyproxy {", " pyproxy-probe {", 1)
+    result = await run(["nft", "--check", "-f", "-"], stdin=script)
+    return result.stderr.strip().partition("\n")[0] if result.status else ""
