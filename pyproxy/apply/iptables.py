@@ -4,13 +4,15 @@ One process for a whole change, whatever its size, and none where nothing change
 takes the xtables lock itself (``--wait``); the nft variant needs none.
 """
 
+import errno
 import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
 from enum import Enum
 
-from pyproxy.apply.command import run
+from pyproxy.apply.command import Result, run
 from pyproxy.apply.ruleset_counter import RulesetCounter
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
@@ -23,6 +25,8 @@ _LOCK_WAIT_SECONDS = 5
 # iptables(8): a resource problem, which is what a busy lock is.
 _STATUS_RESOURCE_PROBLEM = 4
 _FAILED_LINE = re.compile(r"(?:line |Error occurred at line: )(\d+)")
+_REFUSED = re.compile(r"line \d+: \w+ failed \((.+?)\)")
+_PASSING = tuple(map(os.strerror, (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EPERM)))
 
 
 class Variant(Enum):
@@ -115,4 +119,13 @@ async def restore(family: Family, variant: Variant, text: str) -> None:
     line = _FAILED_LINE.search(result.stderr)
     if line:
         message = "\n".join((message, *numbered(text, int(line[1]))))
-    raise RestoreError(message, retryable=result.status == _STATUS_RESOURCE_PROBLEM)
+    raise RestoreError(message, retryable=_may_pass(result))
+
+
+def _may_pass(result: Result) -> bool:
+    """Say whether the same input may be taken later.
+
+    That is what the status means, but iptables-nft has it for whatever the kernel refuses, and names a reason then.
+    """
+    reason = _REFUSED.search(result.stderr)
+    return result.status == _STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _PASSING)
