@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.lab import CLUSTER_CIDRS, Host, Lab, Process, probe_all
+from tests.lab import CLUSTER_CIDRS, Host, Lab, Outcome, Process, probe_all
 
 from .modes import Mode
 from .objects import PORT, SECOND_PORT, JsonObject, cluster_ips, node
@@ -26,6 +26,8 @@ CHANGE_SECONDS = 20.0
 """Far longer than any change takes: only a fault exceeds it."""
 ANSWER_SECONDS = 4.0
 """How long probes wait for an answer: what these suites ask is who answers, on however busy a machine."""
+BURST = 200
+"""Probes at once. All start their time-outs together, so a slow machine must be able to answer the last in time."""
 CLUSTER_CIDR_FLAG = f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}"
 FLAGS = (
     # What the agent would set for the whole machine is left alone.
@@ -53,6 +55,8 @@ class Cluster:
         self.flags: tuple[str, ...] = ()
         self._directory = directory
         self._objects: dict[tuple[str, str], JsonObject] = {}
+        self._met: dict[Row, set[str]] = {}
+        """What the rows of whole tables met since the last change."""
         self.manifests = directory / "manifests"
         self.manifests.mkdir()
         self.put(*(node(planned.name) for planned in lab.plan.nodes))
@@ -64,6 +68,7 @@ class Cluster:
     def start(self, *flags: str, env: Mapping[str, str] | None = None) -> None:
         """Start the agent on every node and wait until each has done its first sync."""
         self.flags = flags
+        self._met.clear()
         for host in self.lab.nodes:
             self.agents[host.name] = host.start(*self.command(host, *flags), env=self.env(host, env))
         for agent in self.agents.values():
@@ -80,6 +85,7 @@ class Cluster:
 
     def stop(self) -> None:
         """End the agents, as systemd does."""
+        self._met.clear()
         for agent in self.agents.values():
             agent.signal(15)
         for agent in self.agents.values():
@@ -115,6 +121,7 @@ class Cluster:
 
     def write(self, objects: Iterable[JsonObject]) -> None:
         """Put objects into the directory, all at once."""
+        self._met.clear()
         new = self._directory / "objects.json"
         new.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)}))
         new.rename(self.manifests / "objects.json")
@@ -153,8 +160,22 @@ class Cluster:
 
     def meet(self, row: Row) -> set[str]:
         """Send the packets of a row and say what they met."""
-        host = self.lab[row.source]
-        return row.met(probe_all([(host, probe) for probe in row.probes()]))
+        return self._meet([row])[row]
+
+    def met(self, row: Row) -> set[str]:
+        """Say what the packets of a row met, which are sent with those of its whole table and once after a change."""
+        if row not in self._met:
+            self._met |= self._meet(row.table)
+        return self._met[row]
+
+    def _meet(self, rows: Iterable[Row]) -> dict[Row, set[str]]:
+        flows = [(row, probe) for row in rows for probe in row.probes()]
+        outcomes: dict[Row, list[Outcome]] = {}
+        for burst in (flows[start : start + BURST] for start in range(0, len(flows), BURST)):
+            answers = probe_all([(self.lab[row.source], probe) for row, probe in burst])
+            for (row, _), outcome in zip(burst, answers, strict=True):
+                outcomes.setdefault(row, []).append(outcome)
+        return {row: row.met(met) for row, met in outcomes.items()}
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = CHANGE_SECONDS) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.lab import Lab
 
-from .cluster import ANSWER_SECONDS, Cluster
+from .cluster import ANSWER_SECONDS, CLUSTER_CIDR_FLAG, Cluster
+from .gate import SYNC_PERIOD_FLAG, Gate
 from .modes import MODES, Mode
 from .objects import PLAN
 
@@ -52,3 +53,14 @@ def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         running.start()
         yield running
         running.stop()
+
+
+@pytest.fixture(scope="module")
+def gate(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    """Give the gate that the agents of a module write through."""
+    standing = Gate(cluster.mode, Path(tmp_path_factory.mktemp("gate")))
+    flags = cluster.flags
+    cluster.restart(CLUSTER_CIDR_FLAG, SYNC_PERIOD_FLAG, env=standing.env)
+    yield standing
+    standing.admit_all()
+    cluster.restart(*flags)

@@ -11,7 +11,10 @@ import shutil
 from pathlib import Path
 
 from .modes import Mode
+from .objects import cluster_ips
 
+SYNC_PERIOD_FLAG = "--iptables-sync-period=1s"
+"""So that what was refused is soon tried again."""
 _SCRIPT = """#!/bin/sh
 input=$(mktemp)
 trap 'rm -f "$input"' EXIT
@@ -51,6 +54,10 @@ class Gate:
     def refuse(self, text: str) -> None:
         """Refuse from now on all input that holds this text."""
         self._refused.write_text(f"{text}\n")
+
+    def refuse_cluster_ip(self, number: int) -> None:
+        """Refuse what has the cluster IP of a number, in IPv4 only."""
+        self.refuse(f"-d {cluster_ips(number)[0]}/32")
 
     def admit_all(self) -> None:
         """Refuse nothing any more."""

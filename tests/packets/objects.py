@@ -29,7 +29,10 @@ _HOSTS: tuple[NodePlan | StrangerPlan | PodPlan, ...] = (
     *(pod for node in PLAN.nodes for pod in node.pods),
 )
 ADDRESSES: dict[str, tuple[str, ...]] = {host.name: tuple(map(str, host.addresses)) for host in _HOSTS}
-NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods}
+NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods} | {
+    node.name: node.name for node in PLAN.nodes
+}
+"""By each pod and node: the node that it is on, or is."""
 
 
 def node_plan(name: str) -> NodePlan:
@@ -139,6 +142,11 @@ def slices(
         }
         for family in owner["spec"]["ipFamilies"]
     ]
+
+
+def backed(*services: JsonObject, by: str) -> list[JsonObject]:
+    """Return Services that all have one endpoint, and their EndpointSlices."""
+    return [item for each in services for item in (each, *slices(each, by))]
 
 
 def _has_target(entry: JsonObject, to: int | Mapping[str, int]) -> bool:

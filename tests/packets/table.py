@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_address
 from math import ceil, log
 
@@ -59,6 +59,8 @@ class Row:
     to: SocketAddress
     answers: tuple[str, ...]
     seen_as: str
+    table: list[Row] = field(compare=False, repr=False)
+    """All rows that stand together with this one, itself included."""
 
     def probes(self) -> list[Probe]:
         """Return as many probes as it takes to see every server."""
@@ -88,7 +90,7 @@ class Row:
     def _seen_address(self, server: str) -> IPAddress:
         if self.seen_as == "itself":
             return self.source_ip or address_of(self.source, self.version)
-        if NODE_OF.get(server) == self.seen_as:
+        if NODE_OF.get(server) == self.seen_as != server:
             # A node speaks to its own pods from its address on the pod bridge.
             return node_plan(self.seen_as).gateways[VERSIONS.index(self.version)]
         return address_of(self.seen_as, self.version)
@@ -116,11 +118,13 @@ def rows(table: str, objects: Sequence[JsonObject] = (), versions: Sequence[int]
     """Return the table as parameters for a test, each row in each IP version; a literal address has only its own."""
     services = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "Service"}
     lines = [line.strip() for line in table.splitlines() if line.strip()]
-    parsed = [row for line in lines for version in versions if (row := _row(line, version, services))]
+    parsed: list[Row] = []
+    for line in lines:
+        parsed += (row for version in versions if (row := _row(line, version, services, parsed)))
     return pytest.mark.parametrize("row", [pytest.param(row, id=_id(row)) for row in parsed])
 
 
-def _row(line: str, version: int, services: Mapping[str, JsonObject]) -> Row | None:
+def _row(line: str, version: int, services: Mapping[str, JsonObject], table: list[Row]) -> Row | None:
     source, destination, answers, *rest = re.split(r"\s{2,}", line)
     found = _DESTINATION.fullmatch(destination)
     if not found:
@@ -139,6 +143,7 @@ def _row(line: str, version: int, services: Mapping[str, JsonObject]) -> Row | N
         to=SocketAddress(ip, int(found["port"])),
         answers=tuple(answers.split()),
         seen_as=rest[0] if rest else "",
+        table=table,
     )
 
 

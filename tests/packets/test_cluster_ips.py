@@ -57,6 +57,7 @@ NODE_BEFORE_ZONE = service("node-before-zone", 34, port(80))
 
 LABELLED = service("labelled", 35, port(80), labels={"service.kubernetes.io/service-proxy-name": ""})
 EXTERNAL_NAME = service("external-name", 36, port(80), type="ExternalName", externalName="example.com")
+HOST_NETWORK = service("host-network", 38, port(80, "TCP", name="t"), port(80, "UDP", name="u"))
 HEADLESS = service("headless", 37, port(80), clusterIP="None", clusterIPs=["None"])
 
 OBJECTS: list[JsonObject] = [
@@ -112,6 +113,7 @@ OBJECTS: list[JsonObject] = [
     ),
     *(LABELLED, *slices(LABELLED, "pod1-1")),
     *(EXTERNAL_NAME, *slices(EXTERNAL_NAME, "pod1-1")),
+    *(HOST_NETWORK, *slices(HOST_NETWORK, "node1")),
     *(HEADLESS, *slices(HEADLESS, "pod1-1")),
 ]
 
@@ -149,6 +151,11 @@ pod1-2       hairpin:80/tcp           pod1-1                     itself
 
 client-pod   outside:5432/tcp         database:5432              itself
 node2        outside:5432/tcp         database:5432              node2
+client-pod   host-network:80/tcp      node1                      itself
+pod2-2       host-network:80/udp      node1                      itself
+node1        host-network:80/tcp      node1                      node1
+node2        host-network:80/tcp      node1                      node2
+outside2     host-network:80/udp      node1                      node2
 client-pod   by-endpoints:80/tcp      pod1-1                     itself
 client-pod   10.96.0.17:80/tcp        pod1-1                     itself
 client-pod   fd00:10:96::12:80/tcp    pod1-1                     itself
@@ -187,17 +194,20 @@ client-pod   external-name:80/tcp     nobody
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have the objects of this suite, and the database that some of them are about."""
-    cluster.lab.database.serve(tcp=[DATABASE_PORT])
+    """Have the objects of this suite, the database that some of them are about, and a server in a node's network."""
+    database, node = cluster.lab.database, cluster.lab["node1"]
+    database.serve(tcp=[DATABASE_PORT])
+    node.serve(tcp=[PORT], udp=[PORT])
     with cluster.having(*OBJECTS):
         yield
-    cluster.lab.database.stop_serving(Ports(tcp=(DATABASE_PORT,)))
+    database.stop_serving(Ports(tcp=(DATABASE_PORT,)))
+    node.stop_serving(Ports(tcp=(PORT,), udp=(PORT,)))
 
 
 @rows(TABLE, OBJECTS)
 def test_packet_to_a_cluster_ip(cluster: Cluster, row: Row) -> None:
     """A packet to a cluster IP meets what its row says."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @pytest.mark.parametrize("name", ["labelled", "external-name", "headless"])

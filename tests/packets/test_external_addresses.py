@@ -98,6 +98,15 @@ BOTH_LOCAL = service(
 INTERNAL_LOCAL = service(
     "internal-local", 55, port(80, node_port=30095), type="NodePort", internalTrafficPolicy="Local"
 )
+RANGED_LOCALLY = service(
+    "ranged-locally",
+    57,
+    port(80, node_port=30096),
+    type="LoadBalancer",
+    externalTrafficPolicy="Local",
+    ingress=ingress(44),
+    loadBalancerSourceRanges=[*map(single, ADDRESSES["outside1"]), *map(single, ADDRESSES["client-pod"])],
+)
 LOCAL_IPS_ONLY = service("local-ips-only", 56, port(80), externalTrafficPolicy="Local", externalIPs=public(43))
 
 OBJECTS: list[JsonObject] = [
@@ -116,6 +125,7 @@ OBJECTS: list[JsonObject] = [
     *(LOCAL_DRAINS, *slices(LOCAL_DRAINS, terminating("pod1-1"), terminating("pod2-2"), "pod2-1")),
     *(BOTH_LOCAL, *slices(BOTH_LOCAL, "pod1-1", "pod2-1")),
     *(INTERNAL_LOCAL, *slices(INTERNAL_LOCAL, "pod1-1", "pod2-1")),
+    *(RANGED_LOCALLY, *slices(RANGED_LOCALLY, "pod1-1", "pod2-1")),
     *(LOCAL_IPS_ONLY, *slices(LOCAL_IPS_ONLY, "pod1-1")),
 ]
 
@@ -139,7 +149,7 @@ outside1           public20:81/tcp       nobody
 outside1           public22:80/tcp       refused
 outside1           public22:80/udp       refused
 client-pod         public22:80/sctp      refused
-node1              public22:80/tcp       nobody
+node1              public22:80/tcp       unserved
 """
 
 NODE_PORTS = """
@@ -208,6 +218,11 @@ pod2-2               ranged:80/tcp         pod1-1 pod2-1       itself
 node1                public35:80/tcp       pod1-1              node1
 outside1             public35:80/tcp       silence
 node2                public35:80/tcp       silence
+outside1             public44:80/tcp       pod1-1              itself
+outside2             public44:80/tcp       silence
+client-pod           public44:80/tcp       pod1-1 pod2-1       itself
+pod1-2               public44:80/tcp       silence
+outside2             node2:30096/tcp       pod2-1              itself
 """
 
 LOCAL_POLICY = """
@@ -232,6 +247,8 @@ outside2           node2:30091/udp       silence
 outside2           node2:30091/sctp      silence
 outside2           public42:80/tcp       silence
 pod2-2             node2:30091/tcp       pod1-1                 itself
+pod1-1             node1:30091/tcp       pod1-1                 node1
+pod1-1             public42:80/udp       pod1-1                 node1
 pod2-2             public42:80/udp       pod1-1                 itself
 node2              node2:30091/tcp       pod1-1                 node2
 
@@ -269,45 +286,45 @@ def objects(cluster: Cluster) -> Iterator[None]:
 @rows(EXTERNAL_IPS, OBJECTS)
 def test_packet_to_an_external_ip(cluster: Cluster, row: Row) -> None:
     """External IPs are exactly those listed, also where they are addresses of a node."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @rows(NODE_PORTS, OBJECTS)
 def test_packet_to_a_node_port(cluster: Cluster, row: Row) -> None:
     """A node port answers on every node, with and without endpoints there."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @needs("node_ports_on_every_address")
 @rows(NODE_PORTS_ON_SECOND_ADDRESSES, OBJECTS)
 def test_packet_to_a_node_port_on_a_second_address(cluster: Cluster, row: Row) -> None:
     """Without --nodeport-addresses every address of a node has node ports."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @needs("localhost_node_ports")
 @rows(NODE_PORTS_ON_LOCALHOST, OBJECTS)
 def test_packet_to_a_node_port_on_localhost(cluster: Cluster, row: Row) -> None:
     """A node reaches node ports at any IPv4 address of its loopback, under each traffic policy."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @rows(LOAD_BALANCERS, OBJECTS)
 def test_packet_to_a_load_balancer_address(cluster: Cluster, row: Row) -> None:
     """Ingress addresses are ours unless their mode is Proxy; without node ports the addresses still are."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @rows(SOURCE_RANGES, OBJECTS)
 def test_packet_from_inside_or_outside_the_source_ranges(cluster: Cluster, row: Row) -> None:
     """Source ranges guard load balancer addresses, and nothing else of the Service."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @rows(LOCAL_POLICY, OBJECTS)
 def test_packet_under_external_policy_local(cluster: Cluster, row: Row) -> None:
     """Outside clients keep their address and reach local endpoints only; pods and the node reach all."""
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.met(row)
 
 
 @rows(OWN_ADDRESS, OBJECTS)

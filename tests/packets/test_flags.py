@@ -105,49 +105,49 @@ def agents(cluster: Cluster, request: pytest.FixtureRequest) -> Cluster:
 @rows(PODS_ARE_KNOWN, OBJECTS)
 def test_pods_are_told_by_the_pod_range_of_their_node(agents: Cluster, row: Row) -> None:
     """With the node's pod range from its Node object, pods keep their address and use the short-cut."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0")
 @rows(PODS_ARE_KNOWN, OBJECTS)
 def test_pods_are_told_by_their_bridge(agents: Cluster, row: Row) -> None:
     """With the name of the pod bridge, pods keep their address and use the short-cut."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cni")
 @rows(PODS_ARE_KNOWN, OBJECTS)
 def test_pods_are_told_by_the_names_of_their_interfaces(agents: Cluster, row: Row) -> None:
     """With a prefix of interface names, pods keep their address and use the short-cut."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--detect-local-mode=ClusterCIDR")
 @rows(NOBODY_IS_KNOWN, OBJECTS)
 def test_nobody_is_known_to_be_a_pod(agents: Cluster, row: Row) -> None:
     """Without any pod range, cluster IPs masquerade nobody, and pods have no short-cut."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--masquerade-all", CLUSTER_CIDR_FLAG)
 @rows(ALL_IS_MASQUERADED, OBJECTS)
 def test_everything_to_cluster_ips_is_masqueraded(agents: Cluster, row: Row) -> None:
     """With --masquerade-all pods are masqueraded too, but not where a policy is Local."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with(SEGMENT_FLAG, CLUSTER_CIDR_FLAG)
 @rows(ON_ONE_SEGMENT, OBJECTS)
 def test_node_ports_answer_on_the_asked_ranges_only(agents: Cluster, row: Row) -> None:
     """With --nodeport-addresses the node's addresses inside the ranges have node ports, and no others."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--nodeport-addresses=primary", CLUSTER_CIDR_FLAG)
 @rows(ON_PRIMARY, OBJECTS)
 def test_node_ports_answer_on_the_primary_address_only(agents: Cluster, row: Row) -> None:
     """The word primary means the addresses of the Node object."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @needs("localhost_node_ports")
@@ -155,7 +155,7 @@ def test_node_ports_answer_on_the_primary_address_only(agents: Cluster, row: Row
 @rows(NOT_ON_LOOPBACK, OBJECTS)
 def test_node_ports_do_not_answer_on_loopback(agents: Cluster, row: Row) -> None:
     """With --iptables-localhost-nodeports=false every address but the loopback's has node ports."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @needs("localhost_node_ports")
@@ -163,7 +163,7 @@ def test_node_ports_do_not_answer_on_loopback(agents: Cluster, row: Row) -> None
 @rows(ON_LOOPBACK_ONLY, OBJECTS, versions=[4])
 def test_node_ports_answer_on_loopback_only(agents: Cluster, row: Row) -> None:
     """The loopback is an address like others, if it is asked for."""
-    assert agents.expected(row) == agents.meet(row)
+    assert agents.expected(row) == agents.met(row)
 
 
 @agents_with(SEGMENT_FLAG, CLUSTER_CIDR_FLAG)

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
+from pathlib import Path
 
 import pytest
 
@@ -119,7 +120,8 @@ def test_rules_of_others_are_not_touched(cluster: Cluster, node_of_others: Host)
     assert [before] * 2 == [of_others(after_start), of_others(after_change)]
     assert before == after_cleanup
     assert before == whole_ruleset(cluster, node_of_others)
-    assert after_start != before
+    # Tables of our own are no part of what is compared.
+    assert cluster.mode.is_iptables == (after_start != before)
     cluster.put(*slices(WEB, "pod1-1", "pod2-1"))
 
 
@@ -148,19 +150,26 @@ def sorted_rules(cluster: Cluster, node: Host) -> list[str]:
     return sorted(line for line in rules.splitlines() if not line.startswith("#"))
 
 
+def waited_for_cpu() -> float:
+    """Return for how many seconds so far some process of this machine could not run because others did."""
+    [total] = re.findall(r"^some .*total=(\d+)$", Path("/proc/pressure/cpu").read_text(), re.MULTILINE)
+    return int(total) / 1e6
+
+
 def assert_repaired(cluster: Cluster, disturb: Callable[[Host], object]) -> None:
     """Disturb the rules of a node, and see them as they were soon after, and packets find their way."""
     node = cluster.lab["node1"]
     before = sorted_rules(cluster, node)
 
     disturb(node)
-    started = time.monotonic()
+    started, waited = time.monotonic(), waited_for_cpu()
     assert before != sorted_rules(cluster, node)
     wait_until(lambda: before == sorted_rules(cluster, node), "the rules as they were")
-    seconds = time.monotonic() - started
+    seconds = time.monotonic() - started - (waited_for_cpu() - waited)
 
     outcomes = cluster.lab.client_pod.probe(*(tcp(ip, 80) for ip in WEB["spec"]["clusterIPs"]))
     assert {"pod1-1", "pod2-1"} >= {outcome.server for outcome in outcomes}
+    # Of a busy machine only the time counts in which nobody was kept waiting.
     assert seconds < REPAIR_SECONDS
 
 

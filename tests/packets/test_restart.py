@@ -218,7 +218,7 @@ def after_kube_proxy(cluster: Cluster) -> Cluster:
 @rows(TAKEN_OVER, OBJECTS)
 def test_packet_after_taking_over_from_kube_proxy(after_kube_proxy: Cluster, row: Row) -> None:
     """The agent that takes over serves all Services in place of kube-proxy."""
-    assert after_kube_proxy.expected(row) == after_kube_proxy.meet(row)
+    assert after_kube_proxy.expected(row) == after_kube_proxy.met(row)
 
 
 @needs("is_iptables")

@@ -1,0 +1,81 @@
+"""A Service that the kernel refused works as it did before, and as it should once the kernel takes it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from .cluster import Cluster, wait_until
+from .gate import Gate
+from .modes import needs
+from .objects import VERSIONS, backed, cluster_ips, port, service
+from .table import Row, rows
+
+pytestmark = needs("is_iptables")
+
+GOING = service("going", 114, port(80))
+COMING = service("coming", 115, port(80))
+BAD = service("bad", 113, port(80))
+CHANGED = service("changed", 111, port(80))
+
+
+@pytest.fixture(autouse=True)
+def open_gate(gate: Gate) -> Iterator[None]:
+    """Leave the gate open behind each test."""
+    yield
+    gate.admit_all()
+
+
+@rows("client-pod  bad:80/tcp  pod1-1  itself", [BAD], versions=[4])
+def test_refused_service_recovers_by_itself(cluster: Cluster, gate: Gate, row: Row) -> None:
+    """Once the kernel takes it, a later try programs it, without a change of the Service."""
+    gate.refuse_cluster_ip(113)
+    with cluster.having(*backed(BAD, by="pod1-1")):
+        gate.admit_all()
+        cluster.wait_for_rules([rf"-d {cluster_ips(113)[0]}/32 .*-j KUBE-SVC-"])
+
+        assert cluster.expected(row) == cluster.meet(row)
+
+
+@rows("client-pod  bad:80/tcp  pod2-1  itself", [BAD], versions=[4])
+def test_refused_service_recovers_by_its_next_change(cluster: Cluster, gate: Gate, row: Row) -> None:
+    """A change of the Service is tried at once."""
+    gate.refuse_cluster_ip(113)
+    with cluster.having(*backed(BAD, by="pod1-1")):
+        gate.admit_all()
+        cluster.put(*backed(BAD, by="pod2-1"))
+
+        assert cluster.expected(row) == cluster.meet(row)
+
+
+@rows("client-pod  changed:80/tcp  pod1-1  itself", [CHANGED])
+def test_refused_change_leaves_the_last_good_rules(cluster: Cluster, gate: Gate, row: Row) -> None:
+    """A Service whose change is refused works on as it was."""
+    cluster.put(*backed(CHANGED, by="pod1-1"))
+    gate.refuse("10.244.2.11:8080" if row.version == 4 else "[fd00:10:244:2::11]:8080")
+
+    with cluster.having(*backed(CHANGED, by="pod2-1")):
+        assert cluster.expected(row) == cluster.meet(row)
+
+
+@rows("client-pod  coming:80/tcp  pod1-1  itself", [COMING])
+def test_chain_that_others_jump_to_disturbs_nobody(cluster: Cluster, row: Row) -> None:
+    """Where the kernel itself refuses, as a foreign rule jumps to a chain that shall go, other changes get through."""
+    node, iptables = cluster.lab["node1"], cluster.mode.iptables[VERSIONS.index(row.version)]
+    cluster.put(*backed(GOING, by="pod1-1"))
+    [chain] = set(
+        re.findall(rf"-d {cluster_ips(114)[VERSIONS.index(row.version)]}/.* -j (KUBE-SVC-\w+)", cluster.rules(node))
+    )
+    jump = ("-p", "sctp", "--dport", "9", "-j", chain)
+    cluster.run(node, iptables, "-t", "nat", "-A", "OUTPUT", *jump)
+    try:
+        cluster.remove(*backed(GOING, by="pod1-1"))
+        with cluster.having(*backed(COMING, by="pod1-1")):
+            assert cluster.expected(row) == cluster.meet(row)
+            assert f":{chain} " in cluster.rules(node)
+    finally:
+        cluster.run(node, iptables, "-t", "nat", "-D", "OUTPUT", *jump)
+
+    wait_until(lambda: f":{chain} " not in cluster.rules(node), "the end of the chain")
