@@ -91,14 +91,15 @@ class _Verdict(Enum):
     FALL_THROUGH = ""
 
 
-_Match = Callable[[_State], Fraction]
-"""Probability that a rule applies to a packet."""
+_Test = Callable[[_State], bool]
 _Way = tuple[_Verdict, _State]
 
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    matches: tuple[_Match, ...]
+    tests: tuple[_Test, ...]
+    chance: Fraction
+    """Probability that it applies where all tests pass."""
     target: str
     options: dict[str, str] = field(hash=False)
     sets_pin: str = ""
@@ -181,15 +182,18 @@ class _Path:
             rule = _parse(text)
             passed: list[_State] = []
             for one in waiting:
-                share = _probability(rule, one)
-                if share < 1:
-                    passed.append(replace(one, share=one.share * (1 - share)))
-                if share > 0:
-                    for verdict, end in self._hit(table, rule, replace(one, share=one.share * share)):
-                        if verdict is _Verdict.FALL_THROUGH and rule.target != "RETURN":
-                            passed.append(end)
-                        else:
-                            yield verdict, end
+                if not all(test(one) for test in rule.tests):
+                    passed.append(one)
+                    continue
+                hit = one
+                if rule.chance != 1:
+                    passed.append(replace(one, share=one.share * (1 - rule.chance)))
+                    hit = replace(one, share=one.share * rule.chance)
+                for verdict, end in self._hit(table, rule, hit):
+                    if verdict is _Verdict.FALL_THROUGH and rule.target != "RETURN":
+                        passed.append(end)
+                    else:
+                        yield verdict, end
             waiting = passed
         yield from ((_Verdict.FALL_THROUGH, one) for one in waiting)
 
@@ -218,15 +222,6 @@ def _socket(text: str) -> tuple[bytes, int]:
     return parse_ip(ip.strip("[]")), int(port)
 
 
-def _probability(rule: _Rule, state: _State) -> Fraction:
-    share = Fraction(1)
-    for match in rule.matches:
-        share *= match(state)
-        if not share:
-            break
-    return share
-
-
 # Reading rules
 
 _FLAGS = frozenset({"--random-fully", "--rsource", "--set", "--rcheck", "--reap"})
@@ -237,8 +232,9 @@ _TARGET_OPTIONS = frozenset({"--set-xmark", "--to-destination"})
 
 @lru_cache(maxsize=65536)
 def _parse(text: str) -> _Rule:
-    matches: list[_Match] = []
+    tests: list[_Test] = []
     options: dict[str, str] = {}
+    chance = Fraction(1)
     target, recent = "", dict[str, str]()
     for is_inverted, name, value in _options(text):
         if name == "-j":
@@ -247,11 +243,13 @@ def _parse(text: str) -> _Rule:
             options[name] = value
         elif name in {"--set", "--rcheck", "--reap", "--seconds", "--name"}:
             recent[name] = value
+        elif name == "--probability":
+            chance = Fraction(round(float(value) * (1 << 31)), 1 << 31)  # xt_statistic keeps 31 bits
         elif name not in _PASSED_OVER:
-            matches.append(_match(name, value, is_inverted=is_inverted))
+            tests.append(_test(name, value, is_inverted=is_inverted))
     if "--rcheck" in recent:
-        matches.append(_certain(lambda state: recent["--name"] in state.pins))
-    return _Rule(tuple(matches), target, options, recent["--name"] if "--set" in recent else "")
+        tests.append(lambda state: recent["--name"] in state.pins)
+    return _Rule(tuple(tests), chance, target, options, recent["--name"] if "--set" in recent else "")
 
 
 def _options(text: str) -> Iterator[tuple[bool, str, str]]:
@@ -265,62 +263,51 @@ def _options(text: str) -> Iterator[tuple[bool, str, str]]:
         is_inverted = False
 
 
-def _certain(test: Callable[[_State], bool]) -> _Match:
-    return lambda state: Fraction(test(state))
-
-
-def _match(name: str, value: str, *, is_inverted: bool) -> _Match:
-    if name == "--probability":
-        chance = Fraction(round(float(value) * (1 << 31)), 1 << 31)  # xt_statistic keeps 31 bits
-        return lambda _: chance
-    test = _test(name, value)
-    return _certain(lambda state: test(state) is not is_inverted)
-
-
-def _test(name: str, value: str) -> Callable[[_State], bool]:
+def _test(name: str, value: str, *, is_inverted: bool) -> _Test:
     make = _TESTS.get(name)
     if make is None:
         message = f"unknown match: {name} {value}"
         raise ValueError(message)
-    return make(value)
+    test = make(value)
+    return (lambda state: not test(state)) if is_inverted else test
 
 
-def _source_test(value: str) -> Callable[[_State], bool]:
+def _source_test(value: str) -> _Test:
     network = parse_network(value)
     return lambda state: state.packet.source in network
 
 
-def _destination_test(value: str) -> Callable[[_State], bool]:
+def _destination_test(value: str) -> _Test:
     network = parse_network(value)
     return lambda state: state.destination in network
 
 
-def _protocol_test(value: str) -> Callable[[_State], bool]:
+def _protocol_test(value: str) -> _Test:
     protocol = Protocol(value)
     return lambda state: state.packet.protocol is protocol
 
 
-def _port_test(value: str) -> Callable[[_State], bool]:
+def _port_test(value: str) -> _Test:
     number = int(value)
     return lambda state: state.port == number
 
 
-def _conntrack_test(value: str) -> Callable[[_State], bool]:
+def _conntrack_test(value: str) -> _Test:
     wanted = set(value.split(","))
     return lambda state: not wanted.isdisjoint({"NEW", "DNAT"} if state.is_translated else {"NEW"})
 
 
-def _mark_test(value: str) -> Callable[[_State], bool]:
+def _mark_test(value: str) -> _Test:
     mark, mask = (int(text, 16) for text in value.split("/"))
     return lambda state: state.mark & mask == mark
 
 
-def _source_type_test(value: str) -> Callable[[_State], bool]:
+def _source_type_test(value: str) -> _Test:
     _only_local(value)
     return lambda state: state.host.is_local(state.packet.source)
 
 
-def _destination_type_test(value: str) -> Callable[[_State], bool]:
+def _destination_type_test(value: str) -> _Test:
     _only_local(value)
     return lambda state: state.host.is_local(state.destination)
 
@@ -335,13 +322,13 @@ def _is_interface(pattern: str, name: str) -> bool:
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
 
 
-def _bpf_test(bytecode: str) -> Callable[[_State], bool]:
+def _bpf_test(bytecode: str) -> _Test:
     _, *texts = bytecode.split(",")
     program = tuple(tuple(map(int, text.split())) for text in texts)
     return lambda state: _run_bpf(program, _ip_header(state)) > 0
 
 
-_TESTS: dict[str, Callable[[str], Callable[[_State], bool]]] = {
+_TESTS: dict[str, Callable[[str], _Test]] = {
     "-s": _source_test,
     "-d": _destination_test,
     "-p": _protocol_test,

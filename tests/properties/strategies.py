@@ -109,7 +109,7 @@ def services(draw: st.DrawFn, world: World = WORLD, index: int = 0, *, contested
         index: which of the world's Services.
         contested: addresses and ports may be others', too, and fields that an API server fills in may be missing.
     """
-    kind = draw(any_of(("ClusterIP", "NodePort", "LoadBalancer")))
+    kind = draw(any_of(("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer")))
     families = draw(any_of(FAMILIES))
     is_balanced = kind == "LoadBalancer"
     external_ips = draw(_some(of_families(world.external_ips, families)))
@@ -147,7 +147,7 @@ def slice_endpoints(draw: st.DrawFn, world: World, family: Family) -> tuple[Slic
     """Give the endpoints of a slice: any conditions, on this node, on another or on none, hinted in several ways."""
     hints = draw(any_of(("none", "none", "zones", "nodes", "both", "some")))
     found: list[SliceEndpoint] = []
-    for ip in draw(_some(of_families(world.endpoint_ips, (family,)), most=4)):
+    for ip in draw(_some(of_families(world.endpoint_ips, (family,)), most=4, least=0 if draw(_RARELY) else 1)):
         ready, serving, terminating = draw(any_of(CONDITIONS))
         is_hinted = hints != "some" or draw(st.booleans())
         found.append(
@@ -169,14 +169,13 @@ def _hinted(names: Sequence[str]) -> st.SearchStrategy[tuple[str, ...]]:
 
 
 @st.composite
-def endpoint_slices(draw: st.DrawFn, world: World, service: Service, name: str) -> EndpointSlice:
-    """Give a slice of a Service, mostly with the Service's ports, under any numbers."""
+def endpoint_slices(draw: st.DrawFn, world: World, service: Service, family: Family, name: str) -> EndpointSlice:
+    """Give a slice of a Service in a family, mostly with the Service's ports, under any numbers."""
     ports = tuple((port.name, port.protocol) for port in service.ports)
     if draw(_RARELY):
         ports = (*ports[1:], ("other", Protocol.TCP))
-    family = draw(any_of(service.families))
     return EndpointSlice(
-        NamespacedName(service.name.namespace, f"{service.name.name}-{name}"),
+        NamespacedName(service.name.namespace, f"{service.name.name}-{name}{family.value}"),
         service.name,
         family,
         tuple(SlicePort(*port, draw(any_of(world.endpoint_ports))) for port in ports),
@@ -203,9 +202,10 @@ def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, m
     indices = draw(_some(everyone, most=most_services, least=0 if draw(_RARELY) else 1))
     all_services = [draw(services(world, index, contested=contested)) for index in indices]
     all_slices = [
-        draw(endpoint_slices(world, service, name))
+        draw(endpoint_slices(world, service, family, name))
         for service in all_services
-        for name in draw(any_of((("x",), ("x",), ("x", "y"), ("y", "x", "z"), ())))
+        for family in service.families
+        for name in draw(any_of(("x", "x", "xy", "yxz", "")))
     ]
     if all_services and draw(_RARELY):
         all_services.pop()

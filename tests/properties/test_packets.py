@@ -1,35 +1,40 @@
 """Rules and oracle agree on every packet: what is compiled does what the semantics ask for, and nothing else."""
 
-from fractions import Fraction
+from collections.abc import Iterator
+from itertools import product
 
-from hypothesis import event, given
+import pytest
+from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
-from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol
+from pyproxy.model.service import Service
 from tests.properties.oracle import Oracle
 from tests.properties.packet import Host, Packet, outcomes
-from tests.properties.planning import compiled, plans_of
+from tests.properties.planning import compiled
 from tests.properties.strategies import Cluster, clusters, iptables_settings
-from tests.properties.world import WORLD, ips, of_families
+from tests.properties.world import TIGHT_WORLD, WORLD, World, ips, of_families
 
 STRAY_PORTS = (9, 31999, 32000)
-SMALLEST_STEP = Fraction(1, 1 << 30)
 LOOPBACK_IPS = ips("127.0.0.1", "127.0.0.9", "::1")
-IN_INTERFACES = ("cni0", "veth12")
+IN_INTERFACES = ("", "eth0", "cni0", "veth12")
+"""By which a packet comes: sent by the node itself, from its network, from a pod by a bridge or by a pair of its own."""
+
+MANY = settings(max_examples=2 * settings().max_examples)
+"""A packet path is rare that needs this Service, this node and this client at once."""
 
 
 @st.composite
-def hosts(draw: st.DrawFn, family: Family) -> Host:
+def hosts(draw: st.DrawFn, world: World, family: Family) -> Host:
     """Give a node with its own addresses, to which a load balancer may have added some of its own."""
-    bound = draw(st.lists(st.sampled_from(of_families(WORLD.load_balancer_ips, (family,))), max_size=2))
-    return Host(frozenset(of_families((*WORLD.node_ips, *WORLD.gateways), (family,))) | frozenset(bound))
+    bound = draw(st.lists(st.sampled_from(of_families(world.load_balancer_ips, (family,))), max_size=2))
+    return Host(frozenset(of_families((*world.node_ips, *world.gateways), (family,))) | frozenset(bound))
 
 
 @st.composite
-def packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
-    """Give a packet to anything that a Service may have, or that looks like it."""
+def stray_packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
+    """Give a packet from anywhere to anything that a Service may have, or that looks like it."""
     destinations = of_families(
         (
             *WORLD.cluster_ips,
@@ -41,16 +46,12 @@ def packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
         ),
         (family,),
     )
-    in_interface = draw(st.sampled_from(("", "eth0", *IN_INTERFACES)))
+    in_interface = draw(st.sampled_from(IN_INTERFACES))
     if in_interface == "":
         destinations += of_families(LOOPBACK_IPS, (family,))
-        sources = sorted(host.ips) + of_families(LOOPBACK_IPS, (family,))
-    else:
-        pool = WORLD.pods if in_interface in IN_INTERFACES else WORLD.clients
-        sources = of_families(pool, (family,))
     numbers = (*WORLD.port_numbers, *WORLD.node_ports, *WORLD.endpoint_ports, *STRAY_PORTS)
     return Packet(
-        draw(st.sampled_from(sources)),
+        draw(st.sampled_from(sorted(sources(host, family, in_interface)))),
         draw(st.sampled_from(destinations)),
         draw(st.sampled_from(Protocol)),
         draw(st.sampled_from(numbers)),
@@ -58,25 +59,58 @@ def packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
     )
 
 
-@st.composite
-def aimed_packets(draw: st.DrawFn, host: Host, family: Family, cluster: Cluster) -> Packet:
-    """Give a packet that is mostly aimed at what some Service of the cluster claims."""
-    packet = draw(packets(host, family))
-    claims = [claim for plan in plans_of(cluster, family).values() for claim in plan.claims()]
-    if not claims or draw(st.integers(0, 4)) == 0:
-        return packet
-    claim = draw(st.sampled_from(claims))
-    ip = claim.ip or draw(st.sampled_from(sorted(host.ips)))
-    return Packet(packet.source, ip, claim.protocol, claim.port, packet.in_interface)
+def sources(host: Host, family: Family, in_interface: str) -> set[bytes]:
+    """Return addresses that a packet can come from by an interface, endpoints among them."""
+    match in_interface:
+        case "":
+            return {*host.ips, *of_families(LOOPBACK_IPS, (family,))}
+        case "eth0":
+            return {ip for ip in of_families((*WORLD.clients, *WORLD.endpoint_ips), (family,)) if not is_here(host, ip)}
+        case _:
+            return set(of_families(WORLD.pods, (family,)))
 
 
-@given(st.data(), clusters(), iptables_settings())
-def test_rules_do_what_the_semantics_say(data: st.DataObject, cluster: Cluster, settings: IptablesSettings) -> None:
+def is_here(host: Host, ip: bytes) -> bool:
+    """Say whether an address is the node's or one of its pods'."""
+    return host.is_local(ip) or any(ip in block for block in WORLD.pod_cidrs)
+
+
+def claims(service: Service, host: Host, family: Family) -> Iterator[tuple[bytes, Protocol, int]]:
+    """Yield every address, protocol and port in a family that a Service may be reached by."""
+    addresses = of_families((*service.cluster_ips, *service.external_ips, *service.load_balancer_ips), (family,))
+    for port in service.ports:
+        yield from ((ip, port.protocol, port.port) for ip in addresses)
+        if port.node_port:
+            at_node = {*host.ips, *of_families(LOOPBACK_IPS, (family,))}
+            yield from ((ip, port.protocol, port.node_port) for ip in sorted(at_node))
+
+
+def aimed_packets(cluster: Cluster, host: Host, family: Family) -> Iterator[Packet]:
+    """Yield a packet from everywhere to everything that Services may be reached by."""
+    for service, in_interface in product(cluster.services, IN_INTERFACES):
+        here = sorted(sources(host, family, in_interface))
+        for (ip, protocol, port), source in product(claims(service, host, family), here):
+            if in_interface == "" or ip not in LOOPBACK_IPS:
+                yield Packet(source, ip, protocol, port, in_interface)
+
+
+@MANY
+@pytest.mark.parametrize("world", [WORLD, TIGHT_WORLD], ids=["wide", "tight"])
+@given(st.data(), st.sampled_from(Family), st.booleans())
+def test_rules_do_what_the_semantics_say(
+    world: World,
+    data: st.DataObject,
+    family: Family,
+    contested: bool,  # noqa: FBT001  # given by hypothesis
+) -> None:
     """Every way that a packet can go through the rules is one that the oracle names, and the other way round."""
-    tables = compiled(cluster, settings)
-    host = data.draw(hosts(settings.family))
-    oracle = Oracle(cluster, settings, host)
-    for packet in data.draw(st.lists(aimed_packets(host, settings.family, cluster), min_size=5, max_size=15)):
+    cluster = data.draw(clusters(world, contested=contested))
+    chosen = data.draw(iptables_settings(family, world))
+    tables = compiled(cluster, chosen)
+    host = data.draw(hosts(world, family))
+    oracle = Oracle(cluster, chosen, host)
+    strays = data.draw(st.lists(stray_packets(host, family), max_size=4))
+    for packet in (*strays, *aimed_packets(cluster, host, family)):
         expected = oracle.outcomes(packet)
         for outcome in expected:
             event(f"{outcome.fate.value}, to an endpoint: {outcome.endpoint is not None}")

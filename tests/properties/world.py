@@ -83,6 +83,20 @@ class World:
 
 
 WORLD = World()
+TIGHT_WORLD = World(
+    service_names=WORLD.service_names[:2],
+    port_names=("http", "dns"),
+    port_numbers=(80,),
+    node_ports=(80, 30000),
+    external_ips=ips("10.96.0.10", "203.0.113.2", "fd00:10:96::10", "2001:db8:113::2"),
+    load_balancer_ips=ips("203.0.113.2", "2001:db8:113::2"),
+    source_ranges=networks("172.18.0.0/28", "fd00:172:18::/120"),
+    endpoint_ips=ips("10.244.1.11", "172.18.0.11", "fd00:10:244:1::11", "fd00:172:18::11"),
+    endpoint_ports=(80, 8080),
+    node_ips=ips("172.18.0.11", "fd00:172:18::11"),
+    zones=("a",),
+)
+"""One where hardly anything is somebody's alone: a Service's address is another's, its endpoint is the node, and so on."""
 
 
 def shown(ip: bytes) -> str:
