@@ -6,17 +6,29 @@ from collections.abc import Callable
 
 from pyproxy.model.address import parse_ip
 
+IPVS_DEVICE = "kube-ipvs0"
 _RTMGRP_IPV4_IFADDR = 0x10
 _RTMGRP_IPV6_IFADDR = 0x100
 
 
 async def local_addresses() -> frozenset[bytes]:
-    """Return every address of every interface of this network namespace, up or down, packed."""
+    """Return every address of every interface of this network namespace, up or down, packed.
+
+    The device that holds addresses of Services in IPVS mode is left out: those are not the node's.
+    """
     from pyroute2 import AsyncIPRoute  # noqa: PLC0415  # 10 MB that only nodes with --nodeport-addresses need
 
+    try:
+        others = socket.if_nametoindex(IPVS_DEVICE)
+    except OSError:
+        others = 0
     async with AsyncIPRoute() as route:
         messages = await route.addr("dump")
-        found = [message.get("local") or message.get("address") async for message in messages]
+        found = [
+            message.get("local") or message.get("address")
+            async for message in messages
+            if message.get("index") != others
+        ]
     return frozenset(parse_ip(text) for text in found if text)
 
 

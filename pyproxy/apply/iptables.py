@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import Enum
 
 from pyproxy.apply.command import Result, run
@@ -54,13 +54,21 @@ def is_available(family: Family, variant: Variant) -> bool:
 class IptablesKernel:
     """Our chains and hooks of one family, in one variant."""
 
-    def __init__(self, family: Family, variant: Variant, counter: RulesetCounter, ownership: Ownership) -> None:
+    def __init__(
+        self,
+        family: Family,
+        variant: Variant,
+        counter: RulesetCounter,
+        ownership: Ownership,
+        tables: Sequence[str] = TABLES,
+    ) -> None:
         self.family = family
         self.variant = variant
         self.sees_every_change = variant is Variant.NFT
         self.restores = 0
         """How many times a restore was run: writes to the kernel, for tests and metrics."""
         self._ownership = ownership
+        self._tables = tables
         self._counter = counter
 
     def __repr__(self) -> str:
@@ -70,7 +78,7 @@ class IptablesKernel:
         """Return our chains and the hooks that are in place."""
         self._counter.settle()
         found: dict[RulesetKey, str] = {}
-        for table in TABLES:
+        for table in self._tables:
             text = await save(self.family, self.variant, table)
             found |= parse_save(table, text.splitlines(), self._ownership)
         return found

@@ -9,8 +9,11 @@ from typing import NamedTuple
 
 FILTER = "filter"
 NAT = "nat"
+MANGLE = "mangle"
 TABLES = (FILTER, NAT)
 """In the order in which they are written: what refuses a packet is in place before what forwards it."""
+IPVS_TABLES = (MANGLE, FILTER, NAT)
+"""The same for the IPVS mode."""
 
 
 class ChainKey(NamedTuple):

@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pyproxy.model.listing import Counters, ListedRule
-from pyproxy.model.ruleset import TABLES, ChainKey, HookKey, RulesetKey
+from pyproxy.model.ruleset import IPVS_TABLES, ChainKey, HookKey, RulesetKey
 
 _APPEND = "-A "
 
 
 def restore_text(change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> str:
     """Write a change as restore input; empty if nothing changes."""
-    by_table: dict[str, list[RulesetKey]] = {table: [] for table in TABLES}
+    by_table: dict[str, list[RulesetKey]] = {table: [] for table in IPVS_TABLES}
     for key, (present, wanted) in change.items():
         if present != wanted:
             by_table[key.table].append(key)

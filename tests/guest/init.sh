@@ -13,8 +13,9 @@ for directory in /run /tmp /var/tmp /dev/shm; do mount -t tmpfs tmpfs "$director
 mkdir -p "$GUEST_SHARED"
 mount -t hostfs hostfs "$GUEST_SHARED" -o "$GUEST_SHARED"
 echo "$GUEST_MODPROBE" > /proc/sys/kernel/modprobe
-# Nothing asks for it in time: its settings are there only after loading.
+# Nothing asks for these two in time: the settings of one, and the file that tells of the other, come with them.
 "$GUEST_MODPROBE" ipv6
+"$GUEST_MODPROBE" ip_vs
 ip link set lo up
 sh "$GUEST_JOB" </dev/null >/dev/console 2>&1
 echo $? > "$GUEST_STATUS"

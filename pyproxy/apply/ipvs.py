@@ -1,0 +1,340 @@
+"""One family's entries of the IPVS mode in the kernel: virtual and real servers, addresses, sets and rules.
+
+What is added goes in before what is taken away, and in such an order that no packet meets half of a Service: sets,
+virtual servers, real servers, addresses, rules. A thread does it, because a large change takes longer than the loop may stall.
+
+Draining: a real server that shall go, of a protocol with connections, gets weight 0 and a time stamp, in the kernel, where
+a restart finds them again. `disturbed`, which is called again and again, removes those whose connections have ended, or
+whose time is up.
+
+Virtual servers of others are never touched. Ours are told by the sets: whatever was in one of them when it was read.
+"""
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+from time import monotonic, time
+from typing import TypeVar
+
+from pyproxy.apply.ipset import IpSets, SetType
+from pyproxy.apply.iptables import IptablesKernel
+from pyproxy.apply.netlink import Message
+from pyproxy.apply.vips import Vips, is_up
+from pyproxy.apply.virtual_servers import RefusedError, VirtualServers, all_reals
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family, Network
+from pyproxy.model.ipvs import (
+    IpvsKey,
+    IpvsValue,
+    Member,
+    Real,
+    Scheduling,
+    Set,
+    Vip,
+    Virtual,
+)
+from pyproxy.model.ruleset import RulesetKey
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 3600
+"""How long a real server is waited for whose endpoint is gone and whose connections are not."""
+_LOOK_SECONDS = 5.0
+_LOOKS_AT_ONCE = 100
+_UDP = 17
+
+Change = Mapping[IpvsKey, tuple[IpvsValue | None, IpvsValue | None]]
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(slots=True)
+class _Parts:
+    """A change, sorted by kind and by what is to be done."""
+
+    new_virtuals: dict[Virtual, Scheduling] = field(default_factory=dict)
+    virtuals: dict[Virtual, Scheduling] = field(default_factory=dict)
+    gone_virtuals: list[Virtual] = field(default_factory=list)
+    new_reals: dict[Real, int] = field(default_factory=dict)
+    reals: dict[Real, int] = field(default_factory=dict)
+    gone_reals: list[Real] = field(default_factory=list)
+    vips: dict[bytes, bytes] = field(default_factory=dict)
+    gone_vips: list[bytes] = field(default_factory=list)
+    sets: list[str] = field(default_factory=list)
+    gone_sets: list[str] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+    gone_members: list[Member] = field(default_factory=list)
+    rules: dict[RulesetKey, tuple[str | None, str | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doors:
+    """The parts of the kernel that hold one family's entries."""
+
+    servers: VirtualServers
+    sets: IpSets
+    set_types: Mapping[str, SetType]
+    vips: Vips
+    rules: IptablesKernel
+
+
+class IpvsKernel:
+    """Our entries of one family."""
+
+    sees_every_change = False
+
+    def __init__(self, family: Family, doors: Doors, excluded: Collection[Network], served: Collection[str]) -> None:
+        """Remember the doors.
+
+        Args:
+            family: the family.
+            doors: its parts of the kernel.
+            excluded: addresses whose virtual servers are never deleted.
+            served: names of the sets that hold address and port of each of our virtual servers.
+        """
+        self.family = family
+        self._doors = doors
+        self._excluded = tuple(block for block in excluded if block.family is family)
+        self._served = frozenset(served)
+        self._lock = Lock()
+        """Held by the thread that is at work: a socket can have one conversation at a time."""
+        self._foreign: set[Virtual] = set()
+        self._bound: set[bytes] = set()
+        """Addresses that somebody bound to the device: once our routes are there, nobody needs them."""
+        self._leaving: dict[Virtual, set[Real]] = {}
+        """Real servers that drain: no more than a list of what to look at, read from the kernel at start."""
+        self._next_look = 0.0
+
+    def __repr__(self) -> str:
+        return f"IpvsKernel({self.family})"
+
+    async def read(self) -> dict[IpvsKey, IpvsValue]:
+        """Return what is there: ours, and foreign virtual servers, one of which may be in the place of one of ours."""
+        found = await asyncio.to_thread(self._read_tables)
+        found.update((await self._doors.rules.read()).items())
+        return found
+
+    def _read_tables(self) -> dict[IpvsKey, IpvsValue]:
+        with self._lock:
+            return self._read_all()
+
+    def _read_all(self) -> dict[IpvsKey, IpvsValue]:
+        doors = self._doors
+        found: dict[IpvsKey, IpvsValue] = {}
+        doors.vips.ensure_device()
+        with _as_apply_error("ipset"):
+            names, members = doors.sets.read(dict(doors.set_types))
+        found |= {Set(name): doors.set_types[name].value[0] for name in names}
+        found |= dict.fromkeys(members, True)
+        with _as_apply_error("local routes"):
+            found |= {Vip(ip): source for ip, source in doors.vips.read().items()}
+            self._bound = doors.vips.bound()
+        with _as_apply_error("IPVS"):
+            virtuals = dict(doors.servers.services(self.family))
+            reals = dict(all_reals(self.family))
+        self._foreign = {virtual for virtual in virtuals if not self._is_ours(virtual, members)}
+        found.update(virtuals.items())
+        found |= {real: state.weight for real, state in reals.items() if real.virtual in virtuals}
+        return found
+
+    def _is_ours(self, virtual: Virtual, members: Collection[Member]) -> bool:
+        if any(virtual.ip in block for block in self._excluded):
+            return False
+        return any(Member(name, *virtual) in members for name in self._served)
+
+    async def apply(self, change: Change) -> None:
+        """Perform a change.
+
+        Raises:
+            ApplyError: it was not taken, or not all of it.
+        """
+        parts = _sorted(change)
+        self._leave_foreign_alone(parts)
+        await asyncio.to_thread(self._add, parts)
+        if parts.rules:
+            await self._doors.rules.apply(parts.rules)
+        await asyncio.to_thread(self._remove, parts)
+
+    def _leave_foreign_alone(self, parts: _Parts) -> None:
+        left = self._foreign.intersection(parts.gone_virtuals)
+        # Whoever applies a change has compared all that was read: what is not to go is in the place of one of ours.
+        self._foreign = left
+        parts.gone_virtuals = [virtual for virtual in parts.gone_virtuals if virtual not in left]
+        parts.gone_reals = [real for real in parts.gone_reals if real.virtual not in left]
+
+    def _add(self, parts: _Parts) -> None:
+        with self._lock, _as_apply_error("IPVS"):
+            self._add_all(parts)
+
+    def _add_all(self, parts: _Parts) -> None:
+        doors = self._doors
+        doors.sets.create(parts.sets, dict(doors.set_types))
+        servers = doors.servers
+        # What is there already (of others, or on its way out) is changed instead, and the other way round.
+        _perform(servers, parts.new_virtuals, servers.add, servers.change)
+        _perform(servers, parts.virtuals, servers.change, servers.add)
+        _perform(servers, parts.new_reals, servers.add_real, servers.change_real)
+        _perform(servers, parts.reals, servers.change_real, servers.add_real)
+        for real in (*parts.new_reals, *parts.reals):
+            if real in self._leaving.get(real.virtual, ()):
+                self._left(real)
+        doors.sets.add(parts.members)
+        if parts.vips:
+            doors.vips.add(parts.vips)
+
+    def _remove(self, parts: _Parts) -> None:
+        with self._lock, _as_apply_error("IPVS"):
+            self._remove_all(parts)
+
+    def _remove_all(self, parts: _Parts) -> None:
+        doors = self._doors
+        doors.vips.delete(parts.gone_vips)
+        doors.vips.unbind(self._bound)
+        self._bound = set()
+        doors.sets.delete(parts.gone_members)
+        doors.sets.destroy(parts.gone_sets)
+        self._remove_servers(parts.gone_virtuals, parts.gone_reals)
+
+    def _remove_servers(self, virtuals: Collection[Virtual], reals: Iterable[Real]) -> None:
+        servers = self._doors.servers
+        servers.perform_deletes([servers.delete(virtual) for virtual in virtuals])
+        for virtual in virtuals:
+            self._leaving.pop(virtual, None)
+        gone = set(virtuals)
+        staying = [real for real in reals if real.virtual not in gone]
+        servers.perform_deletes([servers.delete_real(real) for real in staying if real.virtual.protocol == _UDP])
+        self._drain([real for real in staying if real.virtual.protocol != _UDP])
+
+    # Draining
+
+    def _drain(self, reals: Collection[Real]) -> None:
+        for real in reals:
+            self._leaving.setdefault(real.virtual, set()).add(real)
+        self._look_at(dict.fromkeys(real.virtual for real in reals))
+
+    def disturbed(self) -> bool:
+        """Say whether others may have changed something: device, rules. Goes on with draining meanwhile."""
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            self._look_round()
+            return not is_up() or self._doors.rules.disturbed()
+        finally:
+            self._lock.release()
+
+    def _look_round(self) -> None:
+        if not self._leaving or monotonic() < self._next_look:
+            return
+        self._next_look = monotonic() + _LOOK_SECONDS
+        virtuals = list(self._leaving)[:_LOOKS_AT_ONCE]
+        try:
+            self._look_at(virtuals)
+        except (ApplyError, OSError) as error:
+            logger.warning("%s: draining: %s", self.family, error)
+        # Those that were looked at go to the end.
+        for virtual in virtuals:
+            if virtual in self._leaving:
+                self._leaving[virtual] = self._leaving.pop(virtual)
+
+    def _look_at(self, virtuals: Iterable[Virtual]) -> None:
+        """Give real servers that leave weight 0, and remove those that have no connections or no time left."""
+        servers = self._doors.servers
+        now = int(time())
+        quiet: list[Message] = []
+        ended: list[Message] = []
+        for virtual in virtuals:
+            states = dict(servers.reals(virtual))
+            for real in tuple(self._leaving.get(virtual, ())):
+                state = states.get(real.endpoint)
+                if state is None:
+                    self._left(real)
+                elif state.weight:
+                    # Removed at the next look: until now it may have been given a connection.
+                    quiet.append(servers.change_real(real, 0, now))
+                elif state.active + state.inactive == 0 or (state.since and now - state.since > DRAIN_SECONDS):
+                    ended.append(servers.delete_real(real))
+                    self._left(real)
+                elif not state.since:
+                    quiet.append(servers.change_real(real, 0, now))
+        servers.perform_deletes(quiet + ended)
+
+    def _left(self, real: Real) -> None:
+        reals = self._leaving[real.virtual]
+        reals.discard(real)
+        if not reals:
+            del self._leaving[real.virtual]
+
+
+def _perform(
+    servers: VirtualServers,
+    entries: Mapping[K, V],
+    first: Callable[[K, V], Message],
+    otherwise: Callable[[K, V], Message],
+) -> None:
+    """Send a request for each entry, and where that one is refused because the thing is there, or is not, the other."""
+    requests = [[make(key, value) for key, value in entries.items()] for make in (first, otherwise)]
+    try:
+        servers.perform(*requests)
+    except RefusedError as error:
+        key = list(entries)[error.index]
+        unknown = isinstance(key, Virtual) and error.code in (errno.ENOENT, errno.ESRCH)
+        reason = "the kernel has no such scheduler" if unknown else str(error)
+        message = f"{key}: {reason}"
+        raise ApplyError(message, retryable=error.retryable) from error
+
+
+def _sorted(change: Change) -> _Parts:
+    parts = _Parts()
+    for key, (present, wanted) in change.items():
+        match key:
+            case Virtual():
+                _sort_virtual(parts, key, present, wanted)
+            case Real():
+                _sort_real(parts, key, present, wanted)
+            case Vip():
+                _sort_vip(parts, key, wanted)
+            case Set():
+                (parts.gone_sets if wanted is None else parts.sets).append(key.name)
+            case Member():
+                (parts.gone_members if wanted is None else parts.members).append(key)
+            case _:
+                parts.rules[key] = (_text(present), _text(wanted))
+    return parts
+
+
+def _sort_virtual(parts: _Parts, key: Virtual, present: IpvsValue | None, wanted: IpvsValue | None) -> None:
+    if isinstance(wanted, Scheduling):
+        (parts.new_virtuals if present is None else parts.virtuals)[key] = wanted
+    else:
+        parts.gone_virtuals.append(key)
+
+
+def _sort_real(parts: _Parts, key: Real, present: IpvsValue | None, wanted: IpvsValue | None) -> None:
+    if isinstance(wanted, int):
+        (parts.new_reals if present is None else parts.reals)[key] = wanted
+    else:
+        parts.gone_reals.append(key)
+
+
+def _sort_vip(parts: _Parts, key: Vip, wanted: IpvsValue | None) -> None:
+    if isinstance(wanted, bytes):
+        parts.vips[key.ip] = wanted
+    else:
+        parts.gone_vips.append(key.ip)
+
+
+def _text(value: IpvsValue | None) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+@contextmanager
+def _as_apply_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        message = f"{what}: {error.strerror}"
+        raise ApplyError(message, retryable=True) from error

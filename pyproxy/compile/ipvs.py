@@ -1,0 +1,267 @@
+"""A Service port's plan as virtual and real servers, members of sets and, where its external policy is Local, rules.
+
+Each address and port of a Service is one virtual server, so it can have one list of endpoints only. Under an external
+policy Local two are needed: local endpoints for the world, all for pods and the node. The second list is that of the cluster
+IP, and a rule sends pods and the node there (DNAT before IPVS). Where the cluster IP has another list, or there is
+none, a stand-in has it: an address that nobody uses, made from the name of the port. (A virtual server by firewall mark would do
+without, but IPVS compares the whole mark, and the other bits are not ours.)
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
+
+from pyproxy.compile import chain_names as names
+from pyproxy.compile import ipvs_static as static
+from pyproxy.compile.iptables_rules import comment, destination, destination_port, if_local, rules
+from pyproxy.compile.ipvs_static import IpvsSettings, static_rules, static_sets
+from pyproxy.compile.plan import ServicePlan, Verdict
+from pyproxy.model.address import Family, Network
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.ipvs import (
+    HASH_PORT,
+    PERSISTENT,
+    IpvsKey,
+    IpvsValue,
+    Member,
+    Real,
+    Scheduling,
+    Vip,
+    Virtual,
+)
+from pyproxy.model.names import Protocol, ServicePortName
+from pyproxy.model.ruleset import FILTER, NAT, ChainKey
+
+_LOCAL_DISPATCH = ChainKey(NAT, static.LOCAL_DISPATCH)
+_NODE_PORT_DISPATCH = ChainKey(NAT, names.NODE_PORTS)
+_HEALTH_CHECK_PORTS = ChainKey(FILTER, names.NODE_PORTS)
+SHARED_CHAINS = (_LOCAL_DISPATCH, _NODE_PORT_DISPATCH, _HEALTH_CHECK_PORTS)
+_TAILS: dict[IpvsKey, str] = {_LOCAL_DISPATCH: rules(static.LOCAL_DISPATCH, f"-j {names.NODE_PORTS}")}
+_FIRST_PORT, _PORTS = 1, 65535
+_STAND_IN = {
+    # Reserved for future use (RFC 1112), and for discarding (RFC 6666): nobody's addresses. Linux takes both as they are.
+    Family.IPV4: Network(bytes((240, 0, 0, 0)), 4),
+    Family.IPV6: Network(bytes((1, 0)) + bytes(14), 64),
+}
+
+
+class IpvsProgram:
+    """What the IPVS mode wants in the kernel for one family, from all plans. Pure."""
+
+    def __init__(self, settings: IpvsSettings) -> None:
+        self._settings = settings
+        self._static: dict[IpvsKey, IpvsValue] = dict(static_sets().items())
+        self._static.update(static_rules(settings).items())
+        self._entries: dict[IpvsKey, IpvsValue] = {}
+        self._owned: dict[ServicePortName, dict[IpvsKey, IpvsValue]] = {}
+        self._shared: Counter[IpvsKey] = Counter()
+        """How many more ports want an entry than the first one: the ports of a Service share its addresses."""
+        self._pieces: dict[IpvsKey, dict[ServicePortName, str]] = {}
+        self._pieces.update((key, {}) for key in SHARED_CHAINS)
+
+    def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[IpvsKey]:
+        """Take in the plan of a port (None: it is gone) and return the keys whose value may have changed."""
+        compiled = port_entries(plan, self._settings) if plan is not None else {}
+        changed: set[IpvsKey] = set()
+        for key, pieces in self._pieces.items():
+            piece = compiled.pop(key, None)
+            if pieces.get(name) != piece:
+                changed.add(key)
+                _put_piece(pieces, name, piece)
+        return changed | self._put_entries(name, compiled)
+
+    def value(self, key: IpvsKey) -> IpvsValue | None:
+        """Return what should be at a key; None is nothing."""
+        if key in self._pieces:
+            pieces = self._pieces[key]
+            text = "".join(pieces[name] for name in sorted(pieces))
+            return text + _TAILS.get(key, "")
+        found = self._entries.get(key)
+        return found if found is not None else self._static.get(key)
+
+    def keys(self) -> Iterator[IpvsKey]:
+        """Yield every key that should have a value."""
+        yield from self._static
+        yield from self._pieces
+        yield from self._entries
+
+    def _put_entries(self, name: ServicePortName, compiled: dict[IpvsKey, IpvsValue]) -> set[IpvsKey]:
+        before = self._owned.pop(name, {})
+        changed: set[IpvsKey] = set()
+        for key in before:
+            if key not in compiled and self._drop(key):
+                changed.add(key)
+        for key, value in compiled.items():
+            if key not in before:
+                self._add(key)
+            if self._entries.get(key) != value:
+                self._entries[key] = value
+                changed.add(key)
+        if compiled:
+            self._owned[name] = compiled
+        return changed
+
+    def _add(self, key: IpvsKey) -> None:
+        if key in self._entries:
+            self._shared[key] += 1
+
+    def _drop(self, key: IpvsKey) -> bool:
+        """Note that one port wants an entry no more; say whether nobody does."""
+        if self._shared[key]:
+            self._shared[key] -= 1
+            return False
+        del self._shared[key]
+        del self._entries[key]
+        return True
+
+
+def _put_piece(pieces: dict[ServicePortName, str], name: ServicePortName, piece: IpvsValue | None) -> None:
+    if isinstance(piece, str):
+        pieces[name] = piece
+    else:
+        del pieces[name]
+
+
+def port_entries(plan: ServicePlan, settings: IpvsSettings) -> dict[IpvsKey, IpvsValue]:
+    """Compile one plan: its entries, and its pieces of the shared chains."""
+    return _PortEntries(plan, settings).compile()
+
+
+class _PortEntries:
+    """The entries of one Service port, while they are being written down."""
+
+    def __init__(self, plan: ServicePlan, settings: IpvsSettings) -> None:
+        self._plan = plan
+        self._settings = settings
+        self._scheduling = _scheduling(plan, settings)
+        self._external_chain = ChainKey(NAT, f"KUBE-EXT-{names.service_suffix(plan.name)}")
+        self._entries: dict[IpvsKey, IpvsValue] = {}
+        self._rules: dict[ChainKey, str] = {}
+
+    def compile(self) -> dict[IpvsKey, IpvsValue]:
+        plan = self._plan
+        if plan.cluster_ip is not None:
+            self._cluster_ip(plan.cluster_ip)
+        for virtual in self._external_virtuals():
+            self._external(virtual)
+        if plan.any_usable and plan.has_firewall:
+            self._firewall()
+        if plan.external_local and plan.externally_accessible and plan.cluster_endpoints:
+            self._short_cut()
+        if plan.health_check_node_port:
+            text = comment(f"{plan.name} health check node port")
+            self._rule(_HEALTH_CHECK_PORTS, f"-p tcp {text} -m tcp --dport {plan.health_check_node_port} -j ACCEPT")
+        self._entries.update(self._rules.items())
+        return self._entries
+
+    def _cluster_ip(self, ip: bytes) -> None:
+        plan = self._plan
+        virtual = Virtual(ip, plan.protocol.number, plan.port)
+        self._serve(virtual, plan.internal_endpoints, static.CLUSTER_IP)
+        self._answer_for(ip)
+        if plan.internal_verdict is Verdict.DROP:
+            self._member(static.NO_LOCAL, virtual)
+
+    def _external_virtuals(self) -> Iterator[Virtual]:
+        plan = self._plan
+        number = plan.protocol.number
+        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
+            yield Virtual(ip, number, plan.port)
+        if plan.node_port:
+            for ip in self._settings.node_port_ips:
+                yield Virtual(ip, number, plan.node_port)
+
+    def _external(self, virtual: Virtual) -> None:
+        plan = self._plan
+        served = static.EXTERNAL_LOCAL if plan.external_local else static.EXTERNAL
+        self._serve(virtual, plan.external_endpoints, served)
+        if virtual.ip not in self._settings.local_ips:
+            self._answer_for(virtual.ip)
+        if plan.external_verdict is Verdict.DROP:
+            self._member(static.NO_LOCAL_EXTERNAL, virtual)
+
+    def _firewall(self) -> None:
+        plan = self._plan
+        if any(not block.prefix for block in plan.source_ranges):
+            return
+        for ip in plan.load_balancer_ips:
+            if ip in plan.external_ips:
+                continue  # open to all as that
+            virtual = Virtual(ip, plan.protocol.number, plan.port)
+            self._member(static.FIREWALL, virtual)
+            own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
+            for block in (*plan.source_ranges, *own):
+                self._entries[Member(static.ALLOWED, *virtual, block)] = True
+
+    def _short_cut(self) -> None:
+        """Send pods and the node to all endpoints of the cluster, past those of the policy Local."""
+        plan, settings = self._plan, self._settings
+        protocol = f"-p {plan.protocol.value}"
+        target = f"-j DNAT --to-destination {self._all_endpoints()}"
+        pods = if_local(settings.local_traffic) if settings.local_traffic is not None else None
+        if pods is not None:
+            self._rule(self._external_chain, f"{pods} {protocol} {target}")
+        self._rule(
+            self._external_chain,
+            f"-m addrtype --src-type LOCAL -j {names.MARK_MASQUERADE}",
+            f"{protocol} -m addrtype --src-type LOCAL {target}",
+        )
+        jump = f"-j {self._external_chain.chain}"
+        text = comment(f"{plan.name} external address")
+        port = destination_port(plan.protocol, plan.port)
+        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
+            self._rule(_LOCAL_DISPATCH, f"{destination(ip)} {protocol} {text} {port} {jump}")
+        if plan.node_port:
+            port = destination_port(plan.protocol, plan.node_port)
+            self._rule(_NODE_PORT_DISPATCH, f"{protocol} {text} {port} {jump}")
+
+    def _all_endpoints(self) -> Endpoint:
+        """Return address and port of the virtual server that has all endpoints of the cluster."""
+        plan = self._plan
+        if plan.cluster_ip is not None and not plan.internal_local:
+            return Endpoint(plan.cluster_ip, plan.port)
+        stand_in = _stand_in(plan.name, plan.family)
+        virtual = Virtual(stand_in.ip, plan.protocol.number, stand_in.port)
+        self._serve(virtual, plan.cluster_endpoints, static.CLUSTER_IP)
+        self._answer_for(stand_in.ip)
+        return stand_in
+
+    def _serve(self, virtual: Virtual, endpoints: Iterable[Endpoint], served: str) -> None:
+        self._entries[virtual] = self._scheduling
+        for endpoint in self._draining():
+            self._entries[Real(virtual, endpoint)] = 0
+        for endpoint in endpoints:
+            self._entries[Real(virtual, endpoint)] = 1
+        self._member(served, virtual)
+
+    def _draining(self) -> Iterable[Endpoint]:
+        return self._plan.draining_endpoints if self._plan.protocol is not Protocol.UDP else ()
+
+    def _answer_for(self, ip: bytes) -> None:
+        self._entries[Vip(ip)] = self._settings.source_ip
+        self._entries[Member(static.VIP, ip)] = True
+
+    def _member(self, name: str, virtual: Virtual) -> None:
+        self._entries[Member(name, *virtual)] = True
+
+    def _rule(self, key: ChainKey, *bodies: str) -> None:
+        self._rules[key] = self._rules.get(key, "") + rules(key.chain, *bodies)
+
+
+def _scheduling(plan: ServicePlan, settings: IpvsSettings) -> Scheduling:
+    scheduler = plan.scheduler or settings.scheduler
+    flags = HASH_PORT if scheduler == "mh" else 0
+    if plan.affinity_seconds is None:
+        return Scheduling(scheduler, flags)
+    return Scheduling(scheduler, flags | PERSISTENT, plan.affinity_seconds)
+
+
+def _stand_in(name: ServicePortName, family: Family) -> Endpoint:
+    """Return an address and port from the name of a Service port; two names give the same once in 10^13 cases."""
+    digest = int.from_bytes(sha256(f"{name}/{name.protocol.value}".encode()).digest())
+    block = _STAND_IN[family]
+    host_bits = len(block.ip) * 8 - block.prefix
+    # Not the first and the last address, which mean a network and a broadcast to some.
+    host = digest % ((1 << host_bits) - 2) + 1
+    ip = int.from_bytes(block.ip) + host
+    return Endpoint(ip.to_bytes(len(block.ip)), _FIRST_PORT + (digest >> 128) % _PORTS)

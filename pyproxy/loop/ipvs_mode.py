@@ -1,0 +1,175 @@
+"""The IPVS mode, put together: what the kernel has, settings, program and kernel of each family."""
+
+import logging
+import platform
+import re
+from collections.abc import Collection
+
+from pyproxy.apply.command import CommandError, run
+from pyproxy.apply.ipset import IpSets, SetType
+from pyproxy.apply.iptables import IptablesKernel, Variant
+from pyproxy.apply.ipvs import Doors, IpvsKernel
+from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
+from pyproxy.apply.sysctl import write_sysctl
+from pyproxy.apply.vips import Vips
+from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.compile import chain_names
+from pyproxy.compile.ipvs import IpvsProgram
+from pyproxy.compile.ipvs_static import SERVED, SET_TYPES, IpvsSettings, ipvs_hooks, is_ours, set_prefix
+from pyproxy.config import Config, ProxyMode
+from pyproxy.errors import ConfigError
+from pyproxy.loop.cleanup import retire
+from pyproxy.loop.iptables_mode import choose_variant, supported_families
+from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.model.address import Family, family_of, parse_network
+from pyproxy.model.node import Node
+from pyproxy.model.ruleset import FILTER, IPVS_TABLES, ChainKey
+from pyproxy.render.iptables_restore import Ownership
+
+logger = logging.getLogger(__name__)
+
+_DEFAULT_SCHEDULER = "rr"
+_NOT_FOR_NODE_PORTS = tuple(map(parse_network, ("127.0.0.0/8", "::1/128", "fe80::/10")))
+"""Loopback: IPVS sends no packet with a loopback address out. Link-local: the kernel has one for each interface."""
+_REUSE_IS_RIGHT_SINCE = (5, 9)
+"""From this Linux on, a new connection from a port that was used just before is scheduled without a second's delay."""
+
+
+class IpvsMode:
+    """Services as virtual servers of IPVS; see `loop.backend.Backend`."""
+
+    mode = ProxyMode.IPVS
+
+    def __init__(self, config: Config, variant: Variant) -> None:
+        self._config = config
+        self._variant = variant
+        self._generation = NftGeneration() if variant is Variant.NFT else None
+        self.families = supported_families(variant)
+        self._placement = Placement(config, self.families)
+
+    @classmethod
+    async def open(cls, config: Config) -> "IpvsMode":
+        """See that the kernel has what is needed.
+
+        Raises:
+            ConfigError: it has not; the message names the module and what to do.
+        """
+        await require_ipvs()
+        variant, reason = await choose_variant(config)
+        logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason)
+        mode = cls(config, variant)
+        if not mode.families:
+            message = f"--proxy-mode: ipvs needs the programs of iptables-{variant.value}, which are not installed"
+            raise ConfigError(message)
+        return mode
+
+    def is_placed(self, node: Node) -> bool:
+        """See `Backend`."""
+        return self._placement.is_known(node)
+
+    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IpvsSettings:
+        """See `Backend`."""
+        return ipvs_settings(self._config, node, family, local_ips)
+
+    def program(self, settings: IpvsSettings) -> IpvsProgram:
+        """See `Backend`."""
+        return IpvsProgram(settings)
+
+    def kernel(self, family: Family) -> IpvsKernel:
+        """See `Backend`."""
+        counter = self._generation.counter() if self._generation else LegacyCounter(family, IPVS_TABLES)
+        doors = Doors(
+            servers=VirtualServers(),
+            sets=IpSets(family, set_prefix(family)),
+            set_types={name: _SET_TYPES[kind] for name, kind in SET_TYPES.items()},
+            vips=Vips(family),
+            rules=IptablesKernel(family, self._variant, counter, ownership(family), IPVS_TABLES),
+        )
+        return IpvsKernel(family, doors, self._config.ipvs_exclude_cidrs, SERVED)
+
+    async def retire_others(self) -> None:
+        """See `Backend`."""
+        await retire([variant for variant in Variant if variant is not self._variant], nftables=True)
+
+    def prepare(self) -> None:
+        """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""
+        choices = {
+            "net/ipv4/vs/conntrack": (1, "iptables sees and masquerades connections of IPVS"),
+            "net/ipv4/vs/expire_nodest_conn": (1, "a connection to a server that is gone ends at once"),
+            "net/ipv4/vs/expire_quiescent_template": (1, "a client does not stay with a server that drains"),
+            "net/ipv4/ip_forward": (1, "replies of pods pass the node"),
+        }
+        release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
+        if release < _REUSE_IS_RIGHT_SINCE:
+            reason = "before Linux 5.9 a client that uses a port again would wait for a second"
+            choices["net/ipv4/vs/conn_reuse_mode"] = (0, reason)
+        else:
+            logger.info("net/ipv4/vs/conn_reuse_mode is left as it is: from Linux 5.9 on it costs nothing")
+        for name, (value, reason) in choices.items():
+            if write_sysctl(name, value):
+                logger.info("%s is %d: %s", name, value, reason)
+        self._set_timeouts()
+
+    def _set_timeouts(self) -> None:
+        config = self._config
+        wanted = (config.ipvs_tcp_timeout_seconds, config.ipvs_tcpfin_timeout_seconds, config.ipvs_udp_timeout_seconds)
+        if any(wanted):
+            servers = VirtualServers()
+            servers.perform([servers.timeouts(*map(int, wanted))])
+
+
+_SET_TYPES = {kind.value[0]: kind for kind in SetType}
+
+
+def ipvs_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IpvsSettings:
+    """Derive what the entries of a family depend on besides Services."""
+    own = frozenset(ip for ip in local_ips if family_of(ip) is family)
+    asked = node_port_ips(config, node, family, own)
+    node_ip = node.ip(family)
+    return IpvsSettings(
+        family=family,
+        masquerade_mark=1 << config.iptables_masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=local_traffic(config, node, family),
+        local_ips=own,
+        node_port_ips=tuple(sorted(ip for ip in (own if asked is None else asked) if _may_serve_node_ports(ip))),
+        source_ip=node_ip if node_ip in own else b"",
+        scheduler=config.ipvs_scheduler or _DEFAULT_SCHEDULER,
+    )
+
+
+def ownership(family: Family) -> Ownership:
+    """Return what of a family's tables is ours."""
+    return Ownership(owns=is_ours, shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),), hooks=ipvs_hooks(family))
+
+
+async def require_ipvs() -> None:
+    """See that the kernel has IPVS, and load the module if need be.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    reason = _why_not()
+    if reason:
+        try:
+            reason = (await run(["modprobe", "ip_vs"])).stderr.strip() or reason
+        except CommandError as error:
+            reason = str(error)
+        if _why_not():
+            message = (
+                f"--proxy-mode: ipvs needs the kernel module ip_vs, which is not there ({reason});"
+                " load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
+            )
+            raise ConfigError(message)
+
+
+def _why_not() -> str:
+    try:
+        VirtualServers().close()
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _may_serve_node_ports(ip: bytes) -> bool:
+    return not any(ip in block for block in _NOT_FOR_NODE_PORTS)
