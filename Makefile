@@ -38,7 +38,7 @@ PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_
 	capabilities.py legacy_lock.py init_only.py metrics.py without_bpf.py)
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
-	$(PYTEST) tests/unit tests/cli tests/docs tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)
