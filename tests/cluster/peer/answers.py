@@ -4,12 +4,14 @@ Law: what a packet may meet is a set of words, and two proxies agree on it if th
 if it is there again with a patience that no busy machine exceeds.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from tests.lab import Outcome, Probe, Verdict, probe_all
+from tests.lab import Outcome, Probe, Protocol, Verdict, probe_all
 
+from .objects import Entry, JsonObject
 from .packets import Packet
 from .pair import Pair
 
@@ -17,10 +19,12 @@ Answers: TypeAlias = frozenset[str]
 Both: TypeAlias = tuple[Outcome, Outcome]
 """What one probe met: with kube-proxy, and with pyproxy."""
 
-LOUD_BATCH = 150
-"""Probes at once in each lab where answers are expected: a server takes as many, even if all are for it."""
-SILENT_BATCH = 1500
-"""Probes at once in each lab that nobody is expected to answer: each batch waits once."""
+LOUD_BATCH = 400
+"""Probes at once in each lab: as many as a server can take, even if all are for it."""
+SILENT_BATCH = 1200
+"""Probes at once in each lab where few answers are expected."""
+_SCTP_WEIGHT = 4
+"""For how many probes one of SCTP counts: a host hands each packet to all its raw sockets."""
 PATIENCE_SECONDS = 4.0
 NOT_STICKY = "servers that change from one connection of a client to the next"
 _SILENT = {Verdict.TIMEOUT, Verdict.UNREACHABLE}
@@ -50,42 +54,67 @@ class Fate:
 def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
     """Send all packets in both labs, as often as each needs, and return what became of them."""
     found = [*_fates_of_plain(pair, [packet for packet in packets if not packet.is_sticky])]
-    found += [_fate_of_sticky(pair, packet) for packet in packets if packet.is_sticky]
+    found += _fates_of_sticky(pair, [packet for packet in packets if packet.is_sticky])
     return [fate if fate.is_equal else _with_patience(pair, fate) for fate in found]
 
 
+def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
+    """Send all packets and return the fates that differ, each with the objects that it is about."""
+    objects = {item.name: [service["spec"], *item.slices] for item, service in told}
+    different = [fate for fate in fates(pair, packets) if not fate.is_equal]
+    return [f"{fate}\n{json.dumps(objects[fate.packet.destination.service])}" for fate in different]
+
+
 def _fates_of_plain(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
+    """Send each packet once, then those again together that seem to meet the same: silence is waited for only once."""
     probes = {packet: packet.probes() for packet in packets}
     first = _send(pair, [(packet, probes[packet][0]) for packet in packets], LOUD_BATCH)
     met = {packet: [both] for packet, both in zip(packets, first, strict=True)}
-    loud = [packet for packet in packets if not any(outcome.verdict in _SILENT for outcome in met[packet][0])]
-    silent = [packet for packet in packets if packet not in loud]
-    for group, batch in ((loud, LOUD_BATCH), (silent, SILENT_BATCH)):
-        more = [(packet, probe) for packet in group for probe in probes[packet][1:]]
-        for (packet, _), both in zip(more, _send(pair, more, batch), strict=True):
+    silent = {packet for packet in packets if any(outcome.verdict in _SILENT for outcome in met[packet][0])}
+    for group, batch in ((silent, SILENT_BATCH), ({*packets} - silent, LOUD_BATCH)):
+        flows = [(packet, probe) for packet in packets if packet in group for probe in probes[packet][1:]]
+        for (packet, _), both in zip(flows, _send(pair, flows, batch), strict=True):
             met[packet].append(both)
-    yield from (_fate(packet, probes[packet], met[packet]) for packet in packets)
+    yield from (_fate(packet, zip(probes[packet], met[packet], strict=True)) for packet in packets)
 
 
-def _fate_of_sticky(pair: Pair, packet: Packet) -> Fate:
+def _fates_of_sticky(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
     """Send each client's packet twice: the second shall meet whom the first met."""
-    pair.forget_clients()
-    probes = packet.probes()
-    flows = [(packet, probe) for probe in probes]
-    first, second = (_send(pair, flows, LOUD_BATCH) for _ in range(2))
-    fate = _fate(packet, probes, first)
-    changed = [
-        any(before.server != after.server for before, after in zip(*both, strict=True))
-        for both in zip(zip(*first, strict=True), zip(*second, strict=True), strict=True)
-    ]
-    kube_proxy, pyproxy = (frozenset({NOT_STICKY} if is_changed else ()) for is_changed in changed)
+    while packets:
+        # A client is pinned whatever destination of the Service it uses, so the others of it wait.
+        now = [*{_pins(packet): packet for packet in packets}.values()]
+        packets = [packet for packet in packets if packet not in now]
+        pair.forget_clients()
+        flows = [(packet, probe) for packet in now for probe in packet.probes()]
+        first, second = (_send(pair, flows, LOUD_BATCH) for _ in range(2))
+        for packet in now:
+            places = [place for place, (other, _) in enumerate(flows) if other is packet]
+            yield _fate_of_clients(packet, [(flows[at][1], first[at], second[at]) for at in places])
+
+
+def _pins(packet: Packet) -> tuple[object, ...]:
+    to = packet.destination
+    return packet.source, to.service, to.protocol, to.version
+
+
+def _fate_of_clients(packet: Packet, met: Sequence[tuple[Probe, Both, Both]]) -> Fate:
+    fate = _fate(packet, [(probe, first) for probe, first, _ in met])
+    kube_proxy, pyproxy = (
+        frozenset({NOT_STICKY} if any(_is_another(first[at], second[at]) for _, first, second in met) else ())
+        for at in range(2)
+    )
     return Fate(packet, fate.kube_proxy | kube_proxy, fate.pyproxy | pyproxy)
+
+
+def _is_another(first: Outcome, second: Outcome) -> bool:
+    return first.server != second.server and not {first.verdict, second.verdict} & _SILENT
 
 
 def _with_patience(pair: Pair, fate: Fate) -> Fate:
     """Send a packet again and wait for as long as it takes; only the silence of now counts."""
     probes = [replace(probe, timeout_seconds=PATIENCE_SECONDS) for probe in fate.packet.probes()]
-    again = _fate(fate.packet, probes, _send(pair, [(fate.packet, probe) for probe in probes], LOUD_BATCH))
+    met = _send(pair, [(fate.packet, probe) for probe in probes], LOUD_BATCH)
+    again = _fate(fate.packet, zip(probes, met, strict=True))
     return Fate(
         fate.packet,
         again.kube_proxy | _without_silence(fate.kube_proxy),
@@ -98,11 +127,8 @@ def _without_silence(answers: Answers) -> Answers:
     return frozenset(answer for answer in answers if not answer.startswith(silent))
 
 
-def _fate(packet: Packet, probes: Sequence[Probe], met: Iterable[Both]) -> Fate:
-    words = [
-        (_in_words(probe, kube_proxy), _in_words(probe, pyproxy))
-        for probe, (kube_proxy, pyproxy) in zip(probes, met, strict=True)
-    ]
+def _fate(packet: Packet, met: Iterable[tuple[Probe, Both]]) -> Fate:
+    words = [(_in_words(probe, kube_proxy), _in_words(probe, pyproxy)) for probe, (kube_proxy, pyproxy) in met]
     return Fate(packet, *(frozenset(column) for column in zip(*words, strict=True)))
 
 
@@ -115,8 +141,20 @@ def _in_words(probe: Probe, outcome: Outcome) -> str:
 
 def _send(pair: Pair, flows: Sequence[tuple[Packet, Probe]], batch: int) -> list[Both]:
     found: list[Both] = []
-    for start in range(0, len(flows), batch):
-        part = flows[start : start + batch]
+    for part in _batches(flows, batch):
         outcomes = probe_all([(side.lab[packet.source.host], probe) for side in pair.sides for packet, probe in part])
         found += zip(outcomes[: len(part)], outcomes[len(part) :], strict=True)
     return found
+
+
+def _batches(flows: Sequence[tuple[Packet, Probe]], most: int) -> Iterator[list[tuple[Packet, Probe]]]:
+    part: list[tuple[Packet, Probe]] = []
+    weight = 0
+    for flow in flows:
+        part.append(flow)
+        weight += _SCTP_WEIGHT if flow[1].protocol is Protocol.SCTP else 1
+        if weight >= most:
+            yield part
+            part, weight = [], 0
+    if part:
+        yield part

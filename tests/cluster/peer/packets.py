@@ -6,8 +6,9 @@ Law: values only. A packet knows how many times it must be sent for all that may
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
-from itertools import chain
+from itertools import chain, zip_longest
 from math import ceil, log
+from random import Random
 
 from tests.lab import IPAddress, Probe, Protocol, SocketAddress
 
@@ -23,8 +24,9 @@ from .world import (
     crowd,
 )
 
-MISS = 1e-7
+MISS = 1e-6
 """Probability at most that one of the endpoints that a packet may reach is not met."""
+MOST_STICKY = 16
 LOOPBACK = ("127.0.0.1", "::1")
 WRONG_PORT = 4
 
@@ -91,6 +93,16 @@ def destinations(entries: Iterable[tuple[Entry, JsonObject]]) -> list[Destinatio
         for version in VERSIONS
         for destination in _of_port(entry, service, wanted, version)
     ]
+
+
+def some(found: Sequence[Packet], count: int, random: Random) -> list[Packet]:
+    """Return so many packets by chance, evenly spread over destinations; sticky ones take long, and are few."""
+    by_destination: dict[Destination, list[Packet]] = {}
+    for packet in random.sample(found, len(found)):
+        by_destination.setdefault(packet.destination, []).append(packet)
+    in_turn = [packet for packet in chain.from_iterable(zip_longest(*by_destination.values())) if packet]
+    sticky = [packet for packet in in_turn if packet.is_sticky][:MOST_STICKY]
+    return [*sticky, *(packet for packet in in_turn if not packet.is_sticky)][:count]
 
 
 def packets(sources: Sequence[Source], found: Iterable[Destination]) -> list[Packet]:

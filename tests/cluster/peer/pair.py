@@ -29,11 +29,14 @@ _MARK_NETWORKS = ("198.51.100.", "2001:db8:51:100::")
 class Pair:
     """Two labs, with kube-proxy on the nodes of one, and pyproxy on those of the other."""
 
-    def __init__(self, control_plane: ControlPlane, mode: Mode, flags: Sequence[str]) -> None:
-        """Describe it: the mode, and the flags that both proxies get besides."""
+    def __init__(
+        self, control_plane: ControlPlane, mode: Mode, flags: Sequence[str], *, only_pyproxy: Sequence[str] = ()
+    ) -> None:
+        """Describe it: the mode, the flags that both proxies get besides, and those that only pyproxy gets."""
         self.mode = mode
         self._control_plane = control_plane
         self._flags = flags
+        self._only_pyproxy = only_pyproxy
         self._paths: list[str] = []
         self._at_exit = ExitStack()
 
@@ -47,8 +50,8 @@ class Pair:
             self.kube_proxy: Side = KubeProxySide(self._control_plane, self.mode, stack)
             self.pyproxy: Side = PyproxySide(self._control_plane, self.mode, stack)
             stack.callback(self._clear)
-            for side in self.sides:
-                side.start(self._flags)
+            self.kube_proxy.start(self._flags)
+            self.pyproxy.start([*self._flags, *self._only_pyproxy])
             self._at_exit = stack.pop_all()
         return self
 

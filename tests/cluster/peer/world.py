@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import ip_network
 
-from tests.lab import EXTERNAL_CIDRS, SEGMENT, IPAddress, Lab, Plan, Shape
+from tests.lab import CLUSTER_CIDRS, EXTERNAL_CIDRS, SEGMENT, IPAddress, Lab, Plan, Shape
 from tests.lab.shape import IPNetwork, NodePlan, StrangerPlan, plan
 
 VERSIONS = (4, 6)
@@ -27,6 +27,8 @@ NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods} | {
 }
 """Where each pod is, and each server on the network of its node."""
 POD_BRIDGE = {node.name: node.gateways for node in PLAN.nodes}
+
+CLUSTER_CIDR_FLAG = f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}"
 
 CLIENTS = 48
 """How many further addresses each host of the crowd has: as many clients as affinity to three endpoints takes."""

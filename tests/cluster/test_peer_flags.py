@@ -1,0 +1,51 @@
+"""pyproxy and kube-proxy change the same by the same flags."""
+
+from random import Random
+
+import pytest
+
+from .controlplane import ControlPlane
+from .peer.answers import divergences
+from .peer.handmade import FOR_FLAGS
+from .peer.modes import MODES, Mode
+from .peer.packets import destinations, packets, some
+from .peer.pair import Pair
+from .peer.world import CLUSTER_CIDR_FLAG, CORE, FURTHER
+
+FURTHER_PACKETS = 60
+FLAGS = {
+    "masquerade-all": (CLUSTER_CIDR_FLAG, "--masquerade-all"),
+    "no cluster CIDR": (),
+    "cluster CIDR of one family": ("--cluster-cidr=10.244.0.0/16",),
+    "node CIDR": ("--detect-local-mode=NodeCIDR",),
+    "bridge": ("--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0"),
+    "interface prefix": ("--detect-local-mode=InterfaceNamePrefix", "--pod-interface-name-prefix=cn"),
+    "some node port addresses": (CLUSTER_CIDR_FLAG, "--nodeport-addresses=172.19.0.0/24,fd00:172:19::/64"),
+    "node port addresses of one family": (CLUSTER_CIDR_FLAG, "--nodeport-addresses=172.18.0.0/24,127.0.0.0/8"),
+    "loopback node ports only": (CLUSTER_CIDR_FLAG, "--nodeport-addresses=127.0.0.1/32,::1/128"),
+    "primary node port addresses": (CLUSTER_CIDR_FLAG, "--nodeport-addresses=primary"),
+    "no node ports on loopback": (CLUSTER_CIDR_FLAG, "--iptables-localhost-nodeports=false"),
+    "another mark": (CLUSTER_CIDR_FLAG, "--iptables-masquerade-bit=3"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+def test_flags(control_plane: ControlPlane, mode: Mode, flags: tuple[str, ...]) -> None:
+    """Packets meet the same where both proxies have the same flags."""
+    with Pair(control_plane, mode, flags) as pair:
+        told = pair.tell(FOR_FLAGS)
+        found = destinations(told)
+        further = some(packets(FURTHER, found), FURTHER_PACKETS, Random(" ".join(flags)))  # noqa: S311 - repeatable
+
+        assert [] == divergences(pair, told, packets(CORE, found) + further)
+
+
+def test_a_difference_is_seen(control_plane: ControlPlane) -> None:
+    """Where pyproxy alone is told to masquerade all traffic to cluster IPs, the packets that show it are found."""
+    with Pair(control_plane, MODES[0], [CLUSTER_CIDR_FLAG], only_pyproxy=["--masquerade-all"]) as pair:
+        told = pair.tell(FOR_FLAGS)
+        wanted = [packet for packet in packets(CORE, destinations(told)) if packet.destination.what == "cluster IP"]
+        found = divergences(pair, told, wanted)
+
+    assert {"client-pod", "pod1-1", "pod2-3"} == {text.split(" ->")[0] for text in found}
