@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import signal
+from importlib import import_module
 from pathlib import Path
 
 from pyproxy.apply.notify import notify
@@ -14,7 +15,10 @@ from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.model.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +51,13 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     node_name = own_node_name(config)
+    inbox = _Inbox()
     follow = _follow_files if config.manifests else _follow_api
+    following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
     agent = Agent(config, backend, node_name, _observer(config, backend))
-    running = asyncio.create_task(agent.run(follow(config, node_name, agent)))
+    inbox.open(agent)
+    running = asyncio.create_task(agent.run(following))
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -76,14 +83,39 @@ def _observer(config: Config, backend: Backend) -> Observer:
     return MetricsObserver(metrics, backend.mode, backend.families)
 
 
-async def _follow_files(config: Config, node_name: str, agent: Agent) -> None:
+class _Inbox:
+    """Takes what a source tells, also before there is an agent: to try the kernel takes as long as the first lists."""
+
+    def __init__(self) -> None:
+        self._agent: Agent | None = None
+        self._early: list[Change] = []
+
+    def open(self, agent: Agent) -> None:
+        """Hand over what came so far, and from now on at once."""
+        self._agent = agent
+        while self._early:
+            agent.deliver(self._early.pop(0))
+
+    def deliver(self, change: Change) -> None:
+        """Take a change."""
+        if self._agent is None:
+            self._early.append(change)
+        else:
+            self._agent.deliver(change)
+
+    def last_good(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+        """Return what is known of an object; see `Agent`."""
+        return self._agent.last_good(kind, name) if self._agent else None
+
+
+async def _follow_files(config: Config, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what files say, for as long as both live."""
     from pyproxy.source.files import FileSource  # noqa: PLC0415  # YAML and no HTTP, or the other way round
 
     async for change in FileSource(config.manifests).changes():
         own = _without_other_nodes(change, node_name)
         if own is not None:
-            agent.deliver(own)
+            inbox.deliver(own)
 
 
 def _without_other_nodes(change: Change, node_name: str) -> Change | None:
@@ -98,20 +130,21 @@ def _without_other_nodes(change: Change, node_name: str) -> Change | None:
     return change
 
 
-async def _follow_api(config: Config, node_name: str, agent: Agent) -> None:
+async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what the API server says, for as long as both live."""
-    from pyproxy.source.access import Access, Settings, load_access  # noqa: PLC0415  # see above
+    from pyproxy.source.access import Access, Settings  # noqa: PLC0415  # see above
+    from pyproxy.source.load_access import load_access  # noqa: PLC0415  # see above
 
     settings = Settings(kubeconfig=config.kubeconfig, master=config.master)
-    # Found in a process of its own, which works while this one imports the rest.
+    # An exec plugin works while this process imports the rest, and that while the kernel is being tried.
     first = [asyncio.create_task(load_access(settings))]
-    await asyncio.sleep(0)
-    from pyproxy.source.api import ApiSource, Store  # noqa: PLC0415  # see above
+    api = await asyncio.to_thread(import_module, "pyproxy.source.api")
 
     async def find_access() -> Access:
         return await (first.pop() if first else load_access(settings))
 
-    await ApiSource(find_access, node_name, Store(deliver=agent.deliver, last_good=agent.last_good)).run()
+    store = api.Store(deliver=inbox.deliver, last_good=inbox.last_good)
+    await api.ApiSource(find_access, node_name, store).run()
 
 
 def _conntrack_limits(config: Config) -> ConntrackLimits:

@@ -1,8 +1,10 @@
 """The iptables mode, put together: variant, capabilities, settings, program and kernel of each family."""
 
+import asyncio
 import logging
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import compress
 from pathlib import Path
 
 from pyproxy.apply.capabilities import chain_rules, why_refused
@@ -16,6 +18,7 @@ from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.loop.cleanup import retire
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
@@ -49,7 +52,8 @@ class IptablesMode:
         variant, reason = await choose_variant(config)
         logger.info("iptables mode, variant %s: %s", variant.value, reason)
         families = supported_families(variant)
-        return cls(config, variant, [family for family in families if await takes_hairpin_rule(family, variant)])
+        taken = await asyncio.gather(*(takes_hairpin_rule(family, variant) for family in families))
+        return cls(config, variant, list(compress(families, taken)))
 
     def is_placed(self, node: Node) -> bool:
         """See `Backend`."""
@@ -73,6 +77,10 @@ class IptablesMode:
         """See `Backend`."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
         return IptablesKernel(family, self._variant, counter, ownership(family))
+
+    async def retire_others(self) -> None:
+        """See `Backend`."""
+        await retire([variant for variant in Variant if variant is not self._variant], nftables=True)
 
     def prepare(self) -> None:
         """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""

@@ -1,34 +1,17 @@
 """What a connection to the API server needs, as a value, and its files and TLS settings at the moment of connecting.
 
 Law of this file: an `Access` holds the paths of files, not their contents; whoever connects reads them first, so that a
-rotated token, CA or client certificate is used from the next connection on.
-
-`credentials` finds the `Access` in a child process. The agent itself never carries the `kubernetes` package (25 MB), is
-not held up by its import (0.5 s, much of it with the interpreter locked), and can end an exec plugin that hangs, which
-is not possible for a thread.
+rotated token, CA or client certificate is used from the next connection on. `load_access` finds it.
 """
 
-import asyncio
-import contextlib
 import os
-import signal
 import ssl
-import sys
-from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
-from pyproxy.errors import ConfigError, SourceError
+from pyproxy.errors import SourceError
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
-LOAD_SECONDS = 60.0
-"""How long an exec plugin may take."""
-CONFIG_ERROR_STATUS = 2
-"""Exit status of `credentials` for a ConfigError; its standard output is the message."""
-SOURCE_ERROR_STATUS = 3
-_PROGRAM = "pyproxy.source.credentials"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,37 +151,3 @@ def _read(path: str) -> bytes:
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}"
         raise SourceError(message) from error
-
-
-async def load_access(settings: Settings) -> Access:
-    """Find the API server and our credentials, in a child process.
-
-    Raises:
-        ConfigError: the configuration cannot work; the message names file and field.
-        SourceError: an exec plugin failed or took longer than `LOAD_SECONDS`.
-    """
-    # The child finds its modules where we find ours, be it a checkout, a virtual environment or a zip file. PYTHONPATH
-    # would do that too, but an exec plugin in Python would inherit it.
-    program = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; sys.exit(main())"
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-c", program, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
-    )
-    try:
-        async with asyncio.timeout(LOAD_SECONDS):
-            output, complaints = await child.communicate(msgspec.json.encode(settings))
-    except TimeoutError as error:
-        message = f"no credentials after {LOAD_SECONDS:.0f} s: does the exec plugin hang?"
-        raise SourceError(message) from error
-    finally:
-        await _end(child)
-    if child.returncode == 0:
-        return msgspec.json.decode(output, type=Access)
-    text = "; ".join((*output.decode().splitlines(), *complaints.decode().splitlines()[-1:]))
-    raise (ConfigError if child.returncode == CONFIG_ERROR_STATUS else SourceError)(text)
-
-
-async def _end(child: Process) -> None:
-    if child.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # the whole session: a plugin is a child of our child
-        await child.wait()

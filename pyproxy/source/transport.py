@@ -25,7 +25,7 @@ from pyproxy.source import wire
 from pyproxy.source.access import Access, Certificates, Server
 
 FindAccess = Callable[[], Awaitable[Access]]
-"""Finds server and credentials anew; `access.load_access` with its settings."""
+"""Finds server and credentials anew; `load_access` with its settings."""
 
 LONGEST_LINE_BYTES = 64 << 20
 """An object of etcd's greatest size (1.5 MB by default) is far below; beyond this a stream is not a watch."""
@@ -142,7 +142,7 @@ class Transport:
         )
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *error: object) -> None:
         """Close all connections."""
         await self._session.close()
         # A request that was given up ends its TLS in an orderly way, which waits for a peer that may be dead.

@@ -13,8 +13,9 @@ import pytest
 from pyproxy.model.change import Change, Kind, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.tracker import Tracker
-from pyproxy.source.access import Settings, load_access
+from pyproxy.source.access import Settings
 from pyproxy.source.api import ApiSource, Store
+from pyproxy.source.load_access import load_access
 from pyproxy.source.reflector import PAGE_SIZE
 from pyproxy.source.transport import Timing
 

@@ -1,4 +1,7 @@
-"""Kubeconfig, exec plugins and the service account: real files, real plugins, and the child process that reads them."""
+"""Kubeconfig, exec plugins and the service account: real files and plugins, and the child process for these.
+
+Whatever can be read from files is read twice here: by our own code, as the agent does it, and through the package.
+"""
 
 import asyncio
 import json
@@ -8,15 +11,18 @@ import subprocess
 import sys
 from base64 import b64encode
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from pyproxy.errors import ConfigError, SourceError
-from pyproxy.source import access as access_module
-from pyproxy.source.access import Access, Pem, Server, Settings, load_access
-from pyproxy.source.credentials import read_access
+from pyproxy.source import credentials
+from pyproxy.source import load_access as module
+from pyproxy.source.access import Access, Pem, Server, Settings
+from pyproxy.source.kubeconfig import read_settings
+from pyproxy.source.load_access import load_access
 
 from .apiserver import PATIENCE_SECONDS, Json
 
@@ -72,10 +78,29 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
     return Kubeconfig(tmp_path)
 
 
+def read_access(settings: Settings) -> Access:
+    """Return what the agent finds in files, which is what the package finds too, but for tokens of files."""
+    found = read_settings(settings)
+    by_package = credentials.read_access(settings)
+
+    assert not found.needs_package
+    assert found.access.read_authorization() == by_package.read_authorization()
+    assert replace(found.access, authorization="") == replace(by_package, authorization="")
+    return found.access
+
+
 def credential(**status: str) -> str:
     """Return the shell command of an exec plugin that gives some credentials."""
     answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
     return f"echo '{json.dumps(answer)}'"
+
+
+def test_json(kubeconfig: Kubeconfig) -> None:
+    """A kubeconfig may be written as JSON, which is YAML."""
+    in_yaml = read_settings(kubeconfig.settings())
+    path = kubeconfig.file("kubeconfig", json.dumps(kubeconfig.whole).encode())
+
+    assert in_yaml == read_settings(Settings(kubeconfig=str(path)))
 
 
 def test_kubeadm(kubeconfig: Kubeconfig) -> None:
@@ -158,7 +183,7 @@ def test_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.Mo
     """HTTPS_PROXY holds for all servers but those that NO_PROXY names."""
     monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
-    servers = read_access(kubeconfig.settings("https://10.0.0.1:6443,https://192.0.2.1:6443")).servers
+    servers = asyncio.run(load_access(kubeconfig.settings("https://10.0.0.1:6443,https://192.0.2.1:6443"))).servers
 
     assert ("", "http://proxy:3128") == (servers[0].proxy, servers[1].proxy)
 
@@ -223,7 +248,7 @@ def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes | None) -> None:
 def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
     """An exec plugin gives a token and says when it expires."""
     kubeconfig.plugin(credential(token="from-plugin", expirationTimestamp=EXPIRY))  # noqa: S106 - no password
-    access = read_access(kubeconfig.settings())
+    access = asyncio.run(load_access(kubeconfig.settings()))
 
     assert ("Bearer from-plugin", EXPIRY_SECONDS) == (access.read_authorization(), access.expires_at)
 
@@ -231,22 +256,37 @@ def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
 def test_plugin_with_a_certificate(kubeconfig: Kubeconfig) -> None:
     """An exec plugin gives a client certificate, which outlives the files that the package wrote it to."""
     kubeconfig.plugin(credential(clientCertificateData="cert", clientKeyData="key"))
-    access = read_access(kubeconfig.settings())
+    access = asyncio.run(load_access(kubeconfig.settings()))
 
     assert (Pem(content=b"cert"), Pem(content=b"key")) == (access.certificate, access.key)
 
 
-def test_child_process(kubeconfig: Kubeconfig) -> None:
-    """The child process finds what the package in this process finds."""
+def test_identity_provider(kubeconfig: Kubeconfig) -> None:
+    """An OIDC provider's token is the package's business."""
+    token = ".".join(b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({}, {"exp": 1 << 33}, {}))
+    kubeconfig.user.clear()
+    kubeconfig.user["auth-provider"] = {"name": "oidc", "config": {"id-token": token}}
+    access = asyncio.run(load_access(kubeconfig.settings()))
+
+    assert f"Bearer {token}" == access.read_authorization()
+
+
+def test_child_process(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the child process finds crosses to its parent whole: files, inline data, and what is not set."""
     settings = kubeconfig.settings()
+    kubeconfig.cluster["certificate-authority-data"] = b64encode(CA).decode()
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    access = asyncio.run(load_access(settings))
 
-    assert read_access(settings) == asyncio.run(load_access(settings))
+    assert credentials.read_access(settings) == access
+    assert ((Server(URL, "http://proxy:3128"),), None) == (access.servers, access.expires_at)
 
 
-def test_child_process_with_a_mistake(tmp_path: Path) -> None:
+def test_child_process_with_a_mistake(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ConfigError passes from the child process to its parent."""
-    with pytest.raises(ConfigError, match="No such file or directory"):
-        asyncio.run(load_access(Settings(kubeconfig=str(tmp_path / "nothing"))))
+    monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy")
+    with pytest.raises(ConfigError, match="^proxy of the environment: 'ftp://proxy' is no URL"):
+        asyncio.run(load_access(kubeconfig.settings()))
 
 
 def test_plugin_that_fails(kubeconfig: Kubeconfig) -> None:
@@ -258,7 +298,7 @@ def test_plugin_that_fails(kubeconfig: Kubeconfig) -> None:
 
 def test_plugin_that_hangs(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plugin that takes too long is not waited for, and the error says what to look at."""
-    monkeypatch.setattr(access_module, "LOAD_SECONDS", 0.05)
+    monkeypatch.setattr(module, "LOAD_SECONDS", 0.05)
     kubeconfig.plugin("exec sleep 600")
     with pytest.raises(SourceError, match="does the exec plugin hang"):
         asyncio.run(load_access(kubeconfig.settings()))
@@ -293,7 +333,7 @@ async def _load_until_readable(settings: Settings, descriptor: int) -> None:
 
 def test_the_package_stays_outside() -> None:
     """The agent's process never imports `kubernetes`, which would be a quarter of its memory."""
-    program = "import pyproxy.source.api, sys; print([name for name in sys.modules if name.startswith('kubernetes')])"
+    program = "import pyproxy.source.api, pyproxy.source.load_access, sys; print([name for name in sys.modules if name.startswith('kubernetes')])"
     result = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
 
     assert "[]" == result.stdout.strip()
