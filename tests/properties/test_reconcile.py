@@ -9,7 +9,7 @@ from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, ip_text
-from pyproxy.model.change import Change
+from pyproxy.model.change import Change, Put
 from pyproxy.model.names import ServicePortName
 from tests.properties.node_agent import TableAgent
 from tests.properties.planning import names_of, program_of, ruleset_of, tables_of
@@ -84,6 +84,19 @@ def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings)
     at_once.sync()
     for change in (change for group in walk for change in group):
         one_by_one.tell([change])
+        one_by_one.sync()
+
+    assert at_once.in_kernel() == one_by_one.in_kernel()
+
+
+@given(st.data(), clusters(), iptables_settings())
+def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, settings: IptablesSettings) -> None:
+    """Objects that are told one by one, in any order and with syncs in between, end in the same rules as full lists."""
+    one_by_one, at_once = TableAgent(settings), TableAgent(settings)
+    at_once.tell(cluster.changes())
+    at_once.sync()
+    for item in data.draw(st.permutations([*cluster.services, *cluster.slices, cluster.node])):
+        one_by_one.tell([Put(item)])
         one_by_one.sync()
 
     assert at_once.in_kernel() == one_by_one.in_kernel()
