@@ -1,5 +1,6 @@
 """Tells the supervisor how we are: the datagrams of sd_notify(3). Without a supervisor it does nothing."""
 
+import math
 import os
 import socket
 
@@ -14,3 +15,11 @@ def notify(state: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as supervisor:
         supervisor.connect(address)
         supervisor.sendall(state.encode())
+
+
+def watchdog_seconds() -> float:
+    """Return after how long without ``WATCHDOG=1`` the supervisor ends this process; infinite where it does not watch."""
+    # Set for the process that was started, and inherited by whatever that starts.
+    watched = os.environ.get("WATCHDOG_PID", "") in {"", str(os.getpid())}
+    microseconds = os.environ.get("WATCHDOG_USEC", "")
+    return int(microseconds) / 1e6 if watched and microseconds.isdecimal() and int(microseconds) else math.inf

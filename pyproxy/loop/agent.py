@@ -6,12 +6,14 @@ it; the watch task looks for changes that others made. While a sync is in flight
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Collection, Hashable
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
 from pyproxy.apply.addresses import AddressNotifications, local_addresses
-from pyproxy.apply.notify import notify
+from pyproxy.apply.notify import notify, watchdog_seconds
 from pyproxy.compile.plan import plan_service
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
@@ -40,6 +42,8 @@ _PERIODS_PER_READ = 10
 _NODE_WAIT_SECONDS = 30.0
 _PLANS_PER_SLICE = 200
 """Services planned before the loop gets a turn: some 10 ms."""
+_BEATS_PER_WATCHDOG = 3
+"""Signs of life in the time after which a supervisor would end us: one may come late."""
 
 
 class Agent:
@@ -59,6 +63,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._started_at = monotonic()
         self._ready = False
+        self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
         self._schedule = Schedule(config.iptables_min_sync_period_seconds, config.iptables_sync_period_seconds)
 
     def deliver(self, change: Change) -> None:
@@ -107,15 +112,20 @@ class Agent:
                 self._schedule.failed(monotonic())
 
     async def _wait_for_work(self) -> None:
+        """Return when a sync is due. Signs of life come from here alone, so that a sync that never ends has none."""
         while True:
             self._wake.clear()
+            if math.isfinite(self._beat_seconds):
+                notify("WATCHDOG=1")
             if self._has_work():
                 delay = self._schedule.earliest() - monotonic()
                 if delay <= 0:
                     return
-                await asyncio.sleep(delay)
+                await asyncio.sleep(min(delay, self._beat_seconds))
             else:
-                await self._wake.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._beat_seconds):
+                        await self._wake.wait()
 
     def _has_work(self) -> bool:
         if not self._knows_enough():
