@@ -55,6 +55,7 @@ class DumpFormat(Enum):
     """What ``dump-rules`` writes; values as ``-o`` takes them."""
 
     RESTORE = "restore"
+    NFT = "nft"
     JSON = "json"
     TEXT = "text"
 

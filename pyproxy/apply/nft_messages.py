@@ -224,4 +224,6 @@ def slot_expressions(count: int) -> bytes:
 
 
 def _expression(name: str, *values: bytes) -> bytes:
-    return nest(_LIST_ITEM, text(_EXPRESSION_NAME, name), nest(_EXPRESSION_DATA, *values))
+    # The kernel lists these without the flag for nested attributes, and takes them so, too.
+    data = attribute(_EXPRESSION_DATA, b"".join(values))
+    return attribute(_LIST_ITEM, text(_EXPRESSION_NAME, name) + data)

@@ -63,6 +63,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._started_at = monotonic()
         self._ready = False
+        self._retiring: asyncio.Task[None] | None = None
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
         self._schedule = Schedule(config.iptables_min_sync_period_seconds, config.iptables_sync_period_seconds)
 
@@ -172,7 +173,14 @@ class Agent:
             self._ready = True
             logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
             notify("READY=1")
+            self._retiring = asyncio.create_task(self._retire_others())
         return fine
+
+    async def _retire_others(self) -> None:
+        try:
+            await self._backend.retire_others()
+        except ApplyError as error:
+            logger.warning("rules of another mode are still there, `pyproxy cleanup` removes all: %s", error)
 
     def _node(self) -> Node:
         return own_node(self._config, self._tracker.node, self._node_name)

@@ -37,3 +37,11 @@ class Backend(Protocol):
     def prepare(self) -> None:
         """Set the kernel settings that the mode needs; what cannot be set is logged."""
         ...
+
+    async def retire_others(self) -> None:
+        """Remove what the agent left in its other modes; called once, when this mode's rules are complete.
+
+        Raises:
+            ApplyError: something could not be removed.
+        """
+        ...

@@ -11,6 +11,7 @@ import logging
 import shutil
 from collections.abc import Collection, Mapping
 from functools import partial
+from itertools import product
 
 from pyproxy.apply.command import run
 from pyproxy.apply.iptables import Variant, is_available, restore, save
@@ -31,7 +32,7 @@ _KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
 _MANGLE = "mangle"
 """Has nothing of ours, but a canary of kube-proxy's."""
 _NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-_LEFT_ALONE = f"kube-proxy's chains are left alone: pyproxy's marker {chain_names.CANARY} is not there"
+_LEFT_ALONE = f"kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
 
 Chains = Mapping[str, Collection[str]]
 """Names of chains that can be removed, by table."""
@@ -62,6 +63,28 @@ async def _cleanup(config: Config, *, kube_proxy: bool) -> int:
             for family in Family:
                 _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
     return 0
+
+
+async def retire(variants: Collection[Variant], *, nftables: bool) -> None:
+    """Remove what the agent left in another mode or variant, now that this one's rules are complete.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    for variant, family in product(variants, Family):
+        tables = [table for table in TABLES if variant is Variant.NFT or table in legacy_tables(family)]
+        if tables and is_available(family, variant):
+            what = await _clean_by_restore(family, variant, tables, kube_proxy=False)
+            level = logging.WARNING if what == _LEFT_ALONE else logging.INFO
+            _tell(level, f"{family}, iptables-{variant.value}", what)
+    if nftables and shutil.which("nft"):
+        for nft_family in _NFT_FAMILIES.values():
+            _tell(logging.INFO, nft_family, await _delete_nft_table(f"{nft_family} pyproxy"))
+
+
+def _tell(level: int, where: str, what: str) -> None:
+    if what:
+        logger.log(level, "%s: %s", where, what)
 
 
 def _say(where: str, what: str) -> None:

@@ -3,6 +3,7 @@
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.loop.backend import Backend
+from pyproxy.loop.dumper import Dumper
 
 
 async def open_backend(config: Config) -> Backend:
@@ -27,4 +28,24 @@ async def open_backend(config: Config) -> Backend:
             return await IpvsMode.open(config)
         case mode:
             message = f"--proxy-mode: {mode.value} is not available in this version"
+            raise ConfigError(message)
+
+
+def open_dumper(config: Config) -> Dumper:
+    """Return what lists the rules of the mode that the configuration asks for.
+
+    Raises:
+        ConfigError: the mode has none.
+    """
+    match config.proxy_mode:
+        case ProxyMode.IPTABLES | ProxyMode.AUTO:
+            from pyproxy.loop.iptables_dump import IptablesDumper  # noqa: PLC0415  # see above
+
+            return IptablesDumper(config)
+        case ProxyMode.NFTABLES:
+            from pyproxy.loop.nftables_dump import NftablesDumper  # noqa: PLC0415  # see above
+
+            return NftablesDumper(config)
+        case mode:
+            message = f"--proxy-mode: rules of {mode.value} cannot be listed in this version"
             raise ConfigError(message)

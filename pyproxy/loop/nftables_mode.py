@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyproxy.apply.command import run
+from pyproxy.apply.iptables import Variant
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
@@ -13,6 +14,7 @@ from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
+from pyproxy.loop.cleanup import retire
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
@@ -69,6 +71,10 @@ class NftablesMode:
 
     def prepare(self) -> None:
         """See `Backend`: the mode needs no kernel settings."""
+
+    async def retire_others(self) -> None:
+        """See `Backend`."""
+        await retire(tuple(Variant), nftables=False)
 
 
 def nftables_config(config: Config) -> Config:

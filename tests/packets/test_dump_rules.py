@@ -53,9 +53,11 @@ def in_order(rules: str) -> list[str]:
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
     """After a sync the two differ by nothing but the counters, rule by rule and in the same order."""
-    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", "restore"), flags=re.MULTILINE)
+    # The kernel's own words for chains and rules differ from those that nft was told; the text has a digest of them.
+    form = "restore" if cluster.mode.is_iptables else "text"
+    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", form), flags=re.MULTILINE)
 
-    assert in_order(planned(cluster, node, "-o", "restore")) == in_order(found)
+    assert in_order(planned(cluster, node, "-o", form)) == in_order(found)
 
 
 @needs("is_iptables")

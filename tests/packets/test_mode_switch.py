@@ -1,0 +1,66 @@
+"""Another mode at a restart: the new mode's rules are complete before the old mode's go, and nobody notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.lab import Lab, tcp
+
+from .cluster import ANSWER_SECONDS, CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .modes import LEGACY, NFT, NFTABLES, Mode
+from .objects import PLAN, port, service, slices
+
+WEB = service("web", 140, port(80, node_port=30140))
+CIRCLE = (LEGACY, NFTABLES, NFT, LEGACY, NFT, NFTABLES, LEGACY)
+"""Every step from one mode, or variant, to another."""
+PER_SECOND = 100
+
+
+@pytest.fixture(scope="module")
+def switched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Give a cluster that is not in any one mode."""
+    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
+        running = Cluster(lab, CIRCLE[0], Path(tmp_path_factory.mktemp("switched")))
+        running.start()
+        running.put(WEB, *slices(WEB, "pod1-1", "pod2-1"))
+        yield running
+        running.stop()
+
+
+def rules_of_ours(cluster: Cluster, mode: Mode) -> list[str]:
+    """Return the lines of a mode's rules on a node that are ours."""
+    node = cluster.lab["node1"]
+    lines = "".join(cluster.run(node, *dump) for dump in mode.dumps).splitlines()
+    return [line for line in lines if "KUBE-SERVICES" in line or "table ip" in line]
+
+
+def switch(cluster: Cluster, mode: Mode) -> None:
+    """Restart the agents in another mode, and wait until the rules of the one before are gone."""
+    before = cluster.mode
+    cluster.stop()
+    cluster.mode = mode
+    cluster.start(CLUSTER_CIDR_FLAG)
+    wait_until(lambda: not rules_of_ours(cluster, before), f"the rules of {before} are gone")
+
+
+@pytest.mark.parametrize(("before", "after"), list(pairwise(CIRCLE)), ids=str)
+def test_switch_loses_no_connection(switched: Cluster, before: Mode, after: Mode) -> None:
+    """Open connections stay with their endpoints, and none of many new ones fails, while the mode changes."""
+    if switched.mode is not before:
+        switch(switched, before)
+    client = switched.lab.client_pod
+    to_service = tcp(WEB["spec"]["clusterIPs"][0], 80)
+    with client.connect(to_service) as connection, client.load(to_service, per_second=PER_SECOND) as load:
+        server = connection.greeting.server
+        switch(switched, after)
+        report = load.report()
+        answer = connection.ask()
+
+    assert server == answer.server
+    assert not report.failures
+    assert {"pod1-1", "pod2-1"} >= set(report.replies)
+    assert rules_of_ours(switched, after)
