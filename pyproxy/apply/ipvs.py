@@ -103,10 +103,15 @@ class IpvsKernel:
         self._lock = Lock()
         """Held by the thread that is at work: a socket can have one conversation at a time."""
         self._foreign: set[Virtual] = set()
+        self._vips: set[bytes] = set()
+        """Addresses that are wanted."""
         self._bound: set[bytes] = set()
         """Addresses that somebody bound to the device: once our routes are there, nobody needs them."""
         self._leaving: dict[Virtual, set[Real]] = {}
         """Real servers that drain: no more than a list of what to look at, read from the kernel at start."""
+        self._held: dict[Virtual, list[Member]] = {}
+        """Virtual servers that shall go and have connections, with the members of sets that go with them."""
+        self._held_ips: dict[bytes, Member] = {}
         self._next_look = 0.0
 
     def __repr__(self) -> str:
@@ -132,6 +137,7 @@ class IpvsKernel:
         found |= dict.fromkeys(members, True)
         with _as_apply_error("local routes"):
             found |= {Vip(ip): source for ip, source in doors.vips.read().items()}
+            self._vips = {key.ip for key in found if isinstance(key, Vip)}
             self._bound = doors.vips.bound()
         with _as_apply_error("IPVS"):
             virtuals = dict(doors.servers.services(self.family))
@@ -154,6 +160,7 @@ class IpvsKernel:
         """
         parts = _sorted(change)
         self._leave_foreign_alone(parts)
+        self._vips = self._vips.difference(parts.gone_vips).union(parts.vips)
         await asyncio.to_thread(self._add, parts)
         if parts.rules:
             await self._doors.rules.apply(parts.rules)
@@ -179,9 +186,10 @@ class IpvsKernel:
         _perform(servers, parts.virtuals, servers.change, servers.add)
         _perform(servers, parts.new_reals, servers.add_real, servers.change_real)
         _perform(servers, parts.reals, servers.change_real, servers.add_real)
+        for virtual in (*parts.new_virtuals, *parts.virtuals):
+            self._held.pop(virtual, None)
         for real in (*parts.new_reals, *parts.reals):
-            if real in self._leaving.get(real.virtual, ()):
-                self._left(real)
+            self._left(real)
         doors.sets.add(parts.members)
         if parts.vips:
             doors.vips.add(parts.vips)
@@ -192,6 +200,7 @@ class IpvsKernel:
 
     def _remove_all(self, parts: _Parts) -> None:
         doors = self._doors
+        self._hold(parts)
         doors.vips.delete(parts.gone_vips)
         doors.vips.unbind(self._bound)
         self._bound = set()
@@ -210,6 +219,45 @@ class IpvsKernel:
         self._drain([real for real in staying if real.virtual.protocol != _UDP])
 
     # Draining
+
+    def _hold(self, parts: _Parts) -> None:
+        """Take out of a change the end of virtual servers that still have connections, with all that these need.
+
+        Their real servers leave like others; the last takes the rest with it.
+        """
+        candidates = [virtual for virtual in parts.gone_virtuals if virtual.protocol != _UDP]
+        held = {virtual for virtual in candidates if _has_connections(self._doors.servers, virtual)}
+        if not held:
+            return
+        ips = {virtual.ip for virtual in held}
+        kept: dict[Member, None] = {}
+        for member in parts.gone_members:
+            virtual = Virtual(member.ip, member.protocol, member.port)
+            if virtual in held and member.set in self._served:
+                self._held.setdefault(virtual, []).append(member)
+                kept[member] = None
+            elif member.ip in ips and not member.port:
+                self._held_ips[member.ip] = member
+                kept[member] = None
+        for virtual in held:
+            self._held.setdefault(virtual, [])
+        parts.gone_virtuals = [virtual for virtual in parts.gone_virtuals if virtual not in held]
+        parts.gone_members = [member for member in parts.gone_members if member not in kept]
+        parts.gone_vips = [ip for ip in parts.gone_vips if ip not in ips]
+
+    def _release(self, virtuals: Iterable[Virtual]) -> None:
+        """End virtual servers whose last real server is gone."""
+        doors = self._doors
+        ended = {virtual: self._held.pop(virtual) for virtual in virtuals}
+        if not ended:
+            return
+        doors.servers.perform_deletes([doors.servers.delete(virtual) for virtual in ended])
+        members = [member for group in ended.values() for member in group]
+        still = {virtual.ip for virtual in self._held}
+        ips = {virtual.ip for virtual in ended} - still - self._vips
+        members += [self._held_ips.pop(ip) for ip in ips if ip in self._held_ips]
+        doors.sets.delete(members)
+        doors.vips.delete(ips)
 
     def _drain(self, reals: Collection[Real]) -> None:
         for real in reals:
@@ -261,12 +309,13 @@ class IpvsKernel:
                 elif not state.since:
                     quiet.append(servers.change_real(real, 0, now))
         servers.perform_deletes(quiet + ended)
+        self._release([virtual for virtual in self._held if virtual not in self._leaving])
 
     def _left(self, real: Real) -> None:
-        reals = self._leaving[real.virtual]
+        reals = self._leaving.get(real.virtual, set())
         reals.discard(real)
         if not reals:
-            del self._leaving[real.virtual]
+            self._leaving.pop(real.virtual, None)
 
 
 def _perform(
@@ -329,6 +378,10 @@ def _sort_vip(parts: _Parts, key: Vip, wanted: IpvsValue | None) -> None:
 
 def _text(value: IpvsValue | None) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _has_connections(servers: VirtualServers, virtual: Virtual) -> bool:
+    return any(state.active + state.inactive for _, state in servers.reals(virtual))
 
 
 @contextmanager

@@ -148,12 +148,26 @@ class Vips:
                 yield found[_RTA_DST], found.get(_RTA_PREFSRC, b"")
 
     def _bound(self, index: int) -> Iterator[bytes]:
-        body = _ADDRESS.pack(_AF[self._family], 0, 0, 0, index)
-        for data, start, end in self._netlink.dump(_GET_ADDRESS, body, header=_ADDRESS.size):
-            found = {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
-            device = struct.unpack_from("=i", data, start - 4)[0]
-            if device == index:
-                yield found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
+        return (ip for device, ip in _bound_addresses(self._netlink, self._family, index) if device == index)
+
+
+def devices_with_addresses(family: Family) -> set[str]:
+    """Return the names of the devices that have an address of the family."""
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        indexes = {index for index, _ in _bound_addresses(netlink, family)}
+    finally:
+        netlink.close()
+    return {socket.if_indextoname(index) for index in indexes}
+
+
+def _bound_addresses(netlink: NetlinkSocket, family: Family, index: int = 0) -> Iterator[tuple[int, bytes]]:
+    """Yield device and address, of one device or (index 0) of all."""
+    body = _ADDRESS.pack(_AF[family], 0, 0, 0, index)
+    for data, start, end in netlink.dump(_GET_ADDRESS, body, header=_ADDRESS.size):
+        found = {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
+        device: int = struct.unpack_from("=i", data, start - 4)[0]
+        yield device, found.get(_IFA_LOCAL) or found[_IFA_ADDRESS]
 
 
 def is_up() -> bool:

@@ -235,7 +235,11 @@ class _PortEntries:
         self._member(served, virtual)
 
     def _draining(self) -> Iterable[Endpoint]:
-        return self._plan.draining_endpoints if self._plan.protocol is not Protocol.UDP else ()
+        plan = self._plan
+        if plan.protocol is not Protocol.UDP:
+            return plan.draining_endpoints
+        # A UDP flow has no end that could be waited for: it stays as long as the endpoint says that it serves.
+        return [endpoint for endpoint in plan.draining_endpoints if endpoint in plan.serving_endpoints]
 
     def _answer_for(self, ip: bytes) -> None:
         self._entries[Vip(ip)] = self._settings.source_ip

@@ -5,13 +5,14 @@ import platform
 import re
 from collections.abc import Collection
 
+from pyproxy.apply.addresses import IPVS_DEVICE
 from pyproxy.apply.command import CommandError, run
 from pyproxy.apply.ipset import IpSets, SetType
 from pyproxy.apply.iptables import IptablesKernel, Variant
 from pyproxy.apply.ipvs import Doors, IpvsKernel
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.apply.sysctl import write_sysctl
-from pyproxy.apply.vips import Vips
+from pyproxy.apply.vips import Vips, devices_with_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile import chain_names
 from pyproxy.compile.ipvs import IpvsProgram
@@ -46,6 +47,7 @@ class IpvsMode:
         self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         self._placement = Placement(config, self.families)
+        self._known_ips: frozenset[bytes] = frozenset()
 
     @classmethod
     async def open(cls, config: Config) -> "IpvsMode":
@@ -69,6 +71,9 @@ class IpvsMode:
 
     def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IpvsSettings:
         """See `Backend`."""
+        if self._config.ipvs_strict_arp and local_ips != self._known_ips:
+            self._known_ips = frozenset(local_ips)
+            _be_strict_about_arp()
         return ipvs_settings(self._config, node, family, local_ips)
 
     def program(self, settings: IpvsSettings) -> IpvsProgram:
@@ -116,6 +121,17 @@ class IpvsMode:
         if any(wanted):
             servers = VirtualServers()
             servers.perform([servers.timeouts(*map(int, wanted))])
+
+
+def _be_strict_about_arp() -> None:
+    """Have each device answer for its own addresses only.
+
+    Not by the settings for all devices: where a pod's gateway is an address of another device, or of none, those would cut
+    the pods off. Such devices have no address, so they keep their settings here.
+    """
+    for device in devices_with_addresses(Family.IPV4) - {"lo", IPVS_DEVICE}:
+        for name, value in (("arp_ignore", 1), ("arp_announce", 2)):
+            write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
 
 
 _SET_TYPES = {kind.value[0]: kind for kind in SetType}
