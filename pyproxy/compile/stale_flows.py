@@ -27,6 +27,13 @@ class RightFlows:
     def __bool__(self) -> bool:
         return bool(self.by_address or self.by_node_port)
 
+    def __or__(self, newer: "RightFlows") -> "RightFlows":
+        """Add what is known since then: of the same address, the newer knowledge counts."""
+        return RightFlows(
+            {**self.by_address, **newer.by_address},
+            {**self.by_node_port, **newer.by_node_port},
+        )
+
     def is_stale(self, flow: Flow, node_ips: Collection[bytes]) -> bool:
         """Say whether a UDP flow has to go.
 

@@ -34,10 +34,7 @@ class FlowCleaner:
         for family in Family:
             new = right_flows(change for change in changes if change[1] is not None and change[1].family is family)
             if new:
-                old = self._pending.get(family, RightFlows())
-                self._pending[family] = RightFlows(
-                    {**old.by_address, **new.by_address}, {**old.by_node_port, **new.by_node_port}
-                )
+                self._pending[family] = self._pending.get(family, RightFlows()) | new
                 self._wake.set()
 
     async def run(self, node_ips: Callable[[], Awaitable[Collection[bytes]]]) -> None:
@@ -59,10 +56,7 @@ class FlowCleaner:
             count = await asyncio.to_thread(delete_udp_flows, family, lambda flow: right.is_stale(flow, node_ips))
         except ApplyError as error:
             logger.warning("stale UDP flows stay for now: %s", error)
-            known = self._pending.get(family, RightFlows())
-            self._pending[family] = RightFlows(
-                {**right.by_address, **known.by_address}, {**right.by_node_port, **known.by_node_port}
-            )
+            self._pending[family] = right | self._pending.get(family, RightFlows())
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._wake.set)
             return
         self._on_cleaned(family, count, monotonic() - started)

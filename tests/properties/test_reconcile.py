@@ -10,7 +10,10 @@ from pyproxy.compile.plan import ServicePlan
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.change import Change, Put
+from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import ServicePortName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
 from tests.properties.node_agent import TableAgent
 from tests.properties.planning import names_of, program_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
@@ -95,7 +98,8 @@ def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, 
     one_by_one, at_once = TableAgent(settings), TableAgent(settings)
     at_once.tell(cluster.changes())
     at_once.sync()
-    for item in data.draw(st.permutations([*cluster.services, *cluster.slices, cluster.node])):
+    objects: list[Service | EndpointSlice | Node] = [*cluster.services, *cluster.slices, cluster.node]
+    for item in data.draw(st.permutations(objects)):
         one_by_one.tell([Put(item)])
         one_by_one.sync()
 
