@@ -28,7 +28,7 @@ from pyproxy.flags import (
     write_duration,
     write_list,
 )
-from pyproxy.ignored import IgnoredFlags
+from pyproxy.ipvs_flags import IpvsFlags
 from pyproxy.model.address import Network, parse_ip
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
@@ -40,13 +40,10 @@ class ProxyMode(Enum):
     """A way to program the kernel; values as ``--proxy-mode`` takes them."""
 
     AUTO = "auto"
-    """The best mode that the kernel has. While there is one mode only, that one."""
+    """The nftables mode where kernel and ``nft`` have all that it needs, else the iptables mode."""
     IPTABLES = "iptables"
     IPVS = "ipvs"
     NFTABLES = "nftables"
-
-
-AVAILABLE_MODES = (ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS, ProxyMode.AUTO)
 
 
 class IptablesVariant(Enum):
@@ -86,14 +83,8 @@ NODE_NAME = Grammar("NAME", lambda text: text.strip().lower())
 NODEPORT_ADDRESSES = Grammar("CIDR,...|primary", _parse_nodeport_addresses, _write_nodeport_addresses, repeats=True)
 
 
-def _available(mode: ProxyMode) -> None:
-    if mode not in AVAILABLE_MODES:
-        message = f"is not available in this version; use {' or '.join(other.value for other in AVAILABLE_MODES)}"
-        raise ValueError(message)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(IgnoredFlags):
+class Config(IpvsFlags):
     """Everything that the user can choose. Times are in seconds; an empty text means that nothing was given.
 
     Raises:
@@ -123,8 +114,7 @@ class Config(IgnoredFlags):
     proxy_mode: ProxyMode = option(
         ProxyMode.IPTABLES,
         one_of(ProxyMode, empty=ProxyMode.IPTABLES),
-        "How to program the kernel. This version has iptables, nftables and ipvs; auto picks iptables.",
-        check=_available,
+        "How to program the kernel; auto: nftables where kernel and nft have all it needs, else iptables.",
     )
     iptables_variant: IptablesVariant = option(
         IptablesVariant.AUTO,
@@ -230,14 +220,28 @@ class Config(IgnoredFlags):
         self._require_interface()
         self._require_one_source()
 
+    @property
+    def min_sync_period_seconds(self) -> float | None:
+        """Return the shortest time between two writes in this mode; None: chosen by what a write costs."""
+        is_ipvs = self.proxy_mode is ProxyMode.IPVS
+        return self.ipvs_min_sync_period_seconds if is_ipvs else self.iptables_min_sync_period_seconds
+
+    @property
+    def sync_period_seconds(self) -> float:
+        """Return the time between two looks at what failed, and at what others did, in this mode."""
+        return self.ipvs_sync_period_seconds if self.proxy_mode is ProxyMode.IPVS else self.iptables_sync_period_seconds
+
     def _require_ordered_periods(self) -> None:
-        shortest, longest = self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds
-        if shortest is not None and shortest > longest:
-            message = (
-                f"--iptables-min-sync-period: {write_duration(shortest)} is longer than"
-                f" --iptables-sync-period, {write_duration(longest)}"
-            )
-            raise ConfigError(message)
+        for mode, shortest, longest in (
+            ("iptables", self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds),
+            ("ipvs", self.ipvs_min_sync_period_seconds, self.ipvs_sync_period_seconds),
+        ):
+            if shortest is not None and shortest > longest:
+                message = (
+                    f"--{mode}-min-sync-period: {write_duration(shortest)} is longer than"
+                    f" --{mode}-sync-period, {write_duration(longest)}"
+                )
+                raise ConfigError(message)
 
     def _require_interface(self) -> None:
         needed = {

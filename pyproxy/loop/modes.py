@@ -1,9 +1,15 @@
 """The modes there are: the only list of backends."""
 
-from pyproxy.config import Config, ProxyMode
+import logging
+from dataclasses import replace
+
+from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.dumper import Dumper
+from pyproxy.model.address import Network, parse_network
+
+logger = logging.getLogger(__name__)
 
 
 async def open_backend(config: Config) -> Backend:
@@ -13,7 +19,9 @@ async def open_backend(config: Config) -> Backend:
         ConfigError: it is not to be had on this node.
     """
     match config.proxy_mode:
-        case ProxyMode.IPTABLES | ProxyMode.AUTO:
+        case ProxyMode.AUTO:
+            return await _open_best(config)
+        case ProxyMode.IPTABLES:
             # Each mode brings modules that the others have no use for.
             from pyproxy.loop.iptables_mode import IptablesMode  # noqa: PLC0415
 
@@ -31,6 +39,22 @@ async def open_backend(config: Config) -> Backend:
             raise ConfigError(message)
 
 
+async def _open_best(config: Config) -> Backend:
+    """Return the nftables mode if all its needs are met, else the iptables mode."""
+    try:
+        backend = await open_backend(replace(config, proxy_mode=ProxyMode.NFTABLES, nodeport_addresses=_every(config)))
+    except ConfigError as error:
+        logger.info("--proxy-mode=auto: iptables: %s", error)
+        return await open_backend(replace(config, proxy_mode=ProxyMode.IPTABLES))
+    logger.info("--proxy-mode=auto: nftables: kernel and nft have all that it needs")
+    return backend
+
+
+def _every(config: Config) -> tuple[Network, ...] | NodePortAddresses:
+    """Return the node port addresses to use where either mode may come out: without the flag all, as in iptables mode."""
+    return config.nodeport_addresses or (parse_network("0.0.0.0/0"), parse_network("::/0"))
+
+
 def open_dumper(config: Config) -> Dumper:
     """Return what lists the rules of the mode that the configuration asks for.
 
@@ -38,7 +62,10 @@ def open_dumper(config: Config) -> Dumper:
         ConfigError: the mode has none.
     """
     match config.proxy_mode:
-        case ProxyMode.IPTABLES | ProxyMode.AUTO:
+        case ProxyMode.AUTO:
+            message = "--proxy-mode=auto is decided on the node, by what its kernel has; say which mode's rules to list"
+            raise ConfigError(message)
+        case ProxyMode.IPTABLES:
             from pyproxy.loop.iptables_dump import IptablesDumper  # noqa: PLC0415  # see above
 
             return IptablesDumper(config)

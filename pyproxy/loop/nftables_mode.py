@@ -79,8 +79,7 @@ class NftablesMode:
 
 def nftables_config(config: Config) -> Config:
     """Return the configuration with this mode's defaults: node ports answer on the Node's addresses, never on loopback."""
-    is_default = config.proxy_mode is ProxyMode.NFTABLES and config.nodeport_addresses == ()
-    addresses = NodePortAddresses.PRIMARY if is_default else config.nodeport_addresses
+    addresses = config.nodeport_addresses or NodePortAddresses.PRIMARY
     return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 

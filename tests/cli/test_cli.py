@@ -139,7 +139,7 @@ def test_a_command_line_becomes_a_config(words: list[str], values: dict[str, Any
         (["--", "--v=4"], "unexpected extra argument (--v=4)"),
         (["--kubeconfig"], "flag needs an argument: --kubeconfig"),
         (["--help=maybe"], "'maybe' is neither true nor false"),
-        (["--proxy-mode=ipvs"], "--proxy-mode: ipvs is not available in this version; use iptables or "),
+        (["--proxy-mode=ebpf"], "'--proxy-mode': 'ebpf' is not one of auto, iptables, ipvs, nftables"),
         (
             ["--proxy-mode=IPVS"],
             "'--proxy-mode': 'IPVS' is not one of auto, iptables, ipvs, nftables; did you mean ipvs?",
@@ -307,8 +307,9 @@ def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
     [
         (["dump-rules"], "say which objects: --manifests PATH"),
         (["dump-rules", "--manifests=x", "--service=web"], "'--service': 'web' is not NAMESPACE/NAME"),
-        (["dump-rules", "--manifests=x", "-o", "yaml"], "'yaml' is not one of restore, json, text"),
-        (["dump-rules", "--manifests=x", "--proxy-mode=ipvs"], "not available in this version"),
+        (["dump-rules", "--manifests=x", "-o", "yaml"], "'yaml' is not one of restore, nft, json, text"),
+        (["dump-rules", "--manifests=x", "--proxy-mode=auto"], "is decided on the node"),
+        (["dump-rules", "--manifests=x", "-o", "nft"], "use -o restore"),
         (["cleanup", "--kube-prox"], "unknown flag: --kube-prox (did you mean --kube-proxy?)"),
         (["cleanup", "now"], "unexpected extra argument (now)"),
         (["clean"], "No such command 'clean'"),
