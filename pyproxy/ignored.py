@@ -7,7 +7,6 @@ moves to `config`. ``--cleanup`` and ``--version`` are in neither: they say what
 from dataclasses import dataclass
 
 from pyproxy.flags import (
-    CIDRS_REPEATED,
     COUNT,
     DURATION,
     FLOAT,
@@ -19,7 +18,7 @@ from pyproxy.flags import (
     ListenAddress,
     listen_address,
 )
-from pyproxy.model.address import Network, parse_ip
+from pyproxy.model.address import parse_ip
 from pyproxy.option import not_negative, option, positive, within
 
 HEALTHZ_PORT = 10256
@@ -60,28 +59,6 @@ class IgnoredFlags:
     )
     profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NOT_YET)
     show_hidden_metrics_for_version: str = option("", TEXT, "Show the metrics that this version hid.", ignored=NOT_YET)
-    ipvs_sync_period_seconds: float = option(
-        30.0, DURATION, "As --iptables-sync-period, in ipvs mode.", check=positive, ignored=NOT_YET
-    )
-    ipvs_min_sync_period_seconds: float = option(
-        1.0, DURATION, "As --iptables-min-sync-period, in ipvs mode.", check=not_negative, ignored=NOT_YET
-    )
-    ipvs_scheduler: str = option("", TEXT, "IPVS scheduler; empty means rr.", ignored=NOT_YET)
-    ipvs_exclude_cidrs: tuple[Network, ...] = option(
-        (), CIDRS_REPEATED, "Addresses whose virtual servers are left alone.", ignored=NOT_YET
-    )
-    ipvs_strict_arp: bool = option(
-        False, SWITCH, "Answer ARP only for addresses of the asked interface.", ignored=NOT_YET
-    )
-    ipvs_tcp_timeout_seconds: float = option(
-        0.0, DURATION, "How long IPVS keeps an idle TCP connection.", check=not_negative, ignored=NOT_YET
-    )
-    ipvs_tcpfin_timeout_seconds: float = option(
-        0.0, DURATION, "How long IPVS keeps a TCP connection after a FIN.", check=not_negative, ignored=NOT_YET
-    )
-    ipvs_udp_timeout_seconds: float = option(
-        0.0, DURATION, "How long IPVS keeps an idle UDP flow.", check=not_negative, ignored=NOT_YET
-    )
     vmodule: str = option("", TEXT, "Log level of single files.", ignored=KLOG)
     log_flush_frequency_seconds: float = option(5.0, DURATION, "Time between two flushes of the log.", ignored=KLOG)
     log_text_split_stream: bool = option(

@@ -198,6 +198,7 @@ def _plan_port(
         node_endpoints=_on_node(endpoints, candidates, node.name),
         serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
         draining_endpoints=tuple(sorted(item for item, found in candidates.items() if found.terminating)),
+        scheduler=service.scheduler,
         created=service.created,
     )
 

@@ -65,7 +65,7 @@ class Agent:
         self._ready = False
         self._retiring: asyncio.Task[None] | None = None
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
-        self._schedule = Schedule(config.iptables_min_sync_period_seconds, config.iptables_sync_period_seconds)
+        self._schedule = Schedule(config.min_sync_period_seconds, config.sync_period_seconds)
 
     def deliver(self, change: Change) -> None:
         """Take in what a source tells; to be called in the loop."""
@@ -221,7 +221,7 @@ class Agent:
     async def _count_periods(self) -> None:
         periods = 0
         while True:
-            await asyncio.sleep(self._config.iptables_sync_period_seconds)
+            await asyncio.sleep(self._config.sync_period_seconds)
             periods += 1
             for reconciler in self._reconcilers.values():
                 reconciler.release_due()

@@ -18,11 +18,12 @@ from pyproxy.compile import chain_names
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, SET_TYPES, IpvsSettings, ipvs_hooks, is_ours, set_prefix
 from pyproxy.config import Config, ProxyMode
-from pyproxy.errors import ConfigError
+from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.loop.cleanup import retire
 from pyproxy.loop.iptables_mode import choose_variant, supported_families
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
-from pyproxy.model.address import Family, family_of, parse_network
+from pyproxy.model.address import Family, family_of, parse_ip, parse_network
+from pyproxy.model.ipvs import Scheduling, Virtual
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, IPVS_TABLES, ChainKey
 from pyproxy.render.iptables_restore import Ownership
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 _DEFAULT_SCHEDULER = "rr"
 _NOT_FOR_NODE_PORTS = tuple(map(parse_network, ("127.0.0.0/8", "::1/128", "fe80::/10")))
 """Loopback: IPVS sends no packet with a loopback address out. Link-local: the kernel has one for each interface."""
+_TRIAL = Virtual(parse_ip("198.51.100.0"), 6, 20000)
+"""An address for documentation: nobody talks to it."""
 _REUSE_IS_RIGHT_SINCE = (5, 9)
 """From this Linux on, a new connection from a port that was used just before is scheduled without a second's delay."""
 
@@ -57,6 +60,7 @@ class IpvsMode:
             ConfigError: it has not; the message names the module and what to do.
         """
         await require_ipvs()
+        _require_scheduler(config.ipvs_scheduler or _DEFAULT_SCHEDULER)
         variant, reason = await choose_variant(config)
         logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason)
         mode = cls(config, variant)
@@ -177,6 +181,25 @@ async def require_ipvs() -> None:
                 " load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
             )
             raise ConfigError(message)
+
+
+def _require_scheduler(scheduler: str) -> None:
+    """See that the kernel has a scheduler; where one of its virtual servers says so, nothing is written.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    servers = VirtualServers()
+    try:
+        if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
+            return
+        servers.perform([servers.add(_TRIAL, Scheduling(scheduler))])
+        servers.perform_deletes([servers.delete(_TRIAL)])
+    except ApplyError as error:
+        message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
+        raise ConfigError(message) from error
+    finally:
+        servers.close()
 
 
 def _why_not() -> str:

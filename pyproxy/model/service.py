@@ -43,5 +43,7 @@ class Service:
     """True only for a type that can have external traffic."""
     health_check_node_port: int = 0
     """0 means none."""
+    scheduler: str = ""
+    """The Service's own choice of an IPVS scheduler; empty means none."""
     created: str = ""
     """``metadata.creationTimestamp``, RFC 3339; settles who keeps an address that two Services claim."""

@@ -1,5 +1,6 @@
 """Services from the wire to the model. The law is that of `decode`."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from functools import lru_cache
 
@@ -31,6 +32,8 @@ NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 TRAFFIC_POLICIES = ("Cluster", "Local")
 AFFINITIES = ("None", "ClientIP")
 IP_MODES = ("VIP", "Proxy")
+_SCHEDULER = re.compile(r"[a-z][a-z0-9_]{0,14}")
+"""IP_VS_SCHEDNAME_MAXLEN is 16, with the zero byte at the end."""
 AFFINITY_SECONDS = range(1, 86401)
 DEFAULT_AFFINITY_SECONDS = 10800
 """What the API server fills in (core/v1 DefaultClientIPServiceAffinitySeconds)."""
@@ -63,9 +66,18 @@ def decode_service(service: wire.Service) -> Decoded[Service]:
         health_check_node_port=(
             _health_check_node_port(spec, problems) if is_external_local and service_type == "LoadBalancer" else 0
         ),
+        scheduler=_scheduler(metadata.annotations or wire.NO_ANNOTATIONS, problems),
         created=metadata.creation_timestamp or "",
     )
     return Decoded(decoded, errors("Service", name, problems))
+
+
+def _scheduler(annotations: wire.Annotations, problems: Problems) -> str:
+    text = (annotations.ipvs_scheduler or "").strip()
+    if text and not _SCHEDULER.fullmatch(text):
+        problems.append(("metadata.annotations[pyproxy.io/ipvs-scheduler]", f"{text!r} is no name of a scheduler"))
+        return ""
+    return text
 
 
 def _has_packet_path(labels: wire.Labels, spec: wire.ServiceSpec) -> bool:

@@ -39,6 +39,8 @@ class Annotations(Struct, frozen=True, gc=False):
 
     last_change_trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
     """RFC 3339; when the change behind an EndpointSlice or Endpoints happened."""
+    ipvs_scheduler: str | None = field(name="pyproxy.io/ipvs-scheduler", default=None)
+    """On a Service: how IPVS spreads its connections."""
     initial_events_end: str | None = field(name="k8s.io/initial-events-end", default=None)
     """``true`` on the bookmark that ends the initial events of a streaming list."""
 

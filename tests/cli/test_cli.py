@@ -296,7 +296,7 @@ def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
     program.write_text("from pyproxy.cli import main\nmain()\n")
 
     version = python(str(program), "--version")
-    wrong = python(str(program), "--proxy-mode=ipvs")
+    wrong = python(str(program), "--proxy-mode=userspace")
 
     assert (0, "pyproxy 0.1.0\n") == (version.returncode, version.stdout)
     assert (2, "Usage: kube-proxy [OPTIONS]") == (wrong.returncode, wrong.stderr.splitlines()[0])

@@ -38,7 +38,7 @@ KUBE_PROXY_DEFAULTS = {
     "iptables-min-sync-period": "",
     "iptables-sync-period": "30s",
     "ipvs-exclude-cidrs": "",
-    "ipvs-min-sync-period": "1s",
+    "ipvs-min-sync-period": "",
     "ipvs-scheduler": "",
     "ipvs-strict-arp": "false",
     "ipvs-sync-period": "30s",
