@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Field, SetType
 
-GET_CHAIN, GET_RULE, GET_ELEMENT = 4, 7, 13
-_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 3, 5, 6, 12, 14
+GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT = 1, 4, 7, 13
+_NEW_TABLE, _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 0, 3, 5, 6, 8, 12, 14
 REQUEST, ACK, DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 
 HEADER = struct.Struct("=IHHII")
@@ -29,7 +29,8 @@ _ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA, _ELEMENT_KEY_END = 1, 2, 6, 10
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = 0xFFFFFFFD
-CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK = 1, 3, 4
+TABLE_NAME, TABLE_FLAGS = 1, 2
+CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 3, 4, 5
 RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS = 1, 2, 4
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _NUMGEN_REGISTER, _NUMGEN_MODULUS, _NUMGEN_TYPE, _NUMGEN_OFFSET = 1, 2, 3, 4
@@ -196,14 +197,24 @@ class ElementFormat:
         return _ATTRIBUTE.pack(8 + size, kind | _NESTED) + _ATTRIBUTE.pack(4 + size, _DATA_VALUE)
 
 
+def wake_table(family: Family, table: str) -> bytes:
+    """Return the message that hooks the chains of a dormant table up."""
+    return message(_NEW_TABLE, 0, family, text(TABLE_NAME, table) + _number(TABLE_FLAGS, 0))
+
+
 def new_chain(family: Family, table: str, chain: str) -> bytes:
-    """Return the message that adds a chain without a hook."""
+    """Return the message that adds a chain without a hook, unless it is there."""
     return message(_NEW_CHAIN, _CREATE, family, text(CHAIN_TABLE, table) + text(CHAIN_NAME, chain))
 
 
 def delete_chain(family: Family, table: str, chain: str) -> bytes:
     """Return the message that deletes a chain with its rules."""
     return message(_DELETE_CHAIN, 0, family, text(CHAIN_TABLE, table) + text(CHAIN_NAME, chain))
+
+
+def flush_chain(family: Family, table: str, chain: str) -> bytes:
+    """Return the message that deletes the rules of a chain."""
+    return message(_DELETE_RULE, 0, family, text(RULE_TABLE, table) + text(RULE_CHAIN, chain))
 
 
 def new_slot_rule(family: Family, table: str, chain: str, count: int) -> bytes:

@@ -15,21 +15,27 @@ from pyproxy.apply.command import run
 from pyproxy.apply.nft_messages import (
     CHAIN_HOOK,
     CHAIN_NAME,
+    CHAIN_POLICY,
     CHAIN_TABLE,
     DUMP,
     GET_CHAIN,
     GET_RULE,
+    GET_TABLE,
     RULE_CHAIN,
     RULE_EXPRESSIONS,
     RULE_TABLE,
+    TABLE_FLAGS,
+    TABLE_NAME,
     ElementFormat,
     attributes,
     delete_chain,
+    flush_chain,
     message,
     new_chain,
     new_slot_rule,
     slot_expressions,
     text,
+    wake_table,
 )
 from pyproxy.apply.nft_socket import NftSocket
 from pyproxy.apply.ruleset_counter import RulesetCounter
@@ -59,13 +65,9 @@ _MARKER = "layout-"
 _GRACE_SECONDS = 0.05
 """How long what packets on their way may still look up stays: they have seen the count of a moment ago."""
 _CHAINED = frozenset(kind.number for kind in SETS.values() if kind.leads_to_chains)
-_LINGERING = _CHAINED | {
-    kind.number
-    for sets in (ADDRESSED, NODE_PORTS)
-    for choice in (sets.main, sets.local)
-    for kind in (choice.endpoints, choice.slots)
-}
-_MAIN_ENDPOINTS = frozenset(sets.main.endpoints.number for sets in (ADDRESSED, NODE_PORTS))
+_CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
+_ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
+_LINGERING = _CHAINED | _ENDPOINTS | {choice.slots.number for choice in _CHOICES}
 _MOST_ENTRIES_IN_LOOP = 1000
 """More are packed and sent in a thread, so that the loop goes on."""
 _DAMAGED = Layout("")
@@ -87,6 +89,7 @@ class NftablesKernel:
         self._socket = NftSocket()
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
         self._lingering: set[ElementKey] = set()
+        self._failed_to_sweep = False
         self._lock = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
 
@@ -95,12 +98,13 @@ class NftablesKernel:
 
     def disturbed(self) -> bool:
         """See `Kernel`."""
-        return self._counter.disturbed()
+        return self._failed_to_sweep or self._counter.disturbed()
 
     async def read(self) -> dict[ElementKey, Value]:
         """Return the elements of our table, and whether its layout is one of ours."""
         async with self._lock:
             self._lingering.clear()
+            self._failed_to_sweep = False
             try:
                 return await asyncio.to_thread(self._read)
             except OSError as error:
@@ -118,14 +122,22 @@ class NftablesKernel:
             if wanted is None and LAYOUT in change:
                 await self._run_nft(f"delete table {self._name}\n")
             elif isinstance(wanted, Layout) and present is None:
-                await self._run_nft(table_text(self.family, self._layouts[wanted], {}))
-                await self._write(change, wanted)
+                await self._create(change, wanted)
             elif isinstance(wanted, Layout):
                 await self._replace(change, wanted)
             else:
                 await self._write(change, None)
 
     # -- changes
+
+    async def _create(self, change: Change, layout: Layout) -> None:
+        """Make the table, and let packets in when it is complete.
+
+        A connection whose first packet met chains without elements would go on without a Service.
+        """
+        await self._make_table("\tflags dormant;\n" + self._layouts[layout], {})
+        await self._write(change, layout)
+        self._commit([wake_table(self.family, TABLE)])
 
     async def _replace(self, change: Change, layout: Layout) -> None:
         """Make the table anew, elements and all, in one transaction: there is no moment without rules."""
@@ -135,25 +147,30 @@ class NftablesKernel:
                 entries.pop(key, None)
             else:
                 entries[key] = wanted
-        new = table_text(self.family, self._layouts[layout], entries)
-        await self._run_nft(f"delete table {self._name}\n{new}")
+        await self._make_table(self._layouts[layout], entries)
         self._commit(list(self._marking(layout)))
         self._lingering.clear()
 
+    async def _make_table(self, layout: str, entries: Mapping[ElementKey, Value]) -> None:
+        """Make a table in place of the one that is there, whatever is in it, or of none."""
+        new = table_text(self.family, layout, entries)
+        await self._run_nft(f"add table {self._name}\ndelete table {self._name}\n{new}")
+
     async def _write(self, change: Change, layout: Layout | None) -> None:
-        """Write elements, and the marker if the layout is new or gets other chains."""
+        """Write elements, and the marker if the layout is new (None: it is as it was) or gets other chains."""
         chained = [
             key
             for key, (_, wanted) in change.items()
             if key[0] in _CHAINED and key[0] != PICK.number and wanted is not None and key not in self._lingering
         ]
         if chained:
+            layout = layout or self._intact_layout()
             await self._add_chains(chained)
         if len(change) > _MOST_ENTRIES_IN_LOOP:
             messages = await asyncio.to_thread(lambda: list(self._messages(change)))
         else:
             messages = list(self._messages(change))
-        if layout is not None or chained:
+        if layout is not None:
             messages += self._marking(layout)
         if len(change) > _MOST_ENTRIES_IN_LOOP:
             await asyncio.to_thread(self._commit, messages)
@@ -187,17 +204,23 @@ class NftablesKernel:
         count = unpack_number(key)
         chain = slot_chain(count)
         yield new_chain(self.family, TABLE, chain)
+        # It may be there with its rule, if only the element was deleted by others.
+        yield flush_chain(self.family, TABLE, chain)
         yield new_slot_rule(self.family, TABLE, chain, count)
         yield self._formats[PICK.number].jump(key, chain)
 
     async def _add_chains(self, keys: Iterable[ElementKey]) -> None:
         """Make the chains that are more than a rule or two; they depend on numbers in use, and seldom change."""
-        chains = [numbered_chain(SETS[key[0]], unpack_number(key[1:]), self.family).text for key in keys]
-        elements = [
-            f"add element {self._name} {SETS[key[0]].name} {{ {element_text(SETS[key[0]], key[1:], b'', self.family)} }}\n"
-            for key in keys
-        ]
-        await self._run_nft("".join((f"table {self._name} {{\n", *chains, "}\n", *elements)))
+        lines: list[str] = []
+        for key in keys:
+            kind = SETS[key[0]]
+            chain = numbered_chain(kind, unpack_number(key[1:]), self.family)
+            # It may be there with its rules, if only the element was deleted by others.
+            lines += (f"{verb} chain {self._name} {chain.name}" for verb in ("add", "flush"))
+            lines += (f"add rule {self._name} {chain.name} {rule}" for rule in chain.rules)
+            lines.append(f"add element {self._name} {kind.name} {{ {element_text(kind, key[1:], b'', self.family)} }}")
+        # Line by line: a table in braces would be awake afterwards.
+        await self._run_nft("\n".join((*lines, "")))
 
     async def _run_nft(self, script: str) -> None:
         result = await run(["nft", "-f", "-"], stdin=script)
@@ -232,8 +255,9 @@ class NftablesKernel:
                 await asyncio.sleep(_GRACE_SECONDS)
                 async with self._lock:
                     await self._sweep_once()
-        except ApplyError as error:
-            # What is left is found by the next full read, which this makes happen: it is no generation of ours.
+        except (ApplyError, OSError) as error:
+            # What is left is found by the next full read.
+            self._failed_to_sweep = True
             logger.warning("%s: what is no longer used was not deleted: %s", self.family, error)
         finally:
             self._sweeping = None
@@ -246,34 +270,45 @@ class NftablesKernel:
             keys[key[0]].append(key[1:])
         slots = [delete_chain(self.family, TABLE, slot_chain(unpack_number(key))) for key in keys.get(PICK.number, ())]
         self._commit([part for number in keys for part in self._formats[number].delete(keys[number])] + slots)
-        self._unpin({key[-4:] for key in swept if key[0] in _MAIN_ENDPOINTS and unpack_number(key[-4:]) & ID_BIT})
+        ids = {key[-4:] for key in swept if key[0] in _ENDPOINTS and unpack_number(key[-4:]) & ID_BIT}
+        if ids:
+            await self._unpin(ids)
         chains = [
             numbered_chain(SETS[key[0]], unpack_number(key[1:]), self.family).name
             for key in swept
             if key[0] in _CHAINED and key[0] != PICK.number
         ]
         if chains:
+            layout = self._intact_layout()
             # In a transaction of their own: before Linux 6.2 the elements hold on to them for a while.
             self._commit([delete_chain(self.family, TABLE, chain) for chain in sorted(chains)])
-            self._commit(list(self._marking(None)))
+            self._commit(list(self._marking(layout)))
 
-    def _unpin(self, ids: Collection[bytes]) -> None:
+    async def _unpin(self, ids: Collection[bytes]) -> None:
         """Delete the pins of endpoints that are gone, so that they do not rise again with them."""
-        if not ids:
-            return
         pins = ElementFormat(PINS, self.family, TABLE)
-        for key in [key for key, _ in self._elements(pins) if key[-4:] in ids]:
-            try:
-                self._commit(list(pins.delete([key])))
-            except ApplyError as error:
-                logger.debug("%s: a pin had ended by itself: %s", self.family, error)
+        keys = await asyncio.to_thread(self._pins_of, pins, ids)
+        try:
+            self._commit(list(pins.delete(keys)))
+        except ApplyError:
+            for key in keys:
+                try:
+                    self._commit(list(pins.delete([key])))
+                except ApplyError as error:
+                    logger.debug("%s: a pin had ended by itself: %s", self.family, error)
+
+    def _pins_of(self, pins: ElementFormat, ids: Collection[bytes]) -> list[bytes]:
+        """Return the pins of those endpoints that no address of their Service leads to any more."""
+        slots = (self._formats[choice.slots.number] for choice in _CHOICES)
+        gone = set(ids).difference(value for form in slots for _, value in self._elements(form))
+        return [key for key, _ in self._elements(pins) if key[-4:] in gone] if gone else []
 
     # -- what is there
 
     def _read(self) -> dict[ElementKey, Value]:
         self._counter.settle()
         chains = self._chains()
-        if not chains:
+        if not chains or self._is_dormant():
             return {}
         rules = self._rules()
         found: dict[ElementKey, Value] = {LAYOUT: self._layout(chains, rules)}
@@ -294,13 +329,23 @@ class NftablesKernel:
         except FileNotFoundError:
             return
 
+    def _is_dormant(self) -> bool:
+        """Say whether no packet meets our table."""
+        for view, start, end in self._socket.dump(message(GET_TABLE, DUMP, self.family, b"")):
+            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
+            if values[TABLE_NAME] == f"{TABLE}\0".encode():
+                return any(values[TABLE_FLAGS])
+        return False
+
     def _chains(self) -> dict[str, bytes]:
-        """Return the chains of our table, each with its hook as the kernel lists it."""
+        """Return the chains of our table, each with its hook and its policy as the kernel lists them."""
         found: dict[str, bytes] = {}
         for view, start, end in self._socket.dump(message(GET_CHAIN, DUMP, self.family, b"")):
             values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
             if values.get(CHAIN_TABLE) == f"{TABLE}\0".encode():
-                found[values[CHAIN_NAME].rstrip(b"\0").decode()] = values.get(CHAIN_HOOK, b"")
+                found[values[CHAIN_NAME].rstrip(b"\0").decode()] = b"".join(
+                    values.get(kind, b"") for kind in (CHAIN_HOOK, CHAIN_POLICY)
+                )
         return found
 
     def _rules(self) -> dict[str, list[bytes]]:
@@ -316,17 +361,28 @@ class NftablesKernel:
         markers = [name for name in chains if name.startswith(_MARKER)]
         if len(markers) != 1:
             return _DAMAGED
-        _, version, digest = markers[0].split("-")
+        version, _, digest = markers[0].removeprefix(_MARKER).partition("-")
         return Layout(version) if digest == _digest(chains, rules) else _DAMAGED
 
-    def _marking(self, layout: Layout | None) -> Iterator[bytes]:
-        """Yield the messages that mark the layout that is in the kernel now; None keeps the version that is marked."""
+    def _intact_layout(self) -> Layout:
+        """Return the layout that is in the kernel, before something is added to it and it is marked anew.
+
+        Raises:
+            ApplyError: others have changed it, so that what they did would be marked as ours.
+        """
+        layout = self._layout(self._chains(), self._rules())
+        if layout == _DAMAGED:
+            message = f"{self._name}: changed by others"
+            raise ApplyError(message, retryable=True)
+        return layout
+
+    def _marking(self, layout: Layout) -> Iterator[bytes]:
+        """Yield the messages that mark what is in the kernel now as a layout."""
         chains = self._chains()
-        markers = [name for name in chains if name.startswith(_MARKER)]
-        version = layout.version if layout else markers[0].split("-")[1]
-        for name in markers:
-            yield delete_chain(self.family, TABLE, name)
-        yield new_chain(self.family, TABLE, f"{_MARKER}{version}-{_digest(chains, self._rules())}")
+        for name in chains:
+            if name.startswith(_MARKER):
+                yield delete_chain(self.family, TABLE, name)
+        yield new_chain(self.family, TABLE, f"{_MARKER}{layout.version}-{_digest(chains, self._rules())}")
 
 
 def _digest(chains: Mapping[str, bytes], rules: Mapping[str, list[bytes]]) -> str:

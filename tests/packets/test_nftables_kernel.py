@@ -1,0 +1,171 @@
+"""Our table in the kernel of a namespace: what is written is read back, and nothing is written twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import pytest
+
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.nftables import ADDRESSED, CLUSTER_IPS, LAYOUT, NODE_PORT_IPS, SETS, ElementKey, pack_port
+from pyproxy.model.node import LocalTraffic
+
+from .nft_agent import NftAgent, cluster_ip, endpoints, everything, node_namespace, node_settings, objects_of, plan
+from .own_namespace import run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+Start = Callable[[], NftAgent]
+MANY = 1000
+
+
+@pytest.fixture(params=Family, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Give each family."""
+    return Family(request.param)
+
+
+@pytest.fixture
+def start(family: Family) -> Iterator[Start]:
+    """Be in a namespace of its own, and give a function that starts an agent there."""
+    with node_namespace(node_settings(family)) as start_agent:
+        yield start_agent
+
+
+def test_everything_is_read_back(start: Start, family: Family) -> None:
+    """Elements of every set come back from the kernel as they were meant: keys, data, ranges, comments."""
+    agent = start()
+    agent.put(*everything(family))
+
+    assert agent.wanted() == agent.read()
+    assert set(SETS) == {key[0] for key in agent.read() if key != LAYOUT}
+
+
+def test_changes_are_read_back(start: Start, family: Family) -> None:
+    """From everything to something else and to nothing, the kernel has what is wanted, and in the end no element."""
+    agent = start()
+    plans = everything(family)
+    agent.put(*plans)
+    agent.put(*(replace(each, cluster_endpoints=each.cluster_endpoints[:1], affinity_seconds=9) for each in plans))
+    after_change = agent.read()
+    expected = agent.wanted()
+    agent.remove(*plans)
+
+    assert expected == after_change
+    assert agent.wanted() == agent.read()
+    assert {LAYOUT[0], NODE_PORT_IPS.number} == {key[0] for key in agent.read()}
+
+
+def test_second_apply_writes_nothing(start: Start, family: Family) -> None:
+    """Everything that is read again is as it should be: no transaction, and no new generation of the ruleset."""
+    agent = start()
+    agent.put(*everything(family))
+    commits = agent.kernel.commits
+    agent.reconciler.distrust()
+
+    assert 0 == agent.commits_during(agent.sync)
+    assert commits == agent.kernel.commits
+
+
+def test_restart_writes_nothing(start: Start, family: Family) -> None:
+    """An agent that starts where another's table is finds everything in it."""
+    start().put(*everything(family))
+    second = start()
+
+    assert 0 == second.commits_during(lambda: second.put(*everything(family)))
+
+
+def test_restart_writes_what_changed(start: Start, family: Family) -> None:
+    """What came, went and changed while no agent was there is one transaction, and nothing is left of what went."""
+    start().put(*everything(family))
+    second = start()
+    plans = everything(family)[1:]
+    plans[2] = plan(family, 3, 4, 5, 6, 7)
+
+    second.put(*plans, plan(family, 50, 1, 2, 3, 4))
+
+    assert second.wanted() == second.read()
+
+
+def test_every_commit_is_accounted_for(start: Start, family: Family) -> None:
+    """The counter of commits is that of the kernel: the agent never takes its own commits for somebody else's."""
+    agent = start()
+
+    commits = agent.commits_during(lambda: agent.put(*everything(family)))
+    commits += agent.commits_during(lambda: agent.remove(*everything(family)[:4]))
+
+    assert agent.kernel.commits == commits
+    assert not agent.kernel.disturbed()
+
+
+def test_change_of_endpoints_is_one_commit(start: Start, family: Family) -> None:
+    """One endpoint for another, at the same count, is one transaction."""
+    agent = start()
+    agent.put(plan(family, 1, 1, 2, 3))
+
+    assert 1 == agent.commits_during(lambda: agent.put(plan(family, 1, 1, 2, 4)))
+
+
+def test_rules_do_not_depend_on_services(start: Start, family: Family) -> None:
+    """A thousand more Services, of the same counts and time-outs, add elements only: no chain, rule, set or map."""
+    agent = start()
+    agent.put(*everything(family))
+    before = objects_of(agent.table)
+    entries = len(agent.read())
+
+    more = [replace(plan(family, 4000 + number, 1, 2, 3), node_port=10000 + number) for number in range(MANY)]
+    pinned = [plan(family, 6000 + number, 1, 2, affinity_seconds=10800) for number in range(MANY)]
+    agent.put(*more, *pinned)
+
+    assert before == objects_of(agent.table)
+    assert len(agent.read()) > entries + 10 * MANY
+    assert agent.wanted() == agent.read()
+
+
+def test_listing_can_be_loaded(start: Start, family: Family) -> None:
+    """What ``nft list ruleset`` prints is accepted by ``nft``, with every kind of element in it."""
+    start().put(*everything(family))
+
+    run("nft", "--check", "--file", "-", stdin=run("nft", "list", "ruleset"))
+
+
+def test_table_is_deleted(start: Start, family: Family) -> None:
+    """The entry of the layout stands for the table: without it there is none."""
+    agent = start()
+    agent.put(*everything(family))
+    present = agent.read()
+
+    agent.do(agent.kernel.apply({key: (value, None) for key, value in present.items()}))
+
+    assert {} == agent.read()
+    assert "" == run("nft", "list", "ruleset")
+
+
+def test_refused_element_raises(start: Start, family: Family) -> None:
+    """What the kernel does not take need not be tried again, and nothing of its transaction was taken."""
+    agent = start()
+    agent.put(plan(family, 1, 1, 2))
+    before = agent.read()
+    good = ElementKey(bytes((CLUSTER_IPS.number,)) + cluster_ip(family, 99))
+    taken = next(key for key in before if key[0] == ADDRESSED.main.endpoints.number)
+    other = endpoints(family, 9)[0]
+
+    with pytest.raises(ApplyError) as raised:
+        agent.do(agent.kernel.apply({good: (None, b""), taken: (None, other.ip + pack_port(other.port))}))
+
+    assert not raised.value.retryable
+    assert before == agent.read()
+
+
+def test_new_settings_replace_the_table(start: Start, family: Family) -> None:
+    """With another pod range the table is made anew, in the transaction that deletes the old one."""
+    agent = start()
+    agent.put(*everything(family))
+    agent.configure(node_settings(family, local_traffic=LocalTraffic(interface="other0")))
+
+    assert agent.wanted() == agent.read()
+    assert "other0" in run("nft", "list", "ruleset")
+    assert "cni0" not in run("nft", "list", "ruleset")

@@ -1,0 +1,204 @@
+"""What others do to our table is found by the next read, and undone by the next apply."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+
+import pytest
+
+from pyproxy.compile.nft_text import elements_text
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, SetType, Value
+
+from .nft_agent import NftAgent, everything, node_namespace, node_settings, plan
+from .own_namespace import run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+Start = Callable[[], NftAgent]
+OLDER = {
+    "nothing in it": "",
+    "a chain": "chain services { }",
+    "a set of another type": "set counts { type inet_service; elements = { 80 } }",
+    "a map of another type": """
+        map counts { type ether_addr : mark; elements = { 00:00:00:00:00:01 : 0x5 } }
+        chain services { type nat hook output priority -100; ether type ip meta mark set ether saddr map @counts; }
+    """,
+    "a layout of another form": "chain layout-1 { }",
+    "a layout of another version": "chain layout-0123456789abcdef-0123456789abcdef { }",
+    "two layouts": "chain layout-0-0 { }\nchain layout-1-1 { }",
+    "no hook": "flags dormant; chain services { }",
+}
+"""What an older pyproxy, or anybody, may have left under the name of our table."""
+FOREIGN = {
+    "a rule in one of our chains": "add rule TABLE services counter",
+    "a rule in front": "insert rule TABLE refusals accept",
+    "a rule in the chain of a count": "add rule TABLE slot-of-3 accept",
+    "a rule in the chain of a time-out": "add rule TABLE sticky-10800 accept",
+    "a rule in the chain of pins": "insert rule TABLE find-2 return",
+    "a chain without rules": "flush chain TABLE services",
+    "a chain of a count without rules": "flush chain TABLE slot-of-3",
+    "a chain of another": "add chain TABLE other { type filter hook input priority 0; }",
+    "a layout of another": "add chain TABLE layout-x",
+    "a policy": "add chain TABLE filter-forward { policy drop; }",
+    "no hooks": "add table TABLE { flags dormant; }",
+    "no rules": "flush table TABLE",
+    "no table": "delete table TABLE",
+    "an empty table": "delete table TABLE\nadd table TABLE",
+    "no ruleset": "flush ruleset",
+    "no elements in a map": "flush map TABLE counts",
+    "no elements in a set": "flush set TABLE cluster-ips",
+}
+"""What others do, and what we have afterwards."""
+
+
+@pytest.fixture(params=Family, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Give each family."""
+    return Family(request.param)
+
+
+@pytest.fixture
+def start(family: Family) -> Iterator[Start]:
+    """Be in a namespace of its own, and give a function that starts an agent there."""
+    with node_namespace(node_settings(family)) as start_agent:
+        yield start_agent
+
+
+@pytest.fixture
+def agent(start: Start, family: Family) -> NftAgent:
+    """Give an agent that has everything in the kernel."""
+    started = start()
+    started.put(*everything(family))
+    return started
+
+
+def listing(agent: NftAgent) -> list[str]:
+    """Return the lines of our table but for elements, in any order: a chain that was made anew is at another place."""
+    return sorted(run("nft", "--terse", "list", "table", *agent.table.split()).splitlines())
+
+
+def assert_repaired(agent: NftAgent, script: str) -> None:
+    """Have `nft` run a script, see that the next look finds it, and that after one look all is as it was."""
+    before = listing(agent)
+    agent.nft(script)
+
+    assert agent.kernel.disturbed()
+    assert agent.wanted() != agent.read()
+    agent.reconciler.distrust()
+    agent.sync()
+    assert agent.wanted() == agent.read()
+    assert before == listing(agent)
+    assert 0 == agent.commits_during(agent.look)
+
+
+@pytest.mark.parametrize("script", FOREIGN.values(), ids=FOREIGN)
+def test_disturbance_is_repaired(agent: NftAgent, script: str) -> None:
+    """What others add, change or take away is found, and the table is as it was, rule for rule."""
+    assert_repaired(agent, script)
+
+
+def element_of(agent: NftAgent, kind: SetType) -> tuple[ElementKey, Value]:
+    """Return an element of a set as it is in the kernel."""
+    return next((key, value) for key, value in sorted(agent.read().items()) if key[0] == kind.number)
+
+
+def text_of(agent: NftAgent, key: ElementKey, value: Value) -> str:
+    """Return set and element as `nft` reads them."""
+    [(name, text)] = elements_text(agent.family, {key: value})
+    return f"TABLE {name} {{ {text} }}"
+
+
+@pytest.mark.parametrize("kind", SETS.values(), ids=lambda kind: kind.name)
+def test_deleted_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
+    """One element less in any set is found and comes back, and nothing else is touched."""
+    key, value = element_of(agent, kind)
+
+    assert_repaired(agent, f"delete element {text_of(agent, key, value)}")
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in SETS.values() if not kind.leads_to_chains], ids=lambda kind: kind.name
+)
+def test_added_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
+    """An element of others in one of our sets is found and goes."""
+    key, value = element_of(agent, kind)
+    size = kind.key_size(agent.family)
+    added = ElementKey(key[:1] + other_key(kind, key[1 : 1 + size], agent.family) * (2 if kind.is_interval else 1))
+
+    assert_repaired(agent, f"add element {text_of(agent, added, value)}")
+
+
+def other_key(kind: SetType, key: bytes, family: Family) -> bytes:
+    """Return a key that no element has."""
+    at = len(key) - kind.key[-1].size(family)
+    return key[:at] + bytes((key[at] ^ 0x3C,)) + key[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in SETS.values() if kind.data and not kind.leads_to_chains], ids=lambda kind: kind.name
+)
+def test_changed_data_is_repaired(agent: NftAgent, kind: SetType) -> None:
+    """Another value at a key of ours is found and put right."""
+    key, value = element_of(agent, kind)
+    assert isinstance(value, bytes)
+    changed = bytes((value[0] ^ 0x30,)) + value[1:]
+    texts = text_of(agent, key, value), text_of(agent, key, changed)
+
+    assert_repaired(agent, "delete element {}\nadd element {}".format(*texts))
+
+
+def test_changed_comment_is_repaired(agent: NftAgent) -> None:
+    """An element under somebody else's name is found and put right."""
+    key, value = element_of(agent, ADDRESSED.rejected)
+    text = text_of(agent, key, value)
+
+    assert_repaired(agent, f"delete element {text}\nadd element {text.replace('default', 'other')}")
+
+
+@pytest.mark.parametrize("content", OLDER.values(), ids=OLDER)
+def test_table_of_another_is_replaced(start: Start, family: Family, content: str) -> None:
+    """A table of our name that is not as we make it is ours afterwards, whatever was in it."""
+    agent = start()
+    agent.nft(f"table TABLE {{ {content}\n }}")
+    agent.put(*everything(family))
+    after = listing(agent)
+    agent.nft("delete table TABLE")
+    agent.look()
+
+    assert listing(agent) == after
+    assert agent.wanted() == agent.read()
+    assert 0 == agent.commits_during(lambda: start().put(*everything(family)))
+
+
+def test_change_after_a_disturbance_does_not_take_it_in(agent: NftAgent) -> None:
+    """A rule of others is found also if, before anybody looked, a change made our table's layout new."""
+    agent.nft("insert rule TABLE services counter")
+    with suppress(ApplyError):
+        agent.put(plan(agent.family, 901, 1, 2, 3, 4, 5, affinity_seconds=77))
+
+    agent.look()
+
+    assert "counter" not in run("nft", "list", "ruleset")
+    assert agent.wanted() == agent.read()
+
+
+def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:
+    """If what is no longer used cannot be deleted, the next look finds it, and tries again."""
+    removed = plan(agent.family, 1, 1, 2, 3)
+
+    async def remove_and_disturb() -> None:
+        agent.reconciler.stage(removed.name.service, {})
+        await agent.reconciler.sync()
+        agent.nft("delete element TABLE pick { 0:3 }")
+        agent.kernel._counter.settle()
+        await agent.swept()
+
+    agent.do(remove_and_disturb())
+
+    assert agent.kernel.disturbed()
+    agent.look()
+    assert agent.wanted() == agent.read()
