@@ -1,0 +1,140 @@
+"""The present state of the cluster from changes, and what has to be planned again for each."""
+
+import pytest
+
+from pyproxy.model.address import Family, parse_ip
+from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.tracker import Tracker
+
+WEB, DNS = NamespacedName("default", "web"), NamespacedName("default", "dns")
+X, Y = NamespacedName("default", "x"), NamespacedName("default", "y")
+NODE = Node(name="node1")
+
+
+def service(name: NamespacedName, number: int = 80) -> Service:
+    """Return a Service."""
+    return Service(
+        name=name, families=(Family.IPV4,), cluster_ips=(), ports=(ServicePort("", Protocol.TCP, number, 0),)
+    )
+
+
+def endpoint_slice(name: NamespacedName, owner: NamespacedName = WEB, ip: str = "10.244.1.11") -> EndpointSlice:
+    """Return a slice with one endpoint."""
+    port = SlicePort("", Protocol.TCP, 80)
+    return EndpointSlice(name, owner, Family.IPV4, (port,), (SliceEndpoint(parse_ip(ip)),))
+
+
+def told(*changes: Change) -> Tracker:
+    """Return a tracker that was told of changes, which have been taken."""
+    tracker = Tracker()
+    for change in changes:
+        tracker.apply(change)
+    tracker.take_dirty()
+    tracker.take_node_changed()
+    return tracker
+
+
+STATE: tuple[Change, ...] = (
+    Replaced(Kind.SERVICE, (service(WEB), service(DNS))),
+    Replaced(Kind.ENDPOINT_SLICE, (endpoint_slice(X), endpoint_slice(Y, DNS))),
+    Put(NODE),
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "dirty"),
+    [
+        pytest.param(Put(service(WEB, 81)), {WEB}, id="Service changed"),
+        pytest.param(Put(service(WEB)), set(), id="equal Service"),
+        pytest.param(Put(endpoint_slice(X, ip="10.244.1.12")), {WEB}, id="slice changed"),
+        pytest.param(Put(endpoint_slice(X)), set(), id="equal slice"),
+        pytest.param(Put(endpoint_slice(X, DNS)), {WEB, DNS}, id="slice changes hands"),
+        pytest.param(Removed(Kind.SERVICE, WEB), {WEB}, id="Service gone"),
+        pytest.param(Removed(Kind.SERVICE, X), set(), id="unknown Service gone"),
+        pytest.param(Removed(Kind.ENDPOINT_SLICE, Y), {DNS}, id="slice gone"),
+        pytest.param(Removed(Kind.ENDPOINT_SLICE, WEB), set(), id="unknown slice gone"),
+        pytest.param(Replaced(Kind.SERVICE, (service(WEB),)), {DNS}, id="list without a Service"),
+        pytest.param(Replaced(Kind.SERVICE, (service(WEB), service(DNS))), set(), id="equal list"),
+        pytest.param(Replaced(Kind.ENDPOINT_SLICE, ()), {WEB, DNS}, id="empty list of slices"),
+        pytest.param(Put(Node(name="node1", zone="a")), set(), id="Node changed"),
+    ],
+)
+def test_dirty(change: Change, dirty: set[NamespacedName]) -> None:
+    """A change names the Services that have to be planned again; one that changes nothing names none."""
+    tracker = told(*STATE)
+    tracker.apply(change)
+
+    assert dirty == tracker.take_dirty()
+    assert set() == tracker.take_dirty()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (Put(Node(name="node1", zone="a")), True),
+        (Removed(Kind.NODE, NamespacedName("", "node1")), True),
+        (Replaced(Kind.NODE, ()), True),
+        (Put(NODE), False),
+    ],
+    ids=["changed", "gone", "not in the list", "equal"],
+)
+def test_node_changed(change: Change, expected: object) -> None:
+    """Every plan depends on the Node: that it changed is told once."""
+    tracker = told(*STATE)
+    tracker.apply(change)
+
+    assert [expected, False] == [tracker.take_node_changed(), tracker.take_node_changed()]
+
+
+def test_pending() -> None:
+    """There is something to do from a change until it was taken, be it of Services or of the Node."""
+    tracker = told(*STATE)
+    pending = [tracker.pending]
+    tracker.apply(Put(service(WEB, 81)))
+    pending.append(tracker.pending)
+    tracker.take_dirty()
+    tracker.apply(Removed(Kind.NODE, NamespacedName("", "node1")))
+    pending.append(tracker.pending)
+
+    assert [False, True, True] == pending
+
+
+def test_known_kinds() -> None:
+    """A kind is known from its first complete list on; a single object is no list."""
+    tracker = told(Put(service(WEB)), Replaced(Kind.ENDPOINT_SLICE, ()))
+
+    assert [False, True] == [tracker.knows(kind) for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE)]
+    assert not tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE)
+
+
+def test_slices_in_order() -> None:
+    """A Service's slices come in the order of their names, whenever they were told."""
+    tracker = told(Put(endpoint_slice(Y)), Put(endpoint_slice(X)))
+
+    assert [X, Y] == [one.name for one in tracker.slices(WEB)]
+
+
+def test_slice_before_its_service() -> None:
+    """A slice waits for a Service that is not known yet, and outlives one that is gone."""
+    tracker = told(Put(endpoint_slice(X)), Put(service(WEB)), Removed(Kind.SERVICE, WEB))
+
+    assert [endpoint_slice(X)] == list(tracker.slices(WEB))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "expected"),
+    [
+        (Kind.SERVICE, WEB, service(WEB)),
+        (Kind.SERVICE, X, None),
+        (Kind.ENDPOINT_SLICE, Y, endpoint_slice(Y, DNS)),
+        (Kind.ENDPOINT_SLICE, WEB, None),
+        (Kind.NODE, NamespacedName("", "node1"), NODE),
+    ],
+)
+def test_last_known_version(kind: Kind, name: NamespacedName, expected: object) -> None:
+    """The last good version of an object can be asked for by kind and name."""
+    assert expected == told(*STATE).known(kind, name)
