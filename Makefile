@@ -12,7 +12,7 @@ SEED ?= 20261121
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: help install demo demo-shell lint test test-cluster test-long lock clean
+.PHONY: help install demo demo-shell lint test test-cluster bench test-long lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,9 @@ test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)
+
+bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, some ten minutes
+	$(BIN)/python -m tests.cluster.bench
 
 test-long: $(VENV)/tested peers ## Long runs with a random seed
 	$(PYTEST) tests --long

@@ -14,8 +14,6 @@ import fcntl
 import os
 import re
 import shlex
-import sys
-import warnings
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from time import monotonic, sleep
@@ -205,13 +203,8 @@ def _mapped_errors(what: str) -> Iterator[None]:
 
 def _iptc() -> Any:  # noqa: ANN401  # it has no types
     try:
-        # It wants distutils, where setuptools puts its own in place of Python's, and that costs another 100 ms.
-        if sys.version_info < (3, 12):
-            os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            # 12 MB, and 60 ms for the search for its libraries.
-            import iptc  # noqa: PLC0415  # see above
+        # 12 MB, and 160 ms for the search for its libraries.
+        import iptc  # noqa: PLC0415  # see above
     except Exception as error:  # what it raises where a library is missing depends on which
         message = f"python-iptables cannot be used: {error}"
         raise LibraryError(message, retryable=False) from error

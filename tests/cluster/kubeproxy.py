@@ -60,9 +60,10 @@ class KubeProxy:
         """Describe it: the namespace and the Node it is for, the backend, and further flags."""
         self._control_plane = control_plane
         self._namespace = namespace
-        self._mode, _, variant = backend.partition("-")
+        self._backend: Backend = backend
+        mode, _, variant = backend.partition("-")
         self._variant = variant or "nft"
-        self._flags = [f"--hostname-override={node}", f"--proxy-mode={self._mode}", *_HOST_UNTOUCHED, *flags]
+        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *_HOST_UNTOUCHED, *flags]
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -133,16 +134,7 @@ class KubeProxy:
 
     def rules(self) -> str:
         """Return the rules of both families that are in the kernel now, whoever made them."""
-        commands = {
-            "iptables": [[f"{tool}-{self._variant}-save"] for tool in ("iptables", "ip6tables")],
-            "nftables": [["nft", "list", "ruleset"]],
-            "ipvs": [["ipvsadm", "--list", "--numeric"]],
-        }
-        return "".join(self._output(command) for command in commands[self._mode])
-
-    def _output(self, command: list[str]) -> str:
-        inside = command_inside(self._namespace, command)
-        return subprocess.run(inside, check=True, capture_output=True, text=True).stdout
+        return ruleset(self._namespace, self._backend)
 
     def _tools(self, directory: Path) -> Path:
         """Make a folder where the names of the iptables tools stand for one variant, whatever the host's default is."""
@@ -166,6 +158,18 @@ class KubeProxy:
         if not queued or max(queued.values()) < since:
             return False
         return all(synced.get(family, 0.0) >= queued[family] for family in queued)
+
+
+def ruleset(namespace: str, backend: Backend) -> str:
+    """Return the rules of both families that are in a namespace now, whoever made them."""
+    mode, _, variant = backend.partition("-")
+    commands = {
+        "iptables": [[f"{tool}-{variant}-save"] for tool in ("iptables", "ip6tables")],
+        "nftables": [["nft", "list", "ruleset"]],
+        "ipvs": [["ipvsadm", "--list", "--numeric"]],
+    }
+    inside = (command_inside(namespace, command) for command in commands[mode])
+    return "".join(subprocess.run(command, check=True, capture_output=True, text=True).stdout for command in inside)
 
 
 def _by_family(metrics: Mapping[str, float], name: str) -> dict[str, float]:

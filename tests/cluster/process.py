@@ -1,6 +1,7 @@
 """The programs that the tests run: where they are, how they are started, measured, waited for and ended."""
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,12 +94,21 @@ class Process:
             message = "\n".join([f"{self._name}: {error}", *lines])
             raise ClusterError(message) from error
 
-    def stop(self) -> None:
-        """Ask the process to end; kill it when it takes too long over that."""
+    def stop(self) -> int:
+        """Ask the process to end, kill it when it takes too long over that, and return its exit status."""
         self._process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_STOP_SECONDS)
         self.kill()
+        return self._process.returncode
+
+    def suspend(self) -> None:
+        """Let it stand still, as on a machine that sleeps, until `resume`."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         """End the process without asking."""
@@ -116,3 +126,8 @@ class Process:
     def resident_bytes(self) -> int:
         """Return the memory that is resident now, pages shared with others included."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def peak_bytes(self) -> int:
+        """Return the most memory that was resident at one time; of this process, not of its children."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024

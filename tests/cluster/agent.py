@@ -1,0 +1,97 @@
+"""The installed pyproxy beside the control plane, as `kubeproxy` is the real kube-proxy."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+from .controlplane import KUBE_PROXY_USER, ControlPlane
+from .kubeproxy import Backend, ruleset
+from .process import Process
+
+PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
+_HOST_UNTOUCHED = (
+    "--conntrack-max-per-core=0",
+    "--conntrack-tcp-timeout-established=0",
+    "--conntrack-tcp-timeout-close-wait=0",
+    "--oom-score-adj=0",
+)
+
+
+class Agent:
+    """A pyproxy that lives as long as its ``with`` block, and can be stopped and started in it; its rules stay."""
+
+    def __init__(  # noqa: PLR0913 - as KubeProxy, and what only some tests name
+        self,
+        control_plane: ControlPlane,
+        namespace: str,
+        *,
+        node: str,
+        backend: Backend,
+        flags: Sequence[str] = (),
+        kubeconfig: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Describe it.
+
+        Args:
+            control_plane: what it follows.
+            namespace: the network namespace that it is for.
+            node: name of its Node.
+            backend: proxy mode and variant.
+            flags: further ones.
+            kubeconfig: None is one with a token, by way of the control plane's relay for clients; an empty path is a pod.
+            environment: further variables.
+        """
+        self.log = Path()
+        self._control_plane = control_plane
+        self._namespace = namespace
+        self._backend: Backend = backend
+        mode, _, variant = backend.partition("-")
+        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *_HOST_UNTOUCHED, *flags]
+        if variant:
+            self._flags.append(f"--iptables-variant={variant}")
+        self._kubeconfig = kubeconfig
+        self._environment = dict(environment or {})
+        self._at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Start it; wait for what it brings about."""
+        with ExitStack() as stack:
+            directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-agent-{os.getpid()}-")))
+            self.log = directory / "pyproxy.log"
+            # Of its own: the lock of iptables is a file, which programs in other namespaces would wait for.
+            self._environment.setdefault("XTABLES_LOCKFILE", str(directory / "xtables.lock"))
+            if self._kubeconfig is None:
+                server = stack.enter_context(self._control_plane.exposed_in(self._namespace))
+                user = {"token": self._control_plane.static_token(KUBE_PROXY_USER)}
+                self._kubeconfig = self._control_plane.kubeconfig_for(user, server)
+            self.start()
+            stack.callback(self.stop)
+            self._at_exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop it."""
+        self._at_exit.close()
+
+    def start(self) -> None:
+        """Start it."""
+        where = [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig != Path() else []
+        self.process = Process(
+            [PYPROXY, "run", *where, *self._flags],
+            log=self.log,
+            namespace=self._namespace,
+            environment=self._environment,
+        )
+
+    def stop(self) -> int:
+        """Ask it to end, and return its exit status."""
+        return self.process.stop()
+
+    def rules(self) -> str:
+        """Return the rules of both families that are in the kernel now, whoever made them."""
+        return ruleset(self._namespace, self._backend)
