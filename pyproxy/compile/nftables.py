@@ -76,8 +76,13 @@ class NftablesProgram:
         yield from self._own
 
     def _put_own(self, name: ServicePortName, elements: dict[ElementKey, bytes]) -> set[ElementKey]:
-        changed: set[ElementKey] = set()
         before = self._own_keys.pop(name, ())
+        if not before and self._own.keys().isdisjoint(elements):
+            self._own |= elements
+            if elements:
+                self._own_keys[name] = tuple(elements)
+            return set(elements)
+        changed: set[ElementKey] = set()
         for key in before:
             if key not in elements:
                 changed.add(key)
@@ -179,8 +184,9 @@ class PortElements:
         targets = [endpoint.ip + pack_port(endpoint.port) for endpoint in endpoints]
         if plan.affinity_seconds is None:
             self.shared.append(element(PICK, pack_number(len(endpoints))))
+            prefix = choice.endpoints.prefix + key
             for slot, target in enumerate(targets):
-                self._add(choice.endpoints, key + pack_number(slot), target)
+                self.own[ElementKey(prefix + pack_number(slot))] = target
             return
         self._add(sets.timeouts, key, pack_number(plan.affinity_seconds))
         self.shared.append(element(choice.sticky, pack_number(plan.affinity_seconds)))
@@ -202,7 +208,7 @@ class PortElements:
 
 def element(kind: SetType, key: bytes) -> ElementKey:
     """Return the key of an entry for an element of a set."""
-    return ElementKey(bytes((kind.number,)) + key)
+    return ElementKey(kind.prefix + key)
 
 
 def _comment(name: ServicePortName) -> bytes:

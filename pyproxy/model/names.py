@@ -16,6 +16,9 @@ class Protocol(Enum):
         """Return the number in the IP header (IANA protocol numbers)."""
         return _PROTOCOL_NUMBERS[self]
 
+    # Members are compared by identity. Enum's own hash is Python code, and names of Service ports are hashed all the time.
+    __hash__ = object.__hash__
+
     def __lt__(self, other: "Protocol") -> bool:
         return self.value < other.value
 

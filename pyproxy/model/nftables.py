@@ -7,7 +7,7 @@ the kernel a concatenation, and the comparison of what is wanted with what it ha
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import NewType
 
@@ -50,6 +50,11 @@ class SetType:
     """Keys are ranges: the last field has two ends."""
     is_named: bool = False
     """Elements carry the name of their Service port as comment."""
+    prefix: bytes = field(init=False, compare=False)
+    """The byte that begins the keys of its elements."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prefix", bytes((self.number,)))
 
     @property
     def leads_to_chains(self) -> bool:
@@ -179,7 +184,7 @@ Value = bytes | Layout
 
 def pack_number(number: int) -> bytes:
     """Return a number as the kernel keeps it."""
-    return number.to_bytes(4, sys.byteorder)
+    return _SMALL_NUMBERS[number] if number < len(_SMALL_NUMBERS) else number.to_bytes(4, sys.byteorder)
 
 
 def unpack_number(data: bytes) -> int:
@@ -198,3 +203,4 @@ def pack_protocol(protocol: Protocol) -> bytes:
 
 
 _PROTOCOLS = {protocol: bytes((protocol.number, 0, 0, 0)) for protocol in Protocol}
+_SMALL_NUMBERS = [number.to_bytes(4, sys.byteorder) for number in range(256)]
