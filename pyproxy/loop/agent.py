@@ -95,6 +95,17 @@ class Agent:
                 tasks.create_task(self._flows.run(local_addresses))
         finally:
             notifications.close()
+            await self._stop_retiring()
+
+    async def _stop_retiring(self) -> None:
+        """End what runs beside the task group.
+
+        Left to the end of the loop, which cancels asyncio's own task that opens a program's pipes as well, the start
+        of a program would never end (Python 3.11, `BaseSubprocessTransport._wait`).
+        """
+        if self._retiring is not None:
+            self._retiring.cancel()
+            await asyncio.gather(self._retiring, return_exceptions=True)
 
     def _address_changed(self) -> None:
         if follows_local_ips(self._config):
