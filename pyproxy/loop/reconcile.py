@@ -49,6 +49,14 @@ class SyncReport:
     """For each port, the plan that the kernel had and the one it has now."""
     refused: list[ServicePortName] = field(default_factory=list)
 
+    def followed_by(self, later: "SyncReport") -> "SyncReport":
+        """Return what this sync and a later one did, as if they were one."""
+        taken = dict(self.taken)
+        for name, (before, plan) in later.taken.items():
+            taken[name] = (taken[name][0] if name in taken else before, plan)
+        refused = list(dict.fromkeys((*self.refused, *later.refused)))
+        return SyncReport(self.entries_changed + later.entries_changed, taken, refused)
+
 
 class Reconciler(Generic[K, V]):
     """One family in one backend."""
@@ -65,6 +73,8 @@ class Reconciler(Generic[K, V]):
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
         self._applied: dict[K, V] | None = None
         """What the kernel has; None: not known, so the next sync reads it."""
+        self._untold = SyncReport()
+        """What was done in syncs that failed in the end: their reports were never returned."""
 
     def __repr__(self) -> str:
         return f"Reconciler({self.family}, {len(self._taken)} ports, {len(self._staged)} staged)"
@@ -126,7 +136,7 @@ class Reconciler(Generic[K, V]):
                 self._staged[name] = quarantine.refused
 
     async def sync(self) -> SyncReport:
-        """Bring the kernel up to the staged plans.
+        """Bring the kernel up to the staged plans; the report includes what failed syncs before did.
 
         Raises:
             ApplyError: nothing was taken, or what was is read back next time; what was staged stays staged.
@@ -138,8 +148,10 @@ class Reconciler(Generic[K, V]):
         except ApplyError:
             self._applied = None
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
+            self._untold = self._untold.followed_by(report)
             raise
-        return report
+        untold, self._untold = self._untold, SyncReport()
+        return untold.followed_by(report)
 
     async def _sync(self, staged: Plans, report: SyncReport) -> None:
         suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
