@@ -3,7 +3,7 @@
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
 
 from pyproxy.apply.netlink import NETWORK_ORDER, Message, NetlinkSocket, attribute, attributes, nest, text_attribute
@@ -16,12 +16,14 @@ _SUBSYSTEM = 6 << 8
 _CREATE, _DESTROY, _LIST, _ADD, _DELETE = 2, 3, 7, 9, 10
 _PROTOCOL, _SETNAME, _TYPENAME, _REVISION, _FAMILY = 1, 2, 3, 4, 5
 _DATA, _ADT, _LINENO = 7, 8, 9
-_IP, _PORT, _PROTO, _IP2, _CIDR2, _MAXELEM = 1, 4, 7, 20, 21, 19
+_IP, _PORT, _PROTO, _FLAGS, _MAXELEM, _IP2, _CIDR2, _COMMENT = 1, 4, 7, 8, 19, 20, 21, 26
+_WITH_COMMENT = 1 << 4
+_LONGEST_REMARK = 255
 _PROTOCOL_VERSION = 6
 _NFGENMSG = struct.Struct("=BBH")
 _MOST_MEMBERS = 1 << 20
-_MEMBERS_PER_MESSAGE = 500
-"""A message is at most 64 KiB long; an IPv6 member with a range takes 76 bytes."""
+_MEMBERS_PER_MESSAGE = 150
+"""A message is at most 64 KiB long; an IPv6 member with a remark takes up to 300 bytes."""
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IP_KIND = {Family.IPV4: 1 | NETWORK_ORDER, Family.IPV6: 2 | NETWORK_ORDER}
 _TYPE_MISMATCH = 4096 + 6
@@ -29,11 +31,11 @@ _HEADER_BYTES = _NFGENMSG.size
 
 
 class SetType(Enum):
-    """Types of sets; the value is the kernel's name and a revision that every kernel with that type has."""
+    """Types of sets; the value is the kernel's name, the least revision with what we use, and whether members have remarks."""
 
-    IP = ("hash:ip", 0)
-    IP_PORT = ("hash:ip,port", 1)
-    IP_PORT_NET = ("hash:ip,port,net", 1)
+    IP = ("hash:ip", 0, False)
+    IP_PORT = ("hash:ip,port", 3, True)
+    IP_PORT_NET = ("hash:ip,port,net", 1, False)
 
 
 class IpSets:
@@ -49,10 +51,10 @@ class IpSets:
         self._family = family
         self._netlink = NetlinkSocket(_NETLINK_NETFILTER)
 
-    def read(self, types: dict[str, SetType]) -> tuple[set[str], set[Member]]:
-        """Return which of the named sets exist, and their members."""
+    def read(self, types: Mapping[str, SetType]) -> tuple[set[str], dict[Member, str]]:
+        """Return which of the named sets exist, and their members with remarks."""
         names: set[str] = set()
-        members: set[Member] = set()
+        members: dict[Member, str] = {}
         for name in types:
             try:
                 for data, start, end in self._dump(name):
@@ -63,7 +65,7 @@ class IpSets:
                     raise
         return names, members
 
-    def create(self, names: Collection[str], types: dict[str, SetType]) -> None:
+    def create(self, names: Collection[str], types: Mapping[str, SetType]) -> None:
         """Create sets; one that exists with the same type is no error.
 
         Raises:
@@ -79,13 +81,13 @@ class IpSets:
         """
         self._perform([self._message(_DESTROY, self._name(name)) for name in names], "destroy", (errno.ENOENT,))
 
-    def add(self, members: Collection[Member]) -> None:
-        """Add members; one that is there already is no error."""
+    def add(self, members: Mapping[Member, str]) -> None:
+        """Add members with remarks; one that is there already gets the new remark."""
         self._perform(list(self._changes(_ADD, members)), "add to")
 
-    def delete(self, members: Collection[Member]) -> None:
+    def delete(self, members: Iterable[Member]) -> None:
         """Delete members; one that is gone already is no error."""
-        self._perform(list(self._changes(_DELETE, members)), "delete from", (errno.ENOENT,))
+        self._perform(list(self._changes(_DELETE, dict.fromkeys(members, ""))), "delete from", (errno.ENOENT,))
 
     def _perform(self, messages: list[Message], verb: str, passed: Collection[int] = ()) -> None:
         for refusal in self._netlink.send(messages):
@@ -94,20 +96,25 @@ class IpSets:
                 raise ApplyError(message, retryable=refusal.code in (errno.ENOMEM, errno.EPERM))
 
     def _creation(self, name: str, kind: SetType) -> Message:
-        type_name, revision = kind.value
+        type_name, revision, has_remarks = kind.value
+        flags = _WITH_COMMENT if has_remarks else 0
         return self._message(
             _CREATE,
             self._name(name),
             text_attribute(_TYPENAME, type_name),
             attribute(_REVISION, bytes([revision])),
             attribute(_FAMILY, bytes([_AF[self._family]])),
-            nest(_DATA, attribute(_MAXELEM | NETWORK_ORDER, struct.pack("!I", _MOST_MEMBERS))),
+            nest(
+                _DATA,
+                attribute(_MAXELEM | NETWORK_ORDER, struct.pack("!I", _MOST_MEMBERS)),
+                attribute(_FLAGS | NETWORK_ORDER, struct.pack("!I", flags)),
+            ),
         )
 
-    def _changes(self, command: int, members: Collection[Member]) -> Iterator[Message]:
+    def _changes(self, command: int, members: Mapping[Member, str]) -> Iterator[Message]:
         by_set: dict[str, list[bytes]] = {}
-        for member in members:
-            by_set.setdefault(member.set, []).append(self._member(member))
+        for member, remark in members.items():
+            by_set.setdefault(member.set, []).append(self._member(member, remark))
         # The kernel wants a line number beside several members, for its error messages.
         line = attribute(_LINENO, struct.pack("=I", 0))
         for name, packed in by_set.items():
@@ -115,7 +122,7 @@ class IpSets:
                 part = nest(_ADT, *packed[start : start + _MEMBERS_PER_MESSAGE])
                 yield self._message(command, self._name(name), line, part)
 
-    def _member(self, member: Member) -> bytes:
+    def _member(self, member: Member, remark: str) -> bytes:
         parts = [self._ip(_IP, member.ip)]
         if member.port:
             parts.append(attribute(_PORT | NETWORK_ORDER, member.port.to_bytes(2)))
@@ -123,6 +130,8 @@ class IpSets:
         if member.network is not None:
             parts.append(self._ip(_IP2, member.network.ip))
             parts.append(attribute(_CIDR2, bytes([member.network.prefix])))
+        if remark:
+            parts.append(text_attribute(_COMMENT, remark[:_LONGEST_REMARK]))
         return nest(_DATA, *parts)
 
     def _ip(self, kind: int, ip: bytes) -> bytes:
@@ -142,28 +151,28 @@ class IpSets:
         return self._netlink.dump(_SUBSYSTEM | _LIST, self._body(self._name(name)), header=_HEADER_BYTES)
 
 
-def _parse_members(data: memoryview, start: int, end: int, name: str) -> Iterator[Member]:
+def _parse_members(data: memoryview, start: int, end: int, name: str) -> Iterator[tuple[Member, str]]:
     for kind, left, right in attributes(data, start, end):
         if kind == _ADT:
             for _, member_start, member_end in attributes(data, left, right):
                 yield _parse_member(data, member_start, member_end, name)
 
 
-def _parse_member(data: memoryview, start: int, end: int, name: str) -> Member:
-    ip, protocol, port = b"", 0, 0
+def _parse_member(data: memoryview, start: int, end: int, name: str) -> tuple[Member, str]:
+    ip, protocol, port, remark = b"", 0, 0, ""
     network_ip, prefix = b"", 0
     for kind, left, right in attributes(data, start, end):
         match kind:
-            case 1:
+            case _ if kind == _IP:
                 ip = bytes(data[left + 4 : right])
-            case 4:
+            case _ if kind == _PORT:
                 port = int.from_bytes(data[left:right])
-            case 7:
+            case _ if kind == _PROTO:
                 protocol = data[left]
-            case 20:
+            case _ if kind == _IP2:
                 network_ip = bytes(data[left + 4 : right])
-            case 21:
+            case _ if kind == _CIDR2:
                 prefix = data[left]
-            case _:
-                pass
-    return Member(name, ip, protocol, port, Network(network_ip, prefix) if network_ip else None)
+            case _ if kind == _COMMENT:
+                remark = bytes(data[left:right]).rstrip(bytes(1)).decode(errors="replace")
+    return Member(name, ip, protocol, port, Network(network_ip, prefix) if network_ip else None), remark

@@ -66,7 +66,7 @@ class _Parts:
     gone_vips: list[bytes] = field(default_factory=list)
     sets: list[str] = field(default_factory=list)
     gone_sets: list[str] = field(default_factory=list)
-    members: list[Member] = field(default_factory=list)
+    members: dict[Member, str] = field(default_factory=dict)
     gone_members: list[Member] = field(default_factory=list)
     rules: dict[RulesetKey, tuple[str | None, str | None]] = field(default_factory=dict)
 
@@ -132,9 +132,9 @@ class IpvsKernel:
         found: dict[IpvsKey, IpvsValue] = {}
         doors.vips.ensure_device()
         with _as_apply_error("ipset"):
-            names, members = doors.sets.read(dict(doors.set_types))
+            names, members = doors.sets.read(doors.set_types)
         found |= {Set(name): doors.set_types[name].value[0] for name in names}
-        found |= dict.fromkeys(members, True)
+        found.update(members.items())
         with _as_apply_error("local routes"):
             found |= {Vip(ip): source for ip, source in doors.vips.read().items()}
             self._vips = {key.ip for key in found if isinstance(key, Vip)}
@@ -179,7 +179,7 @@ class IpvsKernel:
 
     def _add_all(self, parts: _Parts) -> None:
         doors = self._doors
-        doors.sets.create(parts.sets, dict(doors.set_types))
+        doors.sets.create(parts.sets, doors.set_types)
         servers = doors.servers
         # What is there already (of others, or on its way out) is changed instead, and the other way round.
         _perform(servers, parts.new_virtuals, servers.add, servers.change)
@@ -349,7 +349,7 @@ def _sorted(change: Change) -> _Parts:
             case Set():
                 (parts.gone_sets if wanted is None else parts.sets).append(key.name)
             case Member():
-                (parts.gone_members if wanted is None else parts.members).append(key)
+                _sort_member(parts, key, wanted)
             case _:
                 parts.rules[key] = (_text(present), _text(wanted))
     return parts
@@ -367,6 +367,13 @@ def _sort_real(parts: _Parts, key: Real, present: IpvsValue | None, wanted: Ipvs
         (parts.new_reals if present is None else parts.reals)[key] = wanted
     else:
         parts.gone_reals.append(key)
+
+
+def _sort_member(parts: _Parts, key: Member, wanted: IpvsValue | None) -> None:
+    if isinstance(wanted, str):
+        parts.members[key] = wanted
+    else:
+        parts.gone_members.append(key)
 
 
 def _sort_vip(parts: _Parts, key: Vip, wanted: IpvsValue | None) -> None:

@@ -191,7 +191,7 @@ class _PortEntries:
             self._member(static.FIREWALL, virtual)
             own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
             for block in (*plan.source_ranges, *own):
-                self._entries[Member(static.ALLOWED, *virtual, block)] = True
+                self._entries[Member(static.ALLOWED, *virtual, block)] = ""
 
     def _short_cut(self) -> None:
         """Send pods and the node to all endpoints of the cluster, past those of the policy Local."""
@@ -243,10 +243,10 @@ class _PortEntries:
 
     def _answer_for(self, ip: bytes) -> None:
         self._entries[Vip(ip)] = self._settings.source_ip
-        self._entries[Member(static.VIP, ip)] = True
+        self._entries[Member(static.VIP, ip)] = ""
 
     def _member(self, name: str, virtual: Virtual) -> None:
-        self._entries[Member(name, *virtual)] = True
+        self._entries[Member(name, *virtual)] = str(self._plan.name)
 
     def _rule(self, key: ChainKey, *bodies: str) -> None:
         self._rules[key] = self._rules.get(key, "") + rules(key.chain, *bodies)

@@ -87,10 +87,11 @@ class IpvsMode:
     def kernel(self, family: Family) -> IpvsKernel:
         """See `Backend`."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, IPVS_TABLES)
+        sets, types = ipvs_sets(family)
         doors = Doors(
             servers=VirtualServers(),
-            sets=IpSets(family, set_prefix(family)),
-            set_types={name: _SET_TYPES[kind] for name, kind in SET_TYPES.items()},
+            sets=sets,
+            set_types=types,
             vips=Vips(family),
             rules=IptablesKernel(family, self._variant, counter, ownership(family), IPVS_TABLES),
         )
@@ -139,6 +140,11 @@ def _be_strict_about_arp() -> None:
 
 
 _SET_TYPES = {kind.value[0]: kind for kind in SetType}
+
+
+def ipvs_sets(family: Family) -> tuple[IpSets, dict[str, SetType]]:
+    """Return the door to a family's sets, and their types by name."""
+    return IpSets(family, set_prefix(family)), {name: _SET_TYPES[kind] for name, kind in SET_TYPES.items()}
 
 
 def ipvs_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IpvsSettings:

@@ -73,6 +73,10 @@ def open_dumper(config: Config) -> Dumper:
             from pyproxy.loop.nftables_dump import NftablesDumper  # noqa: PLC0415  # see above
 
             return NftablesDumper(config)
+        case ProxyMode.IPVS:
+            from pyproxy.loop.ipvs_dump import IpvsDumper  # noqa: PLC0415  # see above
+
+            return IpvsDumper(config)
         case mode:
             message = f"--proxy-mode: rules of {mode.value} cannot be listed in this version"
             raise ConfigError(message)

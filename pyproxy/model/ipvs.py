@@ -68,7 +68,7 @@ class Set(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A member of an ipset; its value is True. Which fields count depends on the type of the set."""
+    """A member of an ipset; its value is a remark: whose it is, or nothing. Which fields count depends on the type."""
 
     set: str
     """As in `Set`."""
@@ -79,7 +79,7 @@ class Member(NamedTuple):
 
 
 IpvsKey = Virtual | Real | Vip | Set | Member | RulesetKey
-IpvsValue = Scheduling | int | bytes | str | bool
+IpvsValue = Scheduling | int | bytes | str
 
 
 class RealState(NamedTuple):
@@ -92,8 +92,3 @@ class RealState(NamedTuple):
     """Connections that are being opened or closed, or have no state."""
     since: int
     """When it got weight 0, in seconds of wall time; 0 means not known. Kept by the kernel in the upper threshold."""
-
-
-def set_name(prefix: str, name: str) -> str:
-    """Return the kernel's name of a set; at most 31 characters."""
-    return f"{prefix}{name}"

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.names import ServicePortName
-from pyproxy.model.ruleset import TABLES
+from pyproxy.model.ruleset import IPVS_TABLES, TABLES
 
 
 def listing_text(listing: Listing) -> str:
@@ -19,9 +19,12 @@ def listing_text(listing: Listing) -> str:
 def listing_restore(listing: Listing) -> str:
     """Write a listing as input for ``iptables-restore --noflush``, each Service port below a remark with its name."""
     parts = [f"# {listing.family}\n"]
-    for table in TABLES:
+    for table in IPVS_TABLES:
+        chains = [chain for chain_table, chain in listing.chains if chain_table == table]
+        if not chains and table not in TABLES:
+            continue
         parts.append(f"*{table}\n")
-        parts += [f":{chain} - [0:0]\n" for chain_table, chain in listing.chains if chain_table == table]
+        parts += [f":{chain} - [0:0]\n" for chain in chains]
         parts += _lines(table, listing.common)
         for name, rules in listing.services.items():
             lines = list(_lines(table, rules))
