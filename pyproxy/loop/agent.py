@@ -5,6 +5,7 @@ it; the watch task looks for changes that others made. While a sync is in flight
 """
 
 import asyncio
+import gc
 import logging
 import math
 from collections.abc import Awaitable, Collection, Hashable
@@ -34,12 +35,14 @@ from pyproxy.model.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-_LOOK_PERIOD_SECONDS = 1.0
+_LOOK_PERIOD_SECONDS = 0.5
 _LOOKS_PER_READ = 20
 """A full read may take at most this part of the time: on a node where others write rules all day, too."""
 _PERIODS_PER_READ = 10
 """Sync periods between full reads where a change by others can go unseen."""
 _NODE_WAIT_SECONDS = 30.0
+_GC_THRESHOLDS = gc.get_threshold()
+_GC_THRESHOLDS_AT_START = (100_000, 50, 100)
 _PLANS_PER_SLICE = 200
 """Services planned before the loop gets a turn: some 10 ms."""
 _BEATS_PER_WATCHDOG = 3
@@ -84,6 +87,9 @@ class Agent:
             source: calls `deliver` for as long as it lives.
         """
         self._backend.prepare()
+        # What comes in until the first sync is there to stay: looking through it again and again for garbage took as
+        # long as planning it.
+        gc.set_threshold(*_GC_THRESHOLDS_AT_START)
         notifications = AddressNotifications(self._address_changed)
         asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._wake.set)
         try:
@@ -184,6 +190,8 @@ class Agent:
             self._ready = True
             logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
             notify("READY=1")
+            gc.freeze()
+            gc.set_threshold(*_GC_THRESHOLDS)
             self._retiring = asyncio.create_task(self._retire_others())
         return fine
 
