@@ -1,9 +1,10 @@
 """The installed pyproxy beside the control plane, as `kubeproxy` is the real kube-proxy."""
 
 import os
+import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
@@ -13,6 +14,9 @@ from .kubeproxy import Backend, ruleset
 from .process import Process
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
+_PATIENCE_SECONDS = 60.0
+_DISPATCH = re.compile(r'^-A KUBE-SERVICES .*"default/([a-z0-9-]+)[ :].*-j (\S+)', re.MULTILINE)
+_ENDPOINT = re.compile(r"^-A (\S+) .*-j DNAT --to-destination (\S+)", re.MULTILINE)
 _HOST_UNTOUCHED = (
     "--conntrack-max-per-core=0",
     "--conntrack-tcp-timeout-established=0",
@@ -34,6 +38,7 @@ class Agent:
         flags: Sequence[str] = (),
         kubeconfig: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
     ) -> None:
         """Describe it.
 
@@ -45,6 +50,7 @@ class Agent:
             flags: further ones.
             kubeconfig: None is one with a token, by way of the control plane's relay for clients; an empty path is a pod.
             environment: further variables.
+            wrapper: the beginning of a command line that runs the rest of it.
         """
         self.log = Path()
         self._control_plane = control_plane
@@ -56,6 +62,7 @@ class Agent:
             self._flags.append(f"--iptables-variant={variant}")
         self._kubeconfig = kubeconfig
         self._environment = dict(environment or {})
+        self._wrapper = wrapper
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -82,7 +89,7 @@ class Agent:
         """Start it."""
         where = [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig != Path() else []
         self.process = Process(
-            [PYPROXY, "run", *where, *self._flags],
+            [*self._wrapper, PYPROXY, "run", *where, *self._flags],
             log=self.log,
             namespace=self._namespace,
             environment=self._environment,
@@ -91,6 +98,28 @@ class Agent:
     def stop(self) -> int:
         """Ask it to end, and return its exit status."""
         return self.process.stop()
+
+    def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = _PATIENCE_SECONDS) -> None:
+        """Wait for something that it brings about."""
+        self.process.wait_until(condition, what, timeout_seconds=seconds)
+
+    def wait_for_log(self, text: str) -> None:
+        """Wait until it has said something; what it said before an earlier end counts too."""
+        self.wait_until(lambda: text in self.log.read_text(), f"{text!r} in its log")
+
+    def services(self) -> dict[str, set[str]]:
+        """Return what is in the kernel: the endpoints of each Service of the namespace default, but the API server's."""
+        chains: dict[str, str] = {}
+        found: dict[str, set[str]] = {}
+        rules = self.rules()
+        for name, target in _DISPATCH.findall(rules):
+            found[name] = set()
+            chains[target] = name
+        for chain, endpoint in _ENDPOINT.findall(rules):
+            if chain in chains:
+                found[chains[chain]].add(endpoint)
+        found.pop("kubernetes", None)
+        return found
 
     def rules(self) -> str:
         """Return the rules of both families that are in the kernel now, whoever made them."""

@@ -3,6 +3,7 @@
 Law: how long something takes is told by the kernel's own counters; a dump, which is slow, only says what it was.
 """
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -28,7 +29,7 @@ class KernelWatch:
         """Describe it: the namespace, and the mode whose tables are watched."""
         self._namespace = namespace
         self._backend: Backend = backend
-        self._look = _counter(namespace, backend)
+        self._look, self._sockets = _counter(namespace, backend)
         self._times: list[float] = []
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="kernel watch", daemon=True)
@@ -42,6 +43,13 @@ class KernelWatch:
         """End."""
         self._ended.set()
         self._thread.join()
+        for used in self._sockets:
+            used.close()
+
+    @property
+    def changes(self) -> int:
+        """Return how many times the rules have changed so far."""
+        return len(self._times)
 
     def when(self, condition: Callable[[str], bool], what: str) -> float:
         """Wait until the rules meet a condition, and return when, on the clock of `time.monotonic`.
@@ -70,12 +78,13 @@ class KernelWatch:
                 self._times.append(time.monotonic())
 
 
-def _counter(namespace: str, backend: Backend) -> Callable[[], Hashable]:
-    """Return what tells one state of the rules from another; sockets belong to the namespace that they are made in."""
+def _counter(namespace: str, backend: Backend) -> tuple[Callable[[], Hashable], list[socket.socket]]:
+    """Return what tells one state of the rules from another; its sockets belong to the namespace they are made in."""
     if backend == "iptables-legacy":
-        counters = [call_inside(namespace, partial(LegacyCounter, family, TABLES)) for family in Family]
-        return lambda: tuple(counter._look() for counter in counters)
+        tables = [call_inside(namespace, partial(LegacyCounter, family, TABLES)) for family in Family]
+        return lambda: tuple(counter._look() for counter in tables), [counter._raw for counter in tables]
     if backend in {"iptables-nft", "nftables"}:
-        return call_inside(namespace, NftGeneration).read
+        generation = call_inside(namespace, NftGeneration)
+        return generation.read, [generation._netlink]
     message = f"{backend}: there is no counter for its changes"
     raise ClusterError(message)

@@ -2,12 +2,15 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from .controlplane import ControlPlane
 from .namespace import fresh_namespace
+from .objects import Cluster
 from .process import BINARIES
+from .relay import Relay
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +27,19 @@ def control_plane(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it d
     """Give the control plane of the session."""
     with ControlPlane() as started:
         yield started
+
+
+@pytest.fixture
+def cluster(control_plane: ControlPlane) -> Iterator[Cluster]:
+    """Give a way to make objects in the control plane of the session, which keeps none of a test."""
+    with ExitStack() as at_exit:
+        yield Cluster(control_plane, at_exit)
+
+
+@pytest.fixture
+def relay(control_plane: ControlPlane) -> Relay:
+    """Give a way to the API server that fails on command."""
+    return control_plane.new_relay()
 
 
 @pytest.fixture

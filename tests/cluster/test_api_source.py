@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import ExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Self
@@ -20,11 +20,9 @@ from pyproxy.source.reflector import PAGE_SIZE
 from pyproxy.source.transport import Timing
 
 from .controlplane import KUBE_PROXY_USER, ControlPlane
+from .objects import NODE, SERVICES, Cluster
 from .relay import LOOPBACK, Relay
 
-NODE = "node-1"
-SERVICES = "/api/v1/namespaces/default/services"
-SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 PATIENCE_SECONDS = 30.0
 QUICK = Timing(connect=1.0, answer=2.0, silence=1.0)
 
@@ -37,62 +35,6 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
         asyncio.run(test(**fixtures))
 
     return run
-
-
-class Cluster:
-    """The objects that a test makes, and removes in the end."""
-
-    def __init__(self, control_plane: ControlPlane, at_exit: ExitStack) -> None:
-        self._control_plane = control_plane
-        self._at_exit = at_exit
-
-    def create_service(self, name: str, **spec: object) -> None:
-        """Make a Service with one port."""
-        body = {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]} | spec}
-        self._control_plane.request("POST", SERVICES, body)
-        self._at_exit.callback(self.delete_service, name)
-
-    def create_slice(self, service: str, address: str) -> None:
-        """Make an EndpointSlice of one endpoint."""
-        body = {
-            "metadata": {"name": f"{service}-1", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [address]}],
-            "ports": [{"port": 8080}],
-        }
-        self._control_plane.request("POST", SLICES, body)
-        self._at_exit.callback(self._control_plane.kubectl, "delete", "endpointslice", f"{service}-1")
-
-    def create_node(self) -> None:
-        """Make the Node that the source watches."""
-        self._control_plane.create_node(NODE, ["192.0.2.11"], pod_cidrs=["10.244.0.0/24"], zone="a")
-        self._at_exit.callback(self._control_plane.kubectl, "delete", "node", NODE)
-
-    def set_port(self, name: str, port: int) -> None:
-        """Change the port of a Service."""
-        self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"spec": {"ports": [{"port": port}]}})
-
-    def give_to(self, name: str, proxy: str | None) -> None:
-        """Let another proxy see to a Service, or none."""
-        labels = {"service.kubernetes.io/service-proxy-name": proxy}
-        self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"metadata": {"labels": labels}})
-
-    def delete_service(self, name: str) -> None:
-        """Remove a Service, if it is there."""
-        self._control_plane.kubectl("delete", "service", name, "--ignore-not-found")
-
-
-@pytest.fixture
-def cluster(control_plane: ControlPlane) -> Iterator[Cluster]:
-    """Give the control plane of the session, which keeps no object of a test."""
-    with ExitStack() as at_exit:
-        yield Cluster(control_plane, at_exit)
-
-
-@pytest.fixture
-def relay(control_plane: ControlPlane) -> Relay:
-    """Give a way to the API server that fails on command."""
-    return control_plane.new_relay()
 
 
 class Follower:
@@ -243,6 +185,25 @@ async def test_absence(control_plane: ControlPlane, cluster: Cluster, relay: Rel
         await follower.until(lambda: follower.has("stays", "comes"))
 
         assert (81, 1) == (follower.port("stays"), follower.lists)
+
+
+@in_loop
+async def test_silence(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
+    """A network that swallows everything for a while: all stays, and is caught up with when it is over."""
+    cluster.create_service("stays")
+    cluster.create_service("goes")
+    with LogEntry("API server lost") as loss:
+        async with following(through(control_plane, relay), QUICK) as follower:
+            relay.hold()
+            cluster.delete_service("goes")
+            cluster.set_port("stays", 81)
+            cluster.create_service("comes")
+            await loss.heard()
+            assert (True, 80) == (follower.has("stays", "goes"), follower.port("stays"))
+            relay.resume()
+            await follower.until(lambda: follower.has("stays", "comes"))
+
+            assert (81, 1) == (follower.port("stays"), follower.lists)
 
 
 @in_loop

@@ -1,0 +1,62 @@
+"""Objects in the control plane of the session, for as long as a test needs them."""
+
+from contextlib import ExitStack
+
+from .api import JsonObject
+from .controlplane import ControlPlane
+
+NODE = "node-1"
+SERVICES = "/api/v1/namespaces/default/services"
+SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
+
+
+class Cluster:
+    """The objects that a test makes, and removes in the end."""
+
+    def __init__(self, control_plane: ControlPlane, at_exit: ExitStack) -> None:
+        self._control_plane = control_plane
+        self._at_exit = at_exit
+
+    def create_service(self, name: str, **spec: object) -> None:
+        """Make a Service with one port."""
+        body = {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]} | spec}
+        self._control_plane.request("POST", SERVICES, body)
+        self._at_exit.callback(self.delete_service, name)
+
+    def create_slice(self, service: str, address: str) -> None:
+        """Make an EndpointSlice of one endpoint, on port 8080."""
+        body = {
+            "metadata": {"name": f"{service}-1", "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": [address]}],
+            "ports": [{"port": 8080}],
+        }
+        self._control_plane.request("POST", SLICES, body)
+        self._at_exit.callback(self._control_plane.kubectl, "delete", "endpointslice", f"{service}-1")
+
+    def set_endpoint(self, service: str, address: str) -> None:
+        """Put another endpoint in the place of the one that `create_slice` made."""
+        self._control_plane.request("PATCH", f"{SLICES}/{service}-1", {"endpoints": [{"addresses": [address]}]})
+
+    def create_node(self) -> None:
+        """Make the Node that the source watches."""
+        self._control_plane.create_node(NODE, ["192.0.2.11"], pod_cidrs=["10.244.0.0/24"], zone="a")
+        self._at_exit.callback(self._control_plane.kubectl, "delete", "node", NODE)
+
+    def set_port(self, name: str, port: int) -> None:
+        """Change the port of a Service."""
+        self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"spec": {"ports": [{"port": port}]}})
+
+    def give_to(self, name: str, proxy: str | None) -> None:
+        """Let another proxy see to a Service, or none."""
+        labels = {"service.kubernetes.io/service-proxy-name": proxy}
+        self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"metadata": {"labels": labels}})
+
+    def delete_service(self, name: str) -> None:
+        """Remove a Service, if it is there."""
+        self._control_plane.kubectl("delete", "service", name, "--ignore-not-found")
+
+    def smuggle(self, item: JsonObject) -> None:
+        """Put a Service of the namespace default past the API server's validation, into what it reads."""
+        self._control_plane.store(f"services/specs/default/{item['metadata']['name']}", item)
+        self._at_exit.callback(self._control_plane.store, f"services/specs/default/{item['metadata']['name']}", None)

@@ -1,0 +1,276 @@
+"""The installed pyproxy on a node of a real API server: whatever happens to either, in the end the kernel is right.
+
+What becomes of packets is not asked here; rules are what is looked at, and whether they are written at all.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Self
+
+import pytest
+
+from .agent import Agent
+from .bench_kernel import KernelWatch
+from .controlplane import ControlPlane
+from .kubeproxy import Backend
+from .objects import NODE, Cluster
+from .relay import LOOPBACK, Relay
+
+BACKENDS: tuple[Backend, ...] = ("iptables-nft", "iptables-legacy")
+FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "-v=4")
+PATIENCE_SECONDS = 60.0
+RETURN_SECONDS = 120.0
+"""What may pass after a long absence: the longest delay between two tries, and the limits of a try."""
+_LOOK_SECONDS = 1.0
+POD = """
+mount -t tmpfs none /run
+mkdir -p /run/secrets/kubernetes.io/serviceaccount
+mount --bind "$1" /run/secrets/kubernetes.io/serviceaccount
+shift
+exec "$@"
+"""
+"""Runs a command where the files of its first argument are those of a pod's service account."""
+
+
+class Running:
+    """An agent behind a relay, in a namespace of its own, and what it is told."""
+
+    def __init__(self, control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> None:
+        self._control_plane = control_plane
+        self._cluster = cluster
+        self._relay = relay
+        self._namespace = namespace
+        self._at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Make the Node and two Services, ``stays`` and ``goes``."""
+        self.url = self._at_exit.enter_context(self._control_plane.exposed_in(self._namespace, self._relay))
+        self._cluster.create_node()
+        for name, address in (("stays", "10.244.0.1"), ("goes", "10.244.0.2")):
+            self._cluster.create_service(name)
+            self._cluster.create_slice(name, address)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the agent."""
+        self._at_exit.close()
+
+    def start(
+        self,
+        backend: Backend = "iptables-nft",
+        *,
+        kubeconfig: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        wrapper: Sequence[str] = (),
+        **user: str,
+    ) -> Agent:
+        """Start it, and wait until both Services are in the kernel."""
+        if kubeconfig is None:
+            credentials = user or {"token": self._control_plane.static_token()}
+            kubeconfig = self._control_plane.kubeconfig_for(credentials, self.url)
+        agent = Agent(
+            self._control_plane,
+            self._namespace,
+            node=NODE,
+            backend=backend,
+            flags=FLAGS,
+            kubeconfig=kubeconfig,
+            environment=environment,
+            wrapper=wrapper,
+        )
+        self._at_exit.enter_context(agent)
+        expect(agent, stays="10.244.0.1", goes="10.244.0.2")
+        return agent
+
+    def change(self) -> None:
+        """Change everything: a Service goes, one comes, and one gets another endpoint."""
+        self._cluster.delete_service("goes")
+        self._cluster.set_endpoint("stays", "10.244.0.3")
+        self._cluster.create_service("comes")
+        self._cluster.create_slice("comes", "10.244.0.4")
+
+
+def expect(agent: Agent, seconds: float = PATIENCE_SECONDS, **services: str) -> None:
+    """Wait until exactly these Services are in the kernel, with these endpoints."""
+    wanted = {name: {f"{address}:8080"} for name, address in services.items()}
+    agent.wait_until(lambda: agent.services() == wanted, f"in the kernel: {wanted}", seconds)
+
+
+@pytest.fixture
+def running(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> Iterator[Running]:
+    """Give a node that is ready for an agent."""
+    with Running(control_plane, cluster, relay, namespace) as ready:
+        yield ready
+
+
+def test_restart_of_the_api_server(control_plane: ControlPlane, running: Running) -> None:
+    """While the API server restarts all rules stay; what it is told afterwards arrives."""
+    agent = running.start()
+    control_plane.stop_apiserver()
+    agent.wait_for_log("API server lost")
+    rules = agent.services()
+    control_plane.start_apiserver()
+    running.change()
+
+    assert {"stays", "goes"} == rules.keys()
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+
+
+def test_unreachable(running: Running, relay: Relay) -> None:
+    """What happens while the API server cannot be reached is caught up with; until then all rules stay."""
+    agent = running.start()
+    relay.refuse()
+    running.change()
+    agent.wait_for_log("API server lost")
+    rules = agent.services()
+    relay.resume()
+
+    assert {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}} == rules
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+    agent.wait_for_log("API server is back")
+
+
+def test_expired_versions(control_plane: ControlPlane, running: Running, relay: Relay) -> None:
+    """Where the API server has forgotten what happened (410 Gone) objects that are gone are found by a new list."""
+    agent = running.start()
+    relay.refuse()
+    running.change()
+    control_plane.compact()
+    relay.resume()
+
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give the length of a blackout: five minutes only where there is time for them."""
+    if "blackout_seconds" in metafunc.fixturenames:
+        metafunc.parametrize("blackout_seconds", [300.0 if metafunc.config.getoption("--long") else 3.0])
+
+
+def test_blackout(running: Running, relay: Relay, blackout_seconds: float) -> None:
+    """A network that swallows every packet costs no rule, however long; `test_silence` has time limits to match."""
+    agent = running.start()
+    relay.hold()
+    running.change()
+    end = time.monotonic() + blackout_seconds
+    while time.monotonic() < end:
+        assert {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}} == agent.services()
+        time.sleep(_LOOK_SECONDS)
+    relay.resume()
+
+    expect(agent, RETURN_SECONDS, stays="10.244.0.3", comes="10.244.0.4")
+
+
+def test_killed_connections(running: Running, relay: Relay, cluster: Cluster) -> None:
+    """Connections that are reset again and again delay nothing and lose nothing."""
+    agent = running.start()
+    for number in range(5, 10):
+        relay.drop()
+        cluster.set_endpoint("stays", f"10.244.0.{number}")
+        expect(agent, stays=f"10.244.0.{number}", goes="10.244.0.2")
+
+
+def test_rotated_token(control_plane: ControlPlane, running: Running, relay: Relay, tmp_path: Path) -> None:
+    """A token file is read at each connection: its old token may be worth nothing by then."""
+    token = tmp_path / "token"
+    token.write_text(control_plane.create_token("first"))
+    agent = running.start(tokenFile=str(token))
+    token.write_text(control_plane.create_token("second"))
+    control_plane.kubectl("delete", "serviceaccount", "first")
+    relay.drop()
+    running.change()
+
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+    control_plane.kubectl("delete", "serviceaccount", "second")
+
+
+def test_change_while_it_is_stopped(running: Running) -> None:
+    """What comes, goes and changes while no agent runs is in the kernel after its start; stopping touches nothing."""
+    agent = running.start()
+    before = agent.rules()
+    status = agent.stop()
+    left = agent.rules()
+    running.change()
+    agent.start()
+
+    assert 0 == status
+    assert without_counters(before) == without_counters(left)
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+
+
+def test_change_while_it_sleeps(running: Running, relay: Relay) -> None:
+    """A machine that was suspended finds its connections dead and catches up."""
+    agent = running.start()
+    agent.process.suspend()
+    relay.drop()
+    running.change()
+    agent.process.resume()
+
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_restart_on_an_unchanged_cluster(running: Running, namespace: str, backend: Backend) -> None:
+    """It takes its own rules over and writes nothing: the kernel counts no commit, and no table changes."""
+    agent = running.start(backend)
+    agent.stop()
+    agent.log.write_text("")
+    before = agent.rules()
+    with KernelWatch(namespace, backend) as watch:
+        agent.start()
+        agent.wait_for_log("first sync done")
+
+        assert 0 == watch.changes
+    assert without_counters(before) == without_counters(agent.rules())
+
+
+def without_counters(rules: str) -> str:
+    """Return rules without remarks, which hold the time, and without the packets that policies have counted."""
+    return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
+
+
+def test_in_cluster(control_plane: ControlPlane, running: Running, relay: Relay, tmp_path: Path) -> None:
+    """In a pod nothing needs to be said: server, token and CA are where pods have them, and the token rotates."""
+    account = tmp_path / "serviceaccount"
+    account.mkdir()
+    (account / "token").write_text(control_plane.create_token("first"))
+    (account / "ca.crt").write_bytes(control_plane.authority.certificate.read_bytes())
+    port = running.url.rpartition(":")[2]
+    agent = running.start(
+        kubeconfig=Path(),
+        environment={"KUBERNETES_SERVICE_HOST": LOOPBACK, "KUBERNETES_SERVICE_PORT": port},
+        wrapper=("unshare", "--mount", "sh", "-euc", POD, "sh", str(account)),
+    )
+    (account / "token").write_text(control_plane.create_token("second"))
+    control_plane.kubectl("delete", "serviceaccount", "first")
+    relay.drop()
+    running.change()
+
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+    control_plane.kubectl("delete", "serviceaccount", "second")
+
+
+def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
+    """An object that no API server would let in today is named with its field, and harms no other."""
+    agent = running.start()
+    cluster.smuggle(
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "bad", "namespace": "default", "uid": "6f1f5c5e-54de-4a56-8a9c-7e5f0d9cbb0c"},
+            "spec": {
+                "type": "ClusterIP",
+                "clusterIP": "10.96.300.1",
+                "clusterIPs": ["10.96.300.1"],
+                "ports": [{"port": 70000, "protocol": "TCP", "targetPort": 8080}],
+            },
+        }
+    )
+    running.change()
+
+    expect(agent, stays="10.244.0.3", comes="10.244.0.4")
+    agent.wait_for_log("Service default/bad: spec.ports[0].port: 70000 is not between 1 and 65535")
+    agent.wait_for_log("Service default/bad: spec.clusterIPs[0]: 10.96.300.1 is no IP address")
