@@ -18,6 +18,7 @@ from pyproxy.model.nftables import (
     NODE_PORTS,
     PICK,
     PINS,
+    SERVICE_CIDRS,
     SETS,
     Choice,
     Layout,
@@ -255,9 +256,11 @@ class _Chains:
         for sets, key in ((ADDRESSED, self._key), (NODE_PORTS, self._node_port)):
             refusals = f"{key} @{sets.rejected.name} reject", f"{key} @{sets.dropped.name} drop"
             yield _chain(f"{sets.prefix}refusals", *refusals)
-        cidrs = ", ".join(map(str, self._settings.service_cidrs))
-        unknown = [f"{self._ip} daddr {{ {cidrs} }} drop"] if cidrs else []
-        yield _chain("unknown-ports", f"{self._ip} daddr @{CLUSTER_IPS.name} reject", *unknown)
+        yield _chain(
+            "unknown-ports",
+            f"{self._ip} daddr @{CLUSTER_IPS.name} reject",
+            f"{self._ip} daddr . meta l4proto @{SERVICE_CIDRS.name} drop",
+        )
         for hook in ("prerouting", "output"):
             yield _base_chain(f"filter-{hook}-pre-dnat", "filter", hook, -110, "ct state new jump sources")
         node_ports = f"{self._to_node()} ct state new jump {NODE_PORTS.prefix}refusals"

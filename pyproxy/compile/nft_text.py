@@ -42,8 +42,8 @@ def element_text(kind: SetType, key: bytes, value: bytes, family: Family) -> str
     size = kind.key_size(family)
     fields = _fields(kind.key, key[:size], family)
     if kind.is_interval:
-        last = _fields(kind.key, key[size:], family)[-1]
-        fields[-1] += "" if last == fields[-1] else f"-{last}"
+        ends = _fields(kind.key, key[size:], family)
+        fields = [first if first == last else f"{first}-{last}" for first, last in zip(fields, ends, strict=True)]
     data_size = kind.data_size(family)
     comment = f' comment "{value[data_size:].decode()}"' if len(value) > data_size else ""
     if kind.leads_to_chains:

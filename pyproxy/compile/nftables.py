@@ -25,6 +25,7 @@ from pyproxy.model.nftables import (
     NODE_PORT_IPS,
     NODE_PORTS,
     PICK,
+    SERVICE_CIDRS,
     Choice,
     ElementKey,
     PortSets,
@@ -48,6 +49,7 @@ class NftablesProgram:
         self._static: dict[ElementKey, Value] = {
             LAYOUT: layout_of(settings),
             **{element(NODE_PORT_IPS, ip): b"" for ip in node_ips},
+            **{element(SERVICE_CIDRS, _every_protocol(*ends)): b"" for ends in _ranges(settings.service_cidrs)},
         }
         self._own: dict[ElementKey, bytes] = {}
         self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
@@ -209,6 +211,10 @@ class PortElements:
 def element(kind: SetType, key: bytes) -> ElementKey:
     """Return the key of an entry for an element of a set."""
     return ElementKey(kind.prefix + key)
+
+
+def _every_protocol(first: bytes, last: bytes) -> bytes:
+    return first + bytes(4) + last + bytes((255, 0, 0, 0))
 
 
 def _comment(name: ServicePortName) -> bytes:

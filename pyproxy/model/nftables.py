@@ -47,7 +47,7 @@ class SetType:
     key: tuple[Field, ...]
     data: tuple[Field, ...] = ()
     is_interval: bool = False
-    """Keys are ranges: the last field has two ends."""
+    """Keys are ranges: each field has two ends."""
     is_named: bool = False
     """Elements carry the name of their Service port as comment."""
     prefix: bytes = field(init=False, compare=False)
@@ -120,6 +120,8 @@ PICK = SetType(6, "pick", (Field.NUMBER,), (Field.VERDICT,))
 """From a count to the chain that draws a slot."""
 PINS = SetType(7, "pins", (Field.ADDRESS, Field.NUMBER))
 """Clients, each with the id of an endpoint that it stays with. The kernel makes them; they are no entries."""
+SERVICE_CIDRS = SetType(8, "service-cidrs", (Field.ADDRESS, Field.PROTOCOL), is_interval=True)
+"""All protocols of each range. With a second field the kernel keeps both ends of a range in one element."""
 
 
 def _choice(number: int, prefix: str, key: tuple[Field, ...]) -> Choice:
@@ -152,7 +154,7 @@ NODE_PORTS = _port_sets(32, "nodeport-", _NODE_PORT)
 
 
 def _all_sets() -> dict[int, SetType]:
-    found = [CLUSTER_IPS, NODE_PORT_IPS, HAIRPIN, FIREWALL, ALLOWED_SOURCES, PICK]
+    found = [CLUSTER_IPS, NODE_PORT_IPS, HAIRPIN, FIREWALL, ALLOWED_SOURCES, PICK, SERVICE_CIDRS]
     for sets in (ADDRESSED, NODE_PORTS):
         found += [sets.external_cluster, sets.external_local, sets.timeouts, sets.rejected, sets.dropped]
         for choice in (sets.main, sets.local):
