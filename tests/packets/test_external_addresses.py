@@ -45,7 +45,11 @@ NO_ENDPOINTS = service(
 )
 BALANCED = service("balanced", 44, *ports(30083), type="LoadBalancer", ingress=ingress(30))
 PROXIED = service(
-    "proxied", 45, port(80), type="LoadBalancer", ingress=[*ingress(31, ipMode="Proxy"), {"hostname": "lb.example.com"}]
+    "proxied",
+    45,
+    port(80, node_port=30085),
+    type="LoadBalancer",
+    ingress=[*ingress(31, ipMode="Proxy"), {"hostname": "lb.example.com"}],
 )
 WITHOUT_NODE_PORTS = service(
     "without-node-ports",
@@ -67,7 +71,7 @@ RANGED = service(
 RANGED_FOR_NODE = service(
     "ranged-for-node",
     48,
-    port(80),
+    port(80, node_port=30086),
     type="LoadBalancer",
     ingress=ingress(35),
     loadBalancerSourceRanges=[*map(single, ADDRESSES["node1"])],
@@ -79,14 +83,17 @@ LOCAL = service(
     *ports(30090),
     type="LoadBalancer",
     externalTrafficPolicy="Local",
+    healthCheckNodePort=32090,
     externalIPs=public(40),
     ingress=ingress(41),
 )
 LOCAL_ON_NODE1 = service(
-    "local-on-node1", 51, *ports(30091), type="NodePort", externalTrafficPolicy="Local", externalIPs=public(42)
+    "node-port-on-node1", 51, *ports(30091), type="NodePort", externalTrafficPolicy="Local", externalIPs=public(42)
 )
-LOCAL_EMPTY = service("local-empty", 52, *ports(30092), type="NodePort", externalTrafficPolicy="Local")
-LOCAL_DRAINS = service("local-drains", 53, port(80, node_port=30093), type="NodePort", externalTrafficPolicy="Local")
+LOCAL_EMPTY = service("node-port-empty", 52, *ports(30092), type="NodePort", externalTrafficPolicy="Local")
+LOCAL_DRAINS = service(
+    "node-port-drains", 53, port(80, node_port=30093), type="NodePort", externalTrafficPolicy="Local"
+)
 BOTH_LOCAL = service(
     "both-local",
     54,
@@ -104,6 +111,7 @@ RANGED_LOCALLY = service(
     port(80, node_port=30096),
     type="LoadBalancer",
     externalTrafficPolicy="Local",
+    healthCheckNodePort=32096,
     ingress=ingress(44),
     loadBalancerSourceRanges=[*map(single, ADDRESSES["outside1"]), *map(single, ADDRESSES["client-pod"])],
 )
@@ -259,7 +267,7 @@ client-pod         node1:30092/tcp       refused
 
 outside1           node1:30093/tcp       pod1-1                 itself
 outside2           node2:30093/tcp       pod2-1                 itself
-client-pod         local-drains:80/tcp   pod2-1                 itself
+client-pod         node-port-drains:80/tcp  pod2-1               itself
 
 outside1           node1:30094/tcp       pod1-1                 itself
 client-pod         node1:30094/tcp       pod1-1 pod2-1          itself

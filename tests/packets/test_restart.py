@@ -19,7 +19,7 @@ from .objects import ADDRESSES, JsonObject, ingress, port, service, slices
 from .table import Row, rows
 
 PER_SECOND = 100
-WEB = service("web", 130, port(80), port(80, "UDP"))
+WEB = service("web", 130, port(80))
 LOCAL = service(
     "local",
     131,
@@ -31,7 +31,11 @@ LOCAL = service(
     loadBalancerSourceRanges=["172.18.0.0/24", "fd00:172:18::/64"],
 )
 PINNED = service(
-    "pinned", 132, port(80), sessionAffinity="ClientIP", sessionAffinityConfig={"clientIP": {"timeoutSeconds": 100}}
+    "pinned",
+    132,
+    port(80, "UDP"),
+    sessionAffinity="ClientIP",
+    sessionAffinityConfig={"clientIP": {"timeoutSeconds": 100}},
 )
 EMPTY = service("empty", 133, port(80, "SCTP"))
 OBJECTS: list[JsonObject] = [
