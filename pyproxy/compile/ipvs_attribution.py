@@ -97,7 +97,10 @@ def _listed(
                 yield owners.get(key.virtual), ListedRule(IPVS, str(key.virtual), _real_text(key, value, states))
             case Vip(), bytes():
                 source = f" src {ip_text(value)}" if value else ""
-                yield by_ip.get(key.ip), ListedRule(ROUTE, "local", f"local {ip_text(key.ip)} dev kube-ipvs0{source}")
+                yield (
+                    by_ip.get(key.ip),
+                    ListedRule(ROUTE, "local", f"local {ip_text(key.ip)} dev kube-ipvs0 proto static{source}"),
+                )
             case Member(), str():
                 virtual = Virtual(key.ip, key.protocol, key.port)
                 owner = owners.get(virtual) if key.port else by_ip.get(key.ip)

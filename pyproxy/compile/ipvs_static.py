@@ -102,6 +102,11 @@ def is_ours(table: str, chain: str) -> bool:
     return chain in _FIXED[table] or (table != MANGLE and names.is_ours(table, chain))
 
 
+def is_ours_alone(table: str, chain: str) -> bool:
+    """Say whether a chain is one that pyproxy owns in this mode and not in the iptables mode."""
+    return chain in _FIXED[table] and (table == MANGLE or not names.is_ours(table, chain))
+
+
 def ipvs_hooks(family: Family) -> tuple[HookKey, ...]:
     """Return every rule that pyproxy may have in a chain of others, in this mode or left from the iptables mode.
 

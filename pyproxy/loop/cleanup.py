@@ -1,4 +1,4 @@
-"""``cleanup``: takes out of the kernel what is ours, in both variants and families; a second run finds nothing.
+"""``cleanup``: takes out of the kernel what is ours, in all modes, variants and families; a second run finds nothing.
 
 Chains with kube-proxy's names are ours only where our marker chain stands beside them. What the kubelet
 shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process, under one lock
@@ -9,7 +9,7 @@ where python-iptables cannot be used, by one restore.
 import asyncio
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import product
 
@@ -19,23 +19,23 @@ from pyproxy.apply.iptables_variant import legacy_tables
 from pyproxy.apply.legacy_tables import LibraryError, open_tables
 from pyproxy.apply.legacy_trial import PROBE_CHAIN
 from pyproxy.compile import chain_names
-from pyproxy.compile.iptables_static import known_hooks
+from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
 from pyproxy.config import Config, IptablesVariant
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import FILTER, TABLES, HookKey
+from pyproxy.model.ruleset import FILTER, IPVS_TABLES, HookKey
 from pyproxy.render.iptables_restore import Ownership, saved_rules
 
 logger = logging.getLogger(__name__)
 
 _KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
-_MANGLE = "mangle"
-"""Has nothing of ours, but a canary of kube-proxy's."""
 _NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _LEFT_ALONE = f"kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
 
 Chains = Mapping[str, Collection[str]]
-"""Names of chains that can be removed, by table."""
+"""Names of chains that can be removed, or rules that hook them in, by table."""
+Owns = Callable[[str, str], bool]
+"""Says of a table and a chain whether the chain is one of those in question."""
 
 
 def cleanup(config: Config, *, kube_proxy: bool) -> int:
@@ -62,6 +62,11 @@ async def _cleanup(config: Config, *, kube_proxy: bool) -> int:
         for owner in ("pyproxy", "kube-proxy") if kube_proxy else ("pyproxy",):
             for family in Family:
                 _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
+    # Last: a set that a rule names cannot be destroyed.
+    from pyproxy.loop.ipvs_cleanup import remove_ipvs  # noqa: PLC0415  # most nodes never had this mode
+
+    for family, what in (await remove_ipvs()).items():
+        _say(f"{family}, IPVS", what)
     return 0
 
 
@@ -72,7 +77,7 @@ async def retire(variants: Collection[Variant], *, nftables: bool) -> None:
         ApplyError: something could not be removed.
     """
     for variant, family in product(variants, Family):
-        tables = [table for table in TABLES if variant is Variant.NFT or table in legacy_tables(family)]
+        tables = [table for table in IPVS_TABLES if variant is Variant.NFT or table in legacy_tables(family)]
         if tables and is_available(family, variant):
             what = await _clean_by_restore(family, variant, tables, kube_proxy=False)
             level = logging.WARNING if what == _LEFT_ALONE else logging.INFO
@@ -94,7 +99,7 @@ def _say(where: str, what: str) -> None:
 
 async def _clean(family: Family, variant: Variant, *, kube_proxy: bool) -> str:
     """Clean one family in one variant; return what to say of it."""
-    tables = [*TABLES, _MANGLE] if kube_proxy else [*TABLES]
+    tables = [*IPVS_TABLES]
     if variant is Variant.LEGACY:
         # A table that is only looked at would be created.
         tables = [table for table in tables if table in legacy_tables(family)]
@@ -123,21 +128,36 @@ def _clean_legacy(family: Family, names: Collection[str], *, kube_proxy: bool) -
 
 
 async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], *, kube_proxy: bool) -> str:
+    chains, hooks = await _find(family, variant, names, partial(_is_removable, kube_proxy=kube_proxy))
+    if not (kube_proxy or _has_marker(chains)):
+        return _LEFT_ALONE if any(chains.values()) else ""
+    await _remove(family, variant, chains, hooks)
+    return _removed(chains, sum(map(len, hooks.values())))
+
+
+async def remove_chains(family: Family, variant: Variant, names: Collection[str], owns: Owns) -> None:
+    """Remove the chains of some tables that a test picks, with the hooks that jump to them."""
+    existing = [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
+    await _remove(family, variant, *await _find(family, variant, existing, owns))
+
+
+async def _find(family: Family, variant: Variant, names: Collection[str], owns: Owns) -> tuple[Chains, Chains]:
+    """Return the chains that a test picks, and the rules that hook them in, by table."""
     chains: dict[str, list[str]] = {}
     hooks: dict[str, list[str]] = {}
-    owns = partial(_is_removable, kube_proxy=kube_proxy)
     for name in names:
         lines = (await save(family, variant, name)).splitlines()
-        keys, rules = saved_rules(name, lines, Ownership(owns=owns, shared=(), hooks=known_hooks(family)))
+        keys, rules = saved_rules(name, lines, Ownership(owns=owns, shared=(), hooks=ipvs_hooks(family)))
         chains[name] = [key.chain for key in keys]
         jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
         hooks[name] = [rule.rule for rule in rules if rule.rule in jumps]
-    if not (kube_proxy or _has_marker(chains)):
-        return _LEFT_ALONE if any(chains.values()) else ""
-    text = "".join(_removal(name, chains[name], hooks[name]) for name in names if chains[name])
+    return chains, hooks
+
+
+async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
+    text = "".join(_removal(name, chains[name], hooks[name]) for name in chains if chains[name])
     if text:
         await restore(family, variant, text)
-    return _removed(chains, sum(map(len, hooks.values())))
 
 
 def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
@@ -151,7 +171,7 @@ def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str
 def _is_removable(table: str, chain: str, *, kube_proxy: bool) -> bool:
     if chain == _KUBE_PROXY_CANARY:
         return kube_proxy
-    return table in TABLES and (chain_names.is_ours(table, chain) or (table, chain) == (FILTER, PROBE_CHAIN))
+    return is_ours(table, chain) or (table, chain) == (FILTER, PROBE_CHAIN)
 
 
 def _has_marker(chains: Chains) -> bool:
@@ -160,7 +180,7 @@ def _has_marker(chains: Chains) -> bool:
 
 def _hooks(family: Family, table: str, chains: Collection[str]) -> list[HookKey]:
     """Return the hooks that jump to chains that will be removed."""
-    hooks = (hook for hook in known_hooks(family) if hook.table == table)
+    hooks = (hook for hook in ipvs_hooks(family) if hook.table == table)
     return [hook for hook in hooks if hook.rule.rpartition(" ")[2] in chains]
 
 

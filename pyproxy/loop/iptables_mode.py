@@ -80,6 +80,9 @@ class IptablesMode:
     async def retire_others(self) -> None:
         """See `Backend`."""
         await retire([variant for variant in Variant if variant is not self._variant], nftables=True)
+        from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
+
+        await retire_ipvs(self._variant)
 
     def prepare(self) -> None:
         """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""

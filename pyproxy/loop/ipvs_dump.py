@@ -10,7 +10,8 @@ from pyproxy.compile.ipvs_attribution import IPSET, IPVS, REMARK, ROUTE, list_en
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
 from pyproxy.loop.iptables_mode import choose_variant
-from pyproxy.loop.ipvs_mode import ipvs_sets, ipvs_settings, ownership, require_ipvs
+from pyproxy.loop.ipvs_mode import ipvs_settings, ownership, require_ipvs
+from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import IpvsKey, IpvsValue, Real, RealState, Set, Vip
 from pyproxy.model.listing import ListedRule, Listing
@@ -61,7 +62,9 @@ class IpvsDumper:
     def script(self, listing: Listing) -> str:
         """See `Dumper`: for a shell, which hands each part to the program that loads it."""
         family = listing.family.value
-        parts = [f"# {listing.family}\nip link add kube-ipvs0 type dummy\nip link set kube-ipvs0 up\n"]
+        parts = [
+            f"# {listing.family}\nip link show kube-ipvs0 >/dev/null 2>&1 || ip link add kube-ipvs0 type dummy\nip link set kube-ipvs0 up\n"
+        ]
         for table, program, verb in (
             (IPSET, "ipset -exist restore", ""),
             (IPVS, "ipvsadm --restore", ""),

@@ -7,7 +7,6 @@ from collections.abc import Collection
 
 from pyproxy.apply.addresses import IPVS_DEVICE
 from pyproxy.apply.command import CommandError, run
-from pyproxy.apply.ipset import IpSets, SetType
 from pyproxy.apply.iptables import IptablesKernel, Variant
 from pyproxy.apply.ipvs import Doors, IpvsKernel
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
@@ -16,11 +15,12 @@ from pyproxy.apply.vips import Vips, devices_with_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile import chain_names
 from pyproxy.compile.ipvs import IpvsProgram
-from pyproxy.compile.ipvs_static import SERVED, SET_TYPES, IpvsSettings, ipvs_hooks, is_ours, set_prefix
+from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.loop.cleanup import retire
 from pyproxy.loop.iptables_mode import choose_variant, supported_families
+from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
 from pyproxy.model.address import Family, family_of, parse_ip, parse_network
 from pyproxy.model.ipvs import Scheduling, Virtual
@@ -137,14 +137,6 @@ def _be_strict_about_arp() -> None:
     for device in devices_with_addresses(Family.IPV4) - {"lo", IPVS_DEVICE}:
         for name, value in (("arp_ignore", 1), ("arp_announce", 2)):
             write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
-
-
-_SET_TYPES = {kind.value[0]: kind for kind in SetType}
-
-
-def ipvs_sets(family: Family) -> tuple[IpSets, dict[str, SetType]]:
-    """Return the door to a family's sets, and their types by name."""
-    return IpSets(family, set_prefix(family)), {name: _SET_TYPES[kind] for name, kind in SET_TYPES.items()}
 
 
 def ipvs_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IpvsSettings:

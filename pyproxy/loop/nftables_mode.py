@@ -75,6 +75,9 @@ class NftablesMode:
     async def retire_others(self) -> None:
         """See `Backend`."""
         await retire(tuple(Variant), nftables=False)
+        from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
+
+        await retire_ipvs(None)
 
 
 def nftables_config(config: Config) -> Config:
