@@ -6,16 +6,17 @@ if it is there again with a patience that no busy machine exceeds.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeAlias
 
 from tests.lab import Outcome, Probe, Protocol, Verdict, probe_all
 
+from .differences import is_allowed
+from .fate import Answers, Fate
 from .objects import Entry, JsonObject
 from .packets import Packet
 from .pair import Pair
 
-Answers: TypeAlias = frozenset[str]
 Both: TypeAlias = tuple[Outcome, Outcome]
 """What one probe met: with kube-proxy, and with pyproxy."""
 
@@ -30,27 +31,6 @@ NOT_STICKY = "servers that change from one connection of a client to the next"
 _SILENT = {Verdict.TIMEOUT, Verdict.UNREACHABLE}
 
 
-@dataclass(frozen=True, slots=True)
-class Fate:
-    """What may become of a packet on both sides."""
-
-    packet: Packet
-    kube_proxy: Answers
-    pyproxy: Answers
-
-    @property
-    def is_equal(self) -> bool:
-        """Say whether both sides agree."""
-        return self.kube_proxy == self.pyproxy
-
-    def __str__(self) -> str:
-        """Write it for a person."""
-        lines = [str(self.packet)]
-        for name, answers in (("kube-proxy", self.kube_proxy), ("pyproxy", self.pyproxy)):
-            lines += [f"    {name:10} {answer}" for answer in sorted(answers)]
-        return "\n".join(lines)
-
-
 def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
     """Send all packets in both labs, as often as each needs, and return what became of them."""
     found = [*_fates_of_plain(pair, [packet for packet in packets if not packet.is_sticky])]
@@ -59,9 +39,9 @@ def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
 
 
 def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
-    """Send all packets and return the fates that differ, each with the objects that it is about."""
+    """Send all packets and return the fates that differ and may not, each with the objects that it is about."""
     objects = {item.name: [service["spec"], *item.slices] for item, service in told}
-    different = [fate for fate in fates(pair, packets) if not fate.is_equal]
+    different = [fate for fate in fates(pair, packets) if not fate.is_equal and not is_allowed(pair.mode, fate)]
     return [f"{fate}\n{json.dumps(objects[fate.packet.destination.service])}" for fate in different]
 
 

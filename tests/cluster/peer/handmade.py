@@ -306,9 +306,7 @@ PINNED = State(
 
 FOR_FLAGS = State(
     (
-        entry(
-            service("cluster", port(80), externalIPs=public(100), ingress=ingress(101), **BALANCED), "pod1-1", "pod2-1"
-        ),
+        entry(service("cluster", port(80), externalIPs=public(100), ingress=ingress(101), **BALANCED), "pod2-1"),
         entry(service("local", port(80), ingress=ingress(102), **LOCAL, **BALANCED), "pod1-1"),
         entry(service("local-elsewhere", port(80, "UDP"), externalIPs=public(103), **LOCAL, **NODE_PORT), "pod2-1"),
         entry(service("internal-local", port(80, "UDP"), **INTERNAL_LOCAL, **NODE_PORT), "pod1-1"),

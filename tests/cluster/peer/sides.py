@@ -72,7 +72,7 @@ class Side(ABC):
     def forget_clients(self) -> None:
         """Make all nodes forget which client is pinned to which endpoint."""
         for node in self.lab.nodes:
-            node.run(*self.mode.forget_clients)
+            self.mode.forget_clients(node)
 
     @abstractmethod
     def start_on(self, node: Host, flags: Sequence[str]) -> None:

@@ -1,0 +1,221 @@
+"""What differs, and shall: each test shows kube-proxy's way and pyproxy's, beside the rows of docs/differences.md.
+
+A test that fails here because both do the same means that a row is no longer true.
+"""
+
+import http.client
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from ipaddress import ip_network
+
+import pytest
+
+from tests.lab import Connection, Outcome, Verdict, tcp, udp
+
+from .controlplane import SERVICE_CIDRS, ControlPlane
+from .namespace import call_inside, command_inside
+from .peer.answers import fates
+from .peer.handmade import BALANCED, LOCAL
+from .peer.modes import MODES, NFTABLES
+from .peer.objects import PROXY_NAME_LABEL, Entry, JsonObject, State, entry, ingress, port, service
+from .peer.packets import destinations, packets
+from .peer.pair import Pair
+from .peer.sides import PYPROXY, Side
+from .peer.world import CLUSTER_CIDR_FLAG, CORE, PORT, public
+from .process import binary, wait_until
+
+PATIENCE_SECONDS = 20.0
+SILENCE_SECONDS = 0.3
+SOURCE_PORT = 12345
+CHANCES = 8
+READ_ONLY = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
+FORWARDED_PORT = 7777
+FORWARDING = """
+table ip another-agent {{
+    chain prerouting {{
+        type nat hook prerouting priority dstnat - 10
+        ip daddr {node} tcp dport {port} dnat to {pod}:{to}
+    }}
+}}
+"""
+FREE_CLUSTER_IPS = [str(ip_network(cidr).network_address + 64001) for cidr in SERVICE_CIDRS]
+
+
+@pytest.fixture(scope="module", params=MODES, ids=str)
+def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Give two labs with proxies in one mode."""
+    with Pair(control_plane, request.param, [CLUSTER_CIDR_FLAG]) as started:
+        yield started
+
+
+def ask(connections: list[Connection]) -> list[str]:
+    """Ask through each connection, and say who answered, or how it failed."""
+    return [outcome.server or outcome.verdict.value for outcome in (connection.ask() for connection in connections)]
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Wait for what comes beside rules."""
+    wait_until(condition, what, timeout_seconds=PATIENCE_SECONDS)
+
+
+def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
+    """Where no endpoint is left, kube-proxy leaves flows with the last one, and pyproxy ends them."""
+    dns = entry(service("dns", port(53, "UDP")), "pod1-1")
+    [(_, made)] = pair.tell(State((dns,)))
+    with ExitStack() as opened:
+        connections = [
+            [opened.enter_context(side.lab.client_pod.connect(udp(ip, 53))) for ip in made["spec"]["clusterIPs"]]
+            for side in pair.sides
+        ]
+        pair.remove_slices(dns)
+        for _ in range(2):  # with the second mark, what comes after the sync of the first is over
+            pair.catch_up()
+
+        wait_for(lambda: ["refused"] * 2 == ask(connections[1]), "refusals by pyproxy")
+        assert ["pod1-1"] * 2 == ask(connections[0])
+
+
+def test_udp_flows_from_before_a_service_that_has_endpoints(pair: Pair) -> None:
+    """Where a Service comes after its endpoints, kube-proxy in iptables mode leaves earlier flows with nobody."""
+    late = entry(service("late", port(53, "UDP"), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS), "pod1-1")
+    pair.tell(State(()))
+    pair.add_slices(late)
+    pair.catch_up()
+
+    def met(side: Side) -> list[Outcome]:
+        probes = [udp(ip, 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS) for ip in FREE_CLUSTER_IPS]
+        return side.lab.client_pod.probe(*probes)
+
+    assert [] == [outcome for side in pair.sides for outcome in met(side) if outcome.verdict is Verdict.REPLY]
+    pair.add_service(late.service)
+    for _ in range(2):
+        pair.catch_up()
+
+    wait_for(lambda: ["pod1-1"] * 2 == [outcome.server for outcome in met(pair.pyproxy)], "answers with pyproxy")
+    # In nftables mode kube-proxy drops what goes to addresses without a Service, so that there is no flow.
+    expected = "pod1-1" if pair.mode is NFTABLES else None
+    assert [expected] * 2 == [outcome.server for outcome in met(pair.kube_proxy)]
+
+
+def test_address_that_two_services_list(pair: Pair) -> None:
+    """Where two Services list one external IP, chance decides with kube-proxy, and age with pyproxy, on every node."""
+    older = entry(service("z-older", port(80), externalIPs=public(110)), "pod1-1")
+    younger = entry(service("a-younger", port(80), externalIPs=public(110)), "pod1-2")
+    [(_, made)] = pair.tell(State((older,)))
+    _add_when_younger(pair, made, younger)
+
+    found = _servers(pair, *public(110))
+    assert {"pod1-1"} == found[1]
+    assert {"pod1-1", "pod1-2"} >= found[0]
+
+
+def test_cluster_ip_that_another_service_lists(pair: Pair) -> None:
+    """Where a Service lists another's cluster IP as an external IP, chance decides with kube-proxy, not with pyproxy."""
+    thief = entry(service("a-thief", port(80), externalIPs=FREE_CLUSTER_IPS), "pod1-2")
+    owner = service("z-owner", port(80), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS)
+    pair.tell(State((thief, entry(owner, "pod1-1"))))
+
+    found = _servers(pair, *FREE_CLUSTER_IPS)
+    assert {"pod1-1"} == found[1]
+    assert {"pod1-1", "pod1-2"} >= found[0]
+
+
+def test_addresses_that_no_service_has(pair: Pair) -> None:
+    """In nftables mode kube-proxy drops what goes to unknown addresses of the Service ranges; pyproxy lets it go on."""
+    others = entry(service("of-another-proxy", port(80), labels={PROXY_NAME_LABEL: "another"}), "pod1-1")
+    wanted = packets([source for source in CORE if source.host == "node1"], destinations(pair.tell(State((others,)))))
+    differing = {(fate.kube_proxy, fate.pyproxy) for fate in fates(pair, wanted) if not fate.is_equal}
+
+    expected = {(frozenset({"timeout"}), frozenset({"unreachable (ENETUNREACH)"}))} if pair.mode is NFTABLES else set()
+    assert expected == differing
+
+
+def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
+    """Where another agent forwards a port to a pod, the pod reaches itself by it with pyproxy's iptables mode only."""
+    pair.tell(State(()))
+    found = []
+    for side in pair.sides:
+        pod, node = side.lab["pod1-1"], side.lab["node1"]
+        node.run(
+            "nft", "--file", "-", stdin=FORWARDING.format(node=node.ipv4, port=FORWARDED_PORT, pod=pod.ipv4, to=PORT)
+        )
+        found += pod.probe(tcp(node.ipv4, FORWARDED_PORT, timeout_seconds=SILENCE_SECONDS))
+
+    expected = None if pair.mode is NFTABLES else "pod1-1"
+    assert [None, expected] == [outcome.server for outcome in found]
+
+
+def test_health_check_node_port(pair: Pair) -> None:
+    """A load balancer that asks for local endpoints is answered by kube-proxy, and not yet by pyproxy."""
+    balanced = entry(service("balanced", port(80), ingress=ingress(111), **LOCAL, **BALANCED), "pod1-1", "pod1-2")
+    [(_, made)] = pair.tell(State((balanced,)))
+    number = made["spec"]["healthCheckNodePort"]
+
+    assert (200, 2) == _health(pair.kube_proxy, "node1", number)
+    assert (503, 0) == _health(pair.kube_proxy, "node2", number)
+    for node in ("node1", "node2"):
+        with pytest.raises(ConnectionRefusedError):
+            _health(pair.pyproxy, node, number)
+
+
+@pytest.mark.parametrize(("program", "status"), [("kube-proxy", 1), ("pyproxy", 0)])
+def test_kernel_settings_that_cannot_be_written(
+    control_plane: ControlPlane, namespace: str, program: str, status: int
+) -> None:
+    """Where /proc/sys is read-only, as in containers without privileges, kube-proxy ends, and pyproxy goes on."""
+    paths = {"kube-proxy": binary("kube-proxy"), "pyproxy": PYPROXY}
+    control_plane.create_node("alone", ["192.0.2.11"])
+    with ExitStack() as stack:
+        stack.callback(control_plane.request, "DELETE", "/api/v1/nodes/alone")
+        server = stack.enter_context(control_plane.exposed_in(namespace))
+        kubeconfig = control_plane.kubeconfig_for({"token": control_plane.static_token()}, server)
+        flags = [f"--kubeconfig={kubeconfig}", "--hostname-override=alone", "--init-only", "--conntrack-max-per-core=0"]
+        words = [paths[program], *(["run"] if program == "pyproxy" else []), *flags]
+        ended = subprocess.run(
+            command_inside(namespace, ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *words]),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    assert status == ended.returncode, ended.stderr
+    assert "read-only" in ended.stderr.lower()
+
+
+def _servers(pair: Pair, *ips: str) -> list[set[str | None]]:
+    """Return who answers on port 80 of addresses, asked on both nodes of both sides."""
+    probes = [tcp(ip, 80) for ip in ips] * CHANCES
+    sources = [[side.lab.client_pod, side.lab["pod2-3"]] for side in pair.sides]
+    return [{outcome.server for source in both for outcome in source.probe(*probes)} for both in sources]
+
+
+def _add_when_younger(pair: Pair, older: JsonObject, younger: Entry) -> None:
+    """Create a Service until the API server, which counts in seconds, takes it to be younger than another."""
+    age = older["metadata"]["creationTimestamp"]
+
+    def is_younger() -> bool:
+        if pair.add(younger)["metadata"]["creationTimestamp"] > age:
+            return True
+        pair.remove_slices(younger)
+        pair.remove_service(younger.name)
+        return False
+
+    wait_for(is_younger, "the next second of the API server")
+    pair.catch_up()
+
+
+def _health(side: Side, node: str, number: int) -> tuple[int, int]:
+    """Ask a health check node port from outside the cluster, and return the status and the local endpoints."""
+    host = side.lab[node]
+    connection = http.client.HTTPConnection(str(host.ipv4), number, timeout=PATIENCE_SECONDS)
+    return call_inside(side.lab["outside1"].namespace.name, partial(_status, connection))
+
+
+def _status(connection: http.client.HTTPConnection) -> tuple[int, int]:
+    with closing(connection):
+        connection.request("GET", "/")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())["localEndpoints"]
