@@ -7,6 +7,7 @@ where modes give different answers to the same packet, the mode has the answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -68,4 +69,21 @@ def _iptables(variant: str, *nft_tables: str) -> Mode:
 
 LEGACY = _iptables("legacy")
 NFT = _iptables("nft", "ip nat", "ip filter", "ip6 nat", "ip6 filter")
-MODES = (LEGACY, NFT)
+NFTABLES = Mode(
+    name="nftables",
+    flags=("--proxy-mode=nftables",),
+    # A table that is not there is an error to `nft`; here it is one without rules.
+    dumps=tuple(("sh", "-c", f"nft list table {family} pyproxy || true") for family in ("ip", "ip6")),
+    nft_tables=("ip pyproxy", "ip6 pyproxy"),
+    unserved="refused",
+)
+IPVS = Mode(
+    name="ipvs",
+    flags=("--proxy-mode=ipvs", "--iptables-variant=legacy", "--ipvs-strict-arp"),
+    dumps=(("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "-sorted", "save"), ("ipvsadm", "-Sn")),
+    node_ports_on_every_address=True,
+    lets_health_checks_in=True,
+    unserved="refused",
+)
+MODES = (LEGACY, NFT, NFTABLES, *((IPVS,) if Path("/proc/net/ip_vs").exists() else ()))
+"""IPVS only under a kernel that has it: `python -m tests.guest` brings one."""
