@@ -25,12 +25,11 @@ from pyproxy.loop.node_name import own_node
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.loop.schedule import Schedule
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
-from pyproxy.model.change import Change, Kind
-from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.change import Change, Kind, Object
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
-from pyproxy.model.service import Service
 from pyproxy.model.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ class Agent:
         self._observer.delivered(change)
         self._wake.set()
 
-    def last_good(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+    def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return what is known of an object, for a source that cannot read its newest version."""
         return self._tracker.known(kind, name)
 
@@ -165,7 +164,8 @@ class Agent:
             self._local_ips = await local_addresses()
         node = self._node()
         every_service = self._tracker.take_node_changed()
-        self._update_programs(node)
+        service_cidrs = self._tracker.take_service_cidrs()
+        self._update_programs(Surroundings(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs))
         dirty = self._tracker.take_dirty()
         self._observer.planned()
         await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
@@ -204,9 +204,9 @@ class Agent:
     def _node(self) -> Node:
         return own_node(self._config, self._tracker.node, self._node_name)
 
-    def _update_programs(self, node: Node) -> None:
+    def _update_programs(self, surroundings: Surroundings) -> None:
         for family in self._backend.families:
-            settings = self._backend.settings(family, node, self._local_ips)
+            settings = self._backend.settings(family, surroundings)
             if settings == self._settings.get(family):
                 continue
             self._settings[family] = settings

@@ -1,11 +1,12 @@
 """What the agent asks of a mode. A new mode is a class with these methods and a row in `loop.modes`."""
 
-from collections.abc import Collection, Hashable
+from collections.abc import Hashable
 from typing import Any, Protocol
 
 from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.program import Program
 from pyproxy.config import ProxyMode
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 
@@ -22,7 +23,7 @@ class Backend(Protocol):
         """Say whether the Node tells all that the settings need; what is missing is logged once."""
         ...
 
-    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> Hashable:
+    def settings(self, family: Family, surroundings: Surroundings) -> Hashable:
         """Return what the program depends on besides Services."""
         ...
 

@@ -8,17 +8,15 @@ from pathlib import Path
 
 from pyproxy.apply.notify import notify
 from pyproxy.apply.sysctl import ConntrackLimits, apply_conntrack_limits
-from pyproxy.config import Config
+from pyproxy.config import Config, ProxyMode
 from pyproxy.loop.agent import Agent
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
-from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
-from pyproxy.model.service import Service
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +49,12 @@ async def _run(config: Config) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
     node_name = own_node_name(config)
-    inbox = _Inbox()
+    inbox = _Inbox(config.proxy_mode)
     follow = _follow_files if config.manifests else _follow_api
     following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
     agent = Agent(config, backend, node_name, _observer(config, backend))
-    inbox.open(agent)
+    inbox.open(agent, backend.mode)
     running = asyncio.create_task(agent.run(following))
     stopping = asyncio.create_task(stopped.wait())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -86,12 +84,21 @@ def _observer(config: Config, backend: Backend) -> Observer:
 class _Inbox:
     """Takes what a source tells, also before there is an agent: to try the kernel takes as long as the first lists."""
 
-    def __init__(self) -> None:
+    def __init__(self, mode: ProxyMode) -> None:
         self._agent: Agent | None = None
         self._early: list[Change] = []
+        self.wants_service_cidrs: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """Whether the mode makes use of ServiceCIDRs; known at once, unless the kernel decides on the mode."""
+        if mode is not ProxyMode.AUTO:
+            self._choose(mode)
 
-    def open(self, agent: Agent) -> None:
+    def _choose(self, mode: ProxyMode) -> None:
+        if not self.wants_service_cidrs.done():
+            self.wants_service_cidrs.set_result(mode is ProxyMode.NFTABLES)
+
+    def open(self, agent: Agent, mode: ProxyMode) -> None:
         """Hand over what came so far, and from now on at once."""
+        self._choose(mode)
         self._agent = agent
         while self._early:
             agent.deliver(self._early.pop(0))
@@ -103,7 +110,7 @@ class _Inbox:
         else:
             self._agent.deliver(change)
 
-    def last_good(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+    def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return what is known of an object; see `Agent`."""
         return self._agent.last_good(kind, name) if self._agent else None
 
@@ -144,7 +151,8 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
         return await (first.pop() if first else load_access(settings))
 
     store = api.Store(deliver=inbox.deliver, last_good=inbox.last_good)
-    await api.ApiSource(find_access, node_name, store).run()
+    watched = api.Watched(node_name=node_name, service_cidrs=inbox.wants_service_cidrs)
+    await api.ApiSource(find_access, watched, store).run()
 
 
 def _conntrack_limits(config: Config) -> ConntrackLimits:

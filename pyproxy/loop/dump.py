@@ -14,6 +14,7 @@ from pyproxy.errors import ConfigError
 from pyproxy.loop.dumper import Dumper
 from pyproxy.loop.modes import open_dumper
 from pyproxy.loop.node_name import own_node, own_node_name
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.listing import Listing
@@ -66,9 +67,11 @@ def planned_listings(config: Config, objects: FileObjects, dumper: Dumper) -> li
     tracker = Tracker()
     tracker.apply(Replaced(Kind.SERVICE, objects.services))
     tracker.apply(Replaced(Kind.ENDPOINT_SLICE, objects.slices))
+    tracker.apply(Replaced(Kind.SERVICE_CIDR, objects.service_cidrs))
     name = own_node_name(config)
     node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
-    return [dumper.planned(family, node, _granted_plans(tracker, node, family)) for family in Family]
+    surroundings = Surroundings(node=node, local_ips=frozenset(node.ips), service_cidrs=tracker.take_service_cidrs())
+    return [dumper.planned(family, surroundings, _granted_plans(tracker, node, family)) for family in Family]
 
 
 def _granted_plans(tracker: Tracker, node: Node, family: Family) -> list[ServicePlan]:

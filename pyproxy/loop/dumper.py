@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from pyproxy.compile.plan import ServicePlan
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Listing
-from pyproxy.model.node import Node
 
 
 class Dumper(Protocol):
     """Lists the rules of one mode."""
 
-    def planned(self, family: Family, node: Node, plans: Iterable[ServicePlan]) -> Listing:
+    def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """Return what belongs into the kernel."""
         ...
 

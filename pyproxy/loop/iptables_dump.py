@@ -9,9 +9,9 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config, IptablesVariant
 from pyproxy.loop.iptables_mode import iptables_settings, ownership
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import ListedRule, Listing
-from pyproxy.model.node import Node
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.render.iptables_restore import saved_rules
 from pyproxy.render.listing import listing_restore
@@ -23,9 +23,9 @@ class IptablesDumper:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def planned(self, family: Family, node: Node, plans: Iterable[ServicePlan]) -> Listing:
+    def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """See `Dumper`."""
-        program = IptablesProgram(iptables_settings(self._config, node, family, local_ips=frozenset(node.ips)))
+        program = IptablesProgram(iptables_settings(self._config, family, surroundings))
         for plan in plans:
             program.put(plan.name, plan)
         return _program_listing(family, program)

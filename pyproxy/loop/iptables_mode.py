@@ -18,6 +18,7 @@ from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.loop.cleanup import retire
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
@@ -58,12 +59,12 @@ class IptablesMode:
         """See `Backend`."""
         return self._placement.is_known(node)
 
-    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IptablesSettings:
+    def settings(self, family: Family, surroundings: Surroundings) -> IptablesSettings:
         """See `Backend`."""
         # Read each time: it may be switched on after start, and a DROP of packets that it lets through cuts connections.
         be_liberal = read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")
         return replace(
-            iptables_settings(self._config, node, family, local_ips),
+            iptables_settings(self._config, family, surroundings),
             drop_invalid=not be_liberal,
             hairpin_by_packet=family in self._hairpin_by_packet,
         )
@@ -102,15 +103,15 @@ def ownership(family: Family) -> Ownership:
     )
 
 
-def iptables_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IptablesSettings:
+def iptables_settings(config: Config, family: Family, surroundings: Surroundings) -> IptablesSettings:
     """Derive what the rules of a family depend on besides Services and the kernel."""
     return IptablesSettings(
         family=family,
         masquerade_mark=1 << config.iptables_masquerade_bit,
         masquerade_all=config.masquerade_all,
-        local_traffic=local_traffic(config, node, family),
+        local_traffic=local_traffic(config, surroundings.node, family),
         localhost_node_ports=serves_localhost(config, family),
-        node_port_ips=node_port_ips(config, node, family, local_ips),
+        node_port_ips=node_port_ips(config, surroundings.node, family, surroundings.local_ips),
     )
 
 

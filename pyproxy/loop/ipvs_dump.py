@@ -12,10 +12,10 @@ from pyproxy.config import Config
 from pyproxy.loop.iptables_mode import choose_variant
 from pyproxy.loop.ipvs_mode import ipvs_settings, ownership, require_ipvs
 from pyproxy.loop.ipvs_sets import ipvs_sets
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import IpvsKey, IpvsValue, Real, RealState, Set, Vip
 from pyproxy.model.listing import ListedRule, Listing
-from pyproxy.model.node import Node
 from pyproxy.model.ruleset import IPVS_TABLES, ChainKey, HookKey
 from pyproxy.render.iptables_restore import saved_rules
 from pyproxy.render.listing import listing_restore
@@ -29,9 +29,9 @@ class IpvsDumper:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def planned(self, family: Family, node: Node, plans: Iterable[ServicePlan]) -> Listing:
+    def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """See `Dumper`."""
-        program = IpvsProgram(ipvs_settings(self._config, node, family, local_ips=frozenset(node.ips)))
+        program = IpvsProgram(ipvs_settings(self._config, family, surroundings))
         for plan in plans:
             program.put(plan.name, plan)
         entries = {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict

@@ -3,7 +3,6 @@
 import logging
 import platform
 import re
-from collections.abc import Collection
 
 from pyproxy.apply.addresses import IPVS_DEVICE
 from pyproxy.apply.command import CommandError, run
@@ -22,6 +21,7 @@ from pyproxy.loop.cleanup import retire
 from pyproxy.loop.iptables_mode import choose_variant, supported_families
 from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family, family_of, parse_ip, parse_network
 from pyproxy.model.ipvs import Scheduling, Virtual
 from pyproxy.model.node import Node
@@ -73,12 +73,12 @@ class IpvsMode:
         """See `Backend`."""
         return self._placement.is_known(node)
 
-    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> IpvsSettings:
+    def settings(self, family: Family, surroundings: Surroundings) -> IpvsSettings:
         """See `Backend`."""
-        if self._config.ipvs_strict_arp and local_ips != self._known_ips:
-            self._known_ips = frozenset(local_ips)
+        if self._config.ipvs_strict_arp and surroundings.local_ips != self._known_ips:
+            self._known_ips = frozenset(surroundings.local_ips)
             _be_strict_about_arp()
-        return ipvs_settings(self._config, node, family, local_ips)
+        return ipvs_settings(self._config, family, surroundings)
 
     def program(self, settings: IpvsSettings) -> IpvsProgram:
         """See `Backend`."""
@@ -139,9 +139,10 @@ def _be_strict_about_arp() -> None:
             write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
 
 
-def ipvs_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> IpvsSettings:
+def ipvs_settings(config: Config, family: Family, surroundings: Surroundings) -> IpvsSettings:
     """Derive what the entries of a family depend on besides Services."""
-    own = frozenset(ip for ip in local_ips if family_of(ip) is family)
+    node = surroundings.node
+    own = frozenset(ip for ip in surroundings.local_ips if family_of(ip) is family)
     asked = node_port_ips(config, node, family, own)
     node_ip = node.ip(family)
     return IpvsSettings(

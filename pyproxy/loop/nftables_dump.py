@@ -13,10 +13,10 @@ from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
 from pyproxy.loop.nftables_mode import nftables_config, nftables_settings
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Listing
 from pyproxy.model.nftables import LAYOUT, SETS
-from pyproxy.model.node import Node
 
 
 class NftablesDumper:
@@ -27,9 +27,9 @@ class NftablesDumper:
         self._tables: dict[Family, str] = {}
         """Each family's table without elements."""
 
-    def planned(self, family: Family, node: Node, plans: Iterable[ServicePlan]) -> Listing:
+    def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """See `Dumper`."""
-        settings = nftables_settings(self._config, node, family, local_ips=frozenset(node.ips))
+        settings = nftables_settings(self._config, family, surroundings)
         program = NftablesProgram(settings)
         for plan in plans:
             program.put(plan.name, plan)

@@ -1,7 +1,6 @@
 """The nftables mode, put together: settings, layout, program and kernel of each family."""
 
 import logging
-from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.loop.cleanup import retire
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
@@ -56,9 +56,9 @@ class NftablesMode:
         """See `Backend`."""
         return self._placement.is_known(node)
 
-    def settings(self, family: Family, node: Node, local_ips: Collection[bytes]) -> NftablesSettings:
+    def settings(self, family: Family, surroundings: Surroundings) -> NftablesSettings:
         """See `Backend`."""
-        return nftables_settings(self._config, node, family, local_ips)
+        return nftables_settings(self._config, family, surroundings)
 
     def program(self, settings: NftablesSettings) -> NftablesProgram:
         """See `Backend`."""
@@ -86,14 +86,15 @@ def nftables_config(config: Config) -> Config:
     return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 
-def nftables_settings(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> NftablesSettings:
+def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:
     """Derive what a family's table depends on besides Services."""
     return NftablesSettings(
         family=family,
         masquerade_mark=1 << config.iptables_masquerade_bit,
         masquerade_all=config.masquerade_all,
-        local_traffic=local_traffic(config, node, family),
-        node_port_ips=node_port_ips(config, node, family, local_ips),
+        local_traffic=local_traffic(config, surroundings.node, family),
+        node_port_ips=node_port_ips(config, surroundings.node, family, surroundings.local_ips),
+        service_cidrs=surroundings.service_cidrs_of(family),
     )
 
 

@@ -7,6 +7,9 @@ from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
+
+Object = Service | EndpointSlice | Node | ServiceCidr
 
 
 class Kind(Enum):
@@ -15,13 +18,14 @@ class Kind(Enum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    SERVICE_CIDR = "ServiceCIDR"
 
 
 @dataclass(frozen=True, slots=True)
 class Put:
     """An object was added or changed."""
 
-    object: Service | EndpointSlice | Node
+    object: Object
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ class Replaced:
     """A complete list: what is not in it is gone. The first one of a kind says that the kind is known."""
 
     kind: Kind
-    objects: tuple[Service | EndpointSlice | Node, ...]
+    objects: tuple[Object, ...]
 
 
 Change = Put | Removed | Replaced

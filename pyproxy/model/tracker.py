@@ -5,12 +5,15 @@ taken, and the order in which events of different objects arrive does not matter
 """
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
 
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.address import Network
+from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 
 _NO_SLICES: Mapping[NamespacedName, EndpointSlice] = {}
 
@@ -26,6 +29,8 @@ class Tracker:
         self._dirty: set[NamespacedName] = set()
         self._known: set[Kind] = set()
         self._node_changed = False
+        self._service_cidrs: dict[NamespacedName, ServiceCidr] = {}
+        self._service_cidrs_changed = False
 
     def __repr__(self) -> str:
         return f"Tracker({len(self.services)} services, {len(self._service_of_slice)} slices, {len(self._dirty)} dirty)"
@@ -37,14 +42,14 @@ class Tracker:
     @property
     def pending(self) -> bool:
         """Say whether anything changed since it was last taken."""
-        return bool(self._dirty) or self._node_changed
+        return bool(self._dirty) or self._node_changed or self._service_cidrs_changed
 
     def slices(self, service: NamespacedName) -> Iterable[EndpointSlice]:
         """Return the slices of a Service in the order of their names."""
         found = self._slices.get(service, _NO_SLICES)
         return (found[name] for name in sorted(found)) if len(found) > 1 else found.values()
 
-    def known(self, kind: Kind, name: NamespacedName) -> Service | EndpointSlice | Node | None:
+    def known(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return the last known version of an object, or None."""
         match kind:
             case Kind.SERVICE:
@@ -54,6 +59,8 @@ class Tracker:
                 return self._slices[service][name] if service is not None else None
             case Kind.NODE:
                 return self.node
+            case Kind.SERVICE_CIDR:
+                return self._service_cidrs.get(name)
 
     def take_dirty(self) -> set[NamespacedName]:
         """Return the names of Services whose Service or slices changed, and forget that they did."""
@@ -65,6 +72,11 @@ class Tracker:
         changed, self._node_changed = self._node_changed, False
         return changed
 
+    def take_service_cidrs(self) -> tuple[Network, ...]:
+        """Return where cluster IPs come from, sorted, and forget that it changed: no plan depends on it."""
+        self._service_cidrs_changed = False
+        return tuple(sorted({network for each in self._service_cidrs.values() for network in each.cidrs}))
+
     def apply(self, change: Change) -> None:
         """Fold one change in. Equal objects (an informer's resync) change nothing."""
         match change:
@@ -74,27 +86,40 @@ class Tracker:
                 self._put_slice(endpoint_slice)
             case Put(object=Node() as node):
                 self._set_node(node)
+            case Put(object=ServiceCidr() as service_cidr):
+                self._put_service_cidr(service_cidr)
             case Removed(kind=Kind.SERVICE, name=name):
                 self._remove_service(name)
             case Removed(kind=Kind.ENDPOINT_SLICE, name=name):
                 self._remove_slice(name)
             case Removed(kind=Kind.NODE):
                 self._set_node(None)
+            case Removed(kind=Kind.SERVICE_CIDR, name=name):
+                self._remove_service_cidr(name)
             case Replaced(kind=kind, objects=objects):
                 self._replace(kind, objects)
 
-    def _replace(self, kind: Kind, objects: tuple[Service | EndpointSlice | Node, ...]) -> None:
-        if kind is Kind.SERVICE:
-            for name in self.services.keys() - {item.name for item in objects}:
-                self._remove_service(name)
-        elif kind is Kind.ENDPOINT_SLICE:
-            for name in self._service_of_slice.keys() - {item.name for item in objects}:
-                self._remove_slice(name)
-        elif not objects:
+    def _replace(self, kind: Kind, objects: tuple[Object, ...]) -> None:
+        listed = {item.name for item in objects}
+        for name in self._names(kind) - listed:
+            self.apply(Removed(kind, name))
+        if kind is Kind.NODE and not objects:
             self._set_node(None)
         for item in objects:
             self.apply(Put(item))
         self._known.add(kind)
+
+    def _names(self, kind: Kind) -> AbstractSet[NamespacedName]:
+        """Return the names of all objects of a kind of which there may be several."""
+        match kind:
+            case Kind.SERVICE:
+                return self.services.keys()
+            case Kind.ENDPOINT_SLICE:
+                return self._service_of_slice.keys()
+            case Kind.SERVICE_CIDR:
+                return self._service_cidrs.keys()
+            case Kind.NODE:
+                return frozenset()
 
     def _put_service(self, service: Service) -> None:
         if self.services.get(service.name) != service:
@@ -129,3 +154,12 @@ class Tracker:
         if node != self.node:
             self.node = node
             self._node_changed = True
+
+    def _put_service_cidr(self, service_cidr: ServiceCidr) -> None:
+        if self._service_cidrs.get(service_cidr.name) != service_cidr:
+            self._service_cidrs[service_cidr.name] = service_cidr
+            self._service_cidrs_changed = True
+
+    def _remove_service_cidr(self, name: NamespacedName) -> None:
+        if self._service_cidrs.pop(name, None) is not None:
+            self._service_cidrs_changed = True

@@ -8,7 +8,7 @@ why, and that it is back is logged once each, however often it is tried.
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 
 from pyproxy.errors import SourceError
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.source import wire
 from pyproxy.source.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
-from pyproxy.source.resource import Item, Object, Resource, endpoint_slices, node, services
+from pyproxy.source.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
 from pyproxy.source.transport import OVERLOADED, FindAccess, RefusedError, Timing, Transport, UnreachableError
 
 logger = logging.getLogger(__name__)
@@ -33,6 +33,10 @@ _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
 _INVALID = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 """How servers refuse to stream a list: old ones forbid a ``resourceVersionMatch`` in a watch."""
+_ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
+_TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
+"""About a minute: a server that starts has some resources later than others, and roles, too."""
+_ABSENCE_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,20 +49,31 @@ class Store:
     """Gives what is kept of an object, or None: asked when a list has it in a form that cannot be decoded."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What is watched beside Services and EndpointSlices."""
+
+    node_name: str
+    """The Node with this name."""
+    service_cidrs: Awaitable[bool]
+    """Says whether ServiceCIDRs are, as soon as that is known."""
+
+
 class ApiSource:
-    """Services, EndpointSlices and one Node of a cluster; `find_access` is not called before `run`."""
+    """Services, EndpointSlices and more of a cluster; `find_access` is not called before `run`."""
 
     def __init__(
         self,
         find_access: FindAccess,
-        node_name: str,
+        watched: Watched,
         store: Store,
         *,
         timing: Timing | None = None,
         random: Random = random.random,
     ) -> None:
         self._transport = Transport(find_access, timing or Timing())
-        self._resources = (services(), endpoint_slices(), node(node_name))
+        self._resources = (services(), endpoint_slices(), node(watched.node_name))
+        self._wants_service_cidrs = watched.service_cidrs
         self._store = store
         self._random = random
         self._availability = Availability()
@@ -78,8 +93,13 @@ class ApiSource:
             await self._find_server()
             async with asyncio.TaskGroup() as group:
                 for resource in self._resources:
-                    watcher = Watcher(resource, self._transport, self._store, self._availability, self._random)
-                    group.create_task(watcher.run(), name=f"watch {resource.path}")
+                    self._watch(resource, group)
+                if await self._wants_service_cidrs:
+                    self._watch(service_cidrs(), group)
+
+    def _watch(self, resource: Resource[Any], group: asyncio.TaskGroup) -> None:
+        watcher = Watcher(resource, self._transport, self._store, self._availability, self._random)
+        group.create_task(watcher.run(), name=f"watch {resource.path}")
 
     async def _find_server(self) -> None:
         """Ask for server and credentials until they are there; an exec plugin may need what is not up yet."""
@@ -164,6 +184,8 @@ class Watcher:
     _bad: BadObjects = field(default_factory=BadObjects, init=False)
     _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
     """What the pages of the present list had so far; None for what is not kept."""
+    _is_absent: bool = field(default=False, init=False)
+    """Whether the server has last refused a resource that may be absent."""
 
     async def run(self) -> None:
         """Deliver changes until cancelled."""
@@ -221,6 +243,7 @@ class Watcher:
             self._listed.clear()
         async with self.transport.lines(self.resource.path, self.resource.selectors | query) as lines:
             self._reflector.watch_opened(_now())
+            self._is_absent = False
             self.availability.regain(self.resource.kind, _now())
             while batch := await lines.read():
                 for line in batch:
@@ -282,12 +305,28 @@ class Watcher:
         if error.status == HTTPStatus.BAD_REQUEST and self.resource.drop_field_selector():
             logger.info("%s: listed without a field selector: %s", self.resource.path, error)
             return 0.0
+        if error.status in _ABSENT and self.resource.may_be_absent:
+            return self._absent(error)
         if error.status in OVERLOADED or error.status == HTTPStatus.UNAUTHORIZED:
             self._lose(str(error))
             return self._reflector.failed(_now(), self.random(), error.retry_after_seconds)
-        wanted = f"; it needs a role with {self.resource.permission}" if error.status == HTTPStatus.FORBIDDEN else ""
-        self._lose(f"{self.resource.path}: {error}{wanted}")
+        self._lose(self._refusal(error))
         return self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
+
+    def _refusal(self, error: RefusedError) -> str:
+        wanted = f"; it needs a role with {self.resource.permission}" if error.status == HTTPStatus.FORBIDDEN else ""
+        return f"{self.resource.path}: {error}{wanted}"
+
+    def _absent(self, error: RefusedError) -> float:
+        """Go on as if there were no object, which is no loss; a refused watch says nothing before the next list does."""
+        self.availability.regain(self.resource.kind, _now())
+        if not (self._is_absent or isinstance(self._reflector.request, Watch)):
+            self._is_absent = True
+            level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO
+            logger.log(level, "done without, and tried again now and then: %s", self._refusal(error))
+            self.store.deliver(Replaced(self.resource.kind, ()))
+        delay = self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
+        return delay if self._reflector.failures <= _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST else _ABSENCE_SECONDS
 
     def _lose(self, reason: str) -> None:
         self.availability.lose(self.resource.kind, reason, _now())

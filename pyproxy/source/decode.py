@@ -7,20 +7,31 @@ API server would have refused or completed is said in the words of the field to 
 a rule is kube-proxy's.
 """
 
-from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source import wire
 from pyproxy.source.decode_service import decode_service
 from pyproxy.source.decode_slices import decode_endpoint_slice, decode_endpoints
-from pyproxy.source.decoded import Decoded, errors, object_name, subject, wrong_type
+from pyproxy.source.decoded import (
+    CLUSTER_WIDE,
+    Decoded,
+    cluster_wide_name,
+    errors,
+    object_name,
+    subject,
+    wrong_type,
+)
 from pyproxy.source.fields import Problems, read_ip, read_networks, read_subdomain
 
 __all__ = [
+    "CLUSTER_WIDE",
     "Decoded",
+    "cluster_wide_name",
     "decode_endpoint_slice",
     "decode_endpoints",
     "decode_node",
     "decode_service",
+    "decode_service_cidr",
     "object_name",
     "subject",
     "wrong_type",
@@ -34,7 +45,7 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
     """Reduce a Node to its addresses, pod ranges and zone."""
     metadata, spec = node.metadata or wire.NO_METADATA, node.spec or wire.NO_NODE_SPEC
     problems: Problems = []
-    name = NamespacedName("", metadata.name or "")
+    name = cluster_wide_name(metadata)
     if read_subdomain(name.name, "metadata.name", problems) is None:
         return Decoded(None, errors("Node", name, problems))
     # The API server keeps podCIDR equal to podCIDRs[0]; a file may have only the first.
@@ -46,6 +57,16 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
         zone=(metadata.labels or wire.NO_LABELS).zone or "",
     )
     return Decoded(decoded, errors("Node", name, problems))
+
+
+def decode_service_cidr(service_cidr: wire.ServiceCIDR) -> Decoded[ServiceCidr]:
+    """Reduce a ServiceCIDR to its ranges; one that is on its way out counts until it is gone."""
+    problems: Problems = []
+    name = cluster_wide_name(service_cidr.metadata)
+    if read_subdomain(name.name, "metadata.name", problems) is None:
+        return Decoded(None, errors("ServiceCIDR", name, problems))
+    cidrs = read_networks((service_cidr.spec or wire.NO_SERVICE_CIDR_SPEC).cidrs or (), "spec.cidrs", problems)
+    return Decoded(ServiceCidr(name, cidrs), errors("ServiceCIDR", name, problems))
 
 
 def _node_ips(status: wire.NodeStatus, problems: Problems) -> tuple[bytes, ...]:

@@ -17,6 +17,9 @@ from pyproxy.source.fields import Problems, read_label, shown
 
 T = TypeVar("T")
 
+CLUSTER_WIDE = frozenset({"Node", "ServiceCIDR"})
+"""The kinds whose objects are in no namespace."""
+
 DEFAULT_NAMESPACE = "default"
 
 _WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`", re.DOTALL)
@@ -35,6 +38,11 @@ def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
     """Return the unchecked name of a namespaced object; one without a namespace is in ``default``."""
     metadata = metadata or wire.NO_METADATA
     return NamespacedName(intern(metadata.namespace or DEFAULT_NAMESPACE), metadata.name or "")
+
+
+def cluster_wide_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
+    """Return the unchecked name of an object that is in no namespace."""
+    return NamespacedName("", (metadata or wire.NO_METADATA).name or "")
 
 
 def subject(kind: str, name: NamespacedName) -> str:

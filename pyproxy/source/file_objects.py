@@ -17,6 +17,7 @@ from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source.decode import subject
 from pyproxy.source.manifest import FileProblem, Found, Manifest
 
@@ -31,6 +32,7 @@ class FileObjects:
     slices: tuple[EndpointSlice, ...] = ()
     """EndpointSlices, and core/v1 Endpoints where they say what no slice does."""
     nodes: tuple[Node, ...] = ()
+    service_cidrs: tuple[ServiceCidr, ...] = ()
     problems: tuple[FileProblem, ...] = ()
     passed_over: Counter[str] = field(default_factory=Counter)
     """How many objects there are of each kind that is none of ours."""
@@ -49,6 +51,9 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
     endpoints = [one for each in manifests for one in each.endpoints if one.object]
     endpoints = _first_of_each("Endpoints", _service_of, endpoints, problems)
     nodes = _first_of_each("Node", _node_name, (one for each in manifests for one in each.nodes), problems)
+    service_cidrs = _first_of_each(
+        "ServiceCIDR", attrgetter("name"), (one for each in manifests for one in each.service_cidrs), problems
+    )
     problems += _contested(services)
     made = [one.object for one in slices]
     controlled = frozenset[NamespacedName]().union(*(manifest.controlled for manifest in manifests))
@@ -56,6 +61,7 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
         tuple(one.object for one in services),
         (*made, *_news(endpoints, made, controlled)),
         tuple(one.object for one in nodes),
+        tuple(one.object for one in service_cidrs),
         tuple(problems),
         sum((manifest.passed_over for manifest in manifests), Counter()),
     )

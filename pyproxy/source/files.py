@@ -23,11 +23,8 @@ from pathlib import Path
 from threading import Event
 
 from pyproxy.errors import DecodeError, SourceError
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
-from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
-from pyproxy.model.node import Node
-from pyproxy.model.service import Service
 from pyproxy.source.file_objects import FileObjects, combine
 from pyproxy.source.manifest import FileProblem, Manifest, read_manifest
 
@@ -216,6 +213,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 def _lists(objects: FileObjects) -> Iterator[Change]:
     yield Replaced(Kind.NODE, objects.nodes)
+    yield Replaced(Kind.SERVICE_CIDR, objects.service_cidrs)
     yield Replaced(Kind.ENDPOINT_SLICE, objects.slices)
     yield Replaced(Kind.SERVICE, objects.services)
 
@@ -230,9 +228,10 @@ def _differences(old: FileObjects, new: FileObjects) -> Iterator[Change]:
             yield Removed(*key)
 
 
-def _by_name(objects: FileObjects) -> dict[tuple[Kind, NamespacedName], Service | EndpointSlice | Node]:
-    named: dict[tuple[Kind, NamespacedName], Service | EndpointSlice | Node] = {}
+def _by_name(objects: FileObjects) -> dict[tuple[Kind, NamespacedName], Object]:
+    named: dict[tuple[Kind, NamespacedName], Object] = {}
     named |= {(Kind.NODE, NamespacedName("", node.name)): node for node in objects.nodes}
+    named |= {(Kind.SERVICE_CIDR, each.name): each for each in objects.service_cidrs}
     named |= {(Kind.ENDPOINT_SLICE, each.name): each for each in objects.slices}
     named |= {(Kind.SERVICE, service.name): service for service in objects.services}
     return named

@@ -170,7 +170,28 @@ class Node(wire.Node, frozen=True, gc=False, kw_only=True, tag_field="kind", tag
     spec: NodeSpec | None = None
 
 
-KnownObject = Service | EndpointSlice | Endpoints | Node
+class ServiceCIDRSpec(wire.ServiceCIDRSpec, frozen=True, gc=False, forbid_unknown_fields=True):
+    """networking.k8s.io/v1 ServiceCIDRSpec."""
+
+
+class ServiceCIDR(
+    wire.ServiceCIDR,
+    frozen=True,
+    gc=False,
+    kw_only=True,
+    tag_field="kind",
+    tag="ServiceCIDR",
+    forbid_unknown_fields=True,
+):
+    """networking.k8s.io/v1 ServiceCIDR."""
+
+    api_version: Literal["networking.k8s.io/v1"] = field(name="apiVersion")
+    metadata: ObjectMeta | None = None
+    spec: ServiceCIDRSpec | None = None
+    status: Raw = IGNORED
+
+
+KnownObject = Service | EndpointSlice | Endpoints | Node | ServiceCIDR
 KNOWN_OBJECT: Decoder[KnownObject] = Decoder(KnownObject)
 """Takes an object of one of our kinds that has no unknown field and no wrong type; all others raise."""
 
@@ -179,6 +200,7 @@ _KINDS: Mapping[str, type[KnownObject]] = {
     "EndpointSlice": EndpointSlice,
     "Endpoints": Endpoints,
     "Node": Node,
+    "ServiceCIDR": ServiceCIDR,
 }
 
 

@@ -20,13 +20,16 @@ from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source import wire
 from pyproxy.source.decode import (
+    CLUSTER_WIDE,
     Decoded,
     decode_endpoint_slice,
     decode_endpoints,
     decode_node,
     decode_service,
+    decode_service_cidr,
     subject,
     wrong_type,
 )
@@ -35,7 +38,7 @@ from pyproxy.source.known_fields import KNOWN_OBJECT, unknown_fields
 from pyproxy.source.yaml_documents import YamlDocument, yaml_documents
 
 T = TypeVar("T")
-WireObject = wire.Service | wire.EndpointSlice | wire.Endpoints | wire.Node
+WireObject = wire.Service | wire.EndpointSlice | wire.Endpoints | wire.Node | wire.ServiceCIDR
 Locate = Callable[[str], str]
 """From the path of a field within an object to the place in the file."""
 
@@ -44,6 +47,7 @@ API_VERSIONS: Mapping[str, str] = {
     "EndpointSlice": "discovery.k8s.io/v1",
     "Endpoints": "v1",
     "Node": "v1",
+    "ServiceCIDR": "networking.k8s.io/v1",
 }
 """The kinds that are read; a kind of that name in another group (Knative has a Service) is none of ours."""
 
@@ -52,6 +56,7 @@ _WIRE_TYPES: Mapping[str, type[WireObject]] = {
     "EndpointSlice": wire.EndpointSlice,
     "Endpoints": wire.Endpoints,
     "Node": wire.Node,
+    "ServiceCIDR": wire.ServiceCIDR,
 }
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in API_VERSIONS}}
 """Kinds of lists, with the kind that their items need not say."""
@@ -101,6 +106,7 @@ class Manifest:
     endpoints: tuple[Found[tuple[EndpointSlice, ...]], ...]
     """core/v1 Endpoints, as slices."""
     nodes: tuple[Found[Node], ...]
+    service_cidrs: tuple[Found[ServiceCidr], ...]
     controlled: frozenset[NamespacedName]
     """Services that have a slice made by a controller, so that their core/v1 Endpoints say nothing new."""
     problems: tuple[FileProblem, ...]
@@ -131,6 +137,7 @@ class _Reading:
         self._slices: list[Found[EndpointSlice]] = []
         self._endpoints: list[Found[tuple[EndpointSlice, ...]]] = []
         self._nodes: list[Found[Node]] = []
+        self._service_cidrs: list[Found[ServiceCidr]] = []
         self._controlled: set[NamespacedName] = set()
         self._problems: list[FileProblem] = []
         self._passed_over: Counter[str] = Counter()
@@ -142,6 +149,7 @@ class _Reading:
             tuple(self._slices),
             tuple(self._endpoints),
             tuple(self._nodes),
+            tuple(self._service_cidrs),
             frozenset(self._controlled),
             tuple(self._problems),
             self._passed_over,
@@ -281,6 +289,8 @@ class _Reading:
                 self._keep(self._endpoints, decode_endpoints(known), locate)
             case wire.Node():
                 self._keep(self._nodes, decode_node(known), locate)
+            case wire.ServiceCIDR():
+                self._keep(self._service_cidrs, decode_service_cidr(known), locate)
 
     def _keep(self, found: list[Found[T]], decoded: Decoded[T], locate: Locate) -> None:
         for error in decoded.problems:
@@ -317,4 +327,4 @@ def _name_in_tree(kind: str, tree: dict[object, object]) -> NamespacedName:
     metadata = tree.get("metadata")
     known = metadata if isinstance(metadata, dict) else {}
     name = str(known.get("name") or "")
-    return NamespacedName("" if kind == "Node" else str(known.get("namespace") or "default"), name)
+    return NamespacedName("" if kind in CLUSTER_WIDE else str(known.get("namespace") or "default"), name)

@@ -11,24 +11,23 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from pyproxy.errors import DecodeError, SourceError
-from pyproxy.model.change import Kind
-from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.change import Kind, Object
 from pyproxy.model.names import NamespacedName
-from pyproxy.model.node import Node
-from pyproxy.model.service import Service
 from pyproxy.source import wire
 from pyproxy.source.decode import (
+    CLUSTER_WIDE,
     Decoded,
+    cluster_wide_name,
     decode_endpoint_slice,
     decode_node,
     decode_service,
+    decode_service_cidr,
     object_name,
     subject,
     wrong_type,
 )
 
-Object = Service | EndpointSlice | Node
-W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node)
+W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
 
 _RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _HEADER = msgspec.json.Decoder(wire.Header)
@@ -91,6 +90,11 @@ class Resource(Generic[W]):
         return self.kind is Kind.SERVICE and self.selectors.pop("fieldSelector", None) is not None
 
     @property
+    def may_be_absent(self) -> bool:
+        """Tell whether an agent does without the resource where the server has it not, or not for the agent."""
+        return self.kind is Kind.SERVICE_CIDR
+
+    @property
     def permission(self) -> str:
         """Return the rule of a role that lets an agent watch this, as kubectl and manifests spell it."""
         *group, _, plural = self.path.removeprefix("/apis/").removeprefix("/api/").split("/")
@@ -141,7 +145,7 @@ class Resource(Generic[W]):
         return Item(self._name(metadata), metadata.resource_version or "", decoded.object, decoded.problems)
 
     def _name(self, metadata: wire.ObjectMeta) -> NamespacedName:
-        return NamespacedName("", metadata.name or "") if self.kind is Kind.NODE else object_name(metadata)
+        return cluster_wide_name(metadata) if self.kind.value in CLUSTER_WIDE else object_name(metadata)
 
 
 def _problem(what: str, error: msgspec.ValidationError | UnicodeDecodeError) -> DecodeError:
@@ -172,3 +176,10 @@ def node(name: str) -> Resource[wire.Node]:
     """Return one Node."""
     shapes = wire.Node, wire.ObjectList[wire.Node]
     return Resource(Kind.NODE, "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"}, shapes, decode_node)
+
+
+def service_cidrs() -> Resource[wire.ServiceCIDR]:
+    """Return where cluster IPs come from; servers before Kubernetes 1.33 have it not, or only as a beta."""
+    shapes = wire.ServiceCIDR, wire.ObjectList[wire.ServiceCIDR]
+    path = "/apis/networking.k8s.io/v1/servicecidrs"
+    return Resource(Kind.SERVICE_CIDR, path, {}, shapes, decode_service_cidr)

@@ -241,6 +241,22 @@ class Node(Struct, frozen=True, gc=False):
     status: NodeStatus | None = None
 
 
+class ServiceCIDRSpec(Struct, frozen=True, gc=False):
+    """networking.k8s.io/v1 ServiceCIDRSpec."""
+
+    cidrs: Sequence[str] | None = None
+
+
+NO_SERVICE_CIDR_SPEC = ServiceCIDRSpec()
+
+
+class ServiceCIDR(Struct, frozen=True, gc=False):
+    """networking.k8s.io/v1 ServiceCIDR."""
+
+    metadata: ObjectMeta | None = None
+    spec: ServiceCIDRSpec | None = None
+
+
 class ListMeta(Struct, frozen=True, gc=False, rename="camel"):
     """meta/v1 ListMeta."""
 

@@ -14,7 +14,7 @@ from pyproxy.model.change import Change, Kind, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.tracker import Tracker
 from pyproxy.source.access import Settings
-from pyproxy.source.api import ApiSource, Store
+from pyproxy.source.api import ApiSource, Store, Watched
 from pyproxy.source.load_access import load_access
 from pyproxy.source.reflector import PAGE_SIZE
 from pyproxy.source.transport import Timing
@@ -106,9 +106,11 @@ async def following(settings: Settings, timing: Timing | None = None) -> AsyncIt
     """Follow a cluster, from a state in which all of it is known."""
     follower = Follower()
     store = Store(deliver=follower.deliver)
-    task = asyncio.create_task(
-        ApiSource(partial(load_access, settings), NODE, store, timing=timing, random=float).run()
-    )
+    wanted = asyncio.get_running_loop().create_future()
+    wanted.set_result(True)
+    watched = Watched(node_name=NODE, service_cidrs=wanted)
+    source = ApiSource(partial(load_access, settings), watched, store, timing=timing, random=float)
+    task = asyncio.create_task(source.run())
     try:
         await follower.synced()
         yield follower

@@ -19,6 +19,7 @@ from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.config import Config, IptablesVariant
 from pyproxy.loop.iptables_mode import IptablesMode, takes_hairpin_rule
+from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import NAT, ChainKey
@@ -161,7 +162,7 @@ def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
     """In a fresh namespace the mode tries the hairpin rule and builds on it in both families."""
     mode = asyncio.run(IptablesMode.open(Config(iptables_variant=IptablesVariant(variant.value))))
 
-    settings = [mode.settings(family, Node(name="node1"), frozenset()) for family in Family]
+    settings = [mode.settings(family, Surroundings(node=Node(name="node1"))) for family in Family]
 
     assert [(family, True) for family in Family] == [(one.family, one.hairpin_by_packet) for one in settings]
     if mode._generation:

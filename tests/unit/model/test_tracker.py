@@ -2,17 +2,19 @@
 
 import pytest
 
-from pyproxy.model.address import Family, parse_ip
+from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.model.tracker import Tracker
 
 WEB, DNS = NamespacedName("default", "web"), NamespacedName("default", "dns")
 X, Y = NamespacedName("default", "x"), NamespacedName("default", "y")
 NODE = Node(name="node1")
+KUBERNETES, MORE = NamespacedName("", "kubernetes"), NamespacedName("", "more")
 
 
 def service(name: NamespacedName, number: int = 80) -> Service:
@@ -28,6 +30,11 @@ def endpoint_slice(name: NamespacedName, owner: NamespacedName = WEB, ip: str = 
     return EndpointSlice(name, owner, Family.IPV4, (port,), (SliceEndpoint(parse_ip(ip)),))
 
 
+def service_cidr(name: NamespacedName, *cidrs: str) -> ServiceCidr:
+    """Return a ServiceCIDR."""
+    return ServiceCidr(name, tuple(map(parse_network, cidrs)))
+
+
 def told(*changes: Change) -> Tracker:
     """Return a tracker that was told of changes, which have been taken."""
     tracker = Tracker()
@@ -35,6 +42,7 @@ def told(*changes: Change) -> Tracker:
         tracker.apply(change)
     tracker.take_dirty()
     tracker.take_node_changed()
+    tracker.take_service_cidrs()
     return tracker
 
 
@@ -42,6 +50,7 @@ STATE: tuple[Change, ...] = (
     Replaced(Kind.SERVICE, (service(WEB), service(DNS))),
     Replaced(Kind.ENDPOINT_SLICE, (endpoint_slice(X), endpoint_slice(Y, DNS))),
     Put(NODE),
+    Replaced(Kind.SERVICE_CIDR, (service_cidr(KUBERNETES, "fd00:10:96::/112", "10.96.0.0/16"),)),
 )
 
 
@@ -61,6 +70,7 @@ STATE: tuple[Change, ...] = (
         pytest.param(Replaced(Kind.SERVICE, (service(WEB), service(DNS))), set(), id="equal list"),
         pytest.param(Replaced(Kind.ENDPOINT_SLICE, ()), {WEB, DNS}, id="empty list of slices"),
         pytest.param(Put(Node(name="node1", zone="a")), set(), id="Node changed"),
+        pytest.param(Removed(Kind.SERVICE_CIDR, KUBERNETES), set(), id="ServiceCIDR gone"),
     ],
 )
 def test_dirty(change: Change, dirty: set[NamespacedName]) -> None:
@@ -79,8 +89,9 @@ def test_dirty(change: Change, dirty: set[NamespacedName]) -> None:
         (Removed(Kind.NODE, NamespacedName("", "node1")), True),
         (Replaced(Kind.NODE, ()), True),
         (Put(NODE), False),
+        (Removed(Kind.SERVICE_CIDR, KUBERNETES), False),
     ],
-    ids=["changed", "gone", "not in the list", "equal"],
+    ids=["changed", "gone", "not in the list", "equal", "another kind"],
 )
 def test_node_changed(change: Change, expected: object) -> None:
     """Every plan depends on the Node: that it changed is told once."""
@@ -88,6 +99,40 @@ def test_node_changed(change: Change, expected: object) -> None:
     tracker.apply(change)
 
     assert [expected, False] == [tracker.take_node_changed(), tracker.take_node_changed()]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (Put(service_cidr(MORE, "10.112.0.0/16", "10.96.0.0/16")), "10.96.0.0/16 10.112.0.0/16 fd00:10:96::/112"),
+        (Put(service_cidr(KUBERNETES, "10.112.0.0/16")), "10.112.0.0/16"),
+        (Removed(Kind.SERVICE_CIDR, KUBERNETES), ""),
+        (Replaced(Kind.SERVICE_CIDR, (service_cidr(MORE, "10.112.0.0/16"),)), "10.112.0.0/16"),
+    ],
+    ids=["one more", "changed", "gone", "another list"],
+)
+def test_service_cidrs(change: Change, expected: str) -> None:
+    """Cluster IPs come from the ranges of all objects, each range is told once, and a change is one until it is taken."""
+    tracker = told(*STATE)
+    tracker.apply(change)
+    pending = [tracker.pending]
+    ranges = tracker.take_service_cidrs()
+    pending.append(tracker.pending)
+
+    assert (expected, [True, False]) == (" ".join(map(str, ranges)), pending)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [STATE[-1], Put(service_cidr(KUBERNETES, "fd00:10:96::/112", "10.96.0.0/16")), Removed(Kind.SERVICE_CIDR, MORE)],
+    ids=["equal list", "equal object", "unknown object gone"],
+)
+def test_service_cidrs_as_before(change: Change) -> None:
+    """What says nothing new is no reason for a sync."""
+    tracker = told(*STATE)
+    tracker.apply(change)
+
+    assert not tracker.pending
 
 
 def test_pending() -> None:
@@ -133,6 +178,8 @@ def test_slice_before_its_service() -> None:
         (Kind.ENDPOINT_SLICE, Y, endpoint_slice(Y, DNS)),
         (Kind.ENDPOINT_SLICE, WEB, None),
         (Kind.NODE, NamespacedName("", "node1"), NODE),
+        (Kind.SERVICE_CIDR, KUBERNETES, service_cidr(KUBERNETES, "fd00:10:96::/112", "10.96.0.0/16")),
+        (Kind.SERVICE_CIDR, MORE, None),
     ],
 )
 def test_last_known_version(kind: Kind, name: NamespacedName, expected: object) -> None:

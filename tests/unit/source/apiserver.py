@@ -13,6 +13,7 @@ from aiohttp import web
 SERVICES = "/api/v1/services"
 SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 NODES = "/api/v1/nodes"
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PATIENCE_SECONDS = 10.0
 """For what must happen; a test that waits so long has failed."""
 
@@ -148,3 +149,8 @@ def service(name: str, resource_version: str = "1", **spec: object) -> Json:
         "metadata": metadata,
         "spec": {"clusterIP": "10.96.0.1", "clusterIPs": ["10.96.0.1"], "ports": ports} | spec,
     }
+
+
+def service_cidr(*cidrs: str) -> Json:
+    """Return the ServiceCIDR that the API server makes by itself."""
+    return {"metadata": {"name": "kubernetes", "resourceVersion": "3"}, "spec": {"cidrs": cidrs}}

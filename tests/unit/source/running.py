@@ -2,19 +2,19 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from functools import wraps
 from typing import Any
 
-from pyproxy.model.change import Change, Kind, Removed, Replaced
+from pyproxy.model.change import Change, Kind, Object, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source.access import Access, Server
-from pyproxy.source.api import ApiSource, Store
-from pyproxy.source.resource import Object
+from pyproxy.source.api import ApiSource, Store, Watched
 from pyproxy.source.transport import FindAccess, Timing
 
 from .apiserver import PATIENCE_SECONDS
@@ -55,7 +55,13 @@ class Changes:
 
 def kind_of(item: Object) -> Kind:
     """Return the kind of an object."""
-    return {Service: Kind.SERVICE, EndpointSlice: Kind.ENDPOINT_SLICE, Node: Kind.NODE}[type(item)]
+    kinds = {
+        Service: Kind.SERVICE,
+        EndpointSlice: Kind.ENDPOINT_SLICE,
+        Node: Kind.NODE,
+        ServiceCidr: Kind.SERVICE_CIDR,
+    }
+    return kinds[type(item)]
 
 
 def access_to(*urls: str, token_file: str = "") -> FindAccess:
@@ -67,16 +73,25 @@ def access_to(*urls: str, token_file: str = "") -> FindAccess:
     return find_access
 
 
+async def wanted() -> bool:
+    """Say that ServiceCIDRs are wanted."""
+    return True
+
+
 @asynccontextmanager
 async def running(
     find_access: FindAccess,
     last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None,
     timing: Timing | None = None,
+    *,
+    service_cidrs: Awaitable[bool] | None = None,
 ) -> AsyncIterator[Changes]:
     """Run a source, without chance in its delays, and leave no task behind."""
     changes = Changes()
     store = Store(deliver=changes.deliver, last_good=last_good)
-    task = asyncio.create_task(ApiSource(find_access, "node-1", store, timing=timing, random=float).run())
+    watched = Watched(node_name="node-1", service_cidrs=service_cidrs or asyncio.ensure_future(wanted()))
+    source = ApiSource(find_access, watched, store, timing=timing, random=float)
+    task = asyncio.create_task(source.run())
     try:
         yield changes
     finally:

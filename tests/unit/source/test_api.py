@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from pyproxy.errors import ConfigError, SourceError
-from pyproxy.model.change import Kind, Put, Removed, Replaced
+from pyproxy.model.address import parse_network
+from pyproxy.model.change import Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source.access import Access, Server
-from pyproxy.source.api import ApiSource, Store
-from pyproxy.source.resource import Object
+from pyproxy.source.api import ApiSource, Store, Watched
 from pyproxy.source.transport import Timing
 
 from .apiserver import (
     NODES,
     PATIENCE_SECONDS,
+    SERVICE_CIDRS,
     SERVICES,
     SLICES,
     ApiServer,
@@ -34,12 +36,14 @@ from .apiserver import (
     listed,
     refused,
     service,
+    service_cidr,
 )
-from .running import Changes, access_to, in_loop, running
+from .running import Changes, access_to, in_loop, running, wanted
 
 NAME = NamespacedName("default", "web")
 WEB, OTHER = service("web", "5"), service("other", "6")
 BAD = service("web", "8", ports="eighty")
+KUBERNETES = ServiceCidr(NamespacedName("", "kubernetes"), (parse_network("10.96.0.0/16"),))
 QUICK = Timing(connect=2.0, answer=2.0, silence=0.2)
 
 
@@ -56,7 +60,7 @@ async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
 async def test_what_is_asked() -> None:
     """Each resource is streamed with the selectors that leave out what has no packet path."""
     async with ApiServer() as server, running(access_to(server.url)):
-        queries = [(await server.asked(path)).query for path in (SERVICES, SLICES, NODES)]
+        queries = [(await server.asked(path)).query for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS)]
 
     common = {
         "watch": "1",
@@ -67,7 +71,7 @@ async def test_what_is_asked() -> None:
     }
     services = {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"}
     slices = {"labelSelector": "!service.kubernetes.io/headless"}
-    assert [common | services, common | slices, common | {"fieldSelector": "metadata.name=node-1"}] == queries
+    assert [common | services, common | slices, common | {"fieldSelector": "metadata.name=node-1"}, common] == queries
 
 
 @in_loop
@@ -258,6 +262,73 @@ async def test_missing_permission(caplog: pytest.LogCaptureFixture) -> None:
     assert 1 == caplog.text.count(rule)
 
 
+@pytest.mark.parametrize(
+    ("status", "level", "more"),
+    [
+        (404, "INFO", ""),
+        (403, "WARNING", '; it needs a role with apiGroups: ["networking.k8s.io"], resources: ["servicecidrs"]'),
+    ],
+)
+@in_loop
+async def test_server_without_service_cidrs(
+    status: int, level: str, more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that has no ServiceCIDRs, or none for us, is not lost: there are no ranges, until there are some."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        server.say(SERVICE_CIDRS, *[refused(status)] * 2, listed("7", service_cidr("10.96.0.0/16")))
+        async with running(access_to(server.url)) as changes:
+            absent, there = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
+
+    assert [Replaced(Kind.SERVICE_CIDR, ()), Replaced(Kind.SERVICE_CIDR, (KUBERNETES,))] == [absent, there]
+    [record] = [record for record in caplog.records if record.name == "pyproxy.source.api"]
+    text = f"done without, and tried again now and then: {SERVICE_CIDRS}: {status} no{more}"
+    assert (level, text) == (record.levelname, record.message[: len(text)])
+
+
+@in_loop
+async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the server stops to have ServiceCIDRs, as an older one in its place does, ranges that were known are gone."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        known = [event("ADDED", service_cidr("10.96.0.0/16")), end_of_list("4")]
+        server.say(SERVICE_CIDRS, server.stream(*known, then_end=True), refused(503), *[refused(404)] * 2)
+        async with running(access_to(server.url)) as changes:
+            before, after = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
+
+    assert [Replaced(Kind.SERVICE_CIDR, (KUBERNETES,)), Replaced(Kind.SERVICE_CIDR, ())] == [before, after]
+    messages = [record.message for record in caplog.records if record.name == "pyproxy.source.api"]
+    beginnings = ("API server lost, ", "API server is back ", "done without, ")
+    assert [True] * 3 == [message.startswith(begin) for message, begin in zip(messages, beginnings, strict=True)]
+
+
+@in_loop
+async def test_other_kinds_do_not_wait_for_service_cidrs() -> None:
+    """While nobody knows whether ServiceCIDRs are wanted, and while the server is silent about them, the rest is there."""
+    wanted = asyncio.get_running_loop().create_future()
+    async with ApiServer() as server:
+        server.say(SERVICE_CIDRS, server.keep_silent)
+        async with running(access_to(server.url), service_cidrs=wanted) as changes:
+            assert Replaced(Kind.SERVICE, ()) == await changes.next()
+            wanted.set_result(True)
+            await server.asked(SERVICE_CIDRS)
+            assert Replaced(Kind.ENDPOINT_SLICE, ()) == await changes.next(Kind.ENDPOINT_SLICE)
+            assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+
+
+@pytest.mark.parametrize("are_wanted", [True, False])
+@in_loop
+async def test_service_cidrs_are_watched_where_they_are_wanted(are_wanted: bool) -> None:  # noqa: FBT001  # pytest calls it
+    """A mode that makes no use of ServiceCIDRs costs the server no watch."""
+    wanted = asyncio.get_running_loop().create_future()
+    wanted.set_result(are_wanted)
+    async with ApiServer() as server, running(access_to(server.url), service_cidrs=wanted) as changes:
+        await changes.next()
+        watched = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert (True, are_wanted) == (f"watch {SERVICES}" in watched, f"watch {SERVICE_CIDRS}" in watched)
+
+
 @in_loop
 async def test_rotated_token(tmp_path: Path) -> None:
     """Each request reads the token file, so that the token that is there now is used."""
@@ -301,7 +372,7 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """However often a server that is away is tried, its loss and its return are one line each."""
     caplog.set_level(logging.INFO)
     async with ApiServer() as server:
-        for path in (SERVICES, SLICES, NODES):
+        for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS):
             server.say(path, *[refused(503, "etcd is not ready")] * 3)
         async with running(access_to(server.url)) as changes:
             for kind in Kind:
@@ -346,4 +417,8 @@ async def test_impossible_configuration() -> None:
         raise ConfigError(message)
 
     with pytest.raises(ConfigError, match="kubeconfig /nowhere"):
-        await ApiSource(find_access, "node-1", Store(deliver=Changes().deliver)).run()
+        await ApiSource(
+            find_access,
+            Watched(node_name="node-1", service_cidrs=asyncio.ensure_future(wanted())),
+            Store(deliver=Changes().deliver),
+        ).run()

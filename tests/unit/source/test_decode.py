@@ -16,6 +16,7 @@ from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source import wire
 from pyproxy.source.decode import (
     Decoded,
@@ -23,6 +24,7 @@ from pyproxy.source.decode import (
     decode_endpoints,
     decode_node,
     decode_service,
+    decode_service_cidr,
     wrong_type,
 )
 from pyproxy.source.fields import packed_ip
@@ -569,6 +571,38 @@ def test_node_of_a_file() -> None:
 
     assert decoded.object == Node(name="node-a", ips=ips("10.0.0.1"), pod_cidrs=(parse_network("10.244.1.0/24"),))
     assert ["status.addresses[0].address"] == fields_of(decoded)
+
+
+def decoded_service_cidr(name: str, *cidrs: str) -> Decoded[ServiceCidr]:
+    """Decode a ServiceCIDR."""
+    return decode_service_cidr(
+        msgspec.convert({"metadata": {"name": name}, "spec": {"cidrs": cidrs}}, wire.ServiceCIDR)
+    )
+
+
+def test_service_cidr() -> None:
+    """A ServiceCIDR is its ranges, of either family."""
+    assert the_object(decoded_service_cidr("kubernetes", "10.96.0.0/16", "fd00:96::/112")) == ServiceCidr(
+        NamespacedName("", "kubernetes"), (parse_network("10.96.0.0/16"), parse_network("fd00:96::/112"))
+    )
+
+
+def test_service_cidr_with_bad_ranges() -> None:
+    """A bad range is named, and the good rest is used."""
+    decoded = decoded_service_cidr("kubernetes", "10.96.0.0", "10.97.0.0/16", "10.98.0.0/33")
+
+    assert decoded.object == ServiceCidr(NamespacedName("", "kubernetes"), (parse_network("10.97.0.0/16"),))
+    assert [
+        "ServiceCIDR kubernetes: spec.cidrs[0]: 10.96.0.0 is no CIDR block such as 10.0.0.0/8",
+        "ServiceCIDR kubernetes: spec.cidrs[2]: 10.98.0.0/33 is no CIDR block such as 10.0.0.0/8",
+    ] == [str(problem) for problem in decoded.problems]
+
+
+def test_service_cidr_without_a_name() -> None:
+    """What has no name cannot be told from others."""
+    decoded = decoded_service_cidr("", "10.96.0.0/16")
+
+    assert (None, ["metadata.name"]) == (decoded.object, fields_of(decoded))
 
 
 @pytest.mark.parametrize(

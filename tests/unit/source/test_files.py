@@ -50,6 +50,12 @@ def endpoint_slice(name: str, *ips: str, managed_by: str = "staff") -> dict[str,
     }
 
 
+def service_cidr(name: str, *cidrs: str, **fields: object) -> dict[str, Any]:
+    """Return a ServiceCIDR, as JSON."""
+    head = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": name}}
+    return head | {"spec": {"cidrs": cidrs}} | fields
+
+
 def write(path: Path, *objects: dict[str, Any]) -> None:
     """Put a whole file in its place in one step, as `mv` does."""
     beside = path.with_suffix(".new")
@@ -222,6 +228,24 @@ def test_what_is_no_object(data: bytes, message: str) -> None:
 
     assert [message] == [str(problem)[: len(message)] for problem in manifest.problems]
     assert ((), ()) == (manifest.services, manifest.slices)
+
+
+def test_service_cidrs(tmp_path: Path) -> None:
+    """Where cluster IPs come from can stand in files; what is wrong is named, and the rest is used."""
+    default = service_cidr("kubernetes", "10.96.0.0/16", "fd00:10:96::/112", status={"conditions": []})
+    write(tmp_path / "a.json", default)
+    write(tmp_path / "b.json", service_cidr("more", "10.112.0.0"), service_cidr("kubernetes", "10.1.0.0/16"))
+    write(tmp_path / "c.json", service_cidr("misspelt") | {"spec": {"cidr": "10.1.0.0/16"}})
+
+    objects = read_objects(tmp_path)
+
+    found = {each.name.name: [str(cidr) for cidr in each.cidrs] for each in objects.service_cidrs}
+    assert {"kubernetes": ["10.96.0.0/16", "fd00:10:96::/112"], "more": [], "misspelt": []} == found
+    assert [
+        "b.json, line 1: ServiceCIDR more: spec.cidrs[0]: 10.112.0.0 is no CIDR block such as 10.0.0.0/8",
+        "c.json: ServiceCIDR misspelt: spec.cidr: no such field; it is ignored (did you mean cidrs?)",
+        "b.json, line 2: ServiceCIDR kubernetes: metadata.name: stands in a.json already, and that one is used",
+    ] == [text.replace(f"{tmp_path}/", "") for text in texts(objects)]
 
 
 def test_kinds_of_other_groups() -> None:

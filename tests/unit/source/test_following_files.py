@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 
 from pyproxy.errors import SourceError
+from pyproxy.model.address import parse_network
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source.files import FileSource
 from pyproxy.source.manifest import read_manifest
 
-from .test_files import endpoint_slice, names, service, write
+from .test_files import endpoint_slice, names, service, service_cidr, write
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0
@@ -39,7 +41,7 @@ class Follower:
             return await anext(self._changes)
 
     async def listed(self) -> dict[Kind, tuple[Any, ...]]:
-        """Return the three complete lists that come first."""
+        """Return the complete lists that come first."""
         lists = [await self.next() for _ in Kind]
         return {change.kind: change.objects for change in lists if isinstance(change, Replaced)}
 
@@ -76,9 +78,8 @@ def test_follow(tmp_path: Path) -> None:
     write(tmp_path / "a.json", service("web"), service("same", "10.96.0.5"))
 
     async def scenario(follower: Follower) -> None:
-        assert {Kind.SERVICE: (named("web"), named("same", "10.96.0.5")), Kind.ENDPOINT_SLICE: (), Kind.NODE: ()} == (
-            await follower.listed()
-        )
+        services = (named("web"), named("same", "10.96.0.5"))
+        assert dict.fromkeys(Kind, ()) | {Kind.SERVICE: services} == await follower.listed()
         write(tmp_path / "b.json", service("new", "10.96.0.9"), endpoint_slice("web-1", "10.0.0.1"))
         assert Put(sliced("web-1", "10.0.0.1")) == await follower.next()
         assert Put(named("new", "10.96.0.9")) == await follower.next()
@@ -89,6 +90,21 @@ def test_follow(tmp_path: Path) -> None:
         assert gone("web-1", Kind.ENDPOINT_SLICE) == await follower.next()
 
     assert ["web", "same"] == names(follow(tmp_path, scenario).objects)
+
+
+def test_follow_service_cidrs(tmp_path: Path) -> None:
+    """Where cluster IPs come from is followed like all else."""
+    write(tmp_path / "a.json", service_cidr("kubernetes", "10.96.0.0/16"))
+
+    async def scenario(follower: Follower) -> None:
+        name = NamespacedName("", "kubernetes")
+        assert (ServiceCidr(name, (parse_network("10.96.0.0/16"),)),) == (await follower.listed())[Kind.SERVICE_CIDR]
+        write(tmp_path / "a.json", service_cidr("kubernetes", "10.97.0.0/16"))
+        assert Put(ServiceCidr(name, (parse_network("10.97.0.0/16"),))) == await follower.next()
+        (tmp_path / "a.json").unlink()
+        assert Removed(Kind.SERVICE_CIDR, name) == await follower.next()
+
+    follow(tmp_path, scenario)
 
 
 def test_follow_one_file(tmp_path: Path) -> None:

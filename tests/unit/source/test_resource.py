@@ -8,7 +8,7 @@ from msgspec import Raw
 
 from pyproxy.errors import SourceError
 from pyproxy.model.names import NamespacedName
-from pyproxy.source.resource import Page, Resource, endpoint_slices, node, services
+from pyproxy.source.resource import Page, Resource, endpoint_slices, node, service_cidrs, services
 
 from .apiserver import service
 
@@ -23,7 +23,12 @@ def page(*items: bytes) -> Page:
 
 @pytest.mark.parametrize(
     ("resource", "group", "plural"),
-    [(services(), "", "services"), (endpoint_slices(), "discovery.k8s.io", "endpointslices"), (node("n"), "", "nodes")],
+    [
+        (services(), "", "services"),
+        (endpoint_slices(), "discovery.k8s.io", "endpointslices"),
+        (node("n"), "", "nodes"),
+        (service_cidrs(), "networking.k8s.io", "servicecidrs"),
+    ],
 )
 def test_permission(resource: Resource[Any], group: str, plural: str) -> None:
     """The rule that a role needs is written as manifests have it."""
@@ -64,8 +69,9 @@ def test_empty_list(body: bytes) -> None:
     assert Page("", "", []) == services().decode_page(body)
 
 
-def test_node_has_no_namespace() -> None:
-    """A Node is named by its name alone."""
-    assert (NamespacedName("", "n"), "4") == node("n").identify(
+@pytest.mark.parametrize("resource", [node("n"), service_cidrs()], ids=["Node", "ServiceCIDR"])
+def test_no_namespace(resource: Resource[Any]) -> None:
+    """A Node, and a ServiceCIDR, is named by its name alone."""
+    assert (NamespacedName("", "n"), "4") == resource.identify(
         Raw(b'{"metadata": {"name": "n", "resourceVersion": "4"}}')
     )
