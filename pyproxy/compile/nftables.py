@@ -53,8 +53,8 @@ class NftablesProgram:
         }
         self._own: dict[ElementKey, bytes] = {}
         self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
-        self._waiting: dict[ElementKey, tuple[ServicePortName, bytes]] = {}
-        """Elements that pass from one port to another, until the one that has them lets go."""
+        self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
+        """Elements that pass from one port to others, until the one that has them lets go."""
         self._shared: Counter[ElementKey] = Counter()
         self._shared_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
 
@@ -92,7 +92,7 @@ class NftablesProgram:
         known = frozenset(before)
         for key, value in elements.items():
             if self._is_anothers(key, name, known):
-                self._waiting[key] = (name, value)
+                self._waiting.setdefault(key, {})[name] = value
             elif self._own.get(key) != value:
                 self._own[key] = value
             else:
@@ -104,8 +104,7 @@ class NftablesProgram:
 
     def _is_anothers(self, key: ElementKey, name: ServicePortName, known: frozenset[ElementKey]) -> bool:
         if key in known:
-            waiting = self._waiting.get(key)
-            return waiting is not None and waiting[0] == name
+            return name in self._waiting.get(key, ())
         return key in self._own
 
     def _release(self, key: ElementKey, name: ServicePortName) -> None:
@@ -113,9 +112,12 @@ class NftablesProgram:
         if waiting is None:
             del self._own[key]
             return
-        del self._waiting[key]
-        if waiting[0] != name:
-            self._own[key] = waiting[1]
+        if name in waiting:
+            del waiting[name]
+        else:
+            self._own[key] = waiting.pop(next(iter(waiting)))
+        if not waiting:
+            del self._waiting[key]
 
     def _put_shared(self, name: ServicePortName, keys: Sequence[ElementKey]) -> set[ElementKey]:
         before = self._shared_keys.pop(name, ())

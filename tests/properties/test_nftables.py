@@ -1,0 +1,341 @@
+"""Laws of the elements that the nftables mode wants, whatever the cluster, and however it came to be."""
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
+from pyproxy.compile.nft_text import elements_text, table_text
+from pyproxy.compile.nftables import NftablesProgram
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
+from pyproxy.model.nftables import (
+    ADDRESSED,
+    ALLOWED_SOURCES,
+    CLUSTER_IPS,
+    FIREWALL,
+    ID_BIT,
+    LAYOUT,
+    NODE_PORTS,
+    PICK,
+    SETS,
+    ElementKey,
+    PortSets,
+    SetType,
+    Value,
+    pack_number,
+    unpack_number,
+)
+from tests.packets.nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
+from tests.packets.own_namespace import run
+from tests.properties.planning import Plans, plans_of
+from tests.properties.strategies import Cluster, any_of, clusters, local_traffics
+from tests.properties.world import WORLD, World, of_families
+
+Elements = Mapping[bytes, bytes]
+"""Elements of one set: keys without the set's number, and values."""
+
+FEW = settings(max_examples=max(1, settings().max_examples // 10))
+"""An example is several processes and waits for packets on their way."""
+KINDS = tuple((sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
+families = pytest.mark.parametrize("family", list(Family), ids=str)
+
+
+@st.composite
+def nftables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> NftablesSettings:
+    """Give any settings of the nftables mode."""
+    family = family or draw(any_of(Family))
+    ips = tuple(of_families(world.node_ips, (family,)))
+    cidrs = tuple(block for block in world.pod_cidrs if block.family is family)
+    return NftablesSettings(
+        family=family,
+        masquerade_mark=draw(any_of((0x4000, 0x1, 0x80000000))),
+        masquerade_all=draw(st.booleans()),
+        local_traffic=draw(local_traffics(family, world)),
+        node_port_ips=draw(any_of((None, (), ips))),
+        service_cidrs=draw(any_of(((), cidrs[:1], cidrs))),
+    )
+
+
+def program_of(plans: Plans, chosen: NftablesSettings) -> NftablesProgram:
+    """Return a program that has taken in plans, each once."""
+    program = NftablesProgram(chosen)
+    for name, each in plans.items():
+        program.put(name, each)
+    return program
+
+
+def wanted(program: NftablesProgram) -> dict[ElementKey, Value]:
+    """Return everything that a program wants."""
+    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
+    assert None not in values.values()
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def by_set(entries: Mapping[ElementKey, Value]) -> defaultdict[SetType, dict[bytes, bytes]]:
+    """Return the elements of each set."""
+    found: defaultdict[SetType, dict[bytes, bytes]] = defaultdict(dict)
+    for key, value in entries.items():
+        if key != LAYOUT:
+            assert isinstance(value, bytes)
+            found[SETS[key[0]]][key[1:]] = value
+    return found
+
+
+def numbers(elements: Elements) -> set[int]:
+    """Return the numbers that lead to something."""
+    return {unpack_number(key[-4:]) for key in elements}
+
+
+def compiled(cluster: Cluster, chosen: NftablesSettings) -> defaultdict[SetType, dict[bytes, bytes]]:
+    """Return the elements of a node that was told of a cluster."""
+    return by_set(wanted(program_of(plans_of(cluster, chosen.family), chosen)))
+
+
+# -- no element without what leads to it, none that leads nowhere
+
+
+@given(clusters(), nftables_settings())
+def test_every_count_leads_to_endpoints(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """Under every count there is an endpoint for each slot, and a chain that draws a slot, and nothing else."""
+    found = compiled(cluster, chosen)
+
+    for sets, choice in KINDS:
+        for key, value in found[choice.counts].items():
+            count = unpack_number(value)
+            slots = [key + pack_number(slot) for slot in range(count)]
+            if key in found[sets.timeouts]:
+                ids = [found[choice.slots][slot] for slot in slots]
+                assert found[choice.find].get(pack_number(count)) == b""
+                assert found[choice.sticky].get(found[sets.timeouts][key]) == b""
+                assert {unpack_number(number) & ID_BIT for number in ids} == {ID_BIT}
+                slots = [key + number for number in ids]
+            else:
+                assert found[PICK].get(pack_number(count)) == b""
+            assert sorted(slots) == sorted(other for other in found[choice.endpoints] if other[:-4] == key)
+            assert len(set(slots)) == count
+
+
+@given(clusters(), nftables_settings())
+def test_every_element_of_a_choice_is_used(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """Endpoints, slots, time-outs, and chains for numbers are there only if a count leads to them."""
+    found = compiled(cluster, chosen)
+    drawn: set[bytes] = set()
+
+    for sets, choice in KINDS:
+        counts, timeouts = found[choice.counts], found[sets.timeouts]
+        assert {key[:-4] for key in found[choice.endpoints]} == counts.keys()
+        assert {key[:-4] for key in found[choice.slots]} == counts.keys() & timeouts.keys()
+        assert found[choice.find].keys() == {counts[key][:4] for key in counts.keys() & timeouts.keys()}
+        assert found[choice.sticky].keys() == {timeouts[key] for key in counts.keys() & timeouts.keys()}
+        drawn |= {counts[key][:4] for key in counts.keys() - timeouts.keys()}
+    assert found[PICK].keys() == drawn
+    for sets in (ADDRESSED, NODE_PORTS):
+        assert found[sets.timeouts].keys() <= found[sets.main.counts].keys() | found[sets.local.counts].keys()
+
+
+@given(clusters(), nftables_settings())
+def test_fate_of_an_address_is_one(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """What is rejected is not dropped, Cluster is not Local, and only under Local is there a second choice."""
+    found = compiled(cluster, chosen)
+
+    for sets in (ADDRESSED, NODE_PORTS):
+        assert set() == found[sets.rejected].keys() & found[sets.dropped].keys()
+        assert set() == found[sets.rejected].keys() & found[sets.main.counts].keys()
+        assert set() == found[sets.external_cluster].keys() & found[sets.external_local].keys()
+        assert found[sets.local.counts].keys() <= found[sets.external_local].keys()
+        assert served(found, sets) == expected_to_be_served(found, sets)
+
+
+def served(found: Mapping[SetType, Elements], sets: PortSets) -> set[bytes]:
+    """Return what leads somewhere or is refused."""
+    kinds = (sets.main.counts, sets.local.counts, sets.rejected, sets.dropped)
+    return {key for kind in kinds for key in found.get(kind, ())}
+
+
+def expected_to_be_served(found: Mapping[SetType, Elements], sets: PortSets) -> set[bytes]:
+    """Return what is addressed from outside, and of the rest what is addressed to cluster IPs."""
+    external = {*found.get(sets.external_cluster, ()), *found.get(sets.external_local, ())}
+    ips = found.get(CLUSTER_IPS, {})
+    size = len(next(iter(ips))) if ips else 0
+    internal = {key for key in served(found, sets) if key[:size] in ips} if sets is ADDRESSED else set()
+    return external | internal
+
+
+@given(clusters(), nftables_settings())
+def test_sources_are_apart_and_asked_for(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """Source ranges of one address do not overlap, which the kernel would refuse, and belong to one with a firewall."""
+    found = compiled(cluster, chosen)
+    size = ALLOWED_SOURCES.key_size(chosen.family)
+    ranges: defaultdict[bytes, list[tuple[bytes, bytes]]] = defaultdict(list)
+    for key in found[ALLOWED_SOURCES]:
+        ip = chosen.family.bits // 8
+        assert key[: size - ip] == key[size : 2 * size - ip]
+        ranges[key[: size - ip]].append((key[size - ip : size], key[2 * size - ip :]))
+
+    assert ranges.keys() == found[FIREWALL].keys()
+    for found_ranges in ranges.values():
+        assert all(first <= last for first, last in found_ranges)
+        assert all(left[1] < right[0] for left, right in pairwise(sorted(found_ranges)))
+
+
+@given(clusters(), nftables_settings())
+def test_keys_have_the_size_of_their_set(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """Every key and every value has the length that the kernel expects; only named elements have a comment."""
+    for kind, elements in compiled(cluster, chosen).items():
+        size = kind.key_size(chosen.family) * (2 if kind.is_interval else 1)
+        data = 0 if kind.leads_to_chains else kind.data_size(chosen.family)
+        for key, value in elements.items():
+            assert len(key) == size
+            assert len(value) > data if kind.is_named else len(value) == data
+
+
+# -- from one state to another
+
+
+@given(clusters(), nftables_settings())
+def test_order_of_plans_does_not_matter(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """A program that takes in the plans in another order wants the same."""
+    plans = plans_of(cluster, chosen.family)
+    backwards = dict(reversed(plans.items()))
+
+    assert wanted(program_of(plans, chosen)) == wanted(program_of(backwards, chosen))
+
+
+@given(clusters(), nftables_settings())
+def test_second_put_changes_nothing(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """A plan that the program has already changes no element."""
+    plans = plans_of(cluster, chosen.family)
+    program = program_of(plans, chosen)
+
+    assert [set()] * len(plans) == [program.put(name, each) for name, each in plans.items()]
+
+
+@given(clusters(), nftables_settings())
+def test_keys_are_what_has_a_value(cluster: Cluster, chosen: NftablesSettings) -> None:
+    """`keys` yields each element once, and when all ports are gone only what there is without any."""
+    plans = plans_of(cluster, chosen.family)
+    program = program_of(plans, chosen)
+    keys = Counter(program.keys())
+    for name in plans:
+        program.put(name, None)
+
+    assert {1} == set(keys.values())
+    assert wanted(NftablesProgram(chosen)) == wanted(program)
+    assert [] == [key for key in keys if program.value(key) is not None and key not in set(program.keys())]
+
+
+@given(st.data(), clusters(), clusters(), nftables_settings())
+def test_difference_leads_from_one_to_the_other(
+    data: st.DataObject, before: Cluster, after: Cluster, chosen: NftablesSettings
+) -> None:
+    """What `put` names, in whatever order ports hand addresses to each other, is all that has to be written."""
+    old, new = plans_of(before, chosen.family), plans_of(after, chosen.family)
+    program = program_of(old, chosen)
+    kernel = wanted(program)
+    for name in data.draw(st.permutations(sorted({*old, *new}))):
+        for key in program.put(name, new.get(name)):
+            value = program.value(key)
+            if value is None:
+                kernel.pop(key, None)
+            else:
+                kernel[key] = value
+        assert wanted(program) == kernel
+
+    assert wanted(program_of(new, chosen)) == kernel
+
+
+PORTS = (1, 2, 3)
+SHARED_IPS = tuple(cluster_ip(Family.IPV4, 100 + number) for number in range(2))
+
+
+@given(st.data(), st.lists(st.lists(st.sampled_from(PORTS), min_size=2, max_size=2), min_size=2, max_size=3))
+def test_ports_that_come_late_do_no_harm(data: st.DataObject, owners: list[list[int]]) -> None:
+    """Ports that stay behind, as in quarantine, keep what others were given; when they let go, those have it."""
+    states = [{port: claiming(port, state) for port in PORTS} for state in owners]
+    program = NftablesProgram(NftablesSettings(family=Family.IPV4))
+    for state in states:
+        for port in data.draw(st.permutations(PORTS))[: data.draw(st.integers(0, len(PORTS)))]:
+            program.put(state[port].name, state[port])
+    last = {each.name: each for each in states[-1].values()}
+    for name in data.draw(st.permutations(sorted(last))):
+        program.put(name, last[name])
+
+    assert wanted(program_of(last, NftablesSettings(family=Family.IPV4))) == wanted(program)
+
+
+def claiming(port: int, owners: Sequence[int]) -> ServicePlan:
+    """Return the plan of a port that has those addresses of which it is the owner."""
+    ips = tuple(ip for ip, owner in zip(SHARED_IPS, owners, strict=True) if owner == port)
+    return plan(Family.IPV4, port, port, port + 10, external_ips=ips)
+
+
+# -- the text and the kernel
+
+
+@given(clusters())
+def test_families_are_apart(cluster: Cluster) -> None:
+    """The elements of a family name no address of the other."""
+    for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
+        chosen = NftablesSettings(family=family)
+        entries = wanted(program_of(plans_of(cluster, family), chosen))
+        assert [] == [text for _, text in elements_text(family, entries) if foreign in text]
+
+
+@pytest.fixture(scope="module")
+def namespaces() -> None:
+    """Skip what needs the kernel where that cannot be had."""
+    if os.geteuid():
+        pytest.skip("network namespaces need root")
+
+
+@families
+@pytest.mark.usefixtures("namespaces")
+@FEW
+@given(st.data())
+def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> None:
+    """A table that `nft` made from text is one that an agent, with the same plans, has nothing to write to but its mark."""
+    chosen = data.draw(nftables_settings(family))
+    plans = plans_of(data.draw(clusters()), family)
+    entries = wanted(program_of(plans, chosen))
+    with node_namespace(chosen) as start:
+        run("nft", "-f", "-", stdin=table_text(family, layout_text(chosen), entries))
+        found = start().read()
+
+    assert layout_of(chosen) == entries.pop(LAYOUT)
+    found.pop(LAYOUT)
+    assert entries == found
+
+
+@families
+@pytest.mark.usefixtures("namespaces")
+@FEW
+@given(st.data(), st.lists(clusters(), min_size=2, max_size=4))
+def test_walk(family: Family, data: st.DataObject, states: list[Cluster]) -> None:
+    """After every change, of Services or settings, the kernel has what is wanted, and a second sync writes nothing."""
+    with node_namespace(node_settings(family)) as start:
+        agent = start()
+        for state in states:
+            if data.draw(st.booleans()):
+                agent.configure(data.draw(nftables_settings(family)))
+            tell(agent, plans_of(state, family))
+            agent.sync()
+            agent.reconciler.distrust()
+
+            assert agent.wanted() == agent.read()
+            assert 0 == agent.commits_during(agent.sync)
+
+
+def tell(agent: NftAgent, plans: Mapping[ServicePortName, ServicePlan]) -> None:
+    """Stage the plans of all Services there are."""
+    services: dict[object, dict[ServicePortName, ServicePlan]] = defaultdict(dict)
+    for name, each in plans.items():
+        services[name.service][name] = each
+    for service in WORLD.service_names:
+        agent.reconciler.stage(service, services[service])
