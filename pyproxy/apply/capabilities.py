@@ -7,20 +7,14 @@ first looks whether the rule is in the kernel already: that is an answer too.
 names (iptables-legacy, iptables-nft) with 1.8.0.
 """
 
-import logging
-import sys
-
-from pyproxy.apply import legacy_trial
 from pyproxy.apply.command import run
 from pyproxy.apply.iptables import RestoreError, Variant, program, restore
 from pyproxy.apply.iptables_variant import legacy_tables
-from pyproxy.apply.legacy_trial import PROBE_CHAIN
-from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, ChainKey
 
-logger = logging.getLogger(__name__)
-
+PROBE_CHAIN = "PYPROXY-PROBE"
+"""No rule jumps to it, so what stands in it meets no packet. It is there for the length of a trial only."""
 _LOCK_WAIT_SECONDS = 5
 
 
@@ -39,20 +33,6 @@ async def why_refused(family: Family, variant: Variant, rule: str) -> str:
     Raises:
         ApplyError: it could not be tried, which says nothing about the rule.
     """
-    if variant is Variant.LEGACY:
-        # A process of its own: the agent is spared 12 MB, and what a C library does to a process that loads it.
-        words = (family.name, rule, str(_LOCK_WAIT_SECONDS))
-        trial = await run([sys.executable, "-P", "-m", legacy_trial.__name__, *words])
-        match trial.status:
-            case 0:
-                return trial.stdout
-            case legacy_trial.BUSY:
-                raise ApplyError(trial.stderr.strip(), retryable=True)
-        logger.debug("%s: no trial by python-iptables: %s", family, trial.stderr.strip())
-    return await _why_restore_refuses(family, variant, rule)
-
-
-async def _why_restore_refuses(family: Family, variant: Variant, rule: str) -> str:
     # Two transactions: iptables-nft-restore does not even send a rule that the same input removes again (1.8.9).
     chain = f"*{FILTER}\n:{PROBE_CHAIN} - [0:0]\n"
     try:

@@ -4,6 +4,7 @@ One process for a whole change, whatever its size, and none where nothing change
 takes the xtables lock itself (``--wait``); the nft variant needs none.
 """
 
+import asyncio
 import errno
 import logging
 import os
@@ -80,7 +81,8 @@ class IptablesKernel:
         found: dict[RulesetKey, str] = {}
         for table in self._tables:
             text = await save(self.family, self.variant, table)
-            found |= parse_save(table, text.splitlines(), self._ownership)
+            # In a thread: of 10,000 Services this takes 0.2 s, and the loop has other things to do.
+            found |= await asyncio.to_thread(_parsed, table, text, self._ownership)
         return found
 
     async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
@@ -99,6 +101,10 @@ class IptablesKernel:
     def disturbed(self) -> bool:
         """Say whether the ruleset changed other than by us: nft generation, or size of the legacy tables."""
         return self._counter.disturbed()
+
+
+def _parsed(table: str, text: str, ownership: Ownership) -> dict[RulesetKey, str]:
+    return parse_save(table, text.splitlines(), ownership)
 
 
 async def save(family: Family, variant: Variant, table: str, *, counters: bool = False) -> str:

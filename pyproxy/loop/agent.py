@@ -190,6 +190,8 @@ class Agent:
             self._ready = True
             logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
             notify("READY=1")
+            # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
+            gc.freeze()
             gc.freeze()
             gc.set_threshold(*_GC_THRESHOLDS)
             self._retiring = asyncio.create_task(self._retire_others())

@@ -13,11 +13,11 @@ from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from itertools import product
 
+from pyproxy.apply.capabilities import PROBE_CHAIN
 from pyproxy.apply.command import run
 from pyproxy.apply.iptables import Variant, is_available, restore, save
 from pyproxy.apply.iptables_variant import legacy_tables
 from pyproxy.apply.legacy_tables import LibraryError, open_tables
-from pyproxy.apply.legacy_trial import PROBE_CHAIN
 from pyproxy.compile import chain_names
 from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
 from pyproxy.config import Config, IptablesVariant

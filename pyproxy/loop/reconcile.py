@@ -6,6 +6,7 @@ quarantine, where it keeps its last good entries and disturbs nobody. Full sync,
 change and drift repair are one code with another "what is there".
 """
 
+import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 _MOST_PERIODS_BETWEEN_TRIES = 32
+_PLANS_PER_SLICE = 200
+"""Plans compiled before the loop gets a turn: some 10 ms."""
+_KEYS_PER_SLICE = 5_000
+"""Keys compared before the loop gets a turn: less than that."""
 
 Plans = Mapping[ServicePortName, ServicePlan | None]
 """Plans by name; None: the port is gone."""
@@ -71,8 +76,12 @@ class Reconciler(Generic[K, V]):
         self._planned: dict[ServicePortName, ServicePlan] = {}
         self._taken: dict[ServicePortName, ServicePlan] = {}
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
-        self._applied: dict[K, V] | None = None
-        """What the kernel has; None: not known, so the next sync reads it."""
+        self._applied: dict[K, V] = {}
+        """What the kernel has."""
+        self._is_known = False
+        """Whether the kernel still has it, for all we know; if not, the next sync reads it."""
+        self._is_compiled = True
+        """Whether the program has the plans that were taken; if not, the next sync puts them there."""
         self._untold = SyncReport()
         """What was done in syncs that failed in the end: their reports were never returned."""
 
@@ -82,7 +91,7 @@ class Reconciler(Generic[K, V]):
     @property
     def pending(self) -> bool:
         """Say whether there is something that the kernel does not have yet; quarantined ports do not count."""
-        return bool(self._staged) or self._applied is None
+        return bool(self._staged) or not self._is_known
 
     @property
     def sees_every_change(self) -> bool:
@@ -95,14 +104,13 @@ class Reconciler(Generic[K, V]):
 
     def distrust(self) -> None:
         """Have the next sync read what is in the kernel and repair what differs."""
-        self._applied = None
+        self._is_known = False
 
     def replace_program(self, program: Program[K, V]) -> None:
         """Change what does not depend on Services: every port is compiled again, and the difference applied."""
-        for name, plan in self._taken.items():
-            program.put(name, plan)
         self._program = program
-        self._applied = None
+        self._is_compiled = False
+        self._is_known = False
 
     def stage(self, service: NamespacedName, plans: Mapping[ServicePortName, ServicePlan]) -> None:
         """Note the new plans of a Service (none: it is gone), for the next sync."""
@@ -146,7 +154,7 @@ class Reconciler(Generic[K, V]):
         try:
             await self._sync(staged, report)
         except ApplyError:
-            self._applied = None
+            self._is_known = False
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
             self._untold = self._untold.followed_by(report)
             raise
@@ -157,7 +165,11 @@ class Reconciler(Generic[K, V]):
         suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
         trusted = {name: plan for name, plan in staged.items() if name not in self.quarantined}
         touched: dict[K, None] = {}
-        if self._applied is None:
+        if not self._is_compiled:
+            await self._put(self._taken)
+            self._is_compiled = True
+        if not self._is_known:
+            self._is_known = True  # before the read: what others do from now on may be in it or not
             self._applied = await self._kernel.read()
             # In the program's order: where an entry goes can depend on what was written before it (hooks do).
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
@@ -168,11 +180,11 @@ class Reconciler(Generic[K, V]):
     async def _take(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
         """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
         before = {name: self._taken.get(name) for name in plans}
-        keys = dict.fromkeys((*touched, *self._put(plans)))
+        keys = dict.fromkeys((*touched, *await self._put(plans)))
         try:
             report.entries_changed += await self._write(keys)
         except ApplyError as error:
-            self._put(before)
+            await self._put(before)
             if error.retryable or not plans:
                 raise
             await self._take_halves(plans, keys, error, report)
@@ -195,26 +207,29 @@ class Reconciler(Generic[K, V]):
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             await self._take({name: plans[name] for name in half}, (), report)
 
-    def _put(self, plans: Plans) -> set[K]:
+    async def _put(self, plans: Plans) -> set[K]:
         touched: set[K] = set()
-        for name, plan in plans.items():
+        for count, (name, plan) in enumerate(plans.items(), start=1):
             touched |= self._program.put(name, plan)
+            if count % _PLANS_PER_SLICE == 0:
+                await asyncio.sleep(0)
         return touched
 
     async def _write(self, keys: Iterable[K]) -> int:
-        applied = self._applied if self._applied is not None else {}
         change: dict[K, tuple[V | None, V | None]] = {}
-        for key in keys:
-            present, wanted = applied.get(key), self._program.value(key)
+        for count, key in enumerate(keys, start=1):
+            present, wanted = self._applied.get(key), self._program.value(key)
             if present != wanted:
                 change[key] = (present, wanted)
+            if count % _KEYS_PER_SLICE == 0:
+                await asyncio.sleep(0)
         if change:
             await self._kernel.apply(change)
         for key, (_, wanted) in change.items():
             if wanted is None:
-                applied.pop(key, None)
+                self._applied.pop(key, None)
             else:
-                applied[key] = wanted
+                self._applied[key] = wanted
         return len(change)
 
     def _remember(self, name: ServicePortName, plan: ServicePlan | None) -> None:

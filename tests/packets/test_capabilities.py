@@ -11,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply import capabilities
-from pyproxy.apply.capabilities import chain_rules, why_refused
+from pyproxy.apply import iptables
+from pyproxy.apply.capabilities import PROBE_CHAIN, chain_rules, why_refused
 from pyproxy.apply.iptables import Variant
-from pyproxy.apply.legacy_trial import PROBE_CHAIN
 from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.config import Config, IptablesVariant
@@ -24,11 +23,10 @@ from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import NAT, ChainKey
 
-from .own_namespace import dump, hide_python_iptables, listed_tables, load, own_namespace
+from .own_namespace import dump, listed_tables, load, own_namespace
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in python-iptables 1.2.0
 ]
 
 POSTROUTING = ChainKey(NAT, "KUBE-POSTROUTING")
@@ -53,7 +51,7 @@ def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hold the lock, and let nobody wait long for it."""
-    monkeypatch.setattr(capabilities, "_LOCK_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr(iptables, "_LOCK_WAIT_SECONDS", 1)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -93,21 +91,6 @@ def test_a_refused_rule_leaves_nothing(rule: str, variant: Variant, family: Fami
 
     assert reason
     assert before == dump(family, variant)
-
-
-@families
-@pytest.mark.parametrize("rule", [None, NEVER_TAKEN], ids=["taken", "refused"])
-def test_without_python_iptables(
-    family: Family, rule: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where python-iptables cannot be imported, iptables' own programs make the trial, and it leaves nothing."""
-    hide_python_iptables(tmp_path, monkeypatch)
-    load(family, Variant.LEGACY, RULES_OF_OTHERS)
-    before = dump(family, Variant.LEGACY)
-
-    reason = refusal(family, Variant.LEGACY, rule or f"{source_is_destination(family)} -j RETURN")
-
-    assert (bool(rule), before) == (bool(reason), dump(family, Variant.LEGACY))
 
 
 @families
@@ -178,4 +161,4 @@ def test_without_an_answer_every_kernel_will_do(family: Family, caplog: pytest.L
     assert not asyncio.run(takes_hairpin_rule(family, Variant.LEGACY))
     [message] = caplog.messages
     assert message.startswith(f"{family}: hairpin connections are told by a chain for each endpoint: ")
-    assert "another program has held the lock" in message
+    assert "holding the xtables lock" in message

@@ -91,9 +91,10 @@ def compiled(cluster: Cluster, settings: IptablesSettings) -> Tables:
 
 
 def run_now(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine that waits for nothing."""
+    """Run a coroutine that waits for nothing, though it may give others a turn."""
     try:
-        coroutine.send(None)
+        while coroutine.send(None) is None:
+            pass
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # what the coroutine returned
     message = "the coroutine waits for something"
