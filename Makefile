@@ -12,12 +12,14 @@ SEED ?= 20261121
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: help install demo demo-shell lint test test-cluster bench test-long lock clean
+.PHONY: help install dist demo demo-shell lint test test-cluster bench test-long lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/installed ## Install .venv/bin/pyproxy
+
+dist: dist/.made ## Make a wheel, and an archive that installs on a node without a package index
 
 demo: $(VENV)/tested ## Send real packets through every kind of Service, in network namespaces
 	$(BIN)/python -m tests.demo
@@ -41,7 +43,7 @@ test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
-	$(PYTEST) tests/cluster --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)
 
 bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, some ten minutes
 	$(BIN)/python -m tests.cluster.bench
@@ -66,6 +68,13 @@ $(VENV)/installed: $(VENV)/apt requirements-build.lock requirements.lock pyproje
 
 $(VENV)/tested: $(VENV)/installed tests/requirements.lock
 	$(PIP) --require-hashes -r tests/requirements.lock
+	@touch $@
+
+# What is in the archive.
+DISTRIBUTED := $(shell find pyproxy systemd packaging -name __pycache__ -prune -o -type f -print)
+
+dist/.made: $(VENV)/installed $(DISTRIBUTED) README.md LICENSE
+	packaging/dist.sh $(BIN)/python
 	@touch $@
 
 .PHONY: peers
