@@ -30,6 +30,8 @@ class Mode:
     """Whether node ports answer on all addresses of a node unless `--nodeport-addresses` says otherwise."""
     lets_health_checks_in: bool = False
     """Whether health check node ports pass a firewall that drops what it does not know."""
+    drops_unallocated: bool = False
+    """Whether packets are dropped to addresses of a ServiceCIDR that no Service has."""
     unserved: str = "nobody"
     """What a packet meets that is for a port of a cluster IP that the Service does not have: a word of `table`."""
 
@@ -75,6 +77,7 @@ NFTABLES = Mode(
     # A table that is not there is an error to `nft`; here it is one without rules.
     dumps=tuple(("sh", "-c", f"nft list table {family} pyproxy || true") for family in ("ip", "ip6")),
     nft_tables=("ip pyproxy", "ip6 pyproxy"),
+    drops_unallocated=True,
     unserved="refused",
 )
 IPVS = Mode(
