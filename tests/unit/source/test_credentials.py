@@ -285,7 +285,7 @@ def test_child_process(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) 
 def test_child_process_with_a_mistake(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ConfigError passes from the child process to its parent."""
     monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy")
-    with pytest.raises(ConfigError, match="^proxy of the environment: 'ftp://proxy' is no URL"):
+    with pytest.raises(ConfigError, match=r"^proxy of the environment: 'ftp://proxy' is no URL"):
         asyncio.run(load_access(kubeconfig.settings()))
 
 
