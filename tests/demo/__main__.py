@@ -17,7 +17,7 @@ from .course import send_everything
 from .screen import Screen
 from .shell import prompt
 
-MODES = ("iptables",)
+MODES = ("iptables", "nftables")
 FAILED = 1
 COULD_NOT_RUN = 2
 NEEDS_ROOT = """\

@@ -103,6 +103,8 @@ class Cluster:
             "hostname-override": node.name,
             "proxy-mode": self._mode,
             "cluster-cidr": ",".join(map(str, CLUSTER_CIDRS)),
+            # The default of the iptables mode; the nftables mode would use the nodes' first addresses only.
+            "nodeport-addresses": "0.0.0.0/0,::/0",
             # These are limits of the whole kernel, and so the host's.
             "conntrack-max-per-core": 0,
             "conntrack-tcp-timeout-established": 0,

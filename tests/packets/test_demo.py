@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.demo import rollout, scenes
+from tests.demo.__main__ import MODES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -62,9 +63,10 @@ class Demo:
 
 
 @needs_root
-def test_everything_passes() -> None:
+@pytest.mark.parametrize("mode", MODES)
+def test_everything_passes(mode: str) -> None:
     """The demo exits with 0, says last that nothing failed, and leaves nothing; a log of it has no wide line."""
-    demo = Demo()
+    demo = Demo("--mode", mode)
     status, output = demo.finish()
 
     lines = output.splitlines()
