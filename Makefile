@@ -35,12 +35,8 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python tests/docs/cli_page.py --check
 	$(BIN)/python -m tests.docs.check
 
-# The other files of tests/packets are being written; run them by name.
-PACKETS := $(addprefix tests/packets/test_,lab.py variant.py cleanup.py ruleset_counter.py \
-	capabilities.py legacy_lock.py init_only.py metrics.py without_bpf.py)
-
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
-	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties $(PACKETS) --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)

@@ -213,7 +213,8 @@ def test_rules_of_kube_proxy_stay(variant: Variant, family: Family) -> None:
 
     assert before == dump(family, variant)
     where = f"{family}, iptables-{variant.value}"
-    assert [f"{where}: kube-proxy's chains are left alone: pyproxy's marker {CANARY} is not there"] == lines
+    reason = "kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them: no marker"
+    assert [f"{where}: {reason} {CANARY}"] == lines
 
 
 @families
