@@ -4,8 +4,8 @@ What is added goes in before what is taken away, and in such an order that no pa
 virtual servers, real servers, addresses, rules. A thread does it, because a large change takes longer than the loop may stall.
 
 Draining: a real server that shall go, of a protocol with connections, gets weight 0 and a time stamp, in the kernel, where
-a restart finds them again. `disturbed`, which is called again and again, removes those whose connections have ended, or
-whose time is up.
+a restart finds them again. A timer of the loop looks at them, and removes those whose connections have ended, or whose
+time is up.
 
 Virtual servers of others are never touched. Ours are told by the sets: whatever was in one of them when it was read.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from threading import Lock
-from time import monotonic, time
+from time import time
 from typing import TypeVar
 
 from pyproxy.apply.ipset import IpSets, SetType
@@ -43,8 +43,9 @@ logger = logging.getLogger(__name__)
 
 DRAIN_SECONDS = 3600
 """How long a real server is waited for whose endpoint is gone and whose connections are not."""
-_LOOK_SECONDS = 5.0
+_LOOK_SECONDS = 2.0
 _LOOKS_AT_ONCE = 100
+"""Virtual servers at one look: some 5 ms."""
 _UDP = 17
 
 Change = Mapping[IpvsKey, tuple[IpvsValue | None, IpvsValue | None]]
@@ -112,7 +113,7 @@ class IpvsKernel:
         self._held: dict[Virtual, list[Member]] = {}
         """Virtual servers that shall go and have connections, with the members of sets that go with them."""
         self._held_ips: dict[bytes, Member] = {}
-        self._next_look = 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"IpvsKernel({self.family})"
@@ -165,6 +166,7 @@ class IpvsKernel:
         if parts.rules:
             await self._doors.rules.apply(parts.rules)
         await asyncio.to_thread(self._remove, parts)
+        self._look_later()
 
     def _leave_foreign_alone(self, parts: _Parts) -> None:
         left = self._foreign.intersection(parts.gone_virtuals)
@@ -265,19 +267,24 @@ class IpvsKernel:
         self._look_at(dict.fromkeys(real.virtual for real in reals))
 
     def disturbed(self) -> bool:
-        """Say whether others may have changed something: device, rules. Goes on with draining meanwhile."""
-        if not self._lock.acquire(blocking=False):
-            return False
-        try:
-            self._look_round()
-            return not is_up() or self._doors.rules.disturbed()
-        finally:
-            self._lock.release()
+        """Say whether others may have changed something: device, rules."""
+        return not is_up() or self._doors.rules.disturbed()
+
+    def _look_later(self) -> None:
+        if self._leaving and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look_now)
+
+    def _look_now(self) -> None:
+        self._timer = None
+        # Short enough for the loop; a thread that is at work is not waited for.
+        if self._lock.acquire(blocking=False):
+            try:
+                self._look_round()
+            finally:
+                self._lock.release()
+        self._look_later()
 
     def _look_round(self) -> None:
-        if not self._leaving or monotonic() < self._next_look:
-            return
-        self._next_look = monotonic() + _LOOK_SECONDS
         virtuals = list(self._leaving)[:_LOOKS_AT_ONCE]
         try:
             self._look_at(virtuals)
