@@ -7,6 +7,7 @@ from .controlplane import ControlPlane
 
 NODE = "node-1"
 SERVICES = "/api/v1/namespaces/default/services"
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 
 
@@ -34,6 +35,15 @@ class Cluster:
         self._control_plane.request("POST", SLICES, body)
         self._at_exit.callback(self._control_plane.kubectl, "delete", "endpointslice", f"{service}-1")
 
+    def create_service_cidr(self, name: str, *cidrs: str) -> None:
+        """Make a range that cluster IPs may come from."""
+        self._control_plane.request("POST", SERVICE_CIDRS, {"metadata": {"name": name}, "spec": {"cidrs": cidrs}})
+        self._at_exit.callback(self.delete_service_cidr, name)
+
+    def delete_service_cidr(self, name: str) -> None:
+        """Remove a range, if it is there."""
+        self._control_plane.kubectl("delete", "servicecidr", name, "--ignore-not-found")
+
     def set_endpoint(self, service: str, address: str) -> None:
         """Put another endpoint in the place of the one that `create_slice` made."""
         self._control_plane.request("PATCH", f"{SLICES}/{service}-1", {"endpoints": [{"addresses": [address]}]})
@@ -56,7 +66,11 @@ class Cluster:
         """Remove a Service, if it is there."""
         self._control_plane.kubectl("delete", "service", name, "--ignore-not-found")
 
-    def smuggle(self, item: JsonObject) -> None:
-        """Put a Service of the namespace default past the API server's validation, into what it reads."""
-        self._control_plane.store(f"services/specs/default/{item['metadata']['name']}", item)
-        self._at_exit.callback(self._control_plane.store, f"services/specs/default/{item['metadata']['name']}", None)
+    def smuggle(self, *items: JsonObject) -> None:
+        """Put Services and EndpointSlices past the API server into what it reads: unvalidated, and a thousand a second."""
+        for item in items:
+            metadata = item["metadata"]
+            folder = {"Service": "services/specs", "EndpointSlice": "endpointslices"}[item["kind"]]
+            key = f"{folder}/{metadata['namespace']}/{metadata['name']}"
+            self._control_plane.store(key, item)
+            self._at_exit.callback(self._control_plane.store, key, None)

@@ -5,6 +5,7 @@ What becomes of packets is not asked here; rules are what is looked at, and whet
 
 import re
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Self
 import pytest
 
 from .agent import Agent
+from .api import JsonObject
 from .bench_kernel import KernelWatch
 from .controlplane import ControlPlane
 from .kubeproxy import Backend
@@ -21,10 +23,14 @@ from .relay import LOOPBACK, Relay
 
 BACKENDS: tuple[Backend, ...] = ("iptables-nft", "iptables-legacy")
 FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "-v=4")
+ENDPOINTS = {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}}
+"""Of the Services that an agent finds at its start."""
 PATIENCE_SECONDS = 60.0
 RETURN_SECONDS = 120.0
 """What may pass after a long absence: the longest delay between two tries, and the limits of a try."""
 _LOOK_SECONDS = 1.0
+SERVICES = 1000
+BUDGET_BYTES = 60_000_000
 POD = """
 mount -t tmpfs none /run
 mkdir -p /run/secrets/kubernetes.io/serviceaccount
@@ -82,7 +88,7 @@ class Running:
             wrapper=wrapper,
         )
         self._at_exit.enter_context(agent)
-        expect(agent, stays="10.244.0.1", goes="10.244.0.2")
+        agent.wait_until(lambda: ENDPOINTS.items() <= agent.services().items(), "both Services in the kernel")
         return agent
 
     def change(self) -> None:
@@ -115,7 +121,7 @@ def test_restart_of_the_api_server(control_plane: ControlPlane, running: Running
     control_plane.start_apiserver()
     running.change()
 
-    assert {"stays", "goes"} == rules.keys()
+    assert ENDPOINTS == rules
     expect(agent, stays="10.244.0.3", comes="10.244.0.4")
 
 
@@ -128,7 +134,7 @@ def test_unreachable(running: Running, relay: Relay) -> None:
     rules = agent.services()
     relay.resume()
 
-    assert {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}} == rules
+    assert ENDPOINTS == rules
     expect(agent, stays="10.244.0.3", comes="10.244.0.4")
     agent.wait_for_log("API server is back")
 
@@ -157,7 +163,7 @@ def test_blackout(running: Running, relay: Relay, blackout_seconds: float) -> No
     running.change()
     end = time.monotonic() + blackout_seconds
     while time.monotonic() < end:
-        assert {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}} == agent.services()
+        assert ENDPOINTS == agent.services()
         time.sleep(_LOOK_SECONDS)
     relay.resume()
 
@@ -274,3 +280,40 @@ def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
     expect(agent, stays="10.244.0.3", comes="10.244.0.4")
     agent.wait_for_log("Service default/bad: spec.ports[0].port: 70000 is not between 1 and 65535")
     agent.wait_for_log("Service default/bad: spec.clusterIPs[0]: 10.96.300.1 is no IP address")
+
+
+def test_memory(running: Running, cluster: Cluster) -> None:
+    """With 1,000 Services of three endpoints the agent stays below its budget, all the way from its start."""
+    cluster.smuggle(*(item for number in range(SERVICES) for item in numbered(number)))
+    agent = running.start()
+    agent.wait_until(lambda: len(agent.services()) == SERVICES + 2, f"{SERVICES} Services in the kernel")
+
+    assert agent.process.peak_bytes() < BUDGET_BYTES
+
+
+def numbered(number: int) -> list[JsonObject]:
+    """Return a Service and its slice, as the API server keeps them."""
+    name, (high, low) = f"web-{number}", divmod(number, 250)
+    service = {
+        "type": "ClusterIP",
+        "clusterIP": f"10.96.{100 + high}.{low}",
+        "ports": [{"port": 80, "protocol": "TCP"}],
+    }
+    metadata = {"namespace": "default", "uid": str(uuid.UUID(int=number))}
+    labels = {"kubernetes.io/service-name": name}
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": metadata | {"name": name},
+            "spec": service | {"clusterIPs": [service["clusterIP"]], "ipFamilies": ["IPv4"]},
+        },
+        {
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": metadata | {"name": f"{name}-1", "labels": labels},
+            "addressType": "IPv4",
+            "ports": [{"port": 8080, "protocol": "TCP"}],
+            "endpoints": [{"addresses": [f"10.{20 + which}.{high}.{low}"]} for which in range(3)],
+        },
+    ]
