@@ -156,7 +156,7 @@ class Cluster:
 
     def expected(self, row: Row) -> set[str]:
         """Return what the packets of a row shall meet in this mode, in words; each of it is met."""
-        return row.expected(unserved=self.mode.unserved)
+        return row.expected(unserved=self.mode.unserved, unclaimed=self.mode.unclaimed)
 
     def meet(self, row: Row) -> set[str]:
         """Send the packets of a row and say what they met."""

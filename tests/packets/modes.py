@@ -6,6 +6,7 @@ where modes give different answers to the same packet, the mode has the answer.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,12 @@ class Mode:
     """Whether health check node ports pass a firewall that drops what it does not know."""
     drops_unallocated: bool = False
     """Whether packets are dropped to addresses of a ServiceCIDR that no Service has."""
+    shares_pins: bool = True
+    """Whether all addresses of a Service port share a client's pin."""
+    ends_pins_in_time: bool = True
+    """Whether a pin ends with its time-out, and not later, with the last trace of the connections made under it."""
+    unclaimed: str = "nobody"
+    """What a packet meets that is for a port of a Service's external address that the Service does not have."""
     unserved: str = "nobody"
     """What a packet meets that is for a port of a cluster IP that the Service does not have: a word of `table`."""
 
@@ -42,8 +49,9 @@ class Mode:
 
     @property
     def iptables(self) -> tuple[str, ...]:
-        """The iptables programs of both families, IPv4 first; empty in another mode."""
-        return tuple(name.removesuffix("-restore") for name in self.restores)
+        """The iptables programs of both families, IPv4 first; empty where no rule is iptables'."""
+        programs = (dump[0] for dump in self.dumps)
+        return tuple(name.removesuffix("-save") for name in programs if name.endswith("-save"))
 
     def __str__(self) -> str:
         """Return the name, for test ids."""
@@ -86,7 +94,12 @@ IPVS = Mode(
     dumps=(("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "-sorted", "save"), ("ipvsadm", "-Sn")),
     node_ports_on_every_address=True,
     lets_health_checks_in=True,
+    shares_pins=False,
+    ends_pins_in_time=False,
+    unclaimed="refused",
     unserved="refused",
 )
-MODES = (LEGACY, NFT, NFTABLES, *((IPVS,) if Path("/proc/net/ip_vs").exists() else ()))
-"""IPVS only under a kernel that has it: `python -m tests.guest` brings one."""
+_HAS_IPVS = Path("/proc/net/ip_vs").exists()
+_IS_GUEST = "GUEST" in os.environ
+MODES = (IPVS,) if _IS_GUEST else (LEGACY, NFT, NFTABLES, *((IPVS,) if _HAS_IPVS else ()))
+"""IPVS only under a kernel that has it. `python -m tests.guest` brings one, for that mode alone: it is slow."""

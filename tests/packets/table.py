@@ -7,8 +7,9 @@
 Columns are two or more spaces apart: source; destination (a Service by name, a host, ``host'`` for its second address,
 ``publicN``, or an address) with port and protocol; answers; and as whom the servers see the client. A server's port is
 `PORT` where none is written. The source ``host@publicN`` binds to that address. Words in place of servers: refused (by ICMP port
-unreachable), reset, silence, nobody: the packet went on untouched, to an address that nobody has; and unserved: it is for
-a port of a cluster IP that the Service does not have, and the mode says which of the others that is.
+unreachable), reset, silence, nobody: the packet went on untouched, to an address that nobody has; and two for
+which the mode says which of the others they are: unserved and unclaimed, for a port that the Service of a cluster IP, or
+of an external address, does not have.
 
 Law: text in, values out. A row with several servers means all of them, each sometimes.
 """
@@ -40,8 +41,7 @@ _REFUSALS = {
 }
 """Answers that come from no server."""
 _NOBODY = "nobody"
-_UNSERVED = "unserved"
-_MAY_BE_NOBODY = {(_NOBODY,), (_UNSERVED,)}
+_MAY_BE_NOBODY = {(_NOBODY,), ("unserved",), ("unclaimed",)}
 _NOBODY_HERE = {"timeout", "unreachable (ENETUNREACH)"}
 """Where an address that nobody has ends: the lab's router says so in IPv6, to those whom it has a route to."""
 
@@ -69,9 +69,9 @@ class Row:
         timeout = SILENCE_SECONDS if self.answers in {("silence",), *_MAY_BE_NOBODY} else None
         return [Probe(self.protocol, self.to, source=self.source_ip, timeout_seconds=timeout)] * needed
 
-    def expected(self, *, unserved: str) -> set[str]:
-        """Return what probes may meet, in words, each of which is met; `unserved` is the word for that."""
-        return {self._expected(unserved if answer == _UNSERVED else answer) for answer in self.answers}
+    def expected(self, **chosen: str) -> set[str]:
+        """Return what probes may meet, in words, each of which is met; words that a mode chooses are given."""
+        return {self._expected(chosen.get(answer, answer)) for answer in self.answers}
 
     def met(self, outcomes: Iterable[Outcome]) -> set[str]:
         """Return what probes met, in the same words."""

@@ -11,6 +11,7 @@ import pytest
 from tests.lab import Outcome, Probe, probe_all, tcp, udp
 
 from .cluster import Cluster
+from .modes import needs
 from .objects import PLAN, VERSIONS, JsonObject, ingress, port, service, slices
 from .table import address_of
 
@@ -86,6 +87,7 @@ def test_client_stays_with_its_endpoint(cluster: Cluster, protocol: Callable[...
     assert None not in set.union(*met.values())
 
 
+@needs("shares_pins")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_client_stays_with_its_endpoint_whichever_address_it_uses(cluster: Cluster, version: int) -> None:
     """Cluster IP, load balancer address and node port of one Service port share the pins of a node."""
@@ -99,6 +101,7 @@ def test_client_stays_with_its_endpoint_whichever_address_it_uses(cluster: Clust
     assert None not in servers(outcomes)
 
 
+@needs("ends_pins_in_time")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pin_expires(cluster: Cluster, version: int) -> None:
     """After the time-out without a connection the choice is free again; each connection starts the time anew."""

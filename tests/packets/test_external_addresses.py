@@ -153,7 +153,7 @@ outside1           node1:80/tcp          reset
 outside1           node1:80/udp          refused
 outside2           node2':80/tcp         reset
 outside1           public24:80/tcp       nobody
-outside1           public20:81/tcp       nobody
+outside1           public20:81/tcp       unclaimed
 outside1           public22:80/tcp       refused
 outside1           public22:80/udp       refused
 client-pod         public22:80/sctp      refused
@@ -173,7 +173,7 @@ node1              ::1:30080/tcp         reset
 pod1-1             node1:30080/tcp       pod1-1 pod2-1       node1
 outside1           node2:30081/tcp       pod1-1              node2
 outside1           node2:30081/sctp      pod1-1              node2
-outside1           public20:30080/tcp    nobody
+outside1           public20:30080/tcp    unclaimed
 outside1           node1:30082/tcp       refused
 outside1           node2:30082/udp       refused
 outside1           node1:30082/sctp      refused
@@ -348,6 +348,7 @@ def test_node_that_has_the_load_balancer_address_sends_from_it(cluster: Cluster,
         node.run("ip", "address", "delete", f"{address}/{address.max_prefixlen}", "dev", "lo")
 
 
+@needs("is_iptables")
 def test_service_without_node_ports_has_none(cluster: Cluster) -> None:
     """Where node ports are not allocated there is no rule for one."""
     rules = [line for line in cluster.rules(cluster.lab["node1"]).splitlines() if "without-node-ports" in line]
