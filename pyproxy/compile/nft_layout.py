@@ -48,8 +48,11 @@ class NftablesSettings:
     """How to tell a pod's packet; None: nothing is known to be a pod's."""
     node_port_ips: tuple[bytes, ...] | None = None
     """Addresses of this node that serve node ports; None means all but loopback."""
-    service_cidrs: tuple[Network, ...] = ()
-    """Where cluster IPs come from: what is addressed to one that no Service has is dropped."""
+    service_cidrs: tuple[Network, ...] | None = ()
+    """Where cluster IPs come from: what is addressed to one that no Service has is dropped.
+
+    None: nobody knows yet, so what is in the kernel stays as it is.
+    """
 
 
 def layout_of(settings: NftablesSettings) -> Layout:

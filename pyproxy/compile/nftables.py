@@ -49,8 +49,9 @@ class NftablesProgram:
         self._static: dict[ElementKey, Value] = {
             LAYOUT: layout_of(settings),
             **{element(NODE_PORT_IPS, ip): b"" for ip in node_ips},
-            **{element(SERVICE_CIDRS, _every_protocol(*ends)): b"" for ends in _ranges(settings.service_cidrs)},
+            **{element(SERVICE_CIDRS, _every_protocol(*ends)): b"" for ends in _ranges(settings.service_cidrs or ())},
         }
+        self._keeps_service_cidrs = settings.service_cidrs is None
         self._own: dict[ElementKey, bytes] = {}
         self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
         self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
@@ -69,7 +70,9 @@ class NftablesProgram:
         own = self._own.get(key)
         if own is not None:
             return own
-        return b"" if key in self._shared else self._static.get(key)
+        if key in self._shared or (self._keeps_service_cidrs and key[0] == SERVICE_CIDRS.number):
+            return b""
+        return self._static.get(key)
 
     def keys(self) -> Iterator[ElementKey]:
         """Yield the layout and every element that should be there."""

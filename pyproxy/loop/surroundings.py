@@ -14,9 +14,11 @@ class Surroundings:
     node: Node
     local_ips: Collection[bytes] = frozenset()
     """Addresses that the node has at the moment; empty where nothing depends on them."""
-    service_cidrs: tuple[Network, ...] = ()
-    """Where cluster IPs come from, as far as it is known."""
+    service_cidrs: tuple[Network, ...] | None = None
+    """Where cluster IPs come from; None as long as nobody knows."""
 
-    def service_cidrs_of(self, family: Family) -> tuple[Network, ...]:
-        """Return where cluster IPs of a family come from."""
+    def service_cidrs_of(self, family: Family) -> tuple[Network, ...] | None:
+        """Return where cluster IPs of a family come from, or None."""
+        if self.service_cidrs is None:
+            return None
         return tuple(network for network in self.service_cidrs if network.family is family)

@@ -72,9 +72,14 @@ class Tracker:
         changed, self._node_changed = self._node_changed, False
         return changed
 
-    def take_service_cidrs(self) -> tuple[Network, ...]:
-        """Return where cluster IPs come from, sorted, and forget that it changed: no plan depends on it."""
+    def take_service_cidrs(self) -> tuple[Network, ...] | None:
+        """Return where cluster IPs come from, sorted, and forget that it changed: no plan depends on it.
+
+        None as long as there was no complete list.
+        """
         self._service_cidrs_changed = False
+        if not self.knows(Kind.SERVICE_CIDR):
+            return None
         return tuple(sorted({network for each in self._service_cidrs.values() for network in each.cidrs}))
 
     def apply(self, change: Change) -> None:
@@ -107,6 +112,8 @@ class Tracker:
             self._set_node(None)
         for item in objects:
             self.apply(Put(item))
+        if kind is Kind.SERVICE_CIDR and not self.knows(kind):
+            self._service_cidrs_changed = True  # also from nothing known to nothing there
         self._known.add(kind)
 
     def _names(self, kind: Kind) -> AbstractSet[NamespacedName]:

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import pytest
 
+from pyproxy.model.address import Network, parse_network
 from pyproxy.model.change import Change, Kind, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.tracker import Tracker
@@ -19,7 +20,7 @@ from pyproxy.source.load_access import load_access
 from pyproxy.source.reflector import PAGE_SIZE
 from pyproxy.source.transport import Timing
 
-from .controlplane import KUBE_PROXY_USER, ControlPlane
+from .controlplane import KUBE_PROXY_USER, SERVICE_CIDRS, ControlPlane
 from .objects import NODE, SERVICES, Cluster
 from .relay import LOOPBACK, Relay
 
@@ -67,6 +68,10 @@ class Follower:
         """Tell whether exactly these Services are known, beside the API server's own."""
         expected = {NamespacedName("default", name) for name in ("kubernetes", *names)}
         return expected == self.tracker.services.keys()
+
+    def ranges(self) -> set[Network]:
+        """Return where cluster IPs come from, for all that is known."""
+        return set(self.tracker.take_service_cidrs() or ())
 
     def port(self, name: str) -> int:
         """Return the port of a Service."""
@@ -144,6 +149,19 @@ async def test_objects_come_and_go(control_plane: ControlPlane, cluster: Cluster
 
         slices = list(follower.tracker.slices(NamespacedName("default", "web")))
         assert [bytes([10, 244, 0, 7])] == [endpoint.ip for item in slices for endpoint in item.endpoints]
+
+
+@in_loop
+async def test_ranges_of_cluster_ips(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
+    """The ServiceCIDR that every API server makes by itself is known from the start, and others follow."""
+    default = set(map(parse_network, SERVICE_CIDRS))
+    both = default | {parse_network("10.112.0.0/16")}
+    async with following(through(control_plane, relay)) as follower:
+        assert default == follower.ranges()
+        cluster.create_service_cidr("more", "10.112.0.0/16")
+        await follower.until(lambda: both == follower.ranges())
+        cluster.delete_service_cidr("more")
+        await follower.until(lambda: default == follower.ranges())
 
 
 @in_loop
@@ -321,3 +339,4 @@ def test_older_server_that_checks_permissions(peers: None) -> None:  # noqa: ARG
 async def _follow_older(older: ControlPlane, names: list[str]) -> None:
     async with following(through(older, older.new_relay())) as follower:
         assert follower.has(*names)
+        assert set(map(parse_network, SERVICE_CIDRS)) == follower.ranges()

@@ -35,7 +35,7 @@ RANGES = {
 """Source ranges: the first two make one block, and the third is in the first."""
 LONG = ServicePortName(NamespacedName("n" * 63, "s" * 63), "p" * 15, Protocol.UDP)
 """As long as the API lets names be: longer than a comment."""
-_SERVICE_CIDRS = {Family.IPV4: "10.96.0.0/16", Family.IPV6: "fd00:10:96::/112"}
+SERVICE_CIDRS = {Family.IPV4: "10.96.0.0/16", Family.IPV6: "fd00:10:96::/112"}
 _CLUSTER_IPS = {Family.IPV4: parse_ip("10.96.0.0"), Family.IPV6: parse_ip("fd00:10:96::")}
 _PODS = {Family.IPV4: parse_ip("10.244.0.0"), Family.IPV6: parse_ip("fd00:10:244::")}
 
@@ -190,7 +190,7 @@ def node_settings(family: Family, **fields: Any) -> NftablesSettings:  # noqa: A
         "family": family,
         "local_traffic": LocalTraffic(interface="cni0"),
         "node_port_ips": (cluster_ip(family, 60_000),),
-        "service_cidrs": (parse_network(_SERVICE_CIDRS[family]),),
+        "service_cidrs": (parse_network(SERVICE_CIDRS[family]),),
     }
     return NftablesSettings(**usual | fields)
 

@@ -10,11 +10,21 @@ import pytest
 
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.errors import ApplyError
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network, parse_network
 from pyproxy.model.nftables import ADDRESSED, CLUSTER_IPS, LAYOUT, SETS, ElementKey, pack_port
 from pyproxy.model.node import LocalTraffic
 
-from .nft_agent import NftAgent, cluster_ip, endpoints, everything, node_namespace, node_settings, objects_of, plan
+from .nft_agent import (
+    SERVICE_CIDRS,
+    NftAgent,
+    cluster_ip,
+    endpoints,
+    everything,
+    node_namespace,
+    node_settings,
+    objects_of,
+    plan,
+)
 from .own_namespace import run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
@@ -159,6 +169,18 @@ def test_refused_element_raises(start: Start, family: Family) -> None:
 
     assert not raised.value.retryable
     assert before == agent.read()
+
+
+def test_ranges_that_nobody_knows_yet(start: Start, family: Family) -> None:
+    """Ranges of the last run stay until they are known; then only the difference is written."""
+    agent = start()
+    agent.sync()
+    narrow = parse_network(SERVICE_CIDRS[family])
+    wide = replace(narrow, prefix=narrow.prefix - 1)
+    steps: list[tuple[Network, ...] | None] = [None, (narrow,), None, (wide,), ()]
+
+    assert [0, 0, 0, 2, 1] == [agent.configure(node_settings(family, service_cidrs=ranges)) for ranges in steps]
+    assert agent.wanted() == agent.read()
 
 
 def test_new_settings_replace_the_table(start: Start, family: Family) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.lab import SERVICE_CIDRS, Ports, Verdict, probe_all, tcp, udp
 
-from .cluster import Cluster
+from .cluster import ANSWER_SECONDS, Cluster
 from .modes import needs
 from .objects import PORT, VERSIONS, JsonObject, cluster_ips, port, service, slices
 from .table import SILENCE_SECONDS
@@ -73,7 +73,7 @@ def fates(cluster: Cluster, version: int, *expected: tuple[list[str], str]) -> l
 
 
 def _fate(cluster: Cluster, ip: str, expected: str) -> str:
-    timeout = SILENCE_SECONDS if expected == SILENCE else None
+    timeout = SILENCE_SECONDS if expected == SILENCE else ANSWER_SECONDS
     probes = [probe(ip, PORT, timeout_seconds=timeout) for probe in (tcp, udp)]
     outcomes = probe_all([(cluster.lab[source], probe) for source in SOURCES for probe in probes])
     return " or ".join(sorted({outcome.server or outcome.verdict.value for outcome in outcomes}))

@@ -119,7 +119,16 @@ def test_service_cidrs(change: Change, expected: str) -> None:
     ranges = tracker.take_service_cidrs()
     pending.append(tracker.pending)
 
-    assert (expected, [True, False]) == (" ".join(map(str, ranges)), pending)
+    assert (expected, [True, False]) == (" ".join(map(str, ranges or ())), pending)
+
+
+def test_no_service_cidrs() -> None:
+    """That there is none is something to know, and another thing than that nobody knows."""
+    tracker = told()
+    unknown = tracker.take_service_cidrs()
+    tracker.apply(Replaced(Kind.SERVICE_CIDR, ()))
+
+    assert (None, True, ()) == (unknown, tracker.pending, tracker.take_service_cidrs())
 
 
 @pytest.mark.parametrize(
