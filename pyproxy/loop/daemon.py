@@ -25,13 +25,21 @@ def run(config: Config) -> int:
     """Run the agent until a signal ends it; return the exit status. Rules are left in place.
 
     Raises:
-        ConfigError: the configuration asks for what is not to be had here.
+        ConfigError: the configuration asks for what is not to be had here, or leads to no API server.
     """
     if config.init_only:
         return asyncio.run(_prepare(config))
     _set_oom_score(config.oom_score_adj)
     apply_conntrack_limits(_conntrack_limits(config))
-    return asyncio.run(_run(config))
+    try:
+        return asyncio.run(_run(config))
+    except ExceptionGroup as group:
+        raise _first_error(group) from group
+
+
+def _first_error(error: BaseException) -> BaseException:
+    """Return what ended the agent: where one of several tasks fails the others are cancelled."""
+    return _first_error(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
 
 
 async def _prepare(config: Config) -> int:
@@ -145,6 +153,7 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     settings = Settings(kubeconfig=config.kubeconfig, master=config.master)
     # An exec plugin works while this process imports the rest, and that while the kernel is being tried.
     first = [asyncio.create_task(load_access(settings))]
+    first[0].add_done_callback(lambda found: found.cancelled() or found.exception())  # which may never be asked for
     api = await asyncio.to_thread(import_module, "pyproxy.source.api")
 
     async def find_access() -> Access:

@@ -17,7 +17,7 @@ PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 _PATIENCE_SECONDS = 60.0
 _DISPATCH = re.compile(r'^-A KUBE-SERVICES .*"default/([a-z0-9-]+)[ :].*-j (\S+)', re.MULTILINE)
 _ENDPOINT = re.compile(r"^-A (\S+) .*-j DNAT --to-destination (\S+)", re.MULTILINE)
-_HOST_UNTOUCHED = (
+HOST_UNTOUCHED = (
     "--conntrack-max-per-core=0",
     "--conntrack-tcp-timeout-established=0",
     "--conntrack-tcp-timeout-close-wait=0",
@@ -57,7 +57,7 @@ class Agent:
         self._namespace = namespace
         self._backend: Backend = backend
         mode, _, variant = backend.partition("-")
-        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *_HOST_UNTOUCHED, *flags]
+        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *HOST_UNTOUCHED, *flags]
         if variant:
             self._flags.append(f"--iptables-variant={variant}")
         self._kubeconfig = kubeconfig

@@ -3,7 +3,9 @@
 What becomes of packets is not asked here; rules are what is looked at, and whether they are written at all.
 """
 
+import os
 import re
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,11 +15,12 @@ from typing import Self
 
 import pytest
 
-from .agent import Agent
+from .agent import HOST_UNTOUCHED, PYPROXY, Agent
 from .api import JsonObject
 from .bench_kernel import KernelWatch
 from .controlplane import ControlPlane
 from .kubeproxy import Backend
+from .namespace import command_inside
 from .objects import NODE, Cluster
 from .relay import LOOPBACK, Relay
 
@@ -280,6 +283,31 @@ def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
     expect(agent, stays="10.244.0.3", comes="10.244.0.4")
     agent.wait_for_log("Service default/bad: spec.ports[0].port: 70000 is not between 1 and 65535")
     agent.wait_for_log("Service default/bad: spec.clusterIPs[0]: 10.96.300.1 is no IP address")
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--kubeconfig=/nowhere", "kubeconfig /nowhere: [Errno 2] No such file or directory: '/nowhere'"),
+        ("--master=:6443", "--master: 'http://:6443' is no URL such as https://10.0.0.1:6443"),
+        ("--metrics-bind-address=", "neither --kubeconfig nor --master is given, and this is not a pod"),
+    ],
+)
+def test_no_way_to_the_api_server(namespace: str, tmp_path: Path, flag: str, message: str) -> None:
+    """What leads to no API server is one line, and exit code 2; no stack of calls."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBERNETES_")}
+    command = [PYPROXY, "run", "--iptables-variant=nft", *FLAGS, *HOST_UNTOUCHED, flag]
+    done = subprocess.run(
+        command_inside(namespace, command),
+        env=environment | {"XTABLES_LOCKFILE": str(tmp_path / "lock")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert 2 == done.returncode
+    assert done.stderr.splitlines()[-1].startswith(f"Error: {message}")
+    assert "Traceback" not in done.stderr
 
 
 def test_memory(running: Running, cluster: Cluster) -> None:
