@@ -9,13 +9,16 @@ import pytest
 
 from tests.lab import tcp
 
-from . import test_cluster_ips, test_external_addresses
+from . import test_cluster_ips, test_external_addresses, test_service_cidrs
 from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
 from .modes import needs
 from .objects import JsonObject, port, service, slices
 
 WEB = service("dumped", 150, port(80, name="t"), port(81, "UDP", name="u"))
-OBJECTS: list[JsonObject] = [*test_cluster_ips.OBJECTS, *test_external_addresses.OBJECTS, WEB, *slices(WEB, "pod1-1")]
+OBJECTS: list[JsonObject] = [
+    *(*test_cluster_ips.OBJECTS, *test_external_addresses.OBJECTS),
+    *(WEB, *slices(WEB, "pod1-1"), test_service_cidrs.DEFAULT),
+]
 
 HOOKS = tuple(f"-A {chain} " for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 
