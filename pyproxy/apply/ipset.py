@@ -26,7 +26,12 @@ _MEMBERS_PER_MESSAGE = 150
 """A message is at most 64 KiB long; an IPv6 member with a remark takes up to 300 bytes."""
 _AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IP_KIND = {Family.IPV4: 1 | NETWORK_ORDER, Family.IPV6: 2 | NETWORK_ORDER}
-_TYPE_MISMATCH = 4096 + 6
+_REASONS = {
+    # Numbers of ipset's own (`linux/netfilter/ipset/ip_set.h`).
+    4096 + 2: "the kernel has no sets of this type: module ip_set_hash_ip, ip_set_hash_ipport or ip_set_hash_ipportnet",
+    4096 + 4: "a rule still uses it",
+    4096 + 6: "it exists with another type",
+}
 _HEADER_BYTES = _NFGENMSG.size
 
 
@@ -92,7 +97,8 @@ class IpSets:
     def _perform(self, messages: list[Message], verb: str, passed: Collection[int] = ()) -> None:
         for refusal in self._netlink.send(messages):
             if refusal.code not in passed:
-                message = f"ipset {self.prefix}*: {verb}: {refusal.text}"
+                reason = _REASONS.get(refusal.code, refusal.text)
+                message = f"ipset {self.prefix}*: {verb}: {reason}"
                 raise ApplyError(message, retryable=refusal.code in (errno.ENOMEM, errno.EPERM))
 
     def _creation(self, name: str, kind: SetType) -> Message:

@@ -121,7 +121,8 @@ class Vips:
     def _perform(self, messages: list[Message], passed: Collection[int] = ()) -> None:
         for refusal in self._netlink.send(messages):
             if refusal.code not in passed:
-                message = f"{DEVICE}: {refusal.text}"
+                hint = ": the kernel has no module dummy" if refusal.code == errno.EOPNOTSUPP else ""
+                message = f"{DEVICE}: {refusal.text}{hint}"
                 raise ApplyError(message, retryable=refusal.code in (errno.ENETDOWN, errno.ENODEV, errno.ENOMEM))
 
     def _route(self, ip: bytes, index: int, source: bytes) -> bytes:
