@@ -1,18 +1,19 @@
 """pyproxy and kube-proxy change the same by the same flags."""
 
-from random import Random
+from collections.abc import Iterator, Sequence
+from itertools import cycle
 
 import pytest
 
 from .controlplane import ControlPlane
 from .peer.answers import divergences
 from .peer.handmade import FOR_FLAGS
-from .peer.modes import MODES, Mode
-from .peer.packets import destinations, packets, some
+from .peer.modes import LEGACY, MODES, NFT, NFTABLES, Mode
+from .peer.packets import core_and_further, destinations, packets
 from .peer.pair import Pair
-from .peer.world import CLUSTER_CIDR_FLAG, CORE, FURTHER
+from .peer.world import CLUSTER_CIDR_FLAG, CORE
 
-FURTHER_PACKETS = 60
+FURTHER_PACKETS = 40
 FLAGS = {
     "masquerade-all": (CLUSTER_CIDR_FLAG, "--masquerade-all"),
     "no cluster CIDR": (),
@@ -29,16 +30,22 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("mode", MODES, ids=str)
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS.keys())
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give each mode all flags; but the variants of iptables share them, unless there is time."""
+    if "flags" in metafunc.fixturenames:
+        is_long = metafunc.config.getoption("--long")
+        modes_in_turn: Iterator[Sequence[Mode]] = cycle([MODES] if is_long else [(LEGACY, NFTABLES), (NFT, NFTABLES)])
+        cases = [(name, mode) for name, modes in zip(FLAGS, modes_in_turn, strict=False) for mode in modes]
+        ids = [f"{name}-{mode}" for name, mode in cases]
+        metafunc.parametrize(("flags", "mode"), [(FLAGS[name], mode) for name, mode in cases], ids=ids)
+
+
 def test_flags(control_plane: ControlPlane, mode: Mode, flags: tuple[str, ...]) -> None:
     """Packets meet the same where both proxies have the same flags."""
     with Pair(control_plane, mode, flags) as pair:
         told = pair.tell(FOR_FLAGS)
-        found = destinations(told)
-        further = some(packets(FURTHER, found), FURTHER_PACKETS, Random(" ".join(flags)))  # noqa: S311 - repeatable
 
-        assert [] == divergences(pair, told, packets(CORE, found) + further)
+        assert [] == divergences(pair, told, core_and_further(destinations(told), FURTHER_PACKETS))
 
 
 def test_a_difference_is_seen(control_plane: ControlPlane) -> None:

@@ -251,7 +251,7 @@ _HINTED = (
         On("pod1-1", draining("").conditions, zones=["a"]),
         On("pod2-1", draining("").conditions, zones=["b"]),
     ),
-    entry(service("nodes", port(80), **NODE_PORT), *_PLACED),
+    entry(service("nodes", port(80)), *_PLACED),
     entry(service("nodes-but-one", port(80)), *_PLACED, "pod2-2"),
     entry(service("nodes-of-node2", port(80)), On("pod1-1", nodes=["node2"]), On("pod2-1", nodes=["node2"])),
     entry(
@@ -264,7 +264,7 @@ _HINTED = (
     ),
 )
 HINTS = State(_HINTED)
-NO_ZONE = State(_HINTED, {"node1": None, "node2": "a"})
+NO_ZONE = State(_HINTED[:2] + _HINTED[-2:], {"node1": None, "node2": "a"})
 HINTED_LOCAL = State(
     (
         entry(

@@ -16,7 +16,9 @@ from .objects import Entry, JsonObject, possible_endpoints
 from .world import (
     ADDRESSES,
     CLIENTS,
+    CORE,
     CROWD,
+    FURTHER,
     POD_BRIDGE,
     SECOND_ADDRESSES,
     VERSIONS,
@@ -43,6 +45,8 @@ class Destination:
     """How many the Service's port has, whatever state they are in."""
     is_sticky: bool
     """The Service has affinity."""
+    is_served: bool
+    """False where a Service has the address, or the port, but not both together."""
 
     @property
     def version(self) -> int:
@@ -112,6 +116,14 @@ def packets(sources: Sequence[Source], found: Iterable[Destination]) -> list[Pac
     ]
 
 
+def core_and_further(found: Iterable[Destination], further: int) -> list[Packet]:
+    """Return all packets from the core sources to what Services have, and so many of all others."""
+    everything = packets([*CORE, *FURTHER], found)
+    core = [packet for packet in everything if packet.source in CORE and packet.destination.is_served]
+    others = [packet for packet in everything if packet.source in FURTHER or not packet.destination.is_served]
+    return core + some(others, further, Random(0))  # noqa: S311 - repeatable
+
+
 def _makes_sense(source: Source, destination: Destination) -> bool:
     if destination.is_sticky and (source.host not in CROWD or source.bound):
         return False  # one client is pinned to anyone, and tells nothing
@@ -124,29 +136,32 @@ def _of_port(entry: Entry, service: JsonObject, wanted: JsonObject, version: int
     endpoints = possible_endpoints(entry, wanted, version)
     is_sticky = service["spec"].get("sessionAffinity") == "ClientIP"
     assert endpoints == 0 or tries_for(endpoints) <= CLIENTS or not is_sticky
-    for what, ip, number in _addresses(service, wanted):
-        address = ip_address(ip)
-        if address.version == version:
-            to = SocketAddress(address, number)
-            yield Destination(entry.name, what, Protocol(wanted["protocol"]), to, endpoints, is_sticky)
+    for addresses, is_served in ((_served, True), (_not_served, False)):
+        for what, ip, number in addresses(service, wanted):
+            address = ip_address(ip)
+            if address.version == version:
+                to = SocketAddress(address, number)
+                yield Destination(entry.name, what, Protocol(wanted["protocol"]), to, endpoints, is_sticky, is_served)
 
 
-def _addresses(service: JsonObject, wanted: JsonObject) -> Iterator[tuple[str, str, int]]:
-    spec, number = service["spec"], wanted["port"]
-    balancer = service.get("status", {}).get("loadBalancer", {})
-    ingress = [item["ip"] for item in balancer.get("ingress", ()) if "ip" in item]
-    of_service = [
-        *(("cluster IP", ip) for ip in spec.get("clusterIPs", ()) if ip != "None"),
-        *(("external IP", ip) for ip in spec.get("externalIPs", ())),
-        *(("load balancer IP", ip) for ip in ingress),
-    ]
-    for what, ip in of_service:
-        yield what, ip, number
-    for what, ip in of_service[:2]:
-        yield f"{what}, another port", ip, number + WRONG_PORT
+def _served(service: JsonObject, wanted: JsonObject) -> Iterator[tuple[str, str, int]]:
+    yield from ((what, ip, wanted["port"]) for what, ip in _own_addresses(service))
     if node_port := wanted.get("nodePort"):
-        for what, ip in chain(_node_addresses(), of_service[:2]):
+        yield from ((f"node port at {what}", ip, node_port) for what, ip in _node_addresses())
+
+
+def _not_served(service: JsonObject, wanted: JsonObject) -> Iterator[tuple[str, str, int]]:
+    for what, ip in _own_addresses(service):
+        yield f"{what}, another port", ip, wanted["port"] + WRONG_PORT
+        if node_port := wanted.get("nodePort"):
             yield f"node port at {what}", ip, node_port
+
+
+def _own_addresses(service: JsonObject) -> Iterator[tuple[str, str]]:
+    spec, balancer = service["spec"], service.get("status", {}).get("loadBalancer", {})
+    yield from (("cluster IP", ip) for ip in spec.get("clusterIPs", ()) if ip != "None")
+    yield from (("external IP", ip) for ip in spec.get("externalIPs", ()))
+    yield from (("load balancer IP", item["ip"]) for item in balancer.get("ingress", ()) if "ip" in item)
 
 
 def _node_addresses() -> Iterator[tuple[str, str]]:
