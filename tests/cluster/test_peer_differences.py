@@ -136,7 +136,7 @@ def test_service_cidr_that_comes_later(pair: Pair, control_plane: ControlPlane) 
         pair.catch_up()
         assert NO_ROUTE == _fate_in_the_later_range(pair.kube_proxy)
 
-        pair.tell(State((), {"node1": "another", "node2": "another"}))  # a Node's zone is a reason for a full sync
+        pair.tell(State((), {"node1": "b", "node2": "a"}))  # a Node's zone is a reason for a full sync
         wait_for(lambda: dropped == _fate_in_the_later_range(pair.kube_proxy), "the range to act with kube-proxy")
 
 
