@@ -8,7 +8,7 @@ without, but IPVS compares the whole mark, and the other bits are not ours.)
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
 
 from pyproxy.compile import chain_names as names
@@ -56,12 +56,20 @@ class IpvsProgram:
         self._owned: dict[ServicePortName, dict[IpvsKey, IpvsValue]] = {}
         self._shared: Counter[IpvsKey] = Counter()
         """How many more ports want an entry than the first one: the ports of a Service share its addresses."""
+        self._node_ports = _NodePorts(settings.local_ips)
         self._pieces: dict[IpvsKey, dict[ServicePortName, str]] = {}
         self._pieces.update((key, {}) for key in SHARED_CHAINS)
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[IpvsKey]:
         """Take in the plan of a port (None: it is gone) and return the keys whose value may have changed."""
-        compiled = port_entries(plan, self._settings) if plan is not None else {}
+        freed = self._node_ports.note(name, plan)
+        changed = self._put(name, plan)
+        for owner, owners_plan in freed.items():
+            changed |= self._put(owner, owners_plan)
+        return changed
+
+    def _put(self, name: ServicePortName, plan: ServicePlan | None) -> set[IpvsKey]:
+        compiled = port_entries(plan, self._settings, self._node_ports.taken) if plan is not None else {}
         changed: set[IpvsKey] = set()
         for key, pieces in self._pieces.items():
             piece = compiled.pop(key, None)
@@ -122,16 +130,55 @@ def _put_piece(pieces: dict[ServicePortName, str], name: ServicePortName, piece:
         del pieces[name]
 
 
-def port_entries(plan: ServicePlan, settings: IpvsSettings) -> dict[IpvsKey, IpvsValue]:
-    """Compile one plan: its entries, and its pieces of the shared chains."""
-    return _PortEntries(plan, settings).compile()
+class _NodePorts:
+    """Who has a node port, and on which addresses of the node that port is another Service's.
+
+    An external IP can be the node's own address, and its port somebody's node port: there the external IP has it, as in the
+    iptables mode, where rules for single addresses come first.
+    """
+
+    def __init__(self, local_ips: Collection[bytes]) -> None:
+        self._local_ips = local_ips
+        self.taken: set[Virtual] = set()
+        self._takes: dict[ServicePortName, set[Virtual]] = {}
+        self._plans: dict[ServicePortName, ServicePlan] = {}
+        self._owners: dict[tuple[int, int], ServicePortName] = {}
+
+    def note(self, name: ServicePortName, plan: ServicePlan | None) -> dict[ServicePortName, ServicePlan]:
+        """Take in the plan of a port; return the other ports whose node port gains or loses an address by it."""
+        takes = set(self._virtuals_on_node(plan)) if plan is not None else set()
+        moved = self._takes.pop(name, set()) ^ takes
+        self.taken ^= moved
+        if takes:
+            self._takes[name] = takes
+        before = self._plans.pop(name, None)
+        if before is not None:
+            del self._owners[before.protocol.number, before.node_port]
+        if plan is not None and plan.node_port:
+            self._plans[name] = plan
+            self._owners[plan.protocol.number, plan.node_port] = name
+        owners = (self._owners.get((virtual.protocol, virtual.port)) for virtual in moved)
+        return {owner: self._plans[owner] for owner in owners if owner is not None and owner != name}
+
+    def _virtuals_on_node(self, plan: ServicePlan) -> Iterator[Virtual]:
+        for ip in (*plan.external_ips, *plan.load_balancer_ips):
+            if ip in self._local_ips:
+                yield Virtual(ip, plan.protocol.number, plan.port)
+
+
+def port_entries(
+    plan: ServicePlan, settings: IpvsSettings, taken: Collection[Virtual] = ()
+) -> dict[IpvsKey, IpvsValue]:
+    """Compile one plan: its entries, and its pieces of the shared chains; node ports not where they are taken."""
+    return _PortEntries(plan, settings, taken).compile()
 
 
 class _PortEntries:
     """The entries of one Service port, while they are being written down."""
 
-    def __init__(self, plan: ServicePlan, settings: IpvsSettings) -> None:
+    def __init__(self, plan: ServicePlan, settings: IpvsSettings, taken: Collection[Virtual]) -> None:
         self._plan = plan
+        self._taken = taken
         self._settings = settings
         self._scheduling = _scheduling(plan, settings)
         self._external_chain = ChainKey(NAT, f"KUBE-EXT-{names.service_suffix(plan.name)}")
@@ -168,8 +215,8 @@ class _PortEntries:
         for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
             yield Virtual(ip, number, plan.port)
         if plan.node_port:
-            for ip in self._settings.node_port_ips:
-                yield Virtual(ip, number, plan.node_port)
+            virtuals = (Virtual(ip, number, plan.node_port) for ip in self._settings.node_port_ips)
+            yield from (virtual for virtual in virtuals if virtual not in self._taken)
 
     def _external(self, virtual: Virtual) -> None:
         plan = self._plan

@@ -255,6 +255,22 @@ def test_address_of_two_ports_stays_with_the_second() -> None:
     assert program.value(Vip(CLUSTER)) is None
 
 
+def test_external_ip_beats_a_node_port_on_the_nodes_address() -> None:
+    """Where an external IP is the node's own and its port another Service's node port, the external IP has it."""
+    program = IpvsProgram(SETTINGS)
+    contested = Virtual(NODE_IP, 6, 30080)
+    with_node_port = replace(PLAIN, node_port=30080, cluster_endpoints=(LOCAL,))
+    on_node = replace(PLAN, name=port_name("other"), port=30080, external_ips=(NODE_IP,), any_usable=True)
+    program.put(with_node_port.name, with_node_port)
+
+    taken = program.put(on_node.name, replace(on_node, cluster_endpoints=(REMOTE,)))
+
+    assert {Real(contested, LOCAL), Real(contested, REMOTE)} <= taken
+    assert (None, 1) == (program.value(Real(contested, LOCAL)), program.value(Real(contested, REMOTE)))
+    program.put(on_node.name, None)
+    assert (1, None) == (program.value(Real(contested, LOCAL)), program.value(Real(contested, REMOTE)))
+
+
 def test_program_forgets_what_is_gone() -> None:
     """Without ports a program is as it was in the beginning."""
     program = IpvsProgram(SETTINGS)
