@@ -36,6 +36,12 @@ def debian() -> None:
     run("tests/install/debian.sh")
 
 
+@pytest.fixture(scope="session")
+def built() -> None:
+    """Have the programs of the control plane."""
+    run("tests/cluster/build.sh")
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     """Give a lab of one node, with pods that answer."""

@@ -19,7 +19,8 @@ if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
   exit
 fi
 rm -rf "$stamp" "$target/machine" "$target/base.tar"
-options=(--variant=minbase --quiet)
+# Without these, a package comes along that merges /usr, with all of Perl.
+options=(--variant=minbase --quiet --include=usr-is-merged --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr)
 for option in $slim; do
   options+=("--dpkgopt=$option")
 done
@@ -28,7 +29,7 @@ done
 # shellcheck disable=SC2016
 nice mmdebstrap "${options[@]}" \
   --dpkgopt=force-unsafe-io \
-  --customize-hook="tar --directory=\"\$1\" --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/*.bin --exclude=./dev/* --one-file-system -cf '$target/base.tar' ." \
+  --customize-hook="tar --directory=\"\$1\" --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/* --exclude=./dev/* --one-file-system -cf '$target/base.tar' ." \
   --customize-hook="chroot \"\$1\" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $packages >/dev/null" \
   --customize-hook='echo uninitialized >"$1/etc/machine-id"' \
   bookworm "$target/machine"

@@ -1,0 +1,74 @@
+"""The container image of this tree, built by buildah on the Debian of debian.sh, and kept in .cache/containers.
+
+Law: what is asked for is of the tree as it is now; an image of the same files is not built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .machine import ROOT, run
+
+STORAGE = (ROOT / ".cache").resolve() / "containers"
+BASE_TAR = ROOT / ".cache" / "debian" / "base.tar"
+_BASE = "localhost/debian"
+_BUILDAH = ("buildah", f"--root={STORAGE}", f"--runroot={STORAGE}-run")
+_SOURCES = ("Containerfile", "requirements-build.lock", "requirements.lock", "pyproject.toml", "packaging", "pyproxy")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_IN_BUILD = "/run/host-certificates.crt"
+
+
+@contextmanager
+def mounted_image() -> Iterator[Path]:
+    """Build the image if need be, and give its root file system."""
+    name = f"localhost/pyproxy:{_digest()}"
+    if name not in run(_BUILDAH, "images", "--format={{.Name}}:{{.Tag}}").splitlines():
+        run(_BUILDAH, "rmi", "--all", "--force")
+        _import_base()
+        _build(name)
+    container = run(_BUILDAH, "from", name).strip()
+    try:
+        yield Path(run(_BUILDAH, "mount", container).strip())
+    finally:
+        run(_BUILDAH, "rm", container)
+
+
+def size_bytes(tree: Path) -> int:
+    """Return how much a directory's files take, each counted once."""
+    return int(run("du", "--summarize", "--bytes", "--one-file-system", str(tree)).split()[0])
+
+
+def _digest() -> str:
+    digest = hashlib.sha256(Path(BASE_TAR).with_name(".stamp").read_bytes())
+    for source in _SOURCES:
+        top = ROOT / source
+        for path in sorted(top.rglob("*") if top.is_dir() else [top]):
+            if path.is_file() and "__pycache__" not in path.parts:
+                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def _import_base() -> None:
+    container = run(_BUILDAH, "from", "scratch").strip()
+    run(_BUILDAH, "add", "--quiet", container, str(BASE_TAR), "/")
+    run(_BUILDAH, "commit", "--quiet", "--rm", container, _BASE)
+
+
+def _build(name: str) -> None:
+    """Build as a user does, with the certificates and the package cache of this machine."""
+    with tempfile.TemporaryDirectory(prefix="pyproxy-image-") as directory:
+        settings = Path(directory, "pip.conf")
+        settings.write_text(f"[global]\ncert = {_IN_BUILD}\n")
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "pip")
+        cache.mkdir(parents=True, exist_ok=True)
+        volumes = {settings: "/etc/pip.conf:ro", _CERTIFICATES: f"{_IN_BUILD}:ro", cache: "/root/.cache/pip"}
+        run(
+            *(_BUILDAH, "build", "--quiet", "--isolation=chroot", f"--build-arg=BASE={_BASE}", f"--tag={name}"),
+            *(f"--volume={ours}:{theirs}" for ours, theirs in volumes.items()),
+            *("--file=Containerfile", "."),
+        )

@@ -1,0 +1,185 @@
+"""The image, run as the DaemonSet says, by a real container runtime and against a real API server that checks rights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.controlplane import ControlPlane
+from tests.cluster.process import wait_until
+from tests.lab import Lab, tcp
+from tests.packets.objects import JsonObject, port, service, slices
+
+from .image import mounted_image, size_bytes
+from .machine import PATIENCE_SECONDS, ROOT
+from .pod import Container, Node, run_to_end
+
+MODES = ("iptables", "nftables")
+"""Overlays whose mode every kernel of the tests has."""
+WEB = service("web", 10, port(80))
+ONLY_WARNING = "--oom-score-adj: -999 cannot be set"
+CONFIG = """\
+apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+clientConnection: {kubeconfig: /var/lib/kube-proxy/kubeconfig.conf}
+clusterCIDR: "10.244.0.0/16,fd00:10:244::/48"
+# A limit of the whole machine, which tests leave alone.
+conntrack: {maxPerCore: 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def control_plane(built: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - its programs must be there
+    """Give a control plane that looks at rights, with what the manifests and a Service ask for."""
+    with ControlPlane(authorization="RBAC", flags=["--allow-privileged"]) as started:  # as kubeadm has it
+        yield started
+
+
+@pytest.fixture(scope="module")
+def manifests(control_plane: ControlPlane) -> dict[str, list[JsonObject]]:
+    """Give the objects of each overlay; those of one are in the API server, but for its DaemonSet's pods."""
+    found = {mode: rendered(control_plane, f"overlays/{mode}") for mode in (*MODES, "ipvs")}
+    for item in found[MODES[0]]:
+        control_plane.apply(json.dumps(item))
+    return found
+
+
+@pytest.fixture(scope="module")
+def rootfs(debian: None) -> Iterator[Path]:  # noqa: ARG001 - the image is based on it
+    """Give the root file system of the image."""
+    with mounted_image() as tree:
+        yield tree
+
+
+@pytest.fixture(params=MODES)
+def pod(request: pytest.FixtureRequest, manifests: dict[str, list[JsonObject]]) -> JsonObject:
+    """Give the spec of the pod of an overlay."""
+    found: JsonObject = pod_spec(manifests[request.param])
+    return found
+
+
+@pytest.fixture
+def node(
+    control_plane: ControlPlane, lab: Lab, rootfs: Path, manifests: dict[str, list[JsonObject]], tmp_path: Path
+) -> Iterator[Node]:
+    """Give a node of the cluster with a Service, and what the kubelet would lay out on it."""
+    assert manifests
+    host = lab["node1"]
+    with ExitStack() as stack:
+        server = stack.enter_context(control_plane.exposed_in(host.namespace.name))
+        account = made(tmp_path / "account")
+        (account / "token").write_text(control_plane.create_token("kube-proxy", "kube-system"))
+        shutil.copy(control_plane.authority.certificate, account / "ca.crt")
+        stack.callback(control_plane.kubectl, "delete", "node", host.name)
+        control_plane.create_node(host.name, list(map(str, host.addresses)))
+        for item in (WEB, *slices(WEB, "pod1-1")):
+            control_plane.apply(json.dumps(item))
+        yield Node(
+            host,
+            rootfs,
+            tmp_path,
+            {
+                "kube-proxy": config_volume(control_plane, server, made(tmp_path / "config")),
+                "xtables-lock": touched(tmp_path / "xtables.lock"),
+                # Container runtimes make the directory where there is none; the kernel of the tests needs no modules.
+                "lib-modules": made(tmp_path / "modules"),
+            },
+            account,
+        )
+        host.run("nft", "flush", "ruleset")
+
+
+def rendered(control_plane: ControlPlane, folder: str) -> list[JsonObject]:
+    """Return the objects of a kustomization."""
+    text = control_plane.kubectl("kustomize", str(ROOT / "manifests" / folder))
+    items = control_plane.kubectl("apply", "--dry-run=client", "--output=json", "--filename=-", input=text)
+    found: list[JsonObject] = json.loads(items).get("items", [json.loads(items)])
+    return found
+
+
+def pod_spec(objects: list[JsonObject]) -> JsonObject:
+    """Return the spec of the DaemonSet's pods."""
+    [daemon_set] = [item for item in objects if item["kind"] == "DaemonSet"]
+    found: JsonObject = daemon_set["spec"]["template"]["spec"]
+    return found
+
+
+def config_volume(control_plane: ControlPlane, server: str, folder: Path) -> Path:
+    """Lay out the ConfigMap, filled in as docs/install.md says; what config.conf says beside that is the tests'."""
+    [config_map] = rendered(control_plane, "configmap")
+    kubeconfig = config_map["data"]["kubeconfig.conf"]
+    assert "https://CONTROL-PLANE:6443" in kubeconfig
+    (folder / "config.conf").write_text(CONFIG)
+    (folder / "kubeconfig.conf").write_text(kubeconfig.replace("https://CONTROL-PLANE:6443", server))
+    return folder
+
+
+def made(path: Path) -> Path:
+    """Return an empty directory."""
+    path.mkdir()
+    return path
+
+
+def touched(path: Path) -> Path:
+    """Return an empty file, as a kubelet makes it for FileOrCreate."""
+    path.touch()
+    return path
+
+
+@pytest.mark.parametrize("folder", ["overlays/iptables", "overlays/nftables", "overlays/ipvs", "configmap"])
+def test_the_api_server_takes_the_manifests(control_plane: ControlPlane, folder: str) -> None:
+    """The real API server finds nothing unknown or wrong in any overlay, nor in its pods."""
+    text = control_plane.kubectl("kustomize", str(ROOT / "manifests" / folder))
+    said = control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", input=text)
+
+    assert {"created"} | {"configured", "unchanged"} >= {line.split()[1] for line in said.splitlines()}
+    if folder.startswith("overlays"):
+        spec = pod_spec(rendered(control_plane, folder)) | {"nodeName": "node1"}
+        item = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "kube-system"}, "spec": spec}
+        control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "--filename=-", input=json.dumps(item))
+
+
+def test_each_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> None:
+    """Both containers are told the mode of the overlay."""
+    for mode, objects in manifests.items():
+        spec = pod_spec(objects)
+        for container in (*spec["initContainers"], *spec["containers"]):
+            assert f"--proxy-mode={mode}" == container["command"][-1]
+
+
+def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
+    """After the init container, an agent with two capabilities and a read-only /proc/sys makes Services answer."""
+    [prepare], [agent] = pod["initContainers"], pod["containers"]
+    run_to_end(node, prepare)
+    assert answer(lab) is None
+    with Container(node, agent) as container:
+        wait_until(lambda: answer(lab) == "pod1-1", container.log.name, timeout_seconds=PATIENCE_SECONDS)
+        status = container.status()
+
+        assert ["0000000000003000"] * 3 == [status[name] for name in ("CapPrm", "CapEff", "CapBnd")]
+        assert "1" == status["NoNewPrivs"]
+        complaints = [line for line in container.log.read_text().splitlines() if line[:1] in "WEF"]
+        assert [True] == [ONLY_WARNING in line for line in complaints], complaints
+        assert int(status["VmRSS"].split()[0]) < 60_000  # kB
+
+
+def answer(lab: Lab) -> str | None:
+    """Return who answers for the Service."""
+    [outcome] = lab.client_pod.probe(tcp("10.96.0.10", 80, timeout_seconds=1.0))
+    return outcome.server
+
+
+def test_the_image_is_slim(rootfs: Path) -> None:
+    """No compiler, no pip, none of the kubernetes package's models; and what it adds to its base stays small."""
+    packages = rootfs / "opt/pyproxy/lib/python3.11/site-packages"
+
+    assert not list((rootfs / "usr/bin").glob("*gcc*"))
+    assert not list(rootfs.glob("**/site-packages/pip"))
+    assert (packages / "kubernetes").exists()
+    assert not (packages / "kubernetes/client/models").exists()
+    assert size_bytes(rootfs) < 180_000_000
