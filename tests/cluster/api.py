@@ -14,6 +14,11 @@ from .relay import LOOPBACK
 JsonObject: TypeAlias = dict[str, Any]
 
 _TIMEOUT_SECONDS = 30.0
+_MADE_BY_THE_SERVER = (
+    "/api/v1/namespaces/default/services/kubernetes",
+    "/apis/networking.k8s.io/v1/servicecidrs/kubernetes",
+)
+"""Objects that a new API server makes by itself, some of them only after it has said that it is ready."""
 
 
 class ApiError(ClusterError):
@@ -48,7 +53,8 @@ class ApiClient:
     def is_ready(self) -> bool:
         """Say whether the server answers, and all that it starts with is done."""
         try:
-            self.fetch("GET", "/readyz")
+            for path in ("/readyz", *_MADE_BY_THE_SERVER):
+                self.fetch("GET", path)
         except (OSError, ApiError, http.client.HTTPException):
             return False
         return True
