@@ -147,7 +147,9 @@ async def _find(family: Family, variant: Variant, names: Collection[str], owns: 
     hooks: dict[str, list[str]] = {}
     for name in names:
         lines = (await save(family, variant, name)).splitlines()
-        keys, rules = saved_rules(name, lines, Ownership(owns=owns, shared=(), hooks=ipvs_hooks(family)))
+        # In a thread: the agent does this beside its work, and the other mode's rules may be many.
+        ours = Ownership(owns=owns, shared=(), hooks=ipvs_hooks(family))
+        keys, rules = await asyncio.to_thread(saved_rules, name, lines, ours)
         chains[name] = [key.chain for key in keys]
         jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
         hooks[name] = [rule.rule for rule in rules if rule.rule in jumps]
