@@ -11,7 +11,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.nftables import Field, SetType
 
 GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT = 1, 4, 7, 13
-_NEW_TABLE, _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 0, 3, 5, 6, 8, 12, 14
+_NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 3, 5, 6, 8, 12, 14
 REQUEST, ACK, DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 
 HEADER = struct.Struct("=IHHII")
@@ -195,11 +195,6 @@ class ElementFormat:
     @staticmethod
     def _value_header(kind: int, size: int) -> bytes:
         return _ATTRIBUTE.pack(8 + size, kind | _NESTED) + _ATTRIBUTE.pack(4 + size, _DATA_VALUE)
-
-
-def wake_table(family: Family, table: str) -> bytes:
-    """Return the message that hooks the chains of a dormant table up."""
-    return message(_NEW_TABLE, 0, family, text(TABLE_NAME, table) + _number(TABLE_FLAGS, 0))
 
 
 def new_chain(family: Family, table: str, chain: str) -> bytes:

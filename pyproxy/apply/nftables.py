@@ -35,7 +35,6 @@ from pyproxy.apply.nft_messages import (
     new_slot_rule,
     slot_expressions,
     text,
-    wake_table,
 )
 from pyproxy.apply.nft_socket import NftSocket
 from pyproxy.apply.ruleset_counter import RulesetCounter
@@ -122,22 +121,14 @@ class NftablesKernel:
             if wanted is None and LAYOUT in change:
                 await self._run_nft(f"delete table {self._name}\n")
             elif isinstance(wanted, Layout) and present is None:
-                await self._create(change, wanted)
+                await self._make_table(self._layouts[wanted], {})
+                await self._write(change, wanted)
             elif isinstance(wanted, Layout):
                 await self._replace(change, wanted)
             else:
                 await self._write(change, None)
 
     # -- changes
-
-    async def _create(self, change: Change, layout: Layout) -> None:
-        """Make the table, and let packets in when it is complete.
-
-        A connection whose first packet met chains without elements would go on without a Service.
-        """
-        await self._make_table("\tflags dormant;\n" + self._layouts[layout], {})
-        await self._write(change, layout)
-        self._commit([wake_table(self.family, TABLE)])
 
     async def _replace(self, change: Change, layout: Layout) -> None:
         """Make the table anew, elements and all, in one transaction: there is no moment without rules."""
@@ -219,7 +210,6 @@ class NftablesKernel:
             lines += (f"{verb} chain {self._name} {chain.name}" for verb in ("add", "flush"))
             lines += (f"add rule {self._name} {chain.name} {rule}" for rule in chain.rules)
             lines.append(f"add element {self._name} {kind.name} {{ {element_text(kind, key[1:], b'', self.family)} }}")
-        # Line by line: a table in braces would be awake afterwards.
         await self._run_nft("\n".join((*lines, "")))
 
     async def _run_nft(self, script: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from pyproxy.compile.nft_text import elements_text
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, SetType, Value
+from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, Field, SetType, Value
 
 from .nft_agent import NftAgent, everything, node_namespace, node_settings, plan
 from .own_namespace import run
@@ -134,7 +134,7 @@ def test_added_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
 
 def other_key(kind: SetType, key: bytes, family: Family) -> bytes:
     """Return a key that no element has."""
-    at = len(key) - kind.key[-1].size(family)
+    at = 0 if kind.key[0] is Field.ADDRESS else len(key) - kind.key[-1].size(family)
     return key[:at] + bytes((key[at] ^ 0x3C,)) + key[at + 1 :]
 
 

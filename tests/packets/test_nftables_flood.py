@@ -1,0 +1,193 @@
+"""While the nftables mode changes its table, a flood of new connections goes on: each of them is answered at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from itertools import chain, cycle, islice, repeat
+from typing import Any
+
+import pytest
+
+from pyproxy.compile.nft_layout import NftablesSettings
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.model.address import Family, ip_text, parse_network
+from pyproxy.model.names import Protocol
+from pyproxy.model.node import LocalTraffic
+
+from .flood import CLIENTS, Flood, flooding
+from .nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
+from .own_namespace import run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+Start = Callable[[], NftAgent]
+PODS = {Family.IPV4: "10.244.0.0/24", Family.IPV6: "fd00:10:244::/120"}
+PORT = 8080
+CHANGES = 30
+CONNECTIONS = 2000
+"""At least so many in a test, however slow the machine."""
+SETS_OF_PODS = ((1, 2), (1, 2, 3, 4, 5), (4, 5), (6, 7), (5, 4, 3, 2, 1), (7,), (1, 2, 3, 4, 5, 6, 7, 8), (8, 1))
+PAUSES = (0.0, 0.0, 0.01, 0.04, 0.07)
+"""Shorter than what lingers is let to, and longer; as many as have no common factor with the sets of pods."""
+KINDS: dict[str, tuple[int, dict[str, Any]]] = {
+    "any endpoint": (2000, {}),
+    "affinity": (200, {"affinity_seconds": 10800}),
+}
+"""How often endpoints change at once, and what else there is in the plan.
+
+A packet is between two look-ups for a microsecond: it takes many changes to meet one there.
+"""
+
+
+@pytest.fixture(params=Family, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Give each family."""
+    return Family(request.param)
+
+
+@pytest.fixture
+def start(family: Family) -> Iterator[Start]:
+    """Be in a namespace in which clients and endpoints are, and give a function that starts an agent there."""
+    with node_namespace(settings_of(family)) as start_agent:
+        local = "".join(f"route add local {cidr} dev lo\n" for cidr in (*CLIENTS, *PODS.values()))
+        run("ip", "-batch", "-", stdin=f"link set lo up\nlink add out type veth peer name end\nlink set end up\n"
+            f"link set out up arp off\n{local}route add 10.0.0.0/8 dev out\nroute add fd00::/16 dev out\n")  # fmt: skip
+        yield start_agent
+
+
+def settings_of(family: Family, wider: int = 0) -> NftablesSettings:
+    """Return settings by which all clients are pods, whose range is so many bits wider than need be."""
+    ip, _, prefix = CLIENTS[family is Family.IPV6].partition("/")
+    return node_settings(family, local_traffic=LocalTraffic(cidr=parse_network(f"{ip}/{int(prefix) - wider}")))
+
+
+def served(family: Family, *pods: int, **fields: Any) -> ServicePlan:  # noqa: ANN401  # any field of a plan
+    """Return the plan of the Service that is flooded."""
+    return plan(family, 1, *pods, protocol=Protocol.UDP, **fields)
+
+
+def flood_of(family: Family) -> AbstractContextManager[Flood]:
+    """Flood the Service."""
+    return flooding(family.value, ip_text(cluster_ip(family, 1)), 80, PORT)
+
+
+def assert_all_answered(flood: Flood) -> None:
+    """End a flood and see that every connection met an endpoint with its first packet."""
+    while flood.report().sent < CONNECTIONS:
+        pass
+    report = flood.stop()
+
+    assert (0, 0, 0) == (report.repeated, report.lost, report.refused)
+    assert report.sent == sum(report.servers.values())
+
+
+@pytest.mark.parametrize(("times", "kind"), KINDS.values(), ids=KINDS)
+def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[str, Any]) -> None:
+    """More endpoints, fewer, others, in other places: no packet meets a slot without an endpoint."""
+    agent = start()
+    agent.put(served(family, 1, 2, **kind))
+
+    async def change() -> None:
+        quick = islice(zip(cycle([(1, 2, 3, 4, 5, 6, 7, 8), (8,)]), repeat(0.0), strict=False), times)
+        slow = islice(zip(cycle(SETS_OF_PODS), cycle(PAUSES), strict=False), CHANGES)
+        for pods, pause in chain(quick, slow):
+            changed = served(family, *pods, **kind)
+            agent.reconciler.stage(changed.name.service, {changed.name: changed})
+            await agent.reconciler.sync()
+            # Not to wait for something: what lingers is to be met at every age.
+            await asyncio.sleep(pause)
+        await agent.swept()
+
+    with flood_of(family) as flood:
+        agent.do(change())
+        assert_all_answered(flood)
+    assert agent.wanted() == agent.read()
+
+
+def test_other_services_come_and_go(start: Start, family: Family) -> None:
+    """Hundreds of others, with and without affinity, of counts that are new, do not matter."""
+    agent = start()
+    agent.put(served(family, 1, 2))
+
+    with flood_of(family) as flood:
+        for count in (1, 2, 3, 9):
+            pods = tuple(range(1, count + 1))
+            others = [plan(family, 100 + number, *pods) for number in range(200)]
+            pinned = [plan(family, 400 + number, *pods, affinity_seconds=count) for number in range(50)]
+            agent.put(*others, *pinned)
+            agent.remove(*others, *pinned)
+        assert_all_answered(flood)
+
+
+def test_affinity_comes_and_goes(start: Start, family: Family) -> None:
+    """A Service whose clients stay with their endpoints from now on, or no longer, answers all of them."""
+    agent = start()
+    agent.put(served(family, 1, 2, 3))
+
+    with flood_of(family) as flood:
+        for seconds in (10, None, 20, 10, None, 10800):
+            agent.put(served(family, 1, 2, 3, affinity_seconds=seconds))
+        assert_all_answered(flood)
+
+
+def test_new_settings(start: Start, family: Family) -> None:
+    """With other settings the whole table is replaced, and there is no moment without rules."""
+    agent = start()
+    agent.put(served(family, 1, 2, 3), plan(family, 2, 1, 2, affinity_seconds=9))
+
+    with flood_of(family) as flood:
+        for wider in range(1, 5):
+            agent.configure(settings_of(family, wider))
+        assert_all_answered(flood)
+
+
+def test_older_table_is_replaced(start: Start, family: Family) -> None:
+    """What an older agent left serves until the transaction in which ours takes its place."""
+    agent = start()
+    ip, pod = ip_text(cluster_ip(family, 1)), ip_text(served(family, 1).cluster_endpoints[0].ip)
+    name = "ip" if family is Family.IPV4 else "ip6"
+    target = f"{pod}:{PORT}" if family is Family.IPV4 else f"[{pod}]:{PORT}"
+    agent.nft(f"""
+        table TABLE {{
+            map counts {{ type inet_service : mark; elements = {{ 80 : 1 }} }}
+            chain layout-0-0 {{ }}
+            chain nat-output {{
+                type nat hook output priority -100;
+                {name} daddr {ip} udp dport 80 dnat to {target}
+            }}
+        }}
+    """)
+
+    with flood_of(family) as flood:
+        commits = agent.commits_during(lambda: agent.put(served(family, 1, 2, 3)))
+        assert_all_answered(flood)
+
+    # One takes the old table's place, and one marks what was made.
+    assert 2 == commits
+    assert agent.wanted() == agent.read()
+
+
+def test_restart(start: Start, family: Family) -> None:
+    """An agent that starts on the table of another disturbs no connection, whatever changed in between."""
+    start().put(served(family, 1, 2, 3))
+
+    with flood_of(family) as flood:
+        for pods in SETS_OF_PODS:
+            start().put(served(family, *pods))
+        assert_all_answered(flood)
+
+
+def test_foreign_rule_is_removed(start: Start, family: Family) -> None:
+    """A damaged table is replaced, not taken away and made again."""
+    agent = start()
+    agent.put(served(family, 1, 2, 3))
+
+    with flood_of(family) as flood:
+        for chain in ("services", "nat-output", "slot-of-3"):
+            agent.nft(f"insert rule TABLE {chain} counter")
+            agent.look()
+        assert_all_answered(flood)
+    assert agent.wanted() == agent.read()
