@@ -12,7 +12,6 @@ from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.apply.sysctl import write_sysctl
 from pyproxy.apply.vips import Vips, devices_with_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
-from pyproxy.compile import chain_names
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
@@ -25,7 +24,7 @@ from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family, family_of, parse_ip, parse_network
 from pyproxy.model.ipvs import Scheduling, Virtual
 from pyproxy.model.node import Node
-from pyproxy.model.ruleset import FILTER, IPVS_TABLES, ChainKey
+from pyproxy.model.ruleset import IPVS_TABLES
 from pyproxy.render.iptables_restore import Ownership
 
 logger = logging.getLogger(__name__)
@@ -158,8 +157,8 @@ def ipvs_settings(config: Config, family: Family, surroundings: Surroundings) ->
 
 
 def ownership(family: Family) -> Ownership:
-    """Return what of a family's tables is ours."""
-    return Ownership(owns=is_ours, shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),), hooks=ipvs_hooks(family))
+    """Return what of a family's tables is ours; what the iptables mode shares with the kubelet is none of this mode's."""
+    return Ownership(owns=is_ours, shared=(), hooks=ipvs_hooks(family))
 
 
 async def require_ipvs() -> None:
