@@ -14,7 +14,7 @@ from pyproxy.cli import pyproxy
 
 FOLDER = Path(__file__).parent
 CASES = sorted(path.parent for path in FOLDER.glob("*/state.yaml"))
-OUTPUTS = {"iptables": "restore", "ipvs": "text"}
+OUTPUTS = {"iptables": "restore", "ipvs": "text", "nftables": "text"}
 """By mode: how ``dump-rules`` prints its rules for this."""
 FLAGS = ("--node=node1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48")
 
