@@ -25,7 +25,14 @@ BODY_AT = HEADER.size + 4
 
 _LIST_TABLE, _LIST_SET, LIST_ELEMENTS = 1, 2, 3
 _LIST_ITEM = 1
-_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_USERDATA, _ELEMENT_KEY_END = 1, 2, 6, 10
+_ELEMENT_KEY, _ELEMENT_DATA, _ELEMENT_TIMEOUT, _ELEMENT_EXPIRATION, _ELEMENT_USERDATA, _ELEMENT_KEY_END = (
+    1,
+    2,
+    4,
+    5,
+    6,
+    10,
+)
 _DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = 0xFFFFFFFD
@@ -127,10 +134,16 @@ class ElementFormat:
 
     def parse(self, data: memoryview, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and value of each element in a message of a dump; verdicts have no value."""
-        for outer, list_start, list_end in attributes(data, start, end):
-            if outer == LIST_ELEMENTS:
-                for _, item_start, item_end in attributes(data, list_start, list_end):
-                    yield self._parse_element(data, item_start, item_end)
+        for item_start, item_end in _items(data, start, end):
+            yield self._parse_element(data, item_start, item_end)
+
+    def parse_times(self, data: memoryview, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield key, time-out and what is left of it, in milliseconds, of each element that has a time-out."""
+        for item_start, item_end in _items(data, start, end):
+            found = {kind: data[left:right] for kind, left, right in attributes(data, item_start, item_end)}
+            if _ELEMENT_TIMEOUT in found and _ELEMENT_EXPIRATION in found:
+                key = bytes(found[_ELEMENT_KEY][4:])
+                yield key, int.from_bytes(found[_ELEMENT_TIMEOUT]), int.from_bytes(found[_ELEMENT_EXPIRATION])
 
     def _parse_element(self, data: memoryview, start: int, end: int) -> tuple[bytes, bytes]:
         key = last = value = comment = b""
@@ -195,6 +208,14 @@ class ElementFormat:
     @staticmethod
     def _value_header(kind: int, size: int) -> bytes:
         return _ATTRIBUTE.pack(8 + size, kind | _NESTED) + _ATTRIBUTE.pack(4 + size, _DATA_VALUE)
+
+
+def _items(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each element in a message of a dump."""
+    for outer, list_start, list_end in attributes(data, start, end):
+        if outer == LIST_ELEMENTS:
+            for _, item_start, item_end in attributes(data, list_start, list_end):
+                yield item_start, item_end
 
 
 def new_chain(family: Family, table: str, chain: str) -> bytes:

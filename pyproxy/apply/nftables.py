@@ -131,21 +131,21 @@ class NftablesKernel:
     # -- changes
 
     async def _replace(self, change: Change, layout: Layout) -> None:
-        """Make the table anew, elements and all, in one transaction: there is no moment without rules."""
+        """Make the table anew, elements, pins and all, in one transaction: there is no moment without rules."""
         entries = {key: value for key, value in (await asyncio.to_thread(self._read)).items() if key != LAYOUT}
         for key, (_, wanted) in change.items():
             if wanted is None:
                 entries.pop(key, None)
             else:
                 entries[key] = wanted
-        await self._make_table(self._layouts[layout], entries)
+        await self._make_table(self._layouts[layout], entries, await asyncio.to_thread(self._pins_text))
         self._commit(list(self._marking(layout)))
         self._lingering.clear()
 
-    async def _make_table(self, layout: str, entries: Mapping[ElementKey, Value]) -> None:
+    async def _make_table(self, layout: str, entries: Mapping[ElementKey, Value], pins: str = "") -> None:
         """Make a table in place of the one that is there, whatever is in it, or of none."""
         new = table_text(self.family, layout, entries)
-        await self._run_nft(f"add table {self._name}\ndelete table {self._name}\n{new}")
+        await self._run_nft(f"add table {self._name}\ndelete table {self._name}\n{new}{pins}")
 
     async def _write(self, change: Change, layout: Layout | None) -> None:
         """Write elements, and the marker if the layout is new (None: it is as it was) or gets other chains."""
@@ -292,6 +292,22 @@ class NftablesKernel:
         slots = (self._formats[choice.slots.number] for choice in _CHOICES)
         gone = set(ids).difference(value for form in slots for _, value in self._elements(form))
         return [key for key, _ in self._elements(pins) if key[-4:] in gone] if gone else []
+
+    def _pins_text(self) -> str:
+        """Return all pins as `nft` reads them."""
+        form = ElementFormat(PINS, self.family, TABLE)
+        try:
+            messages = list(self._socket.dump(form.dump))
+        except FileNotFoundError:
+            return ""
+        return "".join(
+            f"add element {self._name} {PINS.name} {{ {element_text(PINS, key, b'', self.family)} "
+            f"timeout {timeout}ms expires {left}ms }}\n"
+            for found in messages
+            for key, timeout, left in form.parse_times(*found)
+            # A table of an older version may have something else under this name.
+            if len(key) == PINS.key_size(self.family) and left
+        )
 
     # -- what is there
 
