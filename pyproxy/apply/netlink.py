@@ -21,6 +21,8 @@ _SOL_NETLINK = 270
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK = 10, 11, 12
 _ERROR, _DONE = 2, 3
 _MESSAGES_PER_SEND = 300
+_BYTES_PER_SEND = 1 << 16
+"""Well below the least send buffer that a kernel is set up with."""
 _BUFFER_BYTES = 1 << 18
 _SEND_BUFFER_BYTES = 1 << 22
 _HEADER = struct.Struct("=IHHII")
@@ -71,8 +73,14 @@ class NetlinkSocket:
             OSError: the socket failed; how many were taken is not known.
         """
         refusals: list[Refusal] = []
-        for start in range(0, len(messages), _MESSAGES_PER_SEND):
-            refusals += self._send_some(messages[start : start + _MESSAGES_PER_SEND], start)
+        start, size = 0, 0
+        for index, message in enumerate(messages):
+            if index == start + _MESSAGES_PER_SEND or (index > start and size + len(message.body) > _BYTES_PER_SEND):
+                refusals += self._send_some(messages[start:index], start)
+                start, size = index, 0
+            size += len(message.body)
+        if messages:
+            refusals += self._send_some(messages[start:], start)
         return refusals
 
     def _send_some(self, messages: Sequence[Message], start: int) -> list[Refusal]:
