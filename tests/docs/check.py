@@ -21,7 +21,10 @@ _FLAGS = {
     for name, command in pyproxy.commands.items()
 }
 _EVERY_FLAG = set().union(*_FLAGS.values())
-_FOREIGN_FLAGS = {"noflush", "ctstate", "pod-network-cidr", "update-golden", "long"}
+_FOREIGN_FLAGS = {
+    *("noflush", "ctstate", "update-golden", "long"),
+    *("pod-network-cidr", "skip-phases", "apiserver-advertise-address", "node-ip", "disable-kube-proxy"),
+}
 """Flags of other programs that docs mention."""
 
 _LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:)([^)#]*)(?:#([^)]*))?\)")

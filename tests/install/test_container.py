@@ -152,6 +152,34 @@ def test_each_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> 
             assert f"--proxy-mode={mode}" == container["command"][-1]
 
 
+def test_kubeadms_daemon_set_is_replaced(control_plane: ControlPlane, manifests: dict[str, list[JsonObject]]) -> None:
+    """Applied over what kubeadm made, nothing of kube-proxy's container is left: neither its image nor its rights."""
+    [wanted] = [item for item in manifests["nftables"] if item["kind"] == "DaemonSet"]
+    control_plane.kubectl("delete", "--namespace=kube-system", "--ignore-not-found", "daemonset", "kube-proxy")
+    control_plane.request("POST", "/apis/apps/v1/namespaces/kube-system/daemonsets", kubeadms(wanted))
+
+    control_plane.apply(json.dumps(wanted))
+
+    present = control_plane.request("GET", "/apis/apps/v1/namespaces/kube-system/daemonsets/kube-proxy")
+    [expected], [found] = (item["spec"]["template"]["spec"]["containers"] for item in (wanted, present))
+    for name in ("image", "command", "securityContext"):
+        assert expected[name] == found[name]
+    assert 1 == len(present["spec"]["template"]["spec"]["initContainers"])
+
+
+def kubeadms(daemon_set: JsonObject) -> JsonObject:
+    """Return the DaemonSet as kubeadm 1.36 makes it."""
+    found: JsonObject = json.loads(json.dumps(daemon_set))
+    pod = found["spec"]["template"]["spec"]
+    del pod["initContainers"]
+    [container] = pod["containers"]
+    container["image"] = "registry.k8s.io/kube-proxy:v1.36.3"
+    container["command"] = container["command"][:-1]
+    container["securityContext"] = {"privileged": True}
+    container["env"] = [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
+    return found
+
+
 def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
     """After the init container, an agent with two capabilities and a read-only /proc/sys makes Services answer."""
     [prepare], [agent] = pod["initContainers"], pod["containers"]
