@@ -21,7 +21,8 @@ cp -R "$repository/pyproxy" "$repository/pyproject.toml" "$repository/README.md"
 cp -R "$repository/systemd" "$repository/LICENSE" "$here/install" "$work/$name"
 tar -C "$work" --sort=name --owner=0 --group=0 --numeric-owner -czf "$work/$name.tar.gz" "$name"
 
-# Under their names only when they are whole.
+# Under their names only when they are whole, and in place of those of another version.
+rm -f "$repository"/dist/pyproxy-*
 mv "$work"/wheel/*.whl "$repository/dist"
 mv "$work/$name.tar.gz" "$repository/dist/$name-$machine.tar.gz"
 ls -l "$repository/dist"
