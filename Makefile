@@ -12,7 +12,7 @@ SEED ?= 20261121
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: help install dist demo demo-shell lint test test-cluster bench test-long lock clean
+.PHONY: help install dist demo demo-shell lint test test-cluster test-guest bench test-long lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -35,8 +35,17 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python tests/docs/cli_page.py --check
 	$(BIN)/python -m tests.docs.check
 
+# Of the packet suites those that say most: the guest kernel is slow.
+GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
+	tests/guest/test_drain.py
+
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
+	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS)
+
+test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own that has it
+	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
+		tests/packets/test_node.py tests/packets/test_restart.py tests/guest
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)

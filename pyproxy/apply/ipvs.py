@@ -395,7 +395,8 @@ def _text(value: IpvsValue | None) -> str | None:
 
 
 def _has_connections(servers: VirtualServers, virtual: Virtual) -> bool:
-    return any(state.active + state.inactive for _, state in servers.reals(virtual))
+    # Closed ones count as inactive for two minutes: nobody misses them.
+    return any(state.active for _, state in servers.reals(virtual))
 
 
 @contextmanager

@@ -1,11 +1,23 @@
-"""``python -m tests.guest COMMAND ...``: run a command under a kernel that has IPVS, in the project's directory."""
+"""``python -m tests.guest [--seconds N] COMMAND ...``: run a command under a kernel that has IPVS, in the project's directory."""
 
 import sys
 
 from tests.guest.guest import GuestError, run
 
+DEFAULT_SECONDS = 600.0
+
+
+def main(words: list[str]) -> int:
+    """Run the command of a command line, which may begin with the longest time that it may take."""
+    seconds = DEFAULT_SECONDS
+    if words[:1] == ["--seconds"]:
+        seconds = float(words[1])
+        words = words[2:]
+    return run(words or ["uname", "-a"], timeout_seconds=seconds)
+
+
 if __name__ == "__main__":
     try:
-        sys.exit(run(sys.argv[1:] or ["uname", "-a"]))
+        sys.exit(main(sys.argv[1:]))
     except GuestError as error:
         sys.exit(str(error))

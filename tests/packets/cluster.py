@@ -129,9 +129,15 @@ class Cluster:
     def _write(self) -> None:
         """Write the objects with a mark: a Service whose rules can only come with, or after, all others."""
         number = next(_marks)
-        self.write([*self._objects.values(), *_mark(number)])
+        self.write([*self._objects.values(), *_mark(number, "UDP" if self.mode.removes_last else "TCP")])
         if self.agents:
-            self.wait_for_rules([rf"{re.escape(ip)}(\]?:| \. ){number}\b" for ip in _MARK_IPS])
+            self.wait_for_rules([pattern for ip in _MARK_IPS for pattern in self._mark_patterns(ip, number)])
+
+    def _mark_patterns(self, ip: str, number: int) -> Iterator[str]:
+        """Yield what rules hold that are up to a mark: the mark, and where it matters no mark before."""
+        yield rf"{re.escape(ip)}(\]?:| \. ){number}\b"
+        if self.mode.removes_last:
+            yield rf"\A(?![\s\S]*{re.escape(ip)}\]?:(?!{number}\b))"
 
     def wait_for_rules(self, patterns: Sequence[str], *hosts: Host) -> None:
         """Wait until the rules of these nodes, or of every node with an agent, hold all these patterns."""
@@ -189,9 +195,9 @@ def _key(item: JsonObject) -> tuple[str, str]:
     return item["kind"], item["metadata"]["name"]
 
 
-def _mark(number: int) -> list[JsonObject]:
+def _mark(number: int, protocol: str) -> list[JsonObject]:
     ips = cluster_ips(_MARK_NUMBER)
-    spec = {"clusterIP": ips[0], "clusterIPs": ips, "ports": [{"port": 9, "protocol": "TCP"}]}
+    spec = {"clusterIP": ips[0], "clusterIPs": ips, "ports": [{"port": 9, "protocol": protocol}]}
     found: list[JsonObject] = [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mark", "namespace": "default"}, "spec": spec}
     ]
@@ -204,7 +210,7 @@ def _mark(number: int) -> list[JsonObject]:
                 "metadata": {"name": f"mark-{family.lower()}", "namespace": "default", "labels": labels},
                 "addressType": family,
                 "endpoints": [{"addresses": [ip]}],
-                "ports": [{"name": "", "port": number, "protocol": "TCP"}],
+                "ports": [{"name": "", "port": number, "protocol": protocol}],
             }
         )
     return found

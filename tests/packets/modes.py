@@ -37,6 +37,8 @@ class Mode:
     """Whether all addresses of a Service port share a client's pin."""
     ends_pins_in_time: bool = True
     """Whether a pin ends with its time-out, and not later, with the last trace of the connections made under it."""
+    removes_last: bool = False
+    """Whether what is new is there before what is old is gone, so that a test has to wait for both."""
     unclaimed: str = "nobody"
     """What a packet meets that is for a port of a Service's external address that the Service does not have."""
     unserved: str = "nobody"
@@ -94,6 +96,7 @@ IPVS = Mode(
     dumps=(("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "-sorted", "save"), ("ipvsadm", "-Sn")),
     node_ports_on_every_address=True,
     lets_health_checks_in=True,
+    removes_last=True,
     shares_pins=False,
     ends_pins_in_time=False,
     unclaimed="refused",
