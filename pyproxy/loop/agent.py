@@ -180,7 +180,7 @@ class Agent:
         for result in results:
             match result:
                 case SyncReport():
-                    self._flows.note(result.taken.values())
+                    self._flows.note(result.flow_changes())
                 case ApplyError():
                     fine = False
                     logger.error("sync failed, will be tried again: %s", result)

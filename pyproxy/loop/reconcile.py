@@ -53,6 +53,15 @@ class SyncReport:
     taken: dict[ServicePortName, tuple[ServicePlan | None, ServicePlan | None]] = field(default_factory=dict)
     """For each port, the plan that the kernel had and the one it has now."""
     refused: list[ServicePortName] = field(default_factory=list)
+    repaired: dict[ServicePortName, ServicePlan] = field(default_factory=dict)
+    """Every port with its plan, if entries had to be written that should have been there: any of them may have been missing."""
+
+    def flow_changes(self) -> list[tuple[ServicePlan | None, ServicePlan | None]]:
+        """Return plans before and now of the ports whose flows may be wrong.
+
+        What began while entries were missing is tracked as it went then, as if there had been no Service.
+        """
+        return [*((None, plan) for plan in self.repaired.values()), *self.taken.values()]
 
     def followed_by(self, later: "SyncReport") -> "SyncReport":
         """Return what this sync and a later one did, as if they were one."""
@@ -60,7 +69,8 @@ class SyncReport:
         for name, (before, plan) in later.taken.items():
             taken[name] = (taken[name][0] if name in taken else before, plan)
         refused = list(dict.fromkeys((*self.refused, *later.refused)))
-        return SyncReport(self.entries_changed + later.entries_changed, taken, refused)
+        repaired = {**self.repaired, **later.repaired}
+        return SyncReport(self.entries_changed + later.entries_changed, taken, refused, repaired)
 
 
 class Reconciler(Generic[K, V]):
@@ -165,6 +175,7 @@ class Reconciler(Generic[K, V]):
         suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
         trusted = {name: plan for name, plan in staged.items() if name not in self.quarantined}
         touched: dict[K, None] = {}
+        was_known = self._is_known
         if not self._is_compiled:
             await self._put(self._taken)
             self._is_compiled = True
@@ -174,6 +185,8 @@ class Reconciler(Generic[K, V]):
             # In the program's order: where an entry goes can depend on what was written before it (hooks do).
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._take(trusted, touched, report)
+        if report.entries_changed and not was_known:
+            report.repaired = {name: plan for name, plan in self._taken.items() if name not in report.taken}
         for name, plan in suspects.items():
             await self._take({name: plan}, (), report)
 

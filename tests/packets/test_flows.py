@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from signal import SIGCONT, SIGSTOP
 
 import pytest
 
 from tests.lab import Connection, Outcome, Probe, RefusedBy, Verdict, tcp, udp
 
 from .cluster import Cluster, wait_until
+from .modes import needs
 from .objects import VERSIONS, JsonObject, port, public, service, slices, terminating
 from .table import SILENCE_SECONDS, address_of
 
@@ -22,6 +24,13 @@ DNS = service(
 )
 BYSTANDER = service("bystander", 121, port(53, "UDP"))
 NEW = service("new", 122, port(53, "UDP"))
+
+TRACKING = """
+table inet admin {
+    chain seen { type filter hook forward priority 5; ct state new counter; }
+}
+"""
+"""Rules of somebody else, for which connections are tracked whether ours are there or not."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +114,29 @@ def test_udp_flows_that_were_refused_reach_the_first_endpoint(cluster: Cluster) 
     cluster.put(*slices(DNS, "pod2-2"))
 
     wait_until(lambda: {"pod2-2"} == {outcome.server for outcome in client.probe(*probes)}, "the first endpoint")
+
+
+@needs("nft_tables")
+def test_udp_flows_from_a_time_without_rules_reach_it(cluster: Cluster) -> None:
+    """A flow that began when somebody had deleted our rules is not kept where it went: repairs are for flows, too."""
+    node = cluster.lab["node1"]
+    cluster.put(*slices(DNS, "pod1-1"))
+    node.run("nft", "-f", "-", stdin=TRACKING)
+    client = cluster.lab.client_pod
+    probes = [
+        udp(cluster_ip(DNS, version), 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS)
+        for version in VERSIONS
+    ]
+    cluster.agents["node1"].signal(SIGSTOP)
+    try:
+        node.run("nft", "-f", "-", stdin="".join(f"delete table {table}\n" for table in cluster.mode.nft_tables))
+        met = client.probe(*probes)
+    finally:
+        cluster.agents["node1"].signal(SIGCONT)
+
+    assert {None} == {outcome.server for outcome in met}
+    wait_until(lambda: {"pod1-1"} == {outcome.server for outcome in client.probe(*probes)}, "the endpoint")
+    node.run("nft", "delete", "table", "inet", "admin")
 
 
 def flow_ids(cluster: Cluster, item: JsonObject, sockets: list[Connection]) -> set[str]:

@@ -73,6 +73,25 @@ def test_report(agent: TableAgent) -> None:
     assert (3, []) == (report.entries_changed, report.refused)  # two chains of Services, and the dispatch
 
 
+def test_report_of_a_repair(agent: TableAgent) -> None:
+    """Where entries were missing, flows of all ports may be wrong; where nothing was missing, and after a change, none."""
+    agent.tell(everything(2))
+    started = agent.sync()
+    agent.reconciler.distrust()
+    looked = agent.sync()
+    agent.kernel.tables.chains["nat"]["KUBE-SERVICES"].clear()
+    agent.reconciler.distrust()
+    agent.tell(endpoints_changed(0, [2]))
+    repaired = agent.sync()
+    agent.tell(endpoints_changed(0, [3]))
+    changed = agent.sync()
+
+    assert [{}, {}, {}] == [started.repaired, looked.repaired, changed.repaired]
+    assert [port_name(1)] == list(repaired.repaired)
+    assert {port_name(0), port_name(1)} == {plan.name for _, plan in repaired.flow_changes() if plan}
+    assert [None] == [before for before, plan in repaired.flow_changes() if plan and plan.name == port_name(1)]
+
+
 def test_change_that_was_taken_back(agent: TableAgent) -> None:
     """A change that is undone before it was written leaves nothing to do."""
     agent.tell(everything(1))
