@@ -76,6 +76,7 @@ def test_a_client_is_pinned_once(start: Start, family: Family) -> None:
     assert first == pins(agent)
     assert 3 == len(set(first.values()))
     assert f"timeout {SECONDS // 3600}h" in run("nft", "list", "set", *agent.table.split(), "pins")
+    run("nft", "--check", "--file", "-", stdin=run("nft", "list", "ruleset"))
 
 
 def test_pins_survive(start: Start, family: Family) -> None:

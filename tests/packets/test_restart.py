@@ -140,6 +140,19 @@ def test_restart_without_a_change_writes_nothing(cluster: Cluster, tmp_path: Pat
     assert commits == generation(node)
 
 
+@needs("nft_tables")
+def test_restart_without_a_change_commits_nothing(cluster: Cluster) -> None:
+    """On no node is the ruleset another one by as much as a commit, and it reads the same."""
+    cluster.stop()
+    commits = {node.name: generation(node) for node in cluster.lab.nodes}
+    rules = {node.name: without_dates(cluster.rules(node)) for node in cluster.lab.nodes}
+
+    cluster.start(CLUSTER_CIDR_FLAG)
+
+    assert commits == {node.name: generation(node) for node in cluster.lab.nodes}
+    assert rules == {node.name: without_dates(cluster.rules(node)) for node in cluster.lab.nodes}
+
+
 def without_dates(rules: str) -> str:
     """Return what iptables-save printed without what always changes: remarks, and packets counted by policies."""
     return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
