@@ -23,14 +23,8 @@ MODES = ("iptables", "nftables")
 """Overlays whose mode every kernel of the tests has."""
 WEB = service("web", 10, port(80))
 ONLY_WARNING = "--oom-score-adj: -999 cannot be set"
-CONFIG = """\
-apiVersion: kubeproxy.config.k8s.io/v1alpha1
-kind: KubeProxyConfiguration
-clientConnection: {kubeconfig: /var/lib/kube-proxy/kubeconfig.conf}
-clusterCIDR: "10.244.0.0/16,fd00:10:244::/48"
-# A limit of the whole machine, which tests leave alone.
-conntrack: {maxPerCore: 0}
-"""
+HOST_UNTOUCHED = "conntrack: {maxPerCore: 0}\n"
+"""A limit of the whole machine, which tests leave alone."""
 
 
 @pytest.fixture(scope="module")
@@ -110,12 +104,13 @@ def pod_spec(objects: list[JsonObject]) -> JsonObject:
 
 
 def config_volume(control_plane: ControlPlane, server: str, folder: Path) -> Path:
-    """Lay out the ConfigMap, filled in as docs/install.md says; what config.conf says beside that is the tests'."""
+    """Lay out the ConfigMap, filled in as docs/install.md says."""
     [config_map] = rendered(control_plane, "configmap")
-    kubeconfig = config_map["data"]["kubeconfig.conf"]
-    assert "https://CONTROL-PLANE:6443" in kubeconfig
-    (folder / "config.conf").write_text(CONFIG)
-    (folder / "kubeconfig.conf").write_text(kubeconfig.replace("https://CONTROL-PLANE:6443", server))
+    assert {"config.conf", "kubeconfig.conf"} == set(config_map["data"])
+    for name, text in config_map["data"].items():
+        (folder / name).write_text(text.replace("https://CONTROL-PLANE:6443", server))
+    with (folder / "config.conf").open("a") as file:
+        file.write(HOST_UNTOUCHED)
     return folder
 
 
