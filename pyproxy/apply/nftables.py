@@ -7,6 +7,7 @@ whether the table is one of this version, and untouched.
 
 import asyncio
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from hashlib import sha256
@@ -61,8 +62,12 @@ logger = logging.getLogger(__name__)
 Change = Mapping[ElementKey, tuple[Value | None, Value | None]]
 
 _MARKER = "layout-"
-_GRACE_SECONDS = 0.05
-"""How long what packets on their way may still look up stays: they have seen the count of a moment ago."""
+_CHAIN_IN_SCRIPT = re.compile(r"^\tchain (\S+) ", re.MULTILINE)
+_GRACE_SECONDS = 1.0
+"""How long what packets on their way may still look up stays: they have seen the count of a moment ago.
+
+Between two look-ups a packet of a process on this node can wait for the CPU as long as that process.
+"""
 _CHAINED = frozenset(kind.number for kind in SETS.values() if kind.leads_to_chains)
 _CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
 _ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
@@ -77,13 +82,20 @@ class NftablesKernel:
 
     sees_every_change = True
 
-    def __init__(self, family: Family, counter: RulesetCounter, layouts: Mapping[Layout, str]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        counter: RulesetCounter,
+        layouts: Mapping[Layout, str],
+        grace_seconds: float = _GRACE_SECONDS,
+    ) -> None:
         """Take a counter of generations, and the texts of the layouts that `apply` may be asked for."""
         self.family = family
         self.commits = 0
         """Transactions so far, for tests and metrics."""
         self._counter = counter
         self._layouts = layouts
+        self._grace_seconds = grace_seconds
         self._name = f"{family_name(family)} {TABLE}"
         self._socket = NftSocket()
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
@@ -131,8 +143,34 @@ class NftablesKernel:
     # -- changes
 
     async def _replace(self, change: Change, layout: Layout) -> None:
-        """Make the table anew, elements, pins and all, in one transaction: there is no moment without rules."""
-        entries = {key: value for key, value in (await asyncio.to_thread(self._read)).items() if key != LAYOUT}
+        """Put another layout in the place of the one that is there; there is no moment without rules."""
+        present = await asyncio.to_thread(self._read)
+        try:
+            await self._renew(present, change, layout)
+        except ApplyError as error:
+            logger.info("%s: made anew, as its sets or hooks are others: %s", self._name, error)
+            await self._remake(present, change, layout)
+
+    async def _renew(self, present: Mapping[ElementKey, Value], change: Change, layout: Layout) -> None:
+        """Exchange all rules, and let sets, elements and hooks be.
+
+        A packet that passes between two hooks while one of them is exchanged for another would miss both.
+        """
+        wanted = (key for key, (_, value) in change.items() if value is not None)
+        chained: dict[ElementKey, Value] = {key: b"" for key in (*present, *wanted) if key[0] in _CHAINED}
+        script = table_text(self.family, self._layouts[layout], chained)
+        known = frozenset(_CHAIN_IN_SCRIPT.findall(script))
+        others = [name for name in self._chains() if name not in known and not name.startswith(_MARKER)]
+        deletes = "".join(f"delete chain {self._name} {name}\n" for name in others)
+        await self._run_nft(f"flush table {self._name}\n{script}{deletes}")
+        rest = {
+            key: both for key, both in change.items() if key != LAYOUT and not (key in chained and both[1] is not None)
+        }
+        await self._write(rest, layout)
+
+    async def _remake(self, present: Mapping[ElementKey, Value], change: Change, layout: Layout) -> None:
+        """Make the table anew, elements, pins and all, in one transaction."""
+        entries = {key: value for key, value in present.items() if key != LAYOUT}
         for key, (_, wanted) in change.items():
             if wanted is None:
                 entries.pop(key, None)
@@ -242,7 +280,7 @@ class NftablesKernel:
         """Delete what no packet on its way can look up any more."""
         try:
             while self._lingering:
-                await asyncio.sleep(_GRACE_SECONDS)
+                await asyncio.sleep(self._grace_seconds)
                 async with self._lock:
                     await self._sweep_once()
         except (ApplyError, OSError) as error:

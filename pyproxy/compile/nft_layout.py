@@ -277,7 +277,7 @@ class _Chains:
 
 
 def _base_chain(name: str, kind: str, hook: str, priority: int, *rules: str) -> str:
-    return _chain(name, f"type {kind} hook {hook} priority {priority};", *rules)
+    return _chain(name, f"type {kind} hook {hook} priority {priority}; policy accept;", *rules)
 
 
 def local_test(local: LocalTraffic | None, family: Family, *, is_not: bool = False) -> str:

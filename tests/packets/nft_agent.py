@@ -7,7 +7,7 @@ clock, sources and the second family are missing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -33,6 +33,8 @@ RANGES = {
     Family.IPV6: ("2001:db8::/33", "2001:db8:8000::/33", "2001:db8::7/128", "2001:db9::9/128"),
 }
 """Source ranges: the first two make one block, and the third is in the first."""
+SHORT_GRACE: Mapping[str, float] = {"grace_seconds": 0.05}
+"""Where no packet is on its way, nobody needs to wait for it."""
 LONG = ServicePortName(NamespacedName("n" * 63, "s" * 63), "p" * 15, Protocol.UDP)
 """As long as the API lets names be: longer than a comment."""
 SERVICE_CIDRS = {Family.IPV4: "10.96.0.0/16", Family.IPV6: "fd00:10:96::/112"}
@@ -82,14 +84,14 @@ def plan(family: Family, number: int, *pods: int, protocol: Protocol = Protocol.
 class NftAgent:
     """Program, reconciler and kernel of one family."""
 
-    def __init__(self, settings: NftablesSettings, loop: asyncio.Runner) -> None:
+    def __init__(self, settings: NftablesSettings, loop: asyncio.Runner, **grace: float) -> None:
         self.family = settings.family
         self.table = f"{family_name(settings.family)} pyproxy"
         self.generation = NftGeneration()
         self._loop = loop
         self._layouts: dict[Layout, str] = {}
         self.program = self._program(settings)
-        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts)
+        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts, **grace)
         self.reconciler: Reconciler[ElementKey, Value] = Reconciler(self.family, self.program, self.kernel)
 
     def __repr__(self) -> str:
@@ -167,14 +169,16 @@ class NftAgent:
 
 
 @contextmanager
-def node_namespace(settings: NftablesSettings) -> Iterator[Callable[[], NftAgent]]:
+def node_namespace(
+    settings: NftablesSettings, grace: Mapping[str, float] = SHORT_GRACE
+) -> Iterator[Callable[[], NftAgent]]:
     """Be in a network namespace of its own; give a function that starts an agent there, as after a restart."""
     started: list[NftAgent] = []
 
     with own_namespace(), asyncio.Runner() as loop:
 
         def start() -> NftAgent:
-            started.append(NftAgent(settings, loop))
+            started.append(NftAgent(settings, loop, **grace))
             return started[-1]
 
         try:

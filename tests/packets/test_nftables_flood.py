@@ -30,7 +30,7 @@ CHANGES = 30
 CONNECTIONS = 2000
 """At least so many in a test, however slow the machine."""
 SETS_OF_PODS = ((1, 2), (1, 2, 3, 4, 5), (4, 5), (6, 7), (5, 4, 3, 2, 1), (7,), (1, 2, 3, 4, 5, 6, 7, 8), (8, 1))
-PAUSES = (0.0, 0.0, 0.01, 0.04, 0.07)
+PAUSES = (0.0, 0.0, 0.01, 0.4, 0.7)
 """Shorter than what lingers is let to, and longer; as many as have no common factor with the sets of pods."""
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "any endpoint": (2000, {}),
@@ -51,7 +51,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 @pytest.fixture
 def start(family: Family) -> Iterator[Start]:
     """Be in a namespace in which clients and endpoints are, and give a function that starts an agent there."""
-    with node_namespace(settings_of(family)) as start_agent:
+    with node_namespace(settings_of(family), grace={}) as start_agent:
         local = "".join(f"route add local {cidr} dev lo\n" for cidr in (*CLIENTS, *PODS.values()))
         run("ip", "-batch", "-", stdin=f"link set lo up\nlink add out type veth peer name end\nlink set end up\n"
             f"link set out up arp off\n{local}route add 10.0.0.0/8 dev out\nroute add fd00::/16 dev out\n")  # fmt: skip

@@ -46,6 +46,8 @@ def test_refused_service_recovers_by_its_next_change(cluster: Cluster, gate: Gat
     with cluster.having(*backed(BAD, by="pod1-1")):
         gate.admit_all()
         cluster.put(*backed(BAD, by="pod2-1"))
+        # In a transaction of its own, which may be the one after the mark's.
+        cluster.wait_for_rules([rf"-d {cluster_ips(113)[0]}/32 .*-j KUBE-SVC-", "10.244.2.11:8080"])
 
         assert cluster.expected(row) == cluster.meet(row)
 
