@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 
 from pyproxy.flags import CIDRS_REPEATED, DURATION, SWITCH, TEXT
-from pyproxy.ignored import IgnoredFlags
 from pyproxy.model.address import Network
 from pyproxy.option import not_negative, option, positive
+from pyproxy.takeover_flags import TakeoverFlags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IpvsFlags(IgnoredFlags):
+class IpvsFlags(TakeoverFlags):
     """The fields of Config that say something to the ipvs mode alone."""
 
     ipvs_scheduler: str = option(

@@ -127,7 +127,7 @@ async def _follow_files(config: Config, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what files say, for as long as both live."""
     from pyproxy.source.files import FileSource  # noqa: PLC0415  # YAML and no HTTP, or the other way round
 
-    async for change in FileSource(config.manifests).changes():
+    async for change in FileSource(config.manifests, proxy_name=config.service_proxy_name).changes():
         own = _without_other_nodes(change, node_name)
         if own is not None:
             inbox.deliver(own)
@@ -160,7 +160,9 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
         return await (first.pop() if first else load_access(settings))
 
     store = api.Store(deliver=inbox.deliver, last_good=inbox.last_good)
-    watched = api.Watched(node_name=node_name, service_cidrs=inbox.wants_service_cidrs)
+    watched = api.Watched(
+        node_name=node_name, service_cidrs=inbox.wants_service_cidrs, proxy_name=config.service_proxy_name
+    )
     await api.ApiSource(find_access, watched, store).run()
 
 

@@ -57,6 +57,8 @@ class Watched:
     """The Node with this name."""
     service_cidrs: Awaitable[bool]
     """Says whether ServiceCIDRs are, as soon as that is known."""
+    proxy_name: str = ""
+    """Which Services; see `decode_service`."""
 
 
 class ApiSource:
@@ -72,7 +74,7 @@ class ApiSource:
         random: Random = random.random,
     ) -> None:
         self._transport = Transport(find_access, timing or Timing())
-        self._resources = (services(), endpoint_slices(), node(watched.node_name))
+        self._resources = (services(watched.proxy_name), endpoint_slices(), node(watched.node_name))
         self._wants_service_cidrs = watched.service_cidrs
         self._store = store
         self._random = random

@@ -39,10 +39,15 @@ DEFAULT_AFFINITY_SECONDS = 10800
 """What the API server fills in (core/v1 DefaultClientIPServiceAffinitySeconds)."""
 
 
-def decode_service(service: wire.Service) -> Decoded[Service]:
-    """Reduce a Service to its packet path."""
+def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Service]:
+    """Reduce a Service to its packet path.
+
+    Args:
+        service: any Service.
+        proxy_name: what its label service-proxy-name has to say for it to count; empty: it must not have that label.
+    """
     metadata, spec = service.metadata or wire.NO_METADATA, service.spec or wire.NO_SERVICE_SPEC
-    if not _has_packet_path(metadata.labels or wire.NO_LABELS, spec):
+    if not _has_packet_path(metadata.labels or wire.NO_LABELS, spec, proxy_name):
         return Decoded(None)
     problems: Problems = []
     name = object_name(metadata)
@@ -80,9 +85,9 @@ def _scheduler(annotations: wire.Annotations, problems: Problems) -> str:
     return text
 
 
-def _has_packet_path(labels: wire.Labels, spec: wire.ServiceSpec) -> bool:
+def _has_packet_path(labels: wire.Labels, spec: wire.ServiceSpec, proxy_name: str) -> bool:
     is_headless = spec.cluster_ip == HEADLESS or (not spec.cluster_ip and HEADLESS in (spec.cluster_ips or ()))
-    return labels.service_proxy_name is UNSET and spec.type != "ExternalName" and not is_headless
+    return labels.service_proxy_name == (proxy_name or UNSET) and spec.type != "ExternalName" and not is_headless
 
 
 def _cluster_ips(spec: wire.ServiceSpec, problems: Problems) -> tuple[tuple[Family, ...], tuple[bytes, ...]]:

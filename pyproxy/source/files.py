@@ -40,16 +40,16 @@ Version = tuple[int, int, int, int]
 """What `stat` tells of a file's content: inode, size, and times of modification and of change in nanoseconds."""
 
 
-def read_objects(path: str | Path) -> FileObjects:
-    """Read a file, a directory, or standard input (``-``) once.
+def read_objects(path: str | Path, proxy_name: str = "") -> FileObjects:
+    """Read a file, a directory, or standard input (``-``) once; for `proxy_name` see `decode_service`.
 
     Raises:
         SourceError: there is nothing to read at the path. A bad file of a directory is a problem, not an error.
     """
     if str(path) == STANDARD_INPUT:
         with _without_garbage_collection():
-            return combine((read_manifest("standard input", sys.stdin.buffer.read()),))
-    return _Folder(Path(path)).read()
+            return combine((read_manifest("standard input", sys.stdin.buffer.read(), proxy_name),))
+    return _Folder(Path(path), proxy_name).read()
 
 
 class FileSource:
@@ -58,10 +58,12 @@ class FileSource:
     Args:
         path: a file, a directory, or ``-`` for standard input, which like any pipe is read once.
         poll_seconds: time between two looks at the files; a change is seen after one to two of them.
+        proxy_name: see `decode_service`.
     """
 
-    def __init__(self, path: str | Path, poll_seconds: float = POLL_SECONDS) -> None:
+    def __init__(self, path: str | Path, poll_seconds: float = POLL_SECONDS, *, proxy_name: str = "") -> None:
         self._path = path
+        self._proxy_name = proxy_name
         self._poll_seconds = poll_seconds
         self.objects = FileObjects()
         """All objects as of the last change."""
@@ -78,12 +80,12 @@ class FileSource:
             SourceError: there is nothing to read at the path when following begins.
         """
         if str(self._path) == STANDARD_INPUT or not _is_followed(Path(self._path)):
-            self._accept(await asyncio.to_thread(read_objects, self._path))
+            self._accept(await asyncio.to_thread(read_objects, self._path, self._proxy_name))
             for change in _lists(self.objects):
                 yield change
             await asyncio.get_running_loop().create_future()
             return
-        folder, stop = _Folder(Path(self._path)), Event()
+        folder, stop = _Folder(Path(self._path), self._proxy_name), Event()
         try:
             self._accept(await asyncio.to_thread(folder.read))
             for change in _lists(self.objects):
@@ -108,8 +110,9 @@ class FileSource:
 class _Folder:
     """The files at a path, with what was last good in each."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, proxy_name: str) -> None:
         self._path = path
+        self._proxy_name = proxy_name
         self._versions: dict[str, Version] = {}
         self._manifests: dict[str, Manifest] = {}
 
@@ -164,7 +167,7 @@ class _Folder:
             data = Path(file).read_bytes()
         except OSError as error:
             return _kept(last, file, error.strerror or str(error))
-        manifest = read_manifest(file, data)
+        manifest = read_manifest(file, data, self._proxy_name)
         if last is None or not last.is_whole:
             return manifest
         if not data.strip():

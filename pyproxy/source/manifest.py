@@ -116,9 +116,9 @@ class Manifest:
     """False where a syntax error hides objects."""
 
 
-def read_manifest(file: str, data: bytes) -> Manifest:
-    """Read all objects of a file; `file` is how messages call it."""
-    reading = _Reading(file)
+def read_manifest(file: str, data: bytes, proxy_name: str = "") -> Manifest:
+    """Read all objects of a file; `file` is how messages call it, and `proxy_name` is as in `decode_service`."""
+    reading = _Reading(file, proxy_name)
     data = data.removeprefix(b"\xef\xbb\xbf")
     # A brace makes it JSON, as for kubectl (k8s.io/apimachinery/pkg/util/yaml, NewYAMLOrJSONDecoder).
     if data.lstrip().startswith((b"{", b"[")):
@@ -131,8 +131,9 @@ def read_manifest(file: str, data: bytes) -> Manifest:
 class _Reading:
     """A file that is being read."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, proxy_name: str) -> None:
         self._file = file
+        self._proxy_name = proxy_name
         self._services: list[Found[Service]] = []
         self._slices: list[Found[EndpointSlice]] = []
         self._endpoints: list[Found[tuple[EndpointSlice, ...]]] = []
@@ -278,7 +279,7 @@ class _Reading:
     def _take(self, known: WireObject, locate: Locate) -> None:
         match known:
             case wire.Service():
-                self._keep(self._services, decode_service(known), locate)
+                self._keep(self._services, decode_service(known, self._proxy_name), locate)
             case wire.EndpointSlice():
                 decoded = decode_endpoint_slice(known)
                 self._keep(self._slices, decoded, locate)

@@ -6,6 +6,7 @@ whole, and object by object only if that fails, so that one bad object costs its
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -157,11 +158,18 @@ def _page(metadata: wire.ListMeta | None, items: list[Item]) -> Page:
     return Page(metadata.resource_version or "", metadata.continue_token or "", items)
 
 
-def services() -> Resource[wire.Service]:
-    """Return the Services that have a packet path; a server that does not know the field selector gets none."""
-    selectors = {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"}
+def services(proxy_name: str = "") -> Resource[wire.Service]:
+    """Return the Services that have a packet path; a server that does not know the field selector gets none.
+
+    Args:
+        proxy_name: see `decode_service`.
+    """
+    label = "service.kubernetes.io/service-proxy-name"
+    labels = f"{label}={proxy_name}" if proxy_name else f"!{label}"
+    selectors = {"labelSelector": labels, "fieldSelector": "spec.clusterIP!=None"}
     shapes = wire.Service, wire.ObjectList[wire.Service]
-    return Resource(Kind.SERVICE, "/api/v1/services", selectors, shapes, decode_service)
+    decode = partial(decode_service, proxy_name=proxy_name)
+    return Resource(Kind.SERVICE, "/api/v1/services", selectors, shapes, decode)
 
 
 def endpoint_slices() -> Resource[wire.EndpointSlice]:

@@ -79,11 +79,11 @@ KUBE_PROXY_DEFAULTS = {
     "vmodule": "",
     "write-config-to": "",
 }
-OURS = {"manifests": "", "iptables-variant": "auto"}
+OURS = {"manifests": "", "iptables-variant": "auto", "takeover": "auto", "service-proxy-name": ""}
 
 
 def test_flags_and_defaults_are_those_of_kube_proxy() -> None:
-    """Every flag of kube-proxy is here with its default, and pyproxy's own are two."""
+    """Every flag of kube-proxy is here with its default, and pyproxy's own are few."""
     config = Config()
     values = {about.flag: (about.grammar, getattr(config, name)) for name, about in OPTIONS.items()}
 

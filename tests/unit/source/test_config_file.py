@@ -292,7 +292,7 @@ def test_flags_without_a_field_are_pyproxys_or_klogs() -> None:
         about.flag for name, about in OPTIONS.items() if name not in {field.attribute for field in FIELDS.values()}
     }
 
-    ours = {"manifests", "iptables-variant"}
+    ours = {"manifests", "iptables-variant", "takeover", "service-proxy-name"}
     what_to_do = {"config", "master", "init-only", "write-config-to", "healthz-port", "metrics-port"}
     klog = {"add-dir-header", "alsologtostderr", "log-backtrace-at", "log-dir", "log-file", "log-file-max-size"}
     klog |= {"logtostderr", "one-output", "skip-headers", "skip-log-headers", "stderrthreshold"}
