@@ -47,6 +47,8 @@ class Store:
     """Called in the event loop with each change; the first one of each kind is a `Replaced`."""
     last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None
     """Gives what is kept of an object, or None: asked when a list has it in a form that cannot be decoded."""
+    watching: Callable[[Kind, bool], None] = lambda _kind, _is_watched: None
+    """Told, again and again, whether changes of a kind arrive."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +80,7 @@ class ApiSource:
         self._wants_service_cidrs = watched.service_cidrs
         self._store = store
         self._random = random
-        self._availability = Availability()
+        self._availability = Availability(store.watching)
 
     @property
     def is_available(self) -> bool:
@@ -120,7 +122,8 @@ class ApiSource:
 class Availability:
     """Which kinds are cut off from the API server; says so once."""
 
-    def __init__(self) -> None:
+    def __init__(self, told: Callable[[Kind, bool], None]) -> None:
+        self._told = told
         self._lost: set[Kind] = set()
         self._lost_at = 0.0
         self._reasons: set[str] = set()
@@ -135,12 +138,14 @@ class Availability:
         if not self._lost:
             self._lost_at = now
         self._lost.add(kind)
+        self._told(kind, False)  # noqa: FBT003  # whether it is watched
         if reason not in self._reasons:
             self._reasons.add(reason)
             logger.warning("API server lost, the last good state is kept: %s", reason)
 
     def regain(self, kind: Kind, now: float) -> None:
         """Take note that a kind is watched."""
+        self._told(kind, True)  # noqa: FBT003  # see above
         if kind not in self._lost:
             return
         self._lost.remove(kind)

@@ -35,6 +35,13 @@ class Changes:
 
     def __init__(self) -> None:
         self._queues: dict[Kind, asyncio.Queue[Change]] = defaultdict(asyncio.Queue)
+        self.watched: dict[Kind, list[bool]] = defaultdict(list)
+        """What was told of each kind: whether its changes arrive, without repetition."""
+
+    def watching(self, kind: Kind, is_watched: bool) -> None:  # noqa: FBT001  # as the source calls it
+        """Take note whether changes of a kind arrive."""
+        if self.watched[kind][-1:] != [is_watched]:
+            self.watched[kind].append(is_watched)
 
     def deliver(self, change: Change) -> None:
         """Take a change."""
@@ -88,7 +95,7 @@ async def running(
 ) -> AsyncIterator[Changes]:
     """Run a source, without chance in its delays, and leave no task behind."""
     changes = Changes()
-    store = Store(deliver=changes.deliver, last_good=last_good)
+    store = Store(deliver=changes.deliver, last_good=last_good, watching=changes.watching)
     watched = Watched(node_name="node-1", service_cidrs=service_cidrs or asyncio.ensure_future(wanted()))
     source = ApiSource(find_access, watched, store, timing=timing, random=float)
     task = asyncio.create_task(source.run())

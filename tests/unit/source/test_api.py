@@ -385,6 +385,19 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @in_loop
+async def test_who_is_watched_is_told() -> None:
+    """A kind that is refused is cut off until it is watched, and the others are not; so it is told."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(503))
+        async with running(access_to(server.url)) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+
+    others = {kind: [True] for kind in Kind if kind is not Kind.SERVICE}
+    assert {Kind.SERVICE: [False, True]} | others == changes.watched
+
+
+@in_loop
 async def test_several_servers() -> None:
     """Where one server cannot be reached the next one has its turn, and keeps it."""
     async with ApiServer() as gone:
