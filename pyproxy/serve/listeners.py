@@ -1,0 +1,221 @@
+"""Listening sockets for HTTP: one thread waits on all of them, and each client has a thread for its one request.
+
+There may be hundreds of sockets, one for each health check node port. They must never harm the agent: an address that
+cannot be had is one error in the log and another try every few seconds; a client that hangs holds one thread, and not
+for long. Neither TLS nor authentication, as kube-proxy's servers.
+"""
+
+import logging
+import os
+import selectors
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, NamedTuple
+from wsgiref.simple_server import WSGIRequestHandler
+from wsgiref.types import WSGIApplication
+
+from pyproxy.flags import ListenAddress
+from pyproxy.model.address import Family, family_of, ip_text
+
+logger = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 5.0
+"""As kube-proxy (``cmd/kube-proxy/app/server.go``, serveHealthz)."""
+_IDLE_SECONDS = 10.0
+"""How long a client may keep a thread waiting for its next word."""
+_REQUEST_SECONDS = 30.0
+"""How long a connection may last in all."""
+_MOST_CONNECTIONS = 128
+"""Connections at a time; who comes on top of them is turned away."""
+_DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """What is served under a name, and where."""
+
+    app: WSGIApplication
+    addresses: Collection[ListenAddress]
+    both_families: bool = True
+    """Whether all zeros are every address of both families, as for Go's network ``tcp``, or of their own family only."""
+    failed: Callable[[str], None] = lambda _: None
+    """Told, in the thread of the sockets, of the first time that an address cannot be had."""
+
+
+class _Place(NamedTuple):
+    name: str
+    address: ListenAddress
+
+
+class Listeners(threading.Thread):
+    """Serves sites from its start to `close`. Its methods may be called from any thread.
+
+    Args:
+        retry_seconds: time between two tries to get an address.
+    """
+
+    def __init__(self, retry_seconds: float = _RETRY_SECONDS) -> None:
+        super().__init__(name="listeners", daemon=True)
+        self._retry_seconds = retry_seconds
+        self._sites: dict[str, Site] = {}
+        self._open: dict[_Place, socket.socket] = {}
+        self._missing: set[_Place] = set()
+        """Where a site should be served and is not."""
+        self._retry_at = 0.0
+        self._connections: deque[tuple[float, socket.socket]] = deque()
+        """When each has to be over, the first one first."""
+        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
+        self._is_closed = False
+        self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._alarm, selectors.EVENT_READ)
+
+    def serve(self, name: str, site: Site | None) -> None:
+        """Serve a site under a name, which log lines begin with, in place of the one before; None: nothing any more.
+
+        Sockets of addresses that the site had already stay open.
+        """
+        # One assignment, so that the other thread sees the one dictionary or the other.
+        others = {known: each for known, each in self._sites.items() if known != name}
+        self._sites = others if site is None else {**others, name: site}
+        self._wake()
+
+    def close(self) -> None:
+        """Stop serving, and wait until all addresses are free again."""
+        self._is_closed = True
+        self._wake()
+        self.join()
+        os.close(self._alarm)
+
+    def run(self) -> None:
+        """Serve until closed."""
+        while not self._is_closed:
+            self._settle()
+            for key, _ in self._selector.select(self._patience()):
+                if key.data is None:
+                    os.eventfd_read(self._alarm)
+                else:
+                    self._accept(key.data)
+            self._end_overdue()
+        for place in tuple(self._open):
+            self._close(place)
+        self._selector.close()
+
+    def _wake(self) -> None:
+        os.eventfd_write(self._alarm, 1)
+
+    def _settle(self) -> None:
+        """Have open what is wanted, and nothing else."""
+        sites = self._sites
+        wanted = [_Place(name, address) for name, site in sites.items() for address in site.addresses]
+        for place in self._open.keys() - set(wanted):
+            self._close(place)
+        self._missing &= set(wanted)
+        is_due = monotonic() >= self._retry_at
+        for place in wanted:
+            if place not in self._open and (is_due or place not in self._missing):
+                self._try(place, sites[place.name])
+
+    def _try(self, place: _Place, site: Site) -> None:
+        try:
+            listener = _listen(place.address, both_families=site.both_families)
+        except OSError as error:
+            self._retry_at = monotonic() + self._retry_seconds
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            message = f"{place.name} cannot be served on {place.address}, trying on: {reason}"
+            if place in self._missing:
+                logger.debug("%s", message)
+                return
+            self._missing.add(place)
+            logger.error("%s", message)  # noqa: TRY400  # all that there is to say is in the message
+            site.failed(message)
+            return
+        logger.info("%s served on http://%s", place.name, place.address)
+        self._missing.discard(place)
+        self._open[place] = listener
+        self._selector.register(listener, selectors.EVENT_READ, place)
+
+    def _close(self, place: _Place) -> None:
+        listener = self._open.pop(place)
+        self._selector.unregister(listener)
+        listener.close()
+        logger.info("%s not served any more on http://%s", place.name, place.address)
+
+    def _patience(self) -> float | None:
+        """Return how long nothing has to be done, in seconds, or None."""
+        times = [self._retry_at] if self._missing else []
+        if self._connections:
+            times.append(self._connections[0][0])
+        return max(0.0, min(times) - monotonic()) if times else None
+
+    def _accept(self, place: _Place) -> None:
+        listener, site = self._open.get(place), self._sites.get(place.name)
+        if listener is None or site is None:
+            return
+        try:
+            connection, peer = listener.accept()
+        except OSError as error:
+            # A client that is gone again; or no descriptor is left, and asking again at once would be a loop.
+            logger.debug("%s: %s", place.name, error)
+            threading.Event().wait(_DESCRIPTORS_ARE_SHORT_SECONDS)
+            return
+        if not self._free.acquire(blocking=False):
+            connection.close()
+            return
+        self._connections.append((monotonic() + _REQUEST_SECONDS, connection))
+        try:
+            threading.Thread(target=self._answer, args=(connection, peer, site.app), daemon=True).start()
+        except RuntimeError as error:
+            logger.debug("%s: %s", place.name, error)
+            connection.close()
+            self._free.release()
+
+    def _answer(self, connection: socket.socket, peer: Any, app: WSGIApplication) -> None:  # noqa: ANN401  # socket's
+        try:
+            with connection:
+                _RequestHandler(connection, peer, _Server(app))  # type: ignore[arg-type]  # all it needs of a server
+        except OSError as error:
+            logger.debug("%s: %s", peer[0], error)
+        finally:
+            self._free.release()
+
+    def _end_overdue(self) -> None:
+        """Forget connections that are over, and end those that should be."""
+        while self._connections and (self._connections[0][1].fileno() < 0 or self._connections[0][0] <= monotonic()):
+            _, connection = self._connections.popleft()
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+
+def _listen(address: ListenAddress, *, both_families: bool) -> socket.socket:
+    domain = socket.AF_INET if family_of(address.ip) is Family.IPV4 else socket.AF_INET6
+    if both_families and not any(address.ip) and socket.has_dualstack_ipv6():
+        listener = socket.create_server(("", address.port), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        listener = socket.create_server((ip_text(address.ip), address.port), family=domain)
+    listener.settimeout(0)
+    return listener
+
+
+class _Server:
+    """What `WSGIRequestHandler` wants to know of its server."""
+
+    def __init__(self, app: WSGIApplication) -> None:
+        self._app = app
+        self.base_environ = {"GATEWAY_INTERFACE": "CGI/1.1", "SCRIPT_NAME": "", "SERVER_NAME": "", "SERVER_PORT": ""}
+
+    def get_app(self) -> WSGIApplication:
+        return self._app
+
+
+class _RequestHandler(WSGIRequestHandler):
+    timeout = _IDLE_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401  # http.server's
+        """Tell of requests to those who want to know every step."""
+        logger.debug("%s: %s", self.client_address[0], format % args)

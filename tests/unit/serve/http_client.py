@@ -1,0 +1,73 @@
+"""A client for servers on loopback that may have yet to bind: another thread does that."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import NamedTuple
+
+from pyproxy.flags import ListenAddress
+from pyproxy.model.address import ip_text, parse_ip
+
+LOOPBACK = parse_ip("127.0.0.1")
+PATIENCE_SECONDS = 10.0
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Ask again and again until the condition holds."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def free_address(ip: bytes = LOOPBACK) -> ListenAddress:
+    """Return an address that nobody listens on."""
+    domain = socket.AF_INET if len(ip) == len(LOOPBACK) else socket.AF_INET6
+    with socket.socket(domain) as probe:
+        probe.bind((ip_text(ip), 0))
+        return ListenAddress(ip, probe.getsockname()[1])
+
+
+def connected(address: ListenAddress) -> socket.socket:
+    """Connect to a server."""
+    found: list[socket.socket] = []
+
+    def connects() -> bool:
+        try:
+            found.append(socket.create_connection((ip_text(address.ip), address.port), timeout=PATIENCE_SECONDS))
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    wait_until(connects)
+    return found[0]
+
+
+def get(address: ListenAddress, path: str = "/", method: str = "GET") -> Answer:
+    """Ask a server for a path."""
+    with closing(HTTPConnection(ip_text(address.ip), address.port)) as connection:
+        connection.sock = connected(address)
+        connection.request(method, path)
+        response = connection.getresponse()
+        return Answer(response.status, dict(response.getheaders()), response.read())
+
+
+def is_refused(address: ListenAddress) -> bool:
+    """Say whether nobody listens."""
+    try:
+        socket.create_connection((ip_text(address.ip), address.port), timeout=PATIENCE_SECONDS).close()
+    except ConnectionRefusedError:
+        return True
+    return False

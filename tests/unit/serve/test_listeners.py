@@ -1,0 +1,157 @@
+"""Many listening sockets in one thread, over real TCP on loopback: who is served where, and who can do no harm."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+import pytest
+
+from pyproxy.flags import ListenAddress
+from pyproxy.model.address import ip_text, parse_ip
+from pyproxy.serve import listeners as listeners_module
+from pyproxy.serve.listeners import Listeners, Site
+
+from .http_client import LOOPBACK, connected, free_address, get, is_refused, wait_until
+
+MANY = 200
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    """Give running listeners that soon try again."""
+    made = Listeners(retry_seconds=0.01)
+    made.start()
+    yield made
+    made.close()
+
+
+def saying(text: str) -> WSGIApplication:
+    """Return a server that answers everything with a text."""
+
+    def answer(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        start_response("200 OK", [("Content-Type", "text/plain")])
+        return [text.encode()]
+
+    return answer
+
+
+def test_each_address_has_its_site(listeners: Listeners) -> None:
+    """Hundreds of sites are served by one thread, each on its own addresses."""
+    before = threading.active_count()
+    addresses = {number: free_address(parse_ip(f"127.0.1.{number}")) for number in range(1, MANY + 1)}
+    for number, address in addresses.items():
+        listeners.serve(f"site {number}", Site(saying(str(number)), [address]))
+
+    assert {str(number).encode() for number in addresses} == {get(address).body for address in addresses.values()}
+    wait_until(lambda: threading.active_count() <= before)
+
+
+def test_a_site_that_moves(listeners: Listeners) -> None:
+    """A site is served where it was last said to be, and nowhere else; what stays is not closed for a moment."""
+    stays, goes, comes = (free_address(parse_ip(f"127.0.2.{number}")) for number in (1, 2, 3))
+    listeners.serve("site", Site(saying("old"), [stays, goes]))
+    assert (b"old", b"old") == (get(stays).body, get(goes).body)
+    with closing(connected(stays)) as waiting:
+        listeners.serve("site", Site(saying("new"), [stays, comes]))
+        assert (b"new", b"new") == (get(comes).body, get(stays).body)
+        waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert waiting.recv(15) == b"HTTP/1.0 200 OK"
+    assert is_refused(goes)
+
+    listeners.serve("site", None)
+    wait_until(lambda: is_refused(stays) and is_refused(comes))
+
+
+@pytest.mark.parametrize(("both", "ipv4_is_refused"), [(True, False), (False, True)])
+@pytest.mark.parametrize("ip", ["0.0.0.0", "::"])  # noqa: S104  # that is what is tested
+def test_every_address(listeners: Listeners, ip: str, both: bool, ipv4_is_refused: bool) -> None:  # noqa: FBT001  # pytest
+    """All zeros are every address of both families, or of their own if so said."""
+    port = free_address(parse_ip("::")).port
+    own, other = ("127.0.0.1", "::1") if ip == "0.0.0.0" else ("::1", "127.0.0.1")  # noqa: S104  # see above
+    listeners.serve("site", Site(saying("hello"), [ListenAddress(parse_ip(ip), port)], both_families=both))
+
+    assert b"hello" == get(ListenAddress(parse_ip(own), port)).body
+    assert ipv4_is_refused == is_refused(ListenAddress(parse_ip(other), port))
+
+
+def test_an_address_that_is_taken(listeners: Listeners, caplog: pytest.LogCaptureFixture) -> None:
+    """Where another program has the port, one error says so, others are served, and the site is once it is free."""
+    taken, other = free_address(), free_address(parse_ip("127.0.0.2"))
+    told: list[str] = []
+    with socket.create_server((ip_text(taken.ip), taken.port)):
+        listeners.serve("site", Site(saying("hello"), [taken, other], failed=told.append))
+        wait_until(lambda: bool(told))
+        assert b"hello" == get(other).body
+    assert b"hello" == get(taken).body
+
+    message = f"site cannot be served on {taken}, trying on: Address already in use"
+    errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert ([message], [message]) == (told, errors)
+
+
+def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:
+    """Two sites that want one address: the second one has it once the first has gone."""
+    address = free_address()
+    listeners.serve("first", Site(saying("first"), [address]))
+    assert b"first" == get(address).body
+    listeners.serve("second", Site(saying("second"), [address]))
+    listeners.serve("first", None)
+
+    def answers() -> bytes:
+        try:
+            return get(address).body
+        except OSError:
+            return b"nobody"  # between the two
+
+    wait_until(lambda: answers() == b"second")
+
+
+def test_clients_that_say_nothing_keep_nobody_waiting(listeners: Listeners) -> None:
+    """While one client holds its connection open without a word, and one resets its own, others are answered."""
+    address = free_address()
+    listeners.serve("site", Site(saying("hello"), [address]))
+    with closing(connected(address)), closing(connected(address)) as reset:
+        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        reset.sendall(b"GET / HTTP/1.1\r\n")
+        reset.close()
+
+        assert b"hello" == get(address).body
+
+
+def test_a_client_has_so_much_time_and_no_more(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many words a client has, each in time, its connection ends."""
+    monkeypatch.setattr(listeners_module, "_REQUEST_SECONDS", 0.2)
+    address = free_address()
+    listeners.serve("site", Site(saying("hello"), [address]))
+    with closing(connected(address)) as slow:
+        slow.settimeout(0.01)
+
+        def is_over() -> bool:
+            try:
+                slow.sendall(b"x")
+                return slow.recv(1) == b""
+            except TimeoutError:
+                return False
+            except OSError:
+                return True
+
+        wait_until(is_over)
+
+
+def test_after_a_close_the_addresses_are_free() -> None:
+    """What is closed has given its addresses back when `close` returns."""
+    address = free_address(LOOPBACK)
+    made = Listeners()
+    made.start()
+    made.serve("site", Site(saying("hello"), [address]))
+    get(address)
+    made.close()
+
+    with socket.create_server((ip_text(address.ip), address.port)):
+        pass
