@@ -20,6 +20,7 @@ from pyproxy.flags import (
     PATH,
     SWITCH,
     TEXT,
+    URLS,
     Grammar,
     ListenAddress,
     listen_address,
@@ -92,10 +93,20 @@ class Config(IpvsFlags):
     """
 
     config: str = option("", PATH, "KubeProxyConfiguration file (v1alpha1), as kubeadm writes it; flags win over it.")
+    pyproxy_config: str = option(
+        "",
+        PATH,
+        "PyproxyConfiguration file, for what is pyproxy's own; wins over --config, and flags win over it.",
+        own=True,
+    )
+    write_config_to: str = option(
+        "", PATH, "Write the configuration as a KubeProxyConfiguration, defaults included, to this file and exit."
+    )
     manifests: str = option(
         "",
         PATH,
         "Directory or file with Kubernetes objects in YAML or JSON, or - for standard input; replaces the API server.",
+        own=True,
     )
     kubeconfig: str = option(
         "",
@@ -103,6 +114,12 @@ class Config(IpvsFlags):
         "Kubeconfig that says how to reach the API server. Without it and --master: the pod's service account.",
     )
     master: str = option("", TEXT, "URL of the API server; wins over the one in the kubeconfig.")
+    api_servers: tuple[str, ...] = option(
+        (),
+        URLS,
+        "URLs of several API servers, in place of the kubeconfig's: one is used for as long as it answers, then the next.",
+        own=True,
+    )
     hostname_override: str = option(
         "", NODE_NAME, "Name of this node's Node object; without it, the host name. Trimmed and lower-cased."
     )
@@ -120,6 +137,7 @@ class Config(IpvsFlags):
         IptablesVariant.AUTO,
         one_of(IptablesVariant),
         "Kernel interface behind iptables; auto uses the one that this node's kubelet and other rules use.",
+        own=True,
     )
     cluster_cidr: tuple[Network, ...] = option(
         (),
@@ -256,6 +274,9 @@ class Config(IpvsFlags):
     def _require_one_source(self) -> None:
         if self.manifests and (self.kubeconfig or self.master):
             message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
+            raise ConfigError(message)
+        if self.api_servers and (self.manifests or self.master):
+            message = "--api-servers: are the API servers; --manifests and --master cannot be given with it"
             raise ConfigError(message)
 
 

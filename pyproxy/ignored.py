@@ -28,21 +28,26 @@ NOT_YET = "is accepted but not acted on in this version"
 NO_GATES = "is accepted but not acted on: pyproxy has no feature gates"
 JSON_ONLY = "is accepted but not acted on: pyproxy always asks for JSON"
 KLOG = "is accepted but not acted on: it configures klog, and pyproxy logs to standard error only"
+FEW_REQUESTS = "is accepted but not acted on: pyproxy opens one watch for each kind of object, and asks for no more"
+NO_RESYNC = "is accepted but not acted on: a watch tells every change, and one that ends is followed by the next"
+NO_HIDDEN = "is accepted but not acted on: pyproxy hides no metric"
+NO_MACHINE = "is accepted but not acted on: kube-proxy does not act on it either"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IgnoredFlags:
     """The fields of Config that change nothing."""
 
-    write_config_to: str = option("", PATH, "Write the configuration to this file and exit.", ignored=NOT_YET)
     feature_gates: tuple[tuple[str, bool], ...] = option((), GATES, "Feature gates of Kubernetes.", ignored=NO_GATES)
     kube_api_content_type: str = option(
         "application/vnd.kubernetes.protobuf", TEXT, "Encoding of API objects.", ignored=JSON_ONLY
     )
-    kube_api_burst: int = option(10, INT, "Requests to the API server in a burst.", check=not_negative, ignored=NOT_YET)
-    kube_api_qps: float = option(5.0, FLOAT, "Requests to the API server in a second.", ignored=NOT_YET)
+    kube_api_burst: int = option(
+        10, INT, "Requests to the API server in a burst.", check=not_negative, ignored=FEW_REQUESTS
+    )
+    kube_api_qps: float = option(5.0, FLOAT, "Requests to the API server in a second.", ignored=FEW_REQUESTS)
     config_sync_period_seconds: float = option(
-        900.0, DURATION, "Time between two full reads of the API server's objects.", check=positive, ignored=NOT_YET
+        900.0, DURATION, "Time between two full reads of the API server's objects.", check=positive, ignored=NO_RESYNC
     )
     bind_address_hard_fail: bool = option(False, SWITCH, "Exit when a server cannot listen.", ignored=NOT_YET)
     healthz_bind_address: ListenAddress | None = option(
@@ -58,7 +63,15 @@ class IgnoredFlags:
         METRICS_PORT, INT, "Deprecated: use --metrics-bind-address.", check=within(0, 65535), ignored=NOT_YET
     )
     profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NOT_YET)
-    show_hidden_metrics_for_version: str = option("", TEXT, "Show the metrics that this version hid.", ignored=NOT_YET)
+    show_hidden_metrics_for_version: str = option(
+        "", TEXT, "Show the metrics that this version hid.", ignored=NO_HIDDEN
+    )
+    boot_id_file: str = option(
+        "/proc/sys/kernel/random/boot_id", TEXT, "Files to look for a boot id in.", ignored=NO_MACHINE
+    )
+    machine_id_file: str = option(
+        "/etc/machine-id,/var/lib/dbus/machine-id", TEXT, "Files to look for a machine id in.", ignored=NO_MACHINE
+    )
     vmodule: str = option("", TEXT, "Log level of single files.", ignored=KLOG)
     log_flush_frequency_seconds: float = option(5.0, DURATION, "Time between two flushes of the log.", ignored=KLOG)
     log_text_split_stream: bool = option(

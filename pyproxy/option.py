@@ -28,6 +28,8 @@ class Option:
     """Raises ValueError when a value, wherever it comes from, cannot be used."""
     ignored: str
     """What the warning says when the flag is given; empty means that pyproxy acts on it."""
+    own: bool
+    """kube-proxy does not have it: in a file it stands in a PyproxyConfiguration."""
 
     def require_usable(self, value: object) -> None:
         """Let usable values pass.
@@ -58,16 +60,18 @@ def _anything(_: object) -> None:
     """Take every value."""
 
 
-def option(
+def option(  # noqa: PLR0913  # what a flag says of itself, by name
     default: T,
     grammar: Grammar[object],
     text: str,
     *,
     check: Callable[[Any], None] = _anything,
     ignored: str = "",
+    own: bool = False,
 ) -> T:
     """Declare a field that is a flag; its name is the flag's in snake_case, ``_seconds`` added for a duration."""
-    return field(default=default, metadata={"help": text, "grammar": grammar, "check": check, "ignored": ignored})
+    about = {"help": text, "grammar": grammar, "check": check, "ignored": ignored, "own": own}
+    return field(default=default, metadata=about)
 
 
 def options_of(config: type[Any]) -> Mapping[str, Option]:

@@ -38,6 +38,7 @@ class TakeoverFlags(IgnoredFlags):
         one_of(Takeover),
         "What to do about kube-proxy. auto: wait until it is gone, then remove what it left, once pyproxy's own rules are"
         " complete; never: neither.",
+        own=True,
     )
     service_proxy_name: str = option(
         "",
@@ -45,4 +46,5 @@ class TakeoverFlags(IgnoredFlags):
         "Serve only Services whose label service.kubernetes.io/service-proxy-name has this value, beside a kube-proxy"
         " that serves all others; its rules are not touched. For nftables and iptables mode.",
         check=_label_value,
+        own=True,
     )

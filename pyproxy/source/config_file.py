@@ -1,152 +1,67 @@
-"""A KubeProxyConfiguration file (v1alpha1) to the values that flags would have given.
+"""Configuration files to the values that flags would have given: kube-proxy's, and pyproxy's own beside it.
 
-Each field of kube-proxy's type stands in `FIELDS` once, beside the flag that says the same; limits and defaults are the
-flag's. What kube-proxy takes for «not given» is so here: null, an empty text or list, and for most fields zero
+kube-proxy's is a KubeProxyConfiguration, whose fields stand in `config_fields`. pyproxy's own settings have a file and a
+kind of their own, so that kube-proxy's stays one that kube-proxy takes: each own flag is a field of it, and ``mode``,
+which may be one that kube-proxy does not know. Own file before kube-proxy's, flags before both.
+
+What kube-proxy takes for «not given» is so here: null, an empty text or list, and for most fields zero
 (``apis/config/v1alpha1/defaults.go``), so that a file that kubeadm wrote says little. Fields that nobody knows are
-warned of and passed over, as kube-proxy does; a value of the wrong kind is an error.
+warned of and passed over, as kube-proxy does; a value of the wrong kind is an error, and all errors are told at once.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pyproxy.config import METRICS_PORT, OPTIONS, Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags import ListenAddress, write_bool
-from pyproxy.ignored import HEALTHZ_PORT, JSON_ONLY
+from pyproxy.flags import ListenAddress
+from pyproxy.ignored import HEALTHZ_PORT
 from pyproxy.model.address import Family, family_of, parse_ip
+from pyproxy.source.config_fields import ANY, API_VERSION, FIELDS, KIND, Field
 from pyproxy.source.yaml_documents import YamlDocument, YamlError, yaml_documents
 
-_API_VERSION = "kubeproxy.config.k8s.io/v1alpha1"
-_KIND = "KubeProxyConfiguration"
-_WINDOWS = "is for Windows, and not acted on"
+OWN_API_VERSION = "pyproxy.io/v1alpha1"
+OWN_KIND = "PyproxyConfiguration"
+_ACRONYMS = {"Ip": "IP", "Ips": "IPs", "Cidr": "CIDR", "Cidrs": "CIDRs"}
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise _wrong(value, "a text")
-    return value
+def _own_fields() -> Iterator[tuple[str, Field]]:
+    yield "mode", Field("proxy_mode", ANY)
+    for attribute, about in OPTIONS.items():
+        if about.own and attribute != "pyproxy_config":
+            first, *more = (word.title() for word in about.flag.split("-"))
+            yield (
+                first.lower() + "".join(_ACRONYMS.get(word, word) for word in more),
+                Field(attribute, ANY, keeps_zero=True),
+            )
 
 
-def _switch(value: object) -> str:
-    if not isinstance(value, bool):
-        raise _wrong(value, "true or false")
-    return write_bool(value)
-
-
-def _number(value: object) -> str:
-    """Take a whole number; one with a point comes as text from our reader of YAML, and so do quantities."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise _wrong(value, "a number")
-    return str(value)
-
-
-def _nanoseconds(value: object) -> str:
-    """Take a duration as text, or a number of nanoseconds."""
-    return f"{value}ns" if isinstance(value, int) and not isinstance(value, bool) else _text(value)
-
-
-def _list(value: object) -> str:
-    if not isinstance(value, list):
-        raise _wrong(value, "a list")
-    return ",".join(map(_text, value))
-
-
-def _gates(value: object) -> str:
-    if not isinstance(value, dict):
-        raise _wrong(value, "a mapping of names to true or false")
-    return ",".join(f"{name}={_switch(wanted)}" for name, wanted in value.items())
-
-
-def _anything(value: object) -> str:
-    return json.dumps(value) if value else ""
-
-
-def _wrong(value: object, wanted: str) -> ValueError:
-    return ValueError(f"{json.dumps(value)} is not {wanted}")
+OWN_FIELDS: Mapping[str, Field] = dict(_own_fields())
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
-    """A field of the file."""
+class Schema:
+    """A kind of configuration file."""
 
-    attribute: str
-    """Of Config; empty where no flag says the same."""
-    read: Callable[[object], str]
-    """The value, which is not null, as the text that the flag would have; ValueError where it is of the wrong kind."""
-    keeps_zero: bool = False
-    """Zero and false are values; in other fields they stand for the default."""
-    ignored: str = ""
-    """What a warning says of a field without a flag."""
+    flag: str
+    """Which names the file."""
+    api_version: str
+    kind: str
+    fields: Mapping[str, Field]
+
+    @property
+    def sections(self) -> set[str]:
+        """Return the paths that have fields below them."""
+        return {path[:at] for path in self.fields for at, letter in enumerate(path) if letter == "."}
 
 
-FIELDS: Mapping[str, Field] = {
-    "featureGates": Field("feature_gates", _gates),
-    "clientConnection.kubeconfig": Field("kubeconfig", _text),
-    "clientConnection.acceptContentTypes": Field("", _text, ignored=JSON_ONLY),
-    "clientConnection.contentType": Field("kube_api_content_type", _text),
-    "clientConnection.qps": Field("kube_api_qps", _number),
-    "clientConnection.burst": Field("kube_api_burst", _number),
-    "logging.format": Field("logging_format", _text),
-    "logging.flushFrequency": Field("log_flush_frequency_seconds", _nanoseconds),
-    "logging.verbosity": Field("v", _number),
-    "logging.vmodule": Field("vmodule", _anything),
-    "logging.options.text.splitStream": Field("log_text_split_stream", _switch),
-    "logging.options.text.infoBufferSize": Field("log_text_info_buffer_size", _number),
-    "logging.options.json.splitStream": Field("log_json_split_stream", _switch),
-    "logging.options.json.infoBufferSize": Field("log_json_info_buffer_size", _number),
-    "hostnameOverride": Field("hostname_override", _text),
-    "bindAddress": Field("bind_address", _text),
-    "healthzBindAddress": Field("healthz_bind_address", _text),
-    "metricsBindAddress": Field("metrics_bind_address", _text),
-    "bindAddressHardFail": Field("bind_address_hard_fail", _switch),
-    "enableProfiling": Field("profiling", _switch),
-    "showHiddenMetricsForVersion": Field("show_hidden_metrics_for_version", _text),
-    "mode": Field("proxy_mode", _text),
-    "iptables.masqueradeBit": Field("iptables_masquerade_bit", _number, keeps_zero=True),
-    "iptables.masqueradeAll": Field("masquerade_all", _switch),
-    "iptables.localhostNodePorts": Field("iptables_localhost_nodeports", _switch, keeps_zero=True),
-    "iptables.syncPeriod": Field("iptables_sync_period_seconds", _text),
-    "iptables.minSyncPeriod": Field("iptables_min_sync_period_seconds", _text),
-    "ipvs.syncPeriod": Field("ipvs_sync_period_seconds", _text),
-    "ipvs.minSyncPeriod": Field("ipvs_min_sync_period_seconds", _text),
-    "ipvs.scheduler": Field("ipvs_scheduler", _text),
-    "ipvs.excludeCIDRs": Field("ipvs_exclude_cidrs", _list),
-    "ipvs.strictARP": Field("ipvs_strict_arp", _switch),
-    "ipvs.tcpTimeout": Field("ipvs_tcp_timeout_seconds", _text),
-    "ipvs.tcpFinTimeout": Field("ipvs_tcpfin_timeout_seconds", _text),
-    "ipvs.udpTimeout": Field("ipvs_udp_timeout_seconds", _text),
-    "nftables.masqueradeBit": Field("iptables_masquerade_bit", _number, keeps_zero=True),
-    "nftables.masqueradeAll": Field("masquerade_all", _switch),
-    "nftables.syncPeriod": Field("iptables_sync_period_seconds", _text),
-    "nftables.minSyncPeriod": Field("iptables_min_sync_period_seconds", _text),
-    "winkernel.networkName": Field("", _text, ignored=_WINDOWS),
-    "winkernel.sourceVip": Field("", _text, ignored=_WINDOWS),
-    "winkernel.enableDSR": Field("", _switch, ignored=_WINDOWS),
-    "winkernel.rootHnsEndpointName": Field("", _text, ignored=_WINDOWS),
-    "winkernel.forwardHealthCheckVip": Field("", _switch, ignored=_WINDOWS),
-    "windowsRunAsService": Field("", _switch, ignored=_WINDOWS),
-    "detectLocalMode": Field("detect_local_mode", _text),
-    "detectLocal.bridgeInterface": Field("pod_bridge_interface", _text),
-    "detectLocal.interfaceNamePrefix": Field("pod_interface_name_prefix", _text),
-    "clusterCIDR": Field("cluster_cidr", _text),
-    "nodePortAddresses": Field("nodeport_addresses", _list),
-    "oomScoreAdj": Field("oom_score_adj", _number, keeps_zero=True),
-    "conntrack.maxPerCore": Field("conntrack_max_per_core", _number, keeps_zero=True),
-    "conntrack.min": Field("conntrack_min", _number, keeps_zero=True),
-    "conntrack.tcpEstablishedTimeout": Field("conntrack_tcp_timeout_established_seconds", _text, keeps_zero=True),
-    "conntrack.tcpCloseWaitTimeout": Field("conntrack_tcp_timeout_close_wait_seconds", _text, keeps_zero=True),
-    "conntrack.tcpBeLiberal": Field("conntrack_tcp_be_liberal", _switch),
-    "conntrack.udpTimeout": Field("conntrack_udp_timeout_seconds", _text),
-    "conntrack.udpStreamTimeout": Field("conntrack_udp_timeout_stream_seconds", _text),
-    "configSyncPeriod": Field("config_sync_period_seconds", _text),
-    "portRange": Field("", _text, ignored="is accepted but not acted on: kube-proxy has no use for it either"),
-}
-_SECTIONS = {path[:at] for path in FIELDS for at, letter in enumerate(path) if letter == "."}
+_KUBE_PROXYS = Schema("--config", API_VERSION, KIND, FIELDS)
+_OWN = Schema("--pyproxy-config", OWN_API_VERSION, OWN_KIND, OWN_FIELDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,67 +72,142 @@ class ConfigFile:
     values: Mapping[str, Any]
     """By attribute of Config. What the file leaves to the defaults, and what flags say otherwise, is not here."""
     warnings: tuple[str, ...]
-    _fields: Mapping[str, str]
-    """Attribute to the field that its value came from, or would have come from."""
+    fields: Mapping[str, str]
+    """Flag to the field that its value came from, or would have come from."""
 
     def blamed(self, message: str) -> str:
         """Return a message of Config with file and fields in place of the flags that nobody gave."""
 
         def field_of(match: re.Match[str]) -> str:
-            return self._fields.get(match[1], match[0])
+            return self.fields.get(match[1], match[0])
 
         told = re.sub(r"--([a-z][a-z-]*[a-z])", field_of, message)
         return message if told == message else f"{self.path}: {told}"
 
+    def origins(self) -> dict[str, str]:
+        """Return for each attribute of `values` where its value stands."""
+        return {name: f"{self.path}: {self.fields.get(OPTIONS[name].flag, 'bindAddress')}" for name in self.values}
+
+
+def read_files(given: Mapping[str, Any]) -> list[ConfigFile]:
+    """Read the files that flags name, the one that counts most first.
+
+    Args:
+        given: by attribute of Config, what flags say.
+
+    Raises:
+        ConfigError: see `read_config_file`.
+    """
+    values, files = dict(given), []
+    for attribute, read in (("pyproxy_config", read_own_file), ("config", read_config_file)):
+        if path := given.get(attribute):
+            files.append(read(path, values))
+            values = {**files[-1].values, **values}
+    return files
+
 
 def read_config_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
-    """Read a file.
+    """Read a file of kube-proxy's.
 
     Args:
         path: of the file.
-        typed: by attribute of Config, what the command line says; it wins.
+        typed: by attribute of Config, what wins over the file.
 
     Raises:
-        ConfigError: the file cannot be read, is none of ours, or a value is out of its limits; names file and field.
+        ConfigError: the file cannot be read, is none of its kind, or values are out of their limits; names file and
+            field of each.
     """
-    document = _document(path)
-    found = [(name, value) for name, value in _leaves(document.tree, "") if value is not None]
-    values: dict[str, Any] = {}
-    fields = {OPTIONS[field.attribute].flag: name for name, field in reversed([*FIELDS.items()]) if field.attribute}
-    warnings: list[str] = []
-    mode = typed.get("proxy_mode") or _mode(path, document, dict(found))
-    for name, raw in found:
-        if name in _SECTIONS:
-            message = f"{path}: line {document.line(name)}: {name}: {json.dumps(raw)} is not a mapping of fields"
-            raise ConfigError(message)
-        if name not in FIELDS:
-            warnings.append(f"{path}: {name} {_unknown(name)}")
-            continue
-        value = _value(path, document, name, raw)
-        if value is _NOT_GIVEN or not _applies(name, mode):
-            continue
-        attribute = FIELDS[name].attribute
-        if ignored := FIELDS[name].ignored or _ignored(attribute, value):
-            warnings.append(f"{path}: {name} {ignored}")
-        if attribute and attribute not in typed:
-            values[attribute] = value
-            fields[OPTIONS[attribute].flag] = name
+    reader = _Reader(_KUBE_PROXYS, path, typed)
+    reader.mode = typed.get("proxy_mode") or reader.own_mode()
+    file = reader.read()
+    values = {**file.values}
     if "manifests" in typed:  # which replace the API server
         values.pop("kubeconfig", None)
-    given = {OPTIONS[attribute].flag for attribute in typed}
-    return ConfigFile(
-        path,
-        _with_listen_defaults(values, typed),
-        tuple(warnings),
-        {flag: name for flag, name in fields.items() if flag not in given},
-    )
+    return ConfigFile(path, _with_listen_defaults(values, typed), file.warnings, file.fields)
 
 
-def _document(path: str) -> YamlDocument:
+def read_own_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
+    """Read a PyproxyConfiguration; arguments, result and errors are those of `read_config_file`."""
+    return _Reader(_OWN, path, typed).read()
+
+
+@dataclass(slots=True)
+class _Reader:
+    """Reads one file, and gathers what is wrong with it."""
+
+    schema: Schema
+    path: str
+    typed: Mapping[str, Any]
+    mode: ProxyMode = ProxyMode.IPTABLES
+    _document: YamlDocument = field(init=False)
+    _found: list[tuple[str, object]] = field(init=False)
+    _errors: dict[str, None] = field(default_factory=dict)
+    """In order, each once."""
+
+    def __post_init__(self) -> None:
+        self._document = _document(self.schema, self.path)
+        found = _leaves(self._document.tree, "", self.schema.sections)
+        self._found = [(name, value) for name, value in found if value is not None]
+
+    def own_mode(self) -> ProxyMode:
+        """Return the mode that the file asks for."""
+        value = self._value("mode", dict(self._found).get("mode", ""))
+        return Config().proxy_mode if value is _NOT_GIVEN else value
+
+    def read(self) -> ConfigFile:
+        """Return what the file says.
+
+        Raises:
+            ConfigError: see `read_config_file`.
+        """
+        values: dict[str, Any] = {}
+        # The first field of a flag is the one to name where none was given.
+        known = reversed([*self.schema.fields.items()])
+        fields = {OPTIONS[each.attribute].flag: name for name, each in known if each.attribute}
+        warnings: list[str] = []
+        for name, raw in self._found:
+            if name not in self.schema.fields:
+                self._note_unknown(name, raw, warnings)
+                continue
+            value = self._value(name, raw)
+            if value is _NOT_GIVEN or not _applies(name, self.mode):
+                continue
+            attribute = self.schema.fields[name].attribute
+            if ignored := self.schema.fields[name].ignored or _ignored(attribute, value):
+                warnings.append(f"{self.path}: {name} {ignored}")
+            if attribute and attribute not in self.typed:
+                values[attribute] = value
+                fields[OPTIONS[attribute].flag] = name
+        if self._errors:
+            raise ConfigError("\n".join(self._errors))
+        given = {OPTIONS[attribute].flag for attribute in self.typed}
+        fields = {flag: name for flag, name in fields.items() if flag not in given}
+        return ConfigFile(self.path, values, tuple(warnings), fields)
+
+    def _note_unknown(self, name: str, raw: object, warnings: list[str]) -> None:
+        if name in self.schema.sections:
+            self._blame(name, f"{json.dumps(raw)} is not a mapping of fields")
+            return
+        close = get_close_matches(name, self.schema.fields, n=1, cutoff=0.8)
+        hint = f" (did you mean {close[0]}?)" if close else ""
+        warnings.append(f"{self.path}: {name} is unknown, and passed over{hint}")
+
+    def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the attribute's type
+        try:
+            return _checked_value(self.schema.fields[name], raw)
+        except ValueError as error:
+            self._blame(name, str(error))
+            return _NOT_GIVEN
+
+    def _blame(self, name: str, reason: str) -> None:
+        self._errors[f"{self.path}: line {self._document.line(name)}: {name}: {reason}"] = None
+
+
+def _document(schema: Schema, path: str) -> YamlDocument:
     try:
         documents = list(yaml_documents(Path(path).read_text()))
     except (OSError, UnicodeDecodeError) as unreadable:
-        message = f"--config: {path}: {getattr(unreadable, 'strerror', 'is not UTF-8')}"
+        message = f"{schema.flag}: {path}: {getattr(unreadable, 'strerror', 'is not UTF-8')}"
         raise ConfigError(message) from unreadable
     match documents:
         case [YamlDocument(tree=dict() as tree) as document]:
@@ -226,9 +216,9 @@ def _document(path: str) -> YamlDocument:
             message = f"{path}: {error}"
             raise ConfigError(message)
         case _:
-            message = f"{path}: is not one {_KIND}"
+            message = f"{path}: is not one {schema.kind}"
             raise ConfigError(message)
-    for name, wanted in (("apiVersion", _API_VERSION), ("kind", _KIND)):
+    for name, wanted in (("apiVersion", schema.api_version), ("kind", schema.kind)):
         if tree.get(name) != wanted:
             message = f"{path}: {name}: {json.dumps(tree.get(name))} is not {wanted}"
             raise ConfigError(message)
@@ -236,29 +226,21 @@ def _document(path: str) -> YamlDocument:
     return document
 
 
-def _leaves(tree: object, section: str) -> Iterator[tuple[str, object]]:
+def _leaves(tree: object, section: str, sections: set[str]) -> Iterator[tuple[str, object]]:
     """Yield each field below a section with its value; a section that is none is a field that nobody knows."""
     for name, value in tree.items() if isinstance(tree, dict) else ():
         path = f"{section}.{name}".lstrip(".")
-        if path in _SECTIONS and isinstance(value, dict):
-            yield from _leaves(value, path)
+        if path in sections and isinstance(value, dict):
+            yield from _leaves(value, path, sections)
         else:
             yield path, value
 
 
-_NOT_GIVEN = object()
-
-
-def _value(path: str, document: YamlDocument, name: str, raw: object) -> Any:  # noqa: ANN401  # the attribute's type
-    try:
-        return _checked_value(FIELDS[name], raw)
-    except ValueError as error:
-        message = f"{path}: line {document.line(name)}: {name}: {error}"
-        raise ConfigError(message) from None
+_NOT_GIVEN: Any = object()
 
 
 def _checked_value(field: Field, raw: object) -> object:
-    text = field.read(raw)
+    text = field.type.read(raw)
     if not text or (not field.attribute and raw is False):
         return _NOT_GIVEN
     if not field.attribute:
@@ -270,11 +252,6 @@ def _checked_value(field: Field, raw: object) -> object:
         return _NOT_GIVEN
     option.require_limits(value)
     return value
-
-
-def _mode(path: str, document: YamlDocument, found: Mapping[str, object]) -> ProxyMode:
-    value = _value(path, document, "mode", found.get("mode", ""))
-    return Config().proxy_mode if value is _NOT_GIVEN else value
 
 
 def _applies(name: str, mode: ProxyMode) -> bool:
@@ -289,12 +266,6 @@ def _applies(name: str, mode: ProxyMode) -> bool:
 
 def _ignored(attribute: str, value: object) -> str:
     return "" if value == getattr(Config(), attribute) else OPTIONS[attribute].ignored
-
-
-def _unknown(name: str) -> str:
-    close = get_close_matches(name, FIELDS, n=1, cutoff=0.8)
-    hint = f" (did you mean {close[0]}?)" if close else ""
-    return f"is unknown, and passed over{hint}"
 
 
 def _with_listen_defaults(values: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
