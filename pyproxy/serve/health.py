@@ -1,0 +1,204 @@
+"""What we say about our health. Law of this file: state in, answers out; no socket, and the clock is handed in.
+
+``/healthz`` and ``/livez`` are kube-proxy's (``pkg/proxy/healthcheck/proxy_health.go``): they depend on work that is
+pending for too long and, the former only, on whether this node is on its way out. A lost API server leaves nothing
+pending, so it changes neither. ``/readyz`` is ours. A health check node port (``service_health.go``) tells a load
+balancer how many endpoints of its Service this node has.
+
+Values are set in the agent's thread and read in those of requests: each is replaced as a whole.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any, NamedTuple
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from pyproxy.model.address import Family
+from pyproxy.model.names import NamespacedName
+
+WATCHES_LOST_SECONDS = 300.0
+"""How long watches may be lost until we are not ready any more: longer than an API server takes to restart."""
+_JSON = ("Content-Type", "application/json")
+_TEXT = ("Content-Type", "text/plain; charset=utf-8")
+_NO_SNIFF = ("X-Content-Type-Options", "nosniff")
+
+
+class Moment(NamedTuple):
+    """A time on two clocks, in seconds: steps of the wall clock must not make work look old."""
+
+    monotonic: float
+    wall: float
+    """Since 1970."""
+
+    @classmethod
+    def now(cls) -> "Moment":
+        """Return the present moment."""
+        return cls(time.monotonic(), time.time())
+
+    def seconds_since(self, earlier: "Moment") -> float:
+        """Return how much time went by."""
+        return self.monotonic - earlier.monotonic
+
+    def __str__(self) -> str:
+        """Return the time as Go marshals it (RFC 3339, no zeros at the end of a fraction)."""
+        text = f"{datetime.fromtimestamp(self.wall, UTC):%Y-%m-%dT%H:%M:%S.%f}"
+        return text.rstrip("0").rstrip(".") + "Z"
+
+
+@dataclass(frozen=True, slots=True)
+class FamilyHealth:
+    """What one family has to do."""
+
+    synced: Moment
+    """When its rules were last complete."""
+    queued: Moment | None = None
+    """Since when something is pending; None: nothing is."""
+    is_good: bool = False
+    """Whether there was a sync, and the last one went through."""
+
+
+class Health:
+    """The health of one agent.
+
+    Args:
+        timeout_seconds: how long work may be pending; kube-proxy takes two sync periods.
+        clock: gives the present moment.
+    """
+
+    def __init__(self, timeout_seconds: float, clock: Callable[[], Moment] = Moment.now) -> None:
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._families: Mapping[Family, FamilyHealth] = {}
+        self._is_node_eligible = False
+        self._is_synced = False
+        self._watches_lost: Moment | None = None
+
+    def begin(self, families: Iterable[Family]) -> None:
+        """Take note of the families that there are, and that their work begins."""
+        now = self._clock()
+        self._families = {family: FamilyHealth(now) for family in families}
+
+    def queued(self) -> None:
+        """Take note that there is work to do; it is in all families, until one is told to be done."""
+        now = self._clock()
+        self._families = {
+            family: state if state.queued else replace(state, queued=now) for family, state in self._families.items()
+        }
+
+    def synced(self, families: Iterable[Family]) -> None:
+        """Take note of the families whose sync went through, of all that there are."""
+        now, done = self._clock(), set(families)
+        self._families = {
+            family: FamilyHealth(now, is_good=True) if family in done else replace(state, is_good=False)
+            for family, state in self._families.items()
+        }
+        self._is_synced = self._is_synced or all(state.is_good for state in self._families.values())
+
+    def set_node_eligible(self, is_eligible: bool) -> None:  # noqa: FBT001  # a value to be kept
+        """Take note whether load balancers may count on this node."""
+        self._is_node_eligible = is_eligible
+
+    def set_watching(self, is_watching: bool) -> None:  # noqa: FBT001  # a value to be kept
+        """Take note whether changes arrive."""
+        if is_watching:
+            self._watches_lost = None
+        elif self._watches_lost is None:
+            self._watches_lost = self._clock()
+
+    @property
+    def is_healthy(self) -> bool:
+        """Say whether nothing is pending for too long."""
+        now = self._clock()
+        return all(self._is_family_healthy(state, now) for state in self._families.values())
+
+    def _is_family_healthy(self, state: FamilyHealth, now: Moment) -> bool:
+        return state.queued is None or now.seconds_since(state.queued) < self._timeout_seconds
+
+    def livez(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether we are alive, and the body that says so."""
+        return self._told({}, is_eligible=True)
+
+    def healthz(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether load balancers shall use this node, and the body that says so."""
+        is_eligible = self._is_node_eligible
+        return self._told({"nodeEligible": is_eligible}, is_eligible=is_eligible)
+
+    def _told(self, more: Mapping[str, bool], *, is_eligible: bool) -> tuple[bool, Mapping[str, Any]]:
+        now, families = self._clock(), self._families
+        status = {
+            str(family): {"lastUpdated": str(state.synced), "healthy": self._is_family_healthy(state, now)}
+            for family, state in families.items()
+        }
+        is_healthy = all(each["healthy"] for each in status.values())
+        # While all is well kube-proxy says "now"; without that, what it last did. Go's zero time if that is nothing.
+        last = max((state.synced for state in families.values()), default=None)
+        updated = str(now) if is_healthy and is_eligible else str(last) if last else "0001-01-01T00:00:00Z"
+        body = {"lastUpdated": updated, "currentTime": str(now), **more, "healthy": is_healthy}
+        return is_healthy and is_eligible, body | ({"status": status} if status else {})
+
+    def readyz(self) -> tuple[bool, Mapping[str, Any]]:
+        """Return whether this node's rules are there and kept up, and the body that says why not."""
+        now, lost = self._clock(), self._watches_lost
+        lost_seconds = now.seconds_since(lost) if lost else 0.0
+        is_last_good = all(state.is_good for state in self._families.values())
+        is_ready = self._is_synced and is_last_good and lost_seconds < WATCHES_LOST_SECONDS
+        body = {
+            "ready": is_ready,
+            "firstSyncDone": self._is_synced,
+            "lastSyncGood": self._is_synced and is_last_good,
+            "watchesLostSeconds": round(lost_seconds, 3),
+        }
+        return is_ready, body
+
+
+Answered = Callable[[str, int], None]
+"""Told the path and the status code of an answer."""
+
+
+def health_application(health: Health, answered: Answered = lambda _path, _code: None) -> WSGIApplication:
+    """Return the server of ``--healthz-bind-address``."""
+    answers = {"/healthz": health.healthz, "/livez": health.livez, "/readyz": health.readyz}
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path not in answers:
+            start_response(_line(HTTPStatus.NOT_FOUND), [_TEXT, _NO_SNIFF])
+            return [b"404 page not found\n"]
+        is_good, body = answers[path]()
+        status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
+        answered(path, status)
+        start_response(_line(status), [_JSON, _NO_SNIFF])
+        return [json.dumps(body, separators=(",", ":")).encode()]
+
+    return answer
+
+
+def service_application(name: NamespacedName, local_endpoints: Callable[[], int], health: Health) -> WSGIApplication:
+    """Return the server of a health check node port; whatever the path is.
+
+    Args:
+        name: the Service.
+        local_endpoints: says how many ready endpoints of it this node has.
+        health: of the agent.
+    """
+
+    def answer(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        count, is_healthy = local_endpoints(), health.is_healthy
+        status = HTTPStatus.OK if count and is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
+        body = {
+            "service": {"namespace": name.namespace, "name": name.name},
+            "localEndpoints": count,
+            "serviceProxyHealthy": is_healthy,
+        }
+        start_response(_line(status), [_JSON, _NO_SNIFF, ("X-Load-Balancing-Endpoint-Weight", str(count))])
+        return [json.dumps(body, indent="\t").encode()]
+
+    return answer
+
+
+def _line(status: HTTPStatus) -> str:
+    return f"{status.value} {status.phrase}"
