@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from dataclasses import replace
 from ipaddress import ip_network
 
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
@@ -28,6 +29,12 @@ def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | 
         case DetectLocalMode.CLUSTER_CIDR:
             cidr = next((block for block in config.cluster_cidr if block.family is family), None)
     return LocalTraffic(cidr=cidr) if cidr is not None else None
+
+
+def nftables_config(config: Config) -> Config:
+    """Return the configuration with the nftables mode's defaults: node ports answer on the Node's addresses, never on loopback."""
+    addresses = config.nodeport_addresses or NodePortAddresses.PRIMARY
+    return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 
 def lacks_pod_cidr(config: Config, node: Node, families: Collection[Family]) -> bool:

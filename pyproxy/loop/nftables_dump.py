@@ -12,7 +12,8 @@ from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
-from pyproxy.loop.nftables_mode import nftables_config, nftables_settings
+from pyproxy.loop.local_traffic import nftables_config
+from pyproxy.loop.nftables_mode import nftables_settings
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Listing

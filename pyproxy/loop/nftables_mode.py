@@ -1,7 +1,6 @@
 """The nftables mode, put together: settings, layout, program and kernel of each family."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 from pyproxy.apply.command import run
@@ -11,10 +10,10 @@ from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
 from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
-from pyproxy.config import Config, NodePortAddresses, ProxyMode
+from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.loop.cleanup import retire
-from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.loop.local_traffic import Placement, local_traffic, nftables_config, node_port_ips
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
@@ -78,12 +77,6 @@ class NftablesMode:
         from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
         await retire_ipvs(None)
-
-
-def nftables_config(config: Config) -> Config:
-    """Return the configuration with this mode's defaults: node ports answer on the Node's addresses, never on loopback."""
-    addresses = config.nodeport_addresses or NodePortAddresses.PRIMARY
-    return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 
 def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:
