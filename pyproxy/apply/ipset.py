@@ -53,7 +53,7 @@ class IpSets:
             OSError: the kernel has no netfilter netlink.
         """
         self.prefix = prefix
-        self._family = family
+        self.family = family
         self._netlink = NetlinkSocket(_NETLINK_NETFILTER)
 
     def read(self, types: Mapping[str, SetType]) -> tuple[set[str], dict[Member, str]]:
@@ -109,7 +109,7 @@ class IpSets:
             self._name(name),
             text_attribute(_TYPENAME, type_name),
             attribute(_REVISION, bytes([revision])),
-            attribute(_FAMILY, bytes([_AF[self._family]])),
+            attribute(_FAMILY, bytes([_AF[self.family]])),
             nest(
                 _DATA,
                 attribute(_MAXELEM | NETWORK_ORDER, struct.pack("!I", _MOST_MEMBERS)),
@@ -141,7 +141,7 @@ class IpSets:
         return nest(_DATA, *parts)
 
     def _ip(self, kind: int, ip: bytes) -> bytes:
-        return nest(kind, attribute(_IP_KIND[self._family], ip))
+        return nest(kind, attribute(_IP_KIND[self.family], ip))
 
     def _name(self, name: str) -> bytes:
         return text_attribute(_SETNAME, self.prefix + name)
@@ -150,7 +150,7 @@ class IpSets:
         return Message(_SUBSYSTEM | command, 0, self._body(*parts))
 
     def _body(self, *parts: bytes) -> bytes:
-        head = _NFGENMSG.pack(_AF[self._family], 0, 0)
+        head = _NFGENMSG.pack(_AF[self.family], 0, 0)
         return head + attribute(_PROTOCOL, bytes([_PROTOCOL_VERSION])) + b"".join(parts)
 
     def _dump(self, name: str) -> Iterator[tuple[memoryview, int, int]]:

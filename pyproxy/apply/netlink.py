@@ -1,8 +1,7 @@
-"""Netlink to kernel parts that take one message at a time: many in one send, answers only where there is need.
+"""Netlink by hand: packing and reading of messages, and a socket for kernel parts that take one message at a time.
 
-A send with 300 messages costs one system call and one wake-up; and the kernel answers the last, and those that it refuses; an
-acknowledgement for each would double the cost.
-Messages are (type, flags, body); bodies are packed by their users.
+Many messages go in one send, which is one system call and one wake-up; the kernel answers the last, and those that it
+refuses. Messages are (type, flags, body); bodies are packed by their users.
 """
 
 import errno
@@ -10,23 +9,32 @@ import os
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 REQUEST, ACK, DUMP, CREATE, EXCL, APPEND = 0x1, 0x4, 0x300, 0x400, 0x200, 0x800
 NESTED, NETWORK_ORDER = 0x8000, 0x4000
 TYPE_MASK = 0x3FFF
 
+NETLINK_NETFILTER = 12
+ERROR = 2
+NFGENMSG_BYTES = 4
+"""The header behind the header, in all of netfilter."""
+HEADER = struct.Struct("=IHHII")
+
 _SOL_NETLINK = 270
+_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
 _CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK = 10, 11, 12
-_ERROR, _DONE = 2, 3
+_DONE = 3
+_DUMP_INTERRUPTED = 0x10
+_DUMP_TRIES = 10
 _MESSAGES_PER_SEND = 300
 _BYTES_PER_SEND = 1 << 16
 """Well below the least send buffer that a kernel is set up with."""
-_BUFFER_BYTES = 1 << 18
+BUFFER_BYTES = 1 << 18
 _SEND_BUFFER_BYTES = 1 << 22
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
+ATTRIBUTE = struct.Struct("=HH")
 _CODE = struct.Struct("=i")
 _EXT_ACK_MESSAGE = 1
 
@@ -53,14 +61,26 @@ class Refusal(NamedTuple):
 class NetlinkSocket:
     """One socket to one protocol. Not to be used by two threads at once."""
 
-    def __init__(self, protocol: int) -> None:
+    def __init__(self, protocol: int, *, buffer_bytes: int = _SEND_BUFFER_BYTES) -> None:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         for option in (_CAP_ACK, _EXT_ACK, _GET_STRICT_CHECK):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
-            self._socket.setsockopt(socket.SOL_SOCKET, option, _SEND_BUFFER_BYTES)
+        # Without the privilege the usual limit holds.
+        for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
+            try:
+                self._socket.setsockopt(socket.SOL_SOCKET, forced, buffer_bytes)
+            except PermissionError:
+                self._socket.setsockopt(socket.SOL_SOCKET, plain, buffer_bytes)
         self._socket.bind((0, 0))
         self._sequences = count(1)
+
+    def __enter__(self) -> Self:
+        """Have it open for a while."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
 
     def close(self) -> None:
         """Close the socket."""
@@ -91,42 +111,55 @@ class NetlinkSocket:
         for index, (kind, flags, body) in enumerate(messages):
             sequence = first_sequence if index == 0 else next(self._sequences)
             asked = flags | REQUEST | (ACK if index == last else 0)
-            parts += (_HEADER.pack(_HEADER.size + len(body), kind, asked, sequence, 0), body)
+            parts += (HEADER.pack(HEADER.size + len(body), kind, asked, sequence, 0), body)
         self._socket.send(b"".join(parts))
         return self._answers(first_sequence, sequence, start)
 
     def _answers(self, first: int, last: int, start: int) -> list[Refusal]:
         refusals: list[Refusal] = []
         while True:
-            data = memoryview(self._socket.recv(_BUFFER_BYTES))
-            for kind, sequence, at, end in _messages(data):
-                if kind != _ERROR or not first <= sequence <= last:
+            data = memoryview(self._socket.recv(BUFFER_BYTES))
+            for kind, _, sequence, at, end in read_messages(data):
+                if kind != ERROR or not first <= sequence <= last:
                     continue
-                code = -_CODE.unpack_from(data, at)[0]
+                code = error_code(data, at)
                 if code:
-                    refusals.append(Refusal(start + sequence - first, code, _error_text(data, at, end, code)))
+                    refusals.append(Refusal(start + sequence - first, code, error_text(data, at, end, code)))
                 if sequence == last:
                     return refusals
 
     def dump(self, kind: int, body: bytes, *, header: int) -> Iterator[tuple[memoryview, int, int]]:
-        """Ask for a dump and yield each answer: bytes, start and end of its attributes, behind `header` bytes.
+        """Ask for a dump and yield each answer as it comes: bytes, start and end of its attributes, behind `header` bytes.
 
         Raises:
-            OSError: the kernel refused.
+            OSError: the kernel refused; InterruptedError at the end if what was dumped had changed meanwhile.
         """
         sequence = next(self._sequences)
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, REQUEST | DUMP, sequence, 0) + body)
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST | DUMP, sequence, 0) + body)
+        interrupted = 0
         while True:
-            data = memoryview(self._socket.recv(_BUFFER_BYTES))
-            for answer, answered, at, end in _messages(data):
+            data = memoryview(self._socket.recv(BUFFER_BYTES))
+            for answer, flags, answered, at, end in read_messages(data):
                 if answered != sequence:
                     continue
-                if answer in (_ERROR, _DONE):
-                    code = -_CODE.unpack_from(data, at)[0]
+                interrupted |= flags & _DUMP_INTERRUPTED
+                if answer in (ERROR, _DONE):
+                    code = error_code(data, at) or (errno.EINTR if interrupted else 0)
                     if code:
                         raise OSError(code, os.strerror(code))
                     return
                 yield data, at + header, end
+
+    def dump_whole(self, kind: int, body: bytes, *, header: int) -> list[tuple[memoryview, int, int]]:
+        """Return the answers to a dump during which nothing has changed; see `dump`.
+
+        Raises:
+            OSError: the kernel refused, or something changes all the time.
+        """
+        for _ in range(_DUMP_TRIES - 1):
+            with suppress(InterruptedError):
+                return list(self.dump(kind, body, header=header))
+        return list(self.dump(kind, body, header=header))
 
     def ask(self, kind: int, body: bytes, *, header: int) -> tuple[memoryview, int, int]:
         """Ask for one answer; see `dump`.
@@ -135,29 +168,29 @@ class NetlinkSocket:
             OSError: the kernel refused.
         """
         sequence = next(self._sequences)
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, REQUEST, sequence, 0) + body)
+        self._socket.send(HEADER.pack(HEADER.size + len(body), kind, REQUEST, sequence, 0) + body)
         while True:
-            data = memoryview(self._socket.recv(_BUFFER_BYTES))
-            for answer, answered, at, end in _messages(data):
+            data = memoryview(self._socket.recv(BUFFER_BYTES))
+            for answer, _, answered, at, end in read_messages(data):
                 if answered != sequence:
                     continue
-                if answer == _ERROR:
-                    code = -_CODE.unpack_from(data, at)[0]
+                if answer == ERROR:
+                    code = error_code(data, at)
                     raise OSError(code or errno.EPROTO, os.strerror(code) if code else "no answer")
                 return data, at + header, end
 
 
 def attributes(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
     """Yield type, start and end of the value of each attribute."""
-    while start + _ATTRIBUTE.size <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        yield kind & TYPE_MASK, start + _ATTRIBUTE.size, start + length
+    while start + ATTRIBUTE.size <= end:
+        length, kind = ATTRIBUTE.unpack_from(data, start)
+        yield kind & TYPE_MASK, start + ATTRIBUTE.size, start + length
         start += length + 3 & ~3
 
 
 def attribute(kind: int, value: bytes) -> bytes:
     """Pack an attribute, padded."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
+    return ATTRIBUTE.pack(ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def nest(kind: int, *values: bytes) -> bytes:
@@ -170,18 +203,30 @@ def text_attribute(kind: int, text: str) -> bytes:
     return attribute(kind, text.encode() + b"\0")
 
 
-def _messages(data: memoryview) -> Iterator[tuple[int, int, int, int]]:
-    """Yield type, sequence number, start and end of the body of each message."""
+def nfgenmsg(family: int, resource: int = 0) -> bytes:
+    """Pack the header behind the header of netfilter's messages."""
+    return bytes((family, 0)) + resource.to_bytes(2)
+
+
+def read_messages(data: bytes | memoryview) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield type, flags, sequence number, start and end of the body of each message."""
     at = 0
-    while at + _HEADER.size <= len(data):
-        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
-        yield kind, sequence, at + _HEADER.size, at + length
+    while at + HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = HEADER.unpack_from(data, at)
+        yield kind, flags, sequence, at + HEADER.size, at + length
         at += length + 3 & ~3
 
 
-def _error_text(data: memoryview, at: int, end: int, code: int) -> str:
+def error_code(data: bytes | memoryview, at: int) -> int:
+    """Return the errno at the beginning of the body of an error, or of the end of a dump; 0 is success."""
+    code: int = _CODE.unpack_from(data, at)[0]
+    return -code
+
+
+def error_text(data: memoryview, at: int, end: int, code: int) -> str:
+    """Return what the kernel said of a refused message."""
     # Behind the code and the header of the refused message, if the kernel has words for it.
-    for kind, left, right in attributes(data, at + _CODE.size + _HEADER.size, end):
+    for kind, left, right in attributes(data, at + _CODE.size + HEADER.size, end):
         if kind == _EXT_ACK_MESSAGE:
             return f"{os.strerror(code)} ({bytes(data[left:right]).rstrip(bytes(1)).decode(errors='replace')})"
     return os.strerror(code) if code < _FIRST_PRIVATE_CODE else f"error {code}"

@@ -4,24 +4,33 @@ Message and attribute numbers: `linux/netfilter/nf_tables.h`. The elements of a 
 attributes of the same sizes, so that packing one is joining a few pieces that are made once.
 """
 
-import struct
 from collections.abc import Iterable, Iterator
 
+from pyproxy.apply.netlink import (
+    ACK,
+    APPEND,
+    ATTRIBUTE,
+    CREATE,
+    HEADER,
+    NESTED,
+    NFGENMSG_BYTES,
+    REQUEST,
+    attribute,
+    attributes,
+    nest,
+    nfgenmsg,
+    text_attribute,
+)
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Field, SetType
 
-GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT = 1, 4, 7, 13
+GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT, GET_GENERATION = 1, 4, 7, 13, 16
 _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 3, 5, 6, 8, 12, 14
-REQUEST, ACK, DUMP, _CREATE, _APPEND = 0x1, 0x4, 0x300, 0x400, 0x800
 
-HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_NESTED = 0x8000
-_TYPE_MASK = 0x3FFF
 _PROTOCOL_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}
-BODY_AT = HEADER.size + 4
+BODY_AT = HEADER.size + NFGENMSG_BYTES
 
 _LIST_TABLE, _LIST_SET, LIST_ELEMENTS = 1, 2, 3
 _LIST_ITEM = 1
@@ -50,38 +59,20 @@ _REGISTER = 1
 _MOST_LIST_BYTES = 0xF000
 
 
-def attribute(kind: int, value: bytes) -> bytes:
-    """Pack one attribute, filled up to 4 bytes."""
-    return _ATTRIBUTE.pack(_ATTRIBUTE.size + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def nest(kind: int, *values: bytes) -> bytes:
-    """Pack an attribute that consists of attributes."""
-    return attribute(kind | _NESTED, b"".join(values))
-
-
-def text(kind: int, value: str) -> bytes:
-    """Pack a text, with the zero at its end."""
-    return attribute(kind, value.encode() + b"\0")
-
-
 def _number(kind: int, value: int) -> bytes:
     """Pack a number; nf_tables has them in network order."""
     return attribute(kind, value.to_bytes(4))
 
 
-def attributes(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield type, start and end of the value of each attribute."""
-    while start + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, start)
-        yield kind & _TYPE_MASK, start + 4, start + length
-        start += length + 3 & ~3
+def request(kind: int, family: Family | None = None, body: bytes = b"") -> tuple[int, bytes]:
+    """Return type and body of a request to the nf_tables subsystem."""
+    return _SUBSYSTEM << 8 | kind, nfgenmsg(_PROTOCOL_FAMILIES[family] if family else 0) + body
 
 
 def message(kind: int, flags: int, family: Family, body: bytes) -> bytes:
     """Pack one message of the nf_tables subsystem; its sequence number is 0."""
-    header = HEADER.pack(BODY_AT + len(body), _SUBSYSTEM << 8 | kind, flags | REQUEST, 0, 0)
-    return header + bytes((_PROTOCOL_FAMILIES[family], 0, 0, 0)) + body
+    number, whole = request(kind, family, body)
+    return HEADER.pack(HEADER.size + len(whole), number, flags | REQUEST, 0, 0) + whole
 
 
 def batch(messages: list[bytes], sequence: int) -> bytes:
@@ -99,7 +90,7 @@ def _flags(packed: bytes) -> int:
 
 
 def _border(kind: int) -> bytes:
-    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + bytes((0, 0)) + _SUBSYSTEM.to_bytes(2)
+    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + nfgenmsg(0, _SUBSYSTEM)
 
 
 class ElementFormat:
@@ -108,19 +99,19 @@ class ElementFormat:
     def __init__(self, kind: SetType, family: Family, table: str) -> None:
         self.kind = kind
         self._family = family
-        self._of_set = text(_LIST_TABLE, table) + text(_LIST_SET, kind.name)
+        self._of_set = text_attribute(_LIST_TABLE, table) + text_attribute(_LIST_SET, kind.name)
         self._key_size = kind.key_size(family)
         self._data_size = 0 if Field.VERDICT in kind.data else kind.data_size(family)
         self._pieces: dict[tuple[int, bool], tuple[bytes, bytes, bytes]] = {}
 
     @property
-    def dump(self) -> bytes:
+    def dump(self) -> tuple[int, bytes]:
         """Return the request for all elements."""
-        return message(GET_ELEMENT, DUMP, self._family, self._of_set)
+        return request(GET_ELEMENT, self._family, self._of_set)
 
     def add(self, elements: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         """Yield messages that add elements, given by key and value (`model.nftables.Value`)."""
-        return self._messages(_NEW_ELEMENT, _CREATE, (self._pack(key, value) for key, value in elements))
+        return self._messages(_NEW_ELEMENT, CREATE, (self._pack(key, value) for key, value in elements))
 
     def delete(self, keys: Iterable[bytes]) -> Iterator[bytes]:
         """Yield messages that delete elements."""
@@ -128,9 +119,9 @@ class ElementFormat:
 
     def jump(self, key: bytes, chain: str) -> bytes:
         """Return the message that adds an element of a verdict map."""
-        verdict = nest(_DATA_VERDICT, _number(_VERDICT_CODE, _JUMP), text(_VERDICT_CHAIN, chain))
+        verdict = nest(_DATA_VERDICT, _number(_VERDICT_CODE, _JUMP), text_attribute(_VERDICT_CHAIN, chain))
         item = nest(_LIST_ITEM, nest(_ELEMENT_KEY, attribute(_DATA_VALUE, key)), nest(_ELEMENT_DATA, verdict))
-        return message(_NEW_ELEMENT, _CREATE, self._family, self._of_set + nest(LIST_ELEMENTS, item))
+        return message(_NEW_ELEMENT, CREATE, self._family, self._of_set + nest(LIST_ELEMENTS, item))
 
     def parse(self, data: memoryview, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
         """Yield key and value of each element in a message of a dump; verdicts have no value."""
@@ -200,14 +191,14 @@ class ElementFormat:
         comment = size - self._data_size
         if comment > 0 and not is_key:
             # Type, length, text, zero: what nft writes for a comment (libnftnl's udata).
-            before_comment = _ATTRIBUTE.pack(4 + 2 + comment + 1, _ELEMENT_USERDATA) + bytes((_COMMENT, comment + 1))
+            before_comment = ATTRIBUTE.pack(4 + 2 + comment + 1, _ELEMENT_USERDATA) + bytes((_COMMENT, comment + 1))
             length += 4 + (2 + comment + 1 + 3 & ~3)
-        before_key = _ATTRIBUTE.pack(length, _LIST_ITEM | _NESTED) + self._value_header(_ELEMENT_KEY, self._key_size)
+        before_key = ATTRIBUTE.pack(length, _LIST_ITEM | NESTED) + self._value_header(_ELEMENT_KEY, self._key_size)
         return before_key, before_data, before_comment
 
     @staticmethod
     def _value_header(kind: int, size: int) -> bytes:
-        return _ATTRIBUTE.pack(8 + size, kind | _NESTED) + _ATTRIBUTE.pack(4 + size, _DATA_VALUE)
+        return ATTRIBUTE.pack(8 + size, kind | NESTED) + ATTRIBUTE.pack(4 + size, _DATA_VALUE)
 
 
 def _items(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
@@ -220,23 +211,27 @@ def _items(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 def new_chain(family: Family, table: str, chain: str) -> bytes:
     """Return the message that adds a chain without a hook, unless it is there."""
-    return message(_NEW_CHAIN, _CREATE, family, text(CHAIN_TABLE, table) + text(CHAIN_NAME, chain))
+    return message(_NEW_CHAIN, CREATE, family, text_attribute(CHAIN_TABLE, table) + text_attribute(CHAIN_NAME, chain))
 
 
 def delete_chain(family: Family, table: str, chain: str) -> bytes:
     """Return the message that deletes a chain with its rules."""
-    return message(_DELETE_CHAIN, 0, family, text(CHAIN_TABLE, table) + text(CHAIN_NAME, chain))
+    return message(_DELETE_CHAIN, 0, family, text_attribute(CHAIN_TABLE, table) + text_attribute(CHAIN_NAME, chain))
 
 
 def flush_chain(family: Family, table: str, chain: str) -> bytes:
     """Return the message that deletes the rules of a chain."""
-    return message(_DELETE_RULE, 0, family, text(RULE_TABLE, table) + text(RULE_CHAIN, chain))
+    return message(_DELETE_RULE, 0, family, text_attribute(RULE_TABLE, table) + text_attribute(RULE_CHAIN, chain))
 
 
 def new_slot_rule(family: Family, table: str, chain: str, count: int) -> bytes:
     """Return the message that adds the rule ``meta priority set numgen random mod COUNT``."""
-    body = text(RULE_TABLE, table) + text(RULE_CHAIN, chain) + nest(RULE_EXPRESSIONS, slot_expressions(count))
-    return message(_NEW_RULE, _CREATE | _APPEND, family, body)
+    body = (
+        text_attribute(RULE_TABLE, table)
+        + text_attribute(RULE_CHAIN, chain)
+        + nest(RULE_EXPRESSIONS, slot_expressions(count))
+    )
+    return message(_NEW_RULE, CREATE | APPEND, family, body)
 
 
 def slot_expressions(count: int) -> bytes:
@@ -253,4 +248,4 @@ def slot_expressions(count: int) -> bytes:
 def _expression(name: str, *values: bytes) -> bytes:
     # The kernel lists these without the flag for nested attributes, and takes them so, too.
     data = attribute(_EXPRESSION_DATA, b"".join(values))
-    return attribute(_LIST_ITEM, text(_EXPRESSION_NAME, name) + data)
+    return attribute(_LIST_ITEM, text_attribute(_EXPRESSION_NAME, name) + data)

@@ -7,42 +7,42 @@ Long-lived, because closing one that has changed something waits for the kernel 
 import errno
 import os
 import socket
-import sys
 from collections.abc import Iterator
-from itertools import count
 
-from pyproxy.apply.nft_messages import BODY_AT, HEADER, batch
+from pyproxy.apply.netlink import (
+    BUFFER_BYTES,
+    ERROR,
+    NETLINK_NETFILTER,
+    NFGENMSG_BYTES,
+    NetlinkSocket,
+    error_code,
+    error_text,
+    read_messages,
+)
+from pyproxy.apply.nft_messages import batch
 from pyproxy.errors import ApplyError
 
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_NETLINK_CAP_ACK = 10
-_SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
-_DUMP_INTERRUPTED = 0x10
-_BUFFER_BYTES = 1 << 18
 _LARGEST_BATCH_BYTES = 8 << 20
-_DUMP_TRIES = 10
 
 
 class RefusedError(ApplyError):
     """The kernel refused a transaction, or its answer was lost."""
 
 
-class NftSocket:
+class NftSocket(NetlinkSocket):
     """Not to be used by two threads at once."""
 
     def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        # A whole transaction is one message to the socket; without the privilege the usual limit holds.
-        for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
-            try:
-                self._socket.setsockopt(socket.SOL_SOCKET, forced, 2 * _LARGEST_BATCH_BYTES)
-            except PermissionError:
-                self._socket.setsockopt(socket.SOL_SOCKET, plain, 2 * _LARGEST_BATCH_BYTES)
-        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        self._socket.bind((0, 0))
-        self._sequences = count(1)
+        # A whole transaction is one message to the socket.
+        super().__init__(NETLINK_NETFILTER, buffer_bytes=2 * _LARGEST_BATCH_BYTES)
+
+    def read(self, request: tuple[int, bytes]) -> list[tuple[memoryview, int, int]]:
+        """Return the messages that answer a request for a dump: bytes, start and end of the attributes.
+
+        Raises:
+            OSError: the kernel refused; ENOENT where the table or the set does not exist.
+        """
+        return self.dump_whole(*request, header=NFGENMSG_BYTES)
 
     def commit(self, messages: list[bytes]) -> int:
         """Perform changes, in as few transactions as the socket takes, and return how many these were.
@@ -57,7 +57,7 @@ class NftSocket:
         return commits
 
     def _commit(self, messages: list[bytes]) -> None:
-        sequence = next(self._sequences) & 0xFFFFFFFF
+        sequence = next(self._sequences)
         try:
             self._socket.send(batch(messages, sequence))
             self._await(sequence)
@@ -69,60 +69,23 @@ class NftSocket:
 
     def _await(self, sequence: int) -> None:
         """Read the answers of a transaction, which the kernel has all sent by now; the first refusal is raised."""
-        refusal = 0
+        refusal: OSError | None = None
         acknowledged = False
         while True:
             try:
-                data = self._socket.recv(_BUFFER_BYTES, socket.MSG_DONTWAIT)
+                data = memoryview(self._socket.recv(BUFFER_BYTES, socket.MSG_DONTWAIT))
             except BlockingIOError:
                 break
-            for kind, _, answered, start, _ in _messages(data):
-                if kind == _NLMSG_ERROR:
-                    code = -int.from_bytes(data[start : start + 4], sys.byteorder, signed=True)
-                    refusal = refusal or code
+            for kind, _, answered, start, end in read_messages(data):
+                if kind == ERROR:
+                    code = error_code(data, start)
+                    if code and refusal is None:
+                        refusal = OSError(code, error_text(data, start, end, code))
                     acknowledged |= answered == sequence and not code
         if refusal:
-            raise OSError(refusal, os.strerror(refusal))
+            raise refusal
         if not acknowledged:
-            raise OSError(errno.EAGAIN, "no acknowledgement")
-
-    def dump(self, request: bytes) -> Iterator[tuple[memoryview, int, int]]:
-        """Yield the messages that answer a request for a dump: bytes, start and end of the attributes.
-
-        Raises:
-            OSError: the kernel refused; ENOENT where the table or the set does not exist.
-        """
-        for _ in range(_DUMP_TRIES):
-            found = self._dump(request)
-            if found is not None:
-                yield from found
-                return
-        raise OSError(errno.EINTR, "changed by others all the time")
-
-    def _dump(self, request: bytes) -> list[tuple[memoryview, int, int]] | None:
-        self._socket.send(request)
-        found: list[tuple[memoryview, int, int]] = []
-        interrupted = False
-        while True:
-            data = self._socket.recv(_BUFFER_BYTES)
-            view = memoryview(data)
-            for kind, flags, _, start, end in _messages(data):
-                interrupted |= bool(flags & _DUMP_INTERRUPTED)
-                if kind == _NLMSG_DONE:
-                    return None if interrupted else found
-                if kind == _NLMSG_ERROR:
-                    code = -int.from_bytes(data[start : start + 4], sys.byteorder, signed=True)
-                    raise OSError(code, os.strerror(code))
-                found.append((view, start + BODY_AT - HEADER.size, end))
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield type, flags, sequence number, start and end of the body of each message."""
-    offset = 0
-    while offset + HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
-        yield kind, flags, sequence, offset + HEADER.size, offset + length
-        offset += length + 3 & ~3
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _parts(messages: list[bytes]) -> Iterator[list[bytes]]:

@@ -8,38 +8,22 @@ whether the table is one of this version, and untouched.
 import asyncio
 import logging
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from hashlib import sha256
 
 from pyproxy.apply.command import run
 from pyproxy.apply.nft_messages import (
-    CHAIN_HOOK,
-    CHAIN_NAME,
-    CHAIN_POLICY,
-    CHAIN_TABLE,
-    DUMP,
-    GET_CHAIN,
-    GET_RULE,
-    GET_TABLE,
-    RULE_CHAIN,
-    RULE_EXPRESSIONS,
-    RULE_TABLE,
-    TABLE_FLAGS,
-    TABLE_NAME,
     ElementFormat,
-    attributes,
     delete_chain,
     flush_chain,
-    message,
     new_chain,
     new_slot_rule,
     slot_expressions,
-    text,
 )
 from pyproxy.apply.nft_socket import NftSocket
+from pyproxy.apply.nft_tables import DAMAGED, Listing, is_dormant, is_marker
 from pyproxy.apply.ruleset_counter import RulesetCounter
-from pyproxy.compile.nft_layout import SLOT_CHAINS, TABLE, numbered_chain, slot_chain
+from pyproxy.compile.nft_layout import TABLE, numbered_chain, slot_chain
 from pyproxy.compile.nft_text import element_text, family_name, table_text
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
@@ -61,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 Change = Mapping[ElementKey, tuple[Value | None, Value | None]]
 
-_MARKER = "layout-"
 _CHAIN_IN_SCRIPT = re.compile(r"^\tchain (\S+) ", re.MULTILINE)
 _GRACE_SECONDS = 1.0
 """How long what packets on their way may still look up stays: they have seen the count of a moment ago.
@@ -71,10 +54,10 @@ Between two look-ups a packet of a process on this node can wait for the CPU as 
 _CHAINED = frozenset(kind.number for kind in SETS.values() if kind.leads_to_chains)
 _CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
 _ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
-_LINGERING = _CHAINED | _ENDPOINTS | {choice.slots.number for choice in _CHOICES}
+_SLOTS = frozenset(choice.slots.number for choice in _CHOICES)
+_LINGERING = _CHAINED | _ENDPOINTS | _SLOTS
 _MOST_ENTRIES_IN_LOOP = 1000
 """More are packed and sent in a thread, so that the loop goes on."""
-_DAMAGED = Layout("")
 
 
 class NftablesKernel:
@@ -100,6 +83,8 @@ class NftablesKernel:
         self._socket = NftSocket()
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
         self._lingering: set[ElementKey] = set()
+        self._users_of_ids: Counter[Value] = Counter()
+        """From how many slots an endpoint of a Service with affinity can be picked, by its id."""
         self._failed_to_sweep = False
         self._lock = asyncio.Lock()
         self._sweeping: asyncio.Task[None] | None = None
@@ -117,10 +102,12 @@ class NftablesKernel:
             self._lingering.clear()
             self._failed_to_sweep = False
             try:
-                return await asyncio.to_thread(self._read)
+                found = await asyncio.to_thread(self._read)
             except OSError as error:
                 message = f"nf_tables: {error.strerror}"
                 raise ApplyError(message, retryable=True) from error
+            self._users_of_ids = Counter(value for key, value in found.items() if key[0] in _SLOTS)
+            return found
 
     async def apply(self, change: Change) -> None:
         """Perform a change; one transaction, unless the layout changes.
@@ -139,6 +126,7 @@ class NftablesKernel:
                 await self._replace(change, wanted)
             else:
                 await self._write(change, None)
+            self._count_users(change)
 
     # -- changes
 
@@ -160,7 +148,8 @@ class NftablesKernel:
         chained: dict[ElementKey, Value] = {key: b"" for key in (*present, *wanted) if key[0] in _CHAINED}
         script = table_text(self.family, self._layouts[layout], chained)
         known = frozenset(_CHAIN_IN_SCRIPT.findall(script))
-        others = [name for name in self._chains() if name not in known and not name.startswith(_MARKER)]
+        present_chains = Listing(self._socket, self.family).chains
+        others = [name for name in present_chains if name not in known and not is_marker(name)]
         deletes = "".join(f"delete chain {self._name} {name}\n" for name in others)
         await self._run_nft(f"flush table {self._name}\n{script}{deletes}")
         rest = {
@@ -276,6 +265,17 @@ class NftablesKernel:
         if self._lingering and self._sweeping is None:
             self._sweeping = asyncio.create_task(self._sweep())
 
+    def _count_users(self, change: Change) -> None:
+        for key, (present, wanted) in change.items():
+            if key[0] not in _SLOTS:
+                continue
+            if wanted is not None:
+                self._users_of_ids[wanted] += 1
+            if present is not None:
+                self._users_of_ids[present] -= 1
+                if not self._users_of_ids[present]:
+                    del self._users_of_ids[present]
+
     async def _sweep(self) -> None:
         """Delete what no packet on its way can look up any more."""
         try:
@@ -299,8 +299,10 @@ class NftablesKernel:
         slots = [delete_chain(self.family, TABLE, slot_chain(unpack_number(key))) for key in keys.get(PICK.number, ())]
         self._commit([part for number in keys for part in self._formats[number].delete(keys[number])] + slots)
         ids = {key[-4:] for key in swept if key[0] in _ENDPOINTS and unpack_number(key[-4:]) & ID_BIT}
-        if ids:
-            await self._unpin(ids)
+        # An endpoint that another address of its Service still leads to keeps its clients.
+        gone = ids.difference(self._users_of_ids)
+        if gone:
+            await self._unpin(gone)
         chains = [
             numbered_chain(SETS[key[0]], unpack_number(key[1:]), self.family).name
             for key in swept
@@ -315,7 +317,8 @@ class NftablesKernel:
     async def _unpin(self, ids: Collection[bytes]) -> None:
         """Delete the pins of endpoints that are gone, so that they do not rise again with them."""
         pins = ElementFormat(PINS, self.family, TABLE)
-        keys = await asyncio.to_thread(self._pins_of, pins, ids)
+        found = await asyncio.to_thread(lambda: list(self._elements(pins)))
+        keys = [key for key, _ in found if key[-4:] in ids]
         try:
             self._commit(list(pins.delete(keys)))
         except ApplyError:
@@ -325,17 +328,11 @@ class NftablesKernel:
                 except ApplyError as error:
                     logger.debug("%s: a pin had ended by itself: %s", self.family, error)
 
-    def _pins_of(self, pins: ElementFormat, ids: Collection[bytes]) -> list[bytes]:
-        """Return the pins of those endpoints that no address of their Service leads to any more."""
-        slots = (self._formats[choice.slots.number] for choice in _CHOICES)
-        gone = set(ids).difference(value for form in slots for _, value in self._elements(form))
-        return [key for key, _ in self._elements(pins) if key[-4:] in gone] if gone else []
-
     def _pins_text(self) -> str:
         """Return all pins as `nft` reads them."""
         form = ElementFormat(PINS, self.family, TABLE)
         try:
-            messages = list(self._socket.dump(form.dump))
+            messages = self._socket.read(form.dump)
         except FileNotFoundError:
             return ""
         return "".join(
@@ -351,62 +348,26 @@ class NftablesKernel:
 
     def _read(self) -> dict[ElementKey, Value]:
         self._counter.settle()
-        chains = self._chains()
-        if not chains or self._is_dormant():
+        listing = Listing(self._socket, self.family)
+        if not listing.chains or is_dormant(self._socket, self.family):
             return {}
-        rules = self._rules()
-        found: dict[ElementKey, Value] = {LAYOUT: self._layout(chains, rules)}
+        found: dict[ElementKey, Value] = {LAYOUT: listing.layout}
         for number, form in self._formats.items():
             prefix = bytes((number,))
             for key, value in self._elements(form):
                 found[ElementKey(prefix + key)] = value
         for key in [key for key in found if key[0] == PICK.number]:
             count = unpack_number(key[1:])
-            if rules.get(slot_chain(count)) != [slot_expressions(count)]:
-                found[LAYOUT] = _DAMAGED
+            if listing.rules.get(slot_chain(count)) != [slot_expressions(count)]:
+                found[LAYOUT] = DAMAGED
         return found
 
     def _elements(self, form: ElementFormat) -> Iterator[tuple[bytes, bytes]]:
         try:
-            for view, start, end in self._socket.dump(form.dump):
-                yield from form.parse(view, start, end)
+            for answer in self._socket.read(form.dump):
+                yield from form.parse(*answer)
         except FileNotFoundError:
             return
-
-    def _is_dormant(self) -> bool:
-        """Say whether no packet meets our table."""
-        for view, start, end in self._socket.dump(message(GET_TABLE, DUMP, self.family, b"")):
-            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
-            if values[TABLE_NAME] == f"{TABLE}\0".encode():
-                return any(values[TABLE_FLAGS])
-        return False
-
-    def _chains(self) -> dict[str, bytes]:
-        """Return the chains of our table, each with its hook and its policy as the kernel lists them."""
-        found: dict[str, bytes] = {}
-        for view, start, end in self._socket.dump(message(GET_CHAIN, DUMP, self.family, b"")):
-            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
-            if values.get(CHAIN_TABLE) == f"{TABLE}\0".encode():
-                found[values[CHAIN_NAME].rstrip(b"\0").decode()] = b"".join(
-                    values.get(kind, b"") for kind in (CHAIN_HOOK, CHAIN_POLICY)
-                )
-        return found
-
-    def _rules(self) -> dict[str, list[bytes]]:
-        """Return the expressions of the rules of each chain."""
-        found: dict[str, list[bytes]] = {}
-        for view, start, end in self._socket.dump(message(GET_RULE, DUMP, self.family, text(RULE_TABLE, TABLE))):
-            values = {kind: bytes(view[left:right]) for kind, left, right in attributes(view, start, end)}
-            if values.get(RULE_TABLE) == f"{TABLE}\0".encode():
-                found.setdefault(values[RULE_CHAIN].rstrip(b"\0").decode(), []).append(values[RULE_EXPRESSIONS])
-        return found
-
-    def _layout(self, chains: Mapping[str, bytes], rules: Mapping[str, list[bytes]]) -> Layout:
-        markers = [name for name in chains if name.startswith(_MARKER)]
-        if len(markers) != 1:
-            return _DAMAGED
-        version, _, digest = markers[0].removeprefix(_MARKER).partition("-")
-        return Layout(version) if digest == _digest(chains, rules) else _DAMAGED
 
     def _intact_layout(self) -> Layout:
         """Return the layout that is in the kernel, before something is added to it and it is marked anew.
@@ -414,24 +375,15 @@ class NftablesKernel:
         Raises:
             ApplyError: others have changed it, so that what they did would be marked as ours.
         """
-        layout = self._layout(self._chains(), self._rules())
-        if layout == _DAMAGED:
+        layout = Listing(self._socket, self.family).layout
+        if layout == DAMAGED:
             message = f"{self._name}: changed by others"
             raise ApplyError(message, retryable=True)
         return layout
 
     def _marking(self, layout: Layout) -> Iterator[bytes]:
         """Yield the messages that mark what is in the kernel now as a layout."""
-        chains = self._chains()
-        for name in chains:
-            if name.startswith(_MARKER):
-                yield delete_chain(self.family, TABLE, name)
-        yield new_chain(self.family, TABLE, f"{_MARKER}{layout.version}-{_digest(chains, self._rules())}")
-
-
-def _digest(chains: Mapping[str, bytes], rules: Mapping[str, list[bytes]]) -> str:
-    digest = sha256()
-    for name in sorted(chains):
-        if not name.startswith((_MARKER, SLOT_CHAINS)):
-            digest.update(b"\0".join((name.encode(), chains[name], *rules.get(name, ()))))
-    return digest.hexdigest()[:16]
+        listing = Listing(self._socket, self.family)
+        for marker in listing.markers:
+            yield delete_chain(self.family, TABLE, marker)
+        yield new_chain(self.family, TABLE, listing.marker_of(layout))

@@ -10,20 +10,15 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterable
 from typing import Protocol
 
+from pyproxy.apply.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, NetlinkSocket, attributes
+from pyproxy.apply.nft_messages import GET_GENERATION, request
 from pyproxy.model.address import Family
 
-_NETLINK_NETFILTER = 12
-_NFNL_SUBSYS_NFTABLES = 10
-_NFT_MSG_GETGEN = 16
-_NFTA_GEN_ID = 1
-_NLMSG_ERROR = 2
-_NLM_F_REQUEST = 1
-_NLMSGHDR = struct.Struct("=IHHII")
-_NFGENMSG = struct.Struct("=BBH")
-_NLATTR = struct.Struct("=HH")
+_GENERATION_ID = 1
 
 _IPT_SO_GET_INFO = 64
 _IPT_GETINFO = struct.Struct("=32sI5I5III")
@@ -51,8 +46,9 @@ class NftGeneration:
     """The generation of this network namespace's nf_tables ruleset, of which both families' tables are part."""
 
     def __init__(self) -> None:
-        self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-        self._netlink.bind((0, 0))
+        self._netlink = NetlinkSocket(NETLINK_NETFILTER)
+        # The families read their tables in threads, each beginning with the generation.
+        self._lock = threading.Lock()
         self._counters: list[_NftCounter] = []
 
     def counter(self) -> RulesetCounter:
@@ -63,7 +59,14 @@ class NftGeneration:
 
     def read(self) -> int:
         """Return the present generation."""
-        return _nft_generation(self._netlink)
+        with self._lock:
+            data, start, end = self._netlink.ask(*request(GET_GENERATION), header=NFGENMSG_BYTES)
+        found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
+        return int.from_bytes(found[_GENERATION_ID])
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._netlink.close()
 
     def committed(self, commits: int) -> None:
         """Account for commits of our own, each of which adds exactly one."""
@@ -95,40 +98,27 @@ class LegacyCounter:
         self._raw = socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
         self._level = socket.IPPROTO_IP if ipv4 else socket.IPPROTO_IPV6
         self._tables = tuple(tables)
-        self._known = self._look()
+        self._known = self.read()
 
     def settle(self) -> None:
         """See `RulesetCounter`."""
-        self._known = self._look()
+        self._known = self.read()
 
     def disturbed(self) -> bool:
         """See `RulesetCounter`."""
-        return self._look() != self._known
+        return self.read() != self._known
 
     def committed(self, commits: int) -> None:  # noqa: ARG002  # the legacy tables count no commits
         """See `RulesetCounter`. What another agent did at the same moment is taken for ours, until the next full read."""
-        self._known = self._look()
+        self._known = self.read()
 
-    def _look(self) -> tuple[tuple[int, int] | None, ...]:
+    def close(self) -> None:
+        """Close the socket."""
+        self._raw.close()
+
+    def read(self) -> tuple[tuple[int, int] | None, ...]:
+        """Return number and size in bytes of the entries of each table; None where there is no table yet."""
         return tuple(_legacy_info(self._raw, self._level, table) for table in self._tables)
-
-
-def _nft_generation(netlink: socket.socket) -> int:
-    message_type = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
-    header = _NLMSGHDR.pack(_NLMSGHDR.size + _NFGENMSG.size, message_type, _NLM_F_REQUEST, 0, 0)
-    netlink.send(header + _NFGENMSG.pack(socket.AF_UNSPEC, 0, 0))
-    reply = netlink.recv(4096)
-    _, kind, _, _, _ = _NLMSGHDR.unpack_from(reply)
-    if kind == _NLMSG_ERROR:
-        code = -struct.unpack_from("=i", reply, _NLMSGHDR.size)[0]
-        raise OSError(code, os.strerror(code))
-    offset = _NLMSGHDR.size + _NFGENMSG.size
-    while offset < len(reply):
-        length, attribute = _NLATTR.unpack_from(reply, offset)
-        if attribute == _NFTA_GEN_ID:
-            return int.from_bytes(reply[offset + _NLATTR.size : offset + length])
-        offset += length + 3 & ~3
-    raise OSError(errno.EPROTO, "no generation in the kernel's answer")
 
 
 def _legacy_info(raw: socket.socket, level: int, table: str) -> tuple[int, int] | None:

@@ -162,6 +162,15 @@ def devices_with_addresses(family: Family) -> set[str]:
     return {socket.if_indextoname(index) for index in indexes}
 
 
+def node_addresses(family: Family) -> set[bytes]:
+    """Return the addresses of the node in a family: those of every device but ours."""
+    netlink = NetlinkSocket(_NETLINK_ROUTE)
+    try:
+        return {ip for index, ip in _bound_addresses(netlink, family) if index != _index()}
+    finally:
+        netlink.close()
+
+
 def _bound_addresses(netlink: NetlinkSocket, family: Family, index: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield device and address, of one device or (index 0) of all."""
     body = _ADDRESS.pack(_AF[family], 0, 0, 0, index)

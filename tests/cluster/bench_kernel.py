@@ -3,7 +3,6 @@
 Law: how long something takes is told by the kernel's own counters; a dump, which is slow, only says what it was.
 """
 
-import socket
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -78,13 +77,13 @@ class KernelWatch:
                 self._times.append(time.monotonic())
 
 
-def _counter(namespace: str, backend: Backend) -> tuple[Callable[[], Hashable], list[socket.socket]]:
-    """Return what tells one state of the rules from another; its sockets belong to the namespace they are made in."""
+def _counter(namespace: str, backend: Backend) -> tuple[Callable[[], Hashable], list[LegacyCounter] | list[NftGeneration]]:
+    """Return what tells one state of the rules from another; its counters belong to the namespace they are made in."""
     if backend == "iptables-legacy":
         tables = [call_inside(namespace, partial(LegacyCounter, family, TABLES)) for family in Family]
-        return lambda: tuple(counter._look() for counter in tables), [counter._raw for counter in tables]
+        return lambda: tuple(counter.read() for counter in tables), tables
     if backend in {"iptables-nft", "nftables"}:
         generation = call_inside(namespace, NftGeneration)
-        return generation.read, [generation._netlink]
+        return generation.read, [generation]
     message = f"{backend}: there is no counter for its changes"
     raise ClusterError(message)

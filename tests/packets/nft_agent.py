@@ -100,7 +100,7 @@ class NftAgent:
     def close(self) -> None:
         """Let go of the kernel, as the end of a process does."""
         self.kernel._socket._socket.close()
-        self.generation._netlink.close()
+        self.generation.close()
 
     def do(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run to its end what the agent would run in its loop."""

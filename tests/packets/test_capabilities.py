@@ -115,7 +115,7 @@ def test_rules_in_place_are_the_answer(variant: Variant, family: Family) -> None
     answer = asyncio.run(takes_hairpin_rule(family, variant))
 
     assert (True, before) == (answer, (generation.read(), listed_tables()))
-    generation._netlink.close()
+    generation.close()
 
 
 @families
@@ -149,7 +149,7 @@ def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
 
     assert [(family, True) for family in Family] == [(one.family, one.hairpin_by_packet) for one in settings]
     if mode._generation:
-        mode._generation._netlink.close()
+        mode._generation.close()
 
 
 @families

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -119,7 +120,7 @@ def generation(host: Host) -> int:
 
 def _generation_here() -> int:
     here = NftGeneration()
-    with here._netlink:
+    with closing(here):
         return here.read()
 
 

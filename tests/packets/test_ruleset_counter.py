@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -40,12 +41,12 @@ def open_counters() -> Iterator[OpenCounters]:
 
         def legacy(family: Family) -> LegacyCounter:
             counter = LegacyCounter(family, TABLES)
-            stack.callback(counter._raw.close)
+            stack.callback(counter.close)
             return counter
 
         def nft() -> Counters:
             generation = NftGeneration()
-            stack.callback(generation._netlink.close)
+            stack.callback(generation.close)
             return {family: generation.counter() for family in Family}
 
         yield lambda variant: nft() if variant is Variant.NFT else {family: legacy(family) for family in Family}
@@ -154,3 +155,20 @@ def test_a_disturbance_lasts_until_the_rules_are_read(open_counters: OpenCounter
     counters[Family.IPV4].settle()
 
     assert ([True, True], False) == (asked, counters[Family.IPV4].disturbed())
+
+
+def test_families_may_look_at_the_same_time(open_counters: OpenCounters) -> None:
+    """Both read their tables in threads; none may take the other's answer, and leave it waiting."""
+    counters = open_counters(Variant.NFT)
+
+    seen: list[bool] = []
+
+    def look(family: Family) -> None:
+        seen.extend(counters[family].disturbed() for _ in range(2000))
+
+    threads = [Thread(target=look, args=[family], daemon=True) for family in Family]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=20)
+    assert [False] * 4000 == seen

@@ -66,11 +66,11 @@ def opened_kernel(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
     empty_tables(family, variant)
     if variant is Variant.LEGACY:
         legacy = LegacyCounter(family, TABLES)
-        with closing(legacy._raw):
+        with closing(legacy):
             yield IptablesKernel(family, variant, legacy, ownership(family))
     else:
         generation = NftGeneration()
-        with closing(generation._netlink):
+        with closing(generation):
             yield IptablesKernel(family, variant, generation.counter(), ownership(family))
 
 
