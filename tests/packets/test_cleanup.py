@@ -102,7 +102,7 @@ async def apply(family: Family, variant: Variant, rules: IptablesProgram) -> Non
     kernel = IptablesKernel(family, variant, generation.counter(), ownership(family))
     present = await kernel.read()
     await kernel.apply({key: (present.get(key), rules.value(key)) for key in set(rules.keys())})
-    generation._netlink.close()
+    generation.close()
 
 
 def services(family: Family) -> list[Service]:
