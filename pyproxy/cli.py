@@ -11,24 +11,20 @@ imported by the command that needs them: ``dump-rules`` must not pay for an API 
 import logging
 import re
 import sys
-from collections import ChainMap
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
 from pyproxy import __version__
-from pyproxy.config import NODE_NAME, OPTIONS, Config, ignored_warnings
+from pyproxy.config import NODE_NAME, OPTIONS, Config
 from pyproxy.errors import ConfigError, PyproxyError
 from pyproxy.flags import SWITCH, Grammar, Syntax, one_of, parse_bool, split_command_line
 from pyproxy.logs import set_up_logging
-
-if TYPE_CHECKING:
-    from pyproxy.source.config_file import ConfigFile
+from pyproxy.settings import Settings, settle
 
 logger = logging.getLogger(__name__)
 
@@ -161,71 +157,17 @@ def typed_values(ctx: click.Context) -> dict[str, Any]:
     return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """What the user asked for, all things considered."""
-
-    config: Config
-    warnings: tuple[str, ...]
-    """Of flags and of fields in files that change nothing."""
-    origins: Mapping[str, str]
-    """Attribute of Config to the flag, or the file and field, that its value came from; all others are defaults."""
-
-
 def configure(ctx: click.Context, **more: object) -> Config:
     """Return the Config that the user asked for, start to log as it says, and warn of what changes nothing."""
     return _configured(ctx, **more).config
 
 
-def _configured(ctx: click.Context, **more: object) -> Settled:
-    settled = settle(typed_values(ctx) | more)
-    set_up_logging(settled.config.v, settled.config.logging_format)
-    for warning in settled.warnings:
+def _configured(ctx: click.Context, **more: object) -> Settings:
+    settings = settle(typed_values(ctx) | more)
+    set_up_logging(settings.config.v, settings.config.logging_format)
+    for warning in settings.warnings:
         logger.warning(warning)
-    return settled
-
-
-def settle(given: Mapping[str, Any]) -> Settled:
-    """Return what comes of flags over pyproxy's own file over kube-proxy's file over defaults.
-
-    Args:
-        given: by attribute of Config, what flags say.
-
-    Raises:
-        ConfigError: see `Config` and `source.config_file`.
-    """
-    files: Sequence[ConfigFile] = ()
-    if given.get("config") or given.get("pyproxy_config"):
-        from pyproxy.source.config_file import read_files  # noqa: PLC0415  # YAML
-
-        files = read_files(given)
-    values = dict(ChainMap(dict(given), *(dict(file.values) for file in files)))
-    try:
-        config = Config(**values)
-    except ConfigError as error:
-        message = str(error)
-        for file in files:
-            message = file.blamed(message)
-        raise ConfigError(message) from error
-    origins = {name: f"--{OPTIONS[name].flag}" for name in given}
-    for file in files:
-        origins |= file.origins()
-    warnings = (*ignored_warnings(given), *(warning for file in files for warning in file.warnings))
-    return Settled(config, warnings, origins)
-
-
-def in_words(settled: Settled) -> str:
-    """Return where each setting that is not a default comes from, in one line."""
-    told: dict[str, list[str]] = {}
-    for attribute, origin in settled.origins.items():
-        about, value = OPTIONS[attribute], getattr(settled.config, attribute)
-        place, colon, name = origin.rpartition(": ")
-        if not colon or value != getattr(Config(), attribute):
-            told.setdefault(place or "flags", []).append(
-                f"{name}={'' if value is None else about.grammar.write(value)}"
-            )
-    places = (f"{place}: {', '.join(settings)}" for place, settings in told.items())
-    return "; ".join(("configuration", *places, "all else is default"))
+    return settings
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool | None) -> None:  # noqa: FBT001 (click's)
@@ -270,8 +212,8 @@ def run(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None:
     Flags are those of kube-proxy, written as kube-proxy takes them. Without --kubeconfig, --master and --manifests
     the API server is the one of the pod's service account.
     """
-    settled = _configured(ctx)
-    config = settled.config
+    settings = _configured(ctx)
+    config = settings.config
     if config.write_config_to:
         from pyproxy.source.effective_config import write_configuration  # noqa: PLC0415 (see module docstring)
 
@@ -279,10 +221,10 @@ def run(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None:
         ctx.exit(0)
     if cleanup:
         ctx.exit(_cleanup(config, kube_proxy=True))
-    logger.info("%s", in_words(settled))
+    logger.info("%s", settings.in_words())
     from pyproxy.loop import daemon  # noqa: PLC0415 (see module docstring)
 
-    ctx.exit(daemon.run(config))
+    ctx.exit(daemon.run(settings))
 
 
 def _parse_service(text: str) -> str:
@@ -346,7 +288,7 @@ def cleanup(ctx: click.Context, /, *, kube_proxy: bool | None, **_: object) -> N
 def _cleanup(config: Config, *, kube_proxy: bool) -> int:
     from pyproxy.loop import cleanup as loop_cleanup  # noqa: PLC0415 (see module docstring)
 
-    return loop_cleanup.cleanup(config, kube_proxy=kube_proxy)
+    return loop_cleanup.cleanup(config, its_too=kube_proxy)
 
 
 @pyproxy.command(context_settings=SETTINGS)

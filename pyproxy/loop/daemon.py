@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 from importlib import import_module
 from pathlib import Path
 
@@ -11,28 +10,32 @@ from pyproxy.apply.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.config import Config, ProxyMode
 from pyproxy.loop.agent import Agent
 from pyproxy.loop.backend import Backend
+from pyproxy.loop.config_watch import changed_file, texts_of
+from pyproxy.loop.ending import Ending
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-def run(config: Config) -> int:
+def run(settings: Settings) -> int:
     """Run the agent until a signal ends it; return the exit status. Rules are left in place.
 
     Raises:
         ConfigError: the configuration asks for what is not to be had here, or leads to no API server.
     """
+    config = settings.config
     if config.init_only:
         return asyncio.run(_prepare(config))
     _set_oom_score(config.oom_score_adj)
     apply_conntrack_limits(_conntrack_limits(config))
     try:
-        return asyncio.run(_run(config))
+        return asyncio.run(_run(settings))
     except ExceptionGroup as group:
         raise _first_error(group) from group
 
@@ -51,11 +54,9 @@ async def _prepare(config: Config) -> int:
     return 0
 
 
-async def _run(config: Config) -> int:
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
+async def _run(settings: Settings) -> int:
+    config, ending = settings.config, Ending()
+    watching = asyncio.create_task(_watch_configuration(settings, ending))
     node_name = own_node_name(config)
     inbox = _Inbox(config.proxy_mode)
     follow = _follow_files if config.manifests else _follow_api
@@ -64,17 +65,23 @@ async def _run(config: Config) -> int:
     agent = Agent(config, backend, node_name, _observer(config, backend))
     inbox.open(agent, backend.mode)
     running = asyncio.create_task(agent.run(following))
-    stopping = asyncio.create_task(stopped.wait())
+    stopping = asyncio.create_task(ending.reached())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
-    stopping.cancel()
+    watching.cancel()
     if running.done():
+        stopping.cancel()
         running.result()
         return 1
-    logger.info("stopping on a signal; rules stay in place")
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    return 0
+    return await stopping
+
+
+async def _watch_configuration(settings: Settings, ending: Ending) -> None:
+    """End the agent when a file that says how it is to work says something else."""
+    texts = settings.texts | texts_of(settings.config.kubeconfig)
+    ending.restart(f"{await changed_file(texts)} has changed")
 
 
 def _observer(config: Config, backend: Backend) -> Observer:
@@ -147,16 +154,16 @@ def _without_other_nodes(change: Change, node_name: str) -> Change | None:
 
 async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what the API server says, for as long as both live."""
-    from pyproxy.source.access import Access, Settings  # noqa: PLC0415  # see above
+    from pyproxy.source import access  # noqa: PLC0415  # see above
     from pyproxy.source.load_access import load_access  # noqa: PLC0415  # see above
 
-    settings = Settings(kubeconfig=config.kubeconfig, master=config.master)
+    settings = access.Settings(kubeconfig=config.kubeconfig, master=config.master, api_servers=config.api_servers)
     # An exec plugin works while this process imports the rest, and that while the kernel is being tried.
     first = [asyncio.create_task(load_access(settings))]
     first[0].add_done_callback(lambda found: found.cancelled() or found.exception())  # which may never be asked for
     api = await asyncio.to_thread(import_module, "pyproxy.source.api")
 
-    async def find_access() -> Access:
+    async def find_access() -> access.Access:
         return await (first.pop() if first else load_access(settings))
 
     store = api.Store(deliver=inbox.deliver, last_good=inbox.last_good)

@@ -21,6 +21,8 @@ class Settings:
     kubeconfig: str = ""
     master: str = ""
     """URLs of servers, with commas between them; they are tried in turn. Overrides the server of the kubeconfig."""
+    api_servers: tuple[str, ...] = ()
+    """As `master`, and wins over it; credentials are those of the kubeconfig, or the service account's if there are any."""
     service_account: str = SERVICE_ACCOUNT
     """Folder of token and CA, used if there is neither kubeconfig nor master."""
 

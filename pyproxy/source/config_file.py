@@ -12,7 +12,7 @@ warned of and passed over, as kube-proxy does; a value of the wrong kind is an e
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ class ConfigFile:
     warnings: tuple[str, ...]
     fields: Mapping[str, str]
     """Flag to the field that its value came from, or would have come from."""
+    text: str = field(repr=False)
 
     def blamed(self, message: str) -> str:
         """Return a message of Config with file and fields in place of the flags that nobody gave."""
@@ -123,7 +124,7 @@ def read_config_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
     values = {**file.values}
     if "manifests" in typed:  # which replace the API server
         values.pop("kubeconfig", None)
-    return ConfigFile(path, _with_listen_defaults(values, typed), file.warnings, file.fields)
+    return replace(file, values=_with_listen_defaults(values, typed))
 
 
 def read_own_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
@@ -139,13 +140,15 @@ class _Reader:
     path: str
     typed: Mapping[str, Any]
     mode: ProxyMode = ProxyMode.IPTABLES
+    _text: str = field(init=False)
     _document: YamlDocument = field(init=False)
     _found: list[tuple[str, object]] = field(init=False)
     _errors: dict[str, None] = field(default_factory=dict)
     """In order, each once."""
 
     def __post_init__(self) -> None:
-        self._document = _document(self.schema, self.path)
+        self._text = _text(self.schema, self.path)
+        self._document = _document(self.schema, self.path, self._text)
         found = _leaves(self._document.tree, "", self.schema.sections)
         self._found = [(name, value) for name, value in found if value is not None]
 
@@ -182,7 +185,7 @@ class _Reader:
             raise ConfigError("\n".join(self._errors))
         given = {OPTIONS[attribute].flag for attribute in self.typed}
         fields = {flag: name for flag, name in fields.items() if flag not in given}
-        return ConfigFile(self.path, values, tuple(warnings), fields)
+        return ConfigFile(self.path, values, tuple(warnings), fields, self._text)
 
     def _note_unknown(self, name: str, raw: object, warnings: list[str]) -> None:
         if name in self.schema.sections:
@@ -203,13 +206,16 @@ class _Reader:
         self._errors[f"{self.path}: line {self._document.line(name)}: {name}: {reason}"] = None
 
 
-def _document(schema: Schema, path: str) -> YamlDocument:
+def _text(schema: Schema, path: str) -> str:
     try:
-        documents = list(yaml_documents(Path(path).read_text()))
+        return Path(path).read_text()
     except (OSError, UnicodeDecodeError) as unreadable:
         message = f"{schema.flag}: {path}: {getattr(unreadable, 'strerror', 'is not UTF-8')}"
         raise ConfigError(message) from unreadable
-    match documents:
+
+
+def _document(schema: Schema, path: str, text: str) -> YamlDocument:
+    match list(yaml_documents(text)):
         case [YamlDocument(tree=dict() as tree) as document]:
             pass
         case [YamlError() as error, *_]:

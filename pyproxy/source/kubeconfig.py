@@ -44,10 +44,18 @@ def read_settings(settings: Settings) -> Found:
     if settings.kubeconfig:
         with naming(f"kubeconfig {settings.kubeconfig}"):
             return _read_kubeconfig(settings)
-    if settings.master:
-        return _found(Access(servers=_servers(settings.master, "--master", "http")))
+    if settings.api_servers and Path(settings.service_account, "token").exists():
+        with naming(f"service account {settings.service_account}"):
+            return _found(_service_account(settings.service_account, _servers(*_chosen(settings), "https")))
+    if settings.api_servers or settings.master:
+        return _found(Access(servers=_servers(*_chosen(settings), "http")))
     with naming("neither --kubeconfig nor --master is given, and this is not a pod that may use the API"):
         return _found(_read_service_account(settings.service_account))
+
+
+def _chosen(settings: Settings) -> tuple[str, str]:
+    """Return the URLs of servers that were given apart from a kubeconfig, and the flag that gave them."""
+    return (",".join(settings.api_servers), "--api-servers") if settings.api_servers else (settings.master, "--master")
 
 
 def _found(access: Access, plugin: str = "", *, needs_package: bool = False) -> Found:
@@ -71,6 +79,10 @@ def _read_service_account(folder: str) -> Access:
         message = "KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not both set"
         raise ConfigError(message)
     servers = _servers(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", "KUBERNETES_SERVICE_HOST", "https")
+    return _service_account(folder, servers)
+
+
+def _service_account(folder: str, servers: tuple[Server, ...]) -> Access:
     files = _Files(Path(folder))
     return Access(servers=servers, ca=Pem(files.path("ca.crt", "CA")), token_file=files.path("token", "token"))
 
@@ -176,8 +188,8 @@ def _authorization(user: _User) -> str:
 
 def _kubeconfig_servers(settings: Settings, cluster: _Cluster) -> tuple[Server, ...]:
     scheme = "https" if cluster.certificate_authority or cluster.certificate_authority_data else "http"
-    if settings.master:
-        return _servers(settings.master, "--master", scheme, cluster.proxy_url or "")
+    if settings.api_servers or settings.master:
+        return _servers(*_chosen(settings), scheme, cluster.proxy_url or "")
     if not cluster.server:
         message = "clusters[].cluster.server is missing, and --master is not given"
         raise ConfigError(message)

@@ -56,7 +56,7 @@ def test_every_field_is_written() -> None:
         branch: Any = tree
         for name in path.split("."):
             branch = branch.get(name, {}) if isinstance(branch, dict) else {}
-        return branch != {}
+        return bool(branch != {})
 
     assert {path for path, field in FIELDS.items() if field.may_be_left_out} == {
         path for path in FIELDS if not has(path)

@@ -1,0 +1,58 @@
+"""Whether configuration files still say what was read at the start: the agent ends when they do not, to be started anew.
+
+Law of this file: polling, and contents. ConfigMap volumes swap a symbolic link beside the file (``..data``) also for
+another file's sake, editors rename, and inotify tells of neither in the same way; two `stat` calls a second cost
+nothing. Content is what counts, so that a touch or a swap without a change disturbs nobody. A file that is gone for
+a while, or being written, has not changed yet.
+"""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+POLL_SECONDS = 1.0
+
+_Version = tuple[int, int, int, int] | None
+"""What `stat` tells of a file's content, behind links; None: it is not there."""
+
+
+def texts_of(path: str) -> dict[str, str]:
+    """Return the content of a file by its path; nothing where there is none: whoever needs it says so."""
+    try:
+        return {path: Path(path).read_text(errors="replace")} if path else {}
+    except OSError:
+        return {}
+
+
+async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECONDS) -> str:
+    """Return the path of the first file whose content is not the given one any more, and has come to rest.
+
+    Args:
+        texts: path to what was read of it.
+        poll_seconds: time between two looks; a change is seen after one to two of them.
+    """
+    seen: dict[str, _Version] = dict.fromkeys(texts)
+    good: dict[str, _Version] = dict.fromkeys(texts)
+    while True:
+        for path, text in texts.items():
+            version = _version(path)
+            # One that looks different from the last time may still be being written.
+            if version is not None and version == seen[path] != good[path]:
+                if _differs(path, text):
+                    return path
+                good[path] = version
+            seen[path] = version
+        await asyncio.sleep(poll_seconds)
+
+
+def _version(path: str) -> _Version:
+    try:
+        status = os.stat(path)  # noqa: PTH116  # a Path for each look would be all that it costs
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _differs(path: str, text: str) -> bool:
+    return texts_of(path).get(path, text) != text

@@ -1,0 +1,74 @@
+"""What the user asked for, all things considered: flags over pyproxy's own file over kube-proxy's file over defaults.
+
+Law of this file: it puts together what others read. A command line is `cli`'s, a file `source.config_file`'s, a default
+and a limit `config`'s.
+"""
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyproxy.config import OPTIONS, Config, ignored_warnings
+from pyproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyproxy.source.config_file import ConfigFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """A Config, and how it came about."""
+
+    config: Config
+    warnings: tuple[str, ...] = ()
+    """Of flags, and of fields in files, that change nothing."""
+    origins: Mapping[str, str]
+    """Attribute of Config to the flag, or ``FILE: FIELD``, that its value came from; all others are defaults."""
+    texts: dict[str, str]
+    """Path of each configuration file to its content when it was read."""
+
+    def origin(self, attribute: str) -> str:
+        """Return where a value came from, in words."""
+        return self.origins.get(attribute, "default")
+
+    def in_words(self) -> str:
+        """Return where each setting that is not a default comes from, in one line."""
+        told: dict[str, list[str]] = {}
+        for attribute, origin in self.origins.items():
+            about, value = OPTIONS[attribute], getattr(self.config, attribute)
+            place, colon, name = origin.rpartition(": ")
+            if not colon or value != getattr(Config(), attribute):
+                text = "" if value is None else about.grammar.write(value)
+                told.setdefault(place or "flags", []).append(f"{name}={text}")
+        places = (f"{place}: {', '.join(settings)}" for place, settings in told.items())
+        return "; ".join(("configuration", *places, "all else is default"))
+
+
+def settle(given: Mapping[str, Any]) -> Settings:
+    """Return what comes of flags and of the files that they name.
+
+    Args:
+        given: by attribute of Config, what flags say.
+
+    Raises:
+        ConfigError: see `Config` and `source.config_file`.
+    """
+    files: Sequence[ConfigFile] = ()
+    if given.get("config") or given.get("pyproxy_config"):
+        from pyproxy.source.config_file import read_files  # noqa: PLC0415  # YAML
+
+        files = read_files(given)
+    values = dict(ChainMap(dict(given), *(dict(file.values) for file in files)))
+    try:
+        config = Config(**values)
+    except ConfigError as error:
+        message = str(error)
+        for file in files:
+            message = file.blamed(message)
+        raise ConfigError(message) from error
+    origins = {name: f"--{OPTIONS[name].flag}" for name in given}
+    for file in files:
+        origins |= file.origins()
+    warnings = (*ignored_warnings(given), *(warning for file in files for warning in file.warnings))
+    return Settings(config=config, warnings=warnings, origins=origins, texts={file.path: file.text for file in files})
