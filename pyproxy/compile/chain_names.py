@@ -19,19 +19,40 @@ KUBELET_FIREWALL = "KUBE-FIREWALL"
 CANARY = "PYPROXY-CANARY"
 """Says that the chains with kube-proxy's names in this table are pyproxy's."""
 
+KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
+"""Says that kube-proxy has started in its iptables mode; it looks for it every sync period."""
+
 SERVICE_PREFIXES = ("KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-FW-", "KUBE-SEP-")
 """What chains of single Service ports begin with; kube-proxy deletes every such chain that it does not want."""
 
 _FIXED = {
-    FILTER: {SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY},
-    NAT: {SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQUERADE, CANARY},
+    FILTER: {SERVICES, EXTERNAL_SERVICES, NODE_PORTS, FORWARD, PROXY_FIREWALL, CANARY, KUBE_PROXY_CANARY},
+    NAT: {SERVICES, NODE_PORTS, POSTROUTING, MARK_MASQUERADE, CANARY, KUBE_PROXY_CANARY},
 }
 _SUFFIX_LENGTH = 16
+_KUBE = "KUBE-"
+_TRIAL = "PYPROXY-"
+_NOT_ON_TRIAL = {CANARY, "PYPROXY-PROBE"}
 
 
 def is_ours(table: str, chain: str) -> bool:
     """Say whether a chain is one that pyproxy owns whole, or takes over from kube-proxy."""
-    return chain in _FIXED[table] or (table == NAT and chain.startswith(SERVICE_PREFIXES))
+    return chain in _FIXED.get(table, ()) or (table == NAT and chain.startswith(SERVICE_PREFIXES))
+
+
+def is_of_trial(table: str, chain: str) -> bool:
+    """Say whether a chain is one of a trial beside kube-proxy, which shares none with it."""
+    return chain.startswith(_TRIAL) and chain not in _NOT_ON_TRIAL and is_ours(table, off_trial(chain))
+
+
+def on_trial(text: str) -> str:
+    """Return a chain, or rules, with the names that chains have on trial; names of Services have no capital letters."""
+    return text.replace(_KUBE, _TRIAL)
+
+
+def off_trial(text: str) -> str:
+    """Return what `on_trial` was given."""
+    return text.replace(_TRIAL, _KUBE)
 
 
 def service_suffix(name: ServicePortName) -> str:

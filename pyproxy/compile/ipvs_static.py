@@ -51,7 +51,7 @@ IPVS_FILTER = "KUBE-IPVS-FILTER"
 _FIXED = {
     FILTER: {names.NODE_PORTS, names.FORWARD, IPVS_FILTER, names.CANARY},
     NAT: {names.SERVICES, names.NODE_PORTS, names.POSTROUTING, names.MARK_MASQUERADE, LOCAL_DISPATCH, names.CANARY},
-    MANGLE: {names.PROXY_FIREWALL, SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY},
+    MANGLE: {names.PROXY_FIREWALL, SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY, names.KUBE_PROXY_CANARY},
 }
 _NEW = "-m conntrack --ctstate NEW "
 # As in the iptables mode: each is inserted at the top, so the last one of a chain ends up first.

@@ -1,15 +1,17 @@
 """``cleanup``: takes out of the kernel what is ours, in all modes, variants and families; a second run finds nothing.
 
-Chains with kube-proxy's names are ours only where our marker chain stands beside them. What the kubelet
-shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process, under one lock
-from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant, and legacy ones
-where python-iptables cannot be used, by one restore.
+Chains with kube-proxy's names are ours only where our marker chain stands beside them, and only until kube-proxy is
+back. What the kubelet shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process,
+under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant, and legacy
+ones where python-iptables cannot be used, by one restore.
+
+The agent uses the same for what it, or a kube-proxy that is gone, left in another mode.
 """
 
 import asyncio
 import logging
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import product
 
@@ -18,73 +20,108 @@ from pyproxy.apply.command import run
 from pyproxy.apply.iptables import Variant, is_available, restore, save
 from pyproxy.apply.iptables_variant import legacy_tables
 from pyproxy.apply.legacy_tables import LibraryError, open_tables
-from pyproxy.compile import chain_names
+from pyproxy.compile import chain_names, kube_proxy
+from pyproxy.compile.iptables_trial import trial_hooks
 from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
 from pyproxy.config import Config, IptablesVariant
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, IPVS_TABLES, HookKey
-from pyproxy.render.iptables_restore import Ownership, saved_rules
 
 logger = logging.getLogger(__name__)
 
-_KUBE_PROXY_CANARY = "KUBE-PROXY-CANARY"
 _NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
-_LEFT_ALONE = f"kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
+_OWN_NFT_TABLE = "pyproxy"
+_LEFT_ALONE = "kube-proxy's chains are left alone"
+_NEVER_OURS = f"{_LEFT_ALONE}, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
+_ITS_AGAIN = f"{_LEFT_ALONE}: it has been here since pyproxy"
 
 Chains = Mapping[str, Collection[str]]
 """Names of chains that can be removed, or rules that hook them in, by table."""
 Owns = Callable[[str, str], bool]
 """Says of a table and a chain whether the chain is one of those in question."""
+Choice = Callable[[Chains], tuple[Chains, str]]
+"""Says of all chains of a family which of them go, and what is to be said of those that stay."""
 
 
-def cleanup(config: Config, *, kube_proxy: bool) -> int:
+def cleanup(config: Config, *, its_too: bool) -> int:
     """Remove our rules and say what was removed; return the exit status.
 
     Args:
         config: which variant, or both.
-        kube_proxy: remove what kube-proxy made too, in iptables and nftables, even where pyproxy never ran.
+        its_too: remove what kube-proxy made too, in any mode, even where pyproxy never ran.
 
     Raises:
         ApplyError: some rules could not be removed.
     """
-    return asyncio.run(_cleanup(config, kube_proxy=kube_proxy))
+    return asyncio.run(_cleanup(config, its_too=its_too))
 
 
-async def _cleanup(config: Config, *, kube_proxy: bool) -> int:
+async def _cleanup(config: Config, *, its_too: bool) -> int:
     asked = config.iptables_variant
     variants = Variant if asked is IptablesVariant.AUTO else (Variant(asked.value),)
     for variant in variants:
         for family in Family:
             if is_available(family, variant):
-                _say(f"{family}, iptables-{variant.value}", await _clean(family, variant, kube_proxy=kube_proxy))
+                _say(f"{family}, iptables-{variant.value}", await _clean(family, variant, its_too=its_too))
     if shutil.which("nft"):
-        for owner in ("pyproxy", "kube-proxy") if kube_proxy else ("pyproxy",):
-            for family in Family:
-                _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
+        for owner, family in product(_nft_tables(its_too=its_too), Family):
+            _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
     # Last: a set that a rule names cannot be destroyed.
     from pyproxy.loop.ipvs_cleanup import remove_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
-    for family, what in (await remove_ipvs()).items():
+    for family, what in remove_ipvs(its_too=its_too):
         _say(f"{family}, IPVS", what)
     return 0
 
 
-async def retire(variants: Collection[Variant], *, nftables: bool) -> None:
-    """Remove what the agent left in another mode or variant, now that this one's rules are complete.
+async def retire(used: Variant | None, owns: Owns, *, its_too: bool) -> None:
+    """Remove what is left of other modes and variants, and of a trial, now that a mode's rules are complete.
+
+    Args:
+        used: the variant that this mode uses; None: nftables.
+        owns: picks the chains there that this mode uses.
+        its_too: remove what kube-proxy left as well.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    for variant, family in product(variants, Family):
-        tables = [table for table in IPVS_TABLES if variant is Variant.NFT or table in legacy_tables(family)]
-        if tables and is_available(family, variant):
-            what = await _clean_by_restore(family, variant, tables, kube_proxy=False)
-            level = logging.WARNING if what == _LEFT_ALONE else logging.INFO
-            _tell(level, f"{family}, iptables-{variant.value}", what)
-    if nftables and shutil.which("nft"):
-        for nft_family in _NFT_FAMILIES.values():
-            _tell(logging.INFO, nft_family, await _delete_nft_table(f"{nft_family} pyproxy"))
+    for variant, family in product(Variant, Family):
+        choice = partial(_choose, its_too=its_too)
+        if variant is used:
+            choice = partial(_pick, owns=lambda table, chain: _is_left(table, chain, owns, its_too=its_too))
+        await _retire(family, variant, choice)
+    await _retire_tables([name for name in _nft_tables(its_too=its_too) if used or name != _OWN_NFT_TABLE])
+
+
+async def retire_trial(used: Variant | None) -> None:
+    """Remove what a trial beside kube-proxy left in another mode or variant, and nothing else.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    for variant, family in product(Variant, Family):
+        if variant is not used:
+            await _retire(family, variant, partial(_pick, owns=chain_names.is_of_trial))
+    await _retire_tables([_OWN_NFT_TABLE] if used else [])
+
+
+async def _retire(family: Family, variant: Variant, choice: Choice) -> None:
+    names = _existing(family, variant, IPVS_TABLES)
+    if names and is_available(family, variant):
+        what = await _clean_by_restore(family, variant, names, choice)
+        level = logging.WARNING if _LEFT_ALONE in what else logging.INFO
+        _tell(level, f"{family}, iptables-{variant.value}", what)
+
+
+async def _retire_tables(owners: Collection[str]) -> None:
+    if shutil.which("nft"):
+        for owner, nft_family in product(owners, _NFT_FAMILIES.values()):
+            _tell(logging.INFO, nft_family, await _delete_nft_table(f"{nft_family} {owner}"))
+
+
+def _nft_tables(*, its_too: bool) -> tuple[str, ...]:
+    return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if its_too else (_OWN_NFT_TABLE,)
 
 
 def _tell(level: int, where: str, what: str) -> None:
@@ -97,63 +134,60 @@ def _say(where: str, what: str) -> None:
         print(f"{where}: {what}")  # noqa: T201  # this command's output is for people
 
 
-async def _clean(family: Family, variant: Variant, *, kube_proxy: bool) -> str:
+async def _clean(family: Family, variant: Variant, *, its_too: bool) -> str:
     """Clean one family in one variant; return what to say of it."""
-    tables = [*IPVS_TABLES]
+    choice = partial(_choose, its_too=its_too)
+    # A table that is only looked at would be created.
+    tables = _existing(family, variant, IPVS_TABLES)
     if variant is Variant.LEGACY:
-        # A table that is only looked at would be created.
-        tables = [table for table in tables if table in legacy_tables(family)]
         try:
-            return _clean_legacy(family, tables, kube_proxy=kube_proxy) if tables else ""
+            return _clean_legacy(family, tables, choice) if tables else ""
         except LibraryError as error:
             logger.warning("%s: cleaning by iptables-legacy-restore: %s", family, error)
-    return await _clean_by_restore(family, variant, tables, kube_proxy=kube_proxy)
+    return await _clean_by_restore(family, variant, tables, choice)
 
 
-def _clean_legacy(family: Family, names: Collection[str], *, kube_proxy: bool) -> str:
+def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[str]:
+    return [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
+
+
+def _clean_legacy(family: Family, names: Collection[str], choice: Choice) -> str:
     with open_tables(family, names) as tables:
-        chains = {
-            name: [chain for chain in table.chains() if _is_removable(name, chain, kube_proxy=kube_proxy)]
-            for name, table in tables.items()
-        }
-        if not (kube_proxy or _has_marker(chains)):
-            return _LEFT_ALONE if any(chains.values()) else ""
+        chains, remark = choice({name: table.chains() for name, table in tables.items()})
         hooks = 0
         for name, table in tables.items():
-            for hook in _hooks(family, name, chains[name]):
-                hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
-            table.delete_chains(chains[name])
-            table.commit()
-    return _removed(chains, hooks)
+            if chains[name]:
+                for hook in _hooks(family, name, chains[name]):
+                    hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
+                table.delete_chains(chains[name])
+                table.commit()
+    return _removed(chains, hooks, remark)
 
 
-async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], *, kube_proxy: bool) -> str:
-    chains, hooks = await _find(family, variant, names, partial(_is_removable, kube_proxy=kube_proxy))
-    if not (kube_proxy or _has_marker(chains)):
-        return _LEFT_ALONE if any(chains.values()) else ""
+async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: Choice) -> str:
+    saved = {name: await save(family, variant, name) for name in names}
+    # In a thread: the agent does this beside its work, and the other mode's rules may be many.
+    chains, hooks, remark = await asyncio.to_thread(_find, family, saved, choice)
     await _remove(family, variant, chains, hooks)
-    return _removed(chains, sum(map(len, hooks.values())))
+    return _removed(chains, sum(map(len, hooks.values())), remark)
 
 
 async def remove_chains(family: Family, variant: Variant, names: Collection[str], owns: Owns) -> None:
     """Remove the chains of some tables that a test picks, with the hooks that jump to them."""
-    existing = [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
-    await _remove(family, variant, *await _find(family, variant, existing, owns))
+    await _clean_by_restore(family, variant, _existing(family, variant, names), partial(_pick, owns=owns))
 
 
-async def _find(family: Family, variant: Variant, names: Collection[str], owns: Owns) -> tuple[Chains, Chains]:
-    """Return the chains that a test picks, and the rules that hook them in, by table."""
-    chains: dict[str, list[str]] = {}
+def _find(family: Family, saved: Mapping[str, str], choice: Choice) -> tuple[Chains, Chains, str]:
+    """Return the chains that are chosen, the rules that hook them in, and a remark; all by table."""
+    lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in saved.items()}
+    chains, remark = choice(
+        {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
+    )
     hooks: dict[str, list[str]] = {}
-    for name in names:
-        lines = (await save(family, variant, name)).splitlines()
-        # In a thread: the agent does this beside its work, and the other mode's rules may be many.
-        ours = Ownership(owns=owns, shared=(), hooks=ipvs_hooks(family))
-        keys, rules = await asyncio.to_thread(saved_rules, name, lines, ours)
-        chains[name] = [key.chain for key in keys]
+    for name, rules in lines.items():
         jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
-        hooks[name] = [rule.rule for rule in rules if rule.rule in jumps]
-    return chains, hooks
+        hooks[name] = [rule for rule in rules if rule in jumps]
+    return chains, hooks, remark
 
 
 async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
@@ -170,25 +204,47 @@ def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str
     return "\n".join((f"*{table}", *lines, "COMMIT\n"))
 
 
-def _is_removable(table: str, chain: str, *, kube_proxy: bool) -> bool:
-    if chain == _KUBE_PROXY_CANARY:
-        return kube_proxy
-    return is_ours(table, chain) or (table, chain) == (FILTER, PROBE_CHAIN)
+def _pick(existing: Chains, owns: Owns) -> tuple[Chains, str]:
+    return {table: [chain for chain in found if owns(table, chain)] for table, found in existing.items()}, ""
 
 
-def _has_marker(chains: Chains) -> bool:
-    return any(chain_names.CANARY in found for found in chains.values())
+def _choose(existing: Chains, *, its_too: bool) -> tuple[Chains, str]:
+    """Choose what is ours, and if asked kube-proxy's."""
+    found = {(table, chain) for table in existing for chain in existing[table]}
+    shared = {key for key in found if is_ours(*key) or kube_proxy.is_kube_proxys(*key)}
+    has_marker = any(chain == chain_names.CANARY for _, chain in found)
+    if its_too:
+        stays = set()
+    elif has_marker:
+        stays = {key for key in shared if not is_ours(*key) or kube_proxy.is_needed_by(found, *key)}
+    else:
+        stays = shared
+    gone = {key for key in found if key in shared - stays or _is_ours_alone(*key)}
+    remark = (_ITS_AGAIN if has_marker else _NEVER_OURS) if stays else ""
+    return _pick(existing, lambda table, chain: (table, chain) in gone)[0], remark
+
+
+def _is_left(table: str, chain: str, owns: Owns, *, its_too: bool) -> bool:
+    """Say of a chain in the tables that a mode uses whether it is left of a trial, or of kube-proxy."""
+    return not owns(table, chain) and (
+        chain_names.is_of_trial(table, chain) or (its_too and kube_proxy.is_kube_proxys(table, chain))
+    )
+
+
+def _is_ours_alone(table: str, chain: str) -> bool:
+    return (table, chain) == (FILTER, PROBE_CHAIN) or chain_names.is_of_trial(table, chain)
 
 
 def _hooks(family: Family, table: str, chains: Collection[str]) -> list[HookKey]:
     """Return the hooks that jump to chains that will be removed."""
-    hooks = (hook for hook in ipvs_hooks(family) if hook.table == table)
-    return [hook for hook in hooks if hook.rule.rpartition(" ")[2] in chains]
+    hooks = (*ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family))
+    return [hook for hook in hooks if hook.table == table and hook.rule.rpartition(" ")[2] in chains]
 
 
-def _removed(chains: Chains, hooks: int) -> str:
+def _removed(chains: Chains, hooks: int, remark: str) -> str:
     count = sum(map(len, chains.values()))
-    return f"removed {count} chains and {hooks} hook rules" if count else ""
+    removed = f"removed {count} chains and {hooks} hook rules" if count else ""
+    return "; ".join(filter(None, (removed, remark)))
 
 
 async def _delete_nft_table(name: str) -> str:

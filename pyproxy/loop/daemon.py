@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Coroutine
 from importlib import import_module
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pyproxy.loop.ending import Ending
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
+from pyproxy.loop.predecessor import wait_until_gone
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -57,6 +59,9 @@ async def _prepare(config: Config) -> int:
 async def _run(settings: Settings) -> int:
     config, ending = settings.config, Ending()
     watching = asyncio.create_task(_watch_configuration(settings, ending))
+    stopping = asyncio.create_task(ending.reached())
+    if not await _comes_before(stopping, wait_until_gone(config)):
+        return stopping.result()
     node_name = own_node_name(config)
     inbox = _Inbox(config.proxy_mode)
     follow = _follow_files if config.manifests else _follow_api
@@ -65,7 +70,6 @@ async def _run(settings: Settings) -> int:
     agent = Agent(config, backend, node_name, _observer(config, backend))
     inbox.open(agent, backend.mode)
     running = asyncio.create_task(agent.run(following))
-    stopping = asyncio.create_task(ending.reached())
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     watching.cancel()
@@ -76,6 +80,14 @@ async def _run(settings: Settings) -> int:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return await stopping
+
+
+async def _comes_before(end: asyncio.Task[int], event: Coroutine[None, None, None]) -> bool:
+    """Wait for an event; say whether it came before the end."""
+    waiting = asyncio.create_task(event)
+    await asyncio.wait((waiting, end), return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    return not end.done()
 
 
 async def _watch_configuration(settings: Settings, ending: Ending) -> None:

@@ -10,19 +10,21 @@ from pyproxy.apply.iptables import IptablesKernel, Variant, is_available
 from pyproxy.apply.iptables_variant import detect_variant
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.apply.sysctl import read_sysctl, write_sysctl
-from pyproxy.compile import chain_names
+from pyproxy.compile import chain_names, kube_proxy
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
+from pyproxy.compile.iptables_trial import TrialProgram, trial_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
-from pyproxy.loop.cleanup import retire
+from pyproxy.loop.cleanup import retire, retire_trial
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
 from pyproxy.render.iptables_restore import Ownership
+from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -69,21 +71,26 @@ class IptablesMode:
             hairpin_by_packet=family in self._hairpin_by_packet,
         )
 
-    def program(self, settings: IptablesSettings) -> IptablesProgram:
+    def program(self, settings: IptablesSettings) -> IptablesProgram | TrialProgram:
         """See `Backend`."""
-        return IptablesProgram(settings)
+        return (TrialProgram if self._config.service_proxy_name else IptablesProgram)(settings)
 
     def kernel(self, family: Family) -> IptablesKernel:
         """See `Backend`."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
-        return IptablesKernel(family, self._variant, counter, ownership(family))
+        owned = trial_ownership(family) if self._config.service_proxy_name else ownership(family)
+        return IptablesKernel(family, self._variant, counter, owned)
 
     async def retire_others(self) -> None:
         """See `Backend`."""
-        await retire([variant for variant in Variant if variant is not self._variant], nftables=True)
+        if self._config.service_proxy_name:
+            await retire_trial(self._variant)
+            return
+        its_too = self._config.takeover is Takeover.AUTO
+        await retire(self._variant, chain_names.is_ours, its_too=its_too)
         from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
-        await retire_ipvs(self._variant)
+        await retire_ipvs(self._variant, its_too=its_too)
 
     def prepare(self) -> None:
         """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""
@@ -99,8 +106,13 @@ def ownership(family: Family) -> Ownership:
     return Ownership(
         owns=chain_names.is_ours,
         shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),),
-        hooks=known_hooks(family),
+        hooks=(*known_hooks(family), *kube_proxy.HOOKS),
     )
+
+
+def trial_ownership(family: Family) -> Ownership:
+    """Return what of a family's tables is ours on trial beside kube-proxy."""
+    return Ownership(owns=chain_names.is_of_trial, shared=(), hooks=trial_hooks(family))
 
 
 def iptables_settings(config: Config, family: Family, surroundings: Surroundings) -> IptablesSettings:

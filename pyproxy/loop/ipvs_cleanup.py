@@ -1,19 +1,23 @@
-"""Takes the IPVS mode's virtual servers, addresses and sets out of the kernel; its rules go with those of other modes.
+"""Takes virtual servers, addresses and sets out of the kernel; the rules around them go with those of other modes.
 
-Told by the sets: what is in one of ours is ours. Without any set there is nothing of ours, and nothing is touched.
+Told by the sets: what is in one of ours is ours. Without any set there is nothing of ours, and nothing is touched. So it is
+with kube-proxy's IPVS mode: what is in its sets, or on an address that it bound, is its own.
 """
 
 import asyncio
 import errno
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from itertools import product
 from time import time
 
 from pyproxy.apply.ipset import IpSets, SetType
 from pyproxy.apply.iptables import Variant, is_available
 from pyproxy.apply.ipvs import DRAIN_SECONDS
 from pyproxy.apply.netlink import Message
-from pyproxy.apply.vips import Vips
+from pyproxy.apply.vips import Vips, node_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.compile import kube_proxy
 from pyproxy.compile.ipvs_static import SERVED, is_ours_alone
 from pyproxy.errors import ApplyError
 from pyproxy.loop.cleanup import remove_chains
@@ -25,25 +29,50 @@ from pyproxy.model.ruleset import IPVS_TABLES
 _LOOK_SECONDS = 5.0
 
 
-async def remove_ipvs() -> dict[Family, str]:
+@dataclass(frozen=True, slots=True)
+class _Left:
+    """What one of the two has in the kernel, in one family."""
+
+    sets: IpSets
+    names: Collection[str]
+    """Of the sets, without their prefix."""
+    virtuals: Collection[Virtual]
+    ips: Collection[bytes]
+    """Addresses on the device."""
+    are_bound: bool
+    """They are bound to it, and not routes."""
+
+    def __bool__(self) -> bool:
+        return bool(self.names or self.ips)
+
+
+_Look = Callable[[Family], _Left]
+
+
+def remove_ipvs(*, its_too: bool) -> list[tuple[Family, str]]:
     """Remove what is ours at once; return what to say of each family. To be called when no rule uses a set any more.
+
+    Args:
+        its_too: what kube-proxy left as well.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    removed = {family: _remove(family) for family in Family}
-    if any(removed.values()):
+    looks: list[_Look] = [_ours, _its] if its_too else [_ours]
+    removed = [(family, _remove(look(family))) for look, family in product(looks, Family)]
+    if any(what for _, what in removed):
         Vips(Family.IPV4).remove_device()
     return removed
 
 
-async def retire_ipvs(variant: Variant | None) -> None:
+async def retire_ipvs(variant: Variant | None, *, its_too: bool) -> None:
     """Remove what is ours, virtual servers with connections not before these have ended; may take long.
 
     Another mode takes new connections before IPVS sees them.
 
     Args:
         variant: where the iptables mode that took over has its rules, beside which those of IPVS are; None: other modes.
+        its_too: what kube-proxy left as well.
 
     Raises:
         ApplyError: something could not be removed.
@@ -52,25 +81,72 @@ async def retire_ipvs(variant: Variant | None) -> None:
         for family in Family:
             if is_available(family, variant):
                 await remove_chains(family, variant, IPVS_TABLES, is_ours_alone)
-    while sum(map(_connections, Family)):  # noqa: ASYNC110  # the kernel tells nobody when a connection ends
+    await _until_unused(_ours)
+    if its_too:
+        await _until_unused(_its)
+    remove_ipvs(its_too=its_too)
+
+
+async def retire_kube_proxys_ipvs() -> None:
+    """Remove what kube-proxy's IPVS mode left and ours did not take over, not before connections have ended; see above.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    await _until_unused(_its)
+    for family in Family:
+        _remove(_its(family))
+
+
+async def _until_unused(look: _Look) -> None:
+    while sum(_connections(look(family)) for family in Family):  # noqa: ASYNC110  # the kernel tells nobody when a connection ends
         await asyncio.sleep(_LOOK_SECONDS)
-    await remove_ipvs()
 
 
-def _remove(family: Family) -> str:
+def _ours(family: Family) -> _Left:
     sets, types = ipvs_sets(family)
     names, members = _read(sets, types)
-    if not names:
+    return _Left(sets, names, _virtuals(members), Vips(family).read() if names else (), are_bound=False)
+
+
+def _its(family: Family) -> _Left:
+    """Return what kube-proxy left. What ours serves in its place is ours."""
+    sets = IpSets(family, kube_proxy.set_prefix(family))
+    full_names = {kube_proxy.cut(family, name): name for name in kube_proxy.SETS}
+    names, members = _read(sets, dict.fromkeys(full_names, SetType.IP))
+    ips = Vips(family).bound()
+    if not (names or ips):
+        return _Left(sets, (), (), (), are_bound=True)
+    at = {
+        Virtual(member.ip, member.protocol, member.port)
+        for member in members
+        if full_names[member.set] in kube_proxy.BY_ADDRESS
+    }
+    ports = {
+        (kube_proxy.BY_PORT[name], member.port)
+        for member in members
+        if (name := full_names[member.set]) in kube_proxy.BY_PORT
+    }
+    own = node_addresses(family) if ports else ()
+    servers = _servers()
+    found = [
+        virtual
+        for virtual, _ in (servers.services(family) if servers else ())
+        if virtual in at or virtual.ip in ips or (virtual.ip in own and (virtual.protocol, virtual.port) in ports)
+    ]
+    return _Left(sets, names, set(found).difference(_ours(family).virtuals), ips, are_bound=True)
+
+
+def _remove(left: _Left) -> str:
+    if not left:
         return ""
-    virtuals = _virtuals(members)
     servers = _servers()
     if servers is not None:
-        servers.perform_deletes([servers.delete(virtual) for virtual in virtuals])
-    vips = Vips(family)
-    ips = vips.read()
-    vips.delete(ips)
-    _destroy(sets, names)
-    return f"removed {len(virtuals)} virtual servers, {len(ips)} addresses and {len(names)} sets"
+        servers.perform_deletes([servers.delete(virtual) for virtual in left.virtuals])
+    vips = Vips(left.sets.family)
+    (vips.unbind if left.are_bound else vips.delete)(left.ips)
+    _destroy(left.sets, left.names)
+    return f"removed {len(left.virtuals)} virtual servers, {len(left.ips)} addresses and {len(left.names)} sets"
 
 
 def _destroy(sets: IpSets, names: Collection[str]) -> None:
@@ -81,17 +157,15 @@ def _destroy(sets: IpSets, names: Collection[str]) -> None:
         raise ApplyError(message, retryable=True) from error
 
 
-def _connections(family: Family) -> int:
-    """Return how many connections our virtual servers still have, and see that they get no new ones."""
-    sets, types = ipvs_sets(family)
-    _, members = _read(sets, types)
+def _connections(left: _Left) -> int:
+    """Return how many connections virtual servers still have, and see that they get no new ones."""
     servers = _servers()
-    if not members or servers is None:
+    if not left.virtuals or servers is None:
         return 0
     now = int(time())
     found = 0
     quiet: list[Message] = []
-    for virtual in _virtuals(members):
+    for virtual in left.virtuals:
         for endpoint, state in servers.reals(virtual):
             found += state.active if now - (state.since or now) < DRAIN_SECONDS else 0
             if state.weight:
@@ -100,7 +174,7 @@ def _connections(family: Family) -> int:
     return found
 
 
-def _read(sets: IpSets, types: dict[str, SetType]) -> tuple[set[str], dict[Member, str]]:
+def _read(sets: IpSets, types: Mapping[str, SetType]) -> tuple[set[str], dict[Member, str]]:
     try:
         return sets.read(types)
     except OSError:

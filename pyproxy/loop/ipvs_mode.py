@@ -12,6 +12,7 @@ from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.apply.sysctl import write_sysctl
 from pyproxy.apply.vips import Vips, devices_with_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.compile import kube_proxy
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
@@ -26,6 +27,7 @@ from pyproxy.model.ipvs import Scheduling, Virtual
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import IPVS_TABLES
 from pyproxy.render.iptables_restore import Ownership
+from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,11 @@ class IpvsMode:
         Raises:
             ConfigError: it has not; the message names the module and what to do.
         """
+        if config.service_proxy_name:
+            message = (
+                "--service-proxy-name: is for nftables and iptables mode: virtual servers of both would be in one table"
+            )
+            raise ConfigError(message)
         await require_ipvs()
         _require_scheduler(config.ipvs_scheduler or _DEFAULT_SCHEDULER)
         variant, reason = await choose_variant(config)
@@ -98,7 +105,12 @@ class IpvsMode:
 
     async def retire_others(self) -> None:
         """See `Backend`."""
-        await retire([variant for variant in Variant if variant is not self._variant], nftables=True)
+        its_too = self._config.takeover is Takeover.AUTO
+        await retire(self._variant, is_ours, its_too=its_too)
+        if its_too:
+            from pyproxy.loop.ipvs_cleanup import retire_kube_proxys_ipvs  # noqa: PLC0415  # once
+
+            await retire_kube_proxys_ipvs()
 
     def prepare(self) -> None:
         """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""
@@ -158,7 +170,7 @@ def ipvs_settings(config: Config, family: Family, surroundings: Surroundings) ->
 
 def ownership(family: Family) -> Ownership:
     """Return what of a family's tables is ours; what the iptables mode shares with the kubelet is none of this mode's."""
-    return Ownership(owns=is_ours, shared=(), hooks=ipvs_hooks(family))
+    return Ownership(owns=is_ours, shared=(), hooks=(*ipvs_hooks(family), *kube_proxy.HOOKS))
 
 
 async def require_ipvs() -> None:

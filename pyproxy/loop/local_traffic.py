@@ -62,8 +62,11 @@ class Placement:
 
 
 def serves_localhost(config: Config, family: Family) -> bool:
-    """Say whether node ports answer on loopback addresses: IPv4 only, which alone has route_localnet."""
-    if family is Family.IPV6 or not config.iptables_localhost_nodeports:
+    """Say whether node ports answer on loopback addresses: IPv4 only, which alone has route_localnet.
+
+    Not on trial: the rule that goes with it is in the kubelet's chain.
+    """
+    if family is Family.IPV6 or not config.iptables_localhost_nodeports or config.service_proxy_name:
         return False
     blocks = _node_port_blocks(config, family)
     return blocks is None or any(_overlaps(block, _LOOPBACK[family]) for block in blocks)

@@ -4,20 +4,21 @@ import logging
 from pathlib import Path
 
 from pyproxy.apply.command import run
-from pyproxy.apply.iptables import Variant
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
+from pyproxy.compile.chain_names import is_ours
 from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
 from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.loop.cleanup import retire
+from pyproxy.loop.cleanup import retire, retire_trial
 from pyproxy.loop.local_traffic import Placement, local_traffic, nftables_config, node_port_ips
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
+from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -73,10 +74,14 @@ class NftablesMode:
 
     async def retire_others(self) -> None:
         """See `Backend`."""
-        await retire(tuple(Variant), nftables=False)
+        if self._config.service_proxy_name:
+            await retire_trial(None)
+            return
+        its_too = self._config.takeover is Takeover.AUTO
+        await retire(None, is_ours, its_too=its_too)
         from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
-        await retire_ipvs(None)
+        await retire_ipvs(None, its_too=its_too)
 
 
 def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:
@@ -87,7 +92,8 @@ def nftables_settings(config: Config, family: Family, surroundings: Surroundings
         masquerade_all=config.masquerade_all,
         local_traffic=local_traffic(config, surroundings.node, family),
         node_port_ips=node_port_ips(config, surroundings.node, family, surroundings.local_ips),
-        service_cidrs=surroundings.service_cidrs_of(family),
+        # On trial most addresses of these ranges are kube-proxy's.
+        service_cidrs=() if config.service_proxy_name else surroundings.service_cidrs_of(family),
     )
 
 

@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces ne
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 CANARY = "PYPROXY-CANARY"
+BACK = "it has been here since pyproxy"
 KUBE_PROXY_TABLE = "table {} kube-proxy {{ chain services {{ }}; }}"
 NODE = Node(name="node1")
 # Rules of the kubelet, of Docker, and of an administrator, with packet counters, in the chains that our hooks are in.
@@ -101,7 +102,7 @@ async def apply(family: Family, variant: Variant, rules: IptablesProgram) -> Non
     generation = NftGeneration()
     kernel = IptablesKernel(family, variant, generation.counter(), ownership(family))
     present = await kernel.read()
-    await kernel.apply({key: (present.get(key), rules.value(key)) for key in set(rules.keys())})
+    await kernel.apply({key: (present.get(key), rules.value(key)) for key in {*rules.keys(), *present}})
     generation.close()
 
 
@@ -234,11 +235,26 @@ def test_rules_of_kube_proxy_go_if_asked(variant: Variant, family: Family) -> No
 
 
 @variants
-def test_canaries_of_kube_proxy_stay_with_ours(variant: Variant) -> None:
-    """A plain cleanup takes our chains from beside kube-proxy's canaries, which stay."""
-    load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
+def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
+    """Where kube-proxy's canaries stand beside our marker it has started after us: only the marker goes."""
     load_others(Family.IPV4, variant)
+    load_ours(Family.IPV4, variant)
+    load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
     before = dump(Family.IPV4, variant)
+
+    first, second = clean(), clean()
+
+    assert "".join(line for line in before.splitlines(keepends=True) if CANARY not in line) == dump(Family.IPV4, variant)
+    where = f"{Family.IPV4}, iptables-{variant.value}"
+    assert [f"{where}: removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}"] == first
+    assert [True] == ["kube-proxy's chains are left alone" in line for line in second]
+
+
+@variants
+def test_adoption_takes_canaries_of_kube_proxy(variant: Variant) -> None:
+    """Once we have written, kube-proxy's canaries are gone from our tables, and the chains are ours again."""
+    before = load_others(Family.IPV4, variant)
+    load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
     load_ours(Family.IPV4, variant)
 
     clean()

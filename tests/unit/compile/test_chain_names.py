@@ -47,10 +47,10 @@ def test_endpoint_chain(endpoint: Endpoint, expected: str) -> None:
         ("nat", "KUBE-POSTROUTING", True),
         ("filter", "KUBE-FIREWALL", False),
         ("filter", "KUBE-KUBELET-CANARY", False),
-        ("nat", "KUBE-PROXY-CANARY", False),
+        ("nat", "KUBE-PROXY-CANARY", True),
         ("nat", "CNI-KUBE-SVC-X", False),
     ],
 )
 def test_is_ours(table: str, chain: str, expected: object) -> None:
-    """The kubelet's chains, the canary of kube-proxy and chains of others are not ours."""
+    """kube-proxy's chains are taken over, its canary with them; the kubelet's and those of others are not ours."""
     assert expected is is_ours(table, chain)
