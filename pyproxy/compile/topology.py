@@ -78,6 +78,21 @@ def categorize_endpoints(
     return Categorized(cluster=cluster, local=_local_endpoints(candidates, place), any_usable=any_usable)
 
 
+def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> int:
+    """Return how many ready endpoints a Service has on a node, whatever their ports, for who balances between nodes.
+
+    An endpoint has an address in each family, so the family with most of them says how many there are. One that is
+    terminating does not count, though it may still be used: the balancer shall go first (`LocalReadyEndpoints` of
+    ``pkg/proxy/endpointschangetracker.go``, which counts for each family on its own).
+    """
+    found: dict[Family, set[bytes]] = {}
+    for endpoint_slice in slices:
+        if endpoint_slice.ports:
+            local = (item.ip for item in endpoint_slice.endpoints if item.ready and item.node_name == node_name)
+            found.setdefault(endpoint_slice.family, set()).update(local)
+    return max(map(len, found.values()), default=0)
+
+
 def _cluster_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) -> tuple[Endpoint, ...]:
     available = _hint_filter([item for item in candidates.values() if item.ready], place)
     ready = _select(candidates, lambda item: item.ready and available(item))

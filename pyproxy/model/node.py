@@ -1,6 +1,6 @@
-"""This node, as far as its packet path depends on it."""
+"""This node, as far as its packet path and its health depend on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from pyproxy.model.address import Family, Network, family_of
@@ -16,6 +16,8 @@ class Node:
     pod_cidrs: tuple[Network, ...] = ()
     zone: str = ""
     """Label ``topology.kubernetes.io/zone``; empty means none."""
+    is_eligible: bool = field(default=True, compare=False)
+    """False: on its way out, and load balancers should know. Nodes that differ in it alone are equal: no packet cares."""
 
     def ip(self, family: Family) -> bytes | None:
         """Return the node's IP of a family, or None."""

@@ -159,8 +159,8 @@ class Tracker:
 
     def _set_node(self, node: Node | None) -> None:
         if node != self.node:
-            self.node = node
             self._node_changed = True
+        self.node = node  # what no plan depends on may have changed all the same
 
     def _put_service_cidr(self, service_cidr: ServiceCidr) -> None:
         if self._service_cidrs.get(service_cidr.name) != service_cidr:

@@ -39,10 +39,13 @@ __all__ = [
 
 NODE_IP_TYPES = ("InternalIP", "ExternalIP")
 """The types of address that count, the first ones first (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
+_TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
+"""On a Node that the cluster autoscaler drains, whatever its effect (``NodeEligible`` of
+``pkg/proxy/healthcheck/proxy_health.go``)."""
 
 
 def decode_node(node: wire.Node) -> Decoded[Node]:
-    """Reduce a Node to its addresses, pod ranges and zone."""
+    """Reduce a Node to its addresses, pod ranges and zone, and whether it is to stay."""
     metadata, spec = node.metadata or wire.NO_METADATA, node.spec or wire.NO_NODE_SPEC
     problems: Problems = []
     name = cluster_wide_name(metadata)
@@ -55,6 +58,8 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
         ips=_node_ips(node.status or wire.NO_NODE_STATUS, problems),
         pod_cidrs=read_networks([text for text in listed if text], field, problems),
         zone=(metadata.labels or wire.NO_LABELS).zone or "",
+        is_eligible=not metadata.deletion_timestamp
+        and all(taint.key != _TO_BE_DELETED_TAINT for taint in spec.taints or ()),
     )
     return Decoded(decoded, errors("Node", name, problems))
 

@@ -27,7 +27,6 @@ class ObjectMeta(wire.ObjectMeta, frozen=True, gc=False, rename="camel", forbid_
     generate_name: Raw = IGNORED
     self_link: Raw = IGNORED
     generation: Raw = IGNORED
-    deletion_timestamp: Raw = IGNORED
     deletion_grace_period_seconds: Raw = IGNORED
     owner_references: Raw = IGNORED
     finalizers: Raw = IGNORED
@@ -150,6 +149,14 @@ class Endpoints(
     subsets: Sequence[EndpointSubset] | None = None
 
 
+class Taint(wire.Taint, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
+    """core/v1 Taint."""
+
+    value: Raw = IGNORED
+    effect: Raw = IGNORED
+    time_added: Raw = IGNORED
+
+
 class NodeSpec(wire.NodeSpec, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
     """core/v1 NodeSpec."""
 
@@ -158,7 +165,7 @@ class NodeSpec(wire.NodeSpec, frozen=True, gc=False, rename="camel", forbid_unkn
     config_source: Raw = IGNORED
     external_id: Raw = field(name="externalID", default=IGNORED)
     provider_id: Raw = field(name="providerID", default=IGNORED)
-    taints: Raw = IGNORED
+    taints: Sequence[Taint] | None = None
     unschedulable: Raw = IGNORED
 
 

@@ -55,6 +55,8 @@ class ObjectMeta(Struct, frozen=True, gc=False, rename="camel"):
     resource_version: str | None = None
     creation_timestamp: str | None = None
     """RFC 3339."""
+    deletion_timestamp: str | None = None
+    """RFC 3339; None unless the object is on its way out."""
     uid: str | None = None
 
 
@@ -207,11 +209,18 @@ class Endpoints(Struct, frozen=True, gc=False):
     subsets: Sequence[EndpointSubset] | None = None
 
 
+class Taint(Struct, frozen=True, gc=False):
+    """core/v1 Taint."""
+
+    key: str | None = None
+
+
 class NodeSpec(Struct, frozen=True, gc=False):
     """core/v1 NodeSpec."""
 
     pod_cidr: str | None = field(name="podCIDR", default=None)
     pod_cidrs: Sequence[str] | None = field(name="podCIDRs", default=None)
+    taints: Sequence[Taint] | None = None
 
 
 NO_NODE_SPEC = NodeSpec()

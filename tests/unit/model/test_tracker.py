@@ -1,5 +1,7 @@
 """The present state of the cluster from changes, and what has to be planned again for each."""
 
+from dataclasses import replace
+
 import pytest
 
 from pyproxy.model.address import Family, parse_ip, parse_network
@@ -101,6 +103,15 @@ def test_node_changed(change: Change, expected: object) -> None:
     assert [expected, False] == [tracker.take_node_changed(), tracker.take_node_changed()]
 
 
+def test_what_no_plan_depends_on() -> None:
+    """A Node that is on its way out is known to be, and no plan changes."""
+    tracker = told(*STATE)
+    tracker.apply(Put(Node(name="node1", is_eligible=False)))
+
+    assert tracker.node is not None
+    assert (False, False) == (tracker.node.is_eligible, tracker.take_node_changed())
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
@@ -194,3 +205,30 @@ def test_slice_before_its_service() -> None:
 def test_last_known_version(kind: Kind, name: NamespacedName, expected: object) -> None:
     """The last good version of an object can be asked for by kind and name."""
     assert expected == told(*STATE).known(kind, name)
+
+
+def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = WEB) -> Put:
+    """Return a slice that came with the time of its change."""
+    return Put(replace(endpoint_slice(name, owner, ip), triggered_at=at))
+
+
+@pytest.mark.parametrize(
+    ("changes", "triggers"),
+    [
+        pytest.param(
+            [triggered(X, 5.0, "10.244.1.12"), triggered(X, 7.0, "10.244.1.13")], {WEB: [5.0, 7.0]}, id="two changes"
+        ),
+        pytest.param([triggered(X, 5.0, "10.244.1.11")], {}, id="an equal slice with a new time"),
+        pytest.param([Put(endpoint_slice(X, ip="10.244.1.12"))], {}, id="no time"),
+        pytest.param([triggered(X, 5.0, "10.244.1.12"), Removed(Kind.ENDPOINT_SLICE, X)], {}, id="gone again"),
+        pytest.param([triggered(Y, 5.0, "10.244.1.12", WEB)], {WEB: [5.0]}, id="another Service's now"),
+    ],
+)
+def test_triggers(changes: list[Change], triggers: dict[NamespacedName, list[float]]) -> None:
+    """The times behind changes of slices are kept by Service until they are taken, as kube-proxy keeps them."""
+    tracker = told(*STATE)
+    for change in changes:
+        tracker.apply(change)
+
+    assert {(Family.IPV4, name): times for name, times in triggers.items()} == tracker.take_triggers()
+    assert {} == tracker.take_triggers()

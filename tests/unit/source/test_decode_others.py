@@ -160,6 +160,32 @@ def test_slices_that_are_not_used(fields: Json, problems: list[str]) -> None:
     assert problems == fields_of(decoded)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-11-21T18:16:30Z", 1795284990.0),
+        ("2026-11-21T18:16:30.123456789Z", 1795284990.123456),
+        ("2026-11-21T20:16:30.5+02:00", 1795284990.5),
+        ("2026-11-21T18:16:30", 0.0),
+        ("yesterday", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_time_of_the_change(text: str, seconds: float) -> None:
+    """The time of the change behind a slice is read as RFC 3339 has it; another text costs the time and nothing else."""
+    annotations = {"endpoints.kubernetes.io/last-change-trigger-time": text}
+    metadata = {
+        "name": "web-x",
+        "namespace": "ns",
+        "labels": {"kubernetes.io/service-name": "web"},
+        "annotations": annotations,
+    }
+    decoded = decoded_slice(metadata=metadata)
+
+    assert seconds == the_object(decoded).triggered_at
+    assert () == decoded.problems
+
+
 def test_endpoints_are_slices() -> None:
     """Core Endpoints become a slice for each subset and family, with the addresses that are not ready among them."""
     tree = {
@@ -209,6 +235,23 @@ def test_node() -> None:
         pod_cidrs=(parse_network("10.244.1.0/24"), parse_network("fd00:244:1::/64")),
         zone="zone-1",
     )
+
+
+@pytest.mark.parametrize(
+    ("metadata", "spec", "expected"),
+    [
+        ({}, {}, True),
+        ({}, {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]}, True),
+        ({}, {"taints": [{"key": "x"}, {"key": "ToBeDeletedByClusterAutoscaler", "effect": "PreferNoSchedule"}]}, False),
+        ({"deletionTimestamp": "2026-11-21T12:00:00Z"}, {}, False),
+    ],
+    ids=["stays", "another taint", "autoscaler", "being deleted"],
+)
+def test_node_on_its_way_out(metadata: Json, spec: Json, expected: object) -> None:
+    """Load balancers may not count on a Node that is being deleted, or that the cluster autoscaler drains."""
+    tree = {"metadata": {"name": "node-a", **metadata}, "spec": spec}
+
+    assert expected is the_object(decode_node(msgspec.convert(tree, wire.Node))).is_eligible
 
 
 def test_node_of_a_file() -> None:
