@@ -167,12 +167,15 @@ class Agent:
         service_cidrs = self._tracker.take_service_cidrs()
         self._update_programs(Surroundings(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs))
         dirty = self._tracker.take_dirty()
-        self._observer.planned()
+        self._observer.planned(self._tracker.take_triggers())
         await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
         results = await asyncio.gather(
             *(self._observer.sync(reconciler) for reconciler in self._reconcilers.values() if reconciler.pending),
             return_exceptions=True,
         )
+        for reconciler in self._reconcilers.values():
+            if not reconciler.pending:
+                self._observer.settled(reconciler)
         return self._conclude(results)
 
     def _conclude(self, results: list[SyncReport | BaseException]) -> bool:

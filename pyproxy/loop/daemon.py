@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from importlib import import_module
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.predecessor import wait_until_gone
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
+from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.settings import Settings
@@ -67,8 +68,9 @@ async def _run(settings: Settings) -> int:
     follow = _follow_files if config.manifests else _follow_api
     following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
-    agent = Agent(config, backend, node_name, _observer(config, backend))
-    inbox.open(agent, backend.mode)
+    observer = _observer(config, backend, node_name)
+    agent = Agent(config, backend, node_name, observer)
+    inbox.open(agent, observer, backend.mode)
     running = asyncio.create_task(agent.run(following))
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -96,16 +98,13 @@ async def _watch_configuration(settings: Settings, ending: Ending) -> None:
     ending.restart(f"{await changed_file(texts)} has changed")
 
 
-def _observer(config: Config, backend: Backend) -> Observer:
+def _observer(config: Config, backend: Backend, node_name: str) -> Observer:
     """Return who is told of the agent's work, with its metrics server started."""
     if config.metrics_bind_address is None:
         return Observer()
-    from pyproxy.loop.metrics_observer import MetricsObserver  # noqa: PLC0415  # 5 MB
-    from pyproxy.serve.metrics import Metrics  # noqa: PLC0415  # see above
+    from pyproxy.loop.metrics_server import start_metrics  # noqa: PLC0415  # 5 MB
 
-    metrics = Metrics(backend.mode.value, backend.families)
-    metrics.serve(config.metrics_bind_address)
-    return MetricsObserver(metrics, backend.mode, backend.families)
+    return start_metrics(config, backend, node_name)
 
 
 class _Inbox:
@@ -113,7 +112,10 @@ class _Inbox:
 
     def __init__(self, mode: ProxyMode) -> None:
         self._agent: Agent | None = None
+        self._observer = Observer()
         self._early: list[Change] = []
+        self._notes: list[Callable[[Observer], None]] = []
+        """What an observer is to be told, before there is one."""
         self.wants_service_cidrs: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Whether the mode makes use of ServiceCIDRs; known at once, unless the kernel decides on the mode."""
         if mode is not ProxyMode.AUTO:
@@ -123,10 +125,12 @@ class _Inbox:
         if not self.wants_service_cidrs.done():
             self.wants_service_cidrs.set_result(mode is ProxyMode.NFTABLES)
 
-    def open(self, agent: Agent, mode: ProxyMode) -> None:
+    def open(self, agent: Agent, observer: Observer, mode: ProxyMode) -> None:
         """Hand over what came so far, and from now on at once."""
         self._choose(mode)
-        self._agent = agent
+        self._agent, self._observer = agent, observer
+        while self._notes:
+            self._notes.pop(0)(observer)
         while self._early:
             agent.deliver(self._early.pop(0))
 
@@ -136,6 +140,20 @@ class _Inbox:
             self._early.append(change)
         else:
             self._agent.deliver(change)
+
+    def requested(self, exchange: Exchange) -> None:
+        """Take note of a request to the API server."""
+        self._note(lambda observer: observer.requested(exchange))
+
+    def watched(self, kind: Kind, reason: str) -> None:
+        """Take note of why objects of a kind do not arrive, or that they do."""
+        self._note(lambda observer: observer.watched(kind, reason))
+
+    def _note(self, tell: Callable[[Observer], None]) -> None:
+        if self._agent is None:
+            self._notes.append(tell)
+        else:
+            tell(self._observer)
 
     def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return what is known of an object; see `Agent`."""
@@ -178,7 +196,9 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     async def find_access() -> access.Access:
         return await (first.pop() if first else load_access(settings))
 
-    store = api.Store(deliver=inbox.deliver, last_good=inbox.last_good)
+    store = api.Store(
+        deliver=inbox.deliver, last_good=inbox.last_good, watched=inbox.watched, requested=inbox.requested
+    )
     watched = api.Watched(
         node_name=node_name, service_cidrs=inbox.wants_service_cidrs, proxy_name=config.service_proxy_name
     )

@@ -14,11 +14,17 @@ from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.exchange import Exchange
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.model.service import Service
+from pyproxy.model.tracker import Triggers
 from pyproxy.serve.metrics import Metrics
+from pyproxy.serve.statusz import Board, FamilyStatus
 
 _POLICIES = ("internal", "external")
+_KINDS = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
+"""What is counted of what the kernel has; an endpoint counts for each Service port that leads to it."""
 
 
 class MetricsObserver(Observer):
@@ -26,16 +32,23 @@ class MetricsObserver(Observer):
 
     Args:
         metrics: takes the values.
+        board: shows some of them to people.
         mode: of the agent; iptables rules are counted in iptables mode only.
         families: of the agent.
     """
 
-    def __init__(self, metrics: Metrics, mode: ProxyMode, families: Collection[Family]) -> None:
+    def __init__(self, metrics: Metrics, board: Board, mode: ProxyMode, families: Collection[Family]) -> None:
         self._metrics = metrics
+        self._board = board
         self._observed = _CountedRules if mode is ProxyMode.IPTABLES else _ObservedKernel
         self._kernels: dict[Family, _ObservedKernel] = {}
         self._distrusted: set[Family] = set()
         self._no_local_endpoints = {family: Counter[str]() for family in families}
+        self._programmed = {family: Counter[str](dict.fromkeys(_KINDS, 0)) for family in families}
+        self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
+        """When changes were made that no sync has settled yet, in seconds since 1970."""
+        for family in families:
+            board.families[family] = FamilyStatus(dict(self._programmed[family]))
 
     def delivered(self, change: Change) -> None:
         """See `Observer`."""
@@ -51,9 +64,31 @@ class MetricsObserver(Observer):
         for family in self._no_local_endpoints:
             self._metrics.set_queued(family, time())
 
-    def planned(self) -> None:
-        """See `Observer`."""
+    def planned(self, triggers: Triggers) -> None:
+        """See `Observer`; what was changed before we began is not measured, as nobody could have been faster."""
         self._metrics.set_nothing_pending()
+        for (family, service), moments in triggers.items():
+            if family in self._triggers:
+                waiting = self._triggers[family].setdefault(service, [])
+                waiting += [moment for moment in moments if moment > self._board.started_at]
+
+    def settled(self, reconciler: Reconciler[Any, Any]) -> None:
+        """See `Observer`."""
+        family, now = reconciler.family, time()
+        waiting, self._triggers[family] = self._triggers[family], {}
+        refused = {name.service for name in reconciler.quarantined}
+        for service in waiting.keys() - refused:
+            for moment in waiting[service]:
+                self._metrics.observe_programming(family, now - moment)
+
+    def requested(self, exchange: Exchange) -> None:
+        """See `Observer`."""
+        self._metrics.rest.add(exchange)
+
+    def watched(self, kind: Kind, reason: str) -> None:
+        """See `Observer`."""
+        self._metrics.set_watch(kind.value, up=not reason)
+        self._board.set_watch(kind.value, reason, time())
 
     def distrusted(self, family: Family) -> None:
         """See `Observer`."""
@@ -74,16 +109,42 @@ class MetricsObserver(Observer):
         kernel = self._kernels[family]
         kernel.begin_sync()
         started = monotonic()
+        error = "interrupted"
         try:
             report = await reconciler.sync()
+            self._metrics.set_synced(family, time())
+            kernel.end_sync()
+            self._count_programmed(family, report)
+            self._count_no_local_endpoints(family, report)
+            self._count_repairs(family, report)
+            error = ""
+        except ApplyError as failure:
+            error = str(failure)
+            raise
         finally:
             self._metrics.observe_sync(family, monotonic() - started, full=kernel.was_read)
             self._metrics.set_quarantined(family, len(reconciler.quarantined))
-        self._metrics.set_synced(family, time())
-        kernel.end_sync()
-        self._count_no_local_endpoints(family, report)
-        self._count_repairs(family, report)
+            self._show(reconciler, error)
         return report
+
+    def _show(self, reconciler: Reconciler[Any, Any], error: str) -> None:
+        family = reconciler.family
+        self._board.families[family] = FamilyStatus(
+            programmed=dict(self._programmed[family]),
+            synced_at=self._board.families[family].synced_at if error else time(),
+            error=error,
+            quarantined={
+                f"{name} ({name.protocol.name})": quarantine.error
+                for name, quarantine in reconciler.quarantined.items()
+            },
+        )
+
+    def _count_programmed(self, family: Family, report: SyncReport) -> None:
+        counts = self._programmed[family]
+        for before, after in report.taken.values():
+            counts.subtract(_parts(before))
+            counts.update(_parts(after))
+        self._metrics.set_programmed(family, counts)
 
     def _count_no_local_endpoints(self, family: Family, report: SyncReport) -> None:
         counts = self._no_local_endpoints[family]
@@ -125,7 +186,7 @@ class _ObservedKernel:
         try:
             await self._kernel.apply(change)
         except ApplyError:
-            self._metrics.add_failure(self._family)
+            self._metrics.add_failure(self._family, full=self.was_read)
             raise
 
     def disturbed(self) -> bool:
@@ -168,6 +229,22 @@ def _rule_count(key: ChainKey | HookKey, value: str | None) -> int:
     if value is None:
         return 0
     return 1 if isinstance(key, HookKey) else value.count("\n")
+
+
+def _parts(plan: ServicePlan | None) -> Mapping[str, int]:
+    """Return how many of each kind of thing a port is made of."""
+    if plan is None:
+        return {}
+    endpoints = {*plan.cluster_endpoints, *plan.local_endpoints} if plan.local_endpoints else plan.cluster_endpoints
+    counts = (
+        1,
+        plan.cluster_ip is not None,
+        len(plan.external_ips),
+        len(plan.load_balancer_ips),
+        plan.node_port > 0,
+        len(endpoints),
+    )
+    return dict(zip(_KINDS, counts, strict=True))
 
 
 def _without_local_endpoints(plan: ServicePlan | None) -> list[str]:

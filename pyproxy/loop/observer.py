@@ -5,7 +5,9 @@ from typing import Any
 from pyproxy.apply.kernel import Kernel
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.model.address import Family
-from pyproxy.model.change import Change
+from pyproxy.model.change import Change, Kind
+from pyproxy.model.exchange import Exchange
+from pyproxy.model.tracker import Triggers
 
 
 class Observer:
@@ -17,8 +19,21 @@ class Observer:
     def distrusted(self, family: Family) -> None:
         """Take note that others may have changed the kernel: what the next sync finds wrong is their work."""
 
-    def planned(self) -> None:
-        """Take note that everything delivered so far is taken up by the sync that begins."""
+    def planned(self, triggers: Triggers) -> None:
+        """Take note that everything delivered so far is taken up by the sync that begins.
+
+        Args:
+            triggers: when the changes behind new versions of slices were made.
+        """
+
+    def settled(self, reconciler: Reconciler[Any, Any]) -> None:
+        """Take note that the kernel has what was taken up; but for what is in quarantine."""
+
+    def requested(self, exchange: Exchange) -> None:
+        """Take note of a request to the API server."""
+
+    def watched(self, kind: Kind, reason: str) -> None:
+        """Take note, again and again, of why objects of a kind do not arrive; with an empty reason, that they do."""
 
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """Take note of a walk through connection tracking: how many entries it deleted, and how long it took."""

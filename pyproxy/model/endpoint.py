@@ -1,6 +1,6 @@
 """EndpointSlices reduced to what a packet path depends on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from pyproxy.model.address import Family, socket_text
@@ -50,3 +50,5 @@ class EndpointSlice:
     family: Family
     ports: tuple[SlicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
+    triggered_at: float = field(default=0.0, compare=False)
+    """When the change behind this version was made, in seconds since 1970; 0 where nobody says. No change by itself."""

@@ -7,13 +7,16 @@ taken, and the order in which events of different objects arrive does not matter
 from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
 
-from pyproxy.model.address import Network
+from pyproxy.model.address import Family, Network
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+
+Triggers = dict[tuple[Family, NamespacedName], list[float]]
+"""By family and Service, when the changes behind new versions of slices were made, in seconds since 1970."""
 
 _NO_SLICES: Mapping[NamespacedName, EndpointSlice] = {}
 
@@ -27,6 +30,7 @@ class Tracker:
         self._slices: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = {}
         self._service_of_slice: dict[NamespacedName, NamespacedName] = {}
         self._dirty: set[NamespacedName] = set()
+        self._triggers: Triggers = {}
         self._known: set[Kind] = set()
         self._node_changed = False
         self._service_cidrs: dict[NamespacedName, ServiceCidr] = {}
@@ -66,6 +70,11 @@ class Tracker:
         """Return the names of Services whose Service or slices changed, and forget that they did."""
         dirty, self._dirty = self._dirty, set()
         return dirty
+
+    def take_triggers(self) -> Triggers:
+        """Return when the changes were made that slices came with, and forget it."""
+        triggers, self._triggers = self._triggers, {}
+        return triggers
 
     def take_node_changed(self) -> bool:
         """Say whether the Node changed since the last call: every plan depends on it."""
@@ -146,13 +155,17 @@ class Tracker:
             slices[name] = endpoint_slice
             self._service_of_slice[name] = service
             self._dirty.add(service)
+            if endpoint_slice.triggered_at:
+                self._triggers.setdefault((endpoint_slice.family, service), []).append(endpoint_slice.triggered_at)
 
     def _remove_slice(self, name: NamespacedName) -> None:
         service = self._service_of_slice.pop(name, None)
         if service is None:
             return
         slices = self._slices[service]
-        del slices[name]
+        removed = slices.pop(name)
+        # As kube-proxy: the time of a slice's last change says nothing about its end.
+        self._triggers.pop((removed.family, service), None)
         if not slices:
             del self._slices[service]
         self._dirty.add(service)

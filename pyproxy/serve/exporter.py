@@ -8,13 +8,11 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Iterable
 from contextlib import suppress
-from http import HTTPStatus
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
 from pyproxy.flags import ListenAddress
 from pyproxy.model.address import Family, family_of, ip_text
@@ -24,26 +22,6 @@ logger = logging.getLogger(__name__)
 _RETRY_SECONDS = 5.0
 _IDLE_SECONDS = 10.0
 """How long a client may keep a thread waiting."""
-_TEXT = [("Content-Type", "text/plain; charset=utf-8"), ("X-Content-Type-Options", "nosniff")]
-
-
-def application(mode: str, metrics: WSGIApplication) -> WSGIApplication:
-    """Return the paths of kube-proxy's metrics server (``cmd/kube-proxy/app/server.go``, serveMetrics) that we have."""
-
-    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        match environ["PATH_INFO"]:
-            case "/metrics":
-                return metrics(environ, start_response)
-            case "/healthz":
-                status, body = HTTPStatus.OK, "ok"
-            case "/proxyMode":
-                status, body = HTTPStatus.OK, mode
-            case _:
-                status, body = HTTPStatus.NOT_FOUND, "404 page not found\n"
-        start_response(f"{status.value} {status.phrase}", [*_TEXT])
-        return [body.encode()]
-
-    return answer
 
 
 class Exporter(threading.Thread):

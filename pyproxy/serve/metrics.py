@@ -2,10 +2,12 @@
 
 Names, labels, buckets and meanings are those of kube-proxy 1.36 (``pkg/proxy/metrics/metrics.go``): dashboards and
 alerts know them. What kube-proxy does not have begins with ``pyproxy_``. Methods may be called from any thread.
+``docs/metrics.md`` says what differs, and why.
 """
 
-from collections.abc import Iterable, Mapping
-from wsgiref.types import WSGIApplication
+import platform
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 
 from prometheus_client import (
     CollectorRegistry,
@@ -15,23 +17,28 @@ from prometheus_client import (
     Histogram,
     ProcessCollector,
     disable_created_metrics,
-    make_wsgi_app,
 )
 
-from pyproxy.flags import ListenAddress
+from pyproxy import __version__
 from pyproxy.model.address import Family
-from pyproxy.serve.exporter import Exporter, application
+from pyproxy.serve.proc_metrics import ProcCollector
+from pyproxy.serve.rest_metrics import RestMetrics
 
 _NAMESPACE = "kubeproxy"
 _FAMILY = "ip_family"
+KUBERNETES_MINOR = 36
+"""The kube-proxy that this is a replacement of is 1.36: what compares versions of a cluster's parts compares with that."""
 _SYNC_SECONDS = [0.001 * 2**exponent for exponent in range(15)]
 """Upper bounds of the buckets of a sync: 1 ms to 16.4 s."""
+_PROGRAMMING_SECONDS = [0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30)]
+"""Upper bounds of the buckets of network programming; the 0 is an accident of kube-proxy's, and dashboards know it."""
+_IPTABLES_FAILURES = "sync_proxy_rules_iptables_restore_failures"
 _FAILURES = {
-    "iptables": "sync_proxy_rules_iptables_restore_failures",
-    "ipvs": "sync_proxy_rules_iptables_restore_failures",
-    "nftables": "sync_proxy_rules_nftables_sync_failures",
+    "iptables": (_IPTABLES_FAILURES, "sync_proxy_rules_iptables_partial_restore_failures"),
+    "ipvs": (_IPTABLES_FAILURES, ""),
+    "nftables": ("sync_proxy_rules_nftables_sync_failures", ""),
 }
-"""By mode, how kube-proxy calls the count of refusals."""
+"""By mode, how kube-proxy calls the count of refusals, and of those that a full sync follows."""
 
 
 class Metrics:
@@ -49,24 +56,53 @@ class Metrics:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
+        self.registry.register(ProcCollector())
+        self.rest = RestMetrics(self.registry)
+        self._add_build_info()
         self._add_syncs()
         self._add_changes()
+        self._add_health()
         self._add_flows()
-        self._failures = self._counter(_FAILURES[mode], "Changes that the kernel did not take")
+        self._add_failures()
         if mode == "iptables":
             self._add_rules()
         self._add_own()
+        counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
         for family in families:
-            for counter in (self._failures, self._deleted_flows, self._repaired_entries):
-                counter.labels(family)
+            for counter in counters:
+                if counter is not None:
+                    counter.labels(family)
+
+    def _add_build_info(self) -> None:
+        values = {
+            "build_date": "",
+            "compiler": sys.implementation.name,
+            "git_commit": "",
+            "git_tree_state": "",
+            "git_version": f"v1.{KUBERNETES_MINOR}.0+pyproxy-{__version__}",
+            "go_version": f"python{platform.python_version()}",
+            "major": "1",
+            "minor": str(KUBERNETES_MINOR),
+            "platform": f"{sys.platform}/{platform.machine()}",
+        }
+        text = (
+            "Always 1; the version is that of the kube-proxy that pyproxy stands for, with its own behind the plus sign"
+        )
+        Gauge("kubernetes_build_info", text, values, registry=self.registry).labels(**values).set(1)
 
     def _add_syncs(self) -> None:
         self._syncs = self._histogram("sync_proxy_rules_duration_seconds", "Duration of a sync")
-        self._full_syncs = self._histogram(
-            "sync_full_proxy_rules_duration_seconds", "Duration of a sync that compared everything with the kernel"
-        )
-        self._partial_syncs = self._histogram(
-            "sync_partial_proxy_rules_duration_seconds", "Duration of a sync that looked at changes only"
+        if self._mode != "ipvs":
+            self._full_syncs = self._histogram(
+                "sync_full_proxy_rules_duration_seconds", "Duration of a sync that compared everything with the kernel"
+            )
+            self._partial_syncs = self._histogram(
+                "sync_partial_proxy_rules_duration_seconds", "Duration of a sync that looked at changes only"
+            )
+        self._programming = self._histogram(
+            "network_programming_duration_seconds",
+            "Time from a change of a Service or pod until the kernel has it; by two clocks, the control plane's and ours",
+            _PROGRAMMING_SECONDS,
         )
         self._last_sync = self._gauge("sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync")
         self._last_queued = self._gauge(
@@ -92,6 +128,10 @@ class Metrics:
             labels=(_FAMILY, "traffic_policy"),
         )
 
+    def _add_health(self) -> None:
+        self._healthz = self._counter("proxy_healthz", "Answers of /healthz by HTTP status", labels=("code",))
+        self._livez = self._counter("proxy_livez", "Answers of /livez by HTTP status", labels=("code",))
+
     def _add_flows(self) -> None:
         self._flow_cleanings = self._histogram(
             "conntrack_reconciler_sync_duration_seconds", "Duration of a walk through connection tracking"
@@ -99,6 +139,18 @@ class Metrics:
         self._deleted_flows = self._counter(
             "conntrack_reconciler_deleted_entries", "Connection tracking entries deleted because they had become stale"
         )
+
+    def _add_failures(self) -> None:
+        name, partial = _FAILURES[self._mode]
+        self._failures = [self._counter(name, "Changes that the kernel did not take")]
+        if partial:
+            self._failures.append(self._counter(partial, "Those of a sync that looked at changes only"))
+        self._cleanup_failures = None
+        if self._mode == "nftables":
+            self._cleanup_failures = self._counter(
+                "sync_proxy_rules_nftables_cleanup_failures",
+                "Removals of what is out of use that the kernel did not take",
+            )
 
     def _add_rules(self) -> None:
         labels = (_FAMILY, "table")
@@ -108,11 +160,16 @@ class Metrics:
         )
 
     def _add_own(self) -> None:
-        self._quarantined = Gauge(
-            "pyproxy_quarantined_service_ports",
-            "Service ports that the kernel refused, and that keep their last good rules",
-            (_FAMILY,),
-            registry=self.registry,
+        self._quarantined = self._own_gauge(
+            "quarantined_service_ports", "Service ports that the kernel refused, and that keep their last good rules"
+        )
+        self._programmed = self._own_gauge(
+            "programmed",
+            "What the kernel has of Services, by kind: Service ports, addresses, endpoints",
+            (_FAMILY, "kind"),
+        )
+        self._watches = self._own_gauge(
+            "watch_up", "Whether the API server's objects of a kind arrive: 1, or 0 while they are cut off", ("kind",)
         )
         self._repaired_entries = Counter(
             "pyproxy_repaired_entries",
@@ -120,9 +177,14 @@ class Metrics:
             (_FAMILY,),
             registry=self.registry,
         )
+        info = {"version": __version__, "mode": self._mode}
+        self._own_gauge("build_info", "Always 1; what this is", tuple(info)).labels(**info).set(1)
 
-    def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(name, text, (_FAMILY,), namespace=_NAMESPACE, buckets=_SYNC_SECONDS, registry=self.registry)
+    def _own_gauge(self, name: str, text: str, labels: tuple[str, ...] = (_FAMILY,)) -> Gauge:
+        return Gauge(name, text, labels, namespace="pyproxy", registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float] = _SYNC_SECONDS) -> Histogram:
+        return Histogram(name, text, (_FAMILY,), namespace=_NAMESPACE, buckets=buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, labels: tuple[str, ...] = (_FAMILY,)) -> Gauge:
         return Gauge(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
@@ -159,15 +221,34 @@ class Metrics:
             full: everything was compared with the kernel, not only what changed.
         """
         self._syncs.labels(family).observe(seconds)
-        (self._full_syncs if full else self._partial_syncs).labels(family).observe(seconds)
+        if self._mode != "ipvs":
+            (self._full_syncs if full else self._partial_syncs).labels(family).observe(seconds)
 
     def set_synced(self, family: Family, at: float) -> None:
         """Note when a sync succeeded, in seconds since 1970."""
         self._last_sync.labels(family).set(at)
 
-    def add_failure(self, family: Family) -> None:
-        """Count a change that the kernel did not take."""
-        self._failures.labels(family).inc()
+    def observe_programming(self, family: Family, seconds: float) -> None:
+        """Note how long a change took from where it was made into the kernel; clocks may make it less than nothing."""
+        self._programming.labels(family).observe(seconds)
+
+    def add_failure(self, family: Family, *, full: bool) -> None:
+        """Count a change that the kernel did not take, in a sync that compared everything or only what changed."""
+        for counter in self._failures[:1] if full else self._failures:
+            counter.labels(family).inc()
+
+    def add_cleanup_failure(self, family: Family) -> None:
+        """Count a removal of what is out of use that the kernel did not take; in nftables mode only."""
+        if self._cleanup_failures is not None:
+            self._cleanup_failures.labels(family).inc()
+
+    def add_healthz(self, code: int) -> None:
+        """Count an answer of /healthz by its HTTP status."""
+        self._healthz.labels(str(code)).inc()
+
+    def add_livez(self, code: int) -> None:
+        """Count an answer of /livez by its HTTP status."""
+        self._livez.labels(str(code)).inc()
 
     def set_rules(self, family: Family, total: Mapping[str, int], written: Mapping[str, int]) -> None:
         """Note how many rules there are, and how many the last sync wrote, by table; in iptables mode only."""
@@ -183,6 +264,15 @@ class Metrics:
         """Note how many Service ports are in quarantine."""
         self._quarantined.labels(family).set(count)
 
+    def set_programmed(self, family: Family, counts: Mapping[str, int]) -> None:
+        """Note how much of each kind the kernel has."""
+        for kind, count in counts.items():
+            self._programmed.labels(family, kind).set(count)
+
+    def set_watch(self, kind: str, *, up: bool) -> None:
+        """Note whether objects of a kind arrive."""
+        self._watches.labels(kind).set(up)
+
     def observe_flow_cleaning(self, family: Family, deleted: int, seconds: float) -> None:
         """Note a walk through connection tracking, and how many entries it deleted."""
         self._flow_cleanings.labels(family).observe(seconds)
@@ -191,14 +281,3 @@ class Metrics:
     def add_repaired_entries(self, family: Family, count: int) -> None:
         """Count entries that had to be put right."""
         self._repaired_entries.labels(family).inc(count)
-
-    def serve(self, address: ListenAddress) -> Exporter:
-        """Start to answer HTTP on an address, in a thread; see `Exporter`."""
-        exporter = Exporter(address, application(self._mode, self.wsgi_app()))
-        exporter.start()
-        return exporter
-
-    def wsgi_app(self) -> WSGIApplication:
-        """Return what answers a request for the metrics."""
-        app: WSGIApplication = make_wsgi_app(self.registry)
-        return app

@@ -21,7 +21,7 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.source import wire
 from pyproxy.source.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
 from pyproxy.source.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
-from pyproxy.source.transport import OVERLOADED, FindAccess, RefusedError, Timing, Transport, UnreachableError
+from pyproxy.source.transport import OVERLOADED, FindAccess, RefusedError, Tell, Timing, Transport, UnreachableError
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,10 @@ class Store:
     """Called in the event loop with each change; the first one of each kind is a `Replaced`."""
     last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None
     """Gives what is kept of an object, or None: asked when a list has it in a form that cannot be decoded."""
-    watching: Callable[[Kind, bool], None] = lambda _kind, _is_watched: None
-    """Told, again and again, whether changes of a kind arrive."""
+    watched: Callable[[Kind, str], None] = lambda _kind, _reason: None
+    """Told, again and again, why changes of a kind do not arrive; with an empty reason, that they do."""
+    requested: Tell = lambda _: None
+    """Told of each request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +77,12 @@ class ApiSource:
         timing: Timing | None = None,
         random: Random = random.random,
     ) -> None:
-        self._transport = Transport(find_access, timing or Timing())
+        self._transport = Transport(find_access, timing or Timing(), store.requested)
         self._resources = (services(watched.proxy_name), endpoint_slices(), node(watched.node_name))
         self._wants_service_cidrs = watched.service_cidrs
         self._store = store
         self._random = random
-        self._availability = Availability(store.watching)
+        self._availability = Availability(store.watched)
 
     @property
     def is_available(self) -> bool:
@@ -122,7 +124,7 @@ class ApiSource:
 class Availability:
     """Which kinds are cut off from the API server; says so once."""
 
-    def __init__(self, told: Callable[[Kind, bool], None]) -> None:
+    def __init__(self, told: Callable[[Kind, str], None]) -> None:
         self._told = told
         self._lost: set[Kind] = set()
         self._lost_at = 0.0
@@ -138,14 +140,14 @@ class Availability:
         if not self._lost:
             self._lost_at = now
         self._lost.add(kind)
-        self._told(kind, False)  # noqa: FBT003  # whether it is watched
+        self._told(kind, reason)
         if reason not in self._reasons:
             self._reasons.add(reason)
             logger.warning("API server lost, the last good state is kept: %s", reason)
 
     def regain(self, kind: Kind, now: float) -> None:
         """Take note that a kind is watched."""
-        self._told(kind, True)  # noqa: FBT003  # see above
+        self._told(kind, "")
         if kind not in self._lost:
             return
         self._lost.remove(kind)

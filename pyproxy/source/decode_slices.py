@@ -1,6 +1,7 @@
 """EndpointSlices and core/v1 Endpoints from the wire to the model. The law is that of `decode`."""
 
 from collections.abc import Iterable
+from datetime import datetime
 from functools import lru_cache
 from sys import intern
 
@@ -44,6 +45,7 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
         family,
         _slice_ports(endpoint_slice.ports or (), "ports", problems),
         _slice_endpoints(endpoint_slice.endpoints or (), family, problems),
+        _triggered_at(metadata.annotations),
     )
     return Decoded(decoded, errors("EndpointSlice", name, problems))
 
@@ -69,6 +71,18 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
             of_family = tuple(member for member in members if family_of(member.ip) is family)
             slices += [EndpointSlice(slice_name, name, family, ports, of_family)] if of_family else []
     return Decoded(tuple(slices), errors("Endpoints", name, problems))
+
+
+def _triggered_at(annotations: wire.Annotations | None) -> float:
+    """Return when the change behind a slice was made, 0 if that is not said in a way that can be read: no path depends on it."""
+    text = annotations.last_change_trigger_time if annotations else None
+    if not text:
+        return 0.0
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.timestamp() if moment.tzinfo else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _is_usable_slice(name: NamespacedName, problems: Problems) -> bool:

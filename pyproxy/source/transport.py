@@ -12,8 +12,9 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from http import HTTPStatus
+from http import HTTPMethod, HTTPStatus
 from typing import Any, Self
+from urllib.parse import urlsplit
 from weakref import WeakSet
 
 import aiohttp
@@ -21,11 +22,15 @@ import msgspec
 
 from pyproxy import __version__
 from pyproxy.errors import ConfigError, SourceError
+from pyproxy.model.exchange import NO_ANSWER, Exchange
 from pyproxy.source import wire
 from pyproxy.source.access import Access, Certificates, Server
 
 FindAccess = Callable[[], Awaitable[Access]]
 """Finds server and credentials anew; `load_access` with its settings."""
+
+Tell = Callable[[Exchange], None]
+"""Is told of each request."""
 
 LONGEST_LINE_BYTES = 64 << 20
 """An object of etcd's greatest size (1.5 MB by default) is far below; beyond this a stream is not a watch."""
@@ -124,9 +129,10 @@ class Lines:
 class Transport:
     """Requests to the API server, or to one of several; an async context manager."""
 
-    def __init__(self, find_access: FindAccess, timing: Timing) -> None:
+    def __init__(self, find_access: FindAccess, timing: Timing, tell: Tell = lambda _: None) -> None:
         self._find_access = find_access
         self._timing = timing
+        self._tell = tell
         self._access: Access | None = None
         self._loading = asyncio.Lock()
         self._turn = 0
@@ -174,9 +180,8 @@ class Transport:
         Raises:
             SourceError: there is none; see `UnreachableError` and `RefusedError`.
         """
-        async with self._get(path, query, self._timing.answer) as response:
-            with _unreachable(str(response.url.origin())):
-                return await response.read()
+        async with self._get(path, query, self._timing.answer, is_whole=True) as response:
+            return await response.read()  # again, and at once
 
     @asynccontextmanager
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Lines]:
@@ -185,18 +190,29 @@ class Transport:
         Raises:
             SourceError: there is none; see `UnreachableError` and `RefusedError`.
         """
-        async with self._get(path, query, self._timing.silence) as response:
+        async with self._get(path, query, self._timing.silence, is_whole=False) as response:
             yield Lines(response.content)
 
     @asynccontextmanager
-    async def _get(self, path: str, query: Mapping[str, str], seconds: float) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _get(
+        self, path: str, query: Mapping[str, str], seconds: float, *, is_whole: bool
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         access, turn = await self.access(), self._turn
+        server = access.servers[turn % len(access.servers)]
+        account = _Account(server, is_whole, self._tell)
         try:
-            response = await self._send(access, access.servers[turn % len(access.servers)], path, query, seconds)
+            response = await self._send(access, server, path, query, seconds)
         except UnreachableError:
+            account.close(NO_ANSWER)
             self._pass_turn(turn)
             raise
         try:
+            try:
+                if is_whole and response.status == HTTPStatus.OK:
+                    with _unreachable(server.url):
+                        account.received_bytes = len(await response.read())
+            finally:
+                account.close(str(response.status))
             if response.status != HTTPStatus.OK:
                 raise await self._refused(response, access, turn)
             yield response
@@ -257,6 +273,21 @@ class Transport:
             made.setsockopt(level, option, value)
         self._sockets.add(made)
         return made
+
+
+class _Account:
+    """Keeps what there is to tell of a request until it is over; of a watch, until it is open."""
+
+    def __init__(self, server: Server, is_whole: bool, tell: Tell) -> None:  # noqa: FBT001  # as it was passed on
+        self.received_bytes: int | None = None
+        self._host = urlsplit(server.url).netloc.rpartition("@")[2]
+        self._started = time.monotonic() if is_whole else None
+        self._tell = tell
+
+    def close(self, code: str) -> None:
+        seconds = None if self._started is None else time.monotonic() - self._started
+        sent_bytes = None if self._started is None else 0
+        self._tell(Exchange(HTTPMethod.GET, self._host, code, seconds, sent_bytes, self.received_bytes))
 
 
 def _cut(response: aiohttp.ClientResponse) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from http.client import HTTPConnection
 
 import pytest
@@ -15,7 +16,7 @@ from tests.lab import Host
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .modes import needs
-from .objects import port, service, slices
+from .objects import JsonObject, port, public, service, slices
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -33,6 +34,13 @@ def serving(cluster: Cluster) -> Iterator[None]:
     cluster.restart(CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249")
     yield
     cluster.restart(*flags)
+
+
+def changed_at(endpoint_slices: list[JsonObject], moment: datetime) -> list[JsonObject]:
+    """Let slices say when the change behind them was made."""
+    for each in endpoint_slices:
+        each["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": moment.isoformat()}
+    return endpoint_slices
 
 
 def get(host: Host, path: str) -> str:
@@ -140,6 +148,56 @@ def test_ports_without_local_endpoints_are_counted(cluster: Cluster) -> None:
     with cluster.having(ELSEWHERE, *slices(ELSEWHERE, "pod2-1")):
         wait_until(lambda: told(2), "two ports without local endpoints")
     wait_until(lambda: told(0), "no ports without local endpoints")
+
+
+def test_network_programming_is_measured(cluster: Cluster) -> None:
+    """A change of a slice that says when it was made is measured, in its family; one from before the start is not."""
+    node = cluster.lab["node1"]
+    name, old = "kubeproxy_network_programming_duration_seconds", datetime.now(UTC) - timedelta(hours=1)
+
+    def counted() -> list[float]:
+        return [value(node, f"{name}_count", ip_family=family) or 0 for family in FAMILIES]
+
+    before = counted()
+    with cluster.having(WEB, *changed_at(slices(WEB, "pod2-1"), old)):
+        wait_until(lambda: value(node, f"{SYNC}endpoint_changes_pending") == 0, "the old change")
+        assert before == counted()
+        cluster.put(*changed_at(slices(WEB, "pod2-2"), datetime.now(UTC))[:1])
+        wait_until(lambda: counted() == [before[0] + 1, before[1]], "the new change")
+        assert (value(node, f"{name}_bucket", ip_family="IPv4", le="60") or 0) > (
+            value(node, f"{name}_bucket", ip_family="IPv4", le="0") or 0
+        )
+
+
+def test_what_is_programmed_is_counted_and_shown(cluster: Cluster) -> None:
+    """Ports, addresses and endpoints of a Service count by family while it is there, and the page for people has them."""
+    node = cluster.lab["node1"]
+    kinds = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
+
+    def counted() -> list[float]:
+        return [value(node, "pyproxy_programmed", ip_family="IPv6", kind=kind) or 0 for kind in kinds]
+
+    before = counted()
+    web = service("web", 140, port(80), type="NodePort", externalIPs=public(140))
+    web["spec"]["ports"][0]["nodePort"] = 30140
+    with cluster.having(web, *slices(web, "pod2-1", "pod2-2")):
+        wait_until(
+            lambda: counted() == [a + b for a, b in zip(before, (1, 1, 1, 0, 1, 2), strict=True)], "one Service more"
+        )
+        page = get(node, "/statusz")
+        assert f"<td>service port<td class=number>{before[0] + 1:.0f}<td class=number>{before[0] + 1:.0f}" in page
+    wait_until(lambda: counted() == before, "one Service less")
+
+
+def test_connection_tracking_is_told(cluster: Cluster) -> None:
+    """The table of the node's own namespace is told: its size, its limit, and what could not be inserted."""
+    node = cluster.lab["node1"]
+    limit = cluster.run(node, "cat", "/proc/sys/net/netfilter/nf_conntrack_max")
+
+    assert float(limit) == value(node, "pyproxy_conntrack_entries_limit")
+    cluster.run(node, "conntrack", "--flush")
+    assert (value(node, "pyproxy_conntrack_entries") or 0) < 50
+    assert value(node, "pyproxy_conntrack_insert_failures_total") == 0
 
 
 @needs("is_iptables")

@@ -12,7 +12,7 @@ import pytest
 AGENT = ("pyproxy.cli", "pyproxy.loop.daemon", "pyproxy.loop.iptables_mode")
 API = ("pyproxy.source.api", "pyproxy.source.load_access")
 FILES = ("pyproxy.source.files",)
-METRICS = ("pyproxy.loop.metrics_observer", "pyproxy.serve.metrics")
+METRICS = ("pyproxy.loop.metrics_server",)
 NEVER = {"kubernetes", "iptc", "pyroute2", "rich", "pydantic", "requests", "urllib3", "setuptools", "prometheus_client"}
 """Each is at most the business of another process, another command, or of a flag that is not set."""
 MODULES_MEGABYTES = 48

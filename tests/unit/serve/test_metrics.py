@@ -1,7 +1,11 @@
-"""Metrics over real HTTP on loopback: kube-proxy's names, the values that were handed in, and a server that does no harm."""
+"""Metrics over real HTTP on loopback: the values that were handed in, and a server that does no harm.
+
+That names and types are kube-proxy's is held by `tests/cluster/test_metrics_of_both.py`.
+"""
 
 from __future__ import annotations
 
+import gzip
 import socket
 import struct
 import time
@@ -10,45 +14,23 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from typing import NamedTuple
+from wsgiref.types import WSGIApplication
 
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pyproxy.config import ProxyMode
 from pyproxy.flags import ListenAddress
+from pyproxy.loop.metrics_server import metrics_server
 from pyproxy.model.address import Family, ip_text, parse_ip
-from pyproxy.serve.exporter import Exporter, application
+from pyproxy.model.exchange import Exchange
+from pyproxy.serve.exporter import Exporter
 from pyproxy.serve.metrics import Metrics
+from pyproxy.serve.statusz import Board
 
 LOOPBACK = parse_ip("127.0.0.1")
 IPV4, IPV6 = {"ip_family": "IPv4"}, {"ip_family": "IPv6"}
-# Types as kube-proxy exposes them; the name of a counter is without its _total.
-KUBE_PROXY = {
-    "kubeproxy_sync_proxy_rules_duration_seconds": "histogram",
-    "kubeproxy_sync_full_proxy_rules_duration_seconds": "histogram",
-    "kubeproxy_sync_partial_proxy_rules_duration_seconds": "histogram",
-    "kubeproxy_sync_proxy_rules_last_timestamp_seconds": "gauge",
-    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds": "gauge",
-    "kubeproxy_sync_proxy_rules_endpoint_changes": "counter",
-    "kubeproxy_sync_proxy_rules_service_changes": "counter",
-    "kubeproxy_sync_proxy_rules_endpoint_changes_pending": "gauge",
-    "kubeproxy_sync_proxy_rules_service_changes_pending": "gauge",
-    "kubeproxy_sync_proxy_rules_no_local_endpoints_total": "gauge",
-    "kubeproxy_conntrack_reconciler_deleted_entries": "counter",
-    "kubeproxy_conntrack_reconciler_sync_duration_seconds": "histogram",
-}
-MODES = {
-    ProxyMode.IPTABLES: {
-        "kubeproxy_sync_proxy_rules_iptables_total": "gauge",
-        "kubeproxy_sync_proxy_rules_iptables_last": "gauge",
-        "kubeproxy_sync_proxy_rules_iptables_restore_failures": "counter",
-    },
-    ProxyMode.NFTABLES: {"kubeproxy_sync_proxy_rules_nftables_sync_failures": "counter"},
-    ProxyMode.IPVS: {"kubeproxy_sync_proxy_rules_iptables_restore_failures": "counter"},
-}
-OWN = {"pyproxy_quarantined_service_ports": "gauge", "pyproxy_repaired_entries": "counter"}
 
 
 class Answer(NamedTuple):
@@ -80,11 +62,11 @@ class Served:
         wait_until(connects)
         return found[0]
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str, **headers: str) -> Answer:
         """Ask for a path."""
         with closing(HTTPConnection(ip_text(self.address.ip), self.address.port)) as connection:
             connection.sock = self.connected()
-            connection.request("GET", path)
+            connection.request("GET", path, headers=headers)
             response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read())
 
@@ -117,45 +99,22 @@ def free_address(ip: bytes = LOOPBACK) -> ListenAddress:
         return ListenAddress(ip, probe.getsockname()[1])
 
 
+def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
+    """Return what answers on the port of an agent."""
+    return metrics_server(metrics, Board(mode, "node-1", 0.0))
+
+
 @contextmanager
 def served(mode: str = "iptables", ip: bytes = LOOPBACK) -> Iterator[Served]:
     """Serve the metrics of an agent with both families."""
     metrics = Metrics(mode, Family)
     address = free_address(ip)
-    exporter = metrics.serve(address)
+    exporter = Exporter(address, server_of(metrics, mode))
+    exporter.start()
     try:
         yield Served(metrics, address)
     finally:
         exporter.close()
-
-
-def with_values(metrics: Metrics) -> None:
-    """Tell of one of everything that there is to tell."""
-    metrics.add_service_changes(1)
-    metrics.add_endpoint_changes(1)
-    for family in Family:
-        metrics.set_queued(family, 1e9)
-        metrics.observe_sync(family, 0.5, full=True)
-        metrics.observe_sync(family, 0.5, full=False)
-        metrics.set_synced(family, 1e9)
-        metrics.set_no_local_endpoints(family, "internal", 1)
-        metrics.set_quarantined(family, 1)
-        metrics.observe_flow_cleaning(family, 1, 0.5)
-
-
-@pytest.mark.parametrize("mode", [ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS], ids=lambda mode: mode.value)
-def test_names_and_types_are_kube_proxys(mode: ProxyMode) -> None:
-    """What is served under kube-proxy's prefix has its names and types, and each mode has its own."""
-    with served(mode.value) as server:
-        with_values(server.metrics)
-        if mode is ProxyMode.IPTABLES:
-            server.metrics.set_rules(Family.IPV4, {"nat": 1}, {"nat": 1})
-        types = {family.name: family.type for family in server.families()}
-
-    kube_proxy = {name: kind for name, kind in types.items() if name.startswith("kubeproxy_")}
-    assert KUBE_PROXY | MODES[mode] == kube_proxy
-    assert OWN == {name: kind for name, kind in types.items() if name.startswith("pyproxy_")}
-    assert "process_resident_memory_bytes" in types
 
 
 def test_counters_are_there_before_their_first_count() -> None:
@@ -181,16 +140,83 @@ def test_a_sync_is_full_or_partial() -> None:
         assert [None, None, None] == [server.value(f"{name}_count", IPV6) for name in names]
 
 
-def test_the_buckets_of_a_sync_are_kube_proxys() -> None:
-    """Durations are told apart in fifteen steps from 1 ms to 16.384 s."""
+def test_network_programming_is_told_by_family() -> None:
+    """A change that took 0.75 s counts up to the bound of 1 s; one that clocks made negative counts in the first bucket."""
     with served() as server:
-        server.metrics.observe_sync(Family.IPV4, 0.002, full=True)
-        name = "kubeproxy_sync_proxy_rules_duration_seconds_bucket"
-        counts = {bound: server.value(name, IPV4 | {"le": bound}) for bound in ("0.001", "0.002", "16.384", "+Inf")}
-        buckets = [sample for sample in server.samples() if sample.name == name]
+        for seconds in (0.75, -0.5):
+            server.metrics.observe_programming(Family.IPV6, seconds)
+        name = "kubeproxy_network_programming_duration_seconds_bucket"
+        counts = {bound: server.value(name, IPV6 | {"le": bound}) for bound in ("0", "0.5", "1", "300", "+Inf")}
 
-    assert {"0.001": 0, "0.002": 1, "16.384": 1, "+Inf": 1} == counts
-    assert len(buckets) == 15 + 1
+    assert {"0": 1, "0.5": 1, "1": 2, "300": 2, "+Inf": 2} == counts
+
+
+def test_failures_of_partial_syncs_count_twice() -> None:
+    """A failure counts as such, and in iptables mode among those of partial syncs if it was in one."""
+    with served() as server:
+        for full in (True, False):
+            server.metrics.add_failure(Family.IPV4, full=full)
+        names = [f"kubeproxy_sync_proxy_rules_iptables_{kind}restore_failures_total" for kind in ("", "partial_")]
+
+        assert [2, 1] == [server.value(name, IPV4) for name in names]
+
+
+def test_answers_about_health_are_counted() -> None:
+    """Each probe's answer counts by its code."""
+    with served() as server:
+        server.metrics.add_healthz(503)
+        server.metrics.add_livez(200)
+
+        assert 1 == server.value("kubeproxy_proxy_healthz_total", {"code": "503"})
+        assert 1 == server.value("kubeproxy_proxy_livez_total", {"code": "200"})
+
+
+def test_requests_to_the_api_server() -> None:
+    """A list has a duration and a size; a watch, and a request that nobody answered, is only counted."""
+    with served() as server:
+        server.metrics.rest.add(Exchange("GET", "api:6443", "200", 0.02, 0, 5000))
+        server.metrics.rest.add(Exchange("GET", "api:6443", "<error>"))
+        labels = {"host": "api:6443", "verb": "GET"}
+
+        for code in ("200", "<error>"):
+            requests = {"code": code, "host": "api:6443", "method": "GET"}
+            assert 1 == server.value("rest_client_requests_total", requests)
+        assert 1 == server.value("rest_client_request_duration_seconds_count", labels)
+        assert 0 == server.value("rest_client_response_size_bytes_bucket", labels | {"le": "4096"})
+        assert 1 == server.value("rest_client_response_size_bytes_bucket", labels | {"le": "16384"})
+
+
+def test_numbers_are_written_as_go_does() -> None:
+    """What is asked for is text 0.0.4 in Go's numbers, without series of creation times, whatever the client prefers."""
+    with served() as server:
+        server.metrics.set_synced(Family.IPV4, 1795284991.467042)
+        server.metrics.observe_programming(Family.IPV4, 0.75)
+        answer = server.get("/metrics", Accept="application/openmetrics-text; version=1.0.0")
+        lines = answer.body.decode().splitlines()
+
+    assert "text/plain; version=0.0.4; charset=utf-8" == answer.headers["Content-Type"]
+    assert 'kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family="IPv4"} 1.795284991467042e+09' in lines
+    assert 'kubeproxy_network_programming_duration_seconds_bucket{ip_family="IPv4",le="1"} 1' in lines
+    assert [] == [line for line in lines if "_created" in line]
+    assert sorted(types := [line for line in lines if line.startswith("# TYPE")]) == types
+
+
+def test_compressed_metrics() -> None:
+    """Who takes gzip gets it."""
+    with served() as server:
+        answer = server.get("/metrics", **{"Accept-Encoding": "gzip"})
+
+    assert b"process_cpu_seconds_total" in gzip.decompress(answer.body)
+
+
+def test_service_level_indicators() -> None:
+    """/metrics/slis has the start of the process, as kube-proxy's has, and nothing else."""
+    with served() as server:
+        body = server.get("/metrics/slis").body.decode()
+
+    assert ["process_start_time_seconds"] == [
+        line.split()[2] for line in body.splitlines() if line.startswith("# TYPE")
+    ]
 
 
 def test_what_is_pending_is_pending_until_a_sync_takes_it_up() -> None:
@@ -257,7 +283,7 @@ def test_an_address_that_is_taken_is_tried_again(caplog: pytest.LogCaptureFixtur
     """Where another program has the port, one error says so, and metrics are served once it is free."""
     address = free_address()
     with socket.create_server((ip_text(address.ip), address.port)) as other:
-        exporter = Exporter(address, application("iptables", Metrics("iptables", Family).wsgi_app()), 0.01)
+        exporter = Exporter(address, server_of(Metrics("iptables", Family)), 0.01)
         exporter.start()
         wait_until(lambda: bool(caplog.messages))
         other.close()

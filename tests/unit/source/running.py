@@ -9,6 +9,7 @@ from typing import Any
 
 from pyproxy.model.change import Change, Kind, Object, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
@@ -35,13 +36,15 @@ class Changes:
 
     def __init__(self) -> None:
         self._queues: dict[Kind, asyncio.Queue[Change]] = defaultdict(asyncio.Queue)
-        self.watched: dict[Kind, list[bool]] = defaultdict(list)
-        """What was told of each kind: whether its changes arrive, without repetition."""
+        self.watched: dict[Kind, list[str]] = defaultdict(list)
+        """What was told of each kind: why its changes do not arrive, or that they do, without repetition."""
+        self.exchanges: list[Exchange] = []
+        """Requests that were made."""
 
-    def watching(self, kind: Kind, is_watched: bool) -> None:  # noqa: FBT001  # as the source calls it
-        """Take note whether changes of a kind arrive."""
-        if self.watched[kind][-1:] != [is_watched]:
-            self.watched[kind].append(is_watched)
+    def take_watched(self, kind: Kind, reason: str) -> None:
+        """Take note of why changes of a kind do not arrive."""
+        if self.watched[kind][-1:] != [reason]:
+            self.watched[kind].append(reason)
 
     def deliver(self, change: Change) -> None:
         """Take a change."""
@@ -95,7 +98,9 @@ async def running(
 ) -> AsyncIterator[Changes]:
     """Run a source, without chance in its delays, and leave no task behind."""
     changes = Changes()
-    store = Store(deliver=changes.deliver, last_good=last_good, watching=changes.watching)
+    store = Store(
+        deliver=changes.deliver, last_good=last_good, watched=changes.take_watched, requested=changes.exchanges.append
+    )
     watched = Watched(node_name="node-1", service_cidrs=service_cidrs or asyncio.ensure_future(wanted()))
     source = ApiSource(find_access, watched, store, timing=timing, random=float)
     task = asyncio.create_task(source.run())

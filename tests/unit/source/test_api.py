@@ -393,8 +393,22 @@ async def test_who_is_watched_is_told() -> None:
             for kind in Kind:
                 await changes.next(kind)
 
-    others = {kind: [True] for kind in Kind if kind is not Kind.SERVICE}
-    assert {Kind.SERVICE: [False, True]} | others == changes.watched
+    others = {kind: [""] for kind in Kind if kind is not Kind.SERVICE}
+    assert {Kind.SERVICE: ["503 no", ""]} | others == changes.watched
+
+
+@in_loop
+async def test_requests_are_told() -> None:
+    """Each request is told with its server and the code of its answer; a watch has no duration, as it has no end."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(503))
+        async with running(access_to(server.url)) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+
+    assert {("GET", server.url.removeprefix("http://"))} == {(told.method, told.host) for told in changes.exchanges}
+    assert ["200"] * len(Kind) + ["503"] == sorted(told.code for told in changes.exchanges)
+    assert {None} == {told.seconds for told in changes.exchanges}
 
 
 @in_loop

@@ -4,6 +4,7 @@ import shutil
 import ssl
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from pyproxy.errors import SourceError
+from pyproxy.model.exchange import Exchange
 from pyproxy.source import transport
 from pyproxy.source.access import Access, Pem, Server
 from pyproxy.source.transport import RefusedError, Timing, Transport, UnreachableError
@@ -72,9 +74,37 @@ async def ask(find: Callable[[], Access], times: int = 1, between: Callable[[], 
     return bodies
 
 
+async def tell_of_requests(url: str) -> list[Exchange]:
+    """Ask for Services, and return what was told of it."""
+
+    async def find_access() -> Access:
+        return Access(servers=(Server(url),))
+
+    told: list[Exchange] = []
+    async with Transport(find_access, TIMING, told.append) as asking:
+        with suppress(SourceError):
+            await asking.body(SERVICES, {})
+    return told
+
+
 async def hello(_: web.Request) -> web.StreamResponse:
     """Say hello."""
     return web.Response(text="hello")
+
+
+@in_loop
+async def test_requests_are_told() -> None:
+    """A whole answer is told with its size; a refusal with its code; and that there was none without either."""
+    async with ApiServer() as server:
+        server.say(SERVICES, hello, refused(404))
+        told = [*await tell_of_requests(server.url), *await tell_of_requests(server.url)]
+    told += await tell_of_requests(server.url)
+
+    assert [("200", 5), ("404", None), ("<error>", None)] == [(each.code, each.received_bytes) for each in told]
+    assert {("GET", server.url.removeprefix("http://"), 0)} == {
+        (each.method, each.host, each.sent_bytes) for each in told
+    }
+    assert all(each.seconds is not None and each.seconds > 0 for each in told)
 
 
 @in_loop

@@ -1,0 +1,80 @@
+"""What the kernel tells about connection tracking and about this process, read when somebody asks for metrics.
+
+A file that is not there (no connection tracking yet, a kernel without its statistics) costs its metrics and nothing else.
+"""
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+_PROC = Path("/proc")
+_CONNTRACK_COUNTERS = {
+    "insert_failed": (
+        "pyproxy_conntrack_insert_failures",
+        "Connections that could not be tracked, as two packets began them",
+    ),
+    "drop": ("pyproxy_conntrack_drops", "Packets dropped because their connection could not be tracked"),
+    "early_drop": ("pyproxy_conntrack_early_drops", "Connections forgotten early, to make room in a full table"),
+}
+"""By column of ``/proc/net/stat/nf_conntrack``; the name of a counter is without its ``_total``."""
+_UNLIMITED = float(2**64)
+"""What Go's client library prints for no limit."""
+
+
+class ProcCollector(Collector):
+    """The conntrack table of this network namespace, and what `prometheus_client.ProcessCollector` leaves out.
+
+    Args:
+        proc: where procfs is mounted.
+    """
+
+    def __init__(self, proc: Path = _PROC) -> None:
+        self._proc = proc
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what can be read."""
+        readers: tuple[Callable[[], Iterator[Metric]], ...] = (
+            self._conntrack_table,
+            self._conntrack_counters,
+            self._network,
+        )
+        for read in readers:
+            with suppress(OSError, ValueError, LookupError):
+                yield from list(read())
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        yield GaugeMetricFamily(
+            "process_virtual_memory_max_bytes",
+            "Most virtual memory that the process may have, in bytes.",
+            value=_UNLIMITED if limit == resource.RLIM_INFINITY else limit,
+        )
+
+    def _conntrack_table(self) -> Iterator[Metric]:
+        settings = self._proc / "sys/net/netfilter"
+        count, limit = (int((settings / name).read_text()) for name in ("nf_conntrack_count", "nf_conntrack_max"))
+        yield GaugeMetricFamily("pyproxy_conntrack_entries", "Connections that are tracked", value=count)
+        yield GaugeMetricFamily(
+            "pyproxy_conntrack_entries_limit", "Connections that can be tracked; new ones are dropped then", value=limit
+        )
+
+    def _conntrack_counters(self) -> Iterator[Metric]:
+        """Sum up a table with a head and a line of hexadecimal numbers for each CPU."""
+        head, *cpus = (self._proc / "self/net/stat/nf_conntrack").read_text().splitlines()
+        rows = [dict(zip(head.split(), line.split(), strict=False)) for line in cpus]
+        for column, (name, text) in _CONNTRACK_COUNTERS.items():
+            yield CounterMetricFamily(name, text, value=sum(int(row[column], 16) for row in rows))
+
+    def _network(self) -> Iterator[Metric]:
+        """Find two columns in pairs of lines: names, then values."""
+        lines = (self._proc / "self/net/netstat").read_text().splitlines()
+        names, values = (line.split() for line in lines if line.startswith("IpExt:"))
+        found = dict(zip(names, values, strict=True))
+        for name, column, text in (
+            ("process_network_receive_bytes", "InOctets", "Bytes received in the network namespace of the process."),
+            ("process_network_transmit_bytes", "OutOctets", "Bytes sent in the network namespace of the process."),
+        ):
+            yield CounterMetricFamily(name, text, value=int(found[column]))
