@@ -6,6 +6,7 @@ That names and types are kube-proxy's is held by `tests/cluster/test_metrics_of_
 from __future__ import annotations
 
 import gzip
+import json
 import socket
 import struct
 import time
@@ -21,6 +22,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
+from pyproxy.config import Config, ProxyMode
 from pyproxy.flags import ListenAddress
 from pyproxy.loop.metrics_server import metrics_server
 from pyproxy.model.address import Family, ip_text, parse_ip
@@ -101,7 +103,8 @@ def free_address(ip: bytes = LOOPBACK) -> ListenAddress:
 
 def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
     """Return what answers on the port of an agent."""
-    return metrics_server(metrics, Board(mode, "node-1", 0.0))
+    config = Config(proxy_mode=ProxyMode(mode), hostname_override="node-1", v=3)
+    return metrics_server(metrics, Board(mode, "node-1", 0.0), config)
 
 
 @contextmanager
@@ -256,6 +259,32 @@ def test_other_paths(path: str, status: int, body: bytes) -> None:
         answer.headers["Content-Type"],
         answer.headers["X-Content-Type-Options"],
     )
+
+
+def test_effective_configuration() -> None:
+    """/configz has every field of kube-proxy's configuration under kube-proxy's name for it, and our own flags beside it."""
+    with served("nftables") as server:
+        answer = server.get("/configz")
+        tree = json.loads(answer.body)
+
+    assert "application/json" == answer.headers["Content-Type"]
+    assert {"kubeproxy.config.k8s.io", "pyproxy.io"} == tree.keys()
+    told = tree["kubeproxy.config.k8s.io"]
+    assert ("nftables", "node-1", 3) == (told["mode"], told["hostnameOverride"], told["logging"]["verbosity"])
+    assert "auto" == tree["pyproxy.io"]["iptables-variant"]
+
+
+def test_page_for_people() -> None:
+    """/statusz is a page that may load nothing from anywhere."""
+    with served("ipvs") as server:
+        answer = server.get("/statusz")
+
+    assert "text/html; charset=utf-8" == answer.headers["Content-Type"]
+    assert (
+        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+        == answer.headers["Content-Security-Policy"]
+    )
+    assert b"pyproxy on node-1" in answer.body
 
 
 def test_ipv6() -> None:
