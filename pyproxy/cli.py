@@ -221,7 +221,7 @@ def run(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None:
         ctx.exit(0)
     if cleanup:
         ctx.exit(_cleanup(config, kube_proxy=True))
-    logger.info("%s", settings.in_words())
+    logger.info("configuration: %s", settings.in_words())
     from pyproxy.loop import daemon  # noqa: PLC0415 (see module docstring)
 
     ctx.exit(daemon.run(settings))
@@ -289,6 +289,34 @@ def _cleanup(config: Config, *, kube_proxy: bool) -> int:
     from pyproxy.loop import cleanup as loop_cleanup  # noqa: PLC0415 (see module docstring)
 
     return loop_cleanup.cleanup(config, its_too=kube_proxy)
+
+
+@pyproxy.command(
+    "check-config",
+    cls=FlagCommand,
+    params=config_flags(OPTIONS),
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def check_config(ctx: click.Context, /, **_: object) -> None:
+    """Check flags, configuration files, and the objects or the kubeconfig that they name; change nothing.
+
+    Takes the flags of run. What is wrong goes to standard error, each with its file, object and field; what would be
+    in effect goes to standard output.
+    """
+    settings = settle(typed_values(ctx))
+    from pyproxy.source.check import check  # noqa: PLC0415 (see module docstring)
+
+    findings = check(settings.config)
+    for warning in settings.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    for problem in findings.problems:
+        click.echo(f"Error: {problem}", err=True)
+    for line in (f"configuration: {settings.in_words()}", *findings.notes):
+        click.echo(line)
+    click.echo(f"errors: {len(findings.problems)}, warnings: {len(settings.warnings)}")
+    ctx.exit(2 if findings.problems else 0)
 
 
 @pyproxy.command(context_settings=SETTINGS)

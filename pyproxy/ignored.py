@@ -15,15 +15,13 @@ from pyproxy.flags import (
     PATH,
     SWITCH,
     TEXT,
-    ListenAddress,
-    listen_address,
 )
-from pyproxy.model.address import parse_ip
 from pyproxy.option import not_negative, option, positive, within
 
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
+ZERO_ONLY = "is deprecated: 0 means no server, and any other value nothing beside --{}-bind-address"
 NOT_YET = "is accepted but not acted on in this version"
 NO_GATES = "is accepted but not acted on: pyproxy has no feature gates"
 JSON_ONLY = "is accepted but not acted on: pyproxy always asks for JSON"
@@ -49,18 +47,19 @@ class IgnoredFlags:
     config_sync_period_seconds: float = option(
         900.0, DURATION, "Time between two full reads of the API server's objects.", check=positive, ignored=NO_RESYNC
     )
-    bind_address_hard_fail: bool = option(False, SWITCH, "Exit when a server cannot listen.", ignored=NOT_YET)
-    healthz_bind_address: ListenAddress | None = option(
-        ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers ask from outside)
-        listen_address(HEALTHZ_PORT),
-        "Where health is served; empty or port 0: nowhere.",
-        ignored=NOT_YET,
-    )
     healthz_port: int = option(
-        HEALTHZ_PORT, INT, "Deprecated: use --healthz-bind-address.", check=within(0, 65535), ignored=NOT_YET
+        HEALTHZ_PORT,
+        INT,
+        "Deprecated: use --healthz-bind-address.",
+        check=within(0, 65535),
+        ignored=ZERO_ONLY.format("healthz"),
     )
     metrics_port: int = option(
-        METRICS_PORT, INT, "Deprecated: use --metrics-bind-address.", check=within(0, 65535), ignored=NOT_YET
+        METRICS_PORT,
+        INT,
+        "Deprecated: use --metrics-bind-address.",
+        check=within(0, 65535),
+        ignored=ZERO_ONLY.format("metrics"),
     )
     profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NOT_YET)
     show_hidden_metrics_for_version: str = option(

@@ -33,7 +33,7 @@ class Settings:
         return self.origins.get(attribute, "default")
 
     def in_words(self) -> str:
-        """Return where each setting that is not a default comes from, in one line."""
+        """Return the mode, and where each setting that is not a default comes from, in one line."""
         told: dict[str, list[str]] = {}
         for attribute, origin in self.origins.items():
             about, value = OPTIONS[attribute], getattr(self.config, attribute)
@@ -42,7 +42,7 @@ class Settings:
                 text = "" if value is None else about.grammar.write(value)
                 told.setdefault(place or "flags", []).append(f"{name}={text}")
         places = (f"{place}: {', '.join(settings)}" for place, settings in told.items())
-        return "; ".join(("configuration", *places, "all else is default"))
+        return "; ".join((f"{self.config.proxy_mode.value} mode", *places, "all else is default"))
 
 
 def settle(given: Mapping[str, Any]) -> Settings:
@@ -60,6 +60,9 @@ def settle(given: Mapping[str, Any]) -> Settings:
 
         files = read_files(given)
     values = dict(ChainMap(dict(given), *(dict(file.values) for file in files)))
+    for server in ("metrics", "healthz"):
+        if values.get(f"{server}_port") == 0:
+            values[f"{server}_bind_address"] = None
     try:
         config = Config(**values)
     except ConfigError as error:

@@ -330,7 +330,7 @@ def test_every_command_lists_the_exit_codes() -> None:
     assert [True] * 4 == ["Exit codes: 0 done, 1 failed, 2 wrong flags or input." in text for text in helps]
 
 
-@pytest.mark.parametrize("command", ["", "run", "dump-rules", "cleanup", "version"])
+@pytest.mark.parametrize("command", ["", "run", "check-config", "dump-rules", "cleanup", "version"])
 def test_the_docs_show_the_help(command: str) -> None:
     """docs/cli.md has what --help prints on a terminal of 100 columns, word for word."""
     finished = pyproxy(*command.split(), "--help", COLUMNS="100")
@@ -343,3 +343,66 @@ def test_the_docs_show_nothing_else() -> None:
     check = python("tests/docs/cli_page.py", "--check")
 
     assert (0, "") == (check.returncode, check.stderr)
+
+
+def test_check_config_says_what_would_be_in_effect(config_file: Path) -> None:
+    """What is fine exits 0, with the mode, and with flags and fields that count; warnings go to standard error."""
+    finished = pyproxy("check-config", f"--config={config_file}", "--proxy-mode=nftables", "--hostname-override=a")
+
+    assert 0 == finished.returncode
+    assert (
+        f"configuration: nftables mode; flags: --config={config_file}, --hostname-override=a, --proxy-mode=nftables;"
+        f" {config_file}: oomScoreAdj=-5, logging.format=json, enableProfiling=true; all else is default\n"
+        "API server: that of the pod's service account\n"
+        "errors: 0, warnings: 2\n"
+    ) == finished.stdout
+    assert f"Warning: {config_file}: future is unknown, and passed over" in finished.stderr
+
+
+def test_check_config_names_file_object_and_field(tmp_path: Path, config_file: Path) -> None:
+    """Each mistake, in a configuration file, a kubeconfig or an object, is a line with its place; exit code 2."""
+    config_file.write_text(config_file.read_text() + "\nmode: ipfs\niptables: {masqueradeBit: 32}")
+    kubeconfig = tmp_path / "kubeconfig"
+    kubeconfig.write_text("current-context: a\nclusters: []\ncontexts: []\n")
+    objects = ROOT / "tests" / "inputs" / "bad-fields.yaml"
+    of_file = pyproxy("check-config", f"--config={config_file}")
+    of_kubeconfig = pyproxy("check-config", f"--kubeconfig={kubeconfig}")
+    of_objects = pyproxy("check-config", f"--manifests={objects}")
+
+    assert (2, 2, 2) == (of_file.returncode, of_kubeconfig.returncode, of_objects.returncode)
+    assert f"{config_file}: line 8: mode: 'ipfs' is not one of" in of_file.stderr
+    assert f"{config_file}: line 9: iptables.masqueradeBit: 32 is not within 0..31" in of_file.stderr
+    assert f"Error: kubeconfig {kubeconfig}: contexts: no entry has the name 'a'" in of_kubeconfig.stderr
+    assert f"{objects}, line 65: EndpointSlice default/web-1: endpoints[1].addresses[0]: " in of_objects.stderr
+
+
+def test_check_config_without_the_kubeconfig(tmp_path: Path) -> None:
+    """A ConfigMap can be checked where the node's kubeconfig is not; what was not looked at is said."""
+    finished = pyproxy("check-config", f"--kubeconfig={tmp_path}/missing")
+
+    assert 0 == finished.returncode
+    assert f"kubeconfig {tmp_path}/missing is not on this machine, and was not looked at" in finished.stdout
+
+
+def test_write_config_to(tmp_path: Path, config_file: Path) -> None:
+    """The configuration of flags and file is written, and nothing else is done; what cannot be in it is named."""
+    written = tmp_path / "written"
+    words = ("run", f"--config={config_file}", f"--write-config-to={written}", "--manifests=/nowhere", "--v=1")
+    finished = pyproxy(*words)
+
+    assert (0, "") == (finished.returncode, finished.stdout)
+    assert "not in it, as pyproxy's own: --manifests" in finished.stderr
+    assert "oomScoreAdj: -5\n" in written.read_text()
+    assert "  verbosity: 1\n" in written.read_text()
+
+
+@pytest.mark.parametrize("server", ["metrics", "healthz"])
+def test_a_deprecated_port_of_zero_is_no_server(server: str) -> None:
+    """As in kube-proxy, --metrics-port=0 and --healthz-port=0 switch a server off, and other ports mean nothing."""
+    _, config = parsed(f"--{server}-port=0", f"--{server}-bind-address=127.0.0.1:1")
+    _, other = parsed(f"--{server}-port=1")
+
+    assert (None, getattr(Config(), f"{server}_bind_address")) == (
+        getattr(config, f"{server}_bind_address"),
+        getattr(other, f"{server}_bind_address"),
+    )

@@ -102,6 +102,10 @@ class Process:
         self.kill()
         return self._process.returncode
 
+    def wait(self, timeout_seconds: float) -> int:
+        """Wait until the process has ended by itself, and return its exit status."""
+        return self._process.wait(timeout_seconds)
+
     def suspend(self) -> None:
         """Let it stand still, as on a machine that sleeps, until `resume`."""
         self._process.send_signal(signal.SIGSTOP)

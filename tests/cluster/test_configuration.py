@@ -1,0 +1,226 @@
+"""Configuration beside the real kube-proxy: its flags, its files in both directions, and kubeadm's words unchanged.
+
+What a value means is asked elsewhere; here it is whether both programs read and write the same.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyproxy.config import OPTIONS, Config
+from pyproxy.source.config_file import read_config_file
+
+from .agent import PYPROXY
+from .api import JsonObject
+from .controlplane import ControlPlane
+from .kubeproxy import ruleset
+from .objects import NODE, Cluster
+from .process import Process, binary
+from .relay import Relay
+
+ROOT = Path(__file__).parents[2]
+KUBEADM = ROOT / "tests" / "inputs" / "kubeadm-config.yaml"
+EXPLICIT = ROOT / "tests" / "inputs" / "explicit-config.yaml"
+_FLAG = re.compile(
+    r"^ +(?:-\w, )?--(?P<name>[a-z0-9-]+)(?P<type> [\w.,=\[\]]+)?  +.*?(?:\(default (?P<default>.*)\))?$", re.MULTILINE
+)
+WHAT_TO_DO = {"help", "version", "cleanup"}
+CHOSEN_BY_COST = {"iptables-min-sync-period": "1s", "ipvs-min-sync-period": "1s"}
+"""Defaults of kube-proxy in whose place pyproxy chooses by what a sync costs."""
+ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
+MOUNTS = f"""
+mount -t tmpfs none /run
+mount -t tmpfs none /var/lib
+mkdir -p {ACCOUNT} /var/lib/kube-proxy
+mount --bind "$1" {ACCOUNT}
+mount --bind "$2" /var/lib/kube-proxy
+shift 2
+exec "$@"
+"""
+"""Runs a command where the files of its first two arguments are those of a service account and of the ConfigMap."""
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def kube_proxys_flags(peers: None) -> dict[str, re.Match[str]]:  # noqa: ARG001 - it decides whether tests can run
+    """Give each flag of the real kube-proxy as its help shows it."""
+    done = subprocess.run([binary("kube-proxy"), "--help"], capture_output=True, text=True, check=True)
+    return {match["name"]: match for match in _FLAG.finditer(done.stdout) if match["name"] not in WHAT_TO_DO}
+
+
+def test_every_flag_of_kube_proxy_is_taken(kube_proxys_flags: dict[str, re.Match[str]]) -> None:
+    """Each flag of the real kube-proxy is one here, a switch where it is one there, with the same default."""
+    ours = {about.flag: (name, about) for name, about in OPTIONS.items()}
+    defaults = Config()
+
+    assert len(kube_proxys_flags) > 50
+    assert set() == kube_proxys_flags.keys() - ours.keys()
+    for flag, match in kube_proxys_flags.items():
+        name, about = ours[flag]
+        assert (flag, match["type"] is None) == (flag, about.grammar.is_switch)
+        if match["default"] is not None:
+            expected = about.grammar.parse(match["default"].strip('"'))
+            known = about.grammar.parse(CHOSEN_BY_COST[flag]) if flag in CHOSEN_BY_COST else getattr(defaults, name)
+            assert (flag, expected) == (flag, known)
+
+
+def by_kube_proxy(tmp_path: Path, *words: str) -> JsonObject:
+    """Return the configuration that the real kube-proxy writes for these words."""
+    return written(binary("kube-proxy"), tmp_path / "kube-proxys", *words)
+
+
+def by_pyproxy(tmp_path: Path, *words: str) -> JsonObject:
+    """Return the configuration that pyproxy writes for these words."""
+    return written(PYPROXY, tmp_path / "pyproxys", "run", *words)
+
+
+def written(program: str, path: Path, *words: str) -> JsonObject:
+    """Return the configuration that a program writes."""
+    done = subprocess.run([program, *words, f"--write-config-to={path}"], capture_output=True, text=True, check=False)
+    assert (0, True) == (done.returncode, path.exists()), done.stderr
+    tree: JsonObject = yaml.safe_load(path.read_text())
+    return tree
+
+
+def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:  # noqa: ANN401 - any JSON
+    """Return what differs between two trees, by path."""
+    if not isinstance(one, dict) or not isinstance(other, dict):
+        return {} if one == other else {path.lstrip("."): (one, other)}
+    found: dict[str, tuple[Any, Any]] = {}
+    for name in one.keys() | other.keys():
+        found |= differences(one.get(name), other.get(name), f"{path}.{name}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), {"iptables.minSyncPeriod": ("1s", "0s")}),
+        ((f"--config={KUBEADM}",), {"iptables.minSyncPeriod": ("1s", "0s")}),
+        (
+            ("--proxy-mode=nftables", "--masquerade-all", "--iptables-sync-period=44s"),
+            {"nftables.minSyncPeriod": ("1s", "0s")},
+        ),
+        (("--proxy-mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8"), {"ipvs.minSyncPeriod": ("1s", "0s")}),
+        (
+            ("--feature-gates=AllAlpha=true", "--conntrack-min=0", "--kube-api-qps=7.5", "-v=3", "--oom-score-adj=-5"),
+            {"iptables.minSyncPeriod": ("1s", "0s")},
+        ),
+    ],
+)
+def test_both_write_the_same(tmp_path: Path, peers: None, words: tuple[str, ...], wanted: JsonObject) -> None:  # noqa: ARG001
+    """For the same words both write the same file, but for blocks of other modes, which kube-proxy leaves empty."""
+    theirs, ours = by_kube_proxy(tmp_path, *words), by_pyproxy(tmp_path, *words)
+    blocks = {"iptables", "ipvs", "nftables"} - {ours["mode"]}
+    found = {path: pair for path, pair in differences(theirs, ours).items() if path.partition(".")[0] not in blocks}
+
+    assert wanted == found
+
+
+@pytest.mark.parametrize("words", [(), ("--proxy-mode=auto",), ("--proxy-mode=nftables",), (f"--config={EXPLICIT}",)])
+def test_kube_proxy_takes_what_pyproxy_writes(tmp_path: Path, peers: None, words: tuple[str, ...]) -> None:  # noqa: ARG001
+    """On the way back kube-proxy reads pyproxy's file without a complaint, and means the same by it."""
+    ours = by_pyproxy(tmp_path, *words)
+    theirs = by_kube_proxy(tmp_path, f"--config={tmp_path / 'pyproxys'}")
+    blocks = {"iptables", "ipvs", "nftables"} - {theirs["mode"]}
+    found = {path for path in differences(ours, theirs) if path.partition(".")[0] not in blocks}
+
+    assert found <= {"mode", "nftables.minSyncPeriod", "iptables.minSyncPeriod"}
+    assert theirs["mode"] == (ours["mode"] or "iptables")
+    assert () == read_config_file(str(tmp_path / "kube-proxys"), {}).warnings
+
+
+class Pod:
+    """The volumes of kubeadm's kube-proxy, and its words; the program is pyproxy under kube-proxy's name."""
+
+    def __init__(self, folder: Path, kubeconfig: str) -> None:
+        self._config_map = folder / "config-map"
+        self._config_map.mkdir()
+        self.account = folder / "account"
+        self.account.mkdir()
+        self._files = {"config.conf": KUBEADM.read_text(), "kubeconfig.conf": kubeconfig}
+        self._updates = 0
+        self.update()
+        for name in self._files:
+            (self._config_map / name).symlink_to(Path("..data", name))
+        (folder / "kube-proxy").symlink_to(PYPROXY)
+        words = ("--config=/var/lib/kube-proxy/config.conf", f"--hostname-override={NODE}")
+        mounts = ("unshare", "--mount", "sh", "-euc", MOUNTS, "sh", str(self.account), str(self._config_map))
+        self.command = [*mounts, str(folder / "kube-proxy"), *words]
+
+    def update(self, **replacements: str) -> None:
+        """Change the ConfigMap as the kubelet does: by a new folder, and one swap of a link."""
+        self._updates += 1
+        for old, new in replacements.items():
+            self._files["config.conf"] = self._files["config.conf"].replace(f"{old}: ", f"{old}: {new} # ", 1)
+        data = self._config_map / f"..{self._updates}"
+        data.mkdir()
+        for name, text in self._files.items():
+            (data / name).write_text(text)
+        new_link = self._config_map / "..data_tmp"
+        new_link.symlink_to(data.name)
+        new_link.rename(self._config_map / "..data")
+
+
+KUBEADMS_KUBECONFIG = f"""\
+apiVersion: v1
+kind: Config
+clusters:
+- cluster:
+    certificate-authority: {ACCOUNT}/ca.crt
+    server: SERVER
+  name: default
+contexts:
+- context:
+    cluster: default
+    namespace: default
+    user: default
+  name: default
+current-context: default
+users:
+- name: default
+  user:
+    tokenFile: {ACCOUNT}/token
+"""
+
+
+@pytest.fixture
+def pod(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str, tmp_path: Path) -> Iterator[Pod]:
+    """Give a pod of kubeadm's, on a node with one Service."""
+    with ExitStack() as at_exit:
+        server = at_exit.enter_context(control_plane.exposed_in(namespace, relay))
+        made = Pod(tmp_path, KUBEADMS_KUBECONFIG.replace("SERVER", server))
+        (made.account / "token").write_text(control_plane.static_token())
+        (made.account / "ca.crt").write_bytes(control_plane.authority.certificate.read_bytes())
+        cluster.create_node()
+        cluster.create_service("web")
+        cluster.create_slice("web", "10.244.0.7")
+        yield made
+
+
+def test_kubeadms_config_map_and_words(pod: Pod, namespace: str, tmp_path: Path) -> None:
+    """ConfigMap, kubeconfig and command of kubeadm start it unchanged; a changed ConfigMap ends it for a restart."""
+    log = tmp_path / "log"
+    with Process(pod.command, log=log, namespace=namespace) as agent:
+        said = log.read_text
+        agent.wait_until(lambda: "first sync done" in said(), "a first sync", timeout_seconds=PATIENCE_SECONDS)
+        assert "10.244.0.7:8080" in ruleset(namespace, "iptables-nft")
+        assert [] == [line for line in said().splitlines() if line.startswith("E")]
+        assert "clusterCIDR=10.244.0.0/16" in said()
+
+        pod.update(oomScoreAdj="-5")
+        message = "/var/lib/kube-proxy/config.conf has changed: ending for a restart; rules stay in place"
+        wait_for_end(agent)
+    assert message in said()
+    assert "10.244.0.7:8080" in ruleset(namespace, "iptables-nft")
+
+
+def wait_for_end(agent: Process) -> None:
+    """Wait until a process has ended by itself, and expect it to say that it failed: supervisors restart what fails."""
+    assert 1 == agent.wait(PATIENCE_SECONDS)
