@@ -138,18 +138,20 @@ def _canonical(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
     return [*help_wanted, *(f"--{name}={text}" for name, text in texts.items()), "--", *line.arguments]
 
 
-def config_flags(attributes: Iterable[str]) -> list[click.Parameter]:
-    """Return the flags of these attributes of Config."""
+def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[click.Parameter]:
+    """Return the flags of these attributes of Config, by name; hidden ones are in no help."""
     defaults = Config()
-    return [_config_flag(attribute, getattr(defaults, attribute)) for attribute in attributes]
+    ordered = sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag)
+    return [_config_flag(attribute, getattr(defaults, attribute), hidden=hidden) for attribute in ordered]
 
 
-def _config_flag(attribute: str, default: object) -> Flag:
+def _config_flag(attribute: str, default: object, *, hidden: bool) -> Flag:
     about = OPTIONS[attribute]
     shown = "" if default is None or default is False else about.grammar.write(default)
     text = f"{about.help}  [default: {shown}]" if shown else about.help
     short = ["-v"] if attribute == "v" else []
-    return Flag([f"--{about.flag}", *short, attribute], about.grammar, text, ignored=bool(about.ignored))
+    names = [f"--{about.flag}", *short, attribute]
+    return Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden)
 
 
 def typed_values(ctx: click.Context) -> dict[str, Any]:
@@ -294,7 +296,7 @@ def _cleanup(config: Config, *, kube_proxy: bool) -> int:
 @pyproxy.command(
     "check-config",
     cls=FlagCommand,
-    params=config_flags(OPTIONS),
+    params=config_flags(OPTIONS, hidden=True),
     context_settings=SETTINGS,
     epilog=EXIT_CODES,
 )
@@ -302,7 +304,7 @@ def _cleanup(config: Config, *, kube_proxy: bool) -> int:
 def check_config(ctx: click.Context, /, **_: object) -> None:
     """Check flags, configuration files, and the objects or the kubeconfig that they name; change nothing.
 
-    Takes the flags of run. What is wrong goes to standard error, each with its file, object and field; what would be
+    Takes all flags of run. What is wrong goes to standard error, each with its file, object and field; what would be
     in effect goes to standard output.
     """
     settings = settle(typed_values(ctx))

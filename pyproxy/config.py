@@ -29,6 +29,7 @@ from pyproxy.flags import (
     write_duration,
     write_list,
 )
+from pyproxy.ignored import HEALTHZ_PORT
 from pyproxy.ipvs_flags import IpvsFlags
 from pyproxy.model.address import Network, parse_ip
 from pyproxy.model.node import DetectLocalMode
@@ -219,6 +220,14 @@ class Config(IpvsFlags):
         listen_address(METRICS_PORT),
         "Where metrics are served; empty or port 0: nowhere.",
     )
+    healthz_bind_address: ListenAddress | None = option(
+        ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers ask from outside)
+        listen_address(HEALTHZ_PORT),
+        "Where health is served; empty or port 0: nowhere. 0.0.0.0 and :: are every address of both families.",
+    )
+    bind_address_hard_fail: bool = option(
+        False, SWITCH, "Exit when an address for health or metrics cannot be had; without it, it is tried again."
+    )
     init_only: bool = option(
         False, SWITCH, "Only set the kernel settings that need full privileges, then exit; for an init container."
     )
@@ -228,7 +237,7 @@ class Config(IpvsFlags):
         "Value for /proc/self/oom_score_adj, -1000 to 1000; the lower, the later the kernel kills pyproxy.",
         check=within(-1000, 1000),
     )
-    v: int = option(0, COUNT, "Log level: 4 and above tell every step.")
+    v: int = option(0, COUNT, "Log level: 2 and 3 tell each sync, 4 and above every step.")
     logging_format: LogFormat = option(LogFormat.TEXT, one_of(LogFormat), "How log lines look.")
 
     def __post_init__(self) -> None:

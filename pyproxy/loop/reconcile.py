@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from time import monotonic
 from typing import Generic, TypeVar
 
 from pyproxy.apply.kernel import Kernel
@@ -17,6 +18,7 @@ from pyproxy.compile.claims import Claims
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.compile.program import Program
 from pyproxy.errors import ApplyError
+from pyproxy.logs import V2
 from pyproxy.model.address import Family
 from pyproxy.model.names import NamespacedName, ServicePortName
 
@@ -161,6 +163,7 @@ class Reconciler(Generic[K, V]):
         """
         staged, self._staged = self._staged, {}
         report = SyncReport()
+        started, was_known = monotonic(), self._is_known
         try:
             await self._sync(staged, report)
         except ApplyError:
@@ -168,8 +171,23 @@ class Reconciler(Generic[K, V]):
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
             self._untold = self._untold.followed_by(report)
             raise
+        self._tell(report, monotonic() - started, is_full=not was_known)
         untold, self._untold = self._untold, SyncReport()
         return untold.followed_by(report)
+
+    def _tell(self, report: SyncReport, seconds: float, *, is_full: bool) -> None:
+        """Log what a sync did; one that found everything as it should be is a step like others."""
+        logger.log(
+            V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
+            "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
+            self.family,
+            "full" if is_full else "partial",
+            seconds * 1000,
+            len(report.taken),
+            len(self._taken),
+            len(report.refused),
+            report.entries_changed,
+        )
 
     async def _sync(self, staged: Plans, report: SyncReport) -> None:
         suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}

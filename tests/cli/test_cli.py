@@ -21,6 +21,7 @@ from pyproxy.cli import SETTINGS, FlagCommand, config_flags, configure
 from pyproxy.config import OPTIONS, Config, IptablesVariant, LogFormat, NodePortAddresses, ProxyMode
 from pyproxy.errors import ApplyError
 from pyproxy.flags import ListenAddress
+from pyproxy.logs import V2
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 
@@ -274,9 +275,11 @@ def test_log_lines_can_be_json() -> None:
     assert ("warning", "--profiling is accepted but not acted on in this version") == (line["level"], line["msg"])
 
 
-@pytest.mark.parametrize(("verbosity", "level"), [(0, logging.INFO), (3, logging.INFO), (4, logging.DEBUG)])
-def test_verbosity_4_tells_every_step(verbosity: int, level: int) -> None:
-    """-v 4 is debug level for pyproxy; other packages stay at warnings."""
+@pytest.mark.parametrize(
+    ("verbosity", "level"), [(0, logging.INFO), (2, V2), (3, V2 - 1), (4, logging.DEBUG), (9, logging.DEBUG)]
+)
+def test_verbosity(verbosity: int, level: int) -> None:
+    """-v 2 adds the syncs, -v 4 and above every step; other packages stay at warnings."""
     parsed(f"-v={verbosity}")
 
     assert (level, logging.WARNING) == (logging.getLogger("pyproxy").level, logging.getLogger().level)
