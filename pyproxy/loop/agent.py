@@ -20,9 +20,10 @@ from pyproxy.config import Config
 from pyproxy.errors import ApplyError
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.flow_cleaner import FlowCleaner
+from pyproxy.loop.health import AgentHealth
 from pyproxy.loop.local_traffic import follows_local_ips
-from pyproxy.loop.node_name import own_node
 from pyproxy.loop.observer import Observer
+from pyproxy.loop.own_node import OwnNode
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.loop.schedule import Schedule
 from pyproxy.loop.surroundings import Surroundings
@@ -51,10 +52,13 @@ _BEATS_PER_WATCHDOG = 3
 class Agent:
     """Keeps the kernel of this network namespace equal to what a source tells."""
 
-    def __init__(self, config: Config, backend: Backend, node_name: str, observer: Observer) -> None:
+    def __init__(
+        self, config: Config, backend: Backend, node_name: str, observer: Observer, health: AgentHealth
+    ) -> None:
         self._config = config
         self._backend = backend
-        self._node_name = node_name
+        self._own_node = OwnNode(config, node_name)
+        self._health = health
         self._tracker = Tracker()
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
         self._settings: dict[Family, Hashable] = {}
@@ -63,7 +67,6 @@ class Agent:
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
-        self._started_at = monotonic()
         self._ready = False
         self._retiring: asyncio.Task[None] | None = None
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
@@ -73,6 +76,9 @@ class Agent:
         """Take in what a source tells; to be called in the loop."""
         self._tracker.apply(change)
         self._observer.delivered(change)
+        if self._tracker.knows(Kind.NODE):
+            self._own_node.listed(self._tracker.node)
+            self._health.knows_node(self._tracker.node)
         self._wake.set()
 
     def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
@@ -86,11 +92,12 @@ class Agent:
             source: calls `deliver` for as long as it lives.
         """
         self._backend.prepare()
+        self._health.begin(self._backend)
         # What comes in until the first sync is there to stay: looking through it again and again for garbage took as
         # long as planning it.
         gc.set_threshold(*_GC_THRESHOLDS_AT_START)
         notifications = AddressNotifications(self._address_changed)
-        asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._wake.set)
+        asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._stop_waiting_for_node)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(_until_it_fails(source))
@@ -111,6 +118,10 @@ class Agent:
         if self._retiring is not None:
             self._retiring.cancel()
             await asyncio.gather(self._retiring, return_exceptions=True)
+
+    def _stop_waiting_for_node(self) -> None:
+        self._own_node.stop_waiting()
+        self._wake.set()
 
     def _address_changed(self) -> None:
         if follows_local_ips(self._config):
@@ -135,6 +146,7 @@ class Agent:
             if math.isfinite(self._beat_seconds):
                 notify("WATCHDOG=1")
             if self._has_work():
+                self._health.queued()
                 delay = self._schedule.earliest() - monotonic()
                 if delay <= 0:
                     return
@@ -152,31 +164,31 @@ class Agent:
 
     def _knows_enough(self) -> bool:
         """Say whether both lists are complete: before that, a write would cut live traffic."""
-        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE):
+        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
             return False
-        if not self._tracker.knows(Kind.NODE) and monotonic() < self._started_at + _NODE_WAIT_SECONDS:
-            return False
-        return self._backend.is_placed(self._node())
+        return self._backend.is_placed(self._own_node.node)
 
     async def _sync(self) -> bool:
         if self._stale_addresses:
             self._stale_addresses = False
             self._local_ips = await local_addresses()
-        node = self._node()
+        node = self._own_node.node
         every_service = self._tracker.take_node_changed()
         service_cidrs = self._tracker.take_service_cidrs()
-        self._update_programs(Surroundings(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs))
+        surroundings = Surroundings(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs)
+        self._update_programs(surroundings)
         dirty = self._tracker.take_dirty()
         self._observer.planned(self._tracker.take_triggers())
         await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
-        results = await asyncio.gather(
-            *(self._observer.sync(reconciler) for reconciler in self._reconcilers.values() if reconciler.pending),
-            return_exceptions=True,
-        )
+        pending = [reconciler for reconciler in self._reconcilers.values() if reconciler.pending]
+        results = await asyncio.gather(*map(self._observer.sync, pending), return_exceptions=True)
         for reconciler in self._reconcilers.values():
             if not reconciler.pending:
                 self._observer.settled(reconciler)
-        return self._conclude(results)
+        fine = self._conclude(results)
+        failed = {each.family for each, result in zip(pending, results, strict=True) if isinstance(result, ApplyError)}
+        self._health.synced(self._reconcilers.keys() - failed, surroundings)
+        return fine
 
     def _conclude(self, results: list[SyncReport | BaseException]) -> bool:
         fine = True
@@ -206,9 +218,6 @@ class Agent:
         except ApplyError as error:
             logger.warning("rules of another mode are still there, `pyproxy cleanup` removes all: %s", error)
 
-    def _node(self) -> Node:
-        return own_node(self._config, self._tracker.node, self._node_name)
-
     def _update_programs(self, surroundings: Surroundings) -> None:
         for family in self._backend.families:
             settings = self._backend.settings(family, surroundings)
@@ -227,6 +236,7 @@ class Agent:
         for count, name in enumerate(names, start=1):
             service = self._tracker.services.get(name)
             slices = tuple(self._tracker.slices(name))
+            self._health.plan(name, service, slices, node)
             for family, reconciler in self._reconcilers.items():
                 reconciler.stage(name, plan_service(service, slices, node, family) if service else {})
             if count % _PLANS_PER_SLICE == 0:

@@ -13,6 +13,7 @@ from pyproxy.loop.agent import Agent
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.config_watch import changed_file, texts_of
 from pyproxy.loop.ending import Ending
+from pyproxy.loop.health import AgentHealth
 from pyproxy.loop.modes import open_backend
 from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
@@ -21,6 +22,7 @@ from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.serve.listeners import Listeners
 from pyproxy.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -64,13 +66,17 @@ async def _run(settings: Settings) -> int:
     if not await _comes_before(stopping, wait_until_gone(config)):
         return stopping.result()
     node_name = own_node_name(config)
-    inbox = _Inbox(config.proxy_mode)
+    listeners = Listeners()
+    health = AgentHealth(config, listeners)
+    inbox = _Inbox(config.proxy_mode, health)
     follow = _follow_files if config.manifests else _follow_api
     following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
     observer = _observer(config, backend, node_name)
-    agent = Agent(config, backend, node_name, observer)
+    agent = Agent(config, backend, node_name, observer, health)
     inbox.open(agent, observer, backend.mode)
+    listeners.start()
+    health.serve(observer.answered, ending.fail if config.bind_address_hard_fail else _go_on)
     running = asyncio.create_task(agent.run(following))
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -82,6 +88,10 @@ async def _run(settings: Settings) -> int:
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     return await stopping
+
+
+def _go_on(_: str) -> None:
+    """Take no address for no reason to end."""
 
 
 async def _comes_before(end: asyncio.Task[int], event: Coroutine[None, None, None]) -> bool:
@@ -110,8 +120,9 @@ def _observer(config: Config, backend: Backend, node_name: str) -> Observer:
 class _Inbox:
     """Takes what a source tells, also before there is an agent: to try the kernel takes as long as the first lists."""
 
-    def __init__(self, mode: ProxyMode) -> None:
+    def __init__(self, mode: ProxyMode, health: AgentHealth) -> None:
         self._agent: Agent | None = None
+        self._health = health
         self._observer = Observer()
         self._early: list[Change] = []
         self._notes: list[Callable[[Observer], None]] = []
@@ -147,6 +158,7 @@ class _Inbox:
 
     def watched(self, kind: Kind, reason: str) -> None:
         """Take note of why objects of a kind do not arrive, or that they do."""
+        self._health.watched(kind, reason)
         self._note(lambda observer: observer.watched(kind, reason))
 
     def _note(self, tell: Callable[[Observer], None]) -> None:

@@ -94,6 +94,13 @@ class MetricsObserver(Observer):
         """See `Observer`."""
         self._distrusted.add(family)
 
+    def answered(self, path: str, code: int) -> None:
+        """See `Observer`."""
+        if path == "/healthz":
+            self._metrics.add_healthz(code)
+        elif path == "/livez":
+            self._metrics.add_livez(code)
+
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """See `Observer`."""
         self._metrics.observe_flow_cleaning(family, count, seconds)

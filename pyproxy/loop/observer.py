@@ -35,6 +35,9 @@ class Observer:
     def watched(self, kind: Kind, reason: str) -> None:
         """Take note, again and again, of why objects of a kind do not arrive; with an empty reason, that they do."""
 
+    def answered(self, path: str, code: int) -> None:
+        """Take note, in the thread of the request, of an answer of the health server and its HTTP status."""
+
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """Take note of a walk through connection tracking: how many entries it deleted, and how long it took."""
 

@@ -1,7 +1,8 @@
 """This node, as far as its packet path and its health depend on it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Self
 
 from pyproxy.model.address import Family, Network, family_of
 
@@ -16,8 +17,12 @@ class Node:
     pod_cidrs: tuple[Network, ...] = ()
     zone: str = ""
     """Label ``topology.kubernetes.io/zone``; empty means none."""
-    is_eligible: bool = field(default=True, compare=False)
-    """False: on its way out, and load balancers should know. Nodes that differ in it alone are equal: no packet cares."""
+    is_eligible: bool = True
+    """False: on its way out, and load balancers should know; no packet path depends on it."""
+
+    def as_packets_see_it(self) -> Self:
+        """Return the Node without what no packet path depends on."""
+        return self if self.is_eligible else replace(self, is_eligible=True)
 
     def ip(self, family: Family) -> bytes | None:
         """Return the node's IP of a family, or None."""

@@ -171,9 +171,9 @@ class Tracker:
         self._dirty.add(service)
 
     def _set_node(self, node: Node | None) -> None:
-        if node != self.node:
+        before, self.node = self.node, node
+        if (node and node.as_packets_see_it()) != (before and before.as_packets_see_it()):
             self._node_changed = True
-        self.node = node  # what no plan depends on may have changed all the same
 
     def _put_service_cidr(self, service_cidr: ServiceCidr) -> None:
         if self._service_cidrs.get(service_cidr.name) != service_cidr:

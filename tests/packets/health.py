@@ -1,0 +1,73 @@
+"""What nodes say of their health and of a Service's endpoints, to who asks from outside of the cluster."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
+
+from tests.cluster.namespace import call_inside
+
+from .cluster import Cluster, wait_until
+from .objects import PLAN, JsonObject, ingress, port, service
+
+HEALTH_PORT = 10256
+CHECK_PORT = 32020
+
+
+class Answer(NamedTuple):
+    """What a node said."""
+
+    status: int
+    weight: str | None
+    body: dict[str, Any]
+
+
+def balanced(check_port: int = CHECK_PORT) -> JsonObject:
+    """Return a Service with a load balancer that asks each node for endpoints."""
+    return service(
+        "balanced",
+        74,
+        port(80),
+        ingress=ingress(74),
+        type="LoadBalancer",
+        externalTrafficPolicy="Local",
+        healthCheckNodePort=check_port,
+    )
+
+
+def ask(cluster: Cluster, host: str, number: int, path: str = "/", version: int = 4) -> Answer | None:
+    """Ask a port of a node from outside of the cluster; None: nobody listens."""
+    address = str(cluster.lab[host].address(version))
+
+    def request() -> Answer | None:
+        with closing(HTTPConnection(address, number, timeout=10)) as connection:
+            try:
+                connection.request("GET", path)
+            except ConnectionRefusedError:
+                return None
+            answer = connection.getresponse()
+            return Answer(answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"], json.loads(answer.read()))
+
+    return call_inside(cluster.lab["outside1"].namespace.name, request)
+
+
+def status(cluster: Cluster, host: str, path: str, version: int = 4) -> int:
+    """Return the status code of a path of the health server."""
+    answer = ask(cluster, host, HEALTH_PORT, path, version)
+    assert answer is not None
+    return answer.status
+
+
+def told(cluster: Cluster, number: int = CHECK_PORT, version: int = 4) -> list[tuple[int, int] | None]:
+    """Return what each node tells load balancers: the status, and the number of endpoints."""
+    answers = [ask(cluster, planned.name, number, version=version) for planned in PLAN.nodes]
+    return [(answer.status, answer.body["localEndpoints"]) if answer else None for answer in answers]
+
+
+def wait_until_told(
+    cluster: Cluster, *expected: tuple[int, int] | None, number: int = CHECK_PORT, version: int = 4
+) -> None:
+    """Wait until the nodes tell this: rules come first, and a server after them."""
+    wait_until(lambda: told(cluster, number, version) == list(expected), f"{expected} on port {number}")

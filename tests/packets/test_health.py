@@ -1,0 +1,97 @@
+"""Health endpoints of running agents, asked over the network: by load balancers, and by who watches over the agent."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.lab import Ports
+
+from .cluster import Cluster, wait_until
+from .health import CHECK_PORT, HEALTH_PORT, ask, balanced, status, wait_until_told
+from .objects import VERSIONS, node, slices, terminating
+
+OTHER_CHECK_PORT = 32021
+AUTOSCALER = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1763740000", "effect": "NoSchedule"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_health_of_an_agent(cluster: Cluster, version: int) -> None:
+    """An agent that works says so on every address of its node, for both families."""
+    wait_until(lambda: status(cluster, "node1", "/readyz") == 200, "readiness")
+    answers = [ask(cluster, "node1", HEALTH_PORT, path, version) for path in ("/healthz", "/livez")]
+
+    assert [200, 200] == [answer and answer.status for answer in answers]
+    assert answers[0] is not None
+    assert {"IPv4", "IPv6"} == answers[0].body["status"].keys()
+    assert answers[0].body["nodeEligible"] is True
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_endpoints_are_counted(cluster: Cluster, version: int) -> None:
+    """Each node tells how many ready endpoints it has, as body and as weight; those on their way out do not count."""
+    checked = balanced()
+    with cluster.having(checked, *slices(checked, "pod1-1", "pod1-2", terminating("pod1-3"), terminating("pod2-1"))):
+        wait_until_told(cluster, (200, 2), (503, 0), version=version)
+        answer = ask(cluster, "node1", CHECK_PORT, "/any/path", version)
+
+    assert answer is not None
+    expected = {
+        "service": {"namespace": "default", "name": "balanced"},
+        "localEndpoints": 2,
+        "serviceProxyHealthy": True,
+    }
+    assert ("2", expected) == (answer.weight, answer.body)
+
+
+def test_the_check_follows_its_service(cluster: Cluster) -> None:
+    """It follows endpoints, moves with the Service's port, and goes with its policy."""
+    with cluster.having(balanced(), *slices(balanced(), "pod1-1")):
+        wait_until_told(cluster, (200, 1), (503, 0))
+        cluster.put(*slices(balanced(), "pod2-1", "pod2-2"))
+        wait_until_told(cluster, (503, 0), (200, 2))
+
+        cluster.put(balanced(OTHER_CHECK_PORT))
+        wait_until_told(cluster, (503, 0), (200, 2), number=OTHER_CHECK_PORT)
+        wait_until_told(cluster, None, None)
+
+        cluster.put(balanced() | {"spec": balanced()["spec"] | {"externalTrafficPolicy": "Cluster"}})
+        wait_until_told(cluster, None, None, number=OTHER_CHECK_PORT)
+        cluster.put(balanced())
+        wait_until_told(cluster, (503, 0), (200, 2))
+    wait_until_told(cluster, None, None)
+
+
+def test_a_port_that_is_taken(cluster: Cluster) -> None:
+    """A check whose port another program has is named in the log once, stops nothing, and comes when it can."""
+    host, other = cluster.lab["node1"], balanced(OTHER_CHECK_PORT)
+    other["metadata"]["name"] = "other"
+    log = len(cluster.agents["node1"].stderr)
+    host.serve(tcp=[CHECK_PORT])
+    with cluster.having(balanced(), *slices(balanced(), "pod1-1"), other, *slices(other, "pod1-2")):
+        wait_until_told(cluster, (200, 1), (503, 0), number=OTHER_CHECK_PORT)
+        host.stop_serving(Ports(tcp=(CHECK_PORT,)))
+        wait_until_told(cluster, (200, 1), (503, 0))
+        errors = re.findall(r"^E.*health check of .*", cluster.agents["node1"].stderr[log:], re.MULTILINE)
+
+    places = {re.search(r"served on (\S+),", error)[1] for error in errors}  # type: ignore[index]  # it would fail
+    assert len(places) == len(errors) > 0
+    assert all("health check of Service default/balanced cannot be served" in error for error in errors)
+
+
+def test_a_node_that_the_autoscaler_drains(cluster: Cluster) -> None:
+    """Load balancers hear of it from /healthz; agent and endpoints are as good as before."""
+    drained = node("node1")
+    drained["spec"]["taints"] = [AUTOSCALER]
+    with cluster.having(balanced(), *slices(balanced(), "pod1-1")):
+        cluster.put(drained)
+        wait_until(lambda: status(cluster, "node1", "/healthz") == 503, "the node's word that it goes")
+        answer = ask(cluster, "node1", HEALTH_PORT, "/healthz")
+        wait_until_told(cluster, (200, 1), (503, 0))
+        others = [status(cluster, "node1", "/livez"), status(cluster, "node2", "/healthz")]
+        cluster.put(node("node1"))
+        wait_until(lambda: status(cluster, "node1", "/healthz") == 200, "the node's word that it stays")
+
+    assert answer is not None
+    assert (False, True, [200, 200]) == (answer.body["nodeEligible"], answer.body["healthy"], others)
