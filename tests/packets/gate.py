@@ -20,6 +20,9 @@ input=$(mktemp)
 trap 'rm -f "$input"' EXIT
 cat > "$input"
 echo "$0" >> {log}
+if [ -e {busy} ]; then
+    exit 4
+fi
 line=$(grep -n -F -f {refused} "$input" | head -n 1 | cut -d : -f 1)
 if [ -n "$line" ]; then
     echo "$(basename "$0"): line $line failed" >&2
@@ -36,11 +39,12 @@ class Gate:
         """Write the programs into the directory; nothing is refused yet."""
         self._log = directory / "passed"
         self._refused = directory / "refused"
+        self._busy = directory / "busy"
         programs = directory / "programs"
         programs.mkdir(parents=True)
         for name in mode.restores:
             program = programs / name
-            program.write_text(_SCRIPT.format(log=self._log, refused=self._refused, program=shutil.which(name)))
+            program.write_text(_SCRIPT.format(log=self._log, refused=self._refused, busy=self._busy, program=shutil.which(name)))
             program.chmod(0o755)
         self.env = {"PATH": f"{programs}:{os.environ['PATH']}"}
         self._log.touch()
@@ -50,6 +54,10 @@ class Gate:
     def count(self) -> int:
         """How many times a program was run."""
         return len(self._log.read_text().splitlines())
+
+    def be_busy(self) -> None:
+        """Let nothing pass from now on, as if somebody held the lock: it is no Service's fault."""
+        self._busy.touch()
 
     def refuse(self, text: str) -> None:
         """Refuse from now on all input that holds this text."""
@@ -62,3 +70,4 @@ class Gate:
     def admit_all(self) -> None:
         """Refuse nothing any more."""
         self._refused.write_text("")
+        self._busy.unlink(missing_ok=True)

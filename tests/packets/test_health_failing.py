@@ -39,7 +39,7 @@ def answers(cluster: Cluster, path: str, code: int) -> bool:
 
 def test_work_that_cannot_be_done(cluster: Cluster, gate: Gate) -> None:
     """While nothing can be written all endpoints come to say no, and yes again once it can."""
-    gate.refuse("COMMIT")
+    gate.be_busy()
     cluster.write([node("node1"), node("node2"), balanced()])
     for path in PATHS:
         wait_until(partial(answers, cluster, path, 503), f"{path} says no")
