@@ -7,7 +7,7 @@ Long-lived, because closing one that has changed something waits for the kernel 
 import errno
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from pyproxy.apply.netlink import (
     BUFFER_BYTES,
@@ -51,7 +51,7 @@ class NftSocket(NetlinkSocket):
             RefusedError: the kernel refused one; those before it were performed.
         """
         commits = 0
-        for part in _parts(messages):
+        for part in parts(messages):
             self._commit(part)
             commits += 1
         return commits
@@ -88,11 +88,12 @@ class NftSocket(NetlinkSocket):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def _parts(messages: list[bytes]) -> Iterator[list[bytes]]:
+def parts(messages: Iterable[bytes], largest_bytes: int = _LARGEST_BATCH_BYTES) -> Iterator[list[bytes]]:
+    """Yield messages in as few lists as there can be when each is one transaction of at most so many bytes."""
     part: list[bytes] = []
     size = 0
     for message in messages:
-        if part and size + len(message) > _LARGEST_BATCH_BYTES:
+        if part and size + len(message) > largest_bytes:
             yield part
             part, size = [], 0
         part.append(message)

@@ -10,6 +10,8 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 
 from pyproxy.apply.command import run
 from pyproxy.apply.nft_messages import (
@@ -20,7 +22,7 @@ from pyproxy.apply.nft_messages import (
     new_slot_rule,
     slot_expressions,
 )
-from pyproxy.apply.nft_socket import NftSocket
+from pyproxy.apply.nft_socket import NftSocket, parts
 from pyproxy.apply.nft_tables import DAMAGED, Listing, is_dormant, is_marker
 from pyproxy.apply.ruleset_counter import RulesetCounter
 from pyproxy.compile.nft_layout import TABLE, numbered_chain, slot_chain
@@ -56,6 +58,7 @@ _CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.
 _ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
 _SLOTS = frozenset(choice.slots.number for choice in _CHOICES)
 _LINGERING = _CHAINED | _ENDPOINTS | _SLOTS
+_OVERLAPPED_BYTES = 1 << 20
 _MOST_ENTRIES_IN_LOOP = 1000
 """More are packed and sent in a thread, so that the loop goes on."""
 
@@ -184,16 +187,14 @@ class NftablesKernel:
         if chained:
             layout = layout or self._intact_layout()
             await self._add_chains(chained)
-        if len(change) > _MOST_ENTRIES_IN_LOOP:
-            messages = await asyncio.to_thread(lambda: list(self._messages(change)))
+        marking = list(self._marking(layout)) if layout is not None else []
+        messages = chain(self._messages(change), marking)
+        if len(change) <= _MOST_ENTRIES_IN_LOOP:
+            self._commit(list(messages))
+        elif not self._lingering and all(present is None for present, _ in change.values()):
+            await asyncio.to_thread(self._commit_overlapped, messages)
         else:
-            messages = list(self._messages(change))
-        if layout is not None:
-            messages += self._marking(layout)
-        if len(change) > _MOST_ENTRIES_IN_LOOP:
-            await asyncio.to_thread(self._commit, messages)
-        else:
-            self._commit(messages)
+            await asyncio.to_thread(lambda: self._commit(list(messages)))
         self._linger(change)
 
     def _messages(self, change: Change) -> Iterator[bytes]:
@@ -215,27 +216,28 @@ class NftablesKernel:
             added[number].append((key[1:], wanted))
         for number, keys in deleted.items():
             yield from self._formats[number].delete(keys)
-        for number, elements in added.items():
-            yield from self._formats[number].add(elements)
+        # What leads to others last: cluster IPs behind the counts of their ports, counts behind the endpoints.
+        for number in sorted(added, reverse=True):
+            yield from self._formats[number].add(added[number])
 
     def _new_slot_chain(self, key: bytes) -> Iterator[bytes]:
         count = unpack_number(key)
-        chain = slot_chain(count)
-        yield new_chain(self.family, TABLE, chain)
+        name = slot_chain(count)
+        yield new_chain(self.family, TABLE, name)
         # It may be there with its rule, if only the element was deleted by others.
-        yield flush_chain(self.family, TABLE, chain)
-        yield new_slot_rule(self.family, TABLE, chain, count)
-        yield self._formats[PICK.number].jump(key, chain)
+        yield flush_chain(self.family, TABLE, name)
+        yield new_slot_rule(self.family, TABLE, name, count)
+        yield self._formats[PICK.number].jump(key, name)
 
     async def _add_chains(self, keys: Iterable[ElementKey]) -> None:
         """Make the chains that are more than a rule or two; they depend on numbers in use, and seldom change."""
         lines: list[str] = []
         for key in keys:
             kind = SETS[key[0]]
-            chain = numbered_chain(kind, unpack_number(key[1:]), self.family)
+            made = numbered_chain(kind, unpack_number(key[1:]), self.family)
             # It may be there with its rules, if only the element was deleted by others.
-            lines += (f"{verb} chain {self._name} {chain.name}" for verb in ("add", "flush"))
-            lines += (f"add rule {self._name} {chain.name} {rule}" for rule in chain.rules)
+            lines += (f"{verb} chain {self._name} {made.name}" for verb in ("add", "flush"))
+            lines += (f"add rule {self._name} {made.name} {rule}" for rule in made.rules)
             lines.append(f"add element {self._name} {kind.name} {{ {element_text(kind, key[1:], b'', self.family)} }}")
         await self._run_nft("\n".join((*lines, "")))
 
@@ -252,6 +254,17 @@ class NftablesKernel:
             commits = self._socket.commit(messages)
             self.commits += commits
             self._counter.committed(commits)
+
+    def _commit_overlapped(self, messages: Iterator[bytes]) -> None:
+        """Perform additions in several transactions, packing each while the kernel takes in the one before."""
+        with ThreadPoolExecutor(max_workers=1) as sender:
+            sent: Future[None] | None = None
+            for part in parts(messages, _OVERLAPPED_BYTES):
+                if sent is not None:
+                    sent.result()
+                sent = sender.submit(self._commit, part)
+            if sent is not None:
+                sent.result()
 
     # -- what lingers
 
@@ -311,7 +324,7 @@ class NftablesKernel:
         if chains:
             layout = self._intact_layout()
             # In a transaction of their own: before Linux 6.2 the elements hold on to them for a while.
-            self._commit([delete_chain(self.family, TABLE, chain) for chain in sorted(chains)])
+            self._commit([delete_chain(self.family, TABLE, name) for name in sorted(chains)])
             self._commit(list(self._marking(layout)))
 
     async def _unpin(self, ids: Collection[bytes]) -> None:

@@ -5,9 +5,11 @@ which traffic, what is refused and how. A backend writes it down and decides not
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from pyproxy.compile.topology import Categorized, Place, categorize_endpoints, merge_slices
 from pyproxy.model.address import Family, Network, family_of
@@ -37,8 +39,7 @@ class Claim(NamedTuple):
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServicePlan:
+class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
     """The decision for one Service port in one family."""
 
     name: ServicePortName

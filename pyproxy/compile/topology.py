@@ -12,6 +12,8 @@ fall-back. It follows ``CategorizeEndpoints`` of kube-proxy (`pkg/proxy/topology
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from pyproxy.model.address import Family
 from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
 from pyproxy.model.names import Protocol
@@ -28,8 +30,7 @@ class Place:
     """Empty means that the node has no zone label; zone hints are then ignored."""
 
 
-@dataclass(frozen=True, slots=True)
-class Categorized:
+class Categorized(Struct, frozen=True, gc=False):
     """The endpoints of a Service port, sorted by address, for each kind of traffic."""
 
     cluster: tuple[Endpoint, ...] = ()

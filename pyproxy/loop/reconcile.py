@@ -20,6 +20,7 @@ from pyproxy.compile.program import Program
 from pyproxy.errors import ApplyError
 from pyproxy.logs import V2
 from pyproxy.model.address import Family
+from pyproxy.model.event import told
 from pyproxy.model.names import NamespacedName, ServicePortName
 
 logger = logging.getLogger(__name__)
@@ -126,8 +127,11 @@ class Reconciler(Generic[K, V]):
 
     def stage(self, service: NamespacedName, plans: Mapping[ServicePortName, ServicePlan]) -> None:
         """Note the new plans of a Service (none: it is gone), for the next sync."""
+        ports = self._ports.pop(service, ())
+        if not plans and not ports:
+            return
         affected: set[ServicePortName] = set()
-        for name in {*self._ports.pop(service, ()), *plans}:
+        for name in {*ports, *plans}:
             plan = plans.get(name)
             if self._planned.get(name) == plan:
                 continue
@@ -256,11 +260,10 @@ class Reconciler(Generic[K, V]):
                 await asyncio.sleep(0)
         if change:
             await self._kernel.apply(change)
+        self._applied.update({key: wanted for key, (_, wanted) in change.items() if wanted is not None})
         for key, (_, wanted) in change.items():
             if wanted is None:
                 self._applied.pop(key, None)
-            else:
-                self._applied[key] = wanted
         return len(change)
 
     def _remember(self, name: ServicePortName, plan: ServicePlan | None) -> None:
@@ -269,12 +272,14 @@ class Reconciler(Generic[K, V]):
         else:
             self._taken[name] = plan
         if self.quarantined.pop(name, None) is not None:
-            logger.info("%s: %s: accepted now, out of quarantine", self.family, name)
+            about = told("Service", name.service, "RulesAccepted", "ProgramRules")
+            logger.info("%s: %s: accepted now, out of quarantine", self.family, name, extra=about)
 
     def _quarantine(self, name: ServicePortName, plan: ServicePlan | None, error: ApplyError) -> None:
         known = self.quarantined.get(name)
         if known is None or known.refused != plan:
-            logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error)
+            about = told("Service", name.service, "RulesRefused", "ProgramRules")
+            logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error, extra=about)
             self.quarantined[name] = Quarantine(plan, str(error))
             return
         known.tries += 1

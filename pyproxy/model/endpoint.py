@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec import Struct
+
 from pyproxy.model.address import Family, socket_text
 from pyproxy.model.names import NamespacedName, Protocol
 
@@ -17,8 +19,7 @@ class Endpoint(NamedTuple):
         return socket_text(self.ip, self.port)
 
 
-@dataclass(frozen=True, slots=True)
-class SliceEndpoint:
+class SliceEndpoint(Struct, frozen=True, gc=False):
     """One entry of ``endpoints`` in a slice, with the API's defaults for absent conditions filled in."""
 
     ip: bytes
@@ -32,8 +33,7 @@ class SliceEndpoint:
     node_hints: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class SlicePort:
+class SlicePort(Struct, frozen=True, gc=False):
     """One entry of ``ports`` in a slice."""
 
     name: str

@@ -3,14 +3,13 @@
 A Service that makes no rules (headless, ExternalName, another proxy's) never becomes one of these; `source` sees to it.
 """
 
-from dataclasses import dataclass
+from msgspec import Struct
 
 from pyproxy.model.address import Family, Network
 from pyproxy.model.names import NamespacedName, Protocol
 
 
-@dataclass(frozen=True, slots=True)
-class ServicePort:
+class ServicePort(Struct, frozen=True, gc=False):
     """One entry of ``spec.ports``. ``targetPort`` is absent: the endpoint's port always comes from the EndpointSlice."""
 
     name: str
@@ -21,8 +20,7 @@ class ServicePort:
     """0 means none."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Service:
+class Service(Struct, frozen=True, kw_only=True, gc=False):
     """One Service of a type that has a packet path."""
 
     name: NamespacedName

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.errors import ApplyError
@@ -176,7 +176,7 @@ def test_ranges_that_nobody_knows_yet(start: Start, family: Family) -> None:
     agent = start()
     agent.sync()
     narrow = parse_network(SERVICE_CIDRS[family])
-    wide = replace(narrow, prefix=narrow.prefix - 1)
+    wide = Network(narrow.ip, narrow.prefix - 1)
     steps: list[tuple[Network, ...] | None] = [None, (narrow,), None, (wide,), ()]
 
     assert [0, 0, 0, 2, 1] == [agent.configure(node_settings(family, service_cidrs=ranges)) for ranges in steps]

@@ -6,10 +6,10 @@ import os
 import re
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family, ip_text

@@ -37,7 +37,7 @@ def imported(*names: str) -> tuple[set[str], float]:
 @pytest.mark.parametrize(
     ("modules", "without"),
     [
-        (AGENT, NEVER | {"aiohttp", "yaml", "msgspec"}),
+        (AGENT, NEVER | {"aiohttp", "yaml"}),
         ((*AGENT, *API), NEVER | {"yaml"}),
         ((*AGENT, *API, *METRICS), NEVER - {"prometheus_client"} | {"yaml"}),
         ((*AGENT, *FILES), NEVER | {"aiohttp"}),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyproxy.apply.nft_socket import _LARGEST_BATCH_BYTES, _parts
+from pyproxy.apply.nft_socket import _LARGEST_BATCH_BYTES, parts
 
 
 @pytest.mark.parametrize(
@@ -18,7 +18,7 @@ from pyproxy.apply.nft_socket import _LARGEST_BATCH_BYTES, _parts
 def test_changes_are_as_few_transactions_as_fit(sizes: list[int], expected: list[int]) -> None:
     """All in one, unless that is more than the socket takes at once; none is lost, and their order stays."""
     messages = [bytes(size) for size in sizes]
-    parts = list(_parts(messages))
+    found = list(parts(messages))
 
-    assert expected == [len(part) for part in parts]
-    assert messages == [message for part in parts for message in part]
+    assert expected == [len(part) for part in found]
+    assert messages == [message for part in found for message in part]

@@ -1,8 +1,7 @@
 """Who gets an address, port or node port that several Service ports claim, and who has to be planned again for it."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.claims import Claims
 from pyproxy.compile.plan import Claim, ServicePlan

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from pyproxy.compile.iptables import port_rules
 from pyproxy.compile.iptables_rules import equal_shares, random_share
@@ -17,7 +18,7 @@ IPV6 = IptablesSettings(family=Family.IPV6, localhost_node_ports=False)
 SVC = ChainKey(NAT, "KUBE-SVC-LOLE4ISW44XBNF3G")
 FW = ChainKey(NAT, "KUBE-FW-LOLE4ISW44XBNF3G")
 POSTROUTING = ChainKey(NAT, "KUBE-POSTROUTING")
-WEB = replace(
+WEB = structs.replace(
     PLAN,
     cluster_ip=ips("10.96.0.10")[0],
     any_usable=True,
@@ -101,7 +102,7 @@ def test_what_is_masqueraded_to_a_cluster_ip(settings: IptablesSettings, expecte
 def test_range_of_all_addresses() -> None:
     """A source range of every address is no match at all: that is how the kernel prints it."""
     ranges = (parse_network("0.0.0.0/0"),)
-    plan = replace(WEB, load_balancer_ips=ips("203.0.113.10"), source_ranges=ranges)
+    plan = structs.replace(WEB, load_balancer_ips=ips("203.0.113.10"), source_ranges=ranges)
 
     assert f"-A {FW.chain} -j KUBE-EXT-LOLE4ISW44XBNF3G\n" == port_rules(plan, IPV4)[FW]
 

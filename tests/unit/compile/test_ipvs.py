@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from pyproxy.compile.ipvs import IpvsProgram, port_entries
 from pyproxy.compile.ipvs_attribution import list_entries
@@ -45,9 +46,9 @@ BOTH = endpoints("10.244.1.11:8080", "10.244.2.11:8080")
 LOCAL, REMOTE = BOTH
 AT_CLUSTER = Virtual(CLUSTER, 6, 80)
 AT_EXTERNAL = Virtual(EXTERNAL_IP, 6, 80)
-PLAIN = replace(PLAN, cluster_ip=CLUSTER, cluster_endpoints=BOTH, any_usable=True)
-OUTSIDE = replace(PLAIN, external_ips=(EXTERNAL_IP,))
-EXTERNALLY_LOCAL = replace(OUTSIDE, external_local=True, local_endpoints=(LOCAL,))
+PLAIN = structs.replace(PLAN, cluster_ip=CLUSTER, cluster_endpoints=BOTH, any_usable=True)
+OUTSIDE = structs.replace(PLAIN, external_ips=(EXTERNAL_IP,))
+EXTERNALLY_LOCAL = structs.replace(OUTSIDE, external_local=True, local_endpoints=(LOCAL,))
 LONGEST_SET_NAME = 31
 """IPSET_MAXNAMELEN is 32, with the zero byte at the end."""
 LONGEST_CHAIN_NAME = 28
@@ -92,7 +93,7 @@ def test_external_address_is_masqueraded() -> None:
 
 def test_address_of_the_node_is_served_and_not_made() -> None:
     """An external IP that the node has itself is a virtual server without a route, and other ports of it stay open."""
-    found = compiled(replace(PLAIN, external_ips=(NODE_IP,)))
+    found = compiled(structs.replace(PLAIN, external_ips=(NODE_IP,)))
 
     assert Virtual(NODE_IP, 6, 80) in found
     assert {Vip(NODE_IP), Member(VIP, NODE_IP)}.isdisjoint(found)
@@ -100,7 +101,7 @@ def test_address_of_the_node_is_served_and_not_made() -> None:
 
 def test_node_port_has_a_virtual_server_for_each_address() -> None:
     """Node ports are on the node's addresses that serve them, and on no other."""
-    found = compiled(replace(PLAIN, node_port=30080))
+    found = compiled(structs.replace(PLAIN, node_port=30080))
 
     assert Virtual(NODE_IP, 6, 30080) in found
     assert Virtual(POD_SIDE, 6, 30080) not in found
@@ -124,7 +125,7 @@ def test_stand_in(family: Family) -> None:
     """Where the cluster IP has another list, or there is none, an address of nobody has all endpoints."""
     internal, outside = (CLUSTER, EXTERNAL_IP) if family is Family.IPV4 else ips("fd00:96::a", "2001:db8::1")
     both = BOTH if family is Family.IPV4 else endpoints("[fd00:244::1]:8080", "[fd00:244::2]:8080")
-    plan = replace(
+    plan = structs.replace(
         EXTERNALLY_LOCAL,
         family=family,
         cluster_ip=internal,
@@ -145,8 +146,8 @@ def test_stand_in(family: Family) -> None:
 @pytest.mark.parametrize(
     ("plan", "name", "virtual"),
     [
-        (replace(PLAIN, internal_local=True), NO_LOCAL, AT_CLUSTER),
-        (replace(EXTERNALLY_LOCAL, local_endpoints=()), NO_LOCAL_EXTERNAL, AT_EXTERNAL),
+        (structs.replace(PLAIN, internal_local=True), NO_LOCAL, AT_CLUSTER),
+        (structs.replace(EXTERNALLY_LOCAL, local_endpoints=()), NO_LOCAL_EXTERNAL, AT_EXTERNAL),
     ],
 )
 def test_dropped_where_only_other_nodes_may_answer(plan: ServicePlan, name: str, virtual: Virtual) -> None:
@@ -157,7 +158,7 @@ def test_dropped_where_only_other_nodes_may_answer(plan: ServicePlan, name: str,
 
 def test_refused_where_nobody_answers() -> None:
     """Without any endpoint the virtual server is empty, and nothing is dropped."""
-    found = compiled(replace(PLAN, cluster_ip=CLUSTER))
+    found = compiled(structs.replace(PLAN, cluster_ip=CLUSTER))
 
     assert AT_CLUSTER in found
     assert Member(NO_LOCAL, *AT_CLUSTER) not in found
@@ -167,9 +168,9 @@ def test_source_ranges_guard_load_balancer_addresses_only() -> None:
     """Their members are the ranges; an address that is an external IP as well is open to all."""
     block = parse_network("198.51.100.0/24")
     also_external = parse_ip("203.0.113.2")
-    plan = replace(PLAIN, load_balancer_ips=(EXTERNAL_IP, also_external), source_ranges=(block,))
+    plan = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP, also_external), source_ranges=(block,))
 
-    found = compiled(replace(plan, external_ips=(also_external,)))
+    found = compiled(structs.replace(plan, external_ips=(also_external,)))
 
     assert [Member(FIREWALL, *AT_EXTERNAL)] == [key for key in found if isinstance(key, Member) and key.set == FIREWALL]
     assert Member(ALLOWED, *AT_EXTERNAL, block) in found
@@ -177,7 +178,7 @@ def test_source_ranges_guard_load_balancer_addresses_only() -> None:
 
 def test_range_of_all_addresses_is_no_firewall() -> None:
     """The kernel's sets take no range of length 0, and it would let everybody in."""
-    plan = replace(PLAIN, load_balancer_ips=(EXTERNAL_IP,), source_ranges=(parse_network("0.0.0.0/0"),))
+    plan = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP,), source_ranges=(parse_network("0.0.0.0/0"),))
 
     assert Member(FIREWALL, *AT_EXTERNAL) not in compiled(plan)
 
@@ -195,7 +196,7 @@ def test_draining_endpoints_have_weight_0(
     protocol: Protocol, serving: frozenset[Endpoint], expected: dict[object, int]
 ) -> None:
     """An endpoint on its way out gets no new connections; one that UDP flows would reach in vain is not there."""
-    plan = replace(
+    plan = structs.replace(
         PLAIN,
         name=port_name(protocol=protocol),
         cluster_endpoints=(REMOTE,),
@@ -208,15 +209,15 @@ def test_draining_endpoints_have_weight_0(
 
 def test_terminating_endpoint_that_is_used_has_weight_1() -> None:
     """Where only terminating endpoints are left they serve."""
-    assert {LOCAL: 1} == weights(replace(PLAIN, cluster_endpoints=(LOCAL,), draining_endpoints=(LOCAL,)))
+    assert {LOCAL: 1} == weights(structs.replace(PLAIN, cluster_endpoints=(LOCAL,), draining_endpoints=(LOCAL,)))
 
 
 @pytest.mark.parametrize(
     ("plan", "expected"),
     [
-        (replace(PLAIN, affinity_seconds=600), Scheduling("rr", PERSISTENT, 600)),
-        (replace(PLAIN, scheduler="lc"), Scheduling("lc")),
-        (replace(PLAIN, scheduler="mh"), Scheduling("mh", HASH_PORT)),
+        (structs.replace(PLAIN, affinity_seconds=600), Scheduling("rr", PERSISTENT, 600)),
+        (structs.replace(PLAIN, scheduler="lc"), Scheduling("lc")),
+        (structs.replace(PLAIN, scheduler="mh"), Scheduling("mh", HASH_PORT)),
     ],
 )
 def test_scheduling(plan: ServicePlan, expected: Scheduling) -> None:
@@ -226,7 +227,7 @@ def test_scheduling(plan: ServicePlan, expected: Scheduling) -> None:
 
 def test_health_check_port_is_let_in() -> None:
     """Its rule goes into the chain that is asked first."""
-    found = compiled(replace(PLAIN, health_check_node_port=32000))
+    found = compiled(structs.replace(PLAIN, health_check_node_port=32000))
 
     assert "--dport 32000 -j ACCEPT" in str(found[ChainKey(FILTER, "KUBE-NODEPORTS")])
 
@@ -236,7 +237,7 @@ def test_change_of_an_endpoint_touches_its_real_server_only() -> None:
     program = IpvsProgram(SETTINGS)
     program.put(PLAIN.name, EXTERNALLY_LOCAL)
 
-    changed = program.put(PLAIN.name, replace(EXTERNALLY_LOCAL, cluster_endpoints=(LOCAL,)))
+    changed = program.put(PLAIN.name, structs.replace(EXTERNALLY_LOCAL, cluster_endpoints=(LOCAL,)))
 
     assert {Real(AT_CLUSTER, REMOTE)} == changed
     assert program.value(Real(AT_CLUSTER, REMOTE)) is None
@@ -245,7 +246,7 @@ def test_change_of_an_endpoint_touches_its_real_server_only() -> None:
 def test_address_of_two_ports_stays_with_the_second() -> None:
     """An address goes with the last port that has it, as its ports come and go one by one."""
     program = IpvsProgram(SETTINGS)
-    other = replace(PLAIN, name=port_name(port="admin"), port=81)
+    other = structs.replace(PLAIN, name=port_name(port="admin"), port=81)
     program.put(PLAIN.name, PLAIN)
     program.put(other.name, other)
 
@@ -259,11 +260,11 @@ def test_external_ip_beats_a_node_port_on_the_nodes_address() -> None:
     """Where an external IP is the node's own and its port another Service's node port, the external IP has it."""
     program = IpvsProgram(SETTINGS)
     contested = Virtual(NODE_IP, 6, 30080)
-    with_node_port = replace(PLAIN, node_port=30080, cluster_endpoints=(LOCAL,))
-    on_node = replace(PLAN, name=port_name("other"), port=30080, external_ips=(NODE_IP,), any_usable=True)
+    with_node_port = structs.replace(PLAIN, node_port=30080, cluster_endpoints=(LOCAL,))
+    on_node = structs.replace(PLAN, name=port_name("other"), port=30080, external_ips=(NODE_IP,), any_usable=True)
     program.put(with_node_port.name, with_node_port)
 
-    taken = program.put(on_node.name, replace(on_node, cluster_endpoints=(REMOTE,)))
+    taken = program.put(on_node.name, structs.replace(on_node, cluster_endpoints=(REMOTE,)))
 
     assert {Real(contested, LOCAL), Real(contested, REMOTE)} <= taken
     assert (None, 1) == (program.value(Real(contested, LOCAL)), program.value(Real(contested, REMOTE)))

@@ -1,8 +1,7 @@
 """Elements as people read them. That `nft` reads them, too, and the same, is `tests.properties`' business."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.nft_layout import NftablesSettings, layout_text
 from pyproxy.compile.nft_text import element_text, elements_text, table_text

@@ -1,8 +1,7 @@
 """Elements of Service ports that are easy to get wrong; laws of all of them are in `tests.properties`."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.nft_layout import NftablesSettings
 from pyproxy.compile.nftables import NftablesProgram, PortElements, element

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from pyproxy.compile.plan import Claim, ServicePlan, Verdict, plan_service
 from pyproxy.model.address import Family, parse_network
@@ -19,7 +20,7 @@ HERE, ELSEWHERE = (
 )
 AT_HERE, AT_ELSEWHERE = endpoints("10.244.1.11:8080", "10.244.2.12:8080")
 NODE = Node(name="node1", ips=ips("172.18.0.11", "fd00:172:18::11"))
-DUAL = replace(
+DUAL = structs.replace(
     SERVICE,
     families=(Family.IPV6, Family.IPV4),
     cluster_ips=(CLUSTER_IP6, CLUSTER_IP),
@@ -37,7 +38,7 @@ def planned(service: Service, *items: SliceEndpoint, family: Family = Family.IPV
 
 def test_family_that_a_service_is_not_in() -> None:
     """In a family that it does not list a Service has no plan, whatever addresses it has there."""
-    assert {} == plan_service(replace(DUAL, families=(Family.IPV4,)), (), NODE, Family.IPV6)
+    assert {} == plan_service(structs.replace(DUAL, families=(Family.IPV4,)), (), NODE, Family.IPV6)
 
 
 def test_addresses_of_the_family() -> None:
@@ -62,21 +63,21 @@ def test_node_inside_the_source_ranges(node_ips: tuple[str, ...], expected: obje
 
 def test_external_policy_without_an_external_address() -> None:
     """External policy Local of a Service that has no external address in the family is as good as Cluster."""
-    service = replace(DUAL, external_ips=(EXTERNAL_IP,), load_balancer_ips=(), external_policy_local=True)
+    service = structs.replace(DUAL, external_ips=(EXTERNAL_IP,), load_balancer_ips=(), external_policy_local=True)
 
     assert (True, False) == tuple(planned(service, family=family).external_local for family in Family)
 
 
 def test_both_policies_local() -> None:
     """Pods and the node reach all endpoints by an external address even where both policies are Local."""
-    service = replace(DUAL, internal_policy_local=True, external_policy_local=True)
+    service = structs.replace(DUAL, internal_policy_local=True, external_policy_local=True)
 
     assert (AT_HERE, AT_ELSEWHERE) == planned(service, HERE, ELSEWHERE).cluster_endpoints
 
 
 def test_no_cluster_endpoints_without_use() -> None:
     """A Service that only this node's pods may use has no list of others."""
-    plan = planned(replace(SERVICE, internal_policy_local=True), HERE, ELSEWHERE)
+    plan = planned(structs.replace(SERVICE, internal_policy_local=True), HERE, ELSEWHERE)
 
     assert ((), (AT_HERE,)) == (plan.cluster_endpoints, plan.local_endpoints)
 
@@ -92,7 +93,7 @@ def test_no_cluster_endpoints_without_use() -> None:
 )
 def test_verdicts(items: tuple[SliceEndpoint, ...], internal: Verdict, external: Verdict) -> None:
     """Policy Local drops what only other nodes could answer; what nobody could is rejected."""
-    plan = planned(replace(DUAL, internal_policy_local=True), *items)
+    plan = planned(structs.replace(DUAL, internal_policy_local=True), *items)
 
     assert (internal, external) == (plan.internal_verdict, plan.external_verdict)
 
@@ -100,7 +101,7 @@ def test_verdicts(items: tuple[SliceEndpoint, ...], internal: Verdict, external:
 def test_health_check_belongs_to_one_port() -> None:
     """Of several ports only the first has the Service's health check node port."""
     ports = tuple(ServicePort(name, Protocol.TCP, number, 0) for number, name in enumerate("abc", start=80))
-    plans = plan_service(replace(SERVICE, ports=ports, health_check_node_port=32000), (), NODE, Family.IPV4)
+    plans = plan_service(structs.replace(SERVICE, ports=ports, health_check_node_port=32000), (), NODE, Family.IPV4)
 
     assert [32000, 0, 0] == [plan.health_check_node_port for plan in plans.values()]
 
@@ -108,8 +109,8 @@ def test_health_check_belongs_to_one_port() -> None:
 @pytest.mark.parametrize(("protocol", "count"), [(Protocol.UDP, 2), (Protocol.TCP, 0), (Protocol.SCTP, 0)])
 def test_serving_endpoints(protocol: Protocol, count: int) -> None:
     """For UDP the plan knows every endpoint that serves, on any node, ready or terminating."""
-    items = (HERE, replace(ELSEWHERE, ready=False, terminating=True), SliceEndpoint(EXTERNAL_IP, serving=False))
-    service = replace(SERVICE, ports=(ServicePort("", protocol, 53, 0),), internal_policy_local=True)
+    items = (HERE, structs.replace(ELSEWHERE, ready=False, terminating=True), SliceEndpoint(EXTERNAL_IP, serving=False))
+    service = structs.replace(SERVICE, ports=(ServicePort("", protocol, 53, 0),), internal_policy_local=True)
     (plan,) = plan_service(
         service, [endpoint_slice(*items, port=SlicePort("", protocol, 53))], NODE, Family.IPV4
     ).values()
@@ -119,7 +120,7 @@ def test_serving_endpoints(protocol: Protocol, count: int) -> None:
 
 def test_claims() -> None:
     """A port claims each of its addresses once, and its node port on any address."""
-    plan = replace(
+    plan = structs.replace(
         PLAN,
         cluster_ip=CLUSTER_IP,
         external_ips=(EXTERNAL_IP, CLUSTER_IP),
@@ -133,6 +134,8 @@ def test_claims() -> None:
 
 def test_losing_everything() -> None:
     """A plan without its claims leads nowhere."""
-    plan = replace(PLAN, cluster_ip=CLUSTER_IP, external_ips=(EXTERNAL_IP,), load_balancer_ips=(LOAD_BALANCER_IP,))
+    plan = structs.replace(
+        PLAN, cluster_ip=CLUSTER_IP, external_ips=(EXTERNAL_IP,), load_balancer_ips=(LOAD_BALANCER_IP,)
+    )
 
     assert PLAN == plan.without(frozenset(plan.claims()))

@@ -1,9 +1,9 @@
 """Which tracked UDP flows go to an endpoint that no longer serves."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.compile.stale_flows import RightFlows, right_flows

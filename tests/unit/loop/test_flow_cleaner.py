@@ -6,9 +6,9 @@ The table that is looked through is that of an empty network namespace.
 import asyncio
 import os
 from collections.abc import Collection, Iterator
-from dataclasses import replace
 
 import pytest
+from msgspec.structs import replace
 
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.loop.flow_cleaner import FlowCleaner
