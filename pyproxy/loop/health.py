@@ -47,7 +47,7 @@ class AgentHealth:
         self._config = config
         self._listeners = listeners
         self._health = Health(_TIMEOUT_SYNC_PERIODS * config.sync_period_seconds)
-        self._health.set_node_eligible(bool(config.manifests))
+        self._health.set_node_eligible(bool(config.manifests))  # files need not have a Node
         self._lost: set[Kind] = set()
         self._families: tuple[Family, ...] = ()
         self._checks: dict[NamespacedName, _Check] = {}
@@ -81,8 +81,9 @@ class AgentHealth:
         self._health.begin(backend.families)
 
     def knows_node(self, node: Node | None) -> None:
-        """Take note of what the Node's object says, or that there is none; files need not have one."""
-        self._health.set_node_eligible(node.is_eligible if node else bool(self._config.manifests))
+        """Take note of what the Node's object says; where it is gone, its last word counts, as for kube-proxy."""
+        if node is not None:
+            self._health.set_node_eligible(node.is_eligible)
 
     def queued(self) -> None:
         """Take note that there is work to do."""

@@ -3,12 +3,9 @@
 A test that fails here because both do the same means that a row is no longer true.
 """
 
-import http.client
-import json
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
-from functools import partial
+from contextlib import ExitStack
 from ipaddress import IPv6Network, ip_network
 
 import pytest
@@ -16,10 +13,9 @@ import pytest
 from tests.lab import Connection, Outcome, Verdict, tcp, udp
 
 from .controlplane import SERVICE_CIDRS, ControlPlane
-from .namespace import call_inside, command_inside
-from .peer.handmade import BALANCED, LOCAL
+from .namespace import command_inside
 from .peer.modes import MODES, NFTABLES
-from .peer.objects import Entry, JsonObject, State, entry, ingress, port, service
+from .peer.objects import Entry, JsonObject, State, entry, port, service
 from .peer.pair import Pair
 from .peer.sides import PYPROXY, Side
 from .peer.world import CLUSTER_CIDR_FLAG, PORT, public
@@ -161,19 +157,6 @@ def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
     assert [None, expected] == [outcome.server for outcome in found]
 
 
-def test_health_check_node_port(pair: Pair) -> None:
-    """A load balancer that asks for local endpoints is answered by kube-proxy, and not yet by pyproxy."""
-    balanced = entry(service("balanced", port(80), ingress=ingress(111), **LOCAL, **BALANCED), "pod1-1", "pod1-2")
-    [(_, made)] = pair.tell(State((balanced,)))
-    number = made["spec"]["healthCheckNodePort"]
-
-    assert (200, 2) == _health(pair.kube_proxy, "node1", number)
-    assert (503, 0) == _health(pair.kube_proxy, "node2", number)
-    for node in ("node1", "node2"):
-        with pytest.raises(ConnectionRefusedError):
-            _health(pair.pyproxy, node, number)
-
-
 @pytest.mark.parametrize(("program", "status"), [("kube-proxy", 1), ("pyproxy", 0)])
 def test_kernel_settings_that_cannot_be_written(
     control_plane: ControlPlane, namespace: str, program: str, status: int
@@ -218,17 +201,3 @@ def _add_when_younger(pair: Pair, older: JsonObject, younger: Entry) -> None:
 
     wait_for(is_younger, "the next second of the API server")
     pair.catch_up()
-
-
-def _health(side: Side, node: str, number: int) -> tuple[int, int]:
-    """Ask a health check node port from outside the cluster, and return the status and the local endpoints."""
-    host = side.lab[node]
-    connection = http.client.HTTPConnection(str(host.ipv4), number, timeout=PATIENCE_SECONDS)
-    return call_inside(side.lab["outside1"].namespace.name, partial(_status, connection))
-
-
-def _status(connection: http.client.HTTPConnection) -> tuple[int, int]:
-    with closing(connection):
-        connection.request("GET", "/")
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())["localEndpoints"]

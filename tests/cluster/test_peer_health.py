@@ -1,0 +1,166 @@
+"""The real kube-proxy and pyproxy, asked for their health side by side: status, headers and body are the same."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from http.client import HTTPConnection
+from typing import Any, NamedTuple
+
+import pytest
+
+from .controlplane import ControlPlane
+from .namespace import call_inside
+from .peer.handmade import BALANCED, LOCAL
+from .peer.modes import MODES, NFTABLES
+from .peer.objects import Entry, JsonObject, On, State, entry, ingress, port, service
+from .peer.pair import Pair
+from .peer.sides import Side
+from .peer.world import CLUSTER_CIDR_FLAG, VERSIONS
+from .process import wait_until
+
+PATIENCE_SECONDS = 20.0
+HEALTH_PORT = 10256
+CHECK_PORT = 32021
+HEADERS = ("Content-Type", "X-Content-Type-Options", "X-Load-Balancing-Endpoint-Weight", "Content-Length")
+TERMINATING = {"ready": False, "serving": True, "terminating": True}
+AUTOSCALER = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1763740000", "effect": "NoSchedule"}
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
+
+
+class Answer(NamedTuple):
+    """What a node said."""
+
+    status: int
+    headers: dict[str, str | None]
+    body: str
+
+
+@pytest.fixture(scope="module", params=(MODES[0], NFTABLES), ids=str)
+def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """Give two labs with proxies in one mode."""
+    with Pair(control_plane, request.param, [CLUSTER_CIDR_FLAG]) as started:
+        yield started
+
+
+def balanced(*endpoints: str | On) -> Entry:
+    """Return a Service with a load balancer that asks each node for endpoints."""
+    spec = service("balanced", port(80), ingress=ingress(111), healthCheckNodePort=CHECK_PORT, **LOCAL, **BALANCED)
+    return entry(spec, *endpoints)
+
+
+def ask(side: Side, node: str, number: int, path: str, version: int = 4) -> Answer | None:
+    """Ask a port of a node from outside the cluster; None: nobody listens."""
+    address = str(side.lab[node].address(version))
+
+    def request() -> Answer | None:
+        with closing(HTTPConnection(address, number, timeout=PATIENCE_SECONDS)) as connection:
+            try:
+                connection.request("GET", path)
+            except ConnectionRefusedError:
+                return None
+            response = connection.getresponse()
+            headers = {name: response.headers[name] for name in HEADERS}
+            return Answer(response.status, headers, response.read().decode())
+
+    return call_inside(side.lab["outside1"].namespace.name, request)
+
+
+def both(pair: Pair, node: str, number: int, path: str = "/", version: int = 4) -> list[Answer | None]:
+    """Ask a node of each side, kube-proxy's first."""
+    return [ask(side, node, number, path, version) for side in pair.sides]
+
+
+def wait_for_both(pair: Pair, node: str, number: int, status: int | None, path: str = "/") -> None:
+    """Wait until a node of each side answers with a status."""
+
+    def answer() -> bool:
+        return [status] * 2 == [each and each.status for each in both(pair, node, number, path)]
+
+    wait_until(answer, f"{status} on port {number} of both sides", timeout_seconds=PATIENCE_SECONDS)
+
+
+def has_said(side: Side, words: str) -> bool:
+    """Say whether the proxy of a node has logged something."""
+    return words in side.log(side.lab["node2"])
+
+
+def shape(answer: Answer | None) -> tuple[int, dict[str, str | None], str]:
+    """Return an answer without its times, whose length in text varies."""
+    assert answer is not None
+    return answer.status, answer.headers | {"Content-Length": None}, _TIME.sub("TIME", answer.body)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_health_check_node_ports(pair: Pair, version: int) -> None:
+    """Load balancers are told the same to the byte, in both families, by nodes with and without endpoints."""
+    pair.tell(State((balanced("pod1-1", "pod1-2", On("pod1-3", TERMINATING), On("pod2-1", TERMINATING)),)))
+    wait_for_both(pair, "node1", CHECK_PORT, 200)
+    wait_for_both(pair, "node2", CHECK_PORT, 503)
+
+    for node, count in (("node1", 2), ("node2", 0)):
+        kube_proxy, pyproxy = both(pair, node, CHECK_PORT, "/any/path", version)
+        assert kube_proxy == pyproxy
+        assert kube_proxy is not None
+        assert count == json.loads(kube_proxy.body)["localEndpoints"]
+
+
+def test_health_check_node_ports_follow_their_services(pair: Pair) -> None:
+    """Endpoints come and go, and Services: both sides follow."""
+    pair.tell(State((balanced("pod2-1"),)))
+    wait_for_both(pair, "node1", CHECK_PORT, 503)
+    wait_for_both(pair, "node2", CHECK_PORT, 200)
+    pair.tell(State((balanced("pod1-1"),)))
+    wait_for_both(pair, "node1", CHECK_PORT, 200)
+    wait_for_both(pair, "node2", CHECK_PORT, 503)
+    pair.tell(State(()))
+    wait_for_both(pair, "node1", CHECK_PORT, None)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", ["/healthz", "/livez", "/", "/healthz/x"])
+def test_health(pair: Pair, path: str, version: int) -> None:
+    """The same paths are there, with the same headers, and bodies that differ in times alone."""
+    wait_for_both(pair, "node1", HEALTH_PORT, 200, "/healthz")
+    kube_proxy, pyproxy = both(pair, "node1", HEALTH_PORT, path, version)
+
+    assert shape(kube_proxy) == shape(pyproxy)
+
+
+def test_node_that_the_autoscaler_drains(pair: Pair, control_plane: ControlPlane) -> None:
+    """Both sides' /healthz turns with the taint, to the same body; /livez stays."""
+
+    def taint(*taints: JsonObject) -> None:
+        control_plane.request("PATCH", "/api/v1/nodes/node2", {"spec": {"taints": list(taints) or None}})
+
+    taint(AUTOSCALER)
+    wait_for_both(pair, "node2", HEALTH_PORT, 503, "/healthz")
+    answers = {path: [*map(shape, both(pair, "node2", HEALTH_PORT, path))] for path in ("/healthz", "/livez")}
+    taint()
+    wait_for_both(pair, "node2", HEALTH_PORT, 200, "/healthz")
+
+    for kube_proxy, pyproxy in answers.values():
+        assert kube_proxy == pyproxy
+    assert (503, 200) == (answers["/healthz"][0][0], answers["/livez"][0][0])
+
+
+def test_node_that_is_deleted(pair: Pair, control_plane: ControlPlane) -> None:
+    """Without a Node object the last one's word counts, on both sides."""
+    path = "/api/v1/nodes/node2"
+    node: dict[str, Any] = control_plane.request("GET", path)
+    pair.tell(State((balanced("pod2-1"),)))
+    wait_for_both(pair, "node2", CHECK_PORT, 200)
+    control_plane.request("DELETE", path)
+    try:
+        for side, words in zip(pair.sides, ("Node is being deleted", "there is no such Node object"), strict=True):
+            wait_until(partial(has_said, side, words), words, timeout_seconds=PATIENCE_SECONDS)
+        answers = both(pair, "node2", HEALTH_PORT, "/healthz")
+        checks = both(pair, "node2", CHECK_PORT)
+    finally:
+        metadata = {key: node["metadata"][key] for key in ("name", "labels")}
+        control_plane.request("POST", "/api/v1/nodes", node | {"metadata": metadata})
+
+    kube_proxy, pyproxy = map(shape, answers)
+    assert kube_proxy == pyproxy
+    assert [200] * 3 == [kube_proxy[0], *(check and check.status for check in checks)]
