@@ -26,7 +26,7 @@ def start_metrics(config: Config, backend: Backend, node_name: str) -> MetricsOb
     metrics = Metrics(backend.mode.value, backend.families)
     board = Board(backend.mode.value, node_name, time())
     if config.metrics_bind_address is not None:
-        told = replace(config, proxy_mode=backend.mode, hostname_override=node_name)
+        told = replace(config, proxy_mode=backend.mode)
         Exporter(config.metrics_bind_address, metrics_server(metrics, board, told)).start()
     return MetricsObserver(metrics, board, backend.mode, backend.families)
 

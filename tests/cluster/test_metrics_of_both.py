@@ -1,0 +1,229 @@
+"""Metrics of kube-proxy and of pyproxy, scraped in one run: names, types, labels and bounds of buckets, as text.
+
+Each difference stands in docs/metrics.md with its reason; a row there that is no difference any more is an error, too.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from .agent import Agent
+from .api import ApiError, exchange
+from .controlplane import ControlPlane
+from .kubeproxy import Backend, KubeProxy
+from .namespace import call_inside, fresh_namespace
+from .objects import SERVICES, SLICES
+from .process import Process
+from .relay import LOOPBACK
+
+ROOT = Path(__file__).parents[2]
+METRICS = ROOT / "docs" / "metrics.md"
+NODE = "metrics"
+BACKENDS: tuple[Backend, ...] = ("iptables-nft", "nftables")
+"""Of each mode that the kernel of the tests has."""
+PATHS = ("/metrics", "/healthz", "/proxyMode", "/configz")
+MISSING, MORE = "### Not in pyproxy", "### Only in pyproxy"
+"""Tables of docs/metrics.md."""
+PATIENCE_SECONDS = 60.0
+_SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? \S+")
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+
+
+@dataclass
+class Shape:
+    """What a metric is like, whatever its values are."""
+
+    type: str
+    labels: set[str] = field(default_factory=set)
+    bounds: list[str] = field(default_factory=list)
+    """Of the buckets of a histogram, as they are written, of its first series."""
+
+
+def shapes(text: str) -> dict[str, Shape]:
+    """Return the metrics in a text, by name."""
+    found: dict[str, Shape] = {}
+    name = ""
+    for line in text.splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split()
+            found[name] = Shape(kind)
+        elif sample := _SAMPLE.fullmatch(line):
+            assert sample["name"].startswith(name), line
+            labels = dict(_LABEL.findall(sample["labels"] or ""))
+            bound = labels.pop("le", None)
+            if bound is not None and bound not in found[name].bounds:
+                found[name].bounds.append(bound)
+            found[name].labels |= labels.keys()
+    return found
+
+
+@cache
+def rows(heading: str) -> tuple[tuple[str, ...], ...]:
+    """Return the patterns of names in the first column of the table under a heading of docs/metrics.md, row by row."""
+    section = METRICS.read_text().split(f"\n{heading}\n")[1].split("\n#")[0]
+    cells = (line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
+    return tuple(tuple(re.findall(r"`([^`]+)`", cell)) for cell in cells)
+
+
+def without_row(names: set[str], heading: str) -> set[str]:
+    """Return the names that no row of a table speaks of."""
+    patterns = [pattern for row in rows(heading) for pattern in row]
+    return {name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+@dataclass(frozen=True)
+class Scraped:
+    """What one program answered, by path."""
+
+    pages: Mapping[str, str]
+
+    @property
+    def metrics(self) -> dict[str, Shape]:
+        """Return what its metrics are like."""
+        return shapes(self.pages["/metrics"])
+
+
+class Both(NamedTuple):
+    """What both answered in one mode."""
+
+    kube_proxy: Scraped
+    pyproxy: Scraped
+
+
+def get(namespace: str, path: str, port: int = 10249) -> str:
+    """Ask the program in a namespace for a path."""
+    return call_inside(namespace, lambda: exchange(HTTPConnection(LOOPBACK, port, timeout=10), "GET", path))
+
+
+def scrape(namespace: str, process: Process) -> Scraped:
+    """Ask a program for all that it says, once it has done one of everything that it counts."""
+    process.wait_until(lambda: has_counted(namespace), "a change that was counted", timeout_seconds=PATIENCE_SECONDS)
+    for path in ("/healthz", "/livez"):
+        get(namespace, path, 10256)
+    return Scraped({path: get(namespace, path) for path in PATHS})
+
+
+def has_counted(namespace: str) -> bool:
+    """Say whether a program has measured a change in both families, and looked for stale flows."""
+    text = get(namespace, "/metrics")
+    return all(
+        f'kubeproxy_{name}_count{{ip_family="{family}"}}' in text
+        for name in ("network_programming_duration_seconds", "conntrack_reconciler_sync_duration_seconds")
+        for family in ("IPv4", "IPv6")
+    )
+
+
+def describe(control_plane: ControlPlane) -> None:
+    """Make a Service with endpoints that were changed just now, of TCP and UDP."""
+    ports = [{"name": "tcp", "port": 80}, {"name": "udp", "port": 53, "protocol": "UDP"}]
+    spec = {"type": "LoadBalancer", "ipFamilyPolicy": "RequireDualStack", "ports": ports}
+    control_plane.request("POST", SERVICES, {"metadata": {"name": "told"}, "spec": spec})
+    for kind, address in (("IPv4", "10.244.0.5"), ("IPv6", "fd00:10:244::5")):
+        annotations = {"endpoints.kubernetes.io/last-change-trigger-time": datetime.now(UTC).isoformat()}
+        labels = {"kubernetes.io/service-name": "told"}
+        body = {
+            "metadata": {"name": f"told-{kind.lower()}", "labels": labels, "annotations": annotations},
+            "addressType": kind,
+            "endpoints": [{"addresses": [address]}],
+            "ports": [{**port, "port": 8080} for port in ports],
+        }
+        control_plane.request("POST", SLICES, body)
+
+
+def forget(control_plane: ControlPlane) -> None:
+    """Remove what was made, also where not all of it was."""
+    for path in (f"{SERVICES}/told", f"{SLICES}/told-ipv4", f"{SLICES}/told-ipv6", f"/api/v1/nodes/{NODE}"):
+        with suppress(ApiError):
+            control_plane.request("DELETE", path)
+
+
+@pytest.fixture(scope="module")
+def scraped(control_plane: ControlPlane) -> Mapping[Backend, Both]:
+    """Run both in each mode, each in a namespace of its own, and ask them for everything."""
+    return {backend: run_both(control_plane, backend) for backend in BACKENDS}
+
+
+def run_both(control_plane: ControlPlane, backend: Backend) -> Both:
+    """Run both until they have been asked."""
+    with ExitStack() as stack:
+        stack.callback(forget, control_plane)
+        control_plane.create_node(NODE, ["192.0.2.11", "2001:db8::11"], pod_cidrs=["10.244.0.0/24", "fd00:10:244::/64"])
+        theirs, ours = (stack.enter_context(fresh_namespace()) for _ in range(2))
+        proxy = stack.enter_context(KubeProxy(control_plane, theirs, node=NODE, backend=backend))
+        proxy.wait_synced()
+        agent = stack.enter_context(Agent(control_plane, ours, node=NODE, backend=backend))
+        agent.wait_for_log("first sync done")
+        describe(control_plane)
+        return Both(scrape(theirs, proxy.process), scrape(ours, agent.process))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_kube_proxy_has(scraped: Mapping[Backend, Both], backend: Backend) -> None:
+    """Each metric of kube-proxy is there under the same name, of the same type, with its labels and bounds."""
+    theirs, ours = (each.metrics for each in scraped[backend])
+
+    assert set() == without_row(theirs.keys() - ours.keys(), MISSING)
+    for name in theirs.keys() & ours.keys():
+        assert (name, theirs[name]) == (name, ours[name])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_kube_proxy_has_not(scraped: Mapping[Backend, Both], backend: Backend) -> None:
+    """What pyproxy has besides begins with its name, or has a reason."""
+    theirs, ours = (each.metrics for each in scraped[backend])
+
+    others = {name for name in ours.keys() - theirs.keys() if not name.startswith("pyproxy_")}
+    assert set() == without_row(others, MORE)
+
+
+def test_every_reason_is_needed(scraped: Mapping[Backend, Both]) -> None:
+    """A row of either table speaks of a metric that is on one side only, in one of the modes."""
+    missing = {name for theirs, ours in scraped.values() for name in theirs.metrics.keys() - ours.metrics.keys()}
+    more = {name for theirs, ours in scraped.values() for name in ours.metrics.keys() - theirs.metrics.keys()}
+
+    assert [] == [pattern for row in rows(MISSING) for pattern in row if not fnmatch.filter(missing, pattern)]
+    assert [] == [pattern for row in rows(MORE) for pattern in row if not fnmatch.filter(more, pattern)]
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/proxyMode"])
+def test_pages_are_the_same(scraped: Mapping[Backend, Both], path: str) -> None:
+    """What is said in plain text is the same, byte for byte."""
+    for both in scraped.values():
+        assert both.kube_proxy.pages[path] == both.pyproxy.pages[path]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_configurations_have_the_same_fields(scraped: Mapping[Backend, Both], backend: Backend) -> None:
+    """/configz has the same fields on both sides, of the same types of JSON."""
+    theirs, ours = (json.loads(each.pages["/configz"])["kubeproxy.config.k8s.io"] for each in scraped[backend])
+
+    assert dict(fields(theirs)) == dict(fields(ours))
+
+
+def fields(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the path of each field, and what kind of value it has."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from fields(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", "number" if type(value) in {int, float} else type(value).__name__
+
+
+def test_monitoring_is_rendered(control_plane: ControlPlane) -> None:
+    """The folder for Prometheus and Grafana is a kustomization, and the dashboard arrives whole."""
+    rendered = list(yaml.safe_load_all(control_plane.kubectl("kustomize", str(ROOT / "manifests" / "monitoring"))))
+
+    assert {"ConfigMap", "PrometheusRule", "Service", "ServiceMonitor"} == {item["kind"] for item in rendered}
+    [board] = [item["data"]["pyproxy.json"] for item in rendered if item["kind"] == "ConfigMap"]
+    assert "pyproxy" == json.loads(board)["uid"]

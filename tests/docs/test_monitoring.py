@@ -1,0 +1,153 @@
+"""Dashboard and alerts ask only for metrics that exist, and each alert says where it is explained.
+
+What exists is what the registry of an agent has, in any mode, and what Prometheus adds.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pyproxy.model.address import Family
+from pyproxy.model.exchange import Exchange
+from pyproxy.serve.metrics import Metrics
+
+ROOT = Path(__file__).parents[2]
+MONITORING = ROOT / "manifests" / "monitoring"
+ADDED_LABELS = {"job", "instance"}
+"""By Prometheus, to each metric."""
+GIVEN = {"up": {"job", "instance"}}
+"""By Prometheus itself."""
+WORDS = {"by", "or", "and", "unless"}
+FUNCTIONS = {"sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "clamp_min"}
+_RANGE = re.compile(r"\[[^\]]*\]")
+_MATCHERS = re.compile(r"\{([^}]*)\}")
+_GROUPING = re.compile(r"\b(?:by|on|without) ?\(([^)]*)\)")
+_NAME = re.compile(r"(?<![\w.$])[a-zA-Z_]\w*")
+
+
+def asked(expression: str) -> tuple[set[str], set[str]]:
+    """Return the metrics and the labels that an expression of PromQL names."""
+    labels = {label for group in _GROUPING.findall(expression) for label in re.findall(r"\w+", group)}
+    labels |= {label for group in _MATCHERS.findall(expression) for label in re.findall(r"(\w+)\s*(?:=|!)", group)}
+    rest = _GROUPING.sub(" ", _RANGE.sub("", _MATCHERS.sub("", expression)))
+    return set(_NAME.findall(rest)) - WORDS - FUNCTIONS, labels
+
+
+@cache
+def existing() -> dict[str, set[str]]:
+    """Return the names of all series that an agent can have, each with its labels."""
+    found = {name: set(labels) for name, labels in GIVEN.items()}
+    for mode in ("iptables", "ipvs", "nftables"):
+        metrics = Metrics(mode, Family)
+        tell_everything(metrics, mode)
+        for metric in metrics.registry.collect():
+            for sample in metric.samples:
+                found.setdefault(sample.name, set()).update(sample.labels, ADDED_LABELS)
+    return found
+
+
+def tell_everything(metrics: Metrics, mode: str) -> None:
+    """Give each metric with labels a value."""
+    for family in Family:
+        metrics.set_queued(family, 1)
+        metrics.set_synced(family, 1)
+        metrics.observe_programming(family, 1)
+        metrics.observe_flow_cleaning(family, 1, 1)
+        metrics.set_no_local_endpoints(family, "internal", 1)
+        metrics.set_quarantined(family, 1)
+        metrics.set_programmed(family, {"endpoint": 1})
+        for full in (True, False):
+            metrics.observe_sync(family, 1, full=full)
+        if mode == "iptables":
+            metrics.set_rules(family, {"nat": 1}, {"nat": 1})
+    metrics.set_watch("Service", up=True)
+    metrics.add_healthz(200)
+    metrics.add_livez(200)
+    metrics.rest.add(Exchange("GET", "api", "200", 1, 1, 1))
+
+
+def rules() -> list[dict[str, Any]]:
+    """Return the alerts."""
+    groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["spec"]["groups"]
+    return [rule for group in groups for rule in group["rules"]]
+
+
+def queries() -> Iterator[tuple[str, str]]:
+    """Yield where each expression stands, and the expression."""
+    for rule in rules():
+        yield rule["alert"], rule["expr"]
+    dashboard = json.loads((MONITORING / "dashboard.json").read_text())
+    for panel in dashboard["panels"]:
+        for target in panel.get("targets", ()):
+            yield f"{panel['title']} {target['refId']}", target["expr"]
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            inside = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
+            assert inside, variable["definition"]
+            yield variable["name"], f"sum by ({inside[2]}) ({inside[1]})"
+
+
+@pytest.mark.parametrize("expression", [pytest.param(expression, id=where) for where, expression in queries()])
+def test_only_what_exists_is_asked_for(expression: str) -> None:
+    """Each metric in a query exists, and has the labels that the query names."""
+    metrics, labels = asked(expression)
+    known = existing()
+
+    assert metrics
+    assert set() == metrics - known.keys()
+    assert set() == labels - set[str]().union(*(known[name] for name in metrics))
+
+
+@pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
+def test_each_alert_is_explained(rule: dict[str, Any]) -> None:
+    """The runbook of an alert is a section that says what it means, what to look at and what to do."""
+    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    sections = {
+        title.lower(): text
+        for title, text in re.findall(r"^### (\w+)$(.*?)(?=^#|\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    }
+
+    assert rule["alert"].lower() == anchor
+    for part in ("What it means", "What to look at", "What to do"):
+        assert f"**{part}.**" in sections[anchor]
+    assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= labels_left(rule["expr"])
+
+
+def labels_left(expression: str) -> set[str]:
+    """Return the labels that the result of an alert has."""
+    grouped = [re.findall(r"\w+", group) for group in _GROUPING.findall(expression)]
+    if grouped:
+        return set(grouped[0]) - {"le"}
+    metrics, _ = asked(expression)
+    known = existing()
+    return set.intersection(*(known[name] for name in metrics))
+
+
+def test_every_alert_of_the_page_exists() -> None:
+    """Operations explains no alert that there is not."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+
+    assert {rule["alert"] for rule in rules()} == set(re.findall(r"^### (Pyproxy\w+)$", page, re.MULTILINE))
+
+
+def test_every_metric_is_described() -> None:
+    """Each metric of kube-proxy's names and of our own is in the tables of docs/metrics.md."""
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in existing()}
+
+    assert set() == {
+        name for name in names if not name.startswith(("process_", "python_", "up")) and f"`{name}`" not in page
+    }
+
+
+def test_what_is_read_of_a_query() -> None:
+    """Functions, numbers and ranges are no metrics; labels of matchers and groups are labels."""
+    expression = 'histogram_quantile(0.99, sum by (a, le) (rate(x_bucket{b=~"$c",d!="e"}[5m]))) > 1e3 or y'
+
+    assert ({"x_bucket", "y"}, {"a", "le", "b", "d"}) == asked(expression)
