@@ -6,6 +6,7 @@ from collections.abc import Callable, Coroutine
 from importlib import import_module
 from pathlib import Path
 
+from pyproxy import __version__
 from pyproxy.apply.notify import notify
 from pyproxy.apply.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.config import Config, ProxyMode
@@ -19,6 +20,7 @@ from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.predecessor import wait_until_gone
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
+from pyproxy.model.event import told
 from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -208,8 +210,18 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     async def find_access() -> access.Access:
         return await (first.pop() if first else load_access(settings))
 
+    handler = api.EventHandler(asyncio.get_running_loop())
+    logging.getLogger("pyproxy").addHandler(handler)
+    node = NamespacedName("", node_name)
+    logger.info(
+        "pyproxy %s starts on node %s", __version__, node, extra=told("Node", node, "Starting", "StartPyproxy")
+    )
     store = api.Store(
-        deliver=inbox.deliver, last_good=inbox.last_good, watched=inbox.watched, requested=inbox.requested
+        deliver=inbox.deliver,
+        last_good=inbox.last_good,
+        watched=inbox.watched,
+        requested=inbox.requested,
+        events=api.EventSender(handler, node_name),
     )
     watched = api.Watched(
         node_name=node_name, service_cidrs=inbox.wants_service_cidrs, proxy_name=config.service_proxy_name

@@ -19,9 +19,12 @@ from pyproxy.errors import SourceError
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.source import wire
+from pyproxy.source.events import EventHandler, EventSender
 from pyproxy.source.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
 from pyproxy.source.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
 from pyproxy.source.transport import OVERLOADED, FindAccess, RefusedError, Tell, Timing, Transport, UnreachableError
+
+__all__ = ["ApiSource", "EventHandler", "EventSender", "Store", "Watched"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,8 @@ class Store:
     """Told, again and again, why changes of a kind do not arrive; with an empty reason, that they do."""
     requested: Tell = lambda _: None
     """Told of each request."""
+    events: EventSender | None = None
+    """What it has to tell the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +105,8 @@ class ApiSource:
             async with asyncio.TaskGroup() as group:
                 for resource in self._resources:
                     self._watch(resource, group)
+                if self._store.events is not None:
+                    group.create_task(self._store.events.run(self._transport), name="events")
                 if await self._wants_service_cidrs:
                     self._watch(service_cidrs(), group)
 

@@ -1,4 +1,4 @@
-"""HTTP to the API server: one GET at a time becomes a body, a stream of lines, or an error that says what to do.
+"""HTTP to the API server: one request at a time becomes a body, a stream of lines, or an error that says what to do.
 
 Law of this file: nothing is retried, remembered or logged here, except which of several servers has its turn. Files of
 the access are read at every request, so that a request never goes out with a token or certificate that is no longer
@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPMethod, HTTPStatus
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urlsplit
 from weakref import WeakSet
 
@@ -36,6 +36,7 @@ LONGEST_LINE_BYTES = 64 << 20
 """An object of etcd's greatest size (1.5 MB by default) is far below; beyond this a stream is not a watch."""
 OVERLOADED = frozenset({429, 502, 503, 504})
 """Answers that say nothing about the request: the same one may be right a moment later, or at another server."""
+_DONE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 _EXCERPT_BYTES = 4096
 """How much of a refusal is read."""
 _EXPIRY_MARGIN_SECONDS = 60.0
@@ -81,6 +82,20 @@ class RefusedError(SourceError):
         super().__init__(f"{status} {message}")
         self.status = status
         self.retry_after_seconds = retry_after_seconds
+
+
+class _Request(NamedTuple):
+    """What is asked for."""
+
+    path: str
+    query: Mapping[str, str] = {}
+    is_watch: bool = False
+    content: bytes | None = None
+    """JSON to post; None: a GET."""
+
+    @property
+    def method(self) -> HTTPMethod:
+        return HTTPMethod.GET if self.content is None else HTTPMethod.POST
 
 
 class Lines:
@@ -180,8 +195,21 @@ class Transport:
         Raises:
             SourceError: there is none; see `UnreachableError` and `RefusedError`.
         """
-        async with self._get(path, query, self._timing.answer, is_whole=True) as response:
+        async with self._ask(_Request(path, query)) as response:
             return await response.read()  # again, and at once
+
+    async def post(self, path: str, content: bytes) -> None:
+        """Have an object made.
+
+        Args:
+            path: of the collection.
+            content: the object in JSON.
+
+        Raises:
+            SourceError: it was not, for all we know; see `UnreachableError` and `RefusedError`.
+        """
+        async with self._ask(_Request(path, content=content)):
+            pass
 
     @asynccontextmanager
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Lines]:
@@ -190,47 +218,48 @@ class Transport:
         Raises:
             SourceError: there is none; see `UnreachableError` and `RefusedError`.
         """
-        async with self._get(path, query, self._timing.silence, is_whole=False) as response:
+        async with self._ask(_Request(path, query, is_watch=True)) as response:
             yield Lines(response.content)
 
     @asynccontextmanager
-    async def _get(
-        self, path: str, query: Mapping[str, str], seconds: float, *, is_whole: bool
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _ask(self, request: _Request) -> AsyncIterator[aiohttp.ClientResponse]:
         access, turn = await self.access(), self._turn
         server = access.servers[turn % len(access.servers)]
-        account = _Account(server, is_whole, self._tell)
+        account = _Account(server, request, self._tell)
         try:
-            response = await self._send(access, server, path, query, seconds)
+            response = await self._send(access, server, request)
         except UnreachableError:
             account.close(NO_ANSWER)
             self._pass_turn(turn)
             raise
         try:
             try:
-                if is_whole and response.status == HTTPStatus.OK:
+                if not request.is_watch and response.status in _DONE:
                     with _unreachable(server.url):
                         account.received_bytes = len(await response.read())
             finally:
                 account.close(str(response.status))
-            if response.status != HTTPStatus.OK:
+            if response.status not in _DONE:
                 raise await self._refused(response, access, turn)
             yield response
         finally:
             _cut(response)
 
-    async def _send(
-        self, access: Access, server: Server, path: str, query: Mapping[str, str], read_seconds: float
-    ) -> aiohttp.ClientResponse:
+    async def _send(self, access: Access, server: Server, request: _Request) -> aiohttp.ClientResponse:
+        read_seconds = self._timing.silence if request.is_watch else self._timing.answer
         patience = aiohttp.ClientTimeout(sock_connect=self._timing.connect, sock_read=read_seconds, total=None)
         with _unreachable(server.url):
-            authorization = access.read_authorization()
+            headers = {"Authorization": access.read_authorization()}
+            if request.content is not None:
+                headers["Content-Type"] = "application/json"
             tls = self._tls_context(access) if server.url.startswith("https:") else True
             async with asyncio.timeout(self._timing.connect + self._timing.answer):
-                return await self._session.get(
-                    server.url + path,
-                    params=query,
-                    headers={"Authorization": authorization} if authorization else None,
+                return await self._session.request(
+                    request.method,
+                    server.url + request.path,
+                    params=request.query,
+                    data=request.content,
+                    headers={name: value for name, value in headers.items() if value},
                     ssl=tls,
                     server_hostname=access.tls_server_name or None,
                     proxy=server.proxy or None,
@@ -278,16 +307,17 @@ class Transport:
 class _Account:
     """Keeps what there is to tell of a request until it is over; of a watch, until it is open."""
 
-    def __init__(self, server: Server, is_whole: bool, tell: Tell) -> None:  # noqa: FBT001  # as it was passed on
+    def __init__(self, server: Server, request: _Request, tell: Tell) -> None:
         self.received_bytes: int | None = None
         self._host = urlsplit(server.url).netloc.rpartition("@")[2]
-        self._started = time.monotonic() if is_whole else None
+        self._request = request
+        self._started = None if request.is_watch else time.monotonic()
         self._tell = tell
 
     def close(self, code: str) -> None:
         seconds = None if self._started is None else time.monotonic() - self._started
-        sent_bytes = None if self._started is None else 0
-        self._tell(Exchange(HTTPMethod.GET, self._host, code, seconds, sent_bytes, self.received_bytes))
+        sent_bytes = None if self._started is None else len(self._request.content or b"")
+        self._tell(Exchange(self._request.method, self._host, code, seconds, sent_bytes, self.received_bytes))
 
 
 def _cut(response: aiohttp.ClientResponse) -> None:

@@ -28,6 +28,8 @@ class Request:
     query: Mapping[str, str]
     authorization: str
     host: str
+    content: bytes = b""
+    """What was posted."""
 
 
 class ApiServer:
@@ -42,7 +44,7 @@ class ApiServer:
     async def __aenter__(self) -> Self:
         """Listen on a free port."""
         application = web.Application()
-        application.router.add_get("/{path:.*}", self._answer)
+        application.router.add_route("*", "/{path:.*}", self._answer)
         application.on_shutdown.append(self._end_streams)
         self._runner = web.AppRunner(application)
         await self._runner.setup()
@@ -88,7 +90,8 @@ class ApiServer:
         return web.Response()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
-        noted = Request(dict(request.query), request.headers.get("Authorization", ""), request.host)
+        authorization = request.headers.get("Authorization", "")
+        noted = Request(dict(request.query), authorization, request.host, await request.read())
         self._requests[request.path].put_nowait(noted)
         answers = self._answers[request.path]
         answer = answers.popleft() if answers else self._say_nothing_new(request)
