@@ -1,0 +1,187 @@
+"""A node that kube-proxy and pyproxy have one after the other, or at a time, while its clients go on asking."""
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from tests.lab import CLUSTER_CIDRS, Connection, Lab, Load, LoadFailure, LoadReport, Shape, tcp
+
+from .agent import PYPROXY, Agent
+from .controlplane import ControlPlane
+from .kubeproxy import Backend, KubeProxy
+from .peer.objects import Entry, JsonObject, entry, port, service
+from .process import wait_until
+
+FLAGS = (f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}",)
+PORT = 8080
+PATIENCE_SECONDS = 60.0
+ANSWER_SECONDS = 4.0
+PER_SECOND = 100
+FROM_OUTSIDE_PER_SECOND = 20
+# Of an administrator, and of another agent.
+FOREIGN_RULES = """\
+*filter
+:ADMIN - [0:0]
+-A FORWARD -m comment --comment "kubernetes of my own" -j ADMIN
+-A ADMIN -s 192.0.2.1/32 -j DROP
+COMMIT
+*nat
+:ADMIN - [0:0]
+-A POSTROUTING -s 192.0.2.1/32 -j ADMIN
+COMMIT
+"""
+FOREIGN_TABLE = "table ip admin { chain forward { type filter hook forward priority 10; counter; }; }"
+_IPTABLES = ("iptables-legacy", "ip6tables-legacy", "iptables-nft", "ip6tables-nft")
+_COUNTERS = re.compile(r"(?m)^#.*\n|counter packets \d+ bytes \d+|\[\d+:\d+\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Connections that are held open, and streams of new ones."""
+
+    held: tuple[Connection, ...]
+    loads: tuple[Load, ...]
+    began_at: float
+    """In seconds of the monotonic clock; not later than any of it."""
+
+    def seconds(self) -> float:
+        """Return for how long it has gone on; whatever began before has an earlier time in the reports."""
+        return time.monotonic() - self.began_at
+
+    def reports(self) -> list[LoadReport]:
+        """Return what the streams met so far."""
+        return [load.report() for load in self.loads]
+
+    def broken(self) -> list[str]:
+        """Return how those of the held connections fail that their server does not answer any more."""
+        answers = [(connection.greeting, connection.ask()) for connection in self.held]
+        return [f"{greeting} then {answer}" for greeting, answer in answers if greeting.server != answer.server]
+
+    def failures(self, *, outside: tuple[float, float]) -> list[LoadFailure]:
+        """Return the new connections that failed and were not made between two times."""
+        failed = [failure for report in self.reports() for failure in report.failures]
+        return [failure for failure in failed if not outside[0] <= failure.at_seconds <= outside[1]]
+
+
+class OneNode:
+    """A lab with a proxy on its first node, and a Service with an endpoint on each node."""
+
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
+        self._at_exit = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Build the lab, and make the objects."""
+        with ExitStack() as stack:
+            self.lab = stack.enter_context(Lab(Shape(nodes=2, pods_per_node=1), timeout_seconds=ANSWER_SECONDS))
+            for pod in self.lab.pods:
+                pod.serve(tcp=[PORT])
+            for planned in self.lab.plan.nodes:
+                addresses, cidrs = [*map(str, planned.addresses)], [*map(str, planned.pod_cidrs)]
+                self._control_plane.create_node(planned.name, addresses, pod_cidrs=cidrs)
+                stack.callback(self._control_plane.request, "DELETE", f"/api/v1/nodes/{planned.name}")
+            self.host = self.lab["node1"]
+            directory = Path(
+                stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-takeover-{os.getpid()}-"))
+            )
+            self._lock = {"XTABLES_LOCKFILE": str(directory / "xtables.lock")}
+            self.web = self.create(entry(service("web", port(80), type="NodePort"), "pod1-1", "pod2-1"), stack)
+            self._at_exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take all down."""
+        self._at_exit.close()
+
+    # -- objects
+
+    def create(self, wanted: Entry, at_exit: ExitStack) -> JsonObject:
+        """Create a Service with its slices, for as long as a stack says, and return it as completed."""
+        made = self._post("/api/v1/namespaces/default/services", wanted.service, at_exit)
+        for endpoint_slice in wanted.slices:
+            self._post("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", endpoint_slice, at_exit)
+        return made
+
+    def _post(self, collection: str, item: JsonObject, at_exit: ExitStack) -> JsonObject:
+        made = self._control_plane.request("POST", collection, item)
+        at_exit.callback(self._control_plane.request, "DELETE", f"{collection}/{item['metadata']['name']}")
+        return made
+
+    # -- proxies
+
+    def kube_proxy(self, backend: Backend) -> KubeProxy:
+        """Return a kube-proxy for the node."""
+        return KubeProxy(
+            self._control_plane, self.host.namespace.name, node=self.host.name, backend=backend, flags=FLAGS
+        )
+
+    def pyproxy(self, backend: Backend, *flags: str, environment: dict[str, str] | None = None) -> Agent:
+        """Return a pyproxy for the node."""
+        return Agent(
+            self._control_plane,
+            self.host.namespace.name,
+            node=self.host.name,
+            backend=backend,
+            flags=(*FLAGS, *flags),
+            environment=environment,
+        )
+
+    def command(self, *arguments: str) -> str:
+        """Run a command of pyproxy on the node."""
+        return self.host.run(PYPROXY, *arguments, env=self._lock)
+
+    # -- the kernel
+
+    def rules_of(self, *command: str) -> str:
+        """Return rules that a command prints, but for counters."""
+        return _COUNTERS.sub("", self.host.run(*command))
+
+    def rules(self) -> str:
+        """Return all rules of the node but for counters: those of both variants of iptables, and of nftables."""
+        tables = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
+        parts = [self.rules_of("nft", "list", "ruleset")]
+        for tool in _IPTABLES:
+            names = tables[tool.partition("-")[0]]
+            # The legacy programs create a table that they are asked for.
+            if "nft" in tool or self.host.run("sh", "-c", f"cat {names} 2>/dev/null || true"):
+                parts.append(self.rules_of(f"{tool}-save"))
+        return "".join(parts)
+
+    def wait_for_rules(self, *, without: str) -> None:
+        """Wait until no rule has a text."""
+        wait_until(lambda: without not in self.rules(), f"rules without {without}", timeout_seconds=PATIENCE_SECONDS)
+
+    def load_foreign_rules(self) -> None:
+        """Have rules of others on the node."""
+        for tool in ("iptables-legacy", "iptables-nft"):
+            self.host.run(f"{tool}-restore", "--noflush", stdin=FOREIGN_RULES, env=self._lock)
+        self.host.run("nft", "-f", "-", stdin=FOREIGN_TABLE)
+
+    def foreign_rules(self) -> list[str]:
+        """Return the lines of the rules of others."""
+        return [line for line in self.rules().splitlines() if "ADMIN" in line or "table ip admin" in line]
+
+    # -- packets
+
+    @contextmanager
+    def traffic(self) -> Iterator[Traffic]:
+        """Hold connections open, and make new ones all the time: a pod's to the cluster IP, and from outside."""
+        inside = tcp(self.web["spec"]["clusterIP"], 80)
+        outside = tcp(self.host.ipv4, self.web["spec"]["ports"][0]["nodePort"])
+        client, stranger = self.lab.client_pod, self.lab.outside[0]
+        began_at = time.monotonic()
+        with ExitStack() as stack:
+            held = [client.connect(inside) for _ in range(4)] + [stranger.connect(outside) for _ in range(4)]
+            for connection in held:
+                stack.enter_context(connection)
+            loads = (
+                stack.enter_context(client.load(inside, per_second=PER_SECOND)),
+                stack.enter_context(stranger.load(outside, per_second=FROM_OUTSIDE_PER_SECOND)),
+            )
+            yield Traffic(tuple(held), loads, began_at)

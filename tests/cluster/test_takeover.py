@@ -1,0 +1,186 @@
+"""pyproxy in the place of the real kube-proxy, and back, while clients hold connections and make new ones."""
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from socket import AF_UNIX, SOCK_DGRAM, socket
+
+import pytest
+
+from tests.lab import tcp
+
+from .api import JsonObject
+from .controlplane import ControlPlane
+from .kubeproxy import Backend
+from .peer.objects import PROXY_NAME_LABEL, entry, port, service
+from .takeover import OneNode
+
+BACKENDS: tuple[Backend, ...] = ("iptables-legacy", "iptables-nft", "nftables")
+LEFT = {
+    "iptables-legacy": "KUBE-PROXY-CANARY",
+    "iptables-nft": "KUBE-PROXY-CANARY",
+    "nftables": "kube-proxy {",
+}
+"""A text in the rules of each of kube-proxy's modes that pyproxy's never have."""
+REMOVED_BY_KUBE_PROXY = ("nftables", "iptables-nft")
+"""kube-proxy in nftables mode removes the chains of iptables when it starts, before it has rules of its own."""
+OURS = {"iptables-legacy": "PYPROXY-CANARY", "iptables-nft": "PYPROXY-CANARY", "nftables": "pyproxy {"}
+TRIAL = "PYPROXY-SERVICES"
+"""A chain that pyproxy has on trial only."""
+
+
+@pytest.fixture(scope="module")
+def node(control_plane: ControlPlane) -> Iterator[OneNode]:
+    """Give a node without a proxy, and with rules of others."""
+    with OneNode(control_plane) as made:
+        made.load_foreign_rules()
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _clean(node: OneNode) -> Iterator[None]:
+    """See to it that each test begins without rules of either, and that no rule of others is ever touched."""
+    foreign = node.foreign_rules()
+    yield
+    node.command("cleanup", "--kube-proxy")
+    assert not [text for text in (*LEFT.values(), *OURS.values()) if text in node.rules()]
+    assert foreign == node.foreign_rules()
+
+
+@pytest.mark.parametrize("ours", BACKENDS)
+@pytest.mark.parametrize("its", BACKENDS)
+def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
+    """No connection is lost on the way from kube-proxy to pyproxy, nor on the way back, by anything that pyproxy does."""
+    with ExitStack() as before:
+        before.enter_context(node.kube_proxy(its)).catch_up()
+        with node.traffic() as traffic:
+            before.close()
+            with node.pyproxy(ours) as agent:
+                agent.wait_for_log("first sync done")
+                node.wait_for_rules(without=LEFT[its])
+                way_back_at = traffic.seconds()
+            with node.kube_proxy(its) as proxy:
+                proxy.catch_up()
+                is_back_at = traffic.seconds()
+                node.command("cleanup")
+                after = node.rules()
+                proxy.catch_up()
+            broken = traffic.broken()
+
+    assert [] == broken
+    gap = (way_back_at, is_back_at) if (its, ours) == REMOVED_BY_KUBE_PROXY else (0.0, 0.0)
+    assert [] == traffic.failures(outside=gap)
+    assert all({"pod1-1", "pod2-1"} == set(report.replies) for report in traffic.reports())
+    assert OURS[ours] not in after
+    assert LEFT[its] in after
+
+
+def test_a_live_one_is_waited_for(node: OneNode, tmp_path: Path) -> None:
+    """While a kube-proxy lives nothing is written, log and supervisor are told why, and its end is seen."""
+    with ExitStack() as before, socket(AF_UNIX, SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        before.enter_context(node.kube_proxy("nftables")).wait_synced()
+        rules = node.rules()
+        with node.pyproxy("iptables-nft", environment={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as agent:
+            agent.wait_for_log("waiting until the kube-proxy on this node is gone")
+            said = supervisor.recv(4096).decode()
+            meanwhile = node.rules()
+            before.close()
+            agent.wait_for_log("first sync done")
+            log = agent.log.read_text()
+            node.wait_for_rules(without=LEFT["nftables"])
+
+    assert rules == meanwhile
+    assert re.match("STATUS=waiting until .*: 127.0.0.1:10249/proxyMode says nftables$", said)
+    assert ["waiting until", "gone", "first sync"] == re.findall("waiting until|gone(?=\n)|first sync", log)
+
+
+def test_a_wait_ends_with_a_signal(node: OneNode) -> None:
+    """Who waits can be stopped, and has written nothing."""
+    with node.kube_proxy("nftables") as proxy:
+        proxy.wait_synced()
+        rules = node.rules()
+        with node.pyproxy("iptables-nft") as agent:
+            agent.wait_for_log("waiting until the kube-proxy on this node is gone")
+            status = agent.stop()
+
+        assert (0, rules) == (status, node.rules())
+
+
+@pytest.mark.parametrize(("its", "ours"), [("nftables", "iptables-nft"), ("iptables-nft", "nftables")])
+def test_never(node: OneNode, its: Backend, ours: Backend) -> None:
+    """With --takeover=never nobody is waited for, and what kube-proxy has in another mode stays."""
+    with node.kube_proxy(its) as proxy:
+        proxy.wait_synced()
+        # Left of a trial of pyproxy: once it is gone, whatever else was to go would be gone too.
+        node.host.run("iptables-legacy-restore", "--noflush", stdin=f"*nat\n:{TRIAL} - [0:0]\nCOMMIT\n")
+        before = its_rules(node, its)
+        with node.pyproxy(ours, "--takeover=never", "--metrics-bind-address=") as agent:
+            agent.wait_for_log("first sync done")
+            node.wait_for_rules(without=TRIAL)
+            agent.stop()
+            log = agent.log.read_text()
+        after = its_rules(node, its)
+
+    assert "waiting" not in log
+    assert before == after
+    assert before
+
+
+@pytest.mark.parametrize(
+    ("its", "ours", "refusal"),
+    [
+        ("iptables-legacy", "iptables-legacy", "port unreachable"),
+        ("iptables-nft", "iptables-nft", "port unreachable"),
+        ("nftables", "nftables", "port unreachable"),
+        ("iptables-nft", "nftables", "port unreachable"),
+        # kube-proxy drops what is for an address of a ServiceCIDR that it has no Service for.
+        ("nftables", "iptables-nft", "timeout"),
+    ],
+)
+def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, refusal: str) -> None:
+    """On trial pyproxy serves the Services that carry its name, and no others; kube-proxy goes on, its rules untouched."""
+    with node.kube_proxy(its) as proxy, ExitStack() as objects:
+        trial = node.create(
+            entry(service("trial", port(80), labels={PROXY_NAME_LABEL: "pyproxy"}), "pod1-1", "pod2-1"), objects
+        )
+        empty = node.create(entry(service("empty", port(80), labels={PROXY_NAME_LABEL: "pyproxy"})), objects)
+        proxy.wait_synced()
+        before = its_rules(node, its)
+        with node.traffic() as traffic:
+            with node.pyproxy(ours, "--service-proxy-name=pyproxy", "--metrics-bind-address=") as agent:
+                agent.wait_for_log("first sync done")
+                served = met(node, trial, 40), met(node, empty, 1), met(node, node.web, 40)
+            stopped = met(node, trial, 40)
+            node.command("cleanup")
+            broken = traffic.broken()
+        after = its_rules(node, its)
+        gone = met(node, trial, 1)
+
+    both = {"pod1-1", "pod2-1"}
+    assert (both, {refusal}, both) == served
+    assert both == stopped
+    assert not both & gone
+    assert before == after
+    assert ([], []) == (broken, traffic.failures(outside=(0.0, 0.0)))
+
+
+def its_rules(node: OneNode, its: Backend) -> list[str]:
+    """Return the rules of a kube-proxy, without those of pyproxy in the same tables."""
+    if its == "nftables":
+        return "".join(
+            node.rules_of("nft", "list", "table", family, "kube-proxy") for family in ("ip", "ip6")
+        ).splitlines()
+    variant = its.removeprefix("iptables-")
+    lines = "".join(node.rules_of(f"{tool}-{variant}-save") for tool in ("iptables", "ip6tables")).splitlines()
+    return [line for line in lines if "KUBE-" in line]
+
+
+def met(node: OneNode, item: JsonObject, times: int) -> set[str]:
+    """Return who answers a pod that asks a Service, or how it is refused."""
+    outcomes = node.lab.client_pod.probe(*[tcp(item["spec"]["clusterIP"], 80)] * times)
+    return {
+        outcome.server or (outcome.refused_by.value if outcome.refused_by else outcome.verdict.value)
+        for outcome in outcomes
+    }
