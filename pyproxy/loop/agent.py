@@ -68,6 +68,7 @@ class Agent:
         self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
         self._ready = False
+        self._is_syncing = False
         self._retiring: asyncio.Task[None] | None = None
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
         self._schedule = Schedule(config.min_sync_period_seconds, config.sync_period_seconds)
@@ -134,7 +135,10 @@ class Agent:
         while True:
             await self._wait_for_work()
             started = monotonic()
-            if await self._sync():
+            self._is_syncing = True
+            fine = await self._sync()
+            self._is_syncing = False
+            if fine:
                 self._schedule.succeeded(started, monotonic())
             else:
                 self._schedule.failed(monotonic())
@@ -247,6 +251,8 @@ class Agent:
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
+            if self._is_syncing:
+                continue  # both families' changes can show in one counter, and a change in flight is not accounted for
             for reconciler in self._reconcilers.values():
                 if not reconciler.pending and reconciler.disturbed():
                     self._distrust(reconciler)
