@@ -1,0 +1,107 @@
+"""What the installed pyproxy says of its health while its API server comes and goes, and what it waits for."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from functools import partial
+from http.client import HTTPConnection
+
+import pytest
+
+from .agent import Agent
+from .controlplane import ControlPlane
+from .namespace import call_inside
+from .objects import NODE, SLICES, Cluster
+from .relay import LOOPBACK, Relay
+
+FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "--iptables-sync-period=1s")
+HEALTH_TIMEOUT_SECONDS = 2.0
+"""Two sync periods."""
+HEALTH_PORT = 10256
+CHECK_PORT = 32022
+_LOOK_SECONDS = 0.2
+
+
+@pytest.fixture
+def agent(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> Iterator[Agent]:
+    """Give an agent behind a relay, which has yet to be started, with a Service that load balancers ask for."""
+    with ExitStack() as stack:
+        url = stack.enter_context(control_plane.exposed_in(namespace, relay))
+        balanced = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK_PORT}
+        cluster.create_service("balanced", **balanced)
+        cluster.create_slice("balanced", "10.244.0.1")
+        endpoints = [{"addresses": ["10.244.0.1"], "nodeName": NODE}]
+        control_plane.request("PATCH", f"{SLICES}/balanced-1", {"endpoints": endpoints})
+        kubeconfig = control_plane.kubeconfig_for({"token": control_plane.static_token()}, url)
+        yield stack.enter_context(
+            Agent(control_plane, namespace, node=NODE, backend="iptables-nft", flags=FLAGS, kubeconfig=kubeconfig)
+        )
+
+
+def ask(namespace: str, path: str, port: int = HEALTH_PORT) -> tuple[int, str]:
+    """Ask the agent of a namespace, from its own loopback; a status of 0: nobody listens."""
+
+    def request() -> tuple[int, str]:
+        with closing(HTTPConnection(LOOPBACK, port, timeout=10)) as connection:
+            try:
+                connection.request("GET", path)
+            except ConnectionRefusedError:
+                return 0, ""
+            response = connection.getresponse()
+            return response.status, response.read().decode()
+
+    return call_inside(namespace, request)
+
+
+def answers(namespace: str, path: str, port: int, status: int) -> bool:
+    """Say whether the agent of a namespace answers so."""
+    return ask(namespace, path, port)[0] == status
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give the length of an outage: one minute only where there is time for it."""
+    if "outage_seconds" in metafunc.fixturenames:
+        is_long = metafunc.config.getoption("--long")
+        metafunc.parametrize("outage_seconds", [60.0 if is_long else 3 * HEALTH_TIMEOUT_SECONDS])
+
+
+def test_lost_api_server(cluster: Cluster, agent: Agent, relay: Relay, namespace: str, outage_seconds: float) -> None:
+    """While the API server is away nobody turns to 503, well beyond the time that work may be pending."""
+    cluster.create_node()
+    places = (("/healthz", HEALTH_PORT), ("/livez", HEALTH_PORT), ("/readyz", HEALTH_PORT), ("/", CHECK_PORT))
+    for path, port in places:
+        agent.wait_until(partial(answers, namespace, path, port, 200), f"{path} on {port}")
+    relay.refuse()
+    agent.wait_for_log("API server lost")
+    end = time.monotonic() + outage_seconds
+    while time.monotonic() < end:
+        assert [200] * 4 == [ask(namespace, path, port)[0] for path, port in places]
+        time.sleep(_LOOK_SECONDS)
+    lost = json.loads(ask(namespace, "/readyz")[1])["watchesLostSeconds"]
+    relay.resume()
+
+    assert lost > outage_seconds - HEALTH_TIMEOUT_SECONDS
+
+    def is_back() -> bool:
+        return 0 == int(json.loads(ask(namespace, "/readyz")[1])["watchesLostSeconds"])
+
+    agent.wait_until(is_back, "watches")
+
+
+def test_node_without_an_address(cluster: Cluster, agent: Agent, namespace: str) -> None:
+    """Rules wait for the Node's address, and nothing takes its place; a node without is none for load balancers."""
+    agent.wait_for_log(f"node {NODE}: there is no such Node object")
+    before = agent.services()
+    healthz = ask(namespace, "/healthz")
+    cluster.create_node()
+    agent.wait_until(lambda: "balanced" in agent.services(), "the Service in the kernel")
+    agent.wait_until(partial(answers, namespace, "/healthz", HEALTH_PORT, 200), "an eligible node")
+
+    assert {} == before
+    assert (503, False, True) == (
+        healthz[0],
+        json.loads(healthz[1])["nodeEligible"],
+        json.loads(healthz[1])["healthy"],
+    )
+    assert f"node {NODE}: addresses 192.0.2.11, podCIDRs 10.244.0.0/24, zone a" in agent.log.read_text()
