@@ -151,6 +151,7 @@ class Agent:
                 notify("WATCHDOG=1")
             if self._has_work():
                 self._health.queued()
+                self._observer.queued()
                 delay = self._schedule.earliest() - monotonic()
                 if delay <= 0:
                     return

@@ -61,6 +61,9 @@ class MetricsObserver(Observer):
                 self._metrics.add_service_changes(len(objects))
             case Replaced(kind=Kind.ENDPOINT_SLICE, objects=objects):
                 self._metrics.add_endpoint_changes(len(objects))
+
+    def queued(self) -> None:
+        """See `Observer`."""
         for family in self._no_local_endpoints:
             self._metrics.set_queued(family, time())
 
@@ -75,6 +78,8 @@ class MetricsObserver(Observer):
     def settled(self, reconciler: Reconciler[Any, Any]) -> None:
         """See `Observer`."""
         family, now = reconciler.family, time()
+        self._metrics.set_synced(family, now)
+        self._show(reconciler, "")
         waiting, self._triggers[family] = self._triggers[family], {}
         refused = {name.service for name in reconciler.quarantined}
         for service in waiting.keys() - refused:
@@ -119,7 +124,6 @@ class MetricsObserver(Observer):
         error = "interrupted"
         try:
             report = await reconciler.sync()
-            self._metrics.set_synced(family, time())
             kernel.end_sync()
             self._count_programmed(family, report)
             self._count_no_local_endpoints(family, report)

@@ -19,6 +19,9 @@ class Observer:
     def distrusted(self, family: Family) -> None:
         """Take note that others may have changed the kernel: what the next sync finds wrong is their work."""
 
+    def queued(self) -> None:
+        """Take note, again and again, that there is work that waits for a sync."""
+
     def planned(self, triggers: Triggers) -> None:
         """Take note that everything delivered so far is taken up by the sync that begins.
 

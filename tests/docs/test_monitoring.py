@@ -23,8 +23,8 @@ ADDED_LABELS = {"job", "instance"}
 """By Prometheus, to each metric."""
 GIVEN = {"up": {"job", "instance"}}
 """By Prometheus itself."""
-WORDS = {"by", "or", "and", "unless"}
-FUNCTIONS = {"sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "clamp_min"}
+WORDS = {"by", "or", "and", "unless", "bool"}
+FUNCTIONS = {"sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "time"}
 _RANGE = re.compile(r"\[[^\]]*\]")
 _MATCHERS = re.compile(r"\{([^}]*)\}")
 _GROUPING = re.compile(r"\b(?:by|on|without) ?\(([^)]*)\)")
