@@ -22,7 +22,7 @@ HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
 ZERO_ONLY = "is deprecated: 0 means no server, and any other value nothing beside --{}-bind-address"
-NOT_YET = "is accepted but not acted on in this version"
+NO_PROFILES = "is accepted but not acted on: the profiles are those of a Go program"
 NO_GATES = "is accepted but not acted on: pyproxy has no feature gates"
 JSON_ONLY = "is accepted but not acted on: pyproxy always asks for JSON"
 KLOG = "is accepted but not acted on: it configures klog, and pyproxy logs to standard error only"
@@ -61,7 +61,7 @@ class IgnoredFlags:
         check=within(0, 65535),
         ignored=ZERO_ONLY.format("metrics"),
     )
-    profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NOT_YET)
+    profiling: bool = option(False, SWITCH, "Serve profiles beside the metrics.", ignored=NO_PROFILES)
     show_hidden_metrics_for_version: str = option(
         "", TEXT, "Show the metrics that this version hid.", ignored=NO_HIDDEN
     )

@@ -13,6 +13,7 @@ from pyproxy.config import Config, ProxyMode
 from pyproxy.loop.agent import Agent
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.config_watch import changed_file, texts_of
+from pyproxy.loop.derived import derived
 from pyproxy.loop.ending import Ending
 from pyproxy.loop.health import AgentHealth
 from pyproxy.loop.modes import open_backend
@@ -74,11 +75,13 @@ async def _run(settings: Settings) -> int:
     follow = _follow_files if config.manifests else _follow_api
     following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
-    observer = _observer(config, backend, node_name)
+    logger.info("%s", derived(settings, node_name, backend.mode, backend.families))
+    failed = ending.fail if config.bind_address_hard_fail else _go_on
+    observer = _observer(config, backend, node_name, failed)
     agent = Agent(config, backend, node_name, observer, health)
     inbox.open(agent, observer, backend.mode)
     listeners.start()
-    health.serve(observer.answered, ending.fail if config.bind_address_hard_fail else _go_on)
+    health.serve(observer.answered, failed)
     running = asyncio.create_task(agent.run(following))
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
@@ -110,13 +113,13 @@ async def _watch_configuration(settings: Settings, ending: Ending) -> None:
     ending.restart(f"{await changed_file(texts)} has changed")
 
 
-def _observer(config: Config, backend: Backend, node_name: str) -> Observer:
+def _observer(config: Config, backend: Backend, node_name: str, failed: Callable[[str], None]) -> Observer:
     """Return who is told of the agent's work, with its metrics server started."""
     if config.metrics_bind_address is None:
         return Observer()
     from pyproxy.loop.metrics_server import start_metrics  # noqa: PLC0415  # 5 MB
 
-    return start_metrics(config, backend, node_name)
+    return start_metrics(config, backend, node_name, failed)
 
 
 class _Inbox:

@@ -4,6 +4,7 @@ It is imported only where metrics are wanted: the library behind them takes 5 MB
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from time import time
 from wsgiref.types import WSGIApplication
@@ -21,13 +22,20 @@ _SLIS = frozenset({"process_start_time_seconds"})
 """What Kubernetes calls service level indicators; kube-proxy has no other."""
 
 
-def start_metrics(config: Config, backend: Backend, node_name: str) -> MetricsObserver:
-    """Start to serve metrics, and return who is to be told of the agent's work."""
+def start_metrics(config: Config, backend: Backend, node_name: str, failed: Callable[[str], None]) -> MetricsObserver:
+    """Start to serve metrics, and return who is to be told of the agent's work.
+
+    Args:
+        config: of the agent.
+        backend: its mode.
+        node_name: where it is.
+        failed: told, in another thread, if the address cannot be had.
+    """
     metrics = Metrics(backend.mode.value, backend.families)
     board = Board(backend.mode.value, node_name, time())
     if config.metrics_bind_address is not None:
         told = replace(config, proxy_mode=backend.mode)
-        Exporter(config.metrics_bind_address, metrics_server(metrics, board, told)).start()
+        Exporter(config.metrics_bind_address, metrics_server(metrics, board, told), failed=failed).start()
     return MetricsObserver(metrics, board, backend.mode, backend.families)
 
 

@@ -8,6 +8,7 @@ import logging
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
@@ -25,13 +26,27 @@ _IDLE_SECONDS = 10.0
 
 
 class Exporter(threading.Thread):
-    """Answers HTTP on an address from its start to `close`, and goes on trying where the address cannot be had."""
+    """Answers HTTP on an address from its start to `close`, and goes on trying where the address cannot be had.
 
-    def __init__(self, address: ListenAddress, app: WSGIApplication, retry_seconds: float = _RETRY_SECONDS) -> None:
+    Args:
+        address: where.
+        app: what answers.
+        retry_seconds: time between two tries.
+        failed: told, in this thread, of the first time that the address cannot be had.
+    """
+
+    def __init__(
+        self,
+        address: ListenAddress,
+        app: WSGIApplication,
+        retry_seconds: float = _RETRY_SECONDS,
+        failed: Callable[[str], None] = lambda _: None,
+    ) -> None:
         super().__init__(name="metrics", daemon=True)
         self._address = address
         self._app = app
         self._retry_seconds = retry_seconds
+        self._failed = failed
         self._server: _Server | None = None
         self._closed = threading.Event()
 
@@ -43,8 +58,10 @@ class Exporter(threading.Thread):
                 server = _Server(self._address, self._app)
             except OSError as error:
                 failures += 1
-                level = logging.ERROR if failures == 1 else logging.DEBUG
-                logger.log(level, "metrics cannot be served on %s, trying on: %s", self._address, error.strerror)
+                message = f"metrics cannot be served on {self._address}: {error.strerror}"
+                logger.log(logging.ERROR if failures == 1 else logging.DEBUG, "%s; trying on", message)
+                if failures == 1:
+                    self._failed(message)
                 self._closed.wait(self._retry_seconds)
                 continue
             logger.info("metrics are served on http://%s/metrics", self._address)

@@ -127,12 +127,12 @@ class Listeners(threading.Thread):
         except OSError as error:
             self._retry_at = monotonic() + self._retry_seconds
             reason = os.strerror(error.errno) if error.errno else str(error)
-            message = f"{place.name} cannot be served on {place.address}, trying on: {reason}"
+            message = f"{place.name} cannot be served on {place.address}: {reason}"
             if place in self._missing:
-                logger.debug("%s", message)
+                logger.debug("%s; trying on", message)
                 return
             self._missing.add(place)
-            logger.error("%s", message)  # noqa: TRY400  # all that there is to say is in the message
+            logger.error("%s; trying on", message)  # noqa: TRY400  # all that there is to say is in the message
             site.failed(message)
             return
         logger.info("%s served on http://%s", place.name, place.address)

@@ -220,7 +220,7 @@ def test_warnings_of_the_file_are_logged_as_the_file_says(config_file: Path) -> 
     result, _ = parsed(f"--config={config_file}")
 
     assert [
-        f"{config_file}: enableProfiling is accepted but not acted on in this version",
+        f"{config_file}: enableProfiling is accepted but not acted on: the profiles are those of a Go program",
         f"{config_file}: future is unknown, and passed over",
     ] == [json.loads(line)["msg"] for line in result.stderr.splitlines()]
 
@@ -254,7 +254,7 @@ def test_each_flag_that_changes_nothing_is_warned_of_once() -> None:
     warnings = [line.partition("] ")[2] for line in result.stderr.splitlines() if line.startswith("W")]
 
     assert [
-        "--profiling is accepted but not acted on in this version",
+        "--profiling is accepted but not acted on: the profiles are those of a Go program",
         "--logtostderr is accepted but not acted on: it configures klog, and pyproxy logs to standard error only",
     ] == warnings
 
@@ -272,7 +272,7 @@ def test_log_lines_can_be_json() -> None:
     line = json.loads(result.stderr)
 
     assert ["caller", "level", "msg", "ts"] == sorted(line)
-    assert ("warning", "--profiling is accepted but not acted on in this version") == (line["level"], line["msg"])
+    assert ("warning", "--profiling is accepted but not acted on: the profiles are those of a Go program") == (line["level"], line["msg"])
 
 
 @pytest.mark.parametrize(

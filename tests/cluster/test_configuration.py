@@ -3,12 +3,13 @@
 What a value means is asked elsewhere; here it is whether both programs read and write the same.
 """
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import yaml
@@ -20,9 +21,10 @@ from .agent import PYPROXY
 from .api import JsonObject
 from .controlplane import ControlPlane
 from .kubeproxy import ruleset
+from .namespace import call_inside
 from .objects import NODE, Cluster
 from .process import Process, binary
-from .relay import Relay
+from .relay import Relay, bound_socket
 
 ROOT = Path(__file__).parents[2]
 KUBEADM = ROOT / "tests" / "inputs" / "kubeadm-config.yaml"
@@ -224,3 +226,82 @@ def test_kubeadms_config_map_and_words(pod: Pod, namespace: str, tmp_path: Path)
 def wait_for_end(agent: Process) -> None:
     """Wait until a process has ended by itself, and expect it to say that it failed: supervisors restart what fails."""
     assert 1 == agent.wait(PATIENCE_SECONDS)
+
+
+def with_flags(pod: Pod, *flags: str) -> list[str]:
+    """Return the pod's command with further words, and nothing of it that would wait for another's port."""
+    return [*pod.command, "--healthz-bind-address=", *flags]
+
+
+def test_hard_fail_of_a_taken_address(pod: Pod, namespace: str, tmp_path: Path) -> None:
+    """With --bind-address-hard-fail an address that is taken ends the program; without, it goes on and works."""
+    log, port = tmp_path / "log", call_inside(namespace, bound_socket)
+    port.listen()
+    flags = with_flags(pod, f"--metrics-bind-address=127.0.0.1:{port.getsockname()[1]}", "--takeover=never")
+    with Process(flags, log=log, namespace=namespace) as patient:
+        patient.wait_until(lambda: "first sync done" in log.read_text(), "a sync", timeout_seconds=PATIENCE_SECONDS)
+        assert "metrics cannot be served on" in log.read_text()
+    with Process([*flags, "--bind-address-hard-fail"], log=log, namespace=namespace) as strict:
+        wait_for_end(strict)
+    assert "Address already in use; ending, rules stay in place" in log.read_text()
+    port.close()
+
+
+class Servers(NamedTuple):
+    """Two ways to the API server: to an agent, two servers."""
+
+    urls: list[str]
+    first: Relay
+    second: Relay
+
+
+@pytest.fixture
+def servers(control_plane: ControlPlane, relay: Relay, namespace: str) -> Iterator[Servers]:
+    """Give two servers."""
+    second = control_plane.new_relay()
+    with ExitStack() as at_exit:
+        urls = [at_exit.enter_context(control_plane.exposed_in(namespace, way)) for way in (relay, second)]
+        yield Servers(urls, relay, second)
+
+
+def test_fail_over_between_api_servers(
+    cluster: Cluster, pod: Pod, servers: Servers, namespace: str, tmp_path: Path
+) -> None:
+    """Servers of a PyproxyConfiguration are used one at a time: the next one when one fails, and then for good."""
+    log, own = tmp_path / "log", tmp_path / "pyproxy.yaml"
+    listed = json.dumps(servers.urls)
+    own.write_text(f"apiVersion: pyproxy.io/v1alpha1\nkind: PyproxyConfiguration\napiServers: {listed}\n")
+    command = with_flags(pod, f"--pyproxy-config={own}", "--metrics-bind-address=")
+    with Process(command, log=log, namespace=namespace) as agent:
+
+        def arrives(endpoint: str) -> None:
+            cluster.set_endpoint("web", endpoint)
+            agent.wait_until(
+                lambda: f"{endpoint}:8080" in ruleset(namespace, "iptables-nft"),
+                endpoint,
+                timeout_seconds=PATIENCE_SECONDS,
+            )
+
+        agent.wait_until(lambda: "first sync done" in log.read_text(), "a sync", timeout_seconds=PATIENCE_SECONDS)
+        servers.first.refuse()
+        arrives("10.244.0.8")
+        servers.first.resume()
+        arrives("10.244.0.9")
+        # It stays with the second: that the first one comes and goes again is nothing to it.
+        said = log.read_text().count("API server lost")
+        servers.first.refuse()
+        arrives("10.244.0.10")
+        assert said == log.read_text().count("API server lost")
+        servers.first.resume()
+        servers.second.refuse()
+        arrives("10.244.0.11")
+
+
+def test_start_with_the_first_api_server_away(pod: Pod, servers: Servers, namespace: str, tmp_path: Path) -> None:
+    """A server that is away from the start is passed over."""
+    log = tmp_path / "log"
+    servers.first.refuse()
+    command = with_flags(pod, f"--api-servers={','.join(servers.urls)}", "--metrics-bind-address=")
+    with Process(command, log=log, namespace=namespace) as agent:
+        agent.wait_until(lambda: "first sync done" in log.read_text(), "a sync", timeout_seconds=PATIENCE_SECONDS)
+    servers.first.resume()

@@ -215,7 +215,7 @@ def test_a_prefix_leaves_room_for_the_wildcard() -> None:
 def test_a_flag_that_changes_nothing_says_so() -> None:
     """A warning is one line for each ignored flag that was given, and none for the others."""
     expected = (
-        "--profiling is accepted but not acted on in this version",
+        "--profiling is accepted but not acted on: the profiles are those of a Go program",
         "--feature-gates is accepted but not acted on: pyproxy has no feature gates",
     )
 

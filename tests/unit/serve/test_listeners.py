@@ -90,9 +90,9 @@ def test_an_address_that_is_taken(listeners: Listeners, caplog: pytest.LogCaptur
         assert b"hello" == get(other).body
     assert b"hello" == get(taken).body
 
-    message = f"site cannot be served on {taken}, trying on: Address already in use"
+    message = f"site cannot be served on {taken}: Address already in use"
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
-    assert ([message], [message]) == (told, errors)
+    assert ([message], [f"{message}; trying on"]) == (told, errors)
 
 
 def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:

@@ -319,7 +319,7 @@ def test_an_address_that_is_taken_is_tried_again(caplog: pytest.LogCaptureFixtur
         assert Served(Metrics("iptables", ()), address).get("/healthz").body == b"ok"
         exporter.close()
 
-    assert [f"metrics cannot be served on {address}, trying on: Address already in use"] == [
+    assert [f"metrics cannot be served on {address}: Address already in use; trying on"] == [
         record.getMessage() for record in caplog.records if record.levelname == "ERROR"
     ]
 
