@@ -321,6 +321,31 @@ def check_config(ctx: click.Context, /, **_: object) -> None:
     ctx.exit(2 if findings.problems else 0)
 
 
+@pyproxy.command(
+    cls=FlagCommand,
+    params=[
+        Flag(["--dry-run"], SWITCH, "Say what would change. Has to be given: a take-over happens in run."),
+        *config_flags(OPTIONS),
+    ],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def takeover(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None:
+    """Say what run would change in the kernel of this node, against the rules that a kube-proxy has there now.
+
+    Takes the flags of run. Writes nothing. Each Service port has a line with the number of its rules: those that are
+    there, and those that pyproxy would have.
+    """
+    if not dry_run:
+        message = "say --dry-run: the take-over itself happens in run, once kube-proxy is gone"
+        raise click.UsageError(message, ctx)
+    config = configure(ctx)
+    from pyproxy.loop.takeover_plan import show_plan  # noqa: PLC0415 (see module docstring)
+
+    ctx.exit(show_plan(config))
+
+
 @pyproxy.command(context_settings=SETTINGS)
 def version() -> None:
     """Print the version."""

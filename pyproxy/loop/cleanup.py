@@ -12,6 +12,7 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -87,11 +88,48 @@ async def retire(used: Variant | None, owns: Owns, *, its_too: bool) -> None:
         ApplyError: something could not be removed.
     """
     for variant, family in product(Variant, Family):
-        choice = partial(_choose, its_too=its_too)
-        if variant is used:
-            choice = partial(_pick, owns=lambda table, chain: _is_left(table, chain, owns, its_too=its_too))
-        await _retire(family, variant, choice)
+        await _retire(family, variant, _choice(variant is used, owns, its_too=its_too))
     await _retire_tables([name for name in _nft_tables(its_too=its_too) if used or name != _OWN_NFT_TABLE])
+
+
+def _choice(is_used: bool, owns: Owns, *, its_too: bool) -> Choice:  # noqa: FBT001  # of a partial
+    if is_used:
+        return partial(_pick, owns=lambda table, chain: _is_left(table, chain, owns, its_too=its_too))
+    return partial(_choose, its_too=its_too)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What is in the iptables tables of one family, in one variant, and what of it `retire` would remove."""
+
+    family: Family
+    variant: Variant
+    tables: Mapping[str, str]
+    """What ``iptables-save`` prints, by table."""
+    left: Chains
+    """Chains that go."""
+
+
+async def look(used: Variant | None, owns: Owns) -> list[Saved]:
+    """Return what is in iptables, and what of it would go with `retire`, kube-proxy's included; nothing is changed."""
+    found = []
+    for variant, family in product(Variant, Family):
+        if is_available(family, variant):
+            tables = {name: await save(family, variant, name) for name in _existing(family, variant, IPVS_TABLES)}
+            left, _, _ = _find(family, tables, _choice(variant is used, owns, its_too=True))
+            found.append(Saved(family, variant, tables, left))
+    return found
+
+
+async def its_nft_tables() -> dict[Family, str]:
+    """Return what is in the tables of kube-proxy's nftables mode, by family; those that are there."""
+    found = {}
+    if shutil.which("nft"):
+        for family, word in _NFT_FAMILIES.items():
+            result = await run(["nft", "list", "table", word, kube_proxy.NFT_TABLE])
+            if not result.status:
+                found[family] = result.stdout
+    return found
 
 
 async def retire_trial(used: Variant | None) -> None:

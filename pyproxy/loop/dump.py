@@ -64,12 +64,22 @@ def report(objects: FileObjects, stream: TextIO) -> int:
 
 def planned_listings(config: Config, objects: FileObjects, dumper: Dumper) -> list[Listing]:
     """Return the rules that belong into the kernel for objects."""
+    name = own_node_name(config)
+    node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
+    return tracked_listings(tracked(objects), node, dumper)
+
+
+def tracked(objects: FileObjects) -> Tracker:
+    """Return a tracker that knows the objects of files, but for Nodes."""
     tracker = Tracker()
     tracker.apply(Replaced(Kind.SERVICE, objects.services))
     tracker.apply(Replaced(Kind.ENDPOINT_SLICE, objects.slices))
     tracker.apply(Replaced(Kind.SERVICE_CIDR, objects.service_cidrs))
-    name = own_node_name(config)
-    node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
+    return tracker
+
+
+def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[Listing]:
+    """Return the rules that belong into the kernel of a Node for what a tracker knows."""
     surroundings = Surroundings(node=node, local_ips=frozenset(node.ips), service_cidrs=tracker.take_service_cidrs())
     return [dumper.planned(family, surroundings, _granted_plans(tracker, node, family)) for family in Family]
 

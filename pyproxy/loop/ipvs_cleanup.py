@@ -30,7 +30,7 @@ _LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Left:
+class Left:
     """What one of the two has in the kernel, in one family."""
 
     sets: IpSets
@@ -46,7 +46,7 @@ class _Left:
         return bool(self.names or self.ips)
 
 
-_Look = Callable[[Family], _Left]
+_Look = Callable[[Family], Left]
 
 
 def remove_ipvs(*, its_too: bool) -> list[tuple[Family, str]]:
@@ -58,7 +58,7 @@ def remove_ipvs(*, its_too: bool) -> list[tuple[Family, str]]:
     Raises:
         ApplyError: something could not be removed.
     """
-    looks: list[_Look] = [_ours, _its] if its_too else [_ours]
+    looks: list[_Look] = [_ours, kube_proxys] if its_too else [_ours]
     removed = [(family, _remove(look(family))) for look, family in product(looks, Family)]
     if any(what for _, what in removed):
         Vips(Family.IPV4).remove_device()
@@ -83,7 +83,7 @@ async def retire_ipvs(variant: Variant | None, *, its_too: bool) -> None:
                 await remove_chains(family, variant, IPVS_TABLES, is_ours_alone)
     await _until_unused(_ours)
     if its_too:
-        await _until_unused(_its)
+        await _until_unused(kube_proxys)
     remove_ipvs(its_too=its_too)
 
 
@@ -93,9 +93,9 @@ async def retire_kube_proxys_ipvs() -> None:
     Raises:
         ApplyError: something could not be removed.
     """
-    await _until_unused(_its)
+    await _until_unused(kube_proxys)
     for family in Family:
-        _remove(_its(family))
+        _remove(kube_proxys(family))
 
 
 async def _until_unused(look: _Look) -> None:
@@ -103,20 +103,20 @@ async def _until_unused(look: _Look) -> None:
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _ours(family: Family) -> _Left:
+def _ours(family: Family) -> Left:
     sets, types = ipvs_sets(family)
     names, members = _read(sets, types)
-    return _Left(sets, names, _virtuals(members), Vips(family).read() if names else (), are_bound=False)
+    return Left(sets, names, _virtuals(members), Vips(family).read() if names else (), are_bound=False)
 
 
-def _its(family: Family) -> _Left:
+def kube_proxys(family: Family) -> Left:
     """Return what kube-proxy left. What ours serves in its place is ours."""
     sets = IpSets(family, kube_proxy.set_prefix(family))
     full_names = {kube_proxy.cut(family, name): name for name in kube_proxy.SETS}
     names, members = _read(sets, dict.fromkeys(full_names, SetType.IP))
     ips = Vips(family).bound()
     if not (names or ips):
-        return _Left(sets, (), (), (), are_bound=True)
+        return Left(sets, (), (), (), are_bound=True)
     at = {
         Virtual(member.ip, member.protocol, member.port)
         for member in members
@@ -134,10 +134,10 @@ def _its(family: Family) -> _Left:
         for virtual, _ in (servers.services(family) if servers else ())
         if virtual in at or virtual.ip in ips or (virtual.ip in own and (virtual.protocol, virtual.port) in ports)
     ]
-    return _Left(sets, names, set(found).difference(_ours(family).virtuals), ips, are_bound=True)
+    return Left(sets, names, set(found).difference(_ours(family).virtuals), ips, are_bound=True)
 
 
-def _remove(left: _Left) -> str:
+def _remove(left: Left) -> str:
     if not left:
         return ""
     servers = _servers()
@@ -157,7 +157,7 @@ def _destroy(sets: IpSets, names: Collection[str]) -> None:
         raise ApplyError(message, retryable=True) from error
 
 
-def _connections(left: _Left) -> int:
+def _connections(left: Left) -> int:
     """Return how many connections virtual servers still have, and see that they get no new ones."""
     servers = _servers()
     if not left.virtuals or servers is None:
