@@ -1,8 +1,8 @@
 """Configuration files to the values that flags would have given: kube-proxy's, and pyproxy's own beside it.
 
 kube-proxy's is a KubeProxyConfiguration, whose fields stand in `config_fields`. pyproxy's own settings have a file and a
-kind of their own, so that kube-proxy's stays one that kube-proxy takes: each own flag is a field of it, and ``mode``,
-which may be one that kube-proxy does not know. Own file before kube-proxy's, flags before both.
+kind of their own, so that kube-proxy's stays one that kube-proxy takes: each own flag is a field of it, and so are fields
+of kube-proxy's that may have values here that kube-proxy does not know. Own file before kube-proxy's, flags before both.
 
 What kube-proxy takes for «not given» is so here: null, an empty text or list, and for most fields zero
 (``apis/config/v1alpha1/defaults.go``), so that a file that kubeadm wrote says little. Fields that nobody knows are
@@ -32,6 +32,7 @@ _ACRONYMS = {"Ip": "IP", "Ips": "IPs", "Cidr": "CIDR", "Cidrs": "CIDRs"}
 
 def _own_fields() -> Iterator[tuple[str, Field]]:
     yield "mode", Field("proxy_mode", ANY)
+    yield "metricsBindAddress", Field("metrics_bind_address", ANY)
     for attribute, about in OPTIONS.items():
         if about.own and attribute != "pyproxy_config":
             first, *more = (word.title() for word in about.flag.split("-"))

@@ -109,6 +109,10 @@ def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, An
             ("--proxy-mode=nftables", "--masquerade-all", "--iptables-sync-period=44s"),
             {"nftables.minSyncPeriod": ("1s", "0s")},
         ),
+        (
+            ("--proxy-mode=nftables", "--iptables-masquerade-bit=3"),
+            {"nftables.minSyncPeriod": ("1s", "0s"), "nftables.masqueradeBit": (14, 3)},
+        ),
         (("--proxy-mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8"), {"ipvs.minSyncPeriod": ("1s", "0s")}),
         (
             ("--feature-gates=AllAlpha=true", "--conntrack-min=0", "--kube-api-qps=7.5", "-v=3", "--oom-score-adj=-5"),
