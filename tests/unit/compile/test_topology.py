@@ -4,9 +4,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from pyproxy.compile.topology import Categorized, Place, categorize_endpoints, merge_slices
+from pyproxy.compile.topology import (
+    Categorized,
+    Place,
+    categorize_endpoints,
+    count_local_endpoints,
+    merge_slices,
+)
 from pyproxy.model.address import Family, parse_ip
-from pyproxy.model.endpoint import Endpoint, SliceEndpoint, SlicePort
+from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import Protocol
 from tests.unit.compile.building import endpoint_slice
 
@@ -170,3 +176,20 @@ def test_address_that_a_running_pod_took_over(first: Conditions, second: Conditi
     (found,) = merge_slices(slices, Family.IPV4, "", Protocol.TCP).values()
 
     assert found.ready
+
+
+@pytest.mark.parametrize(
+    ("slices", "count"),
+    [
+        ([], 0),
+        ([endpoint_slice(item(1), item(2))], 2),
+        ([endpoint_slice(item(1), port=HTTP), endpoint_slice(item(1), item(2), name="web-y")], 2),
+        ([endpoint_slice(item(1, NOT_READY), item(2, DRAINING), item(3, PUBLISHED))], 1),
+        ([endpoint_slice(item(1, node="node2"), item(2, node=""))], 0),
+        ([endpoint_slice(item(1)), endpoint_slice(item(1), item(2), family=Family.IPV6, name="web-6")], 2),
+    ],
+    ids=["none", "two", "two ports of one address", "conditions", "elsewhere", "both families"],
+)
+def test_endpoints_that_a_balancer_is_told_of(slices: list[EndpointSlice], count: int) -> None:
+    """Who balances between nodes is told how many ready endpoints are on this one, whatever their ports and families."""
+    assert count == count_local_endpoints(slices, HERE.node_name)
