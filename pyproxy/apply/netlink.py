@@ -82,6 +82,12 @@ class NetlinkSocket:
         """Close it."""
         self.close()
 
+    @property
+    def port(self) -> int:
+        """The number by which the kernel knows the socket."""
+        port: int = self._socket.getsockname()[0]
+        return port
+
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()

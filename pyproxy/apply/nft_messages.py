@@ -27,9 +27,9 @@ from pyproxy.model.nftables import Field, SetType
 GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT, GET_GENERATION = 1, 4, 7, 13, 16
 _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 3, 5, 6, 8, 12, 14
 
-_SUBSYSTEM = 10
+SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
-_PROTOCOL_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}
+PROTOCOL_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}
 BODY_AT = HEADER.size + NFGENMSG_BYTES
 
 _LIST_TABLE, _LIST_SET, LIST_ELEMENTS = 1, 2, 3
@@ -66,7 +66,7 @@ def _number(kind: int, value: int) -> bytes:
 
 def request(kind: int, family: Family | None = None, body: bytes = b"") -> tuple[int, bytes]:
     """Return type and body of a request to the nf_tables subsystem."""
-    return _SUBSYSTEM << 8 | kind, nfgenmsg(_PROTOCOL_FAMILIES[family] if family else 0) + body
+    return SUBSYSTEM << 8 | kind, nfgenmsg(PROTOCOL_FAMILIES[family] if family else 0) + body
 
 
 def message(kind: int, flags: int, family: Family, body: bytes) -> bytes:
@@ -90,7 +90,7 @@ def _flags(packed: bytes) -> int:
 
 
 def _border(kind: int) -> bytes:
-    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + nfgenmsg(0, _SUBSYSTEM)
+    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + nfgenmsg(0, SUBSYSTEM)
 
 
 class ElementFormat:

@@ -24,6 +24,7 @@ from pyproxy.apply.nft_messages import (
 )
 from pyproxy.apply.nft_socket import NftSocket, parts
 from pyproxy.apply.nft_tables import DAMAGED, Listing, is_dormant, is_marker
+from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.ruleset_counter import RulesetCounter
 from pyproxy.compile.nft_layout import TABLE, numbered_chain, slot_chain
 from pyproxy.compile.nft_text import element_text, family_name, table_text
@@ -73,9 +74,10 @@ class NftablesKernel:
         family: Family,
         counter: RulesetCounter,
         layouts: Mapping[Layout, str],
+        witness: Witness,
         grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
-        """Take a counter of generations, and the texts of the layouts that `apply` may be asked for."""
+        """Take a counter of generations, the texts of the layouts that `apply` may be asked for, and who tells of others."""
         self.family = family
         self.commits = 0
         """Transactions so far, for tests and metrics."""
@@ -84,6 +86,8 @@ class NftablesKernel:
         self._grace_seconds = grace_seconds
         self._name = f"{family_name(family)} {TABLE}"
         self._socket = NftSocket()
+        self._witness = witness
+        witness.leave_out(self._socket.port)
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
         self._lingering: set[ElementKey] = set()
         self._users_of_ids: Counter[Value] = Counter()
@@ -97,7 +101,12 @@ class NftablesKernel:
 
     def disturbed(self) -> bool:
         """See `Kernel`."""
-        return self._failed_to_sweep or self._counter.disturbed()
+        self._witness.listen()
+        if not self._counter.disturbed():
+            return self._failed_to_sweep
+        for deed in self._witness.take(self.family):
+            logger.warning("%s: changed by %s", self._name, deed)
+        return True
 
     async def read(self) -> dict[ElementKey, Value]:
         """Return the elements of our table, and whether its layout is one of ours."""
@@ -248,6 +257,7 @@ class NftablesKernel:
             raise ApplyError(message, retryable=True)
         self.commits += 1
         self._counter.committed(1)
+        self._witness.take(self.family)
 
     def _commit(self, messages: list[bytes]) -> None:
         if messages:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from pyproxy.apply.command import run
+from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.nft_attribution import list_elements
@@ -45,7 +46,7 @@ class NftablesDumper:
         generation = NftGeneration()
         listings = []
         for family in Family:
-            entries = await NftablesKernel(family, generation.counter(), {}).read()
+            entries = await NftablesKernel(family, generation.counter(), {}, Witness(TABLE)).read()
             if entries:
                 self._tables[family] = await _list_table(family)
                 listings.append(list_elements(family, entries))

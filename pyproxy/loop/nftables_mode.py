@@ -4,10 +4,11 @@ import logging
 from pathlib import Path
 
 from pyproxy.apply.command import run
+from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.chain_names import is_ours
-from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
+from pyproxy.compile.nft_layout import TABLE, NftablesSettings, layout_of, layout_text
 from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.config import Config, ProxyMode
@@ -33,6 +34,7 @@ class NftablesMode:
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
         self._generation = NftGeneration()
+        self._witness = Witness(TABLE)
         self._layouts: dict[Layout, str] = {}
         self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_IS_THERE.exists())
         self._placement = Placement(config, self.families)
@@ -67,7 +69,7 @@ class NftablesMode:
 
     def kernel(self, family: Family) -> NftablesKernel:
         """See `Backend`."""
-        return NftablesKernel(family, self._generation.counter(), self._layouts)
+        return NftablesKernel(family, self._generation.counter(), self._layouts, self._witness)
 
     def prepare(self) -> None:
         """See `Backend`: the mode needs no kernel settings."""

@@ -11,9 +11,10 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
-from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
+from pyproxy.compile.nft_layout import TABLE, NftablesSettings, layout_of, layout_text
 from pyproxy.compile.nft_text import family_name
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.compile.plan import ServicePlan
@@ -88,10 +89,11 @@ class NftAgent:
         self.family = settings.family
         self.table = f"{family_name(settings.family)} pyproxy"
         self.generation = NftGeneration()
+        self._witness = Witness(TABLE)
         self._loop = loop
         self._layouts: dict[Layout, str] = {}
         self.program = self._program(settings)
-        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts, **grace)
+        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts, self._witness, **grace)
         self.reconciler: Reconciler[ElementKey, Value] = Reconciler(self.family, self.program, self.kernel)
 
     def __repr__(self) -> str:
@@ -99,8 +101,9 @@ class NftAgent:
 
     def close(self) -> None:
         """Let go of the kernel, as the end of a process does."""
-        self.kernel._socket._socket.close()
+        self.kernel._socket.close()
         self.generation.close()
+        self._witness.close()
 
     def do(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run to its end what the agent would run in its loop."""

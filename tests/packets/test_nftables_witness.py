@@ -1,0 +1,84 @@
+"""Who changed our table, and how, is logged when the change is seen."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from pyproxy.model.address import Family
+
+from .nft_agent import NftAgent, everything, node_namespace, node_settings, plan
+from .own_namespace import run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+DEEDS = {
+    "add rule TABLE services counter": "rule added",
+    "delete table TABLE": "table deleted",
+    "flush chain TABLE services": "rule deleted",
+    "add element TABLE cluster-ips { ADDRESS }": "elements added",
+    "add chain TABLE other; add rule TABLE other accept; add rule TABLE other accept": "chain added, 2 rule added",
+    "flush ruleset": "table deleted",
+}
+"""What others do, and part of what is told of it."""
+ADDRESSES = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
+
+
+@pytest.fixture(params=Family, ids=str)
+def agent(request: pytest.FixtureRequest) -> Iterator[NftAgent]:
+    """Give an agent that has everything in the kernel, and has looked at it."""
+    with node_namespace(node_settings(Family(request.param))) as start:
+        started = start()
+        started.put(*everything(started.family))
+        assert not started.kernel.disturbed()
+        yield started
+
+
+def told(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Let the agent look, and return what it says of others."""
+    caplog.clear()
+    assert agent.kernel.disturbed()
+    return [message for message in caplog.messages if message.startswith(agent.table)]
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_who_did_what(agent: NftAgent, caplog: pytest.LogCaptureFixture, deed: str) -> None:
+    """Name and number of the process, and what it added or deleted."""
+    run("nft", deed.replace("TABLE", agent.table).replace("ADDRESS", ADDRESSES[agent.family]))
+
+    [line] = told(agent, caplog)
+    found = re.fullmatch(rf"{agent.table}: changed by nft \(process [1-9][0-9]*\): (.*)", line)
+    assert found
+    assert DEEDS[deed] in found[1]
+
+
+def test_each_transaction_is_told_once(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """In their order; a second look tells nothing new."""
+    for deed in ("add chain TABLE other", "delete chain TABLE other"):
+        run("nft", deed.replace("TABLE", agent.table))
+
+    lines = told(agent, caplog)
+    assert ["chain added", "chain deleted"] == [line.rpartition(": ")[2] for line in lines]
+    assert [] == told(agent, caplog)
+
+
+def test_own_changes_and_tables_of_others_are_not_told(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither elements by netlink nor chains by nft are somebody else's; and what others do elsewhere is theirs."""
+    agent.put(plan(agent.family, 900, 1, 2, affinity_seconds=77))
+    assert not agent.kernel.disturbed()
+    run("nft", "add table inet others { chain services { }; }")
+
+    assert [] == told(agent, caplog)
+
+
+def test_more_than_the_queue_holds(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """That something is not known is said, too."""
+    elements = ", ".join(f"{number}" for number in range(65_000))
+    for _ in range(20):
+        script = f"add table {agent.table}2 {{ set s {{ type mark; elements = {{ {elements} }}; }}; }}"
+        run("nft", "-f", "-", stdin=f"{script}\ndelete table {agent.table}2\n")
+
+    assert any("more than could be noted" in line for line in told(agent, caplog))
