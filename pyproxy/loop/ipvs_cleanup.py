@@ -7,7 +7,7 @@ with kube-proxy's IPVS mode: what is in its sets, or on an address that it bound
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from time import time
 
@@ -58,9 +58,9 @@ def remove_ipvs(*, its_too: bool) -> list[tuple[Family, str]]:
     Raises:
         ApplyError: something could not be removed.
     """
-    looks: list[_Look] = [_ours, kube_proxys] if its_too else [_ours]
+    looks: list[_Look] = [_ours, _its] if its_too else [_ours_now]
     removed = [(family, _remove(look(family))) for look, family in product(looks, Family)]
-    if any(what for _, what in removed):
+    if any(what for _, what in removed) and not any(Vips(family).bound() for family in Family):
         Vips(Family.IPV4).remove_device()
     return removed
 
@@ -83,7 +83,7 @@ async def retire_ipvs(variant: Variant | None, *, its_too: bool) -> None:
                 await remove_chains(family, variant, IPVS_TABLES, is_ours_alone)
     await _until_unused(_ours)
     if its_too:
-        await _until_unused(kube_proxys)
+        await _until_unused(_its)
     remove_ipvs(its_too=its_too)
 
 
@@ -109,8 +109,19 @@ def _ours(family: Family) -> Left:
     return Left(sets, names, _virtuals(members), Vips(family).read() if names else (), are_bound=False)
 
 
+def _ours_now(family: Family) -> Left:
+    """Return what is ours and was not taken over by kube-proxy, which makes its sets anew when it is back."""
+    left = _ours(family)
+    return replace(left, virtuals=set(left.virtuals).difference(_its(family).virtuals))
+
+
 def kube_proxys(family: Family) -> Left:
-    """Return what kube-proxy left. What ours serves in its place is ours."""
+    """Return what kube-proxy left and ours did not take over."""
+    left = _its(family)
+    return replace(left, virtuals=set(left.virtuals).difference(_ours(family).virtuals))
+
+
+def _its(family: Family) -> Left:
     sets = IpSets(family, kube_proxy.set_prefix(family))
     full_names = {kube_proxy.cut(family, name): name for name in kube_proxy.SETS}
     names, members = _read(sets, dict.fromkeys(full_names, SetType.IP))
@@ -134,7 +145,7 @@ def kube_proxys(family: Family) -> Left:
         for virtual, _ in (servers.services(family) if servers else ())
         if virtual in at or virtual.ip in ips or (virtual.ip in own and (virtual.protocol, virtual.port) in ports)
     ]
-    return Left(sets, names, set(found).difference(_ours(family).virtuals), ips, are_bound=True)
+    return Left(sets, names, found, ips, are_bound=True)
 
 
 def _remove(left: Left) -> str:

@@ -74,6 +74,7 @@ async def _plan(config: Config) -> list[str]:
             *_table_lines(tables, family),
         ]
         lines += _ipvs_lines(family)
+        lines.append("  rules of each Service port, those that are there and those of pyproxy:")
         lines += _service_lines(_its_counts(mine, tables.get(family, "")), _counts(listing))
     return lines
 
@@ -231,4 +232,4 @@ def _ipvs_lines(family: Family) -> Iterator[str]:
 def _service_lines(before: Counts, after: Counts) -> Iterator[str]:
     for name in sorted({*before, *after}):
         remark = "" if name in before and name in after else "  (only there)" if name in before else "  (only here)"
-        yield f"  {name} {name.protocol.value}: {before.get(name, 0)} -> {after.get(name, 0)}{remark}"
+        yield f"    {name} {name.protocol.value}: {before.get(name, 0)} -> {after.get(name, 0)}{remark}"

@@ -4,7 +4,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,6 @@ FLAGS = (f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}",)
 PORT = 8080
 PATIENCE_SECONDS = 60.0
 ANSWER_SECONDS = 4.0
-PER_SECOND = 100
-FROM_OUTSIDE_PER_SECOND = 20
 # Of an administrator, and of another agent.
 FOREIGN_RULES = """\
 *filter
@@ -37,7 +35,8 @@ COMMIT
 COMMIT
 """
 FOREIGN_TABLE = "table ip admin { chain forward { type filter hook forward priority 10; counter; }; }"
-_IPTABLES = ("iptables-legacy", "ip6tables-legacy", "iptables-nft", "ip6tables-nft")
+LEGACY_TOOLS = ("iptables-legacy", "ip6tables-legacy")
+_IPTABLES = (*LEGACY_TOOLS, "iptables-nft", "ip6tables-nft")
 _COUNTERS = re.compile(r"(?m)^#.*\n|counter packets \d+ bytes \d+|\[\d+:\d+\]")
 
 
@@ -72,8 +71,11 @@ class Traffic:
 class OneNode:
     """A lab with a proxy on its first node, and a Service with an endpoint on each node."""
 
-    def __init__(self, control_plane: ControlPlane) -> None:
+    def __init__(self, control_plane: ControlPlane, *, tools: Sequence[str] = _IPTABLES, per_second: int = 100) -> None:
+        """Describe it: the programs of iptables that its kernel has, and how many connections a pod makes in a second."""
         self._control_plane = control_plane
+        self._tools = tools
+        self._per_second = per_second
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -115,10 +117,10 @@ class OneNode:
 
     # -- proxies
 
-    def kube_proxy(self, backend: Backend) -> KubeProxy:
+    def kube_proxy(self, backend: Backend, *flags: str) -> KubeProxy:
         """Return a kube-proxy for the node."""
         return KubeProxy(
-            self._control_plane, self.host.namespace.name, node=self.host.name, backend=backend, flags=FLAGS
+            self._control_plane, self.host.namespace.name, node=self.host.name, backend=backend, flags=(*FLAGS, *flags)
         )
 
     def pyproxy(self, backend: Backend, *flags: str, environment: dict[str, str] | None = None) -> Agent:
@@ -138,6 +140,10 @@ class OneNode:
 
     # -- the kernel
 
+    @property
+    def _has_nft(self) -> bool:
+        return any("nft" in tool for tool in self._tools)
+
     def rules_of(self, *command: str) -> str:
         """Return rules that a command prints, but for counters."""
         return _COUNTERS.sub("", self.host.run(*command))
@@ -145,8 +151,8 @@ class OneNode:
     def rules(self) -> str:
         """Return all rules of the node but for counters: those of both variants of iptables, and of nftables."""
         tables = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
-        parts = [self.rules_of("nft", "list", "ruleset")]
-        for tool in _IPTABLES:
+        parts = [self.rules_of("nft", "list", "ruleset")] if self._has_nft else []
+        for tool in self._tools:
             names = tables[tool.partition("-")[0]]
             # The legacy programs create a table that they are asked for.
             if "nft" in tool or self.host.run("sh", "-c", f"cat {names} 2>/dev/null || true"):
@@ -159,9 +165,10 @@ class OneNode:
 
     def load_foreign_rules(self) -> None:
         """Have rules of others on the node."""
-        for tool in ("iptables-legacy", "iptables-nft"):
+        for tool in {"iptables-legacy", "iptables-nft"}.intersection(self._tools):
             self.host.run(f"{tool}-restore", "--noflush", stdin=FOREIGN_RULES, env=self._lock)
-        self.host.run("nft", "-f", "-", stdin=FOREIGN_TABLE)
+        if self._has_nft:
+            self.host.run("nft", "-f", "-", stdin=FOREIGN_TABLE)
 
     def foreign_rules(self) -> list[str]:
         """Return the lines of the rules of others."""
@@ -181,7 +188,7 @@ class OneNode:
             for connection in held:
                 stack.enter_context(connection)
             loads = (
-                stack.enter_context(client.load(inside, per_second=PER_SECOND)),
-                stack.enter_context(stranger.load(outside, per_second=FROM_OUTSIDE_PER_SECOND)),
+                stack.enter_context(client.load(inside, per_second=self._per_second)),
+                stack.enter_context(stranger.load(outside, per_second=self._per_second / 5)),
             )
             yield Traffic(tuple(held), loads, began_at)
