@@ -16,6 +16,7 @@ from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
 from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.event import Event
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
@@ -126,7 +127,10 @@ class AgentHealth:
         self._counts[name] = check.local_endpoints if check else 0
         if check:
             application = service_application(name, lambda: self._counts.get(name, 0), self._health)
-            site = Site(application, [ListenAddress(ip, check.port) for ip in self._ips], both_families=False)
+            # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
+            event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
+            addresses = [ListenAddress(ip, check.port) for ip in self._ips]
+            site = Site(application, addresses, both_families=False, event=event)
         else:
             del self._counts[name]
         self._listeners.serve(f"health check of Service {name}", site)

@@ -21,6 +21,7 @@ from wsgiref.types import WSGIApplication
 
 from pyproxy.flags import ListenAddress
 from pyproxy.model.address import Family, family_of, ip_text
+from pyproxy.model.event import Event
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class Site:
     """Whether all zeros are every address of both families, as for Go's network ``tcp``, or of their own family only."""
     failed: Callable[[str], None] = lambda _: None
     """Told, in the thread of the sockets, of the first time that an address cannot be had."""
+    event: Event | None = None
+    """What the API is told then."""
 
 
 class _Place(NamedTuple):
@@ -132,7 +135,8 @@ class Listeners(threading.Thread):
                 logger.debug("%s; trying on", message)
                 return
             self._missing.add(place)
-            logger.error("%s; trying on", message)  # noqa: TRY400  # all that there is to say is in the message
+            # All that there is to say is in the message.
+            logger.error("%s; trying on", message, extra={"event": site.event})  # noqa: TRY400
             site.failed(message)
             return
         logger.info("%s served on http://%s", place.name, place.address)

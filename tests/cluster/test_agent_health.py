@@ -1,6 +1,7 @@
 """What the installed pyproxy says of its health while its API server comes and goes, and what it waits for."""
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -10,9 +11,10 @@ from http.client import HTTPConnection
 import pytest
 
 from .agent import Agent
+from .api import JsonObject
 from .controlplane import ControlPlane
 from .namespace import call_inside
-from .objects import NODE, SLICES, Cluster
+from .objects import NODE, SERVICES, SLICES, Cluster
 from .relay import LOOPBACK, Relay
 
 FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "--iptables-sync-period=1s")
@@ -20,6 +22,8 @@ HEALTH_TIMEOUT_SECONDS = 2.0
 """Two sync periods."""
 HEALTH_PORT = 10256
 CHECK_PORT = 32022
+OTHER_CHECK_PORT = 32023
+EVENTS = "/apis/events.k8s.io/v1/namespaces/default/events"
 _LOOK_SECONDS = 0.2
 
 
@@ -87,6 +91,31 @@ def test_lost_api_server(cluster: Cluster, agent: Agent, relay: Relay, namespace
         return 0 == int(json.loads(ask(namespace, "/readyz")[1])["watchesLostSeconds"])
 
     agent.wait_until(is_back, "watches")
+
+
+def test_check_whose_port_is_taken(control_plane: ControlPlane, cluster: Cluster, agent: Agent, namespace: str) -> None:
+    """A health check node port that another program has is an Event of its Service, and is served once it is free."""
+    cluster.create_node()
+    reason = "FailedToStartServiceHealthcheck"
+
+    def event() -> JsonObject | None:
+        found = control_plane.request("GET", EVENTS)["items"]
+        return next((item for item in found if item["reason"] == reason), None)
+
+    with call_inside(namespace, partial(socket.create_server, ("", OTHER_CHECK_PORT))):
+        control_plane.request(
+            "PATCH", f"{SERVICES}/balanced", {"spec": {"type": "ClusterIP", "externalTrafficPolicy": None}}
+        )
+        balanced = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": OTHER_CHECK_PORT}
+        control_plane.request("PATCH", f"{SERVICES}/balanced", {"spec": balanced})
+        agent.wait_until(lambda: event() is not None, f"an Event with reason {reason}")
+    agent.wait_until(partial(answers, namespace, "/", OTHER_CHECK_PORT, 200), "an answer on the port")
+    told = event()
+    control_plane.kubectl("delete", "events", "--all")
+
+    assert told is not None
+    assert ("Warning", "Listen", "balanced") == (told["type"], told["action"], told["regarding"]["name"])
+    assert f":{OTHER_CHECK_PORT}" in told["note"]
 
 
 def test_node_without_an_address(cluster: Cluster, agent: Agent, namespace: str) -> None:
