@@ -35,6 +35,7 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
 LOG_ATTRIBUTES = ("v", "logging_format")
 RULE_ATTRIBUTES = (
     "config",
+    "pyproxy_config",
     "manifests",
     "proxy_mode",
     "iptables_variant",
@@ -262,10 +263,10 @@ def dump_rules(
     **flags: object,
 ) -> None:
     """Show the rules for the objects in files, by Service. Needs neither root nor a cluster, except for --live."""
-    if not live and not flags["manifests"]:
+    config = configure(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {}))
+    if not live and not config.manifests:
         message = "say which objects: --manifests PATH; or --live for the rules that are in the kernel"
         raise click.UsageError(message, ctx)
-    config = configure(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {}))
     from pyproxy.loop import dump  # noqa: PLC0415 (see module docstring)
 
     output_format = (output or DumpFormat.TEXT).value
@@ -325,7 +326,7 @@ def check_config(ctx: click.Context, /, **_: object) -> None:
     cls=FlagCommand,
     params=[
         Flag(["--dry-run"], SWITCH, "Say what would change. Has to be given: a take-over happens in run."),
-        *config_flags(OPTIONS),
+        *config_flags(OPTIONS, hidden=True),
     ],
     context_settings=SETTINGS,
     epilog=EXIT_CODES,
@@ -334,7 +335,7 @@ def check_config(ctx: click.Context, /, **_: object) -> None:
 def takeover(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None:
     """Say what run would change in the kernel of this node, against the rules that a kube-proxy has there now.
 
-    Takes the flags of run. Writes nothing. Each Service port has a line with the number of its rules: those that are
+    Takes all flags of run. Writes nothing. Each Service port has a line with the number of its rules: those that are
     there, and those that pyproxy would have.
     """
     if not dry_run:

@@ -144,12 +144,15 @@ class _Reader:
     _text: str = field(init=False)
     _document: YamlDocument = field(init=False)
     _found: list[tuple[str, object]] = field(init=False)
+    _warnings: list[str] = field(default_factory=list)
     _errors: dict[str, None] = field(default_factory=dict)
     """In order, each once."""
 
     def __post_init__(self) -> None:
         self._text = _text(self.schema, self.path)
-        self._document = _document(self.schema, self.path, self._text)
+        self._document, others = _document(self.schema, self.path, self._text)
+        if others:
+            self._warn(f"only the first document counts, and {others} more are passed over")
         found = _leaves(self._document.tree, "", self.schema.sections)
         self._found = [(name, value) for name, value in found if value is not None]
 
@@ -168,17 +171,16 @@ class _Reader:
         # The first field of a flag is the one to name where none was given.
         known = reversed([*self.schema.fields.items()])
         fields = {OPTIONS[each.attribute].flag: name for name, each in known if each.attribute}
-        warnings: list[str] = []
         for name, raw in self._found:
             if name not in self.schema.fields:
-                self._note_unknown(name, raw, warnings)
+                self._note_unknown(name, raw)
                 continue
             value = self._value(name, raw)
             if value is _NOT_GIVEN or not _applies(name, self.mode):
                 continue
             attribute = self.schema.fields[name].attribute
             if ignored := self.schema.fields[name].ignored or _ignored(attribute, value):
-                warnings.append(f"{self.path}: {name} {ignored}")
+                self._warn(f"{name} {ignored}")
             if attribute and attribute not in self.typed:
                 values[attribute] = value
                 fields[OPTIONS[attribute].flag] = name
@@ -186,15 +188,15 @@ class _Reader:
             raise ConfigError("\n".join(self._errors))
         given = {OPTIONS[attribute].flag for attribute in self.typed}
         fields = {flag: name for flag, name in fields.items() if flag not in given}
-        return ConfigFile(self.path, values, tuple(warnings), fields, self._text)
+        return ConfigFile(self.path, values, tuple(self._warnings), fields, self._text)
 
-    def _note_unknown(self, name: str, raw: object, warnings: list[str]) -> None:
+    def _note_unknown(self, name: str, raw: object) -> None:
         if name in self.schema.sections:
             self._blame(name, f"{json.dumps(raw)} is not a mapping of fields")
             return
         close = get_close_matches(name, self.schema.fields, n=1, cutoff=0.8)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        warnings.append(f"{self.path}: {name} is unknown, and passed over{hint}")
+        self._warn(f"{name} is unknown, and passed over{hint}")
 
     def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the attribute's type
         try:
@@ -202,6 +204,9 @@ class _Reader:
         except ValueError as error:
             self._blame(name, str(error))
             return _NOT_GIVEN
+
+    def _warn(self, message: str) -> None:
+        self._warnings.append(f"{self.path}: {message}")
 
     def _blame(self, name: str, reason: str) -> None:
         self._errors[f"{self.path}: line {self._document.line(name)}: {name}: {reason}"] = None
@@ -215,22 +220,23 @@ def _text(schema: Schema, path: str) -> str:
         raise ConfigError(message) from unreadable
 
 
-def _document(schema: Schema, path: str, text: str) -> YamlDocument:
+def _document(schema: Schema, path: str, text: str) -> tuple[YamlDocument, int]:
+    """Return the first document, which kube-proxy takes whatever follows, and the number of those that follow."""
     match list(yaml_documents(text)):
-        case [YamlDocument(tree=dict() as tree) as document]:
+        case [YamlDocument(tree=dict() as tree) as document, *others]:
             pass
         case [YamlError() as error, *_]:
             message = f"{path}: {error}"
             raise ConfigError(message)
         case _:
-            message = f"{path}: is not one {schema.kind}"
+            message = f"{path}: is no {schema.kind}"
             raise ConfigError(message)
     for name, wanted in (("apiVersion", schema.api_version), ("kind", schema.kind)):
         if tree.get(name) != wanted:
             message = f"{path}: {name}: {json.dumps(tree.get(name))} is not {wanted}"
             raise ConfigError(message)
     del tree["apiVersion"], tree["kind"]
-    return document
+    return document, len(others)
 
 
 def _leaves(tree: object, section: str, sections: set[str]) -> Iterator[tuple[str, object]]:

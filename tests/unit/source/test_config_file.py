@@ -209,7 +209,6 @@ def test_what_changes_nothing_is_warned_of(tmp_path: Path) -> None:
         ("oomScoreAdj: -1001", "line 3: oomScoreAdj: -1001 is not within -1000..1000"),
         ("mode: a\nmode: b", "line 4: the key mode stands here twice"),
         ("mode: [", "line "),
-        ("mode: ''\n---\nmode: ''", "is not one KubeProxyConfiguration"),
     ],
 )
 def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, message: str) -> None:
@@ -220,11 +219,19 @@ def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, message: str)
     assert str(caught.value).startswith(f"{tmp_path}/config.conf: {message}")
 
 
+def test_only_the_first_document_counts(tmp_path: Path) -> None:
+    """As kube-proxy, which takes the first document whatever follows; here that is not silent."""
+    file = read(tmp_path, "mode: ipvs\n---\nmode: nftables\n---\na: [\n")
+
+    assert {"proxy_mode": ProxyMode.IPVS} == file.values
+    assert (f"{tmp_path}/config.conf: only the first document counts, and 2 more are passed over",) == file.warnings
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not one KubeProxyConfiguration"),
-        ("- 1", "is not one KubeProxyConfiguration"),
+        ("", "is no KubeProxyConfiguration"),
+        ("- 1", "is no KubeProxyConfiguration"),
         ("kind: KubeProxyConfiguration", "apiVersion: null is not kubeproxy.config.k8s.io/v1alpha1"),
         (HEAD.replace("v1alpha1", "v1"), 'apiVersion: "kubeproxy.config.k8s.io/v1" is not kubeproxy'),
         (
