@@ -13,7 +13,7 @@ from typing import Self
 from tests.lab import CLUSTER_CIDRS, Connection, Lab, Load, LoadFailure, LoadReport, Shape, tcp
 
 from .agent import PYPROXY, Agent
-from .controlplane import ControlPlane
+from .controlplane import KUBE_PROXY_USER, ControlPlane
 from .kubeproxy import Backend, KubeProxy
 from .peer.objects import Entry, JsonObject, entry, port, service
 from .process import wait_until
@@ -137,6 +137,17 @@ class OneNode:
     def command(self, *arguments: str) -> str:
         """Run a command of pyproxy on the node."""
         return self.host.run(PYPROXY, *arguments, env=self._lock)
+
+    def dry_run(self, backend: Backend) -> str:
+        """Return what a dry run of a take-over says."""
+        mode, _, variant = backend.partition("-")
+        with self._control_plane.exposed_in(self.host.namespace.name) as server:
+            user = {"token": self._control_plane.static_token(KUBE_PROXY_USER)}
+            where = f"--kubeconfig={self._control_plane.kubeconfig_for(user, server)}"
+            flags = (f"--hostname-override={self.host.name}", f"--proxy-mode={mode}", *FLAGS)
+            return self.command(
+                "takeover", "--dry-run", where, *flags, *([f"--iptables-variant={variant}"] if variant else [])
+            )
 
     # -- the kernel
 

@@ -166,6 +166,27 @@ def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, ref
     assert ([], []) == (broken, traffic.failures(outside=(0.0, 0.0)))
 
 
+@pytest.mark.parametrize(
+    ("its", "ours"),
+    [("iptables-nft", "iptables-nft"), ("iptables-legacy", "nftables"), ("nftables", "iptables-legacy")],
+)
+def test_dry_run(node: OneNode, its: Backend, ours: Backend) -> None:
+    """A dry run tells who is there, what goes, and what each Service has now and then; it writes nothing."""
+    with node.kube_proxy(its) as proxy:
+        proxy.wait_synced()
+        before = node.rules()
+        said = node.dry_run(ours)
+        after = node.rules()
+
+    assert before == after
+    assert f"127.0.0.1:10249/proxyMode says {its.partition('-')[0]}" in said
+    assert re.search(r"default/web tcp: [1-9]\d* -> [1-9]\d*\n", said)
+    assert "only" not in said
+    what = {"nftables": r"nftables, .*: table kube-proxy with \d+ chains"}.get(its, rf"{its}, .*: [1-9]\d* chains")
+    assert re.search(f"removed from {what}", said)
+    assert ours == "nftables" or re.search(rf"chains in {ours}: \d+ change, [1-9]\d* appear, \d+ go, \d+ stay", said)
+
+
 def its_rules(node: OneNode, its: Backend) -> list[str]:
     """Return the rules of a kube-proxy, without those of pyproxy in the same tables."""
     if its == "nftables":
