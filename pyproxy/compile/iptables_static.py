@@ -7,9 +7,10 @@ rule: one rule for all Services instead of one for each endpoint (`docs/decision
 from dataclasses import dataclass
 
 from pyproxy.compile import chain_names as names
-from pyproxy.compile.iptables_rules import comment, destination, rules, source_is_destination
+from pyproxy.compile.family_settings import FamilySettings
+from pyproxy.compile.iptables_chains import forward_chain, hairpin_rule, mark_chain, postrouting_chain
+from pyproxy.compile.iptables_rules import comment, destination, rules
 from pyproxy.model.address import Family
-from pyproxy.model.node import LocalTraffic
 from pyproxy.model.ruleset import FILTER, NAT, ChainKey, HookKey, RulesetKey
 
 _NEW = "-m conntrack --ctstate NEW "
@@ -41,16 +42,9 @@ _HOOKS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IptablesSettings:
+class IptablesSettings(FamilySettings):
     """What the rules of one family depend on besides Services."""
 
-    family: Family
-    masquerade_mark: int = 0x4000
-    """The bit of the packet mark that says: masquerade this packet."""
-    masquerade_all: bool = False
-    """Masquerade all traffic to cluster IPs, wherever it comes from."""
-    local_traffic: LocalTraffic | None = None
-    """How to tell a pod's packet; None: nothing is known to be a pod's."""
     localhost_node_ports: bool = True
     """Serve node ports on 127.0.0.0/8. Never for IPv6, which has no route_localnet."""
     node_port_ips: tuple[bytes, ...] | None = None
@@ -61,11 +55,6 @@ class IptablesSettings:
     """Masquerade with fully random source ports (iptables 1.6.2 and later)."""
     hairpin_by_packet: bool = True
     """The kernel has xt_bpf: hairpin connections are told by the packet, not by a chain for each endpoint."""
-
-    @property
-    def mark(self) -> str:
-        """Return the mark as value and mask."""
-        return f"{self.masquerade_mark:#x}/{self.masquerade_mark:#x}"
 
 
 def known_hooks(family: Family) -> tuple[HookKey, ...]:
@@ -80,7 +69,7 @@ def static_rules(settings: IptablesSettings) -> dict[RulesetKey, str]:
         ChainKey(FILTER, names.FORWARD): _forward_chain(settings),
         ChainKey(FILTER, names.KUBELET_FIREWALL): "",
         ChainKey(NAT, names.POSTROUTING): _postrouting_chain(settings),
-        ChainKey(NAT, names.MARK_MASQUERADE): rules(names.MARK_MASQUERADE, f"-j MARK --set-xmark {settings.mark}"),
+        ChainKey(NAT, names.MARK_MASQUERADE): mark_chain(settings),
         ChainKey(FILTER, names.CANARY): "",
         ChainKey(NAT, names.CANARY): "",
     }
@@ -107,27 +96,9 @@ def node_port_jumps(settings: IptablesSettings) -> str:
 
 
 def _forward_chain(settings: IptablesSettings) -> str:
-    invalid = ["-m conntrack --ctstate INVALID -j DROP"] if settings.drop_invalid else []
-    return rules(
-        names.FORWARD,
-        *invalid,
-        f"{comment('kubernetes forwarding rules')} -m mark --mark {settings.mark} -j ACCEPT",
-        f"{comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    )
+    return forward_chain(settings, *(["-m conntrack --ctstate INVALID -j DROP"] if settings.drop_invalid else []))
 
 
 def _postrouting_chain(settings: IptablesSettings) -> str:
-    # What leaves by lo is the node talking to itself, which needs no masquerade and may be another agent's redirect.
-    hairpin = (
-        f"! -o lo {comment('kubernetes hairpin traffic')} -m conntrack --ctstate DNAT "
-        f"{source_is_destination(settings.family)} -j {names.MARK_MASQUERADE}"
-    )
-    random_fully = " --random-fully" if settings.random_fully else ""
-    return rules(
-        names.POSTROUTING,
-        *([hairpin] if settings.hairpin_by_packet else []),
-        f"-m mark ! --mark {settings.mark} -j RETURN",
-        # Off again: a packet that passes here twice (a tunnel) is masqueraded once.
-        f"-j MARK --set-xmark {settings.masquerade_mark:#x}/0x0",
-        f"{comment('kubernetes service traffic requiring SNAT')} -j MASQUERADE{random_fully}",
-    )
+    hairpin = [hairpin_rule(settings, "-m conntrack --ctstate DNAT")] if settings.hairpin_by_packet else []
+    return postrouting_chain(settings, *hairpin, random_fully=settings.random_fully)

@@ -14,7 +14,9 @@ IPVS takes packets at LOCAL_IN and LOCAL_OUT, between the tables' own hooks. Wha
 from dataclasses import dataclass
 
 from pyproxy.compile import chain_names as names
-from pyproxy.compile.iptables_rules import comment, if_local, if_not_local, rules, source_is_destination
+from pyproxy.compile.family_settings import FamilySettings
+from pyproxy.compile.iptables_chains import forward_chain, hairpin_rule, mark_chain, postrouting_chain
+from pyproxy.compile.iptables_rules import comment, if_local, if_not_local, rules
 from pyproxy.compile.iptables_static import known_hooks
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import Set
@@ -68,16 +70,9 @@ _HOOKS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class IpvsSettings:
+class IpvsSettings(FamilySettings):
     """What the entries of one family depend on besides Services."""
 
-    family: Family
-    masquerade_mark: int = 0x4000
-    """The bit of the packet mark that says: masquerade this packet."""
-    masquerade_all: bool = False
-    """Masquerade all traffic to cluster IPs, wherever it comes from."""
-    local_traffic: LocalTraffic | None = None
-    """How to tell a pod's packet; None: nothing is known to be a pod's."""
     local_ips: frozenset[bytes] = frozenset()
     """Addresses of this node: served where a Service claims them, but never made or removed."""
     node_port_ips: tuple[bytes, ...] = ()
@@ -85,11 +80,6 @@ class IpvsSettings:
     source_ip: bytes = b""
     """The node's address from which it speaks to Services; empty: the kernel's choice."""
     scheduler: str = "rr"
-
-    @property
-    def mark(self) -> str:
-        """Return the mark as value and mask."""
-        return f"{self.masquerade_mark:#x}/{self.masquerade_mark:#x}"
 
 
 def set_prefix(family: Family) -> str:
@@ -139,10 +129,10 @@ def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
         ),
         ChainKey(MANGLE, NO_LOCAL_CHAIN): _no_local(settings),
         ChainKey(FILTER, IPVS_FILTER): _access_filter(settings),
-        ChainKey(FILTER, names.FORWARD): _forward(settings),
+        ChainKey(FILTER, names.FORWARD): forward_chain(settings),
         ChainKey(NAT, names.SERVICES): _services(settings),
-        ChainKey(NAT, names.POSTROUTING): _postrouting(settings),
-        ChainKey(NAT, names.MARK_MASQUERADE): rules(names.MARK_MASQUERADE, f"-j MARK --set-xmark {settings.mark}"),
+        ChainKey(NAT, names.POSTROUTING): postrouting_chain(settings, hairpin_rule(settings, "-m ipvs --ipvs")),
+        ChainKey(NAT, names.MARK_MASQUERADE): mark_chain(settings),
     }
     found |= {ChainKey(table, names.CANARY): "" for table in (MANGLE, FILTER, NAT)}
     for table, chain, condition, text, target in _HOOKS:
@@ -175,14 +165,6 @@ def _access_filter(settings: IpvsSettings) -> str:
     )
 
 
-def _forward(settings: IpvsSettings) -> str:
-    return rules(
-        names.FORWARD,
-        f"{comment('kubernetes forwarding rules')} -m mark --mark {settings.mark} -j ACCEPT",
-        f"{comment('kubernetes forwarding conntrack rule')} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-    )
-
-
 def _services(settings: IpvsSettings) -> str:
     mark = f"-j {names.MARK_MASQUERADE}"
     bodies = []
@@ -204,19 +186,3 @@ def _services(settings: IpvsSettings) -> str:
 def _cluster_ip_masquerade(settings: IpvsSettings, traffic: LocalTraffic) -> str:
     # iptables-save prints addresses and interfaces before matches.
     return f"{if_not_local(traffic)} {match(settings, CLUSTER_IP)} -j {names.MARK_MASQUERADE}"
-
-
-def _postrouting(settings: IpvsSettings) -> str:
-    # What leaves by lo is the node talking to itself, which needs no masquerade.
-    hairpin = (
-        f"! -o lo {comment('kubernetes hairpin traffic')} -m ipvs --ipvs "
-        f"{source_is_destination(settings.family)} -j {names.MARK_MASQUERADE}"
-    )
-    return rules(
-        names.POSTROUTING,
-        hairpin,
-        f"-m mark ! --mark {settings.mark} -j RETURN",
-        # Off again: a packet that passes here twice (a tunnel) is masqueraded once.
-        f"-j MARK --set-xmark {settings.masquerade_mark:#x}/0x0",
-        f"{comment('kubernetes service traffic requiring SNAT')} -j MASQUERADE --random-fully",
-    )

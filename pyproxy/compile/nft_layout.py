@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 
+from pyproxy.compile.family_settings import FamilySettings
 from pyproxy.model.address import Family, Network, ip_text
 from pyproxy.model.nftables import (
     ADDRESSED,
@@ -36,16 +37,9 @@ _PROTOCOLS = ("tcp", "udp", "sctp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NftablesSettings:
+class NftablesSettings(FamilySettings):
     """What one family's table depends on besides Services."""
 
-    family: Family
-    masquerade_mark: int = 0x4000
-    """The bit of the packet mark that says: masquerade this packet."""
-    masquerade_all: bool = False
-    """Masquerade all traffic to cluster IPs, wherever it comes from."""
-    local_traffic: LocalTraffic | None = None
-    """How to tell a pod's packet; None: nothing is known to be a pod's."""
     node_port_ips: tuple[bytes, ...] | None = None
     """Addresses of this node that serve node ports; None means all but loopback."""
     service_cidrs: tuple[Network, ...] | None = ()
