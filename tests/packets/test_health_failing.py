@@ -10,7 +10,7 @@ import pytest
 
 from .cluster import Cluster, wait_until
 from .gate import Gate
-from .health import CHECK_PORT, ask, balanced, status, wait_until_told
+from .health import CHECK_PORT, HEALTH_PORT, ask, balanced, status, wait_until_told
 from .modes import needs
 from .objects import backed, node, port, service, slices
 
@@ -33,8 +33,9 @@ def objects(cluster: Cluster, gate: Gate) -> Iterator[None]:
 
 
 def answers(cluster: Cluster, path: str, code: int) -> bool:
-    """Say whether a node answers a path with a code."""
-    return status(cluster, "node1", path) == code
+    """Say whether a node answers a path with a code; one that has just started may have no server yet."""
+    answer = ask(cluster, "node1", HEALTH_PORT, path)
+    return answer is not None and answer.status == code
 
 
 def test_work_that_cannot_be_done(cluster: Cluster, gate: Gate) -> None:
@@ -65,3 +66,25 @@ def test_quarantine_is_no_pending_work(cluster: Cluster, gate: Gate) -> None:
     gate.admit_all()
 
     assert {200} == statuses
+
+
+def test_first_sync_that_fails(cluster: Cluster, gate: Gate) -> None:
+    """Rules that were never written are pending work, though no change came since."""
+    flags = cluster.flags
+    cluster.stop()
+    gate.be_busy()
+    cluster.write([node("node1"), node("node2"), balanced()])
+    host = cluster.lab["node1"]
+    agent = host.start(*cluster.command(host, *flags), env=cluster.env(host, gate.env))
+    try:
+        for path in PATHS:
+            wait_until(partial(answers, cluster, path, 503), f"{path} says no")
+        gate.admit_all()
+        for path in PATHS:
+            wait_until(partial(answers, cluster, path, 200), f"{path} says yes")
+    finally:
+        gate.admit_all()
+        agent.signal(15)
+        agent.wait()
+        cluster.start(*flags, env=gate.env)
+        cluster.put(balanced())
