@@ -30,6 +30,8 @@ class OwnNode:
 
     def __init__(self, config: Config, name: str) -> None:
         self._config = config
+        self._is_listed = False
+        self._listed: Node | None = None
         self._seen: Node | None = None
         """The last object, with what those before it had and it has not."""
         self._is_awaited = True
@@ -46,7 +48,10 @@ class OwnNode:
         return self._is_awaited
 
     def listed(self, node: Node | None) -> None:
-        """Take note of the object, or that there is none, as of now."""
+        """Take note of the object, or that there is none, as of now; cheap for one that was noted before."""
+        if self._is_listed and node is self._listed:
+            return
+        self._is_listed, self._listed = True, node
         if node is not None:
             self._seen = _completed(node, self._seen)
             self._warn_of(node)
