@@ -1,6 +1,6 @@
 """Virtual and real servers by generic netlink: one socket, hand-packed messages (`linux/ip_vs.h`).
 
-One structure for a whole message body, because a general netlink library takes 400 times as long to pack one.
+One structure for a whole message body, because general netlink libraries pack attribute by attribute.
 What there is comes from ``/proc/net/ip_vs`` in one go: by netlink each virtual server would be a dump of its own.
 """
 
