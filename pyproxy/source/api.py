@@ -119,12 +119,13 @@ class ApiSource:
         failures = 0
         while True:
             try:
-                await self._transport.access()
+                access = await self._transport.access()
             except SourceError as error:
                 failures += 1
                 self._availability.lose(Kind.NODE, str(error), _now())
                 await asyncio.sleep(delay_seconds(failures, self._random()))
             else:
+                logger.info("API server: %s", ", else ".join(server.url for server in access.servers))
                 return
 
 
@@ -152,15 +153,15 @@ class Availability:
             self._reasons.add(reason)
             logger.warning("API server lost, the last good state is kept: %s", reason)
 
-    def regain(self, kind: Kind, now: float) -> None:
-        """Take note that a kind is watched."""
+    def regain(self, kind: Kind, server: str, now: float) -> None:
+        """Take note that a kind is watched, and at which server."""
         self._told(kind, "")
         if kind not in self._lost:
             return
         self._lost.remove(kind)
         if not self._lost:
             self._reasons.clear()
-            logger.info("API server is back after %.1f s", now - self._lost_at)
+            logger.info("API server is back after %.1f s: %s", now - self._lost_at, server)
 
 
 class BadObjects:
@@ -260,7 +261,7 @@ class Watcher:
         async with self.transport.lines(self.resource.path, self.resource.selectors | query) as lines:
             self._reflector.watch_opened(_now())
             self._is_absent = False
-            self.availability.regain(self.resource.kind, _now())
+            self.availability.regain(self.resource.kind, self.transport.server, _now())
             while batch := await lines.read():
                 for line in batch:
                     self._take(line)
@@ -335,7 +336,7 @@ class Watcher:
 
     def _absent(self, error: RefusedError) -> float:
         """Go on as if there were no object, which is no loss; a refused watch says nothing before the next list does."""
-        self.availability.regain(self.resource.kind, _now())
+        self.availability.regain(self.resource.kind, self.transport.server, _now())
         if not (self._is_absent or isinstance(self._reflector.request, Watch)):
             self._is_absent = True
             level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO

@@ -173,6 +173,11 @@ class Transport:
         for _ in range(_TURNS_TO_CLOSE):
             await asyncio.sleep(0)
 
+    @property
+    def server(self) -> str:
+        """Return the URL of the server that has its turn; empty before one is known."""
+        return self._access.servers[self._turn % len(self._access.servers)].url if self._access else ""
+
     async def access(self) -> Access:
         """Return server and credentials; find them if that was not done before, or if they are about to expire.
 

@@ -5,11 +5,13 @@ the right rules is a property there; here are the single facts.
 """
 
 import logging
+import re
 
 import pytest
 
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.errors import ApplyError
+from pyproxy.logs import V2
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.change import Kind, Put, Removed
 from pyproxy.model.node import LocalTraffic
@@ -49,6 +51,31 @@ def refused_texts(agent: TableAgent) -> list[str]:
     texts = [text for text in agent.kernel.written if f".{POISON}:8080" in text]
     agent.kernel.written.clear()
     return texts
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines that -v 2 shows since they were last asked for, without their times."""
+    found = [record.getMessage() for record in caplog.records if record.levelno >= V2]
+    caplog.clear()
+    return [re.sub(r"[0-9.]+ ms", "N ms", line) for line in found]
+
+
+def test_each_sync_that_does_something_is_a_line(agent: TableAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """With -v 2 a sync is told with its counts and time; one that finds all as it should be, and no sync, are not."""
+    caplog.set_level(V2, logger="pyproxy")
+    agent.tell(everything(3))
+    agent.sync()
+    first = told(caplog)
+    agent.tell(endpoints_changed(1, [2]))
+    agent.sync()
+    second = told(caplog)
+    agent.reconciler.distrust()
+    agent.sync()
+
+    assert len(first) == 1
+    assert first[0].startswith("IPv4: full sync done in N ms: 3 of 3 Service ports changed, 0 refused, ")
+    assert ["IPv4: partial sync done in N ms: 1 of 3 Service ports changed, 0 refused, 1 entries written"] == second
+    assert [] == told(caplog)
 
 
 def test_hooks_keep_their_order(agent: TableAgent) -> None:

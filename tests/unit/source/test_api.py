@@ -6,6 +6,7 @@ API server plays along (tests/cluster).
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -54,6 +55,13 @@ async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
         server.say(SERVICES, server.stream(*lines, then_end=True))
         async with running(access_to(server.url)) as changes:
             yield server, changes
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what the source has logged, after the first line, which names the server."""
+    first, *others = (record for record in caplog.records if record.name == "pyproxy.source.api")
+    assert first.message.startswith("API server: http://127.0.0.1:")
+    return others
 
 
 @in_loop
@@ -281,7 +289,7 @@ async def test_server_without_service_cidrs(
             absent, there = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
 
     assert [Replaced(Kind.SERVICE_CIDR, ()), Replaced(Kind.SERVICE_CIDR, (KUBERNETES,))] == [absent, there]
-    [record] = [record for record in caplog.records if record.name == "pyproxy.source.api"]
+    [record] = told(caplog)
     text = f"done without, and tried again now and then: {SERVICE_CIDRS}: {status} no{more}"
     assert (level, text) == (record.levelname, record.message[: len(text)])
 
@@ -297,7 +305,7 @@ async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixt
             before, after = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
 
     assert [Replaced(Kind.SERVICE_CIDR, (KUBERNETES,)), Replaced(Kind.SERVICE_CIDR, ())] == [before, after]
-    messages = [record.message for record in caplog.records if record.name == "pyproxy.source.api"]
+    messages = [record.message for record in told(caplog)]
     beginnings = ("API server lost, ", "API server is back ", "done without, ")
     assert [True] * 3 == [message.startswith(begin) for message, begin in zip(messages, beginnings, strict=True)]
 
@@ -378,9 +386,9 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             for kind in Kind:
                 await changes.next(kind)
 
-    messages = [record.message for record in caplog.records if record.name == "pyproxy.source.api"]
+    messages = [record.message for record in told(caplog)]
     assert "API server lost, the last good state is kept: 503 etcd is not ready" == messages[0]
-    assert "API server is back after" == messages[1][:24]
+    assert re.fullmatch(r"API server is back after \d+\.\d s: http://127\.0\.0\.1:\d+", messages[1])
     assert 2 == len(messages)
 
 

@@ -179,6 +179,31 @@ def test_master_alone() -> None:
     assert Access(servers=(Server("http://[::1]:8080"),)) == read_access(Settings(master="[::1]:8080"))
 
 
+def test_api_servers_override(kubeconfig: Kubeconfig) -> None:
+    """--api-servers take the place of the kubeconfig's server, and its credentials and authority stay."""
+    settings = replace(kubeconfig.settings(), api_servers=("10.0.0.8:6443", "https://10.0.0.9:6443"))
+    access = read_access(settings)
+
+    assert ["https://10.0.0.8:6443", "https://10.0.0.9:6443"] == [server.url for server in access.servers]
+    assert ("Bearer secret", CA) == (access.read_authorization(), access.read_certificates().ca)
+
+
+def test_api_servers_with_a_service_account(kubeconfig: Kubeconfig, tmp_path: Path) -> None:
+    """Without a kubeconfig they are asked with the service account's token, if there is one."""
+    servers = ("https://10.0.0.8:6443",)
+    in_pod = read_access(Settings(api_servers=servers, service_account=str(kubeconfig.folder)))
+    elsewhere = read_access(Settings(api_servers=servers, service_account=str(tmp_path / "none")))
+
+    assert ("Bearer secret", "") == (in_pod.read_authorization(), elsewhere.read_authorization())
+    assert in_pod.servers == elsewhere.servers == (Server("https://10.0.0.8:6443"),)
+
+
+def test_a_bad_url_of_api_servers_names_the_flag(kubeconfig: Kubeconfig) -> None:
+    """The message says what was given wrongly."""
+    with pytest.raises(ConfigError, match="--api-servers: 'https://:1' is no URL"):
+        read_settings(replace(kubeconfig.settings(), api_servers=("https://a", "https://:1")))
+
+
 def test_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """HTTPS_PROXY holds for all servers but those that NO_PROXY names."""
     monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
