@@ -67,17 +67,22 @@ def test_a_port_that_is_taken(cluster: Cluster) -> None:
     """A check whose port another program has is named in the log once, stops nothing, and comes when it can."""
     host, other = cluster.lab["node1"], balanced(OTHER_CHECK_PORT)
     other["metadata"]["name"] = "other"
-    log = len(cluster.agents["node1"].stderr)
+    start = len(cluster.agents["node1"].stderr)
+
+    def errors() -> list[str]:
+        return re.findall(r"^E.*health check of .*", cluster.agents["node1"].stderr[start:], re.MULTILINE)
+
     host.serve(tcp=[CHECK_PORT])
     with cluster.having(balanced(), *slices(balanced(), "pod1-1"), other, *slices(other, "pod1-2")):
         wait_until_told(cluster, (200, 1), (503, 0), number=OTHER_CHECK_PORT)
+        wait_until(lambda: bool(errors()), "an error in the log")
         host.stop_serving(Ports(tcp=(CHECK_PORT,)))
         wait_until_told(cluster, (200, 1), (503, 0))
-        errors = re.findall(r"^E.*health check of .*", cluster.agents["node1"].stderr[log:], re.MULTILINE)
+        said = errors()
 
-    places = {re.search(r"served on (\S+),", error)[1] for error in errors}  # type: ignore[index]  # it would fail
-    assert len(places) == len(errors) > 0
-    assert all("health check of Service default/balanced cannot be served" in error for error in errors)
+    places = {re.search(r"served on (\S+): ", error)[1] for error in said}  # type: ignore[index]  # it would fail
+    assert len(places) == len(said)
+    assert all("health check of Service default/balanced cannot be served" in error for error in said)
 
 
 def test_a_node_that_the_autoscaler_drains(cluster: Cluster) -> None:
