@@ -23,7 +23,9 @@ from pyproxy.flags import (
     URLS,
     Grammar,
     ListenAddress,
+    ListenPlace,
     listen_address,
+    listen_place,
     one_of,
     parse_networks,
     write_duration,
@@ -215,10 +217,11 @@ class Config(IpvsFlags):
     conntrack_udp_timeout_stream_seconds: float = option(
         0.0, DURATION, "How long a UDP flow with replies is tracked; 0 leaves the kernel's value.", check=not_negative
     )
-    metrics_bind_address: ListenAddress | None = option(
+    metrics_bind_address: ListenAddress | ListenPlace | None = option(
         ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
-        listen_address(METRICS_PORT),
-        "Where metrics are served; empty or port 0: nowhere.",
+        listen_place(METRICS_PORT),
+        "Where metrics are served: on an address, or on all that are in a CIDR block or of an interface; empty or port 0:"
+        " nowhere.",
     )
     healthz_bind_address: ListenAddress | None = option(
         ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers ask from outside)

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyproxy.errors import ConfigError
-from pyproxy.model.address import Network, ip_text, parse_ip, parse_network, socket_text
+from pyproxy.model.address import Family, Network, ip_text, parse_ip, parse_network, socket_text
 
 T_co = TypeVar("T_co", covariant=True)
 EnumT = TypeVar("EnumT", bound=Enum)
@@ -301,16 +301,58 @@ def parse_listen_address(text: str, default_port: int) -> ListenAddress | None:
     plain = re.fullmatch(r"(?P<ip>[^:\[\]]*):(?P<port>[0-9]{1,5})", text)
     match = bracketed or plain
     ip = parse_address(match["ip"] if match else text)
-    port = int(match["port"]) if match else default_port
-    if port >= 2**16:
-        message = f"{port} is not a port"
-        raise ValueError(message)
+    port = _port(match["port"]) if match else default_port
     return ListenAddress(ip, port) if port else None
+
+
+def _port(text: str) -> int:
+    if int(text) >= 2**16:
+        message = f"{text} is not a port"
+        raise ValueError(message)
+    return int(text)
 
 
 def listen_address(default_port: int) -> Grammar[ListenAddress | None]:
     """Return the grammar of a listen address whose port may be left out."""
     return Grammar("IP:PORT", lambda text: parse_listen_address(text, default_port), lambda value: str(value or ""))
+
+
+class ListenPlace(NamedTuple):
+    """Where a server listens that does not know its addresses yet."""
+
+    where: Network | str
+    """A CIDR block, or the name of an interface: all its addresses in this network namespace."""
+    port: int
+
+    def __str__(self) -> str:
+        is_ipv6 = isinstance(self.where, Network) and self.where.family is Family.IPV6
+        return f"[{self.where}]:{self.port}" if is_ipv6 else f"{self.where}:{self.port}"
+
+
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
+_LETTERS = re.compile(r"(?=.*[A-Za-z])[^\s/:]{1,15}")
+"""What may be the name of an interface, and no mistyped address: the kernel's dev_valid_name(), and one letter at least."""
+
+
+def parse_listen_place(text: str, default_port: int) -> ListenAddress | ListenPlace | None:
+    """Read what `parse_listen_address` does, or a CIDR block or the name of an interface in place of the address."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    host = (match["bracketed"] or match["plain"] or "") if match else text
+    if "/" in host:
+        where: Network | str = _network(host)
+    elif match and match["plain"] and host != "localhost" and _LETTERS.fullmatch(host):
+        where = host
+    else:
+        return parse_listen_address(text, default_port)
+    port = _port(match["port"]) if match and match["port"] else default_port
+    return ListenPlace(where, port) if port else None
+
+
+def listen_place(default_port: int) -> Grammar[ListenAddress | ListenPlace | None]:
+    """Return the grammar of a listen address that may be a CIDR block or an interface."""
+    return Grammar(
+        "IP|CIDR|INTERFACE:PORT", lambda text: parse_listen_place(text, default_port), lambda value: str(value or "")
+    )
 
 
 def one_of(kind: type[EnumT], *, empty: EnumT | None = None) -> Grammar[EnumT]:

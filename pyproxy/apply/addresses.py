@@ -16,18 +16,33 @@ async def local_addresses() -> frozenset[bytes]:
 
     The device that holds addresses of Services in IPVS mode is left out: those are not the node's.
     """
+    others = _index(IPVS_DEVICE)
+    return await _addresses(lambda index: index != others)
+
+
+async def interface_addresses(name: str) -> frozenset[bytes]:
+    """Return every address of one interface, packed; none where there is no such interface."""
+    wanted = _index(name)
+    return await _addresses(lambda index: index == wanted) if wanted else frozenset()
+
+
+def _index(interface: str) -> int:
+    """Return the number of an interface, 0 if there is none of this name."""
+    try:
+        return socket.if_nametoindex(interface)
+    except OSError:
+        return 0
+
+
+async def _addresses(is_wanted: Callable[[int], bool]) -> frozenset[bytes]:
     from pyroute2 import AsyncIPRoute  # noqa: PLC0415  # 10 MB that only nodes with --nodeport-addresses need
 
-    try:
-        others = socket.if_nametoindex(IPVS_DEVICE)
-    except OSError:
-        others = 0
     async with AsyncIPRoute() as route:
         messages = await route.addr("dump")
         found = [
             message.get("local") or message.get("address")
             async for message in messages
-            if message.get("index") != others
+            if is_wanted(message.get("index"))
         ]
     return frozenset(parse_ip(text) for text in found if text)
 

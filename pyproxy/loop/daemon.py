@@ -77,7 +77,7 @@ async def _run(settings: Settings) -> int:
     backend = await open_backend(config)
     logger.info("%s", derived(settings, node_name, backend.mode, backend.families))
     failed = ending.fail if config.bind_address_hard_fail else _go_on
-    observer = _observer(config, backend, node_name, failed)
+    observer = _observer(config, backend, node_name, listeners, failed)
     agent = Agent(config, backend, node_name, observer, health)
     inbox.open(agent, observer, backend.mode)
     listeners.start()
@@ -113,13 +113,15 @@ async def _watch_configuration(settings: Settings, ending: Ending) -> None:
     ending.restart(f"{await changed_file(texts)} has changed")
 
 
-def _observer(config: Config, backend: Backend, node_name: str, failed: Callable[[str], None]) -> Observer:
+def _observer(
+    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None]
+) -> Observer:
     """Return who is told of the agent's work, with its metrics server started."""
     if config.metrics_bind_address is None:
         return Observer()
     from pyproxy.loop.metrics_server import start_metrics  # noqa: PLC0415  # 5 MB
 
-    return start_metrics(config, backend, node_name, failed)
+    return start_metrics(config, backend, node_name, listeners, failed)
 
 
 class _Inbox:
@@ -216,9 +218,7 @@ async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     handler = api.EventHandler(asyncio.get_running_loop())
     logging.getLogger("pyproxy").addHandler(handler)
     node = NamespacedName("", node_name)
-    logger.info(
-        "pyproxy %s starts on node %s", __version__, node, extra=told("Node", node, "Starting", "StartPyproxy")
-    )
+    logger.info("pyproxy %s starts on node %s", __version__, node, extra=told("Node", node, "Starting", "StartPyproxy"))
     store = api.Store(
         deliver=inbox.deliver,
         last_good=inbox.last_good,

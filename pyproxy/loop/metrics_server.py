@@ -3,39 +3,56 @@
 It is imported only where metrics are wanted: the library behind them takes 5 MB.
 """
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from time import time
 from wsgiref.types import WSGIApplication
 
 from pyproxy.config import OPTIONS, Config
+from pyproxy.flags import ListenAddress, ListenPlace
 from pyproxy.loop.backend import Backend
+from pyproxy.loop.listen_places import follow_place
 from pyproxy.loop.metrics_observer import MetricsObserver
-from pyproxy.serve.exporter import Exporter
 from pyproxy.serve.exposition import metrics_application
+from pyproxy.serve.listeners import Listeners, Site
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.pages import Page, application, fixed
 from pyproxy.serve.statusz import Board, status_page
 
 _SLIS = frozenset({"process_start_time_seconds"})
 """What Kubernetes calls service level indicators; kube-proxy has no other."""
+_following: set[asyncio.Task[None]] = set()
+"""The loop itself holds its tasks by weak references only."""
 
 
-def start_metrics(config: Config, backend: Backend, node_name: str, failed: Callable[[str], None]) -> MetricsObserver:
-    """Start to serve metrics, and return who is to be told of the agent's work.
+def start_metrics(
+    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None]
+) -> MetricsObserver:
+    """Start to serve metrics, and return who is to be told of the agent's work; to be called in its loop.
 
     Args:
         config: of the agent.
         backend: its mode.
         node_name: where it is.
+        listeners: serve the metrics.
         failed: told, in another thread, if the address cannot be had.
     """
     metrics = Metrics(backend.mode.value, backend.families)
     board = Board(backend.mode.value, node_name, time())
-    if config.metrics_bind_address is not None:
-        told = replace(config, proxy_mode=backend.mode)
-        Exporter(config.metrics_bind_address, metrics_server(metrics, board, told), failed=failed).start()
+    app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
+
+    def listen(addresses: Collection[ListenAddress]) -> None:
+        listeners.serve("metrics", Site(app, addresses, failed=failed))
+
+    match config.metrics_bind_address:
+        case ListenAddress() as address:
+            listen([address])
+        case ListenPlace() as place:
+            following = asyncio.create_task(follow_place(place, listen))
+            _following.add(following)
+            following.add_done_callback(_following.discard)
     return MetricsObserver(metrics, board, backend.mode, backend.families)
 
 

@@ -49,7 +49,8 @@ async def wait_until_gone(config: Config) -> None:
 async def find_proxy(config: Config) -> str:
     """Return how a proxy that lives on this node shows itself; nothing if there is none."""
     defaults = [ListenAddress(ip, port) for ip in _LOOPBACK.values() for port in _KUBE_PROXYS_PORTS]
-    configured = [address for address in (config.metrics_bind_address, config.healthz_bind_address) if address]
+    asked_for = (config.metrics_bind_address, config.healthz_bind_address)
+    configured = [address for address in asked_for if isinstance(address, ListenAddress)]
     addresses = dict.fromkeys(map(_reachable, (*defaults, *configured)))
     answers = await asyncio.gather(*map(_recognise, addresses))
     return next(filter(None, answers), "")

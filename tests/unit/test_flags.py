@@ -15,8 +15,10 @@ from pyproxy.flags import (
     FlagError,
     Grammar,
     ListenAddress,
+    ListenPlace,
     Syntax,
     listen_address,
+    listen_place,
     one_of,
     parse_address,
     parse_bool,
@@ -206,6 +208,33 @@ def test_listen_addresses(text: str, ip: str, port: int) -> None:
     assert ListenAddress(parse_ip(ip), port) == listen_address(10249).parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "where", "written"),
+    [
+        ("10.0.0.0/8", parse_network("10.0.0.0/8"), "10.0.0.0/8:10249"),
+        ("10.0.0.1/8:9090", parse_network("10.0.0.0/8"), "10.0.0.0/8:9090"),
+        ("[fd00::/64]:9090", parse_network("fd00::/64"), "[fd00::/64]:9090"),
+        ("fd00::/64", parse_network("fd00::/64"), "[fd00::/64]:10249"),
+        ("eth0", "eth0", "eth0:10249"),
+        ("eth0.100:9090", "eth0.100", "eth0.100:9090"),
+    ],
+)
+def test_listen_places(text: str, where: object, written: str) -> None:
+    """A place is a CIDR block or an interface, and what is written is read as the same."""
+    grammar = listen_place(10249)
+    place = grammar.parse(text)
+
+    assert isinstance(place, ListenPlace)
+    assert (where, written) == (place.where, grammar.write(place))
+    assert place == grammar.parse(written)
+
+
+@pytest.mark.parametrize(("text", "written"), [("127.0.0.1", "127.0.0.1:10249"), ("::1", "[::1]:10249"), ("lo:0", "")])
+def test_a_place_may_be_an_address(text: str, written: str) -> None:
+    """Where a place can be named an address can be, and port 0 means nowhere."""
+    assert written == listen_place(10249).write(listen_place(10249).parse(text))
+
+
 @pytest.mark.parametrize("text", ["", "127.0.0.1:0"])
 def test_a_server_can_be_switched_off(text: str) -> None:
     """Nothing, and port 0, mean that nobody listens."""
@@ -248,6 +277,11 @@ def test_an_empty_word_can_have_a_meaning() -> None:
         (listen_address(10249).parse, "localhost:80", "'localhost' is not an IP address"),
         (listen_address(10249).parse, ":80", "'' is not an IP address"),
         (listen_address(10249).parse, "127.0.0.1:70000", "70000 is not a port"),
+        (listen_place(10249).parse, "127.0.0.300", "'127.0.0.300' is not an IP address"),
+        (listen_place(10249).parse, "localhost:80", "'localhost' is not an IP address"),
+        (listen_place(10249).parse, "an-interface-far-too-long", "is not an IP address"),
+        (listen_place(10249).parse, "eth0:70000", "70000 is not a port"),
+        (listen_place(10249).parse, "10.0.0.0/99:1", "'10.0.0.0/99' is not a CIDR block"),
         (one_of(ProxyMode).parse, "IPTables", "did you mean iptables?"),
         (one_of(ProxyMode).parse, "kernelspace", "is not one of auto, iptables, ipvs, nftables"),
         (one_of(ProxyMode).parse, "", "'' is not one of auto, iptables, ipvs, nftables"),

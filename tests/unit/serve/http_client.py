@@ -55,11 +55,11 @@ def connected(address: ListenAddress) -> socket.socket:
     return found[0]
 
 
-def get(address: ListenAddress, path: str = "/", method: str = "GET") -> Answer:
-    """Ask a server for a path."""
+def get(address: ListenAddress, path: str = "/", method: str = "GET", **headers: str) -> Answer:
+    """Ask a server for a path; a header's name may have _ for -."""
     with closing(HTTPConnection(ip_text(address.ip), address.port)) as connection:
         connection.sock = connected(address)
-        connection.request(method, path)
+        connection.request(method, path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
         return Answer(response.status, dict(response.getheaders()), response.read())
 

@@ -1,4 +1,4 @@
-"""Metrics over real HTTP on loopback: the values that were handed in, and a server that does no harm.
+"""Metrics over real HTTP on loopback: the values that were handed in, and the pages beside them.
 
 That names and types are kube-proxy's is held by `tests/cluster/test_metrics_of_both.py`.
 """
@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import gzip
 import json
-import socket
-import struct
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from http.client import HTTPConnection
-from typing import NamedTuple
 from wsgiref.types import WSGIApplication
 
 import pytest
@@ -25,22 +20,15 @@ from prometheus_client.samples import Sample
 from pyproxy.config import Config, ProxyMode
 from pyproxy.flags import ListenAddress
 from pyproxy.loop.metrics_server import metrics_server
-from pyproxy.model.address import Family, ip_text, parse_ip
+from pyproxy.model.address import Family
 from pyproxy.model.exchange import Exchange
-from pyproxy.serve.exporter import Exporter
+from pyproxy.serve.listeners import Listeners, Site
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.statusz import Board
 
-LOOPBACK = parse_ip("127.0.0.1")
+from .http_client import Answer, free_address, get
+
 IPV4, IPV6 = {"ip_family": "IPv4"}, {"ip_family": "IPv6"}
-
-
-class Answer(NamedTuple):
-    """What the server said."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
 
 
 @dataclass
@@ -50,27 +38,9 @@ class Served:
     metrics: Metrics
     address: ListenAddress
 
-    def connected(self) -> socket.socket:
-        """Connect to a server that may have yet to bind: its thread does that."""
-        found: list[socket.socket] = []
-
-        def connects() -> bool:
-            try:
-                found.append(socket.create_connection((ip_text(self.address.ip), self.address.port), timeout=10))
-            except ConnectionRefusedError:
-                return False
-            return True
-
-        wait_until(connects)
-        return found[0]
-
     def get(self, path: str, **headers: str) -> Answer:
         """Ask for a path."""
-        with closing(HTTPConnection(ip_text(self.address.ip), self.address.port)) as connection:
-            connection.sock = self.connected()
-            connection.request("GET", path, headers=headers)
-            response = connection.getresponse()
-            return Answer(response.status, dict(response.getheaders()), response.read())
+        return get(self.address, path, **headers)
 
     def families(self) -> list[Metric]:
         """Return what is served under /metrics."""
@@ -85,22 +55,6 @@ class Served:
         return next((sample.value for sample in self.samples() if (sample.name, sample.labels) == (name, labels)), None)
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again until the condition holds."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def free_address(ip: bytes = LOOPBACK) -> ListenAddress:
-    """Return an address that nobody listens on."""
-    domain = socket.AF_INET if len(ip) == len(LOOPBACK) else socket.AF_INET6
-    with socket.socket(domain) as probe:
-        probe.bind((ip_text(ip), 0))
-        return ListenAddress(ip, probe.getsockname()[1])
-
-
 def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
     """Return what answers on the port of an agent."""
     config = Config(proxy_mode=ProxyMode(mode), hostname_override="node-1", v=3)
@@ -108,16 +62,17 @@ def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
 
 
 @contextmanager
-def served(mode: str = "iptables", ip: bytes = LOOPBACK) -> Iterator[Served]:
+def served(mode: str = "iptables") -> Iterator[Served]:
     """Serve the metrics of an agent with both families."""
     metrics = Metrics(mode, Family)
-    address = free_address(ip)
-    exporter = Exporter(address, server_of(metrics, mode))
-    exporter.start()
+    address = free_address()
+    listeners = Listeners()
+    listeners.serve("metrics", Site(server_of(metrics, mode), [address]))
+    listeners.start()
     try:
         yield Served(metrics, address)
     finally:
-        exporter.close()
+        listeners.close()
 
 
 def test_counters_are_there_before_their_first_count() -> None:
@@ -207,7 +162,7 @@ def test_numbers_are_written_as_go_does() -> None:
 def test_compressed_metrics() -> None:
     """Who takes gzip gets it."""
     with served() as server:
-        answer = server.get("/metrics", **{"Accept-Encoding": "gzip"})
+        answer = server.get("/metrics", Accept_Encoding="gzip")
 
     assert b"process_cpu_seconds_total" in gzip.decompress(answer.body)
 
@@ -285,49 +240,3 @@ def test_page_for_people() -> None:
         == answer.headers["Content-Security-Policy"]
     )
     assert b"pyproxy on node-1" in answer.body
-
-
-def test_ipv6() -> None:
-    """An IPv6 address is as good as any other."""
-    with served(ip=parse_ip("::1")) as server:
-        assert server.get("/healthz").body == b"ok"
-
-
-def test_a_client_that_says_nothing_keeps_nobody_waiting() -> None:
-    """While one client holds its connection open without a word, others are answered."""
-    with (
-        served() as server,
-        closing(server.connected()),
-        closing(server.connected()) as reset,
-    ):
-        # A client that goes away in the middle, by a reset, is no more than a line in the log.
-        reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        reset.sendall(b"GET /metrics HTTP/1.1\r\n")
-        reset.close()
-
-        assert server.get("/healthz").body == b"ok"
-
-
-def test_an_address_that_is_taken_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
-    """Where another program has the port, one error says so, and metrics are served once it is free."""
-    address = free_address()
-    with socket.create_server((ip_text(address.ip), address.port)) as other:
-        exporter = Exporter(address, server_of(Metrics("iptables", Family)), 0.01)
-        exporter.start()
-        wait_until(lambda: bool(caplog.messages))
-        other.close()
-        assert Served(Metrics("iptables", ()), address).get("/healthz").body == b"ok"
-        exporter.close()
-
-    assert [f"metrics cannot be served on {address}: Address already in use; trying on"] == [
-        record.getMessage() for record in caplog.records if record.levelname == "ERROR"
-    ]
-
-
-def test_after_a_close_the_address_is_free() -> None:
-    """A closed server has given its address back when `close` returns."""
-    with served() as server:
-        server.get("/healthz")
-
-    with socket.create_server((ip_text(server.address.ip), server.address.port)):
-        pass

@@ -1,0 +1,40 @@
+"""Addresses that a server is to listen on where the user named a CIDR block or an interface; they come and go."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+
+from pyproxy.apply.addresses import AddressNotifications, interface_addresses, local_addresses
+from pyproxy.flags import ListenAddress, ListenPlace
+from pyproxy.model.address import parse_network
+
+logger = logging.getLogger(__name__)
+
+_LINK_LOCAL = parse_network("fe80::/10")
+"""They are addresses only together with an interface, and no client of ours has one."""
+
+
+async def follow_place(place: ListenPlace, listen: Callable[[Collection[ListenAddress]], None]) -> None:
+    """Have a server listen on the addresses of a place, and on others when these change, until cancelled."""
+    changed = asyncio.Event()
+    changed.set()
+    notifications = AddressNotifications(changed.set)
+    try:
+        while True:
+            await changed.wait()
+            changed.clear()
+            addresses = await _addresses(place)
+            if not addresses:
+                logger.warning("nothing is served on %s for now: it has no address", place)
+            listen(addresses)
+    finally:
+        notifications.close()
+
+
+async def _addresses(place: ListenPlace) -> list[ListenAddress]:
+    if isinstance(place.where, str):
+        ips = await interface_addresses(place.where)
+    else:
+        network = place.where
+        ips = frozenset(ip for ip in await local_addresses() if ip in network)
+    return [ListenAddress(ip, place.port) for ip in sorted(ips) if ip not in _LINK_LOCAL]

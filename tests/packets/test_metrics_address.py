@@ -1,0 +1,82 @@
+"""``--metrics-bind-address`` by interface and by CIDR block: where an agent answers while addresses come and go."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from .cluster import FLAGS, PYPROXY, wait_until
+from .own_namespace import own_namespace, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+OURS = ("198.51.100.7", "2001:db8:7::1")
+OTHER = "203.0.113.7"
+
+
+@pytest.fixture(autouse=True)
+def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test a namespace with a loopback, and no other interface."""
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
+    with own_namespace():
+        run("ip", "link", "set", "lo", "up")
+        yield
+
+
+@contextmanager
+def agent(folder: Path, place: str) -> Iterator[None]:
+    """Run an agent without objects."""
+    (folder / "manifests").mkdir()
+    own = (f"--manifests={folder / 'manifests'}", "--hostname-override=node1", "--proxy-mode=iptables")
+    command = [PYPROXY, "run", *own, *FLAGS, f"--metrics-bind-address={place}", "--healthz-bind-address="]
+    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield
+        finally:
+            process.terminate()
+
+
+def add_interface() -> None:
+    """Make an interface with an address of each family."""
+    run("ip", "link", "add", "metrics0", "type", "veth", "peer", "metrics1")
+    run("ip", "link", "set", "metrics0", "up")
+    for address, length in zip(OURS, (32, 128), strict=True):
+        run("ip", "address", "add", f"{address}/{length}", "dev", "metrics0", *(["nodad"] if ":" in address else []))
+
+
+def answers(address: str) -> bool:
+    """Say whether metrics are served on an address."""
+    connection = HTTPConnection(address, 9249, timeout=10)
+    with suppress(OSError):
+        connection.request("GET", "/metrics")
+        return b"pyproxy_build_info" in connection.getresponse().read()
+    return False
+
+
+def test_by_interface(tmp_path: Path) -> None:
+    """All addresses of an interface that comes later answer, in both families, and no others; one that goes is given up."""
+    with agent(tmp_path, "metrics0:9249"):
+        wait_until(lambda: "it has no address" in (tmp_path / "log").read_text(), "word of no address")
+        add_interface()
+        wait_until(lambda: all(map(answers, OURS)), "metrics on both addresses")
+        assert not answers("127.0.0.1")
+
+        run("ip", "address", "del", f"{OURS[0]}/32", "dev", "metrics0")
+        run("ip", "address", "add", f"{OURS[0]}/32", "dev", "lo")
+        wait_until(lambda: not answers(OURS[0]), "an address that is not the interface's any more")
+        assert answers(OURS[1])
+
+
+def test_by_cidr(tmp_path: Path) -> None:
+    """The node's addresses within a block answer, as they come."""
+    with agent(tmp_path, "198.51.100.0/24:9249"):
+        add_interface()
+        run("ip", "address", "add", f"{OTHER}/32", "dev", "metrics0")
+        wait_until(lambda: answers(OURS[0]), "metrics on the address")
+        assert [False, False] == [answers(OURS[1]), answers(OTHER)]
