@@ -20,12 +20,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; }
 h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
-table { border-collapse: collapse; width: 100%; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 0.25rem 1.5rem 0.25rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td { overflow-wrap: anywhere; }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
+td:last-child { overflow-wrap: anywhere; }
 .good { color: #1a7f37; }
 .bad { color: #cf222e; font-weight: 600; }
+@media (prefers-color-scheme: dark) { .good { color: #4ac26b; } .bad { color: #ff8182; } }
 p.note { opacity: 0.75; }
 """
 
@@ -87,7 +87,8 @@ def status_page(board: Board, now: Callable[[], float]) -> Page:
     watches = dict(board.watches)
     title = f"pyproxy on {board.node_name}"
     parts = [
-        f"<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><title>{escape(title)}</title><style>{_STYLE}</style>",
+        "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
         _verdict(families, watches),
         _facts(board, now()),
@@ -134,7 +135,10 @@ def _facts(board: Board, now: float) -> str:
 def _programmed(families: Mapping[str, FamilyStatus], now: float) -> str:
     kinds = list(dict.fromkeys(kind for status in families.values() for kind in status.programmed))
     rows = [
-        (kind.replace("_", " "), *(str(status.programmed.get(kind, 0)) for status in families.values()))
+        (
+            kind.replace("_", " ").replace(" ip", " IP"),
+            *(str(status.programmed.get(kind, 0)) for status in families.values()),
+        )
         for kind in kinds
     ]
     rows += [
@@ -166,15 +170,11 @@ def _watches(watches: Mapping[str, WatchStatus], now: float) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write a table; a cell of digits is a number, and stands on the right."""
+    """Write a table of texts."""
     cells = "".join(f"<th>{escape(cell)}" for cell in head)
     lines = [f"<tr>{cells}"] if cells else []
-    lines += ["<tr>" + "".join(map(_cell, row)) for row in rows]
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows]
     return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _cell(text: str) -> str:
-    return f"<td{' class=number' if text.isdigit() else ''}>{escape(text)}"
 
 
 def _ago(at: float | None, now: float) -> str:

@@ -185,7 +185,7 @@ def test_what_is_programmed_is_counted_and_shown(cluster: Cluster) -> None:
             lambda: counted() == [a + b for a, b in zip(before, (1, 1, 1, 0, 1, 2), strict=True)], "one Service more"
         )
         page = get(node, "/statusz")
-        assert f"<td>service port<td class=number>{before[0] + 1:.0f}<td class=number>{before[0] + 1:.0f}" in page
+        assert f"<td>service port<td>{before[0] + 1:.0f}<td>{before[0] + 1:.0f}" in page
     wait_until(lambda: counted() == before, "one Service less")
 
 
