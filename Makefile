@@ -44,8 +44,9 @@ test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS)
 
 test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own that has it
-	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
-		tests/packets/test_node.py tests/packets/test_restart.py tests/guest
+	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
+		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
+		tests/packets/test_restart.py tests/guest
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)
