@@ -138,8 +138,14 @@ def test_events_that_come_while_the_api_server_is_away(guarded: ControlPlane, wa
     """An Event waits for the API server to come back, and disturbs nothing meanwhile."""
     agent = watched.start(guarded.create_token("kube-proxy", "kube-system"))
     watched.event("Starting")
+    # The change has to arrive, and its refusal has to come when the API server is away.
+    watched.gate.be_busy()
+    tries = watched.gate.count
     watched.refuse_web()
+    agent.wait_until(lambda: watched.gate.count > tries, "the change")
     watched.relay.refuse()
+    agent.wait_for_log("API server lost")
+    watched.gate.be_free()
     agent.wait_for_log("in quarantine")
     watched.relay.resume()
 

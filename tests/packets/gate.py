@@ -44,7 +44,9 @@ class Gate:
         programs.mkdir(parents=True)
         for name in mode.restores:
             program = programs / name
-            program.write_text(_SCRIPT.format(log=self._log, refused=self._refused, busy=self._busy, program=shutil.which(name)))
+            program.write_text(
+                _SCRIPT.format(log=self._log, refused=self._refused, busy=self._busy, program=shutil.which(name))
+            )
             program.chmod(0o755)
         self.env = {"PATH": f"{programs}:{os.environ['PATH']}"}
         self._log.touch()
@@ -59,6 +61,10 @@ class Gate:
         """Let nothing pass from now on, as if somebody held the lock: it is no Service's fault."""
         self._busy.touch()
 
+    def be_free(self) -> None:
+        """End what `be_busy` began."""
+        self._busy.unlink(missing_ok=True)
+
     def refuse(self, text: str) -> None:
         """Refuse from now on all input that holds this text."""
         self._refused.write_text(f"{text}\n")
@@ -70,4 +76,4 @@ class Gate:
     def admit_all(self) -> None:
         """Refuse nothing any more."""
         self._refused.write_text("")
-        self._busy.unlink(missing_ok=True)
+        self.be_free()

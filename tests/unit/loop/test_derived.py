@@ -13,8 +13,8 @@ from pyproxy.settings import Settings
 FILE = "/var/lib/kube-proxy/config.conf"
 
 
-def told(mode: ProxyMode = ProxyMode.IPTABLES, **values: tuple[Any, str]) -> list[str]:
-    """Return the parts of the line for values with their origins."""
+def told(mode: ProxyMode = ProxyMode.IPTABLES, **values: Any) -> list[str]:  # noqa: ANN401 - pairs of any value
+    """Return the parts of the line for values with their origins, as pairs."""
     config = Config(**{name: value for name, (value, _) in values.items()})
     settings = Settings(config=config, origins={name: origin for name, (_, origin) in values.items()}, texts={})
     return derived(settings, "node-1", mode, (Family.IPV4, Family.IPV6)).split("; ")
@@ -68,6 +68,6 @@ def test_origins() -> None:
         ),
     ],
 )
-def test_how_pods_are_told(mode: DetectLocalMode, values: dict[str, tuple[Any, str]], expected: str) -> None:
+def test_how_pods_are_told(mode: DetectLocalMode, values: dict[str, Any], expected: str) -> None:
     """Each way is told with what it goes by."""
     assert f"pods told by {expected}" == told(detect_local_mode=(mode, "--detect-local-mode"), **values)[-1]
