@@ -56,6 +56,10 @@ class IpSets:
         self.family = family
         self._netlink = NetlinkSocket(_NETLINK_NETFILTER)
 
+    def close(self) -> None:
+        """Close the door."""
+        self._netlink.close()
+
     def read(self, types: Mapping[str, SetType]) -> tuple[set[str], dict[Member, str]]:
         """Return which of the named sets exist, and their members with remarks."""
         names: set[str] = set()

@@ -54,6 +54,10 @@ class Vips:
         self._family = family
         self._netlink = NetlinkSocket(_NETLINK_ROUTE)
 
+    def close(self) -> None:
+        """Close the door."""
+        self._netlink.close()
+
     def ensure_device(self) -> None:
         """See to it that the device is there and up: routes go only over devices that are.
 

@@ -10,7 +10,8 @@ from pyproxy.compile.ipvs_attribution import IPSET, IPVS, REMARK, ROUTE, list_en
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
 from pyproxy.loop.iptables_mode import choose_variant
-from pyproxy.loop.ipvs_mode import ipvs_settings, ownership, require_ipvs
+from pyproxy.loop.ipvs_mode import ipvs_settings, ownership
+from pyproxy.loop.ipvs_needs import require_ipvs
 from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family

@@ -5,7 +5,6 @@ import platform
 import re
 
 from pyproxy.apply.addresses import IPVS_DEVICE
-from pyproxy.apply.command import CommandError, run
 from pyproxy.apply.iptables import IptablesKernel, Variant
 from pyproxy.apply.ipvs import Doors, IpvsKernel
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
@@ -16,14 +15,14 @@ from pyproxy.compile import kube_proxy
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
-from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.errors import ConfigError
 from pyproxy.loop.cleanup import retire
 from pyproxy.loop.iptables_mode import choose_variant, supported_families
+from pyproxy.loop.ipvs_needs import require_ipvs, require_rules, require_scheduler
 from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
 from pyproxy.loop.surroundings import Surroundings
-from pyproxy.model.address import Family, family_of, parse_ip, parse_network
-from pyproxy.model.ipvs import Scheduling, Virtual
+from pyproxy.model.address import Family, family_of, parse_network
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import IPVS_TABLES
 from pyproxy.render.iptables_restore import Ownership
@@ -34,8 +33,6 @@ logger = logging.getLogger(__name__)
 _DEFAULT_SCHEDULER = "rr"
 _NOT_FOR_NODE_PORTS = tuple(map(parse_network, ("127.0.0.0/8", "::1/128", "fe80::/10")))
 """Loopback: IPVS sends no packet with a loopback address out. Link-local: the kernel has one for each interface."""
-_TRIAL = Virtual(parse_ip("198.51.100.0"), 6, 20000)
-"""An address for documentation: nobody talks to it."""
 _REUSE_IS_RIGHT_SINCE = (5, 9)
 """From this Linux on, a new connection from a port that was used just before is scheduled without a second's delay."""
 
@@ -66,13 +63,14 @@ class IpvsMode:
             )
             raise ConfigError(message)
         await require_ipvs()
-        _require_scheduler(config.ipvs_scheduler or _DEFAULT_SCHEDULER)
+        require_scheduler(config.ipvs_scheduler or _DEFAULT_SCHEDULER)
         variant, reason = await choose_variant(config)
         logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason)
         mode = cls(config, variant)
         if not mode.families:
             message = f"--proxy-mode: ipvs needs the programs of iptables-{variant.value}, which are not installed"
             raise ConfigError(message)
+        await require_rules(mode.families[0], variant)
         return mode
 
     def is_placed(self, node: Node) -> bool:
@@ -171,53 +169,6 @@ def ipvs_settings(config: Config, family: Family, surroundings: Surroundings) ->
 def ownership(family: Family) -> Ownership:
     """Return what of a family's tables is ours; what the iptables mode shares with the kubelet is none of this mode's."""
     return Ownership(owns=is_ours, shared=(), hooks=(*ipvs_hooks(family), *kube_proxy.HOOKS))
-
-
-async def require_ipvs() -> None:
-    """See that the kernel has IPVS, and load the module if need be.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    reason = _why_not()
-    if reason:
-        try:
-            reason = (await run(["modprobe", "ip_vs"])).stderr.strip() or reason
-        except CommandError as error:
-            reason = str(error)
-        if _why_not():
-            message = (
-                f"--proxy-mode: ipvs needs the kernel module ip_vs, which is not there ({reason});"
-                " load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
-            )
-            raise ConfigError(message)
-
-
-def _require_scheduler(scheduler: str) -> None:
-    """See that the kernel has a scheduler; where one of its virtual servers says so, nothing is written.
-
-    Raises:
-        ConfigError: it has not.
-    """
-    servers = VirtualServers()
-    try:
-        if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
-            return
-        servers.perform([servers.add(_TRIAL, Scheduling(scheduler))])
-        servers.perform_deletes([servers.delete(_TRIAL)])
-    except ApplyError as error:
-        message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
-        raise ConfigError(message) from error
-    finally:
-        servers.close()
-
-
-def _why_not() -> str:
-    try:
-        VirtualServers().close()
-    except OSError as error:
-        return str(error.strerror)
-    return ""
 
 
 def _may_serve_node_ports(ip: bytes) -> bool:

@@ -8,9 +8,8 @@ import pytest
 from tests.guest.ipvs import IPVS
 from tests.lab import Lab
 from tests.packets.cluster import ANSWER_SECONDS, Cluster
+from tests.packets.modes import HAS_IPVS
 from tests.packets.objects import PLAN
-
-HAS_IPVS = Path("/proc/net/ip_vs").exists()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

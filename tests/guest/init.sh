@@ -16,6 +16,8 @@ echo "$GUEST_MODPROBE" > /proc/sys/kernel/modprobe
 # Nothing asks for these two in time: the settings of one, and the file that tells of the other, come with them.
 "$GUEST_MODPROBE" ipv6
 "$GUEST_MODPROBE" ip_vs
+# The peers run without the right to load modules, and iptables needs it for these.
+"$GUEST_MODPROBE" -a ip_tables ip6_tables
 ip link set lo up
 sh "$GUEST_JOB" </dev/null >/dev/console 2>&1
 echo $? > "$GUEST_STATUS"

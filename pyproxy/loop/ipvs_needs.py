@@ -1,0 +1,123 @@
+"""What the IPVS mode needs of the kernel, each with an error of its own that names the module.
+
+On a node where the mode was before nothing is tried, and so nothing written.
+"""
+
+from contextlib import closing
+from typing import NoReturn
+
+from pyproxy.apply.capabilities import chain_rules, why_refused
+from pyproxy.apply.command import CommandError, run
+from pyproxy.apply.ipset import IpSets, SetType
+from pyproxy.apply.iptables import Variant
+from pyproxy.apply.vips import Vips
+from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.compile.chain_names import POSTROUTING
+from pyproxy.compile.iptables_rules import source_is_destination
+from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.model.address import Family, parse_ip
+from pyproxy.model.ipvs import Scheduling, Virtual
+from pyproxy.model.ruleset import NAT, ChainKey
+
+_INSTEAD = "load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
+_TRIAL = Virtual(parse_ip("198.51.100.0"), 6, 20000)
+"""An address for documentation: nobody talks to it."""
+_TRIAL_SETS = "PYPROXY-PROBE-"
+
+
+async def require_ipvs() -> None:
+    """See that the kernel has IPVS, and load the module if need be.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    reason = _why_not()
+    if reason:
+        try:
+            reason = (await run(["modprobe", "ip_vs"])).stderr.strip() or reason
+        except CommandError as error:
+            reason = str(error)
+        if _why_not():
+            _refuse("ip_vs", reason)
+
+
+def require_scheduler(scheduler: str) -> None:
+    """See that the kernel has a scheduler; where one of its virtual servers says so, nothing is written.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    servers = VirtualServers()
+    try:
+        if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
+            return
+        servers.perform([servers.add(_TRIAL, Scheduling(scheduler))])
+        servers.perform_deletes([servers.delete(_TRIAL)])
+    except ApplyError as error:
+        message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
+        raise ConfigError(message) from error
+    finally:
+        servers.close()
+
+
+async def require_rules(family: Family, variant: Variant) -> None:
+    """See that the kernel has what the rules beside IPVS need: sets, matches and a device.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if "-m ipvs" in await chain_rules(family, variant, ChainKey(NAT, POSTROUTING)):
+        return
+    sets = _TrialSets(family)
+    try:
+        sets.create()
+        for module, rule in (
+            ("xt_set", f"-m set --match-set {sets.any_name} dst"),
+            ("xt_ipvs", "-m ipvs --ipvs"),
+            ("xt_bpf", source_is_destination(family)),
+        ):
+            reason = await why_refused(family, variant, f"{rule} -j RETURN")
+            if reason:
+                _refuse(module, reason.partition("\n")[0])
+    finally:
+        sets.destroy()
+    try:
+        with closing(Vips(family)) as vips:
+            vips.ensure_device()
+    except ApplyError as error:
+        _refuse("dummy", str(error))
+
+
+class _TrialSets:
+    """A set of each type that is used, without members."""
+
+    def __init__(self, family: Family) -> None:
+        self._types = {kind.name: kind for kind in SetType}
+        self.any_name = _TRIAL_SETS + SetType.IP.name
+        try:
+            self._sets = IpSets(family, _TRIAL_SETS)
+        except OSError as error:
+            _refuse("ip_set", str(error.strerror))
+
+    def create(self) -> None:
+        try:
+            self._sets.create(self._types, self._types)
+        except ApplyError as error:
+            _refuse("ip_set, ip_set_hash_ip, ip_set_hash_ipport or ip_set_hash_ipportnet", str(error))
+
+    def destroy(self) -> None:
+        self._sets.destroy(self._types)
+        self._sets.close()
+
+
+def _why_not() -> str:
+    try:
+        VirtualServers().close()
+    except OSError as error:
+        return str(error.strerror)
+    return ""
+
+
+def _refuse(module: str, reason: str) -> NoReturn:
+    message = f"--proxy-mode: ipvs needs the kernel module {module}, which is not there ({reason}); {_INSTEAD}"
+    raise ConfigError(message)

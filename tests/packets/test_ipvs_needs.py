@@ -1,0 +1,61 @@
+"""What the IPVS mode says of a kernel that lacks something: the module, and what else there is.
+
+The refusals of a kernel that has everything are a gate's; one that has no IPVS refuses by itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply.iptables import Variant
+from pyproxy.errors import ConfigError
+from pyproxy.loop.ipvs_needs import require_rules
+from pyproxy.model.address import Family
+from tests.packets.gate import Gate
+from tests.packets.modes import HAS_IPVS, LEGACY
+from tests.packets.own_namespace import own_namespace, run
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+
+with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
+
+
+def need_rules(directory: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "") -> None:
+    """Ask for what the rules need on a node that was never used, whose kernel refuses a text."""
+    gate = Gate(LEGACY, directory)
+    if refused:
+        gate.refuse(refused)
+    for name, value in {**gate.env, "XTABLES_LOCKFILE": str(directory / "lock")}.items():
+        monkeypatch.setenv(name, value)
+    with own_namespace():
+        try:
+            asyncio.run(require_rules(Family.IPV4, Variant.LEGACY))
+        finally:
+            assert "" == run("ipset", "list", "-n")
+            assert "PROBE" not in run("iptables-legacy-save")
+
+
+@pytest.mark.skipif(HAS_IPVS, reason="this kernel has what is missing here")
+def test_kernel_without_ipvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The match for packets of IPVS is named where a kernel has none."""
+    with pytest.raises(ConfigError, match=r"needs the kernel module xt_ipvs, .*--proxy-mode=nftables"):
+        need_rules(tmp_path, monkeypatch)
+
+
+@with_ipvs
+@pytest.mark.parametrize("module", ["set", "ipvs", "bpf"])
+def test_missing_match(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The module of a match that is refused is named, with the modes that do without."""
+    expected = rf"needs the kernel module xt_{module}, .*: .*line \d+ failed.*--proxy-mode=iptables"
+    with pytest.raises(ConfigError, match=expected):
+        need_rules(tmp_path, monkeypatch, f"-m {module}")
+
+
+@with_ipvs
+def test_kernel_that_has_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is refused, and nothing of the trial stays."""
+    need_rules(tmp_path, monkeypatch)
