@@ -1,0 +1,118 @@
+"""What an agent tells load balancers, over real HTTP on loopback: from which sync on, and on which addresses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from pyproxy.config import Config, ProxyMode
+from pyproxy.flags import ListenAddress
+from pyproxy.loop.health import AgentHealth
+from pyproxy.loop.surroundings import Surroundings
+from pyproxy.model.address import Family, parse_ip, parse_network
+from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service, ServicePort
+from pyproxy.serve.listeners import Listeners
+from tests.unit.serve.http_client import free_address, get, is_refused, wait_until
+
+WEB = NamespacedName("default", "web")
+NODE = Node(name="node1", ips=(parse_ip("172.18.0.11"),))
+NODE_PORT_BLOCKS = (parse_network("127.0.3.0/24"), parse_network("::1/128"))
+FIRST, SECOND, THIRD = (parse_ip(f"127.0.3.{number}") for number in (1, 2, 3))
+SLICE = EndpointSlice(
+    NamespacedName("default", "web-x"),
+    WEB,
+    Family.IPV4,
+    (SlicePort("", Protocol.TCP, 80),),
+    (SliceEndpoint(parse_ip("10.244.1.1"), "node1"),),
+)
+
+
+@dataclass(frozen=True)
+class Families:
+    """As much of a mode as health asks for."""
+
+    mode: ProxyMode = ProxyMode.IPTABLES
+    families: tuple[Family, ...] = (Family.IPV4,)
+
+
+@pytest.fixture
+def listeners() -> Iterator[Listeners]:
+    """Give running listeners."""
+    made = Listeners(retry_seconds=0.01)
+    made.start()
+    yield made
+    made.close()
+
+
+def checked(port: int) -> Service:
+    """Return a Service with a health check node port."""
+    return Service(
+        name=WEB,
+        families=(Family.IPV4,),
+        cluster_ips=(parse_ip("10.96.0.1"),),
+        ports=(ServicePort("", Protocol.TCP, 80, 0),),
+        health_check_node_port=port,
+    )
+
+
+def health_of(listeners: Listeners, *families: Family) -> AgentHealth:
+    """Return the health of an agent whose node ports answer on a range of loopback addresses."""
+    made = AgentHealth(Config(nodeport_addresses=NODE_PORT_BLOCKS), listeners)
+    made.begin(Families(families=families or (Family.IPV4,)))  # type: ignore[arg-type]  # all it asks for
+    return made
+
+
+def on(*ips: bytes) -> Surroundings:
+    """Return the surroundings of a node with these addresses."""
+    return Surroundings(node=NODE, local_ips=ips)
+
+
+def test_checks_are_where_node_ports_are(listeners: Listeners) -> None:
+    """A check listens on the node's addresses that have node ports, and moves when they change."""
+    port = free_address(FIRST).port
+    first, second, third = (ListenAddress(ip, port) for ip in (FIRST, SECOND, THIRD))
+    health = health_of(listeners)
+    health.plan(WEB, checked(port), [SLICE], NODE)
+    health.synced([Family.IPV4], on(FIRST, SECOND))
+    before = get(first).status, get(second).status, is_refused(third)
+    health.synced([Family.IPV4], on(SECOND, THIRD))
+    after = get(third).status, get(second).status
+    wait_until(lambda: is_refused(first))
+
+    assert ((200, 200, True), (200, 200)) == (before, after)
+
+
+def test_balancers_are_told_after_the_kernel(listeners: Listeners) -> None:
+    """What a Service has become counts from the sync on that went through in every family."""
+    address = free_address(FIRST)
+    health = health_of(listeners, *Family)
+    health.plan(WEB, checked(address.port), [SLICE], NODE)
+    health.synced([Family.IPV6], on(FIRST))
+    too_early = is_refused(address)
+    health.synced(tuple(Family), on(FIRST))
+    there = get(address).headers["X-Load-Balancing-Endpoint-Weight"]
+    health.plan(WEB, checked(address.port), [], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    not_yet = get(address).headers["X-Load-Balancing-Endpoint-Weight"]
+    health.synced(tuple(Family), on(FIRST))
+    gone = get(address).headers["X-Load-Balancing-Endpoint-Weight"]
+
+    assert (True, "1", "1", "0") == (too_early, there, not_yet, gone)
+
+
+def test_a_check_goes_with_its_service(listeners: Listeners) -> None:
+    """A Service that is gone, or has another policy, has no server."""
+    address = free_address(FIRST)
+    health = health_of(listeners)
+    for last in (None, checked(0)):
+        health.plan(WEB, checked(address.port), [SLICE], NODE)
+        health.synced([Family.IPV4], on(FIRST))
+        assert 200 == get(address).status
+        health.plan(WEB, last, [], NODE)
+        health.synced([Family.IPV4], on(FIRST))
+        wait_until(lambda: is_refused(address))
