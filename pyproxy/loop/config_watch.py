@@ -8,19 +8,23 @@ a while, or being written, has not changed yet.
 
 import asyncio
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
 POLL_SECONDS = 1.0
 
 _Version = tuple[int, int, int, int] | None
-"""What `stat` tells of a file's content, behind links; None: it is not there."""
+"""What `stat` tells of a file's content, behind links; None: it is not there, or is a pipe."""
 
 
 def texts_of(path: str) -> dict[str, str]:
-    """Return the content of a file by its path; nothing where there is none: whoever needs it says so."""
+    """Return the content of a file by its path; nothing where there is none: whoever needs it says so.
+
+    A pipe gives its content once, and not to us.
+    """
     try:
-        return {path: Path(path).read_text(errors="replace")} if path else {}
+        return {path: Path(path).read_text(errors="replace")} if _version(path) else {}
     except OSError:
         return {}
 
@@ -50,6 +54,8 @@ def _version(path: str) -> _Version:
     try:
         status = os.stat(path)  # noqa: PTH116  # a Path for each look would be all that it costs
     except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):
         return None
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

@@ -117,6 +117,16 @@ def test_change_between_reading_and_watching(tmp_path: Path) -> None:
     )
 
 
+def test_a_pipe_is_left_alone(tmp_path: Path) -> None:
+    """A configuration that comes through a pipe, as ``<(…)`` of a shell, is neither read again nor waited for."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+
+    assert {} == texts_of(str(path))
+    with pytest.raises(TimeoutError):
+        asyncio.run(asyncio.wait_for(changed_file({str(path): "a: 1"}, QUICK_SECONDS), LOOKS * QUICK_SECONDS))
+
+
 def test_no_file_is_watched_for_ever() -> None:
     """Without files nothing ever changes; one that cannot be read is left to whoever needs it."""
     assert ({}, {}) == (texts_of(""), texts_of("/nowhere/at/all"))
