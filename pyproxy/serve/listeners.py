@@ -56,7 +56,7 @@ class _Place(NamedTuple):
 
 
 class Listeners(threading.Thread):
-    """Serves sites from its start to `close`. Its methods may be called from any thread.
+    """Serves sites from its start to `close`; both, and `serve`, are for one thread, whichever that is.
 
     Args:
         retry_seconds: time between two tries to get an address.

@@ -4,15 +4,15 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from functools import partial
-from http.client import HTTPConnection
 
 import pytest
 
 from .agent import Agent
 from .api import JsonObject
 from .controlplane import ControlPlane
+from .http_get import get_inside
 from .namespace import call_inside
 from .objects import NODE, SERVICES, SLICES, Cluster
 from .relay import LOOPBACK, Relay
@@ -45,17 +45,8 @@ def agent(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace
 
 def ask(namespace: str, path: str, port: int = HEALTH_PORT) -> tuple[int, str]:
     """Ask the agent of a namespace, from its own loopback; a status of 0: nobody listens."""
-
-    def request() -> tuple[int, str]:
-        with closing(HTTPConnection(LOOPBACK, port, timeout=10)) as connection:
-            try:
-                connection.request("GET", path)
-            except ConnectionRefusedError:
-                return 0, ""
-            response = connection.getresponse()
-            return response.status, response.read().decode()
-
-    return call_inside(namespace, request)
+    answer = get_inside(namespace, LOOPBACK, port, path)
+    return (answer.status, answer.body) if answer else (0, "")
 
 
 def answers(namespace: str, path: str, port: int, status: int) -> bool:

@@ -3,15 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
-from http.client import HTTPConnection
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
 from .controlplane import ControlPlane
-from .namespace import call_inside
+from .http_get import Answer, get_inside
 from .peer.handmade import BALANCED, LOCAL
 from .peer.modes import MODES, NFTABLES
 from .peer.objects import Entry, JsonObject, On, State, entry, ingress, port, service
@@ -29,14 +27,6 @@ AUTOSCALER = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1763740000", "e
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 
-class Answer(NamedTuple):
-    """What a node said."""
-
-    status: int
-    headers: dict[str, str | None]
-    body: str
-
-
 @pytest.fixture(scope="module", params=(MODES[0], NFTABLES), ids=str)
 def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
     """Give two labs with proxies in one mode."""
@@ -52,19 +42,10 @@ def balanced(*endpoints: str | On) -> Entry:
 
 def ask(side: Side, node: str, number: int, path: str, version: int = 4) -> Answer | None:
     """Ask a port of a node from outside the cluster; None: nobody listens."""
-    address = str(side.lab[node].address(version))
-
-    def request() -> Answer | None:
-        with closing(HTTPConnection(address, number, timeout=PATIENCE_SECONDS)) as connection:
-            try:
-                connection.request("GET", path)
-            except ConnectionRefusedError:
-                return None
-            response = connection.getresponse()
-            headers = {name: response.headers[name] for name in HEADERS}
-            return Answer(response.status, headers, response.read().decode())
-
-    return call_inside(side.lab["outside1"].namespace.name, request)
+    answer = get_inside(side.lab["outside1"].namespace.name, str(side.lab[node].address(version)), number, path)
+    if answer is None:
+        return None
+    return answer._replace(headers={name: answer.headers[name] for name in HEADERS if name in answer.headers})
 
 
 def both(pair: Pair, node: str, number: int, path: str = "/", version: int = 4) -> list[Answer | None]:
@@ -86,10 +67,11 @@ def has_said(side: Side, words: str) -> bool:
     return words in side.log(side.lab["node2"])
 
 
-def shape(answer: Answer | None) -> tuple[int, dict[str, str | None], str]:
+def shape(answer: Answer | None) -> Answer:
     """Return an answer without its times, whose length in text varies."""
     assert answer is not None
-    return answer.status, answer.headers | {"Content-Length": None}, _TIME.sub("TIME", answer.body)
+    headers = {name: text for name, text in answer.headers.items() if name != "Content-Length"}
+    return Answer(answer.status, headers, _TIME.sub("TIME", answer.body))
 
 
 @pytest.mark.parametrize("version", VERSIONS)

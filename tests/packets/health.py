@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-from contextlib import closing
-from http.client import HTTPConnection
 from typing import Any, NamedTuple
 
-from tests.cluster.namespace import call_inside
+from tests.cluster.http_get import get_inside
 
 from .cluster import Cluster, wait_until
 from .objects import PLAN, JsonObject, ingress, port, service
@@ -40,17 +38,10 @@ def balanced(check_port: int = CHECK_PORT) -> JsonObject:
 def ask(cluster: Cluster, host: str, number: int, path: str = "/", version: int = 4) -> Answer | None:
     """Ask a port of a node from outside of the cluster; None: nobody listens."""
     address = str(cluster.lab[host].address(version))
-
-    def request() -> Answer | None:
-        with closing(HTTPConnection(address, number, timeout=10)) as connection:
-            try:
-                connection.request("GET", path)
-            except ConnectionRefusedError:
-                return None
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.headers["X-Load-Balancing-Endpoint-Weight"], json.loads(answer.read()))
-
-    return call_inside(cluster.lab["outside1"].namespace.name, request)
+    found = get_inside(cluster.lab["outside1"].namespace.name, address, number, path)
+    if found is None:
+        return None
+    return Answer(found.status, found.headers.get("X-Load-Balancing-Endpoint-Weight"), json.loads(found.body))
 
 
 def status(cluster: Cluster, host: str, path: str, version: int = 4) -> int:

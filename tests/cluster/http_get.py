@@ -1,0 +1,33 @@
+"""One HTTP request, sent from inside a network namespace."""
+
+from collections.abc import Mapping
+from contextlib import closing
+from http.client import HTTPConnection
+from typing import NamedTuple
+
+from .namespace import call_inside
+
+_PATIENCE_SECONDS = 10.0
+
+
+class Answer(NamedTuple):
+    """What a server said."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: str
+
+
+def get_inside(namespace: str, address: str, port: int, path: str = "/") -> Answer | None:
+    """Ask for a path; None: nobody listens."""
+
+    def ask() -> Answer | None:
+        with closing(HTTPConnection(address, port, timeout=_PATIENCE_SECONDS)) as connection:
+            try:
+                connection.request("GET", path)
+            except ConnectionRefusedError:
+                return None
+            response = connection.getresponse()
+            return Answer(response.status, dict(response.getheaders()), response.read().decode())
+
+    return call_inside(namespace, ask)
