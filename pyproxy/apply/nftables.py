@@ -81,6 +81,8 @@ class NftablesKernel:
         self.family = family
         self.commits = 0
         """Transactions so far, for tests and metrics."""
+        self.failed_sweeps = 0
+        """How often what is no longer used could not be deleted so far, for metrics."""
         self._counter = counter
         self._layouts = layouts
         self._grace_seconds = grace_seconds
@@ -309,6 +311,7 @@ class NftablesKernel:
         except (ApplyError, OSError) as error:
             # What is left is found by the next full read.
             self._failed_to_sweep = True
+            self.failed_sweeps += 1
             logger.warning("%s: what is no longer used was not deleted: %s", self.family, error)
         finally:
             self._sweeping = None

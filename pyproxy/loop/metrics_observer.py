@@ -40,7 +40,7 @@ class MetricsObserver(Observer):
     def __init__(self, metrics: Metrics, board: Board, mode: ProxyMode, families: Collection[Family]) -> None:
         self._metrics = metrics
         self._board = board
-        self._observed = _CountedRules if mode is ProxyMode.IPTABLES else _ObservedKernel
+        self._observed = _OBSERVED.get(mode, _ObservedKernel)
         self._kernels: dict[Family, _ObservedKernel] = {}
         self._distrusted: set[Family] = set()
         self._no_local_endpoints = {family: Counter[str]() for family in families}
@@ -234,6 +234,24 @@ class _CountedRules(_ObservedKernel):
             count = _rule_count(key, after)
             self._written[key.table] += count
             self._total[key.table] += count - _rule_count(key, before)
+
+
+class _CountedSweeps(_ObservedKernel):
+    """Counts what could not be deleted later, in nftables mode; the agent looks twice a second, and so do we."""
+
+    def __init__(self, family: Family, kernel: Kernel[Any, Any], metrics: Metrics) -> None:
+        super().__init__(family, kernel, metrics)
+        self._failed = 0
+
+    def disturbed(self) -> bool:
+        failed = getattr(self._kernel, "failed_sweeps", 0)
+        for _ in range(self._failed, failed):
+            self._metrics.add_cleanup_failure(self._family)
+        self._failed = failed
+        return super().disturbed()
+
+
+_OBSERVED = {ProxyMode.IPTABLES: _CountedRules, ProxyMode.NFTABLES: _CountedSweeps}
 
 
 def _rule_count(key: ChainKey | HookKey, value: str | None) -> int:
