@@ -27,7 +27,7 @@ from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
 from pyproxy.config import Config, IptablesVariant
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import FILTER, IPVS_TABLES, HookKey
+from pyproxy.model.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, HookKey
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ async def retire(used: Variant | None, owns: Owns, *, its_too: bool) -> None:
         ApplyError: something could not be removed.
     """
     for variant, family in product(Variant, Family):
-        await _retire(family, variant, _choice(variant is used, owns, its_too=its_too))
+        await _retire(family, variant, _choice(variant is used, owns, its_too=its_too), beside_ours=variant is used)
     await _retire_tables([name for name in _nft_tables(its_too=its_too) if used or name != _OWN_NFT_TABLE])
 
 
@@ -140,16 +140,30 @@ async def retire_trial(used: Variant | None) -> None:
     """
     for variant, family in product(Variant, Family):
         if variant is not used:
-            await _retire(family, variant, partial(_pick, owns=chain_names.is_of_trial))
+            await _retire(family, variant, partial(_pick, owns=chain_names.is_of_trial), beside_ours=False)
     await _retire_tables([_OWN_NFT_TABLE] if used else [])
 
 
-async def _retire(family: Family, variant: Variant, choice: Choice) -> None:
-    names = _existing(family, variant, IPVS_TABLES)
-    if names and is_available(family, variant):
-        what = await _clean_by_restore(family, variant, names, choice)
+async def _retire(family: Family, variant: Variant, choice: Choice, *, beside_ours: bool) -> None:
+    if is_available(family, variant):
+        clean = _clean_beside_ours if beside_ours else _clean_tables
+        what = await clean(family, variant, choice)
         level = logging.WARNING if _LEFT_ALONE in what else logging.INFO
         _tell(level, f"{family}, iptables-{variant.value}", what)
+
+
+async def _clean_tables(family: Family, variant: Variant, choice: Choice) -> str:
+    return await _clean_by_restore(family, variant, _existing(family, variant, IPVS_TABLES), choice)
+
+
+async def _clean_beside_ours(family: Family, variant: Variant, choice: Choice) -> str:
+    """Clean where this mode's own rules are: of table nat, which may be large, only if there was something in the others.
+
+    Every mode, and a trial, has chains of its own in those.
+    """
+    what = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
+    more = await _clean_by_restore(family, variant, _existing(family, variant, (NAT,)), choice) if what else ""
+    return "; ".join(filter(None, (what, more)))
 
 
 async def _retire_tables(owners: Collection[str]) -> None:
@@ -210,9 +224,9 @@ async def _clean_by_restore(family: Family, variant: Variant, names: Collection[
     return _removed(chains, sum(map(len, hooks.values())), remark)
 
 
-async def remove_chains(family: Family, variant: Variant, names: Collection[str], owns: Owns) -> None:
-    """Remove the chains of some tables that a test picks, with the hooks that jump to them."""
-    await _clean_by_restore(family, variant, _existing(family, variant, names), partial(_pick, owns=owns))
+async def remove_chains(family: Family, variant: Variant, owns: Owns) -> None:
+    """Remove the chains that a test picks from beside those of this mode, with the hooks that jump to them."""
+    await _clean_beside_ours(family, variant, partial(_pick, owns=owns))
 
 
 def _find(family: Family, saved: Mapping[str, str], choice: Choice) -> tuple[Chains, Chains, str]:

@@ -24,7 +24,6 @@ from pyproxy.loop.cleanup import remove_chains
 from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import Member, Real, Virtual
-from pyproxy.model.ruleset import IPVS_TABLES
 
 _LOOK_SECONDS = 5.0
 
@@ -80,7 +79,7 @@ async def retire_ipvs(variant: Variant | None, *, its_too: bool) -> None:
     if variant is not None:
         for family in Family:
             if is_available(family, variant):
-                await remove_chains(family, variant, IPVS_TABLES, is_ours_alone)
+                await remove_chains(family, variant, is_ours_alone)
     await _until_unused(_ours)
     if its_too:
         await _until_unused(_its)

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -49,9 +49,14 @@ class Traffic:
     began_at: float
     """In seconds of the monotonic clock; not later than any of it."""
 
-    def seconds(self) -> float:
-        """Return for how long it has gone on; whatever began before has an earlier time in the reports."""
-        return time.monotonic() - self.began_at
+    notes: list[str] = field(default_factory=list)
+    """What happened when, for whoever looks at a failure."""
+
+    def note(self, what: str) -> float:
+        """Note that something has happened; return the time, which is later than that of all that began before."""
+        at_seconds = time.monotonic() - self.began_at
+        self.notes.append(f"{at_seconds:.2f}: {what}")
+        return at_seconds
 
     def reports(self) -> list[LoadReport]:
         """Return what the streams met so far."""

@@ -58,19 +58,22 @@ def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
             before.close()
             with node.pyproxy(ours) as agent:
                 agent.wait_for_log("first sync done")
+                traffic.note("pyproxy is there")
                 node.wait_for_rules(without=LEFT[its])
-                way_back_at = traffic.seconds()
+                traffic.note("kube-proxy's rules are gone")
+            way_back_at = traffic.note("pyproxy has ended")
             with node.kube_proxy(its) as proxy:
                 proxy.catch_up()
-                is_back_at = traffic.seconds()
+                is_back_at = traffic.note("kube-proxy is back")
                 node.command("cleanup")
                 after = node.rules()
+                traffic.note("pyproxy's rules are gone")
                 proxy.catch_up()
             broken = traffic.broken()
 
     assert [] == broken
     gap = (way_back_at, is_back_at) if (its, ours) == REMOVED_BY_KUBE_PROXY else (0.0, 0.0)
-    assert [] == traffic.failures(outside=gap)
+    assert [] == traffic.failures(outside=gap), traffic.notes
     assert all({"pod1-1", "pod2-1"} == set(report.replies) for report in traffic.reports())
     assert OURS[ours] not in after
     assert LEFT[its] in after
