@@ -31,7 +31,7 @@ MOST_WAITING = 50
 BURST = 10
 SECONDS_PER_EVENT = 6.0
 """On average, after a burst."""
-_RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0)
+_RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
 _LONGEST_NOTE_BYTES = 1024
 """What the API server takes (``pkg/apis/core/validation/events.go``)."""
 _LONGEST_NAME = 200
@@ -131,10 +131,12 @@ class EventSender:
                 await asyncio.sleep(pause)
 
     def _say_refused(self, error: RefusedError) -> None:
-        if error.status not in self._said:
-            self._said.add(error.status)
-            rule = 'apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
-            logger.warning("an Event was refused, and is not sent again; a role needs %s: %s", rule, error)
+        if error.status in self._said:
+            return
+        self._said.add(error.status)
+        rule = 'it needs a role with apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
+        wanted = f"; {rule}" if error.status == HTTPStatus.FORBIDDEN else ""
+        logger.warning("an Event was refused, and is not sent again: %s%s", error, wanted)
 
     async def _uid(self, transport: Transport, event: Event) -> str:
         """Return the uid that ``kubectl describe`` looks for: of a Node its name, as the kubelet and kube-proxy have it."""

@@ -165,7 +165,8 @@ async def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
             await agent.posted(nodes)
 
     [warning] = [line for line in caplog.messages if "an Event was refused" in line]
-    assert warning.endswith('verbs: ["create"]: 403 may not')
+    role = 'it needs a role with apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
+    assert f"an Event was refused, and is not sent again: 403 may not; {role}" == warning
 
 
 @in_loop
