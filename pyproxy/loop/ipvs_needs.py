@@ -61,13 +61,21 @@ def require_scheduler(scheduler: str) -> None:
 
 
 async def require_rules(family: Family, variant: Variant) -> None:
-    """See that the kernel has what the rules beside IPVS need: sets, matches and a device.
+    """See that the kernel has what the rules beside IPVS need: tables, sets, matches and a device.
 
     Raises:
         ConfigError: it has not.
     """
     if "-m ipvs" in await chain_rules(family, variant, ChainKey(NAT, POSTROUTING)):
         return
+    reason = await why_refused(family, variant, "-j RETURN")
+    if reason:
+        other = next(each for each in Variant if each is not variant)
+        message = (
+            f"--proxy-mode: ipvs needs rules in iptables-{variant.value}, which this kernel does not take"
+            f" ({_in_one_line(reason)}); use --iptables-variant={other.value}, --proxy-mode=nftables or --proxy-mode=iptables"
+        )
+        raise ConfigError(message)
     sets = _TrialSets(family)
     try:
         sets.create()
@@ -78,7 +86,7 @@ async def require_rules(family: Family, variant: Variant) -> None:
         ):
             reason = await why_refused(family, variant, f"{rule} -j RETURN")
             if reason:
-                _refuse(module, reason.partition("\n")[0])
+                _refuse(module, _in_one_line(reason))
     finally:
         sets.destroy()
     try:
@@ -116,6 +124,11 @@ def _why_not() -> str:
     except OSError as error:
         return str(error.strerror)
     return ""
+
+
+def _in_one_line(reason: str) -> str:
+    # What the program said; behind it stands the input.
+    return " ".join(reason.splitlines()[:2])
 
 
 def _refuse(module: str, reason: str) -> NoReturn:

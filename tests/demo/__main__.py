@@ -17,7 +17,7 @@ from .course import send_everything
 from .screen import Screen
 from .shell import prompt
 
-MODES = ("iptables", "nftables")
+MODES = ("iptables", "nftables", "ipvs")
 FAILED = 1
 COULD_NOT_RUN = 2
 NEEDS_ROOT = """\
@@ -59,7 +59,12 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m tests.demo", description="See real packets reach real servers.")
-    parser.add_argument("--mode", choices=MODES, default=MODES[0], help="the agents' --proxy-mode")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default=MODES[0],
+        help="the agents' --proxy-mode; ipvs needs a kernel that has it, such as that of tests.guest",
+    )
     parser.add_argument("--shell", action="store_true", help="at the end, give a prompt in the client pod")
     return parser.parse_args()
 

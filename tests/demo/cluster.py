@@ -111,6 +111,8 @@ class Cluster:
             "conntrack-tcp-timeout-close-wait": 0,
             "metrics-bind-address": "",
             "oom-score-adj": 0,
+            # The guest kernel, which has IPVS, takes no rules of the other variant.
+            **({"iptables-variant": "legacy"} if self._mode == "ipvs" else {}),
         }
         # The nodes have kernels of their own, as far as iptables goes, so they shall not wait for each other.
         lock = {"XTABLES_LOCKFILE": str(self.directory / f"{node.name}.xtables.lock")}

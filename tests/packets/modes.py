@@ -103,6 +103,6 @@ IPVS = Mode(
     unserved="refused",
 )
 HAS_IPVS = Path("/proc/net/ip_vs").exists()
-_IS_GUEST = "GUEST" in os.environ
-MODES = (IPVS,) if _IS_GUEST else (LEGACY, NFT, NFTABLES, *((IPVS,) if HAS_IPVS else ()))
+IS_GUEST = "GUEST" in os.environ
+MODES = (IPVS,) if IS_GUEST else (LEGACY, NFT, NFTABLES, *((IPVS,) if HAS_IPVS else ()))
 """IPVS only under a kernel that has it. `python -m tests.guest` brings one, for that mode alone: it is slow."""

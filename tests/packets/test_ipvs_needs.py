@@ -16,15 +16,19 @@ from pyproxy.errors import ConfigError
 from pyproxy.loop.ipvs_needs import require_rules
 from pyproxy.model.address import Family
 from tests.packets.gate import Gate
-from tests.packets.modes import HAS_IPVS, LEGACY
+from tests.packets.modes import HAS_IPVS, IS_GUEST, LEGACY
 from tests.packets.own_namespace import own_namespace, run
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 
 with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
 
+in_guest = pytest.mark.skipif(not IS_GUEST, reason="this kernel takes rules of both variants")
 
-def need_rules(directory: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "") -> None:
+
+def need_rules(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "", variant: Variant = Variant.LEGACY
+) -> None:
     """Ask for what the rules need on a node that was never used, whose kernel refuses a text."""
     gate = Gate(LEGACY, directory)
     if refused:
@@ -33,7 +37,7 @@ def need_rules(directory: Path, monkeypatch: pytest.MonkeyPatch, refused: str = 
         monkeypatch.setenv(name, value)
     with own_namespace():
         try:
-            asyncio.run(require_rules(Family.IPV4, Variant.LEGACY))
+            asyncio.run(require_rules(Family.IPV4, variant))
         finally:
             assert "" == run("ipset", "list", "-n")
             assert "PROBE" not in run("iptables-legacy-save")
@@ -59,3 +63,10 @@ def test_missing_match(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_kernel_that_has_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is refused, and nothing of the trial stays."""
     need_rules(tmp_path, monkeypatch)
+
+
+@in_guest
+def test_kernel_that_takes_no_rules_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guest kernel has no tables for iptables-nft: the error does not blame a match, and names the other variant."""
+    with pytest.raises(ConfigError, match=r"needs rules in iptables-nft, .*--iptables-variant=legacy"):
+        need_rules(tmp_path, monkeypatch, variant=Variant.NFT)
