@@ -32,7 +32,7 @@ _IDLE_SECONDS = 10.0
 _REQUEST_SECONDS = 30.0
 """How long a connection may last in all."""
 _MOST_CONNECTIONS = 128
-"""Connections at a time; who comes on top of them is turned away."""
+"""Connections at a time; who comes on top of them takes the place of who has been there for the longest time."""
 _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
 
 
@@ -72,7 +72,6 @@ class Listeners(threading.Thread):
         self._retry_at = 0.0
         self._connections: deque[tuple[float, socket.socket]] = deque()
         """When each has to be over, the first one first."""
-        self._free = threading.BoundedSemaphore(_MOST_CONNECTIONS)
         self._is_closed = False
         self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
@@ -168,16 +167,13 @@ class Listeners(threading.Thread):
             logger.debug("%s: %s", place.name, error)
             threading.Event().wait(_DESCRIPTORS_ARE_SHORT_SECONDS)
             return
-        if not self._free.acquire(blocking=False):
-            connection.close()
-            return
+        self._make_room()
         self._connections.append((monotonic() + _REQUEST_SECONDS, connection))
         try:
             threading.Thread(target=self._answer, args=(connection, peer, site.app), daemon=True).start()
         except RuntimeError as error:
             logger.debug("%s: %s", place.name, error)
             connection.close()
-            self._free.release()
 
     def _answer(self, connection: socket.socket, peer: Any, app: WSGIApplication) -> None:  # noqa: ANN401  # socket's
         try:
@@ -185,15 +181,24 @@ class Listeners(threading.Thread):
                 _RequestHandler(connection, peer, _Server(app))  # type: ignore[arg-type]  # all it needs of a server
         except OSError as error:
             logger.debug("%s: %s", peer[0], error)
-        finally:
-            self._free.release()
+
+    def _make_room(self) -> None:
+        """See to it that there may be one more connection: who holds many and says nothing shall keep nobody out."""
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            self._connections = deque(each for each in self._connections if each[1].fileno() >= 0)
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            self._end_oldest()
 
     def _end_overdue(self) -> None:
         """Forget connections that are over, and end those that should be."""
         while self._connections and (self._connections[0][1].fileno() < 0 or self._connections[0][0] <= monotonic()):
-            _, connection = self._connections.popleft()
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            self._end_oldest()
+
+    def _end_oldest(self) -> None:
+        _, connection = self._connections.popleft()
+        # It may have ended by itself, in the meantime.
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def _listen(address: ListenAddress, *, both_families: bool) -> socket.socket:

@@ -124,6 +124,20 @@ def test_clients_that_say_nothing_keep_nobody_waiting(listeners: Listeners) -> N
         assert b"hello" == get(address).body
 
 
+def test_many_clients_that_say_nothing(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens more connections than there may be loses the oldest ones, and keeps nobody else out."""
+    monkeypatch.setattr(listeners_module, "_MOST_CONNECTIONS", 3)
+    address = free_address()
+    listeners.serve("site", Site(saying("hello"), [address]))
+    idle = [connected(address) for _ in range(10)]
+    answers = [get(address).body for _ in range(10)]
+    oldest = [connection.recv(1) for connection in idle[:7]]
+    for connection in idle:
+        connection.close()
+
+    assert ([b"hello"] * 10, [b""] * 7) == (answers, oldest)
+
+
 def test_a_client_has_so_much_time_and_no_more(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many words a client has, each in time, its connection ends."""
     monkeypatch.setattr(listeners_module, "_REQUEST_SECONDS", 0.2)
