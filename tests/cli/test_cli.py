@@ -272,7 +272,10 @@ def test_log_lines_can_be_json() -> None:
     line = json.loads(result.stderr)
 
     assert ["caller", "level", "msg", "ts"] == sorted(line)
-    assert ("warning", "--profiling is accepted but not acted on: the profiles are those of a Go program") == (line["level"], line["msg"])
+    assert ("warning", "--profiling is accepted but not acted on: the profiles are those of a Go program") == (
+        line["level"],
+        line["msg"],
+    )
 
 
 @pytest.mark.parametrize(
