@@ -6,11 +6,14 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.controlplane import ControlPlane
+from tests.cluster.http_get import get_inside
 from tests.cluster.process import wait_until
 from tests.lab import Lab, tcp
 from tests.packets.objects import JsonObject, port, service, slices
@@ -183,12 +186,21 @@ def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
     with Container(node, agent) as container:
         wait_until(lambda: answer(lab) == "pod1-1", container.log.name, timeout_seconds=PATIENCE_SECONDS)
         status = container.status()
+        for probe in ("livenessProbe", "readinessProbe"):
+            wait_until(partial(says_yes, lab, agent[probe]["httpGet"]), probe, timeout_seconds=PATIENCE_SECONDS)
 
         assert ["0000000000003000"] * 3 == [status[name] for name in ("CapPrm", "CapEff", "CapBnd")]
         assert "1" == status["NoNewPrivs"]
         complaints = [line for line in container.log.read_text().splitlines() if line[:1] in "WEF"]
         assert [True] == [ONLY_WARNING in line for line in complaints], complaints
         assert int(status["VmRSS"].split()[0]) < 60_000  # kB
+
+
+def says_yes(lab: Lab, probe: JsonObject) -> bool:
+    """Probe the node as its kubelet does: in the node's own network, by the node's address."""
+    host = lab["node1"]
+    found = get_inside(host.namespace.name, str(host.ipv4), probe["port"], probe["path"])
+    return found is not None and found.status == HTTPStatus.OK
 
 
 def answer(lab: Lab) -> str | None:
