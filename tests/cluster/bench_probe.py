@@ -1,0 +1,82 @@
+"""Sees which endpoint of a Service answers, by connecting to it again and again from the node itself.
+
+The endpoints are addresses of the node's loopback: what is measured is the packet path, and no wire.
+"""
+
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+
+from .namespace import call_inside
+from .process import ClusterError
+
+_PATIENCE_SECONDS = 300.0
+_PAUSE_SECONDS = 0.0005
+_ANSWER_SECONDS = 0.02
+"""Longer than a handshake on the loopback takes; an endpoint that is no more does not answer at all."""
+_RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"
+
+
+class Probe:
+    """Endpoints in a namespace, and a client of a Service there."""
+
+    def __init__(self, namespace: str, service: tuple[str, int], listeners: dict[str, socket.socket]) -> None:
+        self._namespace = namespace
+        self._service = service
+        self._listeners = listeners
+        self._source = next(iter(listeners))
+
+    @contextmanager
+    def until_answered_by(self, ip: str) -> Iterator["Future[float]"]:
+        """Probe from now on; the result is when the endpoint answered first, on the clock of `time.monotonic`."""
+        with ThreadPoolExecutor(1) as thread:
+            yield thread.submit(call_inside, self._namespace, lambda: self._first_answer(ip))
+
+    def _first_answer(self, ip: str) -> float:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while time.monotonic() < deadline:
+            if self._answering() == ip:
+                return time.monotonic()
+            time.sleep(_PAUSE_SECONDS)
+        message = f"{ip} did not answer for {_PATIENCE_SECONDS} s"
+        raise ClusterError(message)
+
+    def _answering(self) -> str | None:
+        """Connect once, and return the endpoint that took the connection."""
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)  # no port waits for its end
+            client.settimeout(_ANSWER_SECONDS)
+            client.bind((self._source, 0))
+            try:
+                client.connect(self._service)
+            except OSError:
+                return None
+            for ip, listener in self._listeners.items():
+                try:
+                    listener.accept()[0].close()
+                except BlockingIOError:
+                    continue
+                return ip
+        return None
+
+
+@contextmanager
+def probe(namespace: str, service: tuple[str, int], endpoints: list[str], port: int) -> Iterator[Probe]:
+    """Give a namespace these endpoints, and a way to everything else that is not one: back into it."""
+    with ExitStack() as stack:
+        for ip in endpoints:
+            _ip(namespace, "address", "add", f"{ip}/32", "dev", "lo")
+        _ip(namespace, "route", "add", "default", "dev", "lo")
+        listeners = {ip: stack.enter_context(call_inside(namespace, socket.socket)) for ip in endpoints}
+        for ip, listener in listeners.items():
+            listener.bind((ip, port))
+            listener.listen()
+            listener.settimeout(0)
+        yield Probe(namespace, service, listeners)
+
+
+def _ip(namespace: str, *arguments: str) -> None:
+    subprocess.run(["ip", "-netns", namespace, *arguments], check=True)
