@@ -104,7 +104,8 @@ class IptablesKernel:
 
 
 def _parsed(table: str, text: str, ownership: Ownership) -> dict[RulesetKey, str]:
-    return parse_save(table, text.splitlines(), ownership)
+    # iptables 1.8.9 saves two blanks where one was given (libxt_nfacct.c).
+    return parse_save(table, text.replace("--nfacct-name  ", "--nfacct-name ").splitlines(), ownership)
 
 
 async def save(family: Family, variant: Variant, table: str, *, counters: bool = False) -> str:

@@ -19,6 +19,9 @@ _LOCALNET_GUARD = (
     + comment("block incoming localnet connections")
     + " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 )
+INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
+"""kube-proxy's name for it."""
+INVALID_COUNT = f"-m nfacct --nfacct-name {INVALID_COUNTER}"
 _NODE_PORTS_LAST = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
 
 # (table, from, match, comment, to), in kube-proxy's order. Each is inserted at the top, so the last one of
@@ -51,6 +54,8 @@ class IptablesSettings(FamilySettings):
     """Addresses of this node that serve node ports; None means all."""
     drop_invalid: bool = True
     """Drop packets that conntrack calls INVALID; off where ``nf_conntrack_tcp_be_liberal`` is on."""
+    count_invalid: bool = False
+    """The kernel has xt_nfacct and a counter for those packets."""
     random_fully: bool = True
     """Masquerade with fully random source ports (iptables 1.6.2 and later)."""
     hairpin_by_packet: bool = True
@@ -96,7 +101,9 @@ def node_port_jumps(settings: IptablesSettings) -> str:
 
 
 def _forward_chain(settings: IptablesSettings) -> str:
-    return forward_chain(settings, *(["-m conntrack --ctstate INVALID -j DROP"] if settings.drop_invalid else []))
+    count = f"{INVALID_COUNT} " if settings.count_invalid else ""
+    drop = [f"-m conntrack --ctstate INVALID {count}-j DROP"] if settings.drop_invalid else []
+    return forward_chain(settings, *drop)
 
 
 def _postrouting_chain(settings: IptablesSettings) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
+from pyproxy.apply.accounting import ensure_counter
 from pyproxy.apply.capabilities import chain_rules, why_refused
 from pyproxy.apply.iptables import IptablesKernel, Variant, is_available
 from pyproxy.apply.iptables_variant import detect_variant
@@ -13,7 +14,7 @@ from pyproxy.apply.sysctl import read_sysctl, write_sysctl
 from pyproxy.compile import chain_names, kube_proxy
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_rules import source_is_destination
-from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
+from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER, IptablesSettings, known_hooks
 from pyproxy.compile.iptables_trial import TrialProgram, trial_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
@@ -36,10 +37,13 @@ class IptablesMode:
 
     mode = ProxyMode.IPTABLES
 
-    def __init__(self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family]) -> None:
+    def __init__(
+        self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family], *, count_invalid: bool
+    ) -> None:
         self._config = config
         self._variant = variant
         self._hairpin_by_packet = hairpin_by_packet
+        self._count_invalid = count_invalid
         self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         if not self.families:
@@ -55,7 +59,9 @@ class IptablesMode:
         families = supported_families(variant)
         # The kernel has xt_bpf for all families or for none (`xt_bpf.c`: NFPROTO_UNSPEC), and a trial takes 0.2 s.
         by_packet = families if families and await takes_hairpin_rule(families[0], variant) else ()
-        return cls(config, variant, by_packet)
+        is_trial = bool(config.service_proxy_name)
+        count_invalid = bool(families) and not is_trial and await takes_counter(families[0], variant)
+        return cls(config, variant, by_packet, count_invalid=count_invalid)
 
     def is_placed(self, node: Node) -> bool:
         """See `Backend`."""
@@ -69,6 +75,7 @@ class IptablesMode:
             iptables_settings(self._config, family, surroundings),
             drop_invalid=not be_liberal,
             hairpin_by_packet=family in self._hairpin_by_packet,
+            count_invalid=self._count_invalid,
         )
 
     def program(self, settings: IptablesSettings) -> IptablesProgram | TrialProgram:
@@ -149,6 +156,22 @@ async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
         logger.warning("%s: hairpin connections are told by a chain for each endpoint: xt_bpf: %s", family, reason)
     else:
         logger.info("%s: hairpin connections are told by the packet: the kernel took a trial rule", family)
+    return not reason
+
+
+async def takes_counter(family: Family, variant: Variant) -> bool:
+    """Say whether dropped packets can be counted (xt_nfacct); no rule is written where that is known."""
+    reason = ensure_counter(INVALID_COUNTER)
+    if not reason:
+        try:
+            # The saved text may have more blanks.
+            if INVALID_COUNTER in await chain_rules(family, variant, ChainKey(FILTER, chain_names.FORWARD)):
+                return True
+            reason = await why_refused(family, variant, f"{INVALID_COUNT} -j RETURN")
+        except ApplyError as error:
+            reason = f"could not be tried: {error}"
+    if reason:
+        logger.info("packets that conntrack calls INVALID are dropped and not counted: xt_nfacct: %s", reason)
     return not reason
 
 

@@ -7,10 +7,13 @@ import asyncio
 import json
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from time import time
 from wsgiref.types import WSGIApplication
 
-from pyproxy.config import OPTIONS, Config
+from pyproxy.apply.accounting import counted_packets
+from pyproxy.compile.iptables_static import INVALID_COUNTER
+from pyproxy.config import OPTIONS, Config, ProxyMode
 from pyproxy.flags import ListenAddress, ListenPlace
 from pyproxy.loop.backend import Backend
 from pyproxy.loop.listen_places import follow_place
@@ -19,10 +22,15 @@ from pyproxy.serve.exposition import metrics_application
 from pyproxy.serve.listeners import Listeners, Site
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.pages import Page, application, fixed
+from pyproxy.serve.proc_metrics import PacketCounter
 from pyproxy.serve.statusz import Board, status_page
 
 _SLIS = frozenset({"process_start_time_seconds"})
 """What Kubernetes calls service level indicators; kube-proxy has no other."""
+_INVALID = (
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+    "Packets dropped because they belong to no connection that is known; of both families",
+)
 _following: set[asyncio.Task[None]] = set()
 """The loop itself holds its tasks by weak references only."""
 
@@ -40,6 +48,8 @@ def start_metrics(
         failed: told, in another thread, if the address cannot be had.
     """
     metrics = Metrics(backend.mode.value, backend.families)
+    if backend.mode is ProxyMode.IPTABLES:
+        metrics.registry.register(PacketCounter(*_INVALID, partial(counted_packets, INVALID_COUNTER)))
     board = Board(backend.mode.value, node_name, time())
     app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
 

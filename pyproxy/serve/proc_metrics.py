@@ -1,4 +1,4 @@
-"""What the kernel tells about connection tracking and about this process, read when somebody asks for metrics.
+"""What the kernel tells about packets, connection tracking and this process, read when somebody asks for metrics.
 
 A file that is not there (no connection tracking yet, a kernel without its statistics) costs its metrics and nothing else.
 """
@@ -24,6 +24,26 @@ _CONNTRACK_COUNTERS = {
 """By column of ``/proc/net/stat/nf_conntrack``; the name of a counter is without its ``_total``."""
 _UNLIMITED = float(2**64)
 """What Go's client library prints for no limit."""
+
+
+class PacketCounter(Collector):
+    """A packet counter of the kernel's, which shows nothing where there is none.
+
+    Args:
+        name: of the metric, without ``_total``.
+        text: what it says.
+        read: returns the packets; OSError where there is no counter.
+    """
+
+    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+        self._name = name
+        self._text = text
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield what can be read."""
+        with suppress(OSError):
+            yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 class ProcCollector(Collector):

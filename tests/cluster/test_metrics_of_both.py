@@ -118,8 +118,12 @@ def has_counted(namespace: str) -> bool:
     """Say whether a program has measured a change in both families, and looked for stale flows."""
     text = get(namespace, "/metrics")
     return all(
-        f'kubeproxy_{name}_count{{ip_family="{family}"}}' in text
-        for name in ("network_programming_duration_seconds", "conntrack_reconciler_sync_duration_seconds")
+        f'kubeproxy_{name}{{ip_family="{family}"}}' in text
+        for name in (
+            "network_programming_duration_seconds_count",
+            "conntrack_reconciler_sync_duration_seconds_count",
+            "conntrack_reconciler_deleted_entries_total",
+        )
         for family in ("IPv4", "IPv6")
     )
 

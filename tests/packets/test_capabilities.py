@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 
 from pyproxy.apply import iptables
+from pyproxy.apply.accounting import counted_packets, ensure_counter
 from pyproxy.apply.capabilities import PROBE_CHAIN, chain_rules, why_refused
 from pyproxy.apply.iptables import Variant
 from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.iptables_rules import source_is_destination
+from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.loop.iptables_mode import IptablesMode, takes_hairpin_rule
+from pyproxy.loop.iptables_mode import IptablesMode, takes_counter, takes_hairpin_rule
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
@@ -140,6 +142,29 @@ def test_reading_a_missing_chain_creates_no_table(variant: Variant, family: Fami
     assert ("", before) == (rules, listed_tables())
 
 
+@families
+@variants
+def test_counters(variant: Variant, family: Family) -> None:
+    """A counter is made once, and counts from 0; a rule with it that is in the kernel is the answer."""
+    with pytest.raises(FileNotFoundError):
+        counted_packets(INVALID_COUNTER)
+    assert asyncio.run(takes_counter(family, variant))
+    assert 0 == counted_packets(INVALID_COUNTER)
+    load(family, variant, f"*filter\n:KUBE-FORWARD - [0:0]\n-A KUBE-FORWARD {INVALID_COUNT} -j DROP\nCOMMIT\n")
+    generation = NftGeneration()
+    before = generation.read(), listed_tables()
+
+    answer = asyncio.run(takes_counter(family, variant))
+
+    assert (True, before) == (answer, (generation.read(), listed_tables()))
+    generation.close()
+
+
+def test_a_name_that_is_too_long() -> None:
+    """What the kernel does not take is told in its words."""
+    assert "" != ensure_counter("x" * 40)
+
+
 @variants
 def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
     """In a fresh namespace the mode tries the hairpin rule and builds on it in both families."""
@@ -148,6 +173,7 @@ def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
     settings = [mode.settings(family, Surroundings(node=Node(name="node1"))) for family in Family]
 
     assert [(family, True) for family in Family] == [(one.family, one.hairpin_by_packet) for one in settings]
+    assert [True, True] == [one.count_invalid for one in settings]
     if mode._generation:
         mode._generation.close()
 

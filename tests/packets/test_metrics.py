@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import socket
+import struct
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +18,7 @@ from tests.lab import Host
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .modes import needs
-from .objects import JsonObject, port, public, service, slices
+from .objects import ADDRESSES, JsonObject, port, public, service, slices
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -200,6 +202,23 @@ def test_connection_tracking_is_told(cluster: Cluster) -> None:
     cluster.run(node, "conntrack", "--flush")
     assert (value(node, "pyproxy_conntrack_entries") or 0) < 50
     assert value(node, "pyproxy_conntrack_insert_failures_total") == 0
+
+
+def unsolicited_reply(address: str) -> None:
+    """Send an echo reply that nobody asked for."""
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.sendto(struct.pack("!BBHHH", 0, 0, 0xFFFF - 7, 7, 0), (address, 0))
+
+
+@needs("is_iptables")
+def test_invalid_packets_are_counted(cluster: Cluster) -> None:
+    """A packet that belongs to no connection is dropped on its way through the node, and counted there."""
+    node, name = cluster.lab["node1"], "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"
+    before = value(node, name)
+    call_inside(cluster.lab["pod1-1"].namespace.name, lambda: unsolicited_reply(ADDRESSES["pod2-1"][0]))
+
+    assert before is not None
+    wait_until(lambda: value(node, name) == before + 1, "a packet that was counted")
 
 
 @needs("is_iptables")

@@ -141,6 +141,10 @@ def test_liberal_conntrack() -> None:
 
     assert "INVALID" in static_rules(IPV4)[forward]
     assert "INVALID" not in static_rules(replace(IPV4, drop_invalid=False))[forward]
+    assert (
+        "--ctstate INVALID -m nfacct --nfacct-name ct_state_invalid_dropped_pkts -j DROP"
+        in (static_rules(replace(IPV4, count_invalid=True))[forward])
+    )
 
 
 @pytest.mark.parametrize(
