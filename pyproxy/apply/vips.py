@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 
 from pyproxy.apply.addresses import IPVS_DEVICE as DEVICE
 from pyproxy.apply.netlink import (
+    APPEND,
     CREATE,
     EXCL,
     Message,
@@ -108,8 +109,20 @@ class Vips:
             self._perform(messages, (errno.ESRCH,))
 
     def unbind(self, ips: Collection[bytes]) -> None:
-        """Take bound addresses off the device; what is gone already is no error."""
-        index = _index()
+        """Take bound addresses off the device; what is gone already is no error. Our routes stay.
+
+        With the last IPv4 address of a device the kernel removes all IPv4 routes over it (`fib_frontend.c`, fib_disable_ip),
+        so for that moment the same routes lead over loopback as well.
+        """
+        routes = self.read() if ips and self._family is Family.IPV4 else {}
+        loopback = socket.if_nametoindex("lo")
+        self._perform([Message(_NEW_ROUTE, CREATE | APPEND, self._route(ip, loopback, routes[ip])) for ip in routes])
+        self._unbind(ips, _index())
+        if routes:
+            self.add(routes)
+        self._perform([Message(_DELETE_ROUTE, 0, self._route(ip, loopback, b"")) for ip in routes], (errno.ESRCH,))
+
+    def _unbind(self, ips: Collection[bytes], index: int) -> None:
         messages = [
             Message(
                 _DELETE_ADDRESS,

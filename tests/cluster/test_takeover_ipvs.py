@@ -1,0 +1,95 @@
+"""kube-proxy's IPVS mode, and pyproxy in its place: under a kernel that has IPVS (`python -m tests.guest`)."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from .controlplane import ControlPlane
+from .kubeproxy import Backend
+from .process import wait_until
+from .takeover import LEGACY_TOOLS, OneNode
+
+pytestmark = pytest.mark.skipif(
+    not Path("/proc/net/ip_vs").exists(), reason="this kernel has no IPVS: python -m tests.guest brings one"
+)
+FOREIGN_SERVER = ("--tcp-service", "192.0.2.77:80")
+KEEP_FOREIGN = "--ipvs-exclude-cidrs=192.0.2.0/24"
+ITS = ("KUBE-PROXY-CANARY", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-IPVS-OUT-FILTER")
+"""Chains that pyproxy never has."""
+
+
+@pytest.fixture(scope="module")
+def node(control_plane: ControlPlane) -> Iterator[OneNode]:
+    """Give a node without a proxy, and with a virtual server of others."""
+    with OneNode(control_plane, tools=LEGACY_TOOLS, per_second=20) as made:
+        made.load_foreign_rules()
+        made.host.run("ipvsadm", "--add-service", *FOREIGN_SERVER)
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _clean(node: OneNode) -> Iterator[None]:
+    """See to it that each test begins without anything of either, and that nothing of others is ever touched."""
+    foreign = node.foreign_rules()
+    yield
+    said = node.command("cleanup", "--kube-proxy")
+    assert foreign == node.foreign_rules(), said
+    assert (["192.0.2.77:80"], "", "") == (servers(node), sets(node), device(node)), said
+    assert not [text for text in (*ITS, "PYPROXY-CANARY") if text in node.rules()]
+
+
+def servers(node: OneNode) -> list[str]:
+    """Return where virtual servers are."""
+    return [words[2] for words in map(str.split, node.host.run("ipvsadm", "-Sn").splitlines()) if words[0] == "-A"]
+
+
+def sets(node: OneNode) -> str:
+    """Return the names of ipsets."""
+    return node.host.run("ipset", "list", "-name")
+
+
+def device(node: OneNode) -> str:
+    """Return the addresses of the device of IPVS."""
+    return node.host.run("sh", "-c", "ip -oneline address show dev kube-ipvs0 2>/dev/null || true")
+
+
+@pytest.mark.parametrize(
+    ("its", "ours"),
+    [("ipvs-legacy", "ipvs-legacy"), ("ipvs-legacy", "iptables-legacy"), ("iptables-legacy", "ipvs-legacy")],
+)
+def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
+    """No connection is lost on the way from kube-proxy to pyproxy in IPVS mode or from it, nor on the way back."""
+    # Connections that IPVS carries keep what they need until they end, where another mode has taken over.
+    drains = (its, ours) == ("ipvs-legacy", "iptables-legacy")
+    with ExitStack() as before:
+        before.enter_context(node.kube_proxy(its, KEEP_FOREIGN)).wait_synced(timeout_seconds=300.0)
+        with node.traffic() as traffic:
+            before.close()
+            with node.pyproxy(ours) as agent:
+                agent.wait_for_log("first sync done")
+                for text in ITS:
+                    node.wait_for_rules(without=text)
+                traffic.note("pyproxy is there")
+                broken_there = traffic.broken()
+                if not drains:
+                    wait_until(lambda: "KUBE-" not in sets(node), "kube-proxy's sets are gone", timeout_seconds=60.0)
+            lost_there = traffic.failures(outside=(0.0, 0.0))
+            way_back_at = traffic.note("pyproxy has ended")
+            with node.kube_proxy(its, KEEP_FOREIGN) as proxy:
+                proxy.wait_synced(timeout_seconds=300.0)
+                is_back_at = traffic.note("kube-proxy is back")
+                # For a cleanup, connections are no reason to leave virtual servers.
+                broken = traffic.broken() if its != ours else []
+                said = node.command("cleanup")
+                proxy.wait_synced(timeout_seconds=300.0)
+                broken += traffic.broken() if its == ours else []
+
+    assert ([], []) == (broken_there, lost_there)
+    # kube-proxy makes its rules of both modes with one set of chains, and one table after the other.
+    assert [] == traffic.failures(outside=(way_back_at, is_back_at) if its != ours else (0.0, 0.0)), (
+        traffic.notes,
+        said,
+    )
+    assert [] == broken
