@@ -95,7 +95,9 @@ class Channel(ABC):
     def _failure(self, error: OSError) -> Outcome:
         number = error.errno or 0
         if number == errno.EPERM:
-            # A packet dropped by a rule in the sender's own OUTPUT hook: on the wire that is silence.
+            # A packet dropped in the sender's own OUTPUT hook; without a word (IPVS says one) that is silence.
+            if queued_icmp_errors(self._socket):
+                return Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED")
             return Outcome(Verdict.TIMEOUT)
         name = errno.errorcode.get(number, "")
         if number not in {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE}:

@@ -28,15 +28,24 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def own_namespace() -> Iterator[None]:
     """Be in a new network namespace."""
     prefix = new_prefix()
-    home = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
         [namespace] = create([f"{prefix}own"])
-        _enter(namespace.path)
+        with inside(namespace.path):
+            yield
+    finally:
+        remove(prefix)
+
+
+@contextmanager
+def inside(path: Path) -> Iterator[None]:
+    """Be in a network namespace that is there."""
+    home = os.open("/proc/self/ns/net", os.O_RDONLY)
+    try:
+        _enter(path)
         yield
     finally:
         _set_namespace(home)
         os.close(home)
-        remove(prefix)
 
 
 def _enter(path: Path) -> None:

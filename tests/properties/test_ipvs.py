@@ -1,0 +1,243 @@
+"""Laws of what the IPVS mode wants, whatever the cluster; and, where the kernel has IPVS, real packets against the oracle."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from ipaddress import ip_address
+from random import Random
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from pyproxy.apply.iptables import Variant
+from pyproxy.apply.ipvs import IpvsKernel
+from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.ipvs import IpvsProgram
+from pyproxy.compile.ipvs_static import SERVED, IpvsSettings
+from pyproxy.config import Config, ProxyMode
+from pyproxy.loop.ipvs_mode import IpvsMode, ipvs_settings
+from pyproxy.loop.reconcile import Reconciler
+from pyproxy.loop.surroundings import Surroundings
+from pyproxy.model.address import Family
+from pyproxy.model.ipvs import IpvsKey, IpvsValue, Member, Real, Vip, Virtual
+from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
+from tests.packets.modes import HAS_IPVS
+from tests.packets.own_namespace import inside
+from tests.properties.oracle import Oracle
+from tests.properties.packet import Fate, Host, Packet
+from tests.properties.packet import Outcome as Expected
+from tests.properties.planning import Plans, plans_of
+from tests.properties.strategies import Cluster, any_of, clusters, local_traffics
+from tests.properties.test_packets import LOOPBACK_IPS, aimed_packets
+from tests.properties.world import WORLD, World, of_families, shown
+
+FEW = settings(max_examples=min(40, max(4, settings().max_examples // 25)), phases=(Phase.generate,))
+"""An example waits for packets that are dropped, and a smaller one would tell no more in all that time."""
+PACKETS = 60
+TRIES = 3
+ANSWER_SECONDS = 3.0
+with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
+
+
+@st.composite
+def any_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
+    """Give any settings of the IPVS mode."""
+    family = draw(any_of(Family))
+    ips = of_families((*world.node_ips, *world.gateways), (family,))
+    return IpvsSettings(
+        family=family,
+        masquerade_all=draw(st.booleans()),
+        local_traffic=draw(local_traffics(family, world)),
+        local_ips=frozenset(ips),
+        node_port_ips=draw(any_of(((), tuple(ips)))),
+    )
+
+
+def program_of(plans: Plans, chosen: IpvsSettings) -> IpvsProgram:
+    """Return a program that has taken in plans, each once."""
+    program = IpvsProgram(chosen)
+    for name, plan in plans.items():
+        program.put(name, plan)
+    return program
+
+
+def wanted(program: IpvsProgram) -> dict[IpvsKey, IpvsValue]:
+    """Return everything that a program wants."""
+    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
+    assert None not in values.values()
+    return {key: value for key, value in values.items() if value is not None}
+
+
+@given(clusters(), any_settings())
+def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -> None:
+    """Real servers have virtual servers; these are in one set, and have an address that packets for them come to."""
+    found = wanted(program_of(plans_of(cluster, chosen.family), chosen))
+
+    virtuals = {key for key in found if isinstance(key, Virtual)}
+    assert virtuals >= {key.virtual for key in found if isinstance(key, Real)}
+    members = [
+        Virtual(key.ip, key.protocol, key.port) for key in found if isinstance(key, Member) and key.set in SERVED
+    ]
+    assert virtuals == set(members)
+    assert len(virtuals) == len(members)
+    assert {virtual.ip for virtual in virtuals} - chosen.local_ips == {key.ip for key in found if isinstance(key, Vip)}
+
+
+@given(clusters(), clusters(), any_settings(), st.randoms(use_true_random=False))
+def test_history_leaves_no_trace(first: Cluster, second: Cluster, chosen: IpvsSettings, random: Random) -> None:
+    """Whatever was there before, what is wanted now is what is wanted by an agent that starts now; each change is told."""
+    plans, later = (plans_of(cluster, chosen.family) for cluster in (first, second))
+    program = program_of(plans, chosen)
+    before = wanted(program)
+    names = sorted({*plans, *later})
+    random.shuffle(names)
+    told: set[IpvsKey] = set()
+    for name in names:
+        told |= program.put(name, later.get(name))
+    after = wanted(program)
+
+    assert wanted(program_of(later, chosen)) == after
+    assert told >= {key for key in {*before, *after} if before.get(key) != after.get(key)}
+
+
+# -- packets
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The first node of a lab, with the kernel of each family as the agent opens it."""
+
+    lab: Lab
+    kernels: Mapping[Family, IpvsKernel]
+
+    def program(self, cluster: Cluster, chosen: IpvsSettings) -> None:
+        """Bring the kernel up to a cluster, from whatever is there; an agent that starts then finds nothing to write."""
+        with inside(self.lab["node1"].namespace.path):
+            asyncio.run(self._program(cluster, chosen))
+
+    async def _program(self, cluster: Cluster, chosen: IpvsSettings) -> None:
+        kernel, plans = self.kernels[chosen.family], plans_of(cluster, chosen.family)
+        await _synced(plans, chosen, kernel)
+        present = await kernel.read()
+        expected = wanted(program_of(plans, chosen))
+        assert expected == {key: value for key, value in present.items() if key in expected}
+        left = {key for key in present if key not in expected}
+        # What drains goes when the agent looks at it the next time, and what it needs goes with it.
+        assert {0} >= {present[key] for key in left if isinstance(key, Real)}
+        ips = {key.ip for key in left if isinstance(key, Virtual)}
+        assert ips >= {key.ip for key in left if isinstance(key, Member | Vip)}
+        assert len(left) >= await _synced(plans, chosen, kernel)
+
+
+async def _synced(plans: Plans, chosen: IpvsSettings, kernel: IpvsKernel) -> int:
+    """Let an agent start; return how many entries it has changed."""
+    reconciler: Reconciler[IpvsKey, IpvsValue] = Reconciler(chosen.family, IpvsProgram(chosen), kernel)
+    for name in {port.service for port in plans}:
+        reconciler.stage(name, {port: plan for port, plan in plans.items() if port.service == name})
+    report = await reconciler.sync()
+    assert not report.refused
+    return report.entries_changed
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
+    """Give a node without anything of ours, beside others where everything answers on the ports of endpoints."""
+    with (
+        Lab(Shape(nodes=2, pods_per_node=2), timeout_seconds=ANSWER_SECONDS) as lab,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XTABLES_LOCKFILE", str(tmp_path_factory.mktemp("xtables") / "lock"))
+        ports = list(WORLD.endpoint_ports)
+        for host in (*lab.pods, *lab.nodes, lab.database):
+            host.serve(tcp=ports, udp=ports, sctp=ports)
+        with inside(lab["node1"].namespace.path):
+            mode = IpvsMode(Config(proxy_mode=ProxyMode.IPVS), Variant.LEGACY)
+            mode.prepare()
+            kernels = {family: mode.kernel(family) for family in Family}
+        yield Node(lab, kernels)
+
+
+@with_ipvs
+@FEW
+@given(st.data(), st.sampled_from(Family), st.booleans())
+def test_packets_meet_what_the_semantics_say(
+    node: Node,
+    data: st.DataObject,
+    family: Family,
+    masquerade_all: bool,  # noqa: FBT001  # given by hypothesis
+) -> None:
+    """Whatever the cluster, packets from the node, its pods and outside meet what the oracle names."""
+    cluster = _with_node(data.draw(clusters(contested=False)))
+    config = Config(proxy_mode=ProxyMode.IPVS, cluster_cidr=WORLD.cluster_cidrs, masquerade_all=masquerade_all)
+    chosen = ipvs_settings(config, family, Surroundings(node=cluster.node, local_ips=HOST.ips))
+    node.program(cluster, chosen)
+    oracle = Oracle(cluster, _for_oracle(chosen), HOST)
+    random = data.draw(st.randoms(use_true_random=False))
+    host = Host(frozenset(of_families(HOST.ips, (family,))))
+    sent = [packet for packet in aimed_packets(cluster, host, family) if _can_be_sent(packet)]
+    expected = {packet: oracle.outcomes(packet) for packet in random.sample(sent, min(PACKETS, len(sent)))}
+    # Of a packet that no Service takes the oracle knows no more.
+    probes = [packet for packet, fates in expected.items() if Expected(Fate.ARRIVES) not in fates] * TRIES
+    outcomes = probe_all([(node.lab[HOSTS[shown(packet.source)]], _probe(packet)) for packet in probes])
+    wrong = [
+        f"{shown(packet.source)} to {_probe(packet).to}/{packet.protocol.value}: {outcome}, expected {expected[packet]}"
+        for packet, outcome in zip(probes, outcomes, strict=True)
+        if not any(_is(outcome, fate, packet) for fate in expected[packet])
+    ]
+
+    assert not wrong, "\n".join(wrong)
+
+
+HOST = Host(frozenset((*WORLD.node_ips, *WORLD.gateways)))
+HOSTS = {
+    **{shown(ip): "node1" for ip in WORLD.node_ips},
+    **dict.fromkeys(("10.244.1.11", "fd00:10:244:1::11"), "pod1-1"),
+    **dict.fromkeys(("10.244.1.13", "fd00:10:244:1::13"), "client-pod"),
+    **dict.fromkeys(("172.18.0.101", "fd00:172:18::101"), "outside1"),
+}
+"""Who has an address that packets are sent from."""
+
+
+def _can_be_sent(packet: Packet) -> bool:
+    """Say whether the lab has its source; and node ports do not answer on loopback in this mode."""
+    return shown(packet.source) in HOSTS and packet.destination not in LOOPBACK_IPS
+
+
+def _with_node(cluster: Cluster) -> Cluster:
+    """Return a cluster whose Node says what the lab's first node is."""
+    node = replace(cluster.node, ips=WORLD.node_ips[::2], pod_cidrs=WORLD.pod_cidrs)
+    return replace(cluster, node=node)
+
+
+def _for_oracle(chosen: IpvsSettings) -> IptablesSettings:
+    return IptablesSettings(
+        family=chosen.family,
+        masquerade_all=chosen.masquerade_all,
+        local_traffic=chosen.local_traffic,
+        node_port_ips=chosen.node_port_ips,
+    )
+
+
+def _probe(packet: Packet) -> Probe:
+    to = SocketAddress(ip_address(packet.destination), packet.port)
+    return Probe(Protocol(packet.protocol.value.upper()), to, source=ip_address(packet.source))
+
+
+def _passes_back(packet: Packet, endpoint: bytes) -> bool:
+    """Say whether what an endpoint answers to a packet passes this node: an endpoint may name a node that it is not on."""
+    is_here = HOST.is_local(endpoint) or any(endpoint in block for block in WORLD.pod_cidrs)
+    return is_here or packet.in_interface != "eth0"
+
+
+def _is(outcome: Outcome, expected: Expected, packet: Packet) -> bool:
+    """Say whether a packet met what was expected."""
+    if expected.endpoint is None:
+        verdict = {Fate.REJECTED: Verdict.REFUSED, Fate.DROPPED: Verdict.TIMEOUT}[expected.fate]
+        return outcome.verdict is verdict
+    if not expected.is_masqueraded and not _passes_back(packet, expected.endpoint.ip):
+        return outcome.verdict is Verdict.TIMEOUT
+    endpoint = SocketAddress(ip_address(expected.endpoint.ip), expected.endpoint.port)
+    is_own = outcome.client_ip == ip_address(packet.source)
+    is_nodes = outcome.client_ip is not None and outcome.client_ip.packed in HOST.ips
+    return outcome.reached == endpoint and (is_nodes if expected.is_masqueraded else is_own)
