@@ -43,12 +43,12 @@ class MetricsObserver(Observer):
         self._observed = _OBSERVED.get(mode, _ObservedKernel)
         self._kernels: dict[Family, _ObservedKernel] = {}
         self._distrusted: set[Family] = set()
-        self._no_local_endpoints = {family: Counter[str]() for family in families}
-        self._programmed = {family: Counter[str](dict.fromkeys(_KINDS, 0)) for family in families}
+        self._programmed = {family: dict.fromkeys((*_KINDS, *_POLICIES), 0) for family in families}
+        """How much of each kind the kernel has; and by traffic policy, ports that are dropped here and served elsewhere."""
         self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
         """When changes were made that no sync has settled yet, in seconds since 1970."""
         for family in families:
-            board.families[family] = FamilyStatus(dict(self._programmed[family]))
+            board.families[family] = FamilyStatus(dict.fromkeys(_KINDS, 0))
 
     def delivered(self, change: Change) -> None:
         """See `Observer`."""
@@ -64,7 +64,7 @@ class MetricsObserver(Observer):
 
     def queued(self) -> None:
         """See `Observer`."""
-        for family in self._no_local_endpoints:
+        for family in self._programmed:
             self._metrics.set_queued(family, time())
 
     def planned(self, triggers: Triggers) -> None:
@@ -126,7 +126,6 @@ class MetricsObserver(Observer):
             report = await reconciler.sync()
             kernel.end_sync()
             self._count_programmed(family, report)
-            self._count_no_local_endpoints(family, report)
             self._count_repairs(family, report)
             error = ""
         except ApplyError as failure:
@@ -141,7 +140,7 @@ class MetricsObserver(Observer):
     def _show(self, reconciler: Reconciler[Any, Any], error: str) -> None:
         family = reconciler.family
         self._board.families[family] = FamilyStatus(
-            programmed=dict(self._programmed[family]),
+            programmed={kind: self._programmed[family][kind] for kind in _KINDS},
             synced_at=self._board.families[family].synced_at if error else time(),
             error=error,
             quarantined={
@@ -153,15 +152,11 @@ class MetricsObserver(Observer):
     def _count_programmed(self, family: Family, report: SyncReport) -> None:
         counts = self._programmed[family]
         for before, after in report.taken.values():
-            counts.subtract(_parts(before))
-            counts.update(_parts(after))
-        self._metrics.set_programmed(family, counts)
-
-    def _count_no_local_endpoints(self, family: Family, report: SyncReport) -> None:
-        counts = self._no_local_endpoints[family]
-        for before, after in report.taken.values():
-            counts.subtract(_without_local_endpoints(before))
-            counts.update(_without_local_endpoints(after))
+            if before is not None:
+                _add(counts, before, -1)
+            if after is not None:
+                _add(counts, after, 1)
+        self._metrics.set_programmed(family, {kind: counts[kind] for kind in _KINDS})
         for policy in _POLICIES:
             self._metrics.set_no_local_endpoints(family, policy, counts[policy])
 
@@ -260,28 +255,23 @@ def _rule_count(key: ChainKey | HookKey, value: str | None) -> int:
     return 1 if isinstance(key, HookKey) else value.count("\n")
 
 
-def _parts(plan: ServicePlan | None) -> Mapping[str, int]:
-    """Return how many of each kind of thing a port is made of."""
-    if plan is None:
-        return {}
-    endpoints = {*plan.cluster_endpoints, *plan.local_endpoints} if plan.local_endpoints else plan.cluster_endpoints
-    counts = (
-        1,
-        plan.cluster_ip is not None,
-        len(plan.external_ips),
-        len(plan.load_balancer_ips),
-        plan.node_port > 0,
-        len(endpoints),
-    )
-    return dict(zip(_KINDS, counts, strict=True))
+def _add(counts: dict[str, int], plan: ServicePlan, sign: int) -> None:
+    """Add what a port is made of, and under which policies it is dropped here and served elsewhere; or take it away.
 
-
-def _without_local_endpoints(plan: ServicePlan | None) -> list[str]:
-    """Return the traffic policies under which a port is dropped here and served elsewhere."""
-    if plan is None:
-        return []
-    dropped = (
-        plan.internal_local and plan.internal_verdict is Verdict.DROP,
-        plan.external_local and plan.external_verdict is Verdict.DROP,
-    )
-    return [policy for policy, is_dropped in zip(_POLICIES, dropped, strict=True) if is_dropped]
+    In the first sync this runs once for each port of the cluster, hence no loop and no object.
+    """
+    counts["service_port"] += sign
+    if plan.cluster_ip is not None:
+        counts["cluster_ip"] += sign
+    if plan.externally_accessible:
+        counts["external_ip"] += sign * len(plan.external_ips)
+        counts["load_balancer_ip"] += sign * len(plan.load_balancer_ips)
+        counts["node_port"] += sign * (plan.node_port > 0)
+    if plan.local_endpoints:
+        counts["endpoint"] += sign * len({*plan.cluster_endpoints, *plan.local_endpoints})
+    else:
+        counts["endpoint"] += sign * len(plan.cluster_endpoints)
+    if plan.internal_local and plan.internal_verdict is Verdict.DROP:
+        counts["internal"] += sign
+    if plan.external_local and plan.external_verdict is Verdict.DROP:
+        counts["external"] += sign
