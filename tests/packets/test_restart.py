@@ -241,11 +241,11 @@ def test_packet_after_taking_over_from_kube_proxy(after_kube_proxy: Cluster, row
 
 @needs("is_iptables")
 def test_what_kube_proxy_left_is_gone(after_kube_proxy: Cluster) -> None:
-    """Chains and rules of Services that are gone are deleted, hooks are not doubled, and the canary stays."""
+    """Chains and rules of Services that are gone are deleted, its canary too, and hooks are not doubled."""
     rules = after_kube_proxy.rules(after_kube_proxy.lab["node1"])
 
     assert "default/gone" not in rules
     assert "OLDOLD" not in rules
     assert f"KUBE-SEP-{WEB_CHAIN}" not in rules
     assert 2 == len(re.findall(r"^-A PREROUTING .*-j KUBE-SERVICES$", rules, re.MULTILINE))
-    assert ":KUBE-PROXY-CANARY" in rules
+    assert ":KUBE-PROXY-CANARY" not in rules
