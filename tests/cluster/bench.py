@@ -1,10 +1,12 @@
 """Measures pyproxy against kube-proxy: `python -m tests.cluster.bench --help`, or `make bench`.
 
-Both follow the same API server, in alternating runs and one at a time, each in a network namespace of its own. Only
-ratios say something: absolute times are this machine's. What is measured, for each run:
+The IPVS mode needs a kernel that has it: `python -m tests.guest --seconds 3600 .venv/bin/python -m tests.cluster.bench
+--backends ipvs-legacy`. Both follow the same API server, in alternating runs and one at a time, each in a network
+namespace of its own. Only ratios say something: absolute times are this machine's. What is measured, for each run:
 
 start         from exec to the last rule of all Services
-visible       from sending the change of one endpoint to its rule being in the kernel
+visible       from sending the change of one endpoint for another to the first connection that the new one takes
+api           the API server's part of that: until it says that it has the change
 cpu/change    of the process and of the programs that it ran, for one such change, idle time after it included
 idle          processor time of ten seconds in which nothing happens
 rss, peak     resident memory after the changes, and at its highest, without that of the programs it ran
@@ -18,9 +20,9 @@ import statistics
 import sys
 import tempfile
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +32,8 @@ import pyproxy
 
 from .agent import Agent
 from .api import JsonObject
-from .bench_kernel import KernelWatch
+from .bench_kernel import Target, watch
+from .bench_probe import Probe, probe
 from .controlplane import ControlPlane
 from .kubeproxy import Backend, KubeProxy
 from .namespace import fresh_namespace
@@ -39,11 +42,11 @@ from .process import Process
 NODE = "node-1"
 PORT = 8080
 FLAGS = ("--cluster-cidr=10.244.0.0/16",)
-SERVICES = "/api/v1/namespaces/default/services"
 SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-_WRITERS = 8
 _SETTLE_SECONDS = 3.0
 """Longer than kube-proxy's shortest time between two syncs, 1 s, and whatever either does after a sync."""
+_QUIET_SHARE = 0.1
+"""Of a processor: who uses less has done its work, even on a machine where a sync takes many seconds."""
 _IDLE_SECONDS = 10.0
 
 
@@ -54,27 +57,54 @@ class Sample:
     start: float
     start_cpu: float
     visible: list[float]
+    api: list[float]
     change_cpu: float
     idle: float
     rss: float
     peak: float
 
 
+def service_ip(number: int) -> str:
+    """Return the cluster IP of a Service."""
+    return f"10.96.{1 + number // 250}.{number % 250 + 1}"
+
+
 def service(number: int) -> JsonObject:
-    """Return a Service with one port."""
-    ip = f"10.96.{1 + number // 250}.{number % 250 + 1}"
-    spec = {"clusterIP": ip, "ports": [{"port": 80, "targetPort": PORT}]}
-    return {"metadata": {"name": f"web-{number}"}, "spec": spec}
+    """Return a Service with one port, as the API server keeps it."""
+    ip = service_ip(number)
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(f"web-{number}", number),
+        "spec": {
+            "type": "ClusterIP",
+            "clusterIP": ip,
+            "clusterIPs": [ip],
+            "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack",
+            "internalTrafficPolicy": "Cluster",
+            "sessionAffinity": "None",
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": PORT}],
+        },
+    }
 
 
 def endpoint_slice(number: int, ips: Sequence[str]) -> JsonObject:
     """Return its EndpointSlice."""
+    labels = {"kubernetes.io/service-name": f"web-{number}"}
     return {
-        "metadata": {"name": f"web-{number}-1", "labels": {"kubernetes.io/service-name": f"web-{number}"}},
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {**_metadata(f"web-{number}-1", number), "labels": labels},
         "addressType": "IPv4",
         "ports": [{"name": "", "protocol": "TCP", "port": PORT}],
         "endpoints": [{"addresses": [ip], "conditions": {"ready": True}} for ip in ips],
     }
+
+
+def _metadata(name: str, number: int) -> JsonObject:
+    created = "2026-01-01T00:00:00Z"
+    return {"name": name, "namespace": "default", "uid": str(uuid.UUID(int=number)), "creationTimestamp": created}
 
 
 def endpoint_ips(number: int, count: int) -> list[str]:
@@ -89,39 +119,42 @@ class Bench:
         self._control_plane = control_plane
         self._services = services
         self._endpoints = endpoints
-        self._changes = changes
+        self._probed = services // 2
+        self._probes = [f"10.250.250.{1 + number}" for number in range(changes + 1)]
+        """The one endpoint that the probed Service has first, and those that it gets after it."""
 
     def fill(self) -> None:
-        """Make the Node and the objects."""
+        """Make the Node and the objects; these past the API server, which would take minutes."""
         self._control_plane.create_node(NODE, ["192.0.2.11"], pod_cidrs=["10.244.0.0/24"])
-        with ThreadPoolExecutor(_WRITERS) as writers:
-            list(writers.map(self._create, range(self._services)))
-
-    def _create(self, number: int) -> None:
-        self._control_plane.request("POST", SERVICES, service(number))
-        ips = endpoint_ips(number, self._endpoints)
-        self._control_plane.request("POST", SLICES, endpoint_slice(number, ips))
+        for number in range(self._services):
+            self._control_plane.store(f"services/specs/default/web-{number}", service(number))
+            slice_ = endpoint_slice(number, endpoint_ips(number, self._endpoints))
+            self._control_plane.store(f"endpointslices/default/web-{number}-1", slice_)
 
     def run(self, program: str, backend: Backend) -> Sample:
         """Run one of the programs once, from its start with no rules."""
         with ExitStack() as stack:
             stack.callback(self._restore)
             namespace = stack.enter_context(fresh_namespace())
-            watch = stack.enter_context(KernelWatch(namespace, backend))
+            seen = stack.enter_context(watch(namespace, backend))
+            client = stack.enter_context(probe(namespace, (service_ip(self._probed), 80), self._probes, PORT))
             started = time.monotonic()
             process = self._started(program, namespace, backend, stack)
-            start = watch.when(self._is_complete, "all rules") - started
+            start = seen.all_there(self._targets()) - started
             start_cpu = process.cpu_seconds()
-            time.sleep(_SETTLE_SECONDS)
+            _settle(process)
+            first, *others = self._probes
+            self._change(client, process, first)
             before = process.cpu_seconds()
-            visible = [self._change(watch, number) for number in range(self._changes)]
+            changes = [self._change(client, process, ip) for ip in others]
             changed = process.cpu_seconds()
             time.sleep(_IDLE_SECONDS)
             return Sample(
                 start=start,
                 start_cpu=start_cpu,
-                visible=visible,
-                change_cpu=(changed - before) / self._changes,
+                visible=[visible for visible, _ in changes],
+                api=[api for _, api in changes],
+                change_cpu=(changed - before) / len(others),
                 idle=process.cpu_seconds() - changed,
                 rss=process.resident_bytes() / 1e6,
                 peak=process.peak_bytes() / 1e6,
@@ -136,31 +169,36 @@ class Bench:
 
     def _restore(self) -> None:
         """Undo the changes of a run."""
-        which = self._services // 2
-        endpoints = endpoint_slice(which, endpoint_ips(which, self._endpoints))["endpoints"]
-        self._control_plane.request("PATCH", f"{SLICES}/web-{which}-1", {"endpoints": endpoints})
+        self._patch(endpoint_ips(self._probed, self._endpoints))
 
-    def _is_complete(self, rules: str) -> bool:
-        """Tell whether a dump has every endpoint."""
-        if f"{endpoint_ips(self._services - 1, self._endpoints)[-1]}" not in rules:
-            return False
-        ips = (ip for number in range(self._services) for ip in endpoint_ips(number, self._endpoints))
-        return all(f"{ip}:{PORT}" in rules or f"{ip} . {PORT}" in rules for ip in ips)
+    def _targets(self) -> list[Target]:
+        return [
+            Target(service_ip(number), ip, PORT)
+            for number in range(self._services)
+            for ip in endpoint_ips(number, self._endpoints)
+        ]
 
-    def _change(self, watch: KernelWatch, number: int) -> float:
-        """Add one more endpoint to a Service, and return how long it took to be seen.
+    def _change(self, client: Probe, process: Process, ip: str) -> tuple[float, float]:
+        """Give the probed Service one endpoint in place of another, and return when it answered and when the API server did."""
+        with client.until_answered_by(ip) as answered:
+            sent = time.monotonic()
+            self._patch([ip])
+            api = time.monotonic() - sent
+            took = answered.result() - sent
+        _settle(process)
+        return took, api
 
-        What is added shows in every program's rules at once: kube-proxy leaves rules of gone endpoints for a while, and
-        the kernel's counters of legacy tables do not tell one endpoint from another in its place.
-        """
-        which = self._services // 2
-        ips = [*endpoint_ips(which, self._endpoints), *(f"10.250.250.{1 + added}" for added in range(number + 1))]
-        endpoints = endpoint_slice(which, ips)["endpoints"]
-        sent = time.monotonic()
-        self._control_plane.request("PATCH", f"{SLICES}/web-{which}-1", {"endpoints": endpoints})
-        seen = watch.when(lambda rules: f"{ips[-1]}:" in rules or f"{ips[-1]} ." in rules, f"a rule for {ips[-1]}")
+    def _patch(self, ips: Sequence[str]) -> None:
+        endpoints = endpoint_slice(self._probed, ips)["endpoints"]
+        self._control_plane.request("PATCH", f"{SLICES}/web-{self._probed}-1", {"endpoints": endpoints})
+
+
+def _settle(process: Process) -> None:
+    """Wait until a process has done what it had to do."""
+    before = float("-inf")
+    while process.cpu_seconds() - before > _QUIET_SHARE * _SETTLE_SECONDS:
+        before = process.cpu_seconds()
         time.sleep(_SETTLE_SECONDS)
-        return seen - sent
 
 
 def report(samples: dict[tuple[Backend, str], list[Sample]], write: Callable[[str], object]) -> None:
@@ -169,6 +207,7 @@ def report(samples: dict[tuple[Backend, str], list[Sample]], write: Callable[[st
         "start s": lambda sample: [sample.start],
         "start cpu s": lambda sample: [sample.start_cpu],
         "visible ms": lambda sample: [1000 * seconds for seconds in sample.visible],
+        "api ms": lambda sample: [1000 * seconds for seconds in sample.api],
         "cpu/change ms": lambda sample: [1000 * sample.change_cpu],
         "idle cpu ms": lambda sample: [1000 * sample.idle],
         "rss MB": lambda sample: [sample.rss],

@@ -1,24 +1,123 @@
 """Sees when rules change in a network namespace, to the millisecond and almost without cost to who changes them.
 
-Law: how long something takes is told by the kernel's own counters; a dump, which is slow, only says what it was.
+Law: how long something takes is told by the kernel's own counters; a dump, which is slow, only says what it was. IPVS has no
+counter: there one Service is asked for again and again, which is cheap, and all of them at a start, which is not.
 """
 
+import re
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import partial
-from typing import Self
+from pathlib import Path
+from typing import NamedTuple, Protocol, Self
 
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
-from pyproxy.model.address import Family
+from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.model.address import Family, parse_ip
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.ipvs import Virtual
 from pyproxy.model.ruleset import TABLES
 
 from .kubeproxy import Backend, ruleset
-from .namespace import call_inside
-from .process import ClusterError
+from .namespace import call_inside, command_inside
+from .process import ClusterError, wait_until
 
 _POLL_SECONDS = 0.001
 _PATIENCE_SECONDS = 300.0
+_IPVS_PATIENCE_SECONDS = 1800.0
+_IPVS_POLL_SECONDS = 0.01
+_IPVS_LOOK_SECONDS = 0.25
+_TCP = 6
+
+
+class Target(NamedTuple):
+    """An endpoint of a Service; its port is ``port``."""
+
+    service_ip: str
+    ip: str
+    port: int
+
+
+class Watch(Protocol):
+    """Tells when something was programmed, on the clock of `time.monotonic`."""
+
+    def __enter__(self) -> Self:
+        """Begin."""
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+
+    def all_there(self, targets: Collection[Target]) -> float:
+        """Wait for the rules of all Services, and return when the last came."""
+
+    def there(self, target: Target) -> float:
+        """Wait for the rule of one endpoint, and return when it came."""
+
+
+def watch(namespace: str, backend: Backend) -> Watch:
+    """Return what watches a mode in a namespace."""
+    return IpvsWatch(namespace) if backend.startswith("ipvs") else KernelWatch(namespace, backend)
+
+
+class IpvsWatch:
+    """Looks at virtual and real servers, and at a start at addresses and sets besides."""
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._servers = call_inside(namespace, VirtualServers)
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End."""
+        self._servers.close()
+
+    def all_there(self, targets: Collection[Target]) -> float:
+        """Wait for real servers, and for addresses and members of sets, of which there is one a Service."""
+        services = len({target.service_ip for target in targets})
+
+        def complete() -> bool:
+            return self._reals() >= len(targets) and self._members() >= services and self._addresses() >= services
+
+        return _when(complete, f"{len(targets)} real servers", _IPVS_LOOK_SECONDS)
+
+    def there(self, target: Target) -> float:
+        """Wait for a real server."""
+        virtual = Virtual(parse_ip(target.service_ip), _TCP, 80)
+        wanted = Endpoint(parse_ip(target.ip), target.port)
+
+        def complete() -> bool:
+            return any(endpoint == wanted for endpoint, _ in self._servers.reals(virtual))
+
+        return _when(complete, f"a real server {target.ip}", _IPVS_POLL_SECONDS)
+
+    def _reals(self) -> int:
+        return call_inside(self._namespace, Path("/proc/thread-self/net/ip_vs").read_text).count("->") - 1
+
+    def _members(self) -> int:
+        """Return how many cluster IPs are in the set of those, whose name both programs end in the same way."""
+        sets = self._output("ipset", "list", "-terse").split("Name: ")
+        return sum(
+            int(found)
+            for each in sets
+            if each.partition("\n")[0].endswith("CLUSTER-IP")
+            for found in re.findall(r"Number of entries: (\d+)", each)
+        )
+
+    def _addresses(self) -> int:
+        return len(self._output("ip", "-4", "route", "show", "table", "local", "dev", "kube-ipvs0").splitlines())
+
+    def _output(self, *words: str) -> str:
+        return subprocess.run(command_inside(self._namespace, words), check=True, capture_output=True, text=True).stdout
+
+
+def _when(condition: Callable[[], bool], what: str, poll_seconds: float) -> float:
+    wait_until(condition, what, timeout_seconds=_IPVS_PATIENCE_SECONDS, poll_seconds=poll_seconds)
+    return time.monotonic()
 
 
 class KernelWatch:
@@ -50,7 +149,21 @@ class KernelWatch:
         """Return how many times the rules have changed so far."""
         return len(self._times)
 
-    def when(self, condition: Callable[[str], bool], what: str) -> float:
+    def all_there(self, targets: Collection[Target]) -> float:
+        """See `Watch`."""
+        *_, last = targets
+
+        def complete(rules: str) -> bool:
+            # Most dumps are not complete: the last one first, because to look for all takes long.
+            return _is_in(last, rules) and all(_is_in(target, rules) for target in targets)
+
+        return self._when(complete, "all rules")
+
+    def there(self, target: Target) -> float:
+        """See `Watch`."""
+        return self._when(partial(_is_in, target), f"a rule for {target.ip}")
+
+    def _when(self, condition: Callable[[str], bool], what: str) -> float:
         """Wait until the rules meet a condition, and return when, on the clock of `time.monotonic`.
 
         Raises:
@@ -77,7 +190,13 @@ class KernelWatch:
                 self._times.append(time.monotonic())
 
 
-def _counter(namespace: str, backend: Backend) -> tuple[Callable[[], Hashable], list[LegacyCounter] | list[NftGeneration]]:
+def _is_in(target: Target, rules: str) -> bool:
+    return f"{target.ip}:{target.port}" in rules or f"{target.ip} . {target.port}" in rules
+
+
+def _counter(
+    namespace: str, backend: Backend
+) -> tuple[Callable[[], Hashable], list[LegacyCounter] | list[NftGeneration]]:
     """Return what tells one state of the rules from another; its counters belong to the namespace they are made in."""
     if backend == "iptables-legacy":
         tables = [call_inside(namespace, partial(LegacyCounter, family, TABLES)) for family in Family]

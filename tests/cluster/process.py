@@ -30,14 +30,16 @@ def binary(name: str) -> str:
     return str(path)
 
 
-def wait_until(condition: Callable[[], bool], what: str, *, timeout_seconds: float) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, *, timeout_seconds: float, poll_seconds: float = _POLL_SECONDS
+) -> None:
     """Wait for something in another process, which can only be polled."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
             message = f"not within {timeout_seconds} s: {what}"
             raise ClusterError(message)
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds)
 
 
 class Process:

@@ -19,10 +19,8 @@ from .pair import Pair
 Both: TypeAlias = tuple[Outcome, Outcome]
 """What one probe met: with kube-proxy, and with pyproxy."""
 
-LOUD_BATCH = 400
-"""Probes at once in each lab: as many as a server can take, even if all are for it."""
-SILENT_BATCH = 1200
-"""Probes at once in each lab where few answers are expected."""
+SILENT_BURSTS = 3
+"""How many bursts can be one where few answers are expected."""
 _SCTP_WEIGHT = 4
 """For how many probes one of SCTP counts: a host hands each packet to all its raw sockets."""
 PATIENCE_SECONDS = 4.0
@@ -34,7 +32,7 @@ def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
     """Send all packets in both labs, as often as each needs, and return what became of them."""
     found = [*_fates_of_plain(pair, [packet for packet in packets if not packet.is_sticky])]
     found += _fates_of_sticky(pair, [packet for packet in packets if packet.is_sticky])
-    return [fate if fate.is_equal else _with_patience(pair, fate) for fate in found]
+    return [*_with_patience(pair, found)]
 
 
 def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
@@ -47,12 +45,12 @@ def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: S
 def _fates_of_plain(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
     """Send each packet once, then those again together that seem to meet the same: silence is waited for only once."""
     probes = {packet: packet.probes() for packet in packets}
-    first = _send(pair, [(packet, probes[packet][0]) for packet in packets], LOUD_BATCH)
+    first = _send(pair, [(packet, probes[packet][0]) for packet in packets])
     met = {packet: [both] for packet, both in zip(packets, first, strict=True)}
     silent = {packet for packet in packets if any(outcome.verdict in _SILENT for outcome in met[packet][0])}
-    for group, batch in ((silent, SILENT_BATCH), ({*packets} - silent, LOUD_BATCH)):
+    for group, bursts in ((silent, SILENT_BURSTS), ({*packets} - silent, 1)):
         flows = [(packet, probe) for packet in packets if packet in group for probe in probes[packet][1:]]
-        for (packet, _), both in zip(flows, _send(pair, flows, batch), strict=True):
+        for (packet, _), both in zip(flows, _send(pair, flows, bursts), strict=True):
             met[packet].append(both)
     yield from (_fate(packet, zip(probes[packet], met[packet], strict=True)) for packet in packets)
 
@@ -65,7 +63,7 @@ def _fates_of_sticky(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
         packets = [packet for packet in packets if packet not in now]
         pair.forget_clients()
         flows = [(packet, probe) for packet in now for probe in packet.probes()]
-        first, second = (_send(pair, flows, LOUD_BATCH) for _ in range(2))
+        first, second = (_send(pair, flows) for _ in range(2))
         for packet in now:
             places = [place for place, (other, _) in enumerate(flows) if other is packet]
             yield _fate_of_clients(packet, [(flows[at][1], first[at], second[at]) for at in places])
@@ -89,11 +87,20 @@ def _is_another(first: Outcome, second: Outcome) -> bool:
     return first.server != second.server and not {first.verdict, second.verdict} & _SILENT
 
 
-def _with_patience(pair: Pair, fate: Fate) -> Fate:
-    """Send a packet again and wait for as long as it takes; only the silence of now counts."""
-    probes = [replace(probe, timeout_seconds=PATIENCE_SECONDS) for probe in fate.packet.probes()]
-    met = _send(pair, [(fate.packet, probe) for probe in probes], LOUD_BATCH)
-    again = _fate(fate.packet, zip(probes, met, strict=True))
+def _with_patience(pair: Pair, found: Sequence[Fate]) -> Iterator[Fate]:
+    """Send packets that differ again and wait for as long as it takes; only the silence of now counts."""
+    doubtful = [fate.packet for fate in found if not fate.is_equal]
+    flows = [
+        (packet, replace(probe, timeout_seconds=PATIENCE_SECONDS)) for packet in doubtful for probe in packet.probes()
+    ]
+    met: dict[Packet, list[tuple[Probe, Both]]] = {packet: [] for packet in doubtful}
+    for (packet, probe), both in zip(flows, _send(pair, flows), strict=True):
+        met[packet].append((probe, both))
+    for fate in found:
+        yield _with_silence_of(_fate(fate.packet, met[fate.packet]), fate) if fate.packet in met else fate
+
+
+def _with_silence_of(again: Fate, fate: Fate) -> Fate:
     return Fate(
         fate.packet,
         again.kube_proxy | _without_silence(fate.kube_proxy),
@@ -118,9 +125,9 @@ def _in_words(probe: Probe, outcome: Outcome) -> str:
     return f"{outcome.server} at {outcome.reached} sees {seen}"
 
 
-def _send(pair: Pair, flows: Sequence[tuple[Packet, Probe]], batch: int) -> list[Both]:
+def _send(pair: Pair, flows: Sequence[tuple[Packet, Probe]], bursts: int = 1) -> list[Both]:
     found: list[Both] = []
-    for part in _batches(flows, batch):
+    for part in _batches(flows, bursts * pair.mode.pace.burst):
         outcomes = probe_all([(side.lab[packet.source.host], probe) for side in pair.sides for packet, probe in part])
         found += zip(outcomes[: len(part)], outcomes[len(part) :], strict=True)
     return found

@@ -3,11 +3,13 @@
 Law: what is to be seen must be seen from the sources of `world`: node1 is in zone a and node2 in zone b.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from .objects import (
     HEADLESS_LABEL,
     PROXY_NAME_LABEL,
+    SERVICE_NAME_LABEL,
     Entry,
     JsonObject,
     On,
@@ -322,6 +324,18 @@ FOR_FLAGS = State(
 )
 """What flags change something about; with single endpoints, as no flag is about the choice among several."""
 
+FOR_IPVS = State(
+    (
+        *FOR_FLAGS.entries,
+        entry(service("pinned", port(80), externalIPs=public(60), **AFFINITY), "pod1-1", "pod2-1"),
+        entry(service("one-is-draining", port(80, "UDP")), "pod1-1", draining("pod2-1")),
+        entry(service("address-of-a-node", port(80), externalIPs=[*map(str, SECOND_ADDRESSES["node1"])]), "pod2-1"),
+        entry(service("local-empty", port(80), externalIPs=public(44), **LOCAL)),
+        entry(service("internal-nowhere", port(80), **INTERNAL_LOCAL), "database"),
+    )
+)
+"""A little of everything: a sync of kube-proxy's IPVS mode starts a program for each address of each Service."""
+
 STATES: Final = {
     "endpoints": ENDPOINTS,
     "slices": SLICES,
@@ -336,3 +350,22 @@ STATES: Final = {
     "hinted-local": HINTED_LOCAL,
     "pinned": PINNED,
 }
+
+
+def together(states: Mapping[str, State]) -> State:
+    """Return one state of several, whose Services have the names of their states in front."""
+    return State(
+        tuple(_renamed(item, f"{name}-{item.name}") for name, state in states.items() for item in state.entries)
+    )
+
+
+def _renamed(item: Entry, name: str) -> Entry:
+    service = {**item.service, "metadata": {**item.service["metadata"], "name": name}}
+    return Entry(service, tuple(_slice_of(name, each) for each in item.slices))
+
+
+def _slice_of(owner: str, item: JsonObject) -> JsonObject:
+    metadata = item["metadata"]
+    labels = {**metadata["labels"], SERVICE_NAME_LABEL: owner}
+    own = metadata["name"].removeprefix(metadata["labels"][SERVICE_NAME_LABEL])
+    return {**item, "metadata": {**metadata, "name": f"{owner}{own}", "labels": labels}}

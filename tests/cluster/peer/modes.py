@@ -1,12 +1,31 @@
 """Which modes are compared, and how each is asked of both proxies."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.cluster.kubeproxy import Backend
 from tests.lab import Host
+from tests.lab.values import DEFAULT_TIMEOUT_SECONDS
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What a machine can be asked to do."""
+
+    burst: int
+    """Probes at once in each lab: as many as a server can take, even if all are for it."""
+    answer_seconds: float
+    """For how long an answer is waited for."""
+    poll_seconds: float
+    patience_seconds: float
+    """Far longer than any change takes: only a fault exceeds it."""
+
+
+QUICK = Pace(burst=400, answer_seconds=DEFAULT_TIMEOUT_SECONDS, poll_seconds=0.02, patience_seconds=60.0)
+GUEST = Pace(burst=150, answer_seconds=3.0, poll_seconds=0.5, patience_seconds=400.0)
+"""On the guest kernel, where starting a program takes a tenth of a second."""
 _FORGET_RECENT = "for list in /proc/net/xt_recent/*; do [ ! -e $list ] || echo / > $list; done"
 
 
@@ -22,6 +41,14 @@ class Mode:
     """Commands that print all rules of both families."""
     forget_clients: Callable[[Host], None]
     """Makes a node forget which client is pinned to which endpoint."""
+    flags: tuple[str, ...] = ("--iptables-min-sync-period=100ms",)
+    """Flags for both proxies: for short times between syncs, where a sync is cheap."""
+    pace: Pace = QUICK
+    syncs: re.Pattern[str] | None = None
+    """What kube-proxy says at the beginning of a sync, or else at its end ("complete"), with the family; None: nothing.
+
+    Needed where a sync takes long, and something is written after a mark.
+    """
 
     def __str__(self) -> str:
         """Return the name, for test ids."""
@@ -61,4 +88,16 @@ NFTABLES = Mode(
     dumps=(("nft", "list", "ruleset"),),
     forget_clients=_forget_dynamic,
 )
+IPVS = Mode(
+    name="ipvs",
+    kube_proxy="ipvs-legacy",
+    pyproxy=("--proxy-mode=ipvs", "--iptables-variant=legacy"),
+    dumps=(("ipvsadm", "-Ln"),),
+    # The kernel forgets by itself: a pin goes with the virtual server it belongs to, and each state has its own.
+    forget_clients=lambda _: None,
+    flags=("-v=4",),
+    pace=GUEST,
+    syncs=re.compile(r'"(?:Syncing ipvs proxier rules|syncProxyRules (complete))".* ipFamily="(\w+)"'),
+)
 MODES = (LEGACY, NFT, NFTABLES)
+"""Those that every kernel has; for IPVS there is `test_peer_ipvs`."""

@@ -5,8 +5,9 @@ Law: packets are sent only when both have programmed everything; a mark, which e
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
@@ -48,7 +49,7 @@ class Pair:
                 addresses, cidrs = [*map(str, node.addresses)], [*map(str, node.pod_cidrs)]
                 self._control_plane.create_node(node.name, addresses, pod_cidrs=cidrs)
                 stack.callback(self._control_plane.request, "DELETE", f"/api/v1/nodes/{node.name}")
-            self.kube_proxy: Side = KubeProxySide(self._control_plane, self.mode, stack)
+            self.kube_proxy = KubeProxySide(self._control_plane, self.mode, stack)
             self.pyproxy: Side = PyproxySide(self._control_plane, self.mode, stack)
             stack.callback(self._clear)
             self.kube_proxy.start(self._flags)
@@ -69,12 +70,15 @@ class Pair:
 
     def tell(self, state: State) -> list[tuple[Entry, JsonObject]]:
         """Replace what was there by a state, wait until all nodes have it, and return the Services as completed."""
-        self._clear()
-        for name, zone in state.zones.items():
-            self._control_plane.request("PATCH", f"/api/v1/nodes/{name}", {"metadata": {"labels": {ZONE_LABEL: zone}}})
-        self._zones = state.zones
-        told = [(entry, self.add(entry)) for entry in state.entries]
-        self.catch_up()
+        with self._judge_at_rest():
+            self._clear()
+            for name, zone in state.zones.items():
+                path = f"/api/v1/nodes/{name}"
+                self._control_plane.request("PATCH", path, {"metadata": {"labels": {ZONE_LABEL: zone}}})
+            self._zones = state.zones
+            told = [(entry, self.add(entry)) for entry in state.entries]
+            mark = self._marked()
+        self._wait_for(self.kube_proxy, mark)
         for side in self.sides:
             side.forget_flows()
         self.forget_clients()
@@ -112,16 +116,39 @@ class Pair:
 
     def catch_up(self) -> None:
         """Wait until all nodes have everything that was written before."""
-        mark = _Mark(next(_marks))
-        self.add(mark.entry())
-        for side in self.sides:
-            for node in side.lab.nodes:
-                side.wait_for(node, partial(mark.is_seen, self._zones[node.name]), f"rules of {mark}")
+        with self._judge_at_rest():
+            mark = self._marked()
+        self._wait_for(self.kube_proxy, mark)
+
+    def _marked(self) -> "_Mark":
+        """Write marks until pyproxy has everything that was written before; return the last."""
+        # What it writes after a mark is there before it writes the next.
+        for _ in range(1 if self.mode.syncs is None else 2):
+            mark = _Mark(next(_marks))
+            self.add(mark.entry())
+            self._wait_for(self.pyproxy, mark)
+        return mark
+
+    def _wait_for(self, side: Side, mark: "_Mark") -> None:
+        for node in side.lab.nodes:
+            side.wait_for(node, partial(mark.is_seen, self._zones[node.name]), f"rules of {mark}")
 
     def forget_clients(self) -> None:
         """Make all nodes forget which client is pinned to which endpoint."""
         for side in self.sides:
             side.forget_clients()
+
+    @contextmanager
+    def _judge_at_rest(self) -> Iterator[None]:
+        """Keep kube-proxy from a sync for each object, where one takes long."""
+        if self.mode.syncs is None:
+            yield
+            return
+        self.kube_proxy.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.kube_proxy.signal(signal.SIGCONT)
 
     def _post(self, collection: str, item: JsonObject) -> JsonObject:
         made = self._control_plane.request("POST", collection, item)

@@ -3,8 +3,11 @@
 Law: both are run as users run them, against the same API server, with the same flags beside those that choose the mode.
 """
 
+import os
+import signal
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,10 +21,7 @@ from .modes import Mode
 from .world import SHAPE, equip
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
-PATIENCE_SECONDS = 60.0
-"""Far longer than any change takes: only a fault exceeds it."""
 _LOG_LINES = 40
-_QUICKLY = ("--iptables-min-sync-period=100ms",)
 _HOST_UNTOUCHED = (
     "--conntrack-max-per-core=0",
     "--conntrack-tcp-timeout-established=0",
@@ -39,13 +39,13 @@ class Side(ABC):
         self.control_plane = control_plane
         self.mode = mode
         self.stack = stack
-        self.lab = stack.enter_context(Lab(SHAPE))
+        self.lab = stack.enter_context(Lab(SHAPE, timeout_seconds=mode.pace.answer_seconds))
         equip(self.lab)
 
     def start(self, flags: Sequence[str]) -> None:
         """Start the proxy of each node; `wait_for` waits for what they do."""
         for node in self.lab.nodes:
-            self.start_on(node, [*_QUICKLY, *flags])
+            self.start_on(node, [*self.mode.flags, *flags])
 
     def rules(self, node: Host) -> str:
         """Return all rules of a node, of both families."""
@@ -53,13 +53,21 @@ class Side(ABC):
 
     def wait_for(self, node: Host, condition: Callable[[str], bool], what: str) -> None:
         """Wait until a condition holds of a node's rules."""
+        self._wait_until(node, lambda: condition(self.rules(node)), what)
 
+    def _wait_until(self, node: Host, condition: Callable[[], bool], what: str) -> None:
         def holds() -> bool:
             self.require_alive(node)
-            return condition(self.rules(node))
+            return condition()
 
+        pace = self.mode.pace
         try:
-            wait_until(holds, f"{self.name} on {node.name}: {what}", timeout_seconds=PATIENCE_SECONDS)
+            wait_until(
+                holds,
+                f"{self.name} on {node.name}: {what}",
+                timeout_seconds=pace.patience_seconds,
+                poll_seconds=pace.poll_seconds,
+            )
         except ClusterError as error:
             message = "\n".join([str(error), *self.log(node).splitlines()[-_LOG_LINES:]])
             raise ClusterError(message) from error
@@ -102,6 +110,25 @@ class KubeProxySide(Side):
             self.control_plane, node.namespace.name, node=node.name, backend=self.mode.kube_proxy, flags=flags
         )
         self._proxies[node.name] = self.stack.enter_context(proxy)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the proxies of all nodes."""
+        for proxy in self._proxies.values():
+            os.kill(proxy.process.pid, number)
+
+    def wait_for(self, node: Host, condition: Callable[[str], bool], what: str) -> None:
+        """See `Side`; to the end of the sync in which the condition began to hold."""
+        super().wait_for(node, condition, what)
+        if self.mode.syncs is not None:
+            begun, _ = self._syncs(node)
+            self._wait_until(node, lambda: self._syncs(node)[1] >= begun, f"{begun} are complete")
+
+    def _syncs(self, node: Host) -> tuple[Counter[str], Counter[str]]:
+        """Return how many syncs of each family have begun, and how many have ended."""
+        assert self.mode.syncs is not None
+        found = self.mode.syncs.findall(self.log(node))
+        begun, ended = ([family for end, family in found if bool(end) is is_end] for is_end in (False, True))
+        return Counter(begun), Counter(ended)
 
     def require_alive(self, node: Host) -> None:
         """See `Side`."""
