@@ -70,12 +70,22 @@ def metrics_server(metrics: Metrics, board: Board, config: Config) -> WSGIApplic
     """Return what answers on the metrics port."""
     pages = {
         "/configz": lambda: _configuration_page(config),
+        "/flagz": fixed(_flags_text(config)),
         "/healthz": fixed("ok"),
         "/proxyMode": fixed(board.mode),
         "/statusz": lambda: status_page(board, time),
     }
     everything = metrics_application(metrics.registry)
     return application(pages, {"/metrics": everything, "/metrics/slis": metrics_application(metrics.registry, _SLIS)})
+
+
+def _flags_text(config: Config) -> str:
+    """Write all flags with the values that they have in effect, wherever these come from."""
+    values = ((about.flag, about.grammar, getattr(config, name)) for name, about in OPTIONS.items())
+    lines = sorted(
+        f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
+    )
+    return "\n".join(["pyproxy flags in effect, for people", "", *lines, ""])
 
 
 def _configuration_page(config: Config) -> Page:

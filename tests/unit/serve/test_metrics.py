@@ -17,7 +17,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pyproxy.config import Config, ProxyMode
+from pyproxy.config import OPTIONS, Config, ProxyMode
 from pyproxy.flags import ListenAddress
 from pyproxy.loop.metrics_server import metrics_server
 from pyproxy.model.address import Family
@@ -227,6 +227,15 @@ def test_effective_configuration() -> None:
     told = tree["kubeproxy.config.k8s.io"]
     assert ("nftables", "node-1", 3) == (told["mode"], told["hostnameOverride"], told["logging"]["verbosity"])
     assert "auto" == tree["pyproxy.io"]["iptables-variant"]
+
+
+def test_flags_in_effect() -> None:
+    """/flagz has every flag, with its value."""
+    with served("nftables") as server:
+        lines = server.get("/flagz").body.decode().splitlines()
+
+    assert {"proxy-mode nftables", "hostname-override node-1", "v 3", "iptables-masquerade-bit 14"} <= set(lines)
+    assert len(OPTIONS) == len(lines) - 2
 
 
 def test_page_for_people() -> None:
