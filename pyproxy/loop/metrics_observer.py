@@ -79,7 +79,7 @@ class MetricsObserver(Observer):
         """See `Observer`."""
         family, now = reconciler.family, time()
         self._metrics.set_synced(family, now)
-        self._show(reconciler, "")
+        self._show(reconciler, "", now)
         waiting, self._triggers[family] = self._triggers[family], {}
         refused = {name.service for name in reconciler.quarantined}
         for service in waiting.keys() - refused:
@@ -134,14 +134,14 @@ class MetricsObserver(Observer):
         finally:
             self._metrics.observe_sync(family, monotonic() - started, full=kernel.was_read)
             self._metrics.set_quarantined(family, len(reconciler.quarantined))
-            self._show(reconciler, error)
+            self._show(reconciler, error, time())
         return report
 
-    def _show(self, reconciler: Reconciler[Any, Any], error: str) -> None:
+    def _show(self, reconciler: Reconciler[Any, Any], error: str, now: float) -> None:
         family = reconciler.family
         self._board.families[family] = FamilyStatus(
             programmed={kind: self._programmed[family][kind] for kind in _KINDS},
-            synced_at=self._board.families[family].synced_at if error else time(),
+            synced_at=self._board.families[family].synced_at if error else now,
             error=error,
             quarantined={
                 f"{name} ({name.protocol.name})": quarantine.error

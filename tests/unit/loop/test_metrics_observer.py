@@ -77,6 +77,13 @@ def test_what_is_measured_of_changes() -> None:
         told.observer.settled(reconciler)
         assert (2, None) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
 
+    shown = told.board.families[Family.IPV4]
+    assert {"default/refused (TCP)": "no"} == shown.quarantined
+    assert (told.value("kubeproxy_sync_proxy_rules_last_timestamp_seconds", **IPV4), "") == (
+        shown.synced_at,
+        shown.error,
+    )
+
 
 def test_work_that_waits_is_told() -> None:
     """That work waits is known in both families; nothing was queued before."""

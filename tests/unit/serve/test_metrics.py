@@ -86,6 +86,20 @@ def test_counters_are_there_before_their_first_count() -> None:
             assert [0.0, 0.0] == [server.value(name, labels) for labels in (IPV4, IPV6)]
 
 
+def test_ipvs_mode_has_its_own() -> None:
+    """What kube-proxy's IPVS mode does not register is not there (its RegisterMetrics): the cluster tests have no IPVS."""
+    metrics = Metrics("ipvs", Family)
+    for full in (True, False):
+        metrics.observe_sync(Family.IPV4, 0.1, full=full)
+    names = {metric.name for metric in metrics.registry.collect() if metric.name.startswith("kubeproxy_sync_")}
+
+    sync = "kubeproxy_sync_proxy_rules_"
+    changes = {f"{sync}{kind}_changes{end}" for kind in ("endpoint", "service") for end in ("", "_pending")}
+    times = {f"{sync}last_timestamp_seconds", f"{sync}last_queued_timestamp_seconds", f"{sync}duration_seconds"}
+    others = {f"{sync}no_local_endpoints_total", f"{sync}iptables_restore_failures"}
+    assert changes | times | others == names
+
+
 def test_a_sync_is_full_or_partial() -> None:
     """A sync counts among all syncs and, with the same duration, among the full or the partial ones, in its family."""
     with served() as server:
