@@ -169,6 +169,22 @@ def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, ref
     assert ([], []) == (broken, traffic.failures(outside=(0.0, 0.0)))
 
 
+@pytest.mark.parametrize("ours", BACKENDS)
+def test_from_a_trial_to_full_service(node: OneNode, ours: Backend) -> None:
+    """What a trial left goes when pyproxy serves all Services in the same mode."""
+    with node.pyproxy(ours, "--service-proxy-name=pyproxy") as agent:
+        agent.wait_for_log("first sync done")
+        trial = node.rules()
+    with node.pyproxy(ours) as agent:
+        agent.wait_for_log("first sync done")
+        node.wait_for_rules(without=TRIAL)
+        served = met(node, node.web, 40)
+
+    assert {"pod1-1", "pod2-1"} == served
+    assert (ours != "nftables") is (TRIAL in trial)
+    assert "KUBE-SERVICES" not in trial
+
+
 @pytest.mark.parametrize(
     ("its", "ours"),
     [("iptables-nft", "iptables-nft"), ("iptables-legacy", "nftables"), ("nftables", "iptables-legacy")],
