@@ -128,7 +128,8 @@ class NftablesProgram:
             self._shared_keys[name] = tuple(keys)
         if before == tuple(keys):
             return set()
-        self._shared.update(keys)
+        for key in keys:
+            self._shared[key] += 1
         for key in before:
             self._shared[key] -= 1
             if not self._shared[key]:

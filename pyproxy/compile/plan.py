@@ -176,8 +176,7 @@ def _plan_port(
         uses_cluster_endpoints=not service.internal_policy_local or accessible,
         uses_local_endpoints=service.internal_policy_local or (service.external_policy_local and accessible),
     )
-    ranges = tuple(block for block in service.load_balancer_source_ranges if block.family is family)
-    node_ip = node.ip(family)
+    ranges = tuple([block for block in service.load_balancer_source_ranges if block.family is family])
     return ServicePlan(
         name=ServicePortName(service.name, port.name, port.protocol),
         family=family,
@@ -187,7 +186,7 @@ def _plan_port(
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
         source_ranges=ranges,
-        allow_load_balancer_ips_as_source=node_ip is not None and any(node_ip in block for block in ranges),
+        allow_load_balancer_ips_as_source=bool(ranges) and _is_inside(node.ip(family), ranges),
         affinity_seconds=service.affinity_seconds,
         internal_local=service.internal_policy_local,
         external_local=service.external_policy_local and accessible,
@@ -198,10 +197,14 @@ def _plan_port(
         any_usable=endpoints.any_usable,
         node_endpoints=_on_node(endpoints, candidates, node.name),
         serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
-        draining_endpoints=tuple(sorted(item for item, found in candidates.items() if found.terminating)),
+        draining_endpoints=tuple(sorted([item for item, found in candidates.items() if found.terminating])),
         scheduler=service.scheduler,
         created=service.created,
     )
+
+
+def _is_inside(ip: bytes | None, ranges: Iterable[Network]) -> bool:
+    return ip is not None and any(ip in block for block in ranges)
 
 
 def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:

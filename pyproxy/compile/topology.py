@@ -18,6 +18,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
 from pyproxy.model.names import Protocol
 
+_Candidates = dict[Endpoint, SliceEndpoint]
 _NO_ENDPOINTS: tuple[Endpoint, ...] = ()
 
 
@@ -63,7 +64,7 @@ def merge_slices(
 
 
 def categorize_endpoints(
-    candidates: dict[Endpoint, SliceEndpoint],
+    candidates: _Candidates,
     place: Place,
     *,
     uses_cluster_endpoints: bool,
@@ -94,13 +95,12 @@ def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> in
     return max(map(len, found.values()), default=0)
 
 
-def _cluster_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) -> tuple[Endpoint, ...]:
-    available = _hint_filter([item for item in candidates.values() if item.ready], place)
-    ready = _select(candidates, lambda item: item.ready and available(item))
-    return ready or _select(candidates, _is_draining)
+def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:
+    ready = {endpoint: item for endpoint, item in candidates.items() if item.ready}
+    return tuple(sorted(_hinted(ready, place))) or _select(candidates, _is_draining)
 
 
-def _local_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) -> tuple[Endpoint, ...]:
+def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:
     def is_local(item: SliceEndpoint) -> bool:
         return bool(item.node_name) and item.node_name == place.node_name
 
@@ -108,18 +108,19 @@ def _local_endpoints(candidates: dict[Endpoint, SliceEndpoint], place: Place) ->
     return ready or _select(candidates, lambda item: _is_draining(item) and is_local(item))
 
 
-def _hint_filter(ready: list[SliceEndpoint], place: Place) -> Callable[[SliceEndpoint], bool]:
-    """Return the test that topology hints put on ready endpoints: node hints before zone hints, or none at all."""
-    if all(item.node_hints for item in ready) and any(place.node_name in item.node_hints for item in ready):
-        return lambda item: place.node_name in item.node_hints
-    if place.zone and all(item.zone_hints for item in ready) and any(place.zone in item.zone_hints for item in ready):
-        return lambda item: place.zone in item.zone_hints
-    return lambda _: True
+def _hinted(ready: _Candidates, place: Place) -> Iterable[Endpoint]:
+    """Return the endpoints that topology hints mean for this place: node hints before zone hints, or none at all."""
+    items = ready.values()
+    if all(item.node_hints for item in items) and any(place.node_name in item.node_hints for item in items):
+        return (endpoint for endpoint, item in ready.items() if place.node_name in item.node_hints)
+    if place.zone and all(item.zone_hints for item in items) and any(place.zone in item.zone_hints for item in items):
+        return (endpoint for endpoint, item in ready.items() if place.zone in item.zone_hints)
+    return ready
 
 
 def _is_draining(item: SliceEndpoint) -> bool:
     return item.serving and item.terminating
 
 
-def _select(candidates: dict[Endpoint, SliceEndpoint], usable: Callable[[SliceEndpoint], bool]) -> tuple[Endpoint, ...]:
+def _select(candidates: _Candidates, usable: Callable[[SliceEndpoint], bool]) -> tuple[Endpoint, ...]:
     return tuple(sorted(endpoint for endpoint, item in candidates.items() if usable(item)))

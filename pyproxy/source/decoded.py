@@ -4,11 +4,10 @@ Law of this file: what `decode_service`, `decode_slices` and `decode` share and 
 """
 
 import re
-from dataclasses import dataclass
 from sys import intern
 from typing import Generic, TypeVar
 
-from msgspec import ValidationError
+from msgspec import Struct, ValidationError
 
 from pyproxy.errors import DecodeError
 from pyproxy.model.names import NamespacedName
@@ -25,8 +24,7 @@ DEFAULT_NAMESPACE = "default"
 _WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`", re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Decoded(Generic[T]):
+class Decoded(Struct, Generic[T], frozen=True, gc=False):
     """What one API object came to."""
 
     object: T | None

@@ -85,8 +85,7 @@ class FileProblem:
         return f"{self.file}, {self.place}: {self.error}" if self.place else f"{self.file}: {self.error}"
 
 
-@dataclass(frozen=True, slots=True)
-class Found(Generic[T]):
+class Found(msgspec.Struct, Generic[T], frozen=True, gc=False):
     """A usable object and where it stands."""
 
     object: T
