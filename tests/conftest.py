@@ -1,5 +1,6 @@
 """Options of the whole test suite, and how hypothesis runs: repeatable in CI, wide and random with ``--long``."""
 
+import os
 import secrets
 
 import pytest
@@ -35,3 +36,10 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"hypothesis: {settings().max_examples} examples, " + (
         f"--hypothesis-seed={seed}" if seed is not None else "random seed"
     )
+
+
+@pytest.fixture(scope="session")
+def needs_root() -> None:
+    """Skip the test for a user who is not root; fail it in CI, where a test that did not run proves nothing."""
+    if os.geteuid():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
 import pytest
 
+from pyproxy.model.address import Family
 from tests.lab import Lab
 
 from .cluster import ANSWER_SECONDS, CLUSTER_CIDR_FLAG, Cluster
 from .gate import SYNC_PERIOD_FLAG, Gate
 from .modes import MODES, Mode
+from .nft_agent import NftAgent, Start, everything, node_namespace, node_settings
 from .objects import PLAN
+from .own_namespace import own_namespace
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,10 +46,8 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 
 
 @pytest.fixture(scope="session")
-def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
     """Give a cluster with running agents."""
-    if os.geteuid():
-        pytest.skip("network namespaces need root")
     with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
         running = Cluster(lab, mode, Path(tmp_path_factory.mktemp(mode.name)))
         running.start()
@@ -64,3 +64,40 @@ def gate(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield standing
     standing.admit_all()
     cluster.restart(*flags)
+
+
+@pytest.fixture
+def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Give the file of a lock of tables that nobody else on this machine waits for."""
+    path = tmp_path / "lock"
+    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
+    return path
+
+
+@pytest.fixture
+def own_tables(needs_root: None, lock: Path) -> Iterator[None]:  # noqa: ARG001 - they are had, and not used
+    """Be in a network namespace of the test's own, whose tables have a lock of their own."""
+    with own_namespace():
+        yield
+
+
+@pytest.fixture(params=Family, ids=str)
+def family(request: pytest.FixtureRequest) -> Family:
+    """Give each family."""
+    return Family(request.param)
+
+
+@pytest.fixture
+def start(needs_root: None, family: Family) -> Iterator[Start]:  # noqa: ARG001 - it decides whether tests can run
+    """Be in a namespace of the test's own, and give a function that starts an agent of the nftables mode there."""
+    with node_namespace(node_settings(family)) as start_agent:
+        yield start_agent
+
+
+@pytest.fixture
+def agent(start: Start, family: Family) -> NftAgent:
+    """Give an agent of the nftables mode that has everything in the kernel, and has seen that nobody else was there."""
+    started = start()
+    started.put(*everything(family))
+    assert not started.kernel.disturbed()
+    return started

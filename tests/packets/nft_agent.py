@@ -171,11 +171,13 @@ class NftAgent:
         return NftablesProgram(settings)
 
 
+Start = Callable[[], NftAgent]
+"""Starts an agent, as after a restart."""
+
+
 @contextmanager
-def node_namespace(
-    settings: NftablesSettings, grace: Mapping[str, float] = SHORT_GRACE
-) -> Iterator[Callable[[], NftAgent]]:
-    """Be in a network namespace of its own; give a function that starts an agent there, as after a restart."""
+def node_namespace(settings: NftablesSettings, grace: Mapping[str, float] = SHORT_GRACE) -> Iterator[Start]:
+    """Be in a network namespace of its own; give a function that starts an agent there."""
     started: list[NftAgent] = []
 
     with own_namespace(), asyncio.Runner() as loop:

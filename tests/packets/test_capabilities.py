@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,29 +24,16 @@ from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import NAT, ChainKey
 
-from .own_namespace import dump, listed_tables, load, own_namespace
+from .each import families, variants
+from .own_namespace import dump, listed_tables, load
 
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-]
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 POSTROUTING = ChainKey(NAT, "KUBE-POSTROUTING")
 NEVER_TAKEN = '-m bpf --bytecode "1,32 0 0 12" -j RETURN'
 """A program of classic BPF that does not return, which no kernel accepts."""
 UNKNOWN_MATCH = "-m no-such-match --option 1 -j RETURN"
 RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j ACCEPT\nCOMMIT\n"
-
-variants = pytest.mark.parametrize("variant", list(Variant))
-families = pytest.mark.parametrize("family", list(Family))
-
-
-@pytest.fixture(autouse=True)
-def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the file of a lock that nobody else on this machine waits for, in a namespace of the test's own."""
-    path = tmp_path / "lock"
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
-    with own_namespace():
-        yield path
 
 
 @pytest.fixture

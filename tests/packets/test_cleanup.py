@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,9 +21,10 @@ from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 
-from .own_namespace import dump, hide_python_iptables, listed_tables, load, own_namespace, run
+from .each import families, variants
+from .own_namespace import dump, hide_python_iptables, listed_tables, load, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 CANARY = "PYPROXY-CANARY"
@@ -68,16 +67,6 @@ COMMIT
 KUBE_PROXY_CANARIES = "".join(
     f"*{table}\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" for table in ("mangle", "nat", "filter")
 )
-
-variants = pytest.mark.parametrize("variant", list(Variant))
-families = pytest.mark.parametrize("family", list(Family))
-
-
-@pytest.fixture(autouse=True)
-def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    with own_namespace():
-        yield
 
 
 def load_others(family: Family, variant: Variant) -> str:
@@ -244,7 +233,9 @@ def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
 
     first, second = clean(), clean()
 
-    assert "".join(line for line in before.splitlines(keepends=True) if CANARY not in line) == dump(Family.IPV4, variant)
+    assert "".join(line for line in before.splitlines(keepends=True) if CANARY not in line) == dump(
+        Family.IPV4, variant
+    )
     where = f"{Family.IPV4}, iptables-{variant.value}"
     assert [f"{where}: removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}"] == first
     assert [True] == ["kube-proxy's chains are left alone" in line for line in second]

@@ -29,7 +29,7 @@ COULD_NOT_RUN = 2
 RUNNABLE = [mode for mode in MODES if (mode == IPVS.name) == (IPVS in MODES_HERE)]
 """The IPVS mode under a kernel that has it, and the others under those that have them."""
 
-needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+needs_root = pytest.mark.usefixtures("needs_root")
 
 
 class Demo:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from .cluster import PYPROXY
-from .own_namespace import own_namespace, run
+from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 SYS = Path("/proc/sys/net")
 FLAGS = ("--init-only", "--conntrack-max-per-core=0", "--hostname-override=node1", "--iptables-variant=nft")
@@ -30,14 +28,6 @@ SETTINGS = (
     "--conntrack-udp-timeout=7s",
     "--conntrack-udp-timeout-stream=89s",
 )
-
-
-@pytest.fixture(autouse=True)
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test a namespace of its own, with settings as the kernel has them."""
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    with own_namespace():
-        yield
 
 
 def settings() -> dict[str, int]:

@@ -6,7 +6,6 @@ The refusals of a kernel that has everything are a gate's; one that has no IPVS 
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tests.packets.gate import Gate
 from tests.packets.modes import HAS_IPVS, IS_GUEST, LEGACY
 from tests.packets.own_namespace import own_namespace, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from tests.lab import (
 )
 from tests.lab.association import INIT_ACK, Packet, crc32c, decode, encode
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 PORT = 8080
 CLOSED_PORT = 9

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,26 +17,16 @@ from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER
 
 from .cluster import wait_until
-from .own_namespace import dump, load, own_namespace, run
+from .each import families
+from .own_namespace import dump, load, run
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
+    pytest.mark.usefixtures("own_tables"),
     pytest.mark.filterwarnings("ignore:invalid escape sequence"),  # in python-iptables 1.2.0
 ]
 
 OURS = "*filter\n:OURS - [0:0]\n-A OURS -m comment --comment first -j RETURN\nCOMMIT\n"
 FOREIGN_HALF = "*filter\n:FOREIGN - [0:0]\n-A FOREIGN -j ACCEPT\n"
-
-families = pytest.mark.parametrize("family", list(Family))
-
-
-@pytest.fixture(autouse=True)
-def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Give the file of a lock that nobody else on this machine waits for, in a namespace of the test's own."""
-    path = tmp_path / "lock"
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
-    with own_namespace():
-        yield path
 
 
 def add_chain(family: Family, chain: str, *, lock_wait_seconds: float = 5.0) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,26 +11,18 @@ from pathlib import Path
 import pytest
 
 from .cluster import FLAGS, PYPROXY, wait_until
-from .own_namespace import own_namespace, run
+from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 OURS = ("198.51.100.7", "2001:db8:7::1")
 OTHER = "203.0.113.7"
 
 
-@pytest.fixture(autouse=True)
-def namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Give each test a namespace with a loopback, and no other interface."""
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    with own_namespace():
-        run("ip", "link", "set", "lo", "up")
-        yield
-
-
 @contextmanager
 def agent(folder: Path, place: str) -> Iterator[None]:
-    """Run an agent without objects."""
+    """Run an agent without objects, on a node with a loopback and no other interface."""
+    run("ip", "link", "set", "lo", "up")
     (folder / "manifests").mkdir()
     own = (f"--manifests={folder / 'manifests'}", "--hostname-override=node1", "--proxy-mode=iptables")
     command = [PYPROXY, "run", *own, *FLAGS, f"--metrics-bind-address={place}", "--healthz-bind-address="]

@@ -21,7 +21,7 @@ PER_SECOND = 100
 
 
 @pytest.fixture(scope="module")
-def switched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def switched(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
     """Give a cluster that is not in any one mode."""
     with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
         running = Cluster(lab, CIRCLE[0], Path(tmp_path_factory.mktemp("switched")))

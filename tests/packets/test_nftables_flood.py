@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from itertools import chain, cycle, islice, repeat
 from typing import Any
@@ -18,12 +17,11 @@ from pyproxy.model.names import Protocol
 from pyproxy.model.node import LocalTraffic
 
 from .flood import CLIENTS, Flood, flooding
-from .nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
+from .nft_agent import Start, cluster_ip, node_namespace, node_settings, plan
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
-Start = Callable[[], NftAgent]
 PODS = {Family.IPV4: "10.244.0.0/24", Family.IPV6: "fd00:10:244::/120"}
 PORT = 8080
 CHANGES = 30
@@ -40,12 +38,6 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
 
 A packet is between two look-ups for a microsecond: it takes many changes to meet one there.
 """
-
-
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
-    return Family(request.param)
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-
 import pytest
 from msgspec.structs import replace
 
@@ -16,34 +13,19 @@ from pyproxy.model.node import LocalTraffic
 
 from .nft_agent import (
     SERVICE_CIDRS,
-    NftAgent,
+    Start,
     cluster_ip,
     endpoints,
     everything,
-    node_namespace,
     node_settings,
     objects_of,
     plan,
 )
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
-Start = Callable[[], NftAgent]
 MANY = 1000
-
-
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
-    return Family(request.param)
-
-
-@pytest.fixture
-def start(family: Family) -> Iterator[Start]:
-    """Be in a namespace of its own, and give a function that starts an agent there."""
-    with node_namespace(node_settings(family)) as start_agent:
-        yield start_agent
 
 
 def test_everything_is_read_back(start: Start, family: Family) -> None:

@@ -5,7 +5,6 @@ One namespace is a node with a client beside it and a pod on it; rules of others
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from tests.lab.namespace import Namespace, create, new_prefix, remove
 from .nft_agent import NftAgent, cluster_ip, endpoints, node_namespace, node_settings, plan
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 PREFIXES = {
     Family.IPV4: ("172.31.0.1/24", "172.31.0.2/24", "10.244.0.254/24", "10.244.0.1/24"),
@@ -86,12 +85,6 @@ class Node:
         listing = run("nft", "list", "table", "inet", "others")
         found = re.findall(r'packets (\d+) bytes \d+ comment "([^"]+)"', listing)
         return {comment: int(packets) for packets, comment in found if int(packets)}
-
-
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
-    return Family(request.param)
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,22 +14,15 @@ from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.names import Protocol
 
-from .nft_agent import NftAgent, cluster_ip, endpoints, node_namespace, node_settings, plan
+from .nft_agent import NftAgent, Start, cluster_ip, endpoints, node_namespace, node_settings, plan
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
-Start = Callable[[], NftAgent]
 SECONDS = 10800
 EXTERNAL = 5000
 NODE_PORT = 30001
 CLIENTS = 40
-
-
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
-    return Family(request.param)
 
 
 @pytest.fixture

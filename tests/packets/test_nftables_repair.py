@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
@@ -13,12 +11,11 @@ from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, Field, SetType, Value
 
-from .nft_agent import NftAgent, everything, node_namespace, node_settings, plan
+from .nft_agent import NftAgent, Start, everything, plan
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
-Start = Callable[[], NftAgent]
 OLDER = {
     "nothing in it": "",
     "a chain": "chain services { }",
@@ -53,27 +50,6 @@ FOREIGN = {
     "no elements in a set": "flush set TABLE cluster-ips",
 }
 """What others do, and what we have afterwards."""
-
-
-@pytest.fixture(params=Family, ids=str)
-def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
-    return Family(request.param)
-
-
-@pytest.fixture
-def start(family: Family) -> Iterator[Start]:
-    """Be in a namespace of its own, and give a function that starts an agent there."""
-    with node_namespace(node_settings(family)) as start_agent:
-        yield start_agent
-
-
-@pytest.fixture
-def agent(start: Start, family: Family) -> NftAgent:
-    """Give an agent that has everything in the kernel."""
-    started = start()
-    started.put(*everything(family))
-    return started
 
 
 def listing(agent: NftAgent) -> list[str]:

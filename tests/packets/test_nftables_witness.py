@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 
 import pytest
 
 from pyproxy.model.address import Family
 
-from .nft_agent import NftAgent, everything, node_namespace, node_settings, plan
+from .nft_agent import NftAgent, plan
 from .own_namespace import run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 DEEDS = {
     "add rule TABLE services counter": "rule added",
@@ -25,16 +23,6 @@ DEEDS = {
 }
 """What others do, and part of what is told of it."""
 ADDRESSES = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
-
-
-@pytest.fixture(params=Family, ids=str)
-def agent(request: pytest.FixtureRequest) -> Iterator[NftAgent]:
-    """Give an agent that has everything in the kernel, and has looked at it."""
-    with node_namespace(node_settings(Family(request.param))) as start:
-        started = start()
-        started.put(*everything(started.family))
-        assert not started.kernel.disturbed()
-        yield started
 
 
 def told(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from threading import Thread
 
 import pytest
@@ -15,23 +13,14 @@ from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration, RulesetC
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import TABLES
 
-from .own_namespace import load, own_namespace, run
+from .each import families, variants
+from .own_namespace import load, run
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 BOTH_TABLES = "".join(f"*{table}\n:OURS - [0:0]\n-A OURS -j RETURN\nCOMMIT\n" for table in TABLES)
 Counters = dict[Family, RulesetCounter]
 OpenCounters = Callable[[Variant], Counters]
-
-variants = pytest.mark.parametrize("variant", list(Variant))
-families = pytest.mark.parametrize("family", list(Family))
-
-
-@pytest.fixture(autouse=True)
-def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    with own_namespace():
-        yield
 
 
 @pytest.fixture

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,23 +14,15 @@ from pyproxy.apply.iptables_variant import detect_variant
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family
 
-from .own_namespace import listed_tables, load, own_namespace
+from .each import families, variants
+from .own_namespace import listed_tables, load
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("own_tables")
 
 SERVICE_RULES = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
 OTHERS_RULES = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n"
 
-variants = pytest.mark.parametrize("variant", list(Variant))
-families = pytest.mark.parametrize("family", list(Family))
 hints = pytest.mark.parametrize("hint", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
-
-
-@pytest.fixture(autouse=True)
-def _namespace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("XTABLES_LOCKFILE", str(tmp_path / "lock"))
-    with own_namespace():
-        yield
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ Each test runs in a network namespace of its own, whose tables each example find
 """
 
 import asyncio
-import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.change import Change
 from pyproxy.model.ruleset import TABLES, RulesetKey
 from pyproxy.render.iptables_restore import restore_text
+from tests.packets.each import families, variants
 from tests.packets.own_namespace import own_namespace, run
 from tests.properties.node_agent import NodeAgent
 from tests.properties.planning import difference, plans_of, program_of, ruleset_of
@@ -28,7 +28,7 @@ from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Chains, RestoreRefusedError, Tables
 from tests.properties.test_reconcile import walks
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 FEW = settings(max_examples=max(1, settings().max_examples // 10))
 """An example is dozens of processes."""
@@ -40,9 +40,6 @@ MISTAKES = (
     "-X KUBE-NOWHERE",
 )
 """Lines that cannot be carried out, whatever the tables hold: KUBE-SERVICES is jumped to."""
-
-variants = pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
-families = pytest.mark.parametrize("family", list(Family), ids=str)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,6 +1,5 @@
 """Laws of the elements that the nftables mode wants, whatever the cluster, and however it came to be."""
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -32,6 +31,7 @@ from pyproxy.model.nftables import (
     pack_number,
     unpack_number,
 )
+from tests.packets.each import families
 from tests.packets.nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
 from tests.packets.own_namespace import run
 from tests.properties.planning import Plans, plans_of
@@ -44,7 +44,6 @@ Elements = Mapping[bytes, bytes]
 FEW = settings(max_examples=max(1, settings().max_examples // 10))
 """An example is several processes and waits for packets on their way."""
 KINDS = tuple((sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
-families = pytest.mark.parametrize("family", list(Family), ids=str)
 
 
 @st.composite
@@ -288,15 +287,8 @@ def test_families_are_apart(cluster: Cluster) -> None:
         assert [] == [text for _, text in elements_text(family, entries) if foreign in text]
 
 
-@pytest.fixture(scope="module")
-def namespaces() -> None:
-    """Skip what needs the kernel where that cannot be had."""
-    if os.geteuid():
-        pytest.skip("network namespaces need root")
-
-
 @families
-@pytest.mark.usefixtures("namespaces")
+@pytest.mark.usefixtures("needs_root")
 @FEW
 @given(st.data())
 def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> None:
@@ -314,7 +306,7 @@ def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> N
 
 
 @families
-@pytest.mark.usefixtures("namespaces")
+@pytest.mark.usefixtures("needs_root")
 @FEW
 @given(st.data(), st.lists(clusters(), min_size=2, max_size=4))
 def test_walk(family: Family, data: st.DataObject, states: list[Cluster]) -> None:

@@ -4,7 +4,6 @@ The table that is looked through is that of an empty network namespace.
 """
 
 import asyncio
-import os
 from collections.abc import Collection, Iterator
 
 import pytest
@@ -17,7 +16,7 @@ from pyproxy.model.names import Protocol
 from tests.packets.own_namespace import own_namespace
 from tests.unit.compile.building import PLAN, endpoints, ips, port_name
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="connection tracking needs root")
+pytestmark = pytest.mark.usefixtures("needs_root")
 
 DNS = replace(PLAN, name=port_name("dns", protocol=Protocol.UDP), port=53, cluster_ip=ips("10.96.0.53")[0])
 SERVED = replace(DNS, serving_endpoints=frozenset(endpoints("10.244.1.11:53")))

@@ -1,0 +1,11 @@
+"""Marks of tests that are for every variant of iptables, or for every family."""
+
+from __future__ import annotations
+
+import pytest
+
+from pyproxy.apply.iptables import Variant
+from pyproxy.model.address import Family
+
+variants = pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)
+families = pytest.mark.parametrize("family", list(Family), ids=str)
