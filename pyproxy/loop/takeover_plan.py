@@ -6,6 +6,7 @@ be removed from the same code as the removal. No rule is tried, so what a kernel
 
 import asyncio
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +20,7 @@ from pyproxy.compile.kube_proxy import is_kube_proxys
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError, SourceError
 from pyproxy.loop.cleanup import Chains, Saved, its_nft_tables, look
-from pyproxy.loop.dump import tracked, tracked_listings
+from pyproxy.loop.dump import report, tracked, tracked_listings
 from pyproxy.loop.modes import open_dumper
 from pyproxy.loop.node_name import own_node, own_node_name
 from pyproxy.loop.predecessor import find_proxy
@@ -74,7 +75,6 @@ async def _plan(config: Config) -> list[str]:
             *_table_lines(tables, family),
         ]
         lines += _ipvs_lines(family)
-        lines.append("  rules of each Service port, those that are there and those of pyproxy:")
         lines += _service_lines(_its_counts(mine, tables.get(family, "")), _counts(listing))
     return lines
 
@@ -107,6 +107,7 @@ async def _known(config: Config) -> tuple[Tracker, Node]:
         from pyproxy.source.files import read_objects  # noqa: PLC0415  # YAML
 
         objects = await asyncio.to_thread(read_objects, config.manifests, config.service_proxy_name)
+        report(objects, sys.stderr)
         found = next((node for node in objects.nodes if node.name == name), None)
         return tracked(objects), own_node(config, found, name)
     tracker = await _listed(config, name)
@@ -230,6 +231,8 @@ def _ipvs_lines(family: Family) -> Iterator[str]:
 
 
 def _service_lines(before: Counts, after: Counts) -> Iterator[str]:
+    if before or after:
+        yield "  rules of each Service port, those that are there and those of pyproxy:"
     for name in sorted({*before, *after}):
         remark = "" if name in before and name in after else "  (only there)" if name in before else "  (only here)"
         yield f"    {name} {name.protocol.value}: {before.get(name, 0)} -> {after.get(name, 0)}{remark}"
