@@ -133,7 +133,9 @@ async def its_nft_tables() -> dict[Family, str]:
 
 
 async def retire_trial(used: Variant | None) -> None:
-    """Remove what a trial beside kube-proxy left in another mode or variant, and nothing else.
+    """Remove chains that a trial beside kube-proxy left in another variant, and nothing else.
+
+    The tables of nftables mode may be those of a pyproxy in full service.
 
     Raises:
         ApplyError: something could not be removed.
@@ -141,7 +143,6 @@ async def retire_trial(used: Variant | None) -> None:
     for variant, family in product(Variant, Family):
         if variant is not used:
             await _retire(family, variant, partial(_pick, owns=chain_names.is_of_trial), beside_ours=False)
-    await _retire_tables([_OWN_NFT_TABLE] if used else [])
 
 
 async def _retire(family: Family, variant: Variant, choice: Choice, *, beside_ours: bool) -> None:
