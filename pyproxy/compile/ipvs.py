@@ -33,9 +33,10 @@ from pyproxy.model.names import Protocol, ServicePortName
 from pyproxy.model.ruleset import FILTER, NAT, ChainKey
 
 _LOCAL_DISPATCH = ChainKey(NAT, static.LOCAL_DISPATCH)
+_ELSEWHERE_DISPATCH = ChainKey(NAT, static.ELSEWHERE_DISPATCH)
 _NODE_PORT_DISPATCH = ChainKey(NAT, names.NODE_PORTS)
 _HEALTH_CHECK_PORTS = ChainKey(FILTER, names.NODE_PORTS)
-SHARED_CHAINS = (_LOCAL_DISPATCH, _NODE_PORT_DISPATCH, _HEALTH_CHECK_PORTS)
+SHARED_CHAINS = (_LOCAL_DISPATCH, _ELSEWHERE_DISPATCH, _NODE_PORT_DISPATCH, _HEALTH_CHECK_PORTS)
 _TAILS: dict[IpvsKey, str] = {_LOCAL_DISPATCH: rules(static.LOCAL_DISPATCH, f"-j {names.NODE_PORTS}")}
 _FIRST_PORT, _PORTS = 1, 65535
 _STAND_IN = {
@@ -181,6 +182,10 @@ class _PortEntries:
         self._taken = taken
         self._settings = settings
         self._scheduling = _scheduling(plan, settings)
+        self._elsewhere = [
+            ip for ip in plan.external_ips if ip not in settings.local_ips and ip not in plan.load_balancer_ips
+        ]
+        """External IPs that the node does not answer for."""
         self._external_chain = ChainKey(NAT, f"KUBE-EXT-{names.service_suffix(plan.name)}")
         self._entries: dict[IpvsKey, IpvsValue] = {}
         self._rules: dict[ChainKey, str] = {}
@@ -191,6 +196,8 @@ class _PortEntries:
             self._cluster_ip(plan.cluster_ip)
         for virtual in self._external_virtuals():
             self._external(virtual)
+        if self._elsewhere:
+            self._external_ips()
         if plan.any_usable and plan.has_firewall:
             self._firewall()
         if plan.external_local and plan.externally_accessible and plan.cluster_endpoints:
@@ -213,7 +220,8 @@ class _PortEntries:
         plan = self._plan
         number = plan.protocol.number
         for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
-            yield Virtual(ip, number, plan.port)
+            if ip not in self._elsewhere:
+                yield Virtual(ip, number, plan.port)
         if plan.node_port:
             virtuals = (Virtual(ip, number, plan.node_port) for ip in self._settings.node_port_ips)
             yield from (virtual for virtual in virtuals if virtual not in self._taken)
@@ -226,6 +234,26 @@ class _PortEntries:
             self._answer_for(virtual.ip)
         if plan.external_verdict is Verdict.DROP:
             self._member(static.NO_LOCAL_EXTERNAL, virtual)
+
+    def _external_ips(self) -> None:
+        """Send what is for an external IP to the virtual server of another address, and leave its other ports alone.
+
+        The address may be another node's. If this node answered for it, the two could not speak to each other.
+        """
+        plan = self._plan
+        text = comment(f"{plan.name} external IP")
+        port = destination_port(plan.protocol, plan.port)
+        target = self._stand_in("outside", plan.external_endpoints) if plan.external_local else self._all_endpoints()
+        for ip in self._elsewhere:
+            virtual = Virtual(ip, plan.protocol.number, plan.port)
+            self._member(static.ELSEWHERE, virtual)
+            if plan.external_verdict is Verdict.DROP:
+                self._member(static.NO_LOCAL_EXTERNAL, virtual)
+            packets = f"{destination(ip)} -p {plan.protocol.value} {text} {port}"
+            before = self._external_chain.chain if plan.external_local else names.MARK_MASQUERADE
+            if not plan.external_local or plan.cluster_endpoints:
+                self._rule(_ELSEWHERE_DISPATCH, f"{packets} -j {before}")
+            self._rule(_ELSEWHERE_DISPATCH, f"{packets} -j DNAT --to-destination {target}")
 
     def _firewall(self) -> None:
         plan = self._plan
@@ -257,7 +285,8 @@ class _PortEntries:
         text = comment(f"{plan.name} external address")
         port = destination_port(plan.protocol, plan.port)
         for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
-            self._rule(_LOCAL_DISPATCH, f"{destination(ip)} {protocol} {text} {port} {jump}")
+            if ip not in self._elsewhere:
+                self._rule(_LOCAL_DISPATCH, f"{destination(ip)} {protocol} {text} {port} {jump}")
         if plan.node_port:
             port = destination_port(plan.protocol, plan.node_port)
             self._rule(_NODE_PORT_DISPATCH, f"{protocol} {text} {port} {jump}")
@@ -267,9 +296,13 @@ class _PortEntries:
         plan = self._plan
         if plan.cluster_ip is not None and not plan.internal_local:
             return Endpoint(plan.cluster_ip, plan.port)
-        stand_in = _stand_in(plan.name, plan.family)
-        virtual = Virtual(stand_in.ip, plan.protocol.number, stand_in.port)
-        self._serve(virtual, plan.cluster_endpoints, static.CLUSTER_IP)
+        return self._stand_in("", plan.cluster_endpoints)
+
+    def _stand_in(self, use: str, endpoints: Iterable[Endpoint]) -> Endpoint:
+        """Serve endpoints at an address that nobody uses."""
+        plan = self._plan
+        stand_in = _stand_in(plan.name, use, plan.family)
+        self._serve(Virtual(stand_in.ip, plan.protocol.number, stand_in.port), endpoints, static.CLUSTER_IP)
         self._answer_for(stand_in.ip)
         return stand_in
 
@@ -307,9 +340,9 @@ def _scheduling(plan: ServicePlan, settings: IpvsSettings) -> Scheduling:
     return Scheduling(scheduler, flags | PERSISTENT, plan.affinity_seconds)
 
 
-def _stand_in(name: ServicePortName, family: Family) -> Endpoint:
+def _stand_in(name: ServicePortName, use: str, family: Family) -> Endpoint:
     """Return an address and port from the name of a Service port; two names give the same once in 10^13 cases."""
-    digest = int.from_bytes(sha256(f"{name}/{name.protocol.value}".encode()).digest())
+    digest = int.from_bytes(sha256(f"{name}/{name.protocol.value}{use}".encode()).digest())
     block = _STAND_IN[family]
     host_bits = len(block.ip) * 8 - block.prefix
     # Not the first and the last address, which mean a network and a broadcast to some.

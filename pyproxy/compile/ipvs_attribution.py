@@ -7,7 +7,7 @@ difference of entries. A virtual server has no room for a name: the remark of it
 from collections.abc import Iterable, Iterator, Mapping
 
 from pyproxy.compile import chain_names as names
-from pyproxy.compile.ipvs_static import LOCAL_DISPATCH, SERVED, set_prefix
+from pyproxy.compile.ipvs_static import ELSEWHERE, LOCAL_DISPATCH, SERVED, set_prefix
 from pyproxy.model.address import Family, ip_text, socket_text
 from pyproxy.model.ipvs import (
     HASH_PORT,
@@ -51,7 +51,8 @@ def list_entries(
     """
     owners = _owners(entries)
     chains = {f"KUBE-EXT-{names.service_suffix(name)}": name for name in owners.values()}
-    named = {f"{name} health check node port": name for name in sorted(owners.values(), reverse=True)}
+    remarks = ("health check node port", "external IP")
+    named = {f"{name} {remark}": name for name in sorted(owners.values(), reverse=True) for remark in remarks}
     common: list[ListedRule] = []
     services: dict[ServicePortName, list[ListedRule]] = {}
     for owner, rule in _listed(family, entries, owners, states):
@@ -74,7 +75,7 @@ def list_entries(
 def _owners(entries: Mapping[IpvsKey, IpvsValue]) -> dict[Virtual, ServicePortName]:
     found: dict[Virtual, ServicePortName] = {}
     for key, value in entries.items():
-        if isinstance(key, Member) and key.set in SERVED and isinstance(value, str) and value:
+        if isinstance(key, Member) and key.set in (*SERVED, ELSEWHERE) and isinstance(value, str) and value:
             service, _, port = value.partition(":")
             name = NamespacedName(*service.split("/", 1))
             found[Virtual(key.ip, key.protocol, key.port)] = ServicePortName(name, port, _PROTOCOLS[key.protocol])

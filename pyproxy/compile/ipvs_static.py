@@ -30,6 +30,8 @@ FIREWALL = "FIREWALL"
 ALLOWED = "ALLOWED"
 NO_LOCAL = "NO-LOCAL"
 NO_LOCAL_EXTERNAL = "NO-LOCAL-EXTERNAL"
+ELSEWHERE = "ELSEWHERE"
+"""External IPs, which may be another node's addresses: only the ports of Services are taken, by rules."""
 VIP = "VIP"
 SET_TYPES = {
     CLUSTER_IP: "hash:ip,port",
@@ -39,20 +41,25 @@ SET_TYPES = {
     ALLOWED: "hash:ip,port,net",
     NO_LOCAL: "hash:ip,port",
     NO_LOCAL_EXTERNAL: "hash:ip,port",
+    ELSEWHERE: "hash:ip,port",
     VIP: "hash:ip",
 }
 SERVED = (CLUSTER_IP, EXTERNAL, EXTERNAL_LOCAL)
-"""Each address and port of a Service is in exactly one of these."""
+"""Each virtual server is in exactly one of these."""
 
 LOCAL_DISPATCH = "KUBE-SVC-EXTERNAL-LOCAL"
-"""Named so that kube-proxy, where it takes over again, deletes it as stale."""
+ELSEWHERE_DISPATCH = "KUBE-SVC-EXTERNAL-IPS"
+"""Both are named so that kube-proxy, where it takes over again, deletes them as stale."""
 SOURCE_RANGES = "KUBE-SOURCE-RANGES-FIREWALL"
 NO_LOCAL_CHAIN = "KUBE-NO-LOCAL-ENDPOINTS"
 IPVS_FILTER = "KUBE-IPVS-FILTER"
 
 _FIXED = {
     FILTER: {names.NODE_PORTS, names.FORWARD, IPVS_FILTER, names.CANARY},
-    NAT: {names.SERVICES, names.NODE_PORTS, names.POSTROUTING, names.MARK_MASQUERADE, LOCAL_DISPATCH, names.CANARY},
+    NAT: {
+        *(names.SERVICES, names.NODE_PORTS, names.POSTROUTING, names.MARK_MASQUERADE, names.CANARY),
+        *(LOCAL_DISPATCH, ELSEWHERE_DISPATCH),
+    },
     MANGLE: {names.PROXY_FIREWALL, SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY, names.KUBE_PROXY_CANARY},
 }
 _NEW = "-m conntrack --ctstate NEW "
@@ -173,6 +180,7 @@ def _services(settings: IpvsSettings) -> str:
     elif settings.local_traffic is not None:
         bodies.append(_cluster_ip_masquerade(settings, settings.local_traffic))
     bodies += [
+        f"{match(settings, ELSEWHERE)} -j {ELSEWHERE_DISPATCH}",
         # Where the node speaks with an address that every node has, the answer would never come back.
         f"{match(settings, VIP, 'src')} {mark}",
         f"{match(settings, EXTERNAL)} {mark}",

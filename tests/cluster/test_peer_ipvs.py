@@ -21,7 +21,7 @@ from .peer.objects import Entry, JsonObject, State, entry, port, service
 from .peer.packets import Packet, core_and_further, destinations
 from .peer.pair import Pair
 from .peer.sides import Side
-from .peer.world import CLUSTER_CIDR_FLAG, NODE_OF
+from .peer.world import CLUSTER_CIDR_FLAG, NODE_OF, PORT
 
 pytestmark = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS")
 
@@ -65,7 +65,8 @@ def _is_otherwise(packet: Packet, item: Entry) -> bool:
     """Say whether a packet meets a row of docs/differences.md."""
     spec = item.service["spec"]
     if not packet.destination.is_served:
-        return False
+        # kube-proxy's node has the address, and refuses; pyproxy's has not, and passes the packet on.
+        return any(where in packet.destination.what for where in ("external IP, another port", "at external IP"))
     if packet.destination.what == "cluster IP":
         node = NODE_OF.get(packet.source.host, "node1")
         return "internalTrafficPolicy" in spec and node not in _nodes(item)
@@ -107,6 +108,15 @@ def test_addresses_are_bound(pair: Pair, told: Told) -> None:
     listings = [side.lab["node1"].run("ip", "address", "show", "dev", "kube-ipvs0") for side in pair.sides]
 
     assert [True, False] == [f"inet {ip}/32" in listing for listing in listings]
+
+
+def test_external_ip_of_another_node(pair: Pair, told: Told) -> None:
+    """Where a Service lists an address of node1, kube-proxy takes all of it on node2, and pyproxy the Service's port."""
+    [address] = {entry.service["spec"]["externalIPs"][0] for entry, _ in told if entry.name == "address-of-a-node"}
+    kube_proxy, pyproxy = (side.lab["node2"].probe(tcp(address, PORT), tcp(address, 80)) for side in pair.sides)
+
+    assert ["refused", "reply"] == [outcome.verdict.value for outcome in kube_proxy]
+    assert ["node1", "pod2-1"] == [outcome.server for outcome in pyproxy]
 
 
 def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG001 - nodes that have something

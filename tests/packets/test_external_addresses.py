@@ -152,8 +152,9 @@ client-pod         node1':80/sctp        pod1-1 pod2-1       node1
 outside1           node1:80/tcp          reset
 outside1           node1:80/udp          refused
 outside2           node2':80/tcp         reset
+node2              node1':53/tcp         reset
 outside1           public24:80/tcp       nobody
-outside1           public20:81/tcp       unclaimed
+outside1           public20:81/tcp       nobody
 outside1           public22:80/tcp       refused
 outside1           public22:80/udp       refused
 client-pod         public22:80/sctp      refused
@@ -173,7 +174,7 @@ node1              ::1:30080/tcp         reset
 pod1-1             node1:30080/tcp       pod1-1 pod2-1       node1
 outside1           node2:30081/tcp       pod1-1              node2
 outside1           node2:30081/sctp      pod1-1              node2
-outside1           public20:30080/tcp    unclaimed
+outside1           public20:30080/tcp    nobody
 outside1           node1:30082/tcp       refused
 outside1           node2:30082/udp       refused
 outside1           node1:30082/sctp      refused
@@ -198,6 +199,7 @@ LOAD_BALANCERS = """
 outside1           public30:80/tcp       pod1-1 pod2-1       node1
 outside1           public30:80/udp       pod1-1 pod2-1       node1
 outside1           public30:80/sctp      pod1-1 pod2-1       node1
+outside1           public30:81/tcp       unclaimed
 outside2           public30:80/tcp       pod1-1 pod2-1       node2
 client-pod         public30:80/tcp       pod1-1 pod2-1       node1
 node1              public30:80/tcp       pod1-1 pod2-1       node1

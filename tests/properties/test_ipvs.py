@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from random import Random
@@ -10,17 +11,22 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pyproxy.apply.iptables import Variant
-from pyproxy.apply.ipvs import IpvsKernel
+from pyproxy.apply.iptables import IptablesKernel, Variant
+from pyproxy.apply.ipvs import Doors, IpvsKernel
+from pyproxy.apply.ruleset_counter import LegacyCounter
+from pyproxy.apply.vips import Vips
+from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings
 from pyproxy.config import Config, ProxyMode
-from pyproxy.loop.ipvs_mode import IpvsMode, ipvs_settings
+from pyproxy.loop.ipvs_mode import IpvsMode, ipvs_settings, ownership
+from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.reconcile import Reconciler
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import IpvsKey, IpvsValue, Member, Real, Vip, Virtual
+from pyproxy.model.ruleset import IPVS_TABLES
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
 from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside
@@ -151,11 +157,25 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         ports = list(WORLD.endpoint_ports)
         for host in (*lab.pods, *lab.nodes, lab.database):
             host.serve(tcp=ports, udp=ports, sctp=ports)
-        with inside(lab["node1"].namespace.path):
-            mode = IpvsMode(Config(proxy_mode=ProxyMode.IPVS), Variant.LEGACY)
-            mode.prepare()
-            kernels = {family: mode.kernel(family) for family in Family}
-        yield Node(lab, kernels)
+        with ExitStack() as stack:
+            with inside(lab["node1"].namespace.path):
+                IpvsMode(Config(proxy_mode=ProxyMode.IPVS), Variant.LEGACY).prepare()
+                kernels = {family: _opened(family, stack) for family in Family}
+            yield Node(lab, kernels)
+
+
+def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
+    """Return the kernel as `IpvsMode` opens it, but to be closed with a stack."""
+    counter = stack.enter_context(closing(LegacyCounter(family, IPVS_TABLES)))
+    sets, types = ipvs_sets(family)
+    doors = Doors(
+        servers=stack.enter_context(closing(VirtualServers())),
+        sets=stack.enter_context(closing(sets)),
+        set_types=types,
+        vips=stack.enter_context(closing(Vips(family))),
+        rules=IptablesKernel(family, Variant.LEGACY, counter, ownership(family), IPVS_TABLES),
+    )
+    return IpvsKernel(family, doors, (), SERVED)
 
 
 @with_ipvs

@@ -10,6 +10,7 @@ from pyproxy.compile.ipvs_attribution import list_entries
 from pyproxy.compile.ipvs_static import (
     ALLOWED,
     CLUSTER_IP,
+    ELSEWHERE,
     EXTERNAL,
     EXTERNAL_LOCAL,
     FIREWALL,
@@ -25,7 +26,7 @@ from pyproxy.compile.ipvs_static import (
     static_sets,
 )
 from pyproxy.compile.plan import ServicePlan
-from pyproxy.model.address import Family, parse_ip, parse_network
+from pyproxy.model.address import Family, ip_text, parse_ip, parse_network
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.ipvs import HASH_PORT, PERSISTENT, IpvsKey, IpvsValue, Member, Real, Scheduling, Set, Vip, Virtual
 from pyproxy.model.names import Protocol
@@ -48,7 +49,8 @@ AT_CLUSTER = Virtual(CLUSTER, 6, 80)
 AT_EXTERNAL = Virtual(EXTERNAL_IP, 6, 80)
 PLAIN = structs.replace(PLAN, cluster_ip=CLUSTER, cluster_endpoints=BOTH, any_usable=True)
 OUTSIDE = structs.replace(PLAIN, external_ips=(EXTERNAL_IP,))
-EXTERNALLY_LOCAL = structs.replace(OUTSIDE, external_local=True, local_endpoints=(LOCAL,))
+BALANCED = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP,))
+EXTERNALLY_LOCAL = structs.replace(BALANCED, external_local=True, local_endpoints=(LOCAL,))
 LONGEST_SET_NAME = 31
 """IPSET_MAXNAMELEN is 32, with the zero byte at the end."""
 LONGEST_CHAIN_NAME = 28
@@ -82,13 +84,38 @@ def test_cluster_ip() -> None:
     }
 
 
-def test_external_address_is_masqueraded() -> None:
+def test_load_balancer_address_is_masqueraded() -> None:
     """Under policy Cluster it has the same endpoints, and is in the set of what is masqueraded."""
-    found = compiled(OUTSIDE)
+    found = compiled(BALANCED)
 
-    assert dict.fromkeys(BOTH, 1) == weights(OUTSIDE, AT_EXTERNAL)
+    assert dict.fromkeys(BOTH, 1) == weights(BALANCED, AT_EXTERNAL)
     assert Member(EXTERNAL, *AT_EXTERNAL) in found
     assert Vip(EXTERNAL_IP) in found
+
+
+def test_external_ip_takes_one_port_of_an_address() -> None:
+    """It may be another node's address: the node does not answer for it, and only packets for the port go elsewhere."""
+    found = compiled(OUTSIDE)
+
+    assert {AT_EXTERNAL, Vip(EXTERNAL_IP), Member(VIP, EXTERNAL_IP)}.isdisjoint(found)
+    assert Member(ELSEWHERE, *AT_EXTERNAL) in found
+    packets = '-d 203.0.113.1/32 -p tcp -m comment --comment "default/web external IP" -m tcp --dport 80'
+    assert [
+        f"-A KUBE-SVC-EXTERNAL-IPS {packets} -j KUBE-MARK-MASQ",
+        f"-A KUBE-SVC-EXTERNAL-IPS {packets} -j DNAT --to-destination 10.96.0.10:80",
+    ] == rules(OUTSIDE, "KUBE-SVC-EXTERNAL-IPS").splitlines()
+
+
+def test_external_ip_under_policy_local() -> None:
+    """Pods and the node go to all endpoints first; what is left goes to a stand-in that has the local ones."""
+    plan = structs.replace(OUTSIDE, external_local=True, local_endpoints=(LOCAL,))
+    found = compiled(plan)
+
+    [stand_in] = [key for key in found if isinstance(key, Virtual) and key != AT_CLUSTER]
+    assert {LOCAL: 1} == weights(plan, stand_in)
+    jumps = [rule.rpartition(" -j ")[2] for rule in rules(plan, "KUBE-SVC-EXTERNAL-IPS").splitlines()]
+    target = f"{ip_text(stand_in.ip)}:{stand_in.port}"
+    assert ["KUBE-EXT-LOLE4ISW44XBNF3G", f"DNAT --to-destination {target}"] == jumps
 
 
 def test_address_of_the_node_is_served_and_not_made() -> None:
@@ -130,7 +157,7 @@ def test_stand_in(family: Family) -> None:
         family=family,
         cluster_ip=internal,
         internal_local=True,
-        external_ips=(outside,),
+        load_balancer_ips=(outside,),
         cluster_endpoints=both,
         local_endpoints=both[:1],
     )
@@ -328,13 +355,13 @@ def test_what_the_iptables_mode_does_not_know() -> None:
 
 def test_listing_has_every_entry_of_a_port_under_its_name() -> None:
     """What is the port's stands under its name, and what serves all does not."""
-    entries = compiled(OUTSIDE)
+    entries = compiled(BALANCED)
     entries.update(static_sets().items())
 
     listing = list_entries(Family.IPV4, entries, [], {})
 
     assert [PLAIN.name] == list(listing.services)
-    assert len(compiled(OUTSIDE)) == len(listing.services[PLAIN.name])
+    assert len(compiled(BALANCED)) == len(listing.services[PLAIN.name])
     assert {f"create {set_prefix(Family.IPV4)}{key.name}" for key in static_sets() if isinstance(key, Set)} == {
         " ".join(rule.rule.split()[:2]) for rule in listing.common
     }
