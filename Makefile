@@ -50,6 +50,7 @@ test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)
+	$(BIN)/python -m tests.guest --seconds 1200 $(PYTEST) tests/cluster/test_peer_ipvs.py --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) tests/cluster/test_takeover_ipvs.py
 
 bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, some ten minutes
