@@ -13,9 +13,12 @@ from typing import Any, TypeAlias
 from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, NodePlan, Plan, PodPlan, Shape, StrangerPlan, plan
 
 JsonObject: TypeAlias = dict[str, Any]
+TargetPorts: TypeAlias = int | Mapping[str, int]
 
 NAMESPACE = "default"
+SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 VERSIONS = (4, 6)
+FAMILIES = ("IPv4", "IPv6")
 PORT = 8080
 """Every pod answers here, in all protocols."""
 SECOND_PORT = 9090
@@ -51,36 +54,33 @@ def public(number: int) -> list[str]:
 
 
 def port(number: int, protocol: str = "TCP", *, name: str = "", node_port: int = 0) -> JsonObject:
-    """Return an entry of ``spec.ports``."""
+    """Return an entry of ``spec.ports``; for types with node ports 0 means any."""
     entry: JsonObject = {"name": name, "protocol": protocol, "port": number}
     return entry | ({"nodePort": node_port} if node_port else {})
 
 
-def service(
+def unnumbered_service(
     name: str,
-    number: int,
     *ports: JsonObject,
     labels: Mapping[str, str] | None = None,
     ingress: Sequence[JsonObject] = (),
     **spec: object,
 ) -> JsonObject:
     """Return a Service of both families; further fields of its spec by keyword, its ingress for the status."""
-    ips = cluster_ips(number)
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": name, "namespace": NAMESPACE, "labels": dict(labels or {})},
-        "spec": {
-            "type": "ClusterIP",
-            "clusterIP": ips[0],
-            "clusterIPs": ips,
-            "ipFamilies": ["IPv4", "IPv6"],
-            "ipFamilyPolicy": "RequireDualStack",
-            "ports": list(ports),
-            **spec,
-        },
+        "spec": {"ipFamilies": list(FAMILIES), "ipFamilyPolicy": "RequireDualStack", "ports": list(ports), **spec},
         "status": {"loadBalancer": {"ingress": list(ingress)}},
     }
+
+
+def service(name: str, number: int, *ports: JsonObject, **more: Any) -> JsonObject:  # noqa: ANN401  # any field
+    """Return a Service that has the cluster IPs of a number; everything else is as in `unnumbered_service`."""
+    ips = cluster_ips(number)
+    allocated = {"type": "ClusterIP", "clusterIP": ips[0], "clusterIPs": ips}
+    return unnumbered_service(name, *ports, **allocated | more)
 
 
 def ingress(*numbers: int, **more: str) -> list[JsonObject]:
@@ -93,11 +93,13 @@ class On:
     """An endpoint on a host of the lab that is not simply ready."""
 
     host: str
-    conditions: Mapping[str, bool] = field(default_factory=dict)
+    conditions: Mapping[str, bool] = field(default_factory=lambda: {"ready": True})
     zones: Sequence[str] = ()
     """Zones that the hints name."""
     nodes: Sequence[str] = ()
     """Nodes that the hints name."""
+    is_placed: bool = True
+    """Whether the endpoint says on which node it is."""
 
 
 def terminating(host: str, *, serving: bool = True) -> On:
@@ -105,15 +107,15 @@ def terminating(host: str, *, serving: bool = True) -> On:
     return On(host, {"ready": False, "serving": serving, "terminating": True})
 
 
-def not_ready(host: str) -> On:
+def not_ready(host: str, *, serving: bool = False) -> On:
     """Return the endpoint of a pod that fails its readiness probe."""
-    return On(host, {"ready": False, "serving": False, "terminating": False})
+    return On(host, {"ready": False, "serving": serving, "terminating": False})
 
 
 def slices(
     owner: JsonObject,
     *endpoints: str | On,
-    to: int | Mapping[str, int] = PORT,
+    to: TargetPorts = PORT,
     suffix: str = "a",
     labels: Mapping[str, str] | None = None,
 ) -> list[JsonObject]:
@@ -134,11 +136,11 @@ def slices(
             "metadata": {
                 "name": f"{name}-{suffix}-{family.lower()}",
                 "namespace": NAMESPACE,
-                "labels": {"kubernetes.io/service-name": name, **(labels or {})},
+                "labels": {SERVICE_NAME_LABEL: name, **(labels or {})},
             },
             "addressType": family,
             "ports": [_slice_port(entry, to) for entry in owner["spec"]["ports"] if _has_target(entry, to)],
-            "endpoints": [_endpoint(item, VERSIONS.index(4 if family == "IPv4" else 6)) for item in endpoints],
+            "endpoints": [_endpoint(item, FAMILIES.index(family)) for item in endpoints],
         }
         for family in owner["spec"]["ipFamilies"]
     ]
@@ -149,11 +151,11 @@ def backed(*services: JsonObject, by: str) -> list[JsonObject]:
     return [item for each in services for item in (each, *slices(each, by))]
 
 
-def _has_target(entry: JsonObject, to: int | Mapping[str, int]) -> bool:
+def _has_target(entry: JsonObject, to: TargetPorts) -> bool:
     return isinstance(to, int) or entry["name"] in to
 
 
-def _slice_port(entry: JsonObject, to: int | Mapping[str, int]) -> JsonObject:
+def _slice_port(entry: JsonObject, to: TargetPorts) -> JsonObject:
     number = to if isinstance(to, int) else to[entry["name"]]
     return {"name": entry["name"], "protocol": entry["protocol"], "port": number}
 
@@ -161,11 +163,11 @@ def _slice_port(entry: JsonObject, to: int | Mapping[str, int]) -> JsonObject:
 def _endpoint(item: str | On, index: int) -> JsonObject:
     on = item if isinstance(item, On) else On(item)
     hints = {"forZones": [{"name": zone} for zone in on.zones], "forNodes": [{"name": node} for node in on.nodes]}
-    node = NODE_OF.get(on.host)
+    node = NODE_OF.get(on.host) if on.is_placed else None
     return {
         "addresses": [ADDRESSES[on.host][index]],
-        "conditions": {"ready": True, **on.conditions},
-        **({"nodeName": node, "zone": ZONES[node]} if node else {}),
+        "conditions": dict(on.conditions),
+        **({"nodeName": node} if node else {}),
         **({"hints": {key: value for key, value in hints.items() if value}} if on.zones or on.nodes else {}),
     }
 

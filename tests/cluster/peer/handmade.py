@@ -14,13 +14,13 @@ from .objects import (
     JsonObject,
     On,
     State,
-    draining,
     entry,
     ingress,
     not_ready,
     port,
     service,
     slices,
+    terminating,
 )
 from .world import ADDRESSES, SECOND_ADDRESSES, SECOND_PORT, public
 
@@ -60,9 +60,9 @@ def relabelled(item: Entry, **labels: str) -> Entry:
 ENDPOINTS = State(
     (
         entry(service("ready", *every_protocol()), "pod1-1", "pod2-1"),
-        entry(service("draining", port(80)), draining("pod1-1"), draining("pod2-1")),
-        entry(service("one-is-draining", port(80)), "pod1-1", draining("pod2-1")),
-        entry(service("draining-in-vain", port(80)), draining("pod1-1", serving=False)),
+        entry(service("draining", port(80)), terminating("pod1-1"), terminating("pod2-1")),
+        entry(service("one-is-draining", port(80)), "pod1-1", terminating("pod2-1")),
+        entry(service("draining-in-vain", port(80)), terminating("pod1-1", serving=False)),
         entry(service("not-ready", port(80)), not_ready("pod1-1")),
         entry(service("not-ready-but-serving", port(80, "UDP")), not_ready("pod1-1", serving=True)),
         entry(
@@ -81,8 +81,10 @@ SLICES = State(
     (
         several(service("several-slices", port(80)), ("pod1-1",), ("pod1-2", "pod2-1")),
         several(service("twice-the-same", port(80)), ("pod1-1", "pod2-1"), ("pod1-1",)),
-        several(service("address-taken-over", port(80)), (draining("pod1-1"),), ("pod1-1",)),
-        several(service("address-taken-over-earlier", port(80)), ("pod2-1",), (draining("pod2-1"), draining("pod1-1"))),
+        several(service("address-taken-over", port(80)), (terminating("pod1-1"),), ("pod1-1",)),
+        several(
+            service("address-taken-over-earlier", port(80)), ("pod2-1",), (terminating("pod2-1"), terminating("pod1-1"))
+        ),
         Entry(
             both := service("two-target-ports", port(80, name="p")),
             (*slices(both, "pod1-1", suffix="x"), *slices(both, "pod1-1", "pod2-1", to=SECOND_PORT, suffix="y")),
@@ -92,7 +94,7 @@ SLICES = State(
         entry(service("of-another-proxy", port(80), labels={PROXY_NAME_LABEL: ""}, **NODE_PORT), "pod1-1"),
         entry(service("labelled-as-headless", port(80), labels={HEADLESS_LABEL: ""}), "pod1-1"),
         entry(service("headless", port(80), clusterIP="None"), "pod1-1"),
-        Entry(service("slice-of-nobody", port(80)), slices(service("nobody", port(80)), "pod1-1")),
+        Entry(service("slice-of-nobody", port(80)), tuple(slices(service("nobody", port(80)), "pod1-1"))),
         entry(
             service("single-stack", port(80), ipFamilies=["IPv6"], ipFamilyPolicy="SingleStack", **NODE_PORT), "pod1-1"
         ),
@@ -110,7 +112,9 @@ INTERNAL = State(
         entry(service("local-nowhere", port(80), **INTERNAL_LOCAL), "database"),
         entry(service("local-but-unplaced", port(80), **INTERNAL_LOCAL), On("pod1-1", is_placed=False)),
         entry(service("local-empty", port(80, "UDP"), **INTERNAL_LOCAL)),
-        entry(service("local-drains", port(80), **INTERNAL_LOCAL), draining("pod1-1"), draining("pod2-2"), "pod2-1"),
+        entry(
+            service("local-drains", port(80), **INTERNAL_LOCAL), terminating("pod1-1"), terminating("pod2-2"), "pod2-1"
+        ),
         entry(service("local-host-network", port(80), **INTERNAL_LOCAL), "node1", "node2"),
         entry(service("internal-only", port(80), **INTERNAL_LOCAL, **NODE_PORT), "pod1-1", "pod2-1"),
     )
@@ -179,9 +183,12 @@ BOTH_LOCAL = State(
         entry(service("both-local", port(80), **LOCAL, **INTERNAL_LOCAL, **NODE_PORT), "pod1-1", "pod2-1"),
         entry(service("both-local-on-node2", port(80), **LOCAL, **INTERNAL_LOCAL, **NODE_PORT), "pod2-1"),
         entry(
-            service("local-drains", port(80), **LOCAL, **NODE_PORT), draining("pod1-1"), draining("pod2-2"), "pod2-1"
+            service("local-drains", port(80), **LOCAL, **NODE_PORT),
+            terminating("pod1-1"),
+            terminating("pod2-2"),
+            "pod2-1",
         ),
-        entry(service("local-all-drain", port(80), **LOCAL, **NODE_PORT), draining("pod1-1"), draining("pod2-2")),
+        entry(service("local-all-drain", port(80), **LOCAL, **NODE_PORT), terminating("pod1-1"), terminating("pod2-2")),
         entry(service("local-host-network", port(80), **LOCAL, **NODE_PORT), "node1"),
         entry(service("local-unplaced", port(80), **LOCAL, **NODE_PORT), On("pod1-1", is_placed=False)),
     )
@@ -245,13 +252,13 @@ _PLACED = (On("pod1-1", nodes=["node1"]), On("pod2-1", nodes=["node2"]))
 _HINTED = (
     entry(service("zones", port(80), **NODE_PORT), *_ZONED),
     entry(service("zones-but-one", port(80)), *_ZONED, "pod2-2"),
-    entry(service("zones-but-a-draining-one", port(80)), *_ZONED, draining("pod2-2")),
+    entry(service("zones-but-a-draining-one", port(80)), *_ZONED, terminating("pod2-2")),
     entry(service("other-zones", port(80)), On("pod1-1", zones=["c"]), On("pod2-1", zones=["c"])),
     entry(service("one-zone", port(80)), On("pod1-1", zones=["a"]), On("pod2-1", zones=["a", "c"])),
     entry(
         service("zones-drained", port(80)),
-        On("pod1-1", draining("").conditions, zones=["a"]),
-        On("pod2-1", draining("").conditions, zones=["b"]),
+        On("pod1-1", terminating("").conditions, zones=["a"]),
+        On("pod2-1", terminating("").conditions, zones=["b"]),
     ),
     entry(service("nodes", port(80)), *_PLACED),
     entry(service("nodes-but-one", port(80)), *_PLACED, "pod2-2"),
@@ -328,7 +335,7 @@ FOR_IPVS = State(
     (
         *FOR_FLAGS.entries,
         entry(service("pinned", port(80), externalIPs=public(60), **AFFINITY), "pod1-1", "pod2-1"),
-        entry(service("one-is-draining", port(80, "UDP")), "pod1-1", draining("pod2-1")),
+        entry(service("one-is-draining", port(80, "UDP")), "pod1-1", terminating("pod2-1")),
         entry(service("address-of-a-node", port(80), externalIPs=[*map(str, SECOND_ADDRESSES["node1"])]), "pod2-1"),
         entry(service("local-empty", port(80), externalIPs=public(44), **LOCAL)),
         entry(service("internal-nowhere", port(80), **INTERNAL_LOCAL), "database"),
