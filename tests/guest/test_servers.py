@@ -69,23 +69,6 @@ def test_restart_leaves_counters_alone(ipvs: Cluster) -> None:
     assert [] == [rule for rule in counted_rules(ipvs) if rule.startswith("[0:0]") and rule.partition("] ")[2] in used]
 
 
-def test_change_while_the_agent_was_away_is_caught_up(ipvs: Cluster) -> None:
-    """What came and went is programmed at start, and what is as it was keeps its counters."""
-    node = ipvs.lab["node1"]
-    before = counted(ipvs)
-    ipvs.stop()
-    ipvs.remove(BALANCED)
-    ipvs.put(HASHED, *slices(HASHED, "pod1-1"))
-
-    ipvs.start()
-
-    found = virtual_servers(node)
-    assert f"TCP {HASHED['spec']['clusterIPs'][0]}:80" in found
-    assert f"TCP {BALANCED['spec']['clusterIPs'][0]}:80" not in found
-    assert before <= connections(node)[WEB_TCP]
-    ipvs.remove(HASHED, *slices(HASHED, "pod1-1"))
-
-
 def test_foreign_virtual_servers_stay(ipvs: Cluster) -> None:
     """A virtual server of somebody else outlives every sync, and a restart, with its real servers."""
     node = ipvs.lab["node1"]

@@ -159,11 +159,9 @@ def without_dates(rules: str) -> str:
     return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
 
 
-@needs("is_iptables")
 def test_change_while_the_agent_was_away_is_caught_up(cluster: Cluster) -> None:
-    """What came and went in between is programmed at the start, and what is as it was stays."""
+    """What came and went in between is programmed at the start."""
     cluster.stop()
-    before = counted(cluster, cluster.lab["node1"])
     new = service("new", 134, port(80))
 
     cluster.put(new, *slices(new, "pod1-1"))
@@ -173,7 +171,6 @@ def test_change_while_the_agent_was_away_is_caught_up(cluster: Cluster) -> None:
     outcomes = cluster.lab.client_pod.probe(*(tcp(ip, 80) for ip in new["spec"]["clusterIPs"]))
     assert ["pod1-1"] * 2 == [outcome.server for outcome in outcomes]
     assert "default/empty" not in cluster.rules(cluster.lab["node1"])
-    assert any(before.values())
     cluster.remove(new, *slices(new, "pod1-1"))
     cluster.put(EMPTY)
 
