@@ -7,10 +7,12 @@ a value. Which flags there are, their defaults and their limits is `config`'s; h
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
+from math import isfinite
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyproxy.errors import ConfigError
@@ -179,12 +181,12 @@ def parse_uint32(text: str) -> int:
 
 
 def parse_float(text: str) -> float:
-    """Read a decimal number."""
-    try:
-        return float(text)
-    except ValueError:
-        message = f"{text!r} is not a number"
-        raise ValueError(message) from None
+    """Read a decimal number; infinity is none, as no file can be written with it."""
+    with suppress(ValueError):
+        if isfinite(value := float(text)):
+            return value
+    message = f"{text!r} is not a number"
+    raise ValueError(message)
 
 
 _NANOSECONDS = {

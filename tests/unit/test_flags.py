@@ -261,6 +261,8 @@ def test_an_empty_word_can_have_a_meaning() -> None:
         (parse_uint32, "-1", "'-1' is not a whole number from 0"),
         (parse_uint32, "4294967296", "'4294967296' is not a whole number from 0"),
         (parse_float, "five", "'five' is not a number"),
+        (parse_float, "nan", "'nan' is not a number"),
+        (parse_float, "-inf", "'-inf' is not a number"),
         (parse_duration, "30", "'30' is not a duration such as 30s, 1m30s or 500ms"),
         (parse_duration, "", "'' is not a duration such as 30s, 1m30s or 500ms"),
         (parse_duration, "-", "'-' is not a duration such as 30s, 1m30s or 500ms"),

@@ -209,6 +209,11 @@ def test_what_changes_nothing_is_warned_of(tmp_path: Path) -> None:
         ("oomScoreAdj: -1001", "line 3: oomScoreAdj: -1001 is not within -1000..1000"),
         ("mode: a\nmode: b", "line 4: the key mode stands here twice"),
         ("mode: [", "line "),
+        ("iptables: &a [*a]", "line 3: an alias for what it stands in"),
+        (f"iptables: 0x{'f' * 5000}", "line 3: a number of more than 100 digits"),
+        (f"oomScoreAdj: 0x{'f' * 90}", "line 3: oomScoreAdj: '"),
+        ("clientConnection: {qps: nan}", "line 3: clientConnection.qps: 'nan' is not a number"),
+        ("clientConnection: {qps: 1e999}", "line 3: clientConnection.qps: '1e999' is not a number"),
     ],
 )
 def test_a_mistake_names_file_and_field(tmp_path: Path, text: str, message: str) -> None:

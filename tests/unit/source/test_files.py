@@ -23,6 +23,12 @@ from pyproxy.source.manifest import read_manifest
 from pyproxy.source.yaml_documents import YamlDocument, YamlError, yaml_documents
 
 INPUTS = Path(__file__).parents[2] / "inputs"
+BOMB = b"".join(
+    b"%c: &%c [%s]\n" % (name, name, b", ".join([inner] * 10))
+    for name, inner in zip(b"bcdefghij", (b"x", b"*b", b"*c", b"*d", b"*e", b"*f", b"*g", b"*h", b"*i"), strict=True)
+)
+"""A few lines that stand for a thousand million texts."""
+MERGED_BOMB = BOMB.replace(b"[", b"{<<: [").replace(b"]", b"]}").replace(b"x", b"{y: 1}")
 
 
 def service(name: str, ip: str = "10.96.0.1", **spec: object) -> dict[str, Any]:
@@ -213,7 +219,12 @@ def test_standard_input() -> None:
             "f, line 3: List: kind: a list within a list is not read",
         ),
         (b"kind: List\nitems: 5", "f, line 2: List: items: no list of objects"),
-        (b"&a\nkind: List\nitems: [*a]", "f, line 2: List: kind: a list within a list is not read"),
+        (b"&a\nkind: List\nitems: [*a]", "f, line 1: YAML: an alias for what it stands in"),
+        (b"kind: Service\nspec: &a {<<: *a}", "f, line 2: YAML: an alias for what it stands in"),
+        (b"a:\n  b: 0x" + b"f" * 5000, "f, line 2: YAML: a number of more than 100 digits"),
+        (b"a:\n  b: 1" + b"0" * 5000, "f, line 2: YAML: a number of more than 100 digits"),
+        (BOMB, "f, line 1: YAML: aliases that come to too much when they are followed"),
+        (MERGED_BOMB, "f, line 1: YAML: aliases that come to too much when they are followed"),
         (b'{"kind": "List", "items": [{"kind": "\xff"}]}', "f, items[0]: document: 'utf-8' codec"),
         (b"{kind: Service}", "f, line 1: JSON: Expecting property name"),
         (
@@ -327,12 +338,13 @@ def test_yaml_is_what_kubectl_reads() -> None:
     } == document.tree
 
 
-def test_documents_after_a_bad_tag() -> None:
+@pytest.mark.parametrize("text", ["b: !reboot x", "b: {c: !!int y}\nd: !reboot x"])
+def test_documents_after_a_bad_tag(text: str) -> None:
     """A document that cannot be built is an error by itself; those after it are read."""
-    good, bad, other = yaml_documents("a: 1\n---\nb: !reboot x\n---\nc: 3")
+    good, bad, other = yaml_documents(f"a: 1\n---\n{text}\n---\nc: 3")
 
     assert isinstance(bad, YamlError)
-    assert 3 == bad.line
+    assert 2 + len(text.splitlines()) == bad.line
     assert isinstance(good, YamlDocument)
     assert isinstance(other, YamlDocument)
     assert ({"a": 1}, {"c": 3}) == (good.tree, other.tree)
