@@ -13,7 +13,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.tracker import Tracker
 from tests.properties.kernel import TableKernel
-from tests.properties.planning import Plans, asked_plans, granted_plans, program_of, ruleset_of, run_now
+from tests.properties.planning import Plans, asked_plans, granted_plans, ruleset_of, run_now
 
 NOBODY = Node(name="node1")
 """What is known of this node while its Node is not."""
@@ -70,7 +70,7 @@ class NodeAgent:
 
     def wanted(self) -> dict[RulesetKey, str]:
         """Return what an agent would program that is started now, made from scratch."""
-        return ruleset_of(program_of(self.plans(), self.settings))
+        return ruleset_of(self.plans(), self.settings)
 
 
 class TableAgent(NodeAgent):
@@ -83,6 +83,12 @@ class TableAgent(NodeAgent):
     def sync(self) -> SyncReport:
         """Bring the kernel up to what was told."""
         return run_now(self.reconciler.sync())
+
+    def follow(self, groups: Iterable[Iterable[Change]]) -> None:
+        """Tell groups of changes, and bring the kernel up to each before the next."""
+        for group in groups:
+            self.tell(group)
+            self.sync()
 
     def in_kernel(self) -> dict[RulesetKey, str]:
         """Return what of ours the kernel has."""

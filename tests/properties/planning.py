@@ -7,6 +7,7 @@ from pyproxy.compile.claims import Claims
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import ServicePlan, plan_service
+from pyproxy.compile.program import Program
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
@@ -18,6 +19,9 @@ from tests.properties.strategies import Cluster
 from tests.properties.tables import Tables
 
 R = TypeVar("R")
+K = TypeVar("K")
+V = TypeVar("V")
+P = TypeVar("P", bound=Program[Any, Any])
 
 Plans = Mapping[ServicePortName, ServicePlan]
 
@@ -57,18 +61,23 @@ def plans_of(cluster: Cluster, family: Family) -> dict[ServicePortName, ServiceP
     return granted_plans(asked_plans(tracked(cluster), cluster.node, family))
 
 
-def program_of(plans: Plans, settings: IptablesSettings) -> IptablesProgram:
-    """Return a program that has taken in plans, each once."""
-    program = IptablesProgram(settings)
+def filled(program: P, plans: Plans) -> P:
+    """Return a program after it has taken in plans, each once."""
     for name, plan in plans.items():
         program.put(name, plan)
     return program
 
 
-def ruleset_of(program: IptablesProgram) -> dict[RulesetKey, str]:
+def wanted(program: Program[K, V]) -> dict[K, V]:
     """Return everything that a program wants."""
-    values = ((key, program.value(key)) for key in program.keys())  # noqa: SIM118  # a program is no mapping
-    return {key: value for key, value in values if value is not None}
+    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
+    assert None not in values.values()
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def ruleset_of(plans: Plans, settings: IptablesSettings) -> dict[RulesetKey, str]:
+    """Return the rules that are wanted for plans."""
+    return wanted(filled(IptablesProgram(settings), plans))
 
 
 def difference(
@@ -87,7 +96,7 @@ def tables_of(ruleset: Mapping[RulesetKey, str]) -> Tables:
 
 def compiled(cluster: Cluster, settings: IptablesSettings) -> Tables:
     """Return the tables of a node that was told of a cluster."""
-    return tables_of(ruleset_of(program_of(plans_of(cluster, settings.family), settings)))
+    return tables_of(ruleset_of(plans_of(cluster, settings.family), settings))
 
 
 def run_now(coroutine: Coroutine[Any, Any, R]) -> R:

@@ -14,6 +14,8 @@ from typing import TypeVar
 from hypothesis import strategies as st
 
 from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.compile.ipvs_static import IpvsSettings
+from pyproxy.compile.nft_layout import NftablesSettings
 from pyproxy.model.address import Family, Network
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
@@ -240,6 +242,36 @@ def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: Worl
         drop_invalid=draw(st.booleans()),
         random_fully=draw(st.booleans()),
         hairpin_by_packet=draw(st.booleans()),
+    )
+
+
+@st.composite
+def nftables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> NftablesSettings:
+    """Give any settings of the nftables mode."""
+    family = family or draw(any_of(Family))
+    ips = tuple(of_families(world.node_ips, (family,)))
+    cidrs = tuple(block for block in world.pod_cidrs if block.family is family)
+    return NftablesSettings(
+        family=family,
+        masquerade_mark=draw(any_of((0x4000, 0x1, 0x80000000))),
+        masquerade_all=draw(st.booleans()),
+        local_traffic=draw(local_traffics(family, world)),
+        node_port_ips=draw(any_of((None, (), ips))),
+        service_cidrs=draw(any_of(((), cidrs[:1], cidrs))),
+    )
+
+
+@st.composite
+def ipvs_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
+    """Give any settings of the IPVS mode."""
+    family = draw(any_of(Family))
+    ips = of_families((*world.node_ips, *world.gateways), (family,))
+    return IpvsSettings(
+        family=family,
+        masquerade_all=draw(st.booleans()),
+        local_traffic=draw(local_traffics(family, world)),
+        local_ips=frozenset(ips),
+        node_port_ips=draw(any_of(((), tuple(ips)))),
     )
 
 

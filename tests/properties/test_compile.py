@@ -15,7 +15,7 @@ from pyproxy.model.listing import ListedRule
 from pyproxy.model.names import Protocol, ServicePortName
 from pyproxy.model.ruleset import NAT, ChainKey, HookKey
 from pyproxy.render.listing import listing_restore
-from tests.properties.planning import Plans, compiled, plans_of, program_of, ruleset_of, tables_of
+from tests.properties.planning import Plans, compiled, plans_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Tables
 
@@ -82,7 +82,7 @@ def test_no_chain_of_a_port_is_empty(cluster: Cluster, settings: IptablesSetting
 @given(clusters(), iptables_settings())
 def test_every_chain_is_known_as_ours(cluster: Cluster, settings: IptablesSettings) -> None:
     """What is written is found again as ours, under names that the kernel has room for."""
-    ruleset = ruleset_of(program_of(plans_of(cluster, settings.family), settings))
+    ruleset = ruleset_of(plans_of(cluster, settings.family), settings)
     own = [key for key in ruleset if isinstance(key, ChainKey) and key.chain != chain_names.KUBELET_FIREWALL]
 
     assert [] == [key for key in own if not chain_names.is_ours(*key) or len(key.chain) > LONGEST_CHAIN_NAME]
@@ -98,43 +98,12 @@ def test_pieces_add_up_to_the_chains(cluster: Cluster, settings: IptablesSetting
         *(line for plan in plans.values() for line in lines_of(port_rules(plan, settings))),
     ]
 
-    assert sorted(rules) == sorted(lines_of(ruleset_of(program_of(plans, settings))))
-
-
-@given(clusters(), iptables_settings())
-def test_order_of_plans_does_not_matter(cluster: Cluster, settings: IptablesSettings) -> None:
-    """A program that takes in the plans in another order wants the same."""
-    plans = plans_of(cluster, settings.family)
-    backwards = dict(reversed(plans.items()))
-
-    assert ruleset_of(program_of(plans, settings)) == ruleset_of(program_of(backwards, settings))
-
-
-@given(clusters(), iptables_settings())
-def test_second_put_changes_nothing(cluster: Cluster, settings: IptablesSettings) -> None:
-    """A plan that the program has already changes no chain."""
-    plans = plans_of(cluster, settings.family)
-    program = program_of(plans, settings)
-
-    assert [set()] * len(plans) == [program.put(name, plan) for name, plan in plans.items()]
-
-
-@given(clusters(), clusters(), iptables_settings())
-def test_put_names_every_chain_that_changes(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
-    """From one set of plans to another, `put` names exactly the chains whose rules differ in the end, or more."""
-    old, new = plans_of(before, settings.family), plans_of(after, settings.family)
-    program = program_of(old, settings)
-    present = ruleset_of(program)
-    named = {key for name in {*old, *new} for key in program.put(name, new.get(name))}
-    wanted = ruleset_of(program)
-
-    assert ruleset_of(program_of(new, settings)) == wanted
-    assert set() == {key for key in {*present, *wanted} if present.get(key) != wanted.get(key)} - named
+    assert sorted(rules) == sorted(lines_of(ruleset_of(plans, settings)))
 
 
 def listed(plans: Plans, settings: IptablesSettings) -> list[ListedRule]:
     """Return the rules of a program one by one, as they stand in the kernel."""
-    ruleset = ruleset_of(program_of(plans, settings))
+    ruleset = ruleset_of(plans, settings)
     hooks = [ListedRule(*key) for key in ruleset if isinstance(key, HookKey)][::-1]
     return hooks + [
         ListedRule(*key, line)
@@ -166,7 +135,7 @@ def shown_name(name: ServicePortName, rules: Iterable[str]) -> ServicePortName:
 def test_listing_restores_to_the_same_tables(cluster: Cluster, settings: IptablesSettings) -> None:
     """What ``dump-rules -o restore`` prints makes the tables that the agent makes, rule for rule in the same order."""
     plans = plans_of(cluster, settings.family)
-    ruleset = ruleset_of(program_of(plans, settings))
+    ruleset = ruleset_of(plans, settings)
     chains = [key for key in ruleset if isinstance(key, ChainKey)]
     printed = Tables()
     printed.restore(listing_restore(list_rules(settings.family, chains, listed(plans, settings))))
@@ -178,12 +147,12 @@ def test_listing_restores_to_the_same_tables(cluster: Cluster, settings: Iptable
 def test_families_are_apart(cluster: Cluster) -> None:
     """The rules of a family name no address of the other."""
     for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
-        ruleset = ruleset_of(program_of(plans_of(cluster, family), IptablesSettings(family=family)))
+        ruleset = ruleset_of(plans_of(cluster, family), IptablesSettings(family=family))
         assert [] == [value for value in ruleset.values() if foreign in value]
 
 
 def test_shared_chains_are_there_without_services() -> None:
     """Without a Service the chains that ports share are there, so that hooks have a target."""
-    ruleset = ruleset_of(program_of({}, IptablesSettings(family=Family.IPV4)))
+    ruleset = ruleset_of({}, IptablesSettings(family=Family.IPV4))
 
     assert set() == set(SHARED_CHAINS) - ruleset.keys()

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
-from random import Random
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -30,13 +29,14 @@ from pyproxy.model.ruleset import IPVS_TABLES
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
 from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside
+from tests.properties import strategies
 from tests.properties.oracle import Oracle
 from tests.properties.packet import Fate, Host, Packet
 from tests.properties.packet import Outcome as Expected
-from tests.properties.planning import Plans, plans_of
-from tests.properties.strategies import Cluster, any_of, clusters, local_traffics
+from tests.properties.planning import Plans, filled, plans_of, wanted
+from tests.properties.strategies import Cluster, clusters
 from tests.properties.test_packets import LOOPBACK_IPS, aimed_packets
-from tests.properties.world import WORLD, World, of_families, shown
+from tests.properties.world import WORLD, of_families, shown
 
 FEW = settings(max_examples=min(40, max(4, settings().max_examples // 25)), phases=(Phase.generate,))
 """An example waits for packets that are dropped, and a smaller one would tell no more in all that time."""
@@ -46,39 +46,10 @@ ANSWER_SECONDS = 3.0
 with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
 
 
-@st.composite
-def any_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
-    """Give any settings of the IPVS mode."""
-    family = draw(any_of(Family))
-    ips = of_families((*world.node_ips, *world.gateways), (family,))
-    return IpvsSettings(
-        family=family,
-        masquerade_all=draw(st.booleans()),
-        local_traffic=draw(local_traffics(family, world)),
-        local_ips=frozenset(ips),
-        node_port_ips=draw(any_of(((), tuple(ips)))),
-    )
-
-
-def program_of(plans: Plans, chosen: IpvsSettings) -> IpvsProgram:
-    """Return a program that has taken in plans, each once."""
-    program = IpvsProgram(chosen)
-    for name, plan in plans.items():
-        program.put(name, plan)
-    return program
-
-
-def wanted(program: IpvsProgram) -> dict[IpvsKey, IpvsValue]:
-    """Return everything that a program wants."""
-    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
-    assert None not in values.values()
-    return {key: value for key, value in values.items() if value is not None}
-
-
-@given(clusters(), any_settings())
+@given(clusters(), strategies.ipvs_settings())
 def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -> None:
     """Real servers have virtual servers; these are in one set, and have an address that packets for them come to."""
-    found = wanted(program_of(plans_of(cluster, chosen.family), chosen))
+    found = wanted(filled(IpvsProgram(chosen), plans_of(cluster, chosen.family)))
 
     virtuals = {key for key in found if isinstance(key, Virtual)}
     assert virtuals >= {key.virtual for key in found if isinstance(key, Real)}
@@ -88,23 +59,6 @@ def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -
     assert virtuals == set(members)
     assert len(virtuals) == len(members)
     assert {virtual.ip for virtual in virtuals} - chosen.local_ips == {key.ip for key in found if isinstance(key, Vip)}
-
-
-@given(clusters(), clusters(), any_settings(), st.randoms(use_true_random=False))
-def test_history_leaves_no_trace(first: Cluster, second: Cluster, chosen: IpvsSettings, random: Random) -> None:
-    """Whatever was there before, what is wanted now is what is wanted by an agent that starts now; each change is told."""
-    plans, later = (plans_of(cluster, chosen.family) for cluster in (first, second))
-    program = program_of(plans, chosen)
-    before = wanted(program)
-    names = sorted({*plans, *later})
-    random.shuffle(names)
-    told: set[IpvsKey] = set()
-    for name in names:
-        told |= program.put(name, later.get(name))
-    after = wanted(program)
-
-    assert wanted(program_of(later, chosen)) == after
-    assert told >= {key for key in {*before, *after} if before.get(key) != after.get(key)}
 
 
 # -- packets
@@ -126,7 +80,7 @@ class Node:
         kernel, plans = self.kernels[chosen.family], plans_of(cluster, chosen.family)
         await _synced(plans, chosen, kernel)
         present = await kernel.read()
-        expected = wanted(program_of(plans, chosen))
+        expected = wanted(filled(IpvsProgram(chosen), plans))
         assert expected == {key: value for key, value in present.items() if key in expected}
         left = {key for key in present if key not in expected}
         # What drains goes when the agent looks at it the next time, and what it needs goes with it.

@@ -23,7 +23,7 @@ from pyproxy.render.iptables_restore import restore_text
 from tests.packets.each import families, variants
 from tests.packets.own_namespace import own_namespace, run
 from tests.properties.node_agent import NodeAgent
-from tests.properties.planning import difference, plans_of, program_of, ruleset_of
+from tests.properties.planning import difference, plans_of, ruleset_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Chains, RestoreRefusedError, Tables
 from tests.properties.test_reconcile import walks
@@ -128,7 +128,7 @@ def is_taken_in_memory(tables: Tables, text: str) -> bool:
 def restore_texts(draw: st.DrawFn, family: Family) -> list[str]:
     """Give restore inputs that lead from state to state of a node, some of them with a mistake in them."""
     texts: list[str] = []
-    present = ruleset_of(program_of({}, IptablesSettings(family=family)))
+    present = ruleset_of({}, IptablesSettings(family=family))
     texts.append(restore_text(difference({}, present)))
     for cluster in draw(st.lists(clusters(), min_size=1, max_size=3)):
         wanted = rules_for(cluster, draw(iptables_settings(family)))
@@ -141,7 +141,7 @@ def restore_texts(draw: st.DrawFn, family: Family) -> list[str]:
 
 def rules_for(cluster: Cluster, node_settings: IptablesSettings) -> dict[RulesetKey, str]:
     """Return what a node wants in its kernel."""
-    return ruleset_of(program_of(plans_of(cluster, node_settings.family), node_settings))
+    return ruleset_of(plans_of(cluster, node_settings.family), node_settings)
 
 
 @st.composite

@@ -1,6 +1,6 @@
 """Laws of the elements that the nftables mode wants, whatever the cluster, and however it came to be."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -34,9 +34,9 @@ from pyproxy.model.nftables import (
 from tests.packets.each import families
 from tests.packets.nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
 from tests.packets.own_namespace import run
-from tests.properties.planning import Plans, plans_of
-from tests.properties.strategies import Cluster, any_of, clusters, local_traffics
-from tests.properties.world import WORLD, World, of_families
+from tests.properties.planning import Plans, filled, plans_of, wanted
+from tests.properties.strategies import Cluster, clusters, nftables_settings
+from tests.properties.world import WORLD
 
 Elements = Mapping[bytes, bytes]
 """Elements of one set: keys without the set's number, and values."""
@@ -44,37 +44,6 @@ Elements = Mapping[bytes, bytes]
 FEW = settings(max_examples=max(1, settings().max_examples // 10))
 """An example is several processes and waits for packets on their way."""
 KINDS = tuple((sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
-
-
-@st.composite
-def nftables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> NftablesSettings:
-    """Give any settings of the nftables mode."""
-    family = family or draw(any_of(Family))
-    ips = tuple(of_families(world.node_ips, (family,)))
-    cidrs = tuple(block for block in world.pod_cidrs if block.family is family)
-    return NftablesSettings(
-        family=family,
-        masquerade_mark=draw(any_of((0x4000, 0x1, 0x80000000))),
-        masquerade_all=draw(st.booleans()),
-        local_traffic=draw(local_traffics(family, world)),
-        node_port_ips=draw(any_of((None, (), ips))),
-        service_cidrs=draw(any_of(((), cidrs[:1], cidrs))),
-    )
-
-
-def program_of(plans: Plans, chosen: NftablesSettings) -> NftablesProgram:
-    """Return a program that has taken in plans, each once."""
-    program = NftablesProgram(chosen)
-    for name, each in plans.items():
-        program.put(name, each)
-    return program
-
-
-def wanted(program: NftablesProgram) -> dict[ElementKey, Value]:
-    """Return everything that a program wants."""
-    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
-    assert None not in values.values()
-    return {key: value for key, value in values.items() if value is not None}
 
 
 def by_set(entries: Mapping[ElementKey, Value]) -> defaultdict[SetType, dict[bytes, bytes]]:
@@ -94,7 +63,12 @@ def numbers(elements: Elements) -> set[int]:
 
 def compiled(cluster: Cluster, chosen: NftablesSettings) -> defaultdict[SetType, dict[bytes, bytes]]:
     """Return the elements of a node that was told of a cluster."""
-    return by_set(wanted(program_of(plans_of(cluster, chosen.family), chosen)))
+    return by_set(wanted_by(plans_of(cluster, chosen.family), chosen))
+
+
+def wanted_by(plans: Plans, chosen: NftablesSettings) -> dict[ElementKey, Value]:
+    """Return the elements that are wanted for plans."""
+    return wanted(filled(NftablesProgram(chosen), plans))
 
 
 # -- no element without what leads to it, none that leads nowhere
@@ -198,58 +172,6 @@ def test_keys_have_the_size_of_their_set(cluster: Cluster, chosen: NftablesSetti
 # -- from one state to another
 
 
-@given(clusters(), nftables_settings())
-def test_order_of_plans_does_not_matter(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """A program that takes in the plans in another order wants the same."""
-    plans = plans_of(cluster, chosen.family)
-    backwards = dict(reversed(plans.items()))
-
-    assert wanted(program_of(plans, chosen)) == wanted(program_of(backwards, chosen))
-
-
-@given(clusters(), nftables_settings())
-def test_second_put_changes_nothing(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """A plan that the program has already changes no element."""
-    plans = plans_of(cluster, chosen.family)
-    program = program_of(plans, chosen)
-
-    assert [set()] * len(plans) == [program.put(name, each) for name, each in plans.items()]
-
-
-@given(clusters(), nftables_settings())
-def test_keys_are_what_has_a_value(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """`keys` yields each element once, and when all ports are gone only what there is without any."""
-    plans = plans_of(cluster, chosen.family)
-    program = program_of(plans, chosen)
-    keys = Counter(program.keys())
-    for name in plans:
-        program.put(name, None)
-
-    assert {1} == set(keys.values())
-    assert wanted(NftablesProgram(chosen)) == wanted(program)
-    assert [] == [key for key in keys if program.value(key) is not None and key not in set(program.keys())]
-
-
-@given(st.data(), clusters(), clusters(), nftables_settings())
-def test_difference_leads_from_one_to_the_other(
-    data: st.DataObject, before: Cluster, after: Cluster, chosen: NftablesSettings
-) -> None:
-    """What `put` names, in whatever order ports hand addresses to each other, is all that has to be written."""
-    old, new = plans_of(before, chosen.family), plans_of(after, chosen.family)
-    program = program_of(old, chosen)
-    kernel = wanted(program)
-    for name in data.draw(st.permutations(sorted({*old, *new}))):
-        for key in program.put(name, new.get(name)):
-            value = program.value(key)
-            if value is None:
-                kernel.pop(key, None)
-            else:
-                kernel[key] = value
-        assert wanted(program) == kernel
-
-    assert wanted(program_of(new, chosen)) == kernel
-
-
 PORTS = (1, 2, 3)
 SHARED_IPS = tuple(cluster_ip(Family.IPV4, 100 + number) for number in range(2))
 
@@ -266,7 +188,7 @@ def test_ports_that_come_late_do_no_harm(data: st.DataObject, owners: list[list[
     for name in data.draw(st.permutations(sorted(last))):
         program.put(name, last[name])
 
-    assert wanted(program_of(last, NftablesSettings(family=Family.IPV4))) == wanted(program)
+    assert wanted_by(last, NftablesSettings(family=Family.IPV4)) == wanted(program)
 
 
 def claiming(port: int, owners: Sequence[int]) -> ServicePlan:
@@ -283,7 +205,7 @@ def test_families_are_apart(cluster: Cluster) -> None:
     """The elements of a family name no address of the other."""
     for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
         chosen = NftablesSettings(family=family)
-        entries = wanted(program_of(plans_of(cluster, family), chosen))
+        entries = wanted_by(plans_of(cluster, family), chosen)
         assert [] == [text for _, text in elements_text(family, entries) if foreign in text]
 
 
@@ -295,7 +217,7 @@ def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> N
     """A table that `nft` made from text is one that an agent, with the same plans, has nothing to write to but its mark."""
     chosen = data.draw(nftables_settings(family))
     plans = plans_of(data.draw(clusters()), family)
-    entries = wanted(program_of(plans, chosen))
+    entries = wanted_by(plans, chosen)
     with node_namespace(chosen) as start:
         run("nft", "-f", "-", stdin=table_text(family, layout_text(chosen), entries))
         found = start().read()

@@ -15,7 +15,7 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from tests.properties.node_agent import TableAgent
-from tests.properties.planning import names_of, program_of, ruleset_of, tables_of
+from tests.properties.planning import names_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
 from tests.properties.tables import HOOKS
 from tests.properties.world import WORLD, of_families
@@ -51,9 +51,7 @@ def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], sett
 def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
     """Without a change there is nothing to write, not even after everything is told, read or compiled again."""
     agent = TableAgent(settings)
-    for group in walk:
-        agent.tell(group)
-        agent.sync()
+    agent.follow(walk)
     agent.kernel.written.clear()
     agent.tell_again()
     agent.sync()
@@ -85,9 +83,7 @@ def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings)
     at_once, one_by_one = TableAgent(settings), TableAgent(settings)
     at_once.tell([change for group in walk for change in group])
     at_once.sync()
-    for change in (change for group in walk for change in group):
-        one_by_one.tell([change])
-        one_by_one.sync()
+    one_by_one.follow([change] for group in walk for change in group)
 
     assert at_once.in_kernel() == one_by_one.in_kernel()
 
@@ -99,9 +95,7 @@ def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, 
     at_once.tell(cluster.changes())
     at_once.sync()
     objects: list[Service | EndpointSlice | Node] = [*cluster.services, *cluster.slices, cluster.node]
-    for item in data.draw(st.permutations(objects)):
-        one_by_one.tell([Put(item)])
-        one_by_one.sync()
+    one_by_one.follow([Put(item)] for item in data.draw(st.permutations(objects)))
 
     assert at_once.in_kernel() == one_by_one.in_kernel()
 
@@ -144,7 +138,7 @@ def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: Iptables
     agent = TableAgent(settings)
     agent.tell(walk[0])
     agent.sync()
-    expected = tables_of(ruleset_of(program_of({}, settings))).chains
+    expected = tables_of(ruleset_of({}, settings)).chains
 
     for table, chains in HOOKS.items():
         for chain in chains:
@@ -198,39 +192,44 @@ class Refusal:
         return any(self.refuses(text) for text in port_rules(plan, self._agent.settings).values())
 
 
-@given(walks(contested=False), iptables_settings(), st.integers(0, 3))
-def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
-    """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
+def refusing(settings: IptablesSettings, which: int) -> tuple[TableAgent, Refusal]:
+    """Return an agent whose kernel refuses to translate to one of the world's endpoints."""
     agent = TableAgent(settings)
     refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
     agent.kernel.refuses = refusal.refuses
+    return agent, refusal
+
+
+def try_again(agent: TableAgent) -> None:
+    """Let so much time go by that every port in quarantine is tried again."""
+    for _ in range(MOST_PERIODS):
+        agent.reconciler.release_due()
+        agent.sync()
+
+
+@given(walks(contested=False), iptables_settings(), st.integers(0, 3))
+def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
+    """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
+    agent, refusal = refusing(settings, which)
     for group in walk:
         agent.tell(group)
         agent.sync()
         refusal.note()
 
         assert names_of(refusal.refused) == names_of(agent.reconciler.quarantined)
-        assert ruleset_of(program_of(refusal.good, settings)) == agent.in_kernel()
+        assert ruleset_of(refusal.good, settings) == agent.in_kernel()
         assert not agent.reconciler.pending
-    for _ in range(MOST_PERIODS):
-        agent.reconciler.release_due()
-        agent.sync()
-    assert ruleset_of(program_of(refusal.good, settings)) == agent.in_kernel()
+    try_again(agent)
+    assert ruleset_of(refusal.good, settings) == agent.in_kernel()
 
 
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
     """When the kernel takes the refused plan after all, the port leaves quarantine with its newest plan."""
-    agent = TableAgent(settings)
-    refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
-    agent.kernel.refuses = refusal.refuses
-    for group in walk:
-        agent.tell(group)
-        agent.sync()
+    agent, _ = refusing(settings, which)
+    agent.follow(walk)
     agent.kernel.refuses = lambda _line: False
-    for _ in range(MOST_PERIODS):
-        agent.reconciler.release_due()
-        agent.sync()
+    try_again(agent)
 
     assert {} == agent.reconciler.quarantined
     assert agent.wanted() == agent.in_kernel()
@@ -239,16 +238,12 @@ def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesS
 @given(clusters(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesSettings, which: int) -> None:
     """Once known, a refused plan is never again in one transaction with another port, and is tried ever more rarely."""
-    agent = TableAgent(settings)
-    refusal = Refusal(agent, of_families(WORLD.endpoint_ips, (settings.family,))[which])
-    agent.kernel.refuses = refusal.refuses
+    agent, refusal = refusing(settings, which)
     agent.tell(cluster.changes())
     agent.sync()
     agent.kernel.written.clear()
     quarantined = len(agent.reconciler.quarantined)
-    for _ in range(MOST_PERIODS):
-        agent.reconciler.release_due()
-        agent.sync()
+    try_again(agent)
     refused = [text for text in agent.kernel.written if refusal.refuses(text)]
 
     assert [] == [text for text in refused if len(own_suffixes(text)) != 1]

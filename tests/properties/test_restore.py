@@ -8,13 +8,13 @@ from pyproxy.model.address import Family
 from pyproxy.model.ruleset import RulesetKey
 from pyproxy.render.iptables_restore import restore_text
 from tests.properties.kernel import TableKernel
-from tests.properties.planning import difference, plans_of, program_of, ruleset_of, run_now, tables_of
+from tests.properties.planning import difference, plans_of, ruleset_of, run_now, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 
 
 def ruleset(cluster: Cluster, settings: IptablesSettings) -> dict[RulesetKey, str]:
     """Return what a node wants in its kernel."""
-    return ruleset_of(program_of(plans_of(cluster, settings.family), settings))
+    return ruleset_of(plans_of(cluster, settings.family), settings)
 
 
 @given(clusters(), clusters(), iptables_settings(Family.IPV4), iptables_settings(Family.IPV4))
