@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import resource
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -41,6 +43,7 @@ def run(settings: Settings) -> int:
     if config.init_only:
         return asyncio.run(_prepare(config))
     _set_oom_score(config.oom_score_adj)
+    _raise_descriptor_limit()
     apply_conntrack_limits(_conntrack_limits(config))
     try:
         return asyncio.run(_run(settings))
@@ -242,6 +245,13 @@ def _conntrack_limits(config: Config) -> ConntrackLimits:
         udp_timeout_seconds=config.conntrack_udp_timeout_seconds,
         udp_timeout_stream_seconds=config.conntrack_udp_timeout_stream_seconds,
     )
+
+
+def _raise_descriptor_limit() -> None:
+    """Take all descriptors that we may have, as Go's run time does: whoever makes Services decides how many sockets we need."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # what there is must do
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _set_oom_score(score: int) -> None:

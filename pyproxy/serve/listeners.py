@@ -66,6 +66,8 @@ class Listeners(threading.Thread):
         super().__init__(name="listeners", daemon=True)
         self._retry_seconds = retry_seconds
         self._sites: dict[str, Site] = {}
+        self._settled: dict[str, Site] = {}
+        """The sites that sockets were last opened and closed for."""
         self._open: dict[_Place, socket.socket] = {}
         self._missing: set[_Place] = set()
         """Where a site should be served and is not."""
@@ -113,12 +115,14 @@ class Listeners(threading.Thread):
 
     def _settle(self) -> None:
         """Have open what is wanted, and nothing else."""
-        sites = self._sites
+        sites, is_due = self._sites, monotonic() >= self._retry_at
+        if sites is self._settled and not (self._missing and is_due):
+            return  # as with nearly every request, and there may be hundreds of sites
+        self._settled = sites
         wanted = [_Place(name, address) for name, site in sites.items() for address in site.addresses]
         for place in self._open.keys() - set(wanted):
             self._close(place)
         self._missing &= set(wanted)
-        is_due = monotonic() >= self._retry_at
         for place in wanted:
             if place not in self._open and (is_due or place not in self._missing):
                 self._try(place, sites[place.name])
