@@ -10,19 +10,13 @@ from pathlib import Path
 from typing import Self
 
 from .controlplane import KUBE_PROXY_USER, ControlPlane
-from .kubeproxy import Backend, ruleset
+from .kubeproxy import HOST_UNTOUCHED, Backend, ruleset
 from .process import Process
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 _PATIENCE_SECONDS = 60.0
 _DISPATCH = re.compile(r'^-A KUBE-SERVICES .*"default/([a-z0-9-]+)[ :].*-j (\S+)', re.MULTILINE)
 _ENDPOINT = re.compile(r"^-A (\S+) .*-j DNAT --to-destination (\S+)", re.MULTILINE)
-HOST_UNTOUCHED = (
-    "--conntrack-max-per-core=0",
-    "--conntrack-tcp-timeout-established=0",
-    "--conntrack-tcp-timeout-close-wait=0",
-    "--oom-score-adj=0",
-)
 
 
 class Agent:

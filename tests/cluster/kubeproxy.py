@@ -26,13 +26,16 @@ Backend: TypeAlias = Literal["iptables-legacy", "iptables-nft", "nftables", "ipv
 _METRICS_PORT = 10249
 _METRICS_SECONDS = 5.0
 _IPTABLES_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
-_HOST_UNTOUCHED = (
+HOST_UNTOUCHED = (
     # The limit of conntrack is one for all namespaces, and so is the size of its hash table, which grows with it.
     "--conntrack-max-per-core=0",
     # These belong to the namespace; at 0 the tests measure the kernel's own, not the proxy's.
     "--conntrack-tcp-timeout-established=0",
     "--conntrack-tcp-timeout-close-wait=0",
+    # Whom the kernel kills first is not for a test to say.
+    "--oom-score-adj=0",
 )
+"""Flags of either proxy that keep it from what is not its namespace's."""
 _marks = itertools.count(10_000)
 """Ports of the marks of `catch_up`: of one width, so that none is the beginning of another."""
 
@@ -63,7 +66,7 @@ class KubeProxy:
         self._backend: Backend = backend
         mode, _, variant = backend.partition("-")
         self._variant = variant or "nft"
-        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *_HOST_UNTOUCHED, *flags]
+        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *HOST_UNTOUCHED, *flags]
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:

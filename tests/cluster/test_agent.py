@@ -15,11 +15,11 @@ from typing import Self
 
 import pytest
 
-from .agent import HOST_UNTOUCHED, PYPROXY, Agent
+from .agent import PYPROXY, Agent
 from .api import JsonObject
 from .bench_kernel import KernelWatch
 from .controlplane import ControlPlane
-from .kubeproxy import Backend
+from .kubeproxy import HOST_UNTOUCHED, Backend
 from .namespace import command_inside
 from .objects import NODE, Cluster
 from .relay import LOOPBACK, Relay

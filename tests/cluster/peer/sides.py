@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.cluster.controlplane import KUBE_PROXY_USER, ControlPlane
-from tests.cluster.kubeproxy import KubeProxy
+from tests.cluster.kubeproxy import HOST_UNTOUCHED, KubeProxy
 from tests.cluster.process import ClusterError, wait_until
 from tests.lab import Host, Lab, Process
 
@@ -22,12 +22,6 @@ from .world import SHAPE, equip
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 _LOG_LINES = 40
-_HOST_UNTOUCHED = (
-    "--conntrack-max-per-core=0",
-    "--conntrack-tcp-timeout-established=0",
-    "--conntrack-tcp-timeout-close-wait=0",
-    "--metrics-bind-address=",
-)
 
 
 class Side(ABC):
@@ -153,9 +147,9 @@ class PyproxySide(Side):
         server = self.stack.enter_context(self.control_plane.exposed_in(node.namespace.name))
         user = {"token": self.control_plane.static_token(KUBE_PROXY_USER)}
         kubeconfig = self.control_plane.kubeconfig_for(user, server)
-        own = (f"--kubeconfig={kubeconfig}", f"--hostname-override={node.name}")
+        own = (f"--kubeconfig={kubeconfig}", f"--hostname-override={node.name}", "--metrics-bind-address=")
         lock = {"XTABLES_LOCKFILE": str(kubeconfig.with_suffix(".lock"))}
-        agent = node.start(PYPROXY, "run", *own, *self.mode.pyproxy, *_HOST_UNTOUCHED, *flags, env=lock)
+        agent = node.start(PYPROXY, "run", *own, *self.mode.pyproxy, *HOST_UNTOUCHED, *flags, env=lock)
         self._agents[node.name] = agent
         self.stack.callback(agent.stop)
 
