@@ -16,7 +16,7 @@ import pytest
 
 from tests.demo import rollout, scenes
 from tests.demo.__main__ import MODES
-from tests.packets.modes import IPVS
+from tests.packets.modes import IPVS, IS_GUEST
 from tests.packets.modes import MODES as MODES_HERE
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 DEMO = (sys.executable, "-m", "tests.demo")
 MARK = "PYPROXY_DEMO_OF"
 """A variable that all processes of a run inherit."""
-SECONDS = 60
+SECONDS = 300 if IS_GUEST else 60
 COULD_NOT_RUN = 2
 RUNNABLE = [mode for mode in MODES if (mode == IPVS.name) == (IPVS in MODES_HERE)]
 """The IPVS mode under a kernel that has it, and the others under those that have them."""
