@@ -18,7 +18,7 @@ from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.model.service import Service
-from pyproxy.model.tracker import Triggers
+from pyproxy.model.tracker import MOST_TRIGGERS, Triggers
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.statusz import Board, FamilyStatus
 
@@ -74,6 +74,7 @@ class MetricsObserver(Observer):
             if family in self._triggers:
                 waiting = self._triggers[family].setdefault(service, [])
                 waiting += [moment for moment in moments if moment > self._board.started_at]
+                del waiting[MOST_TRIGGERS:]
 
     def settled(self, reconciler: Reconciler[Any, Any]) -> None:
         """See `Observer`."""

@@ -17,6 +17,8 @@ from pyproxy.model.service_cidr import ServiceCidr
 
 Triggers = dict[tuple[Family, NamespacedName], list[float]]
 """By family and Service, when the changes behind new versions of slices were made, in seconds since 1970."""
+MOST_TRIGGERS = 100
+"""Moments that are kept of one Service, the first ones: nobody knows how long a sync has to be waited for."""
 
 _NO_SLICES: Mapping[NamespacedName, EndpointSlice] = {}
 
@@ -159,7 +161,9 @@ class Tracker:
             self._service_of_slice[name] = service
             self._dirty[service] = None
             if endpoint_slice.triggered_at:
-                self._triggers.setdefault((endpoint_slice.family, service), []).append(endpoint_slice.triggered_at)
+                moments = self._triggers.setdefault((endpoint_slice.family, service), [])
+                if len(moments) < MOST_TRIGGERS:
+                    moments.append(endpoint_slice.triggered_at)
 
     def _remove_slice(self, name: NamespacedName) -> None:
         service = self._service_of_slice.pop(name, None)

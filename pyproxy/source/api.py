@@ -40,6 +40,8 @@ _ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
 _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
 """About a minute: a server that starts has some resources later than others, and roles, too."""
 _ABSENCE_SECONDS = 300.0
+_MOST_REASONS = 20
+"""That are logged while the API server is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,12 +146,14 @@ class Availability:
         return not self._lost
 
     def lose(self, kind: Kind, reason: str, now: float) -> None:
-        """Take note that a kind is not to be had; each reason is logged once until all kinds are back."""
+        """Take note that a kind is not to be had; each reason is logged once until all kinds are back, if not too many."""
         if not self._lost:
             self._lost_at = now
         self._lost.add(kind)
         self._told(kind, reason)
         if reason not in self._reasons:
+            if len(self._reasons) >= _MOST_REASONS:  # such as answers that have a time in them
+                return
             self._reasons.add(reason)
             logger.warning("API server lost, the last good state is kept: %s", reason)
 

@@ -10,6 +10,7 @@ from pyproxy.loop.reconcile import Quarantine, Reconciler
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
+from pyproxy.model.tracker import MOST_TRIGGERS
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.statusz import Board
 
@@ -83,6 +84,19 @@ def test_what_is_measured_of_changes() -> None:
         shown.synced_at,
         shown.error,
     )
+
+
+def test_changes_that_are_never_settled() -> None:
+    """Of changes that the kernel never takes only so many are kept, however long that goes on."""
+    told = Told(ProxyMode.IPTABLES)
+    program = IptablesProgram(IptablesSettings(family=Family.IPV4))
+    reconciler = Reconciler(Family.IPV4, program, told.observer.kernel(Family.IPV4, Sweeping()))
+    for second in range(3 * MOST_TRIGGERS):
+        told.observer.planned({(Family.IPV4, WEB): [STARTED + 1 + second]})
+
+    told.observer.settled(reconciler)
+
+    assert MOST_TRIGGERS == told.value("kubeproxy_network_programming_duration_seconds_count", **IPV4)
 
 
 def test_work_that_waits_is_told() -> None:

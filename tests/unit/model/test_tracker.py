@@ -11,7 +11,7 @@ from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 from pyproxy.model.service_cidr import ServiceCidr
-from pyproxy.model.tracker import Tracker
+from pyproxy.model.tracker import MOST_TRIGGERS, Tracker
 
 WEB, DNS = NamespacedName("default", "web"), NamespacedName("default", "dns")
 X, Y = NamespacedName("default", "x"), NamespacedName("default", "y")
@@ -222,6 +222,11 @@ def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = 
         pytest.param([Put(endpoint_slice(X, ip="10.244.1.12"))], {}, id="no time"),
         pytest.param([triggered(X, 5.0, "10.244.1.12"), Removed(Kind.ENDPOINT_SLICE, X)], {}, id="gone again"),
         pytest.param([triggered(Y, 5.0, "10.244.1.12", WEB)], {WEB: [5.0]}, id="another Service's now"),
+        pytest.param(
+            [triggered(X, float(at), f"10.244.1.{12 + at % 2}") for at in range(1, 3 * MOST_TRIGGERS)],
+            {WEB: [float(at) for at in range(1, MOST_TRIGGERS + 1)]},
+            id="very many changes",
+        ),
     ],
 )
 def test_triggers(changes: list[Change], triggers: dict[NamespacedName, list[float]]) -> None:

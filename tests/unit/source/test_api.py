@@ -20,7 +20,7 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.source.access import Access, Server
-from pyproxy.source.api import ApiSource, Store, Watched
+from pyproxy.source.api import ApiSource, Availability, Store, Watched
 from pyproxy.source.transport import Timing
 
 from .apiserver import (
@@ -390,6 +390,17 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     assert "API server lost, the last good state is kept: 503 etcd is not ready" == messages[0]
     assert re.fullmatch(r"API server is back after \d+\.\d s: http://127\.0\.0\.1:\d+", messages[1])
     assert 2 == len(messages)
+
+
+def test_reasons_that_are_never_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that differs each time, as one with the time in it does, is not kept and logged for ever."""
+    caplog.set_level(logging.INFO)
+    reasons: list[str] = []
+    availability = Availability(lambda _, reason: reasons.append(reason))
+    for second in range(1000):
+        availability.lose(Kind.SERVICE, f"503 sorry, it is {second} now", second)
+
+    assert (1000, 20) == (len(reasons), len(told(caplog)))
 
 
 @in_loop
