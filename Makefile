@@ -41,12 +41,12 @@ GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
-	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS)
+	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS) --hypothesis-seed=$(SEED)
 
 test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own that has it
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
-		tests/packets/test_restart.py tests/guest
+		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes tests/guest
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)
