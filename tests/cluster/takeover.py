@@ -192,6 +192,11 @@ class OneNode:
 
     # -- packets
 
+    def forget_flows(self) -> None:
+        """Have the nodes forget what went by without a proxy: with the same ports again it would go the same way."""
+        for node in self.lab.nodes:
+            node.run("conntrack", "--flush")
+
     @contextmanager
     def traffic(self) -> Iterator[Traffic]:
         """Hold connections open, and make new ones all the time: a pod's to the cluster IP, and from outside."""

@@ -33,6 +33,7 @@ def node(control_plane: ControlPlane) -> Iterator[OneNode]:
 def _clean(node: OneNode) -> Iterator[None]:
     """See to it that each test begins without anything of either, and that nothing of others is ever touched."""
     foreign = node.foreign_rules()
+    node.forget_flows()
     yield
     said = node.command("cleanup", "--kube-proxy")
     assert foreign == node.foreign_rules(), said
