@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import pytest
 
@@ -19,6 +19,7 @@ from pyproxy.source.api import ApiSource, Store, Watched
 from pyproxy.source.load_access import load_access
 from pyproxy.source.reflector import PAGE_SIZE
 from pyproxy.source.transport import Timing
+from tests.unit.source.running import in_loop
 
 from .controlplane import KUBE_PROXY_USER, SERVICE_CIDRS, ControlPlane
 from .objects import NODE, SERVICES, Cluster
@@ -26,16 +27,6 @@ from .relay import LOOPBACK, Relay
 
 PATIENCE_SECONDS = 30.0
 QUICK = Timing(connect=1.0, answer=2.0, silence=1.0)
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test in an event loop of its own; the control plane may stand still in it, the source may not."""
-
-    @wraps(test)
-    def run(**fixtures: object) -> None:
-        asyncio.run(test(**fixtures))
-
-    return run
 
 
 class Follower:
@@ -132,6 +123,19 @@ def through(control_plane: ControlPlane, *relays: Relay, **user: str) -> Setting
     return Settings(kubeconfig=str(kubeconfig), master=",".join(urls))
 
 
+def turn_over(cluster: Cluster) -> None:
+    """Have one Service go, one change, and one come."""
+    cluster.delete_service("goes")
+    cluster.set_port("stays", 81)
+    cluster.create_service("comes")
+
+
+async def until_turned_over(follower: Follower) -> None:
+    """Wait for what `turn_over` did, and see that it came without another list."""
+    await follower.until(lambda: follower.has("stays", "comes"))
+    assert (81, 1) == (follower.port("stays"), follower.lists)
+
+
 @in_loop
 async def test_objects_come_and_go(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
     """Services, slices and the Node arrive with what they say, and each change of them follows."""
@@ -197,14 +201,10 @@ async def test_absence(control_plane: ControlPlane, cluster: Cluster, relay: Rel
     cluster.create_service("goes")
     async with following(through(control_plane, relay)) as follower:
         relay.refuse()
-        cluster.delete_service("goes")
-        cluster.set_port("stays", 81)
-        cluster.create_service("comes")
+        turn_over(cluster)
         assert follower.has("stays", "goes")
         relay.resume()
-        await follower.until(lambda: follower.has("stays", "comes"))
-
-        assert (81, 1) == (follower.port("stays"), follower.lists)
+        await until_turned_over(follower)
 
 
 @in_loop
@@ -215,15 +215,11 @@ async def test_silence(control_plane: ControlPlane, cluster: Cluster, relay: Rel
     with LogEntry("API server lost") as loss:
         async with following(through(control_plane, relay), QUICK) as follower:
             relay.hold()
-            cluster.delete_service("goes")
-            cluster.set_port("stays", 81)
-            cluster.create_service("comes")
+            turn_over(cluster)
             await loss.heard()
             assert (True, 80) == (follower.has("stays", "goes"), follower.port("stays"))
             relay.resume()
-            await follower.until(lambda: follower.has("stays", "comes"))
-
-            assert (81, 1) == (follower.port("stays"), follower.lists)
+            await until_turned_over(follower)
 
 
 @in_loop
@@ -265,18 +261,30 @@ async def test_server_that_falls_silent(control_plane: ControlPlane, cluster: Cl
         assert 1 == follower.lists
 
 
+def rotate(control_plane: ControlPlane, token: Path) -> None:
+    """Replace the token in a file by that of another account, and make the old one worth nothing."""
+    token.write_text(control_plane.create_token("second"))
+    control_plane.kubectl("delete", "serviceaccount", "first")
+
+
+async def outlast_rotation(
+    settings: Settings, token: Path, control_plane: ControlPlane, cluster: Cluster, relay: Relay
+) -> None:
+    """Go on, with new connections, when the token in a file is another."""
+    async with following(settings) as follower:
+        rotate(control_plane, token)
+        relay.drop()
+        cluster.create_service("comes")
+        await follower.until(lambda: follower.has("comes"))
+        control_plane.kubectl("delete", "serviceaccount", "second")
+
+
 @in_loop
 async def test_rotated_token_file(control_plane: ControlPlane, cluster: Cluster, relay: Relay, tmp_path: Path) -> None:
     """A token file is read again: its old token may be worth nothing by the time that a watch ends."""
     token = tmp_path / "token"
     token.write_text(control_plane.create_token("first"))
-    async with following(through(control_plane, relay, tokenFile=str(token))) as follower:
-        token.write_text(control_plane.create_token("second"))
-        control_plane.kubectl("delete", "serviceaccount", "first")
-        relay.drop()
-        cluster.create_service("comes")
-        await follower.until(lambda: follower.has("comes"))
-        control_plane.kubectl("delete", "serviceaccount", "second")
+    await outlast_rotation(through(control_plane, relay, tokenFile=str(token)), token, control_plane, cluster, relay)
 
 
 @in_loop
@@ -309,13 +317,7 @@ async def test_service_account(
     ca.write_bytes(control_plane.authority.certificate.read_bytes())
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", LOOPBACK)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(relay.listen()))
-    async with following(Settings(service_account=str(tmp_path))) as follower:
-        token.write_text(control_plane.create_token("second"))
-        control_plane.kubectl("delete", "serviceaccount", "first")
-        relay.drop()
-        cluster.create_service("comes")
-        await follower.until(lambda: follower.has("comes"))
-        control_plane.kubectl("delete", "serviceaccount", "second")
+    await outlast_rotation(Settings(service_account=str(tmp_path)), token, control_plane, cluster, relay)
 
 
 @in_loop
