@@ -31,13 +31,11 @@ from pyproxy.flags import (
     write_duration,
     write_list,
 )
-from pyproxy.ignored import HEALTHZ_PORT
+from pyproxy.ignored import HEALTHZ_PORT, METRICS_PORT
 from pyproxy.ipvs_flags import IpvsFlags
 from pyproxy.model.address import Network, parse_ip
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
-
-METRICS_PORT = 10249
 
 
 class ProxyMode(Enum):

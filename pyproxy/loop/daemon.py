@@ -79,7 +79,7 @@ async def _run(settings: Settings) -> int:
     following = asyncio.create_task(follow(config, node_name, inbox))
     backend = await open_backend(config)
     logger.info("%s", derived(settings, node_name, backend.mode, backend.families))
-    failed = ending.fail if config.bind_address_hard_fail else _go_on
+    failed = ending.fail if config.bind_address_hard_fail else None
     observer = _observer(config, backend, node_name, listeners, failed)
     agent = Agent(config, backend, node_name, observer, health)
     inbox.open(agent, observer, backend.mode)
@@ -98,10 +98,6 @@ async def _run(settings: Settings) -> int:
     return await stopping
 
 
-def _go_on(_: str) -> None:
-    """Take no address for no reason to end."""
-
-
 async def _comes_before(end: asyncio.Task[int], event: Coroutine[None, None, None]) -> bool:
     """Wait for an event; say whether it came before the end."""
     waiting = asyncio.create_task(event)
@@ -117,7 +113,7 @@ async def _watch_configuration(settings: Settings, ending: Ending) -> None:
 
 
 def _observer(
-    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None]
+    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None] | None
 ) -> Observer:
     """Return who is told of the agent's work, with its metrics server started."""
     if config.metrics_bind_address is None:

@@ -58,12 +58,12 @@ class AgentHealth:
         """What is served, read by the threads of requests."""
         self._ips: tuple[bytes, ...] = ()
 
-    def serve(self, answered: Answered, failed: Callable[[str], None]) -> None:
+    def serve(self, answered: Answered, failed: Callable[[str], None] | None) -> None:
         """Serve health, for as long as the listeners do.
 
         Args:
             answered: told of answers.
-            failed: told, in another thread, when the address cannot be had.
+            failed: told, in another thread and in place of the log, when the address cannot be had.
         """
         if self._config.healthz_bind_address is not None:
             application = health_application(self._health, answered)

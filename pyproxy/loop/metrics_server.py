@@ -36,7 +36,7 @@ _following: set[asyncio.Task[None]] = set()
 
 
 def start_metrics(
-    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None]
+    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None] | None
 ) -> MetricsObserver:
     """Start to serve metrics, and return who is to be told of the agent's work; to be called in its loop.
 
@@ -45,7 +45,7 @@ def start_metrics(
         backend: its mode.
         node_name: where it is.
         listeners: serve the metrics.
-        failed: told, in another thread, if the address cannot be had.
+        failed: told, in another thread and in place of the log, if the address cannot be had.
     """
     metrics = Metrics(backend.mode.value, backend.families)
     if backend.mode is ProxyMode.IPTABLES:

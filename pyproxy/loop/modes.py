@@ -34,9 +34,6 @@ async def open_backend(config: Config) -> Backend:
             from pyproxy.loop.ipvs_mode import IpvsMode  # noqa: PLC0415  # see above
 
             return await IpvsMode.open(config)
-        case mode:
-            message = f"--proxy-mode: {mode.value} is not available in this version"
-            raise ConfigError(message)
 
 
 async def _open_best(config: Config) -> Backend:
@@ -77,6 +74,3 @@ def open_dumper(config: Config) -> Dumper:
             from pyproxy.loop.ipvs_dump import IpvsDumper  # noqa: PLC0415  # see above
 
             return IpvsDumper(config)
-        case mode:
-            message = f"--proxy-mode: rules of {mode.value} cannot be listed in this version"
-            raise ConfigError(message)

@@ -44,10 +44,10 @@ class Site:
     addresses: Collection[ListenAddress]
     both_families: bool = True
     """Whether all zeros are every address of both families, as for Go's network ``tcp``, or of their own family only."""
-    failed: Callable[[str], None] = lambda _: None
-    """Told, in the thread of the sockets, of the first time that an address cannot be had."""
+    failed: Callable[[str], None] | None = None
+    """Told, in the thread of the sockets and in place of the log, of the first time that an address cannot be had."""
     event: Event | None = None
-    """What the API is told then."""
+    """What the API is told with the line of the log."""
 
 
 class _Place(NamedTuple):
@@ -138,9 +138,11 @@ class Listeners(threading.Thread):
                 logger.debug("%s; trying on", message)
                 return
             self._missing.add(place)
+            if site.failed is not None:
+                site.failed(message)
+                return
             # All that there is to say is in the message.
             logger.error("%s; trying on", message, extra={"event": site.event})  # noqa: TRY400
-            site.failed(message)
             return
         logger.info("%s served on http://%s", place.name, place.address)
         self._missing.discard(place)

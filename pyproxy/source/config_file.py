@@ -17,10 +17,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pyproxy.config import METRICS_PORT, OPTIONS, Config, ProxyMode
+from pyproxy.config import OPTIONS, Config, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.flags import ListenAddress
-from pyproxy.ignored import HEALTHZ_PORT
+from pyproxy.ignored import HEALTHZ_PORT, METRICS_PORT
 from pyproxy.model.address import Family, family_of, parse_ip
 from pyproxy.source.config_fields import ANY, API_VERSION, FIELDS, KIND, Field
 from pyproxy.source.yaml_documents import YamlDocument, YamlError, yaml_documents

@@ -120,16 +120,10 @@ class LoadBalancerStatus(Struct, frozen=True, gc=False):
     ingress: Sequence[LoadBalancerIngress] | None = None
 
 
-NO_LOAD_BALANCER_STATUS = LoadBalancerStatus()
-
-
 class ServiceStatus(Struct, frozen=True, gc=False, rename="camel"):
     """core/v1 ServiceStatus."""
 
     load_balancer: LoadBalancerStatus | None = None
-
-
-NO_SERVICE_STATUS = ServiceStatus()
 
 
 class Service(Struct, frozen=True, gc=False):
