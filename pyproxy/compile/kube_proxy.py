@@ -74,6 +74,13 @@ def _is_of_iptables_mode(table: str, chain: str) -> bool:
     return chain != names.CANARY and names.is_ours(table, chain)
 
 
+def is_stale_hook(chains: Iterable[tuple[str, str]], hook: HookKey) -> bool:
+    """Say whether a hook leads to a chain of kube-proxy's IPVS mode that is back, from where that does not."""
+    leads_to = hook.rule.rpartition(" ")[2]
+    is_shared = hook.table == FILTER and leads_to in (names.PROXY_FIREWALL, IPVS_FILTER)
+    return is_shared and hook not in HOOKS and (NAT, _LOAD_BALANCER) in chains
+
+
 def is_needed_by(chains: Iterable[tuple[str, str]], table: str, chain: str) -> bool:
     """Say whether a kube-proxy that has been here since we wrote last needs a chain; all chains that there are tell.
 

@@ -206,11 +206,12 @@ def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[
 
 def _clean_legacy(family: Family, names: Collection[str], choice: Choice) -> str:
     with open_tables(family, names) as tables:
-        chains, remark = choice({name: table.chains() for name, table in tables.items()})
+        existing = {name: table.chains() for name, table in tables.items()}
+        chains, remark = choice(existing)
         hooks = 0
         for name, table in tables.items():
             if chains[name]:
-                for hook in _hooks(family, name, chains[name]):
+                for hook in _hooks(family, name, chains, existing):
                     hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
                 table.delete_chains(chains[name])
                 table.commit()
@@ -233,12 +234,11 @@ async def remove_chains(family: Family, variant: Variant, owns: Owns) -> None:
 def _find(family: Family, saved: Mapping[str, str], choice: Choice) -> tuple[Chains, Chains, str]:
     """Return the chains that are chosen, the rules that hook them in, and a remark; all by table."""
     lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in saved.items()}
-    chains, remark = choice(
-        {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
-    )
+    existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
+    chains, remark = choice(existing)
     hooks: dict[str, list[str]] = {}
     for name, rules in lines.items():
-        jumps = {hook.rule for hook in _hooks(family, name, chains[name])}
+        jumps = {hook.rule for hook in _hooks(family, name, chains, existing)}
         hooks[name] = [rule for rule in rules if rule in jumps]
     return chains, hooks, remark
 
@@ -288,10 +288,15 @@ def _is_ours_alone(table: str, chain: str) -> bool:
     return (table, chain) == (FILTER, PROBE_CHAIN) or chain_names.is_of_trial(table, chain)
 
 
-def _hooks(family: Family, table: str, chains: Collection[str]) -> list[HookKey]:
-    """Return the hooks that jump to chains that will be removed."""
-    hooks = (*ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family))
-    return [hook for hook in hooks if hook.table == table and hook.rule.rpartition(" ")[2] in chains]
+def _hooks(family: Family, table: str, gone: Chains, existing: Chains) -> list[HookKey]:
+    """Return the hooks in a table that go: those to chains that do, and with our marker those that kube-proxy has not."""
+    hooks = [hook for hook in (*ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family)) if hook.table == table]
+    stay: set[tuple[str, str]] = set()
+    if chain_names.CANARY in gone[table]:
+        stay = {(name, chain) for name in existing for chain in existing[name] if chain not in gone[name]}
+    return [
+        hook for hook in hooks if hook.rule.rpartition(" ")[2] in gone[table] or kube_proxy.is_stale_hook(stay, hook)
+    ]
 
 
 def _removed(chains: Chains, hooks: int, remark: str) -> str:

@@ -67,6 +67,34 @@ COMMIT
 KUBE_PROXY_CANARIES = "".join(
     f"*{table}\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" for table in ("mangle", "nat", "filter")
 )
+# As short as can be: chains are written anew, and hooks are added where they are not there. The second part of the hooks is
+# in our rules as well.
+KUBE_PROXYS_IPVS_MODE = """\
+*filter
+:KUBE-FORWARD - [0:0]
+:KUBE-NODE-PORT - [0:0]
+:KUBE-PROXY-FIREWALL - [0:0]
+-A INPUT -m comment --comment "kubernetes health check rules" -j KUBE-NODE-PORT
+-A INPUT -m comment --comment "kube-proxy firewall rules" -j KUBE-PROXY-FIREWALL
+COMMIT
+*nat
+:KUBE-LOAD-BALANCER - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-SERVICES - [0:0]
+-A KUBE-LOAD-BALANCER -j KUBE-MARK-MASQ
+COMMIT
+"""
+KUBE_PROXYS_HOOKS = """\
+*filter
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+COMMIT
+*nat
+-A PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A OUTPUT -m comment --comment "kubernetes service portals" -j KUBE-SERVICES
+-A POSTROUTING -m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING
+COMMIT
+"""
 
 
 def load_others(family: Family, variant: Variant) -> str:
@@ -239,6 +267,27 @@ def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
     where = f"{Family.IPV4}, iptables-{variant.value}"
     assert [f"{where}: removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}"] == first
     assert [True] == ["kube-proxy's chains are left alone" in line for line in second]
+
+
+@variants
+def test_hooks_that_kube_proxys_ipvs_mode_has_not(variant: Variant) -> None:
+    """Where kube-proxy is back in its IPVS mode, its chains and hooks are all that stays."""
+    load_others(Family.IPV4, variant)
+    load(Family.IPV4, variant, KUBE_PROXYS_IPVS_MODE + KUBE_PROXYS_HOOKS)
+    before = without_counters(Family.IPV4, variant)
+    load(Family.IPV4, variant, "".join(f"*{table}\n-F\n-X\nCOMMIT\n" for table in ("mangle", "nat", "filter")))
+    load_others(Family.IPV4, variant)
+    load_ours(Family.IPV4, variant)
+    load(Family.IPV4, variant, KUBE_PROXYS_IPVS_MODE)
+
+    clean()
+
+    assert before == without_counters(Family.IPV4, variant)
+
+
+def without_counters(family: Family, variant: Variant) -> list[str]:
+    """Return the lines of all tables in no order that means anything: hooks of several stand in that of their arrival."""
+    return sorted(re.sub(r"\[\d+:\d+\] ?", "", dump(family, variant)).splitlines())
 
 
 @variants
