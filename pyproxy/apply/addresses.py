@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from pyproxy.errors import ApplyError
 from pyproxy.model.address import parse_ip
 
 IPVS_DEVICE = "kube-ipvs0"
@@ -15,13 +16,20 @@ async def local_addresses() -> frozenset[bytes]:
     """Return every address of every interface of this network namespace, up or down, packed.
 
     The device that holds addresses of Services in IPVS mode is left out: those are not the node's.
+
+    Raises:
+        ApplyError: the kernel does not tell, for now.
     """
     others = _index(IPVS_DEVICE)
     return await _addresses(lambda index: index != others)
 
 
 async def interface_addresses(name: str) -> frozenset[bytes]:
-    """Return every address of one interface, packed; none where there is no such interface."""
+    """Return every address of one interface, packed; none where there is no such interface.
+
+    Raises:
+        ApplyError: see `local_addresses`.
+    """
     wanted = _index(name)
     return await _addresses(lambda index: index == wanted) if wanted else frozenset()
 
@@ -35,15 +43,19 @@ def _index(interface: str) -> int:
 
 
 async def _addresses(is_wanted: Callable[[int], bool]) -> frozenset[bytes]:
-    from pyroute2 import AsyncIPRoute  # noqa: PLC0415  # 10 MB that only nodes with --nodeport-addresses need
+    from pyroute2 import AsyncIPRoute, NetlinkError  # noqa: PLC0415  # 10 MB that only nodes with --nodeport-addresses need
 
-    async with AsyncIPRoute() as route:
-        messages = await route.addr("dump")
-        found = [
-            message.get("local") or message.get("address")
-            async for message in messages
-            if is_wanted(message.get("index"))
-        ]
+    try:
+        async with AsyncIPRoute() as route:
+            messages = await route.addr("dump")
+            found = [
+                message.get("local") or message.get("address")
+                async for message in messages
+                if is_wanted(message.get("index"))
+            ]
+    except (OSError, NetlinkError) as error:
+        message = f"the addresses of this node cannot be read: {error}"
+        raise ApplyError(message, retryable=True) from error
     return frozenset(parse_ip(text) for text in found if text)
 
 

@@ -174,9 +174,8 @@ class Agent:
         return self._backend.is_placed(self._own_node.node)
 
     async def _sync(self) -> bool:
-        if self._stale_addresses:
-            self._stale_addresses = False
-            self._local_ips = await local_addresses()
+        if self._stale_addresses and not await self._read_addresses():
+            return False
         node = self._own_node.node
         every_service = self._tracker.take_node_changed()
         service_cidrs = self._tracker.take_service_cidrs()
@@ -194,6 +193,17 @@ class Agent:
         failed = {each.family for each, result in zip(pending, results, strict=True) if isinstance(result, ApplyError)}
         self._health.synced(self._reconcilers.keys() - failed, surroundings)
         return fine
+
+    async def _read_addresses(self) -> bool:
+        """Read the node's own addresses; say whether that worked."""
+        self._stale_addresses = False  # before the read: what changes from now on may be in it or not
+        try:
+            self._local_ips = await local_addresses()
+        except ApplyError as error:
+            self._stale_addresses = True
+            logger.error("sync failed, will be tried again: %s", error)  # noqa: TRY400  # it says all that there is
+            return False
+        return True
 
     def _conclude(self, results: list[SyncReport | BaseException]) -> bool:
         fine = True

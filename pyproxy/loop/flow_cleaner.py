@@ -48,12 +48,15 @@ class FlowCleaner:
             self._wake.clear()
             pending, self._pending = self._pending, {}
             for family, right in pending.items():
-                await self._clean(family, right, await node_ips() if right.by_node_port else ())
+                await self._clean(family, right, node_ips)
 
-    async def _clean(self, family: Family, right: RightFlows, node_ips: Collection[bytes]) -> None:
+    async def _clean(
+        self, family: Family, right: RightFlows, node_ips: Callable[[], Awaitable[Collection[bytes]]]
+    ) -> None:
         started = monotonic()
         try:
-            count = await asyncio.to_thread(delete_udp_flows, family, lambda flow: right.is_stale(flow, node_ips))
+            ips = await node_ips() if right.by_node_port else ()
+            count = await asyncio.to_thread(delete_udp_flows, family, lambda flow: right.is_stale(flow, ips))
         except ApplyError as error:
             logger.warning("stale UDP flows stay for now: %s", error)
             self._pending[family] = right | self._pending.get(family, RightFlows())

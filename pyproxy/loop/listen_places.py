@@ -5,11 +5,13 @@ import logging
 from collections.abc import Callable, Collection
 
 from pyproxy.apply.addresses import AddressNotifications, interface_addresses, local_addresses
+from pyproxy.errors import ApplyError
 from pyproxy.flags import ListenAddress, ListenPlace
 from pyproxy.model.address import parse_network
 
 logger = logging.getLogger(__name__)
 
+_RETRY_SECONDS = 5.0
 _LINK_LOCAL = parse_network("fe80::/10")
 """They are addresses only together with an interface, and no client of ours has one."""
 
@@ -23,7 +25,12 @@ async def follow_place(place: ListenPlace, listen: Callable[[Collection[ListenAd
         while True:
             await changed.wait()
             changed.clear()
-            addresses = await _addresses(place)
+            try:
+                addresses = await _addresses(place)
+            except ApplyError as error:
+                logger.warning("%s: %s", place, error)
+                asyncio.get_running_loop().call_later(_RETRY_SECONDS, changed.set)
+                continue
             if not addresses:
                 logger.warning("nothing is served on %s for now: it has no address", place)
             listen(addresses)
