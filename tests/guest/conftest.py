@@ -6,10 +6,8 @@ from pathlib import Path
 import pytest
 
 from tests.guest.ipvs import IPVS
-from tests.lab import Lab
-from tests.packets.cluster import ANSWER_SECONDS, Cluster
+from tests.packets.cluster import Cluster, running_cluster
 from tests.packets.modes import HAS_IPVS
-from tests.packets.objects import PLAN
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -24,8 +22,5 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def ipvs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Give a cluster with running agents."""
-    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
-        running = Cluster(lab, IPVS, Path(tmp_path_factory.mktemp("ipvs")))
-        running.start()
+    with running_cluster(IPVS, Path(tmp_path_factory.mktemp("ipvs"))) as running:
         yield running
-        running.stop()

@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.lab import CLUSTER_CIDRS, Host, Lab, Outcome, Process, probe_all
 
 from .modes import IS_GUEST, Mode
-from .objects import PORT, SECOND_PORT, JsonObject, cluster_ips, node
+from .objects import PLAN, PORT, SECOND_PORT, JsonObject, cluster_ips, node
 from .table import Row
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
@@ -96,6 +96,13 @@ class Cluster:
         """Start the agents again, with these flags and this environment."""
         self.stop()
         self.start(*flags, env=env)
+
+    @contextmanager
+    def keeping_flags(self) -> Iterator[None]:
+        """Let agents be restarted with any flags, and in the end with those that they have now."""
+        flags = self.flags
+        yield
+        self.restart(*flags)
 
     # -- objects
 
@@ -193,6 +200,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = CHANGE
 
 def _key(item: JsonObject) -> tuple[str, str]:
     return item["kind"], item["metadata"]["name"]
+
+
+@contextmanager
+def running_cluster(mode: Mode, directory: Path) -> Iterator[Cluster]:
+    """Have a lab with running agents, which use the directory."""
+    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
+        cluster = Cluster(lab, mode, directory)
+        cluster.start()
+        yield cluster
+        cluster.stop()
 
 
 def _mark(number: int, protocol: str) -> list[JsonObject]:

@@ -9,13 +9,11 @@ from typing import cast
 import pytest
 
 from pyproxy.model.address import Family
-from tests.lab import Lab
 
-from .cluster import ANSWER_SECONDS, CLUSTER_CIDR_FLAG, Cluster
+from .cluster import CLUSTER_CIDR_FLAG, Cluster, running_cluster
 from .gate import SYNC_PERIOD_FLAG, Gate
 from .modes import MODES, Mode
 from .nft_agent import NftAgent, Start, everything, node_namespace, node_settings
-from .objects import PLAN
 from .own_namespace import own_namespace
 
 
@@ -48,22 +46,18 @@ def mode(request: pytest.FixtureRequest) -> Mode:
 @pytest.fixture(scope="session")
 def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
     """Give a cluster with running agents."""
-    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
-        running = Cluster(lab, mode, Path(tmp_path_factory.mktemp(mode.name)))
-        running.start()
+    with running_cluster(mode, Path(tmp_path_factory.mktemp(mode.name))) as running:
         yield running
-        running.stop()
 
 
 @pytest.fixture(scope="module")
 def gate(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     """Give the gate that the agents of a module write through."""
     standing = Gate(cluster.mode, Path(tmp_path_factory.mktemp("gate")))
-    flags = cluster.flags
-    cluster.restart(CLUSTER_CIDR_FLAG, SYNC_PERIOD_FLAG, env=standing.env)
-    yield standing
-    standing.admit_all()
-    cluster.restart(*flags)
+    with cluster.keeping_flags():
+        cluster.restart(CLUSTER_CIDR_FLAG, SYNC_PERIOD_FLAG, env=standing.env)
+        yield standing
+        standing.admit_all()
 
 
 @pytest.fixture

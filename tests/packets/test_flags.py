@@ -88,10 +88,8 @@ def agents_with(*flags: str) -> pytest.MarkDecorator:
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
     """Have the objects of this suite, and in the end the agents as they were."""
-    flags = cluster.flags
-    with cluster.having(*OBJECTS):
+    with cluster.having(*OBJECTS), cluster.keeping_flags():
         yield
-        cluster.restart(*flags)
 
 
 @pytest.fixture(scope="module")

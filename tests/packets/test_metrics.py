@@ -33,10 +33,9 @@ ELSEWHERE = service("elsewhere", 141, port(80, name="tcp"), port(80, "UDP", name
 @pytest.fixture(scope="module", autouse=True)
 def serving(cluster: Cluster) -> Iterator[None]:
     """Have agents that serve metrics, each on its own loopback, and in the end the agents as they were."""
-    flags = cluster.flags
-    cluster.restart(CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249")
-    yield
-    cluster.restart(*flags)
+    with cluster.keeping_flags():
+        cluster.restart(CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249")
+        yield
 
 
 def changed_at(endpoint_slices: list[JsonObject], moment: datetime) -> list[JsonObject]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, tcp
+from tests.lab import tcp
 
-from .cluster import ANSWER_SECONDS, CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, Cluster, running_cluster, wait_until
 from .modes import LEGACY, NFT, NFTABLES, Mode
-from .objects import PLAN, port, service, slices
+from .objects import port, service, slices
 
 WEB = service("web", 140, port(80, node_port=30140))
 CIRCLE = (LEGACY, NFTABLES, NFT, LEGACY, NFT, NFTABLES, LEGACY)
@@ -23,12 +23,9 @@ PER_SECOND = 100
 @pytest.fixture(scope="module")
 def switched(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
     """Give a cluster that is not in any one mode."""
-    with Lab(PLAN.shape, timeout_seconds=ANSWER_SECONDS) as lab:
-        running = Cluster(lab, CIRCLE[0], Path(tmp_path_factory.mktemp("switched")))
-        running.start()
+    with running_cluster(CIRCLE[0], Path(tmp_path_factory.mktemp("switched"))) as running:
         running.put(WEB, *slices(WEB, "pod1-1", "pod2-1"))
         yield running
-        running.stop()
 
 
 def rules_of_ours(cluster: Cluster, mode: Mode) -> list[str]:

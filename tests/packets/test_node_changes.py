@@ -21,11 +21,10 @@ ELSEWHERE = ["10.99.0.0/24", "fd00:10:99::/64"]
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
     """Have agents for which all that the Node says counts, and in the end the agents as they were."""
-    flags = cluster.flags
-    cluster.restart(*FLAGS)
-    with cluster.having(WEB, *slices(WEB, "pod1-1")):
-        yield
-    cluster.restart(*flags)
+    with cluster.keeping_flags():
+        cluster.restart(*FLAGS)
+        with cluster.having(WEB, *slices(WEB, "pod1-1")):
+            yield
 
 
 @pytest.fixture(autouse=True)
