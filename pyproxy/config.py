@@ -20,6 +20,7 @@ from pyproxy.flags import (
     PATH,
     SWITCH,
     TEXT,
+    URL,
     URLS,
     Grammar,
     ListenAddress,
@@ -114,7 +115,7 @@ class Config(IpvsFlags):
         PATH,
         "Kubeconfig that says how to reach the API server. Without it and --master: the pod's service account.",
     )
-    master: str = option("", TEXT, "URL of the API server; wins over the one in the kubeconfig.")
+    master: str = option("", URL, "URL of the API server; wins over the one in the kubeconfig.")
     api_servers: tuple[str, ...] = option(
         (),
         URLS,

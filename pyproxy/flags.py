@@ -252,6 +252,19 @@ def _network(text: str) -> Network:
         raise ValueError(message) from None
 
 
+_CREDENTIALS = re.compile(r"//[^/@\s]*@")
+
+
+def without_credentials(text: object) -> str:
+    """Write what may have URLs in it without their users and passwords: logs and pages are for many eyes."""
+    return _CREDENTIALS.sub("//", str(text))
+
+
+def write_urls(urls: Sequence[str]) -> str:
+    """Write URLs with commas, for people."""
+    return without_credentials(write_list(urls))
+
+
 def write_list(values: Sequence[object]) -> str:
     """Write a list with commas."""
     return ",".join(map(str, values))
@@ -390,5 +403,6 @@ DURATION = Grammar("DURATION", parse_duration, write_duration)
 ADDRESS = Grammar("IP", parse_address, ip_text)
 CIDRS = Grammar("CIDR,...", parse_networks, write_list)
 CIDRS_REPEATED = Grammar("CIDR,...", parse_networks, write_list, repeats=True)
-URLS = Grammar("URL,...", parse_strings, write_list, repeats=True)
+URL = Grammar("URL", str, without_credentials)
+URLS = Grammar("URL,...", parse_strings, write_urls, repeats=True)
 GATES = Grammar("NAME=BOOL,...", parse_gates, write_gates, repeats=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyproxy.errors import SourceError
+from pyproxy.flags import without_credentials
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
@@ -51,6 +52,11 @@ class Server:
     """Without a slash at its end; may have a path."""
     proxy: str = ""
     """URL of the HTTP proxy to go through; empty means none."""
+
+    @property
+    def name(self) -> str:
+        """Return the URL as it can be shown to anybody."""
+        return without_credentials(self.url)
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,7 +127,7 @@ class ApiSource:
                 self._availability.lose(Kind.NODE, str(error), _now())
                 await asyncio.sleep(delay_seconds(failures, self._random()))
             else:
-                logger.info("API server: %s", ", else ".join(server.url for server in access.servers))
+                logger.info("API server: %s", ", else ".join(server.name for server in access.servers))
                 return
 
 

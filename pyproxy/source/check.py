@@ -50,5 +50,5 @@ def _check_access(config: Config) -> Findings:
         found = read_settings(settings)
     except ConfigError as error:
         return Findings(problems=(str(error),))
-    servers = ", ".join(server.url for server in found.access.servers)
+    servers = ", ".join(server.name for server in found.access.servers)
     return Findings(notes=(f"API servers: {servers}",))

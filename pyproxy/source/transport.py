@@ -22,6 +22,7 @@ import msgspec
 
 from pyproxy import __version__
 from pyproxy.errors import ConfigError, SourceError
+from pyproxy.flags import without_credentials
 from pyproxy.model.exchange import NO_ANSWER, Exchange
 from pyproxy.source import wire
 from pyproxy.source.access import Access, Certificates, Server
@@ -175,8 +176,8 @@ class Transport:
 
     @property
     def server(self) -> str:
-        """Return the URL of the server that has its turn; empty before one is known."""
-        return self._access.servers[self._turn % len(self._access.servers)].url if self._access else ""
+        """Return the server that has its turn, as a URL for people; empty before one is known."""
+        return self._access.servers[self._turn % len(self._access.servers)].name if self._access else ""
 
     async def access(self) -> Access:
         """Return server and credentials; find them if that was not done before, or if they are about to expire.
@@ -240,7 +241,7 @@ class Transport:
         try:
             try:
                 if not request.is_watch and response.status in _DONE:
-                    with _unreachable(server.url):
+                    with _unreachable(server):
                         account.received_bytes = len(await response.read())
             finally:
                 account.close(str(response.status))
@@ -253,7 +254,7 @@ class Transport:
     async def _send(self, access: Access, server: Server, request: _Request) -> aiohttp.ClientResponse:
         read_seconds = self._timing.silence if request.is_watch else self._timing.answer
         patience = aiohttp.ClientTimeout(sock_connect=self._timing.connect, sock_read=read_seconds, total=None)
-        with _unreachable(server.url):
+        with _unreachable(server):
             headers = {"Authorization": access.read_authorization()}
             if request.content is not None:
                 headers["Content-Type"] = "application/json"
@@ -334,13 +335,13 @@ def _cut(response: aiohttp.ClientResponse) -> None:
 
 
 @contextmanager
-def _unreachable(server: str) -> Iterator[None]:
+def _unreachable(server: Server) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, SourceError, OSError, ValueError) as error:  # a TimeoutError is an OSError
         # The text of aiohttp's own errors holds addresses of Python objects, which differ each time.
         cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-        message = f"{server}: {cause or 'no answer in time'}"
+        message = f"{server.name}: {without_credentials(cause) or 'no answer in time'}"
         raise UnreachableError(message) from error
 
 

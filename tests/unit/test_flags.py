@@ -11,6 +11,8 @@ import pytest
 
 from pyproxy.config import ProxyMode
 from pyproxy.flags import (
+    URL,
+    URLS,
     CommandLine,
     FlagError,
     Grammar,
@@ -184,6 +186,14 @@ def test_networks() -> None:
     expected = (parse_network("10.244.0.0/16"), parse_network("fd00::/64"))
 
     assert expected == parse_networks("10.244.3.0/16, fd00::1/64")
+
+
+def test_urls_are_shown_without_their_passwords() -> None:
+    """What is in effect goes into the log and onto the pages of the metrics server, for who may see them."""
+    urls = ("https://joe:secret@10.0.0.1:6443", "https://10.0.0.2:6443/a@b")
+
+    assert "https://10.0.0.1:6443" == URL.write(urls[0])
+    assert "https://10.0.0.1:6443,https://10.0.0.2:6443/a@b" == URLS.write(urls)
 
 
 def test_gates() -> None:

@@ -1,5 +1,6 @@
 """Single requests to a real server on loopback: TLS with files that change, proxies, refusals, broken answers."""
 
+import re
 import shutil
 import ssl
 import subprocess
@@ -105,6 +106,17 @@ async def test_requests_are_told() -> None:
         (each.method, each.host, each.sent_bytes) for each in told
     }
     assert all(each.seconds is not None and each.seconds > 0 for each in told)
+
+
+@in_loop
+async def test_a_password_in_a_url_is_not_told() -> None:
+    """That a server does not answer goes into logs and pages, its user and password do not."""
+    access = Access(servers=(Server("http://joe:secret@127.0.0.1:1", proxy="http://ann:hidden@127.0.0.1:1"),))
+    with pytest.raises(UnreachableError) as caught:
+        await ask(lambda: access)
+
+    assert str(caught.value).startswith("http://127.0.0.1:1: ")
+    assert not {"joe", "secret", "ann", "hidden"} & set(re.split(r"\W", str(caught.value)))
 
 
 @in_loop
