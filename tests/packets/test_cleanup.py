@@ -175,6 +175,15 @@ def removed(family: Family, variant: Variant) -> str:
     return rf"{family}, iptables-{variant.value}: removed \d+ chains and 12 hook rules"
 
 
+def assert_cleaned(before: str, family: Family, variant: Variant, *flags: str) -> None:
+    """Clean up; the tables are as they were before, byte for byte, it says what is gone, and there is nothing to do twice."""
+    first, second = clean(*flags), clean(*flags)
+
+    assert before == dump(family, variant)
+    assert ([], 1) == (second, len(first))
+    assert re.fullmatch(removed(family, variant), first[0])
+
+
 @families
 @variants
 def test_exactly_ours_goes(variant: Variant, family: Family) -> None:
@@ -183,11 +192,7 @@ def test_exactly_ours_goes(variant: Variant, family: Family) -> None:
     load_ours(family, variant)
     assert before != dump(family, variant)
 
-    first, second = clean(), clean()
-
-    assert before == dump(family, variant)
-    assert ([], 1) == (second, len(first))
-    assert re.fullmatch(removed(family, variant), first[0])
+    assert_cleaned(before, family, variant)
 
 
 def test_both_variants_and_families_are_cleaned() -> None:
@@ -244,11 +249,7 @@ def test_rules_of_kube_proxy_go_if_asked(variant: Variant, family: Family) -> No
     load_ours(family, variant)
     remove_markers(family, variant)
 
-    first, second = clean("--kube-proxy"), clean("--kube-proxy")
-
-    assert before == dump(family, variant)
-    assert ([], 1) == (second, len(first))
-    assert re.fullmatch(removed(family, variant), first[0])
+    assert_cleaned(before, family, variant, "--kube-proxy")
 
 
 @variants
@@ -302,30 +303,25 @@ def test_adoption_takes_canaries_of_kube_proxy(variant: Variant) -> None:
     assert before == dump(Family.IPV4, variant)
 
 
+@pytest.mark.parametrize(
+    ("rules", "hooks"),
+    [
+        ("*filter\n:PYPROXY-PROBE - [0:0]\n-A PYPROXY-PROBE -j RETURN\n", 12),
+        ('*nat\n-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n', 13),
+    ],
+    ids=["the scratch chain of a trial that was killed", "a hook twice, which two agents at once can make"],
+)
 @variants
-def test_what_a_killed_trial_left_goes(variant: Variant) -> None:
-    """The scratch chain of a trial that was killed goes with the rest."""
+def test_what_accidents_leave_goes(variant: Variant, rules: str, hooks: int) -> None:
+    """What is ours and not as it should be goes with the rest, and does not keep chains in place."""
     before = load_others(Family.IPV4, variant)
     load_ours(Family.IPV4, variant)
-    load(Family.IPV4, variant, "*filter\n:PYPROXY-PROBE - [0:0]\n-A PYPROXY-PROBE -j RETURN\nCOMMIT\n")
-
-    clean()
-
-    assert before == dump(Family.IPV4, variant)
-
-
-@variants
-def test_a_hook_that_is_there_twice_goes_twice(variant: Variant) -> None:
-    """Copies of a hook, which two agents at once can make, do not keep the chains in place."""
-    before = load_others(Family.IPV4, variant)
-    load_ours(Family.IPV4, variant)
-    hook = '-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES'
-    load(Family.IPV4, variant, f"*nat\n{hook}\nCOMMIT\n")
+    load(Family.IPV4, variant, f"{rules}COMMIT\n")
 
     [line] = clean()
 
     assert before == dump(Family.IPV4, variant)
-    assert "13 hook rules" in line
+    assert f"{hooks} hook rules" in line
 
 
 @variants
@@ -364,11 +360,7 @@ def test_without_python_iptables(family: Family, tmp_path: Path, monkeypatch: py
     before = load_others(family, Variant.LEGACY)
     load_ours(family, Variant.LEGACY)
 
-    first, second = clean(), clean()
-
-    assert before == dump(family, Variant.LEGACY)
-    assert ([], 1) == (second, len(first))
-    assert re.fullmatch(removed(family, Variant.LEGACY), first[0])
+    assert_cleaned(before, family, Variant.LEGACY)
 
 
 nft_families = pytest.mark.parametrize(("family", "word"), [(Family.IPV4, "ip"), (Family.IPV6, "ip6")], ids=str)

@@ -13,7 +13,7 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.compile.program import Program
-from tests.properties.planning import filled, plans_of, wanted
+from tests.properties.planning import Plans, filled, plans_of, wanted
 from tests.properties.strategies import Cluster, clusters, iptables_settings, ipvs_settings, nftables_settings
 
 
@@ -23,6 +23,11 @@ class Mode:
 
     program: Callable[[Any], Program[Any, Any]]
     settings: st.SearchStrategy[Any]
+
+    def draw(self, data: st.DataObject, cluster: Cluster) -> tuple[Any, Plans]:
+        """Return any settings, and by them the plans of a cluster."""
+        chosen = data.draw(self.settings)
+        return chosen, plans_of(cluster, chosen.family)
 
 
 MODES = {
@@ -37,9 +42,8 @@ in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @given(st.data(), clusters())
 def test_order_of_plans_does_not_matter(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
     """A program that takes in the plans in another order wants the same."""
-    chosen = data.draw(mode.settings)
-    plans = plans_of(cluster, chosen.family)
-    backwards = dict(reversed(plans.items()))
+    chosen, plans = mode.draw(data, cluster)
+    backwards = dict(reversed([*plans.items()]))
 
     assert wanted(filled(mode.program(chosen), plans)) == wanted(filled(mode.program(chosen), backwards))
 
@@ -48,8 +52,7 @@ def test_order_of_plans_does_not_matter(mode: Mode, data: st.DataObject, cluster
 @given(st.data(), clusters())
 def test_second_put_changes_nothing(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
     """A plan that the program has already changes no entry."""
-    chosen = data.draw(mode.settings)
-    plans = plans_of(cluster, chosen.family)
+    chosen, plans = mode.draw(data, cluster)
     program = filled(mode.program(chosen), plans)
 
     assert [set()] * len(plans) == [program.put(name, plan) for name, plan in plans.items()]
@@ -59,8 +62,7 @@ def test_second_put_changes_nothing(mode: Mode, data: st.DataObject, cluster: Cl
 @given(st.data(), clusters())
 def test_keys_are_what_has_a_value(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
     """`keys` yields each key once, and when all ports are gone only what there is without any."""
-    chosen = data.draw(mode.settings)
-    plans = plans_of(cluster, chosen.family)
+    chosen, plans = mode.draw(data, cluster)
     program = filled(mode.program(chosen), plans)
     keys = Counter(program.keys())
     for name in plans:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-
-import pytest
 
 from pyproxy.config import Config, ProxyMode
 from pyproxy.flags import ListenAddress
@@ -38,15 +35,6 @@ class Families:
 
     mode: ProxyMode = ProxyMode.IPTABLES
     families: tuple[Family, ...] = (Family.IPV4,)
-
-
-@pytest.fixture
-def listeners() -> Iterator[Listeners]:
-    """Give running listeners."""
-    made = Listeners(retry_seconds=0.01)
-    made.start()
-    yield made
-    made.close()
 
 
 def checked(port: int) -> Service:

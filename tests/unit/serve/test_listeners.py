@@ -6,7 +6,7 @@ import logging
 import socket
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import closing
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
@@ -20,15 +20,6 @@ from pyproxy.serve.listeners import Listeners, Site
 from .http_client import LOOPBACK, connected, free_address, get, is_refused, wait_until
 
 MANY = 200
-
-
-@pytest.fixture
-def listeners() -> Iterator[Listeners]:
-    """Give running listeners that soon try again."""
-    made = Listeners(retry_seconds=0.01)
-    made.start()
-    yield made
-    made.close()
 
 
 def saying(text: str) -> WSGIApplication:

@@ -403,14 +403,20 @@ def test_reasons_that_are_never_the_same(caplog: pytest.LogCaptureFixture) -> No
     assert (1000, 20) == (len(reasons), len(caplog.records))
 
 
-@in_loop
-async def test_who_is_watched_is_told() -> None:
-    """A kind that is refused is cut off until it is watched, and the others are not; so it is told."""
+async def refused_once() -> tuple[ApiServer, Changes]:
+    """Return a server that refused Services once, and what it led to until all of it was known."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(503))
         async with running(access_to(server.url)) as changes:
             for kind in Kind:
                 await changes.next(kind)
+    return server, changes
+
+
+@in_loop
+async def test_who_is_watched_is_told() -> None:
+    """A kind that is refused is cut off until it is watched, and the others are not; so it is told."""
+    _, changes = await refused_once()
 
     others = {kind: [""] for kind in Kind if kind is not Kind.SERVICE}
     assert {Kind.SERVICE: ["503 no", ""]} | others == changes.watched
@@ -419,11 +425,7 @@ async def test_who_is_watched_is_told() -> None:
 @in_loop
 async def test_requests_are_told() -> None:
     """Each request is told with its server and the code of its answer; a watch has no duration, as it has no end."""
-    async with ApiServer() as server:
-        server.say(SERVICES, refused(503))
-        async with running(access_to(server.url)) as changes:
-            for kind in Kind:
-                await changes.next(kind)
+    server, changes = await refused_once()
 
     assert {("GET", server.url.removeprefix("http://"))} == {(told.method, told.host) for told in changes.exchanges}
     assert ["200"] * len(Kind) + ["503"] == sorted(told.code for told in changes.exchanges)
