@@ -49,6 +49,8 @@ RULE_ATTRIBUTES = (
     "iptables_localhost_nodeports",
     "bind_address",
     "hostname_override",
+    "service_proxy_name",
+    "ipvs_scheduler",
 )
 """What of Config can change a rule; ``dump-rules`` takes these flags and no others."""
 

@@ -1,14 +1,16 @@
 """``dump-rules`` in the iptables mode."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pyproxy.apply.iptables import Variant, is_available, save
 from pyproxy.apply.iptables_variant import detect_variant
 from pyproxy.compile.attribution import list_rules
+from pyproxy.compile.chain_names import is_of_trial, off_trial, on_trial
 from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_trial import TrialProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.loop.iptables_mode import iptables_settings, ownership
+from pyproxy.loop.iptables_mode import iptables_settings, ownership, trial_ownership
 from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import ListedRule, Listing
@@ -25,10 +27,11 @@ class IptablesDumper:
 
     def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """See `Dumper`."""
-        program = IptablesProgram(iptables_settings(self._config, family, surroundings))
+        make = TrialProgram if self._config.service_proxy_name else IptablesProgram
+        program = make(iptables_settings(self._config, family, surroundings))
         for plan in plans:
             program.put(plan.name, plan)
-        return _program_listing(family, program)
+        return _listed(family, *_program_rules(program))
 
     async def live(self) -> list[Listing]:
         """See `Dumper`; with packet counters."""
@@ -39,7 +42,29 @@ class IptablesDumper:
         return listing_restore(listing)
 
 
-def _program_listing(family: Family, program: IptablesProgram) -> Listing:
+def _listed(family: Family, chains: Collection[tuple[str, str]], rules: Iterable[ListedRule]) -> Listing:
+    """Sort rules by Service; those of a trial by the names that they would have without it."""
+    if not any(is_of_trial(*key) for key in chains):
+        return list_rules(family, chains, rules)
+    listing = list_rules(
+        family,
+        [(table, off_trial(chain)) for table, chain in chains],
+        [rule._replace(chain=off_trial(rule.chain), rule=off_trial(rule.rule)) for rule in rules],
+    )
+    return Listing(
+        family,
+        tuple((table, on_trial(chain)) for table, chain in listing.chains),
+        _rules_on_trial(listing.common),
+        {name: _rules_on_trial(rules) for name, rules in listing.services.items()},
+        _rules_on_trial(listing.last),
+    )
+
+
+def _rules_on_trial(rules: Iterable[ListedRule]) -> tuple[ListedRule, ...]:
+    return tuple(rule._replace(chain=on_trial(rule.chain), rule=on_trial(rule.rule)) for rule in rules)
+
+
+def _program_rules(program: IptablesProgram | TrialProgram) -> tuple[list[ChainKey], list[ListedRule]]:
     keys = tuple(program.keys())
     # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
     hooks = [key for key in keys if isinstance(key, HookKey)][::-1]
@@ -47,7 +72,7 @@ def _program_listing(family: Family, program: IptablesProgram) -> Listing:
     chains = sorted(key for key in keys if isinstance(key, ChainKey))
     for key in chains:
         rules += [ListedRule(*key, rule) for rule in (program.value(key) or "").splitlines()]
-    return list_rules(family, chains, rules)
+    return chains, rules
 
 
 async def _live_listings(config: Config) -> list[Listing]:
@@ -58,6 +83,7 @@ async def _live_listings(config: Config) -> list[Listing]:
     else:
         variant = Variant(config.iptables_variant.value)
     listings = []
+    owned = trial_ownership if config.service_proxy_name else ownership
     for family in Family:
         if not is_available(family, variant):
             continue
@@ -65,8 +91,8 @@ async def _live_listings(config: Config) -> list[Listing]:
         rules: list[ListedRule] = []
         for table in TABLES:
             text = await save(family, variant, table, counters=True)
-            found, listed = saved_rules(table, text.splitlines(), ownership(family))
+            found, listed = saved_rules(table, text.splitlines(), owned(family))
             chains += found
             rules += listed
-        listings.append(list_rules(family, chains, rules))
+        listings.append(_listed(family, chains, rules))
     return listings
