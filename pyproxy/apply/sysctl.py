@@ -50,7 +50,8 @@ def apply_conntrack_limits(limits: ConntrackLimits) -> None:
     }
     for name, value in values.items():
         if value:
-            write_sysctl(f"net/netfilter/nf_conntrack_{name}", int(value))
+            # A part of a second is no reason to write 0, with which the kernel would forget each connection at once.
+            write_sysctl(f"net/netfilter/nf_conntrack_{name}", max(1, int(value)))
 
 
 def _raise_table_size(wanted: int) -> None:

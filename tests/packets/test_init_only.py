@@ -46,6 +46,14 @@ def test_settings_are_made_and_nothing_else() -> None:
     assert "PYPROXY" not in run("nft", "list", "ruleset")
 
 
+def test_a_timeout_of_less_than_a_second() -> None:
+    """The kernel counts in seconds, and 0 of them would forget every flow at once: 1 is the least."""
+    run(PYPROXY, "run", *FLAGS, "--conntrack-udp-timeout=500ms", "--conntrack-udp-timeout-stream=1500ms")
+
+    found = settings()
+    assert (1, 1) == tuple(found[f"netfilter/nf_conntrack_udp_timeout{suffix}"] for suffix in ("", "_stream"))
+
+
 def test_loopback_is_routed_only_where_node_ports_answer_there() -> None:
     """Without node ports on loopback addresses, packets from there are not routed."""
     run(PYPROXY, "run", *FLAGS, "--iptables-localhost-nodeports=false")
