@@ -7,6 +7,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pyproxy import __version__
 from pyproxy.apply.notify import notify
@@ -30,6 +31,9 @@ from pyproxy.model.node import Node
 from pyproxy.serve.listeners import Listeners
 from pyproxy.settings import Settings
 
+if TYPE_CHECKING:
+    from pyproxy.source.access import Settings as AccessSettings
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,6 +46,8 @@ def run(settings: Settings) -> int:
     config = settings.config
     if config.init_only:
         return asyncio.run(_prepare(config))
+    if not config.manifests:
+        _require_access(config)
     _set_oom_score(config.oom_score_adj)
     _raise_descriptor_limit()
     apply_conntrack_limits(_conntrack_limits(config))
@@ -49,6 +55,23 @@ def run(settings: Settings) -> int:
         return asyncio.run(_run(settings))
     except ExceptionGroup as group:
         raise _first_error(group) from group
+
+
+def _require_access(config: Config) -> None:
+    """Let a configuration pass that says where the API server is, before anything is changed for its sake.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    from pyproxy.source.kubeconfig import read_settings  # noqa: PLC0415  # files have no use for it
+
+    read_settings(_access_settings(config))
+
+
+def _access_settings(config: Config) -> "AccessSettings":
+    from pyproxy.source import access  # noqa: PLC0415  # see above
+
+    return access.Settings(kubeconfig=config.kubeconfig, master=config.master, api_servers=config.api_servers)
 
 
 def _first_error(error: BaseException) -> BaseException:
@@ -202,10 +225,10 @@ def _without_other_nodes(change: Change, node_name: str) -> Change | None:
 
 async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what the API server says, for as long as both live."""
-    from pyproxy.source import access  # noqa: PLC0415  # see above
+    from pyproxy.source import access  # noqa: PLC0415  # YAML and no HTTP, or the other way round
     from pyproxy.source.load_access import load_access  # noqa: PLC0415  # see above
 
-    settings = access.Settings(kubeconfig=config.kubeconfig, master=config.master, api_servers=config.api_servers)
+    settings = _access_settings(config)
     # An exec plugin works while this process imports the rest, and that while the kernel is being tried.
     first = [asyncio.create_task(load_access(settings))]
     first[0].add_done_callback(lambda found: found.cancelled() or found.exception())  # which may never be asked for

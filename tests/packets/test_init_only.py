@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_timeout_of_less_than_a_second() -> None:
 
     found = settings()
     assert (1, 1) == tuple(found[f"netfilter/nf_conntrack_udp_timeout{suffix}"] for suffix in ("", "_stream"))
+
+
+def test_a_start_that_cannot_work_changes_nothing() -> None:
+    """An agent that has no way to its API server says so before it sets anything."""
+    before = settings()
+    command = [PYPROXY, "run", "--kubeconfig=/nonexistent", *SETTINGS, "--oom-score-adj=0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert (2, before) == (done.returncode, settings())
+    assert "Error: kubeconfig /nonexistent: " in done.stderr
+    assert "" == run("nft", "list", "ruleset")
 
 
 def test_loopback_is_routed_only_where_node_ports_answer_there() -> None:
