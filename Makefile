@@ -58,6 +58,7 @@ bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, som
 
 test-long: $(VENV)/tested peers ## Long runs with a random seed
 	$(PYTEST) tests --long
+	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py --long
 
 # -- set-up ------------------------------------------------------------------------------------------------
 
