@@ -70,4 +70,6 @@ def is_refused(address: ListenAddress) -> bool:
         socket.create_connection((ip_text(address.ip), address.port), timeout=PATIENCE_SECONDS).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        return False  # it listened, and was closed while the connection was waiting to be accepted
     return False
