@@ -190,6 +190,15 @@ class OneNode:
         """Return the lines of the rules of others."""
         return [line for line in self.rules().splitlines() if "ADMIN" in line or "table ip admin" in line]
 
+    @contextmanager
+    def cleaned_up(self) -> Iterator[None]:
+        """Begin without flows, end with the rules of neither proxy, and see that none of others is touched between."""
+        foreign = self.foreign_rules()
+        self.forget_flows()
+        yield
+        said = self.command("cleanup", "--kube-proxy")
+        assert foreign == self.foreign_rules(), said
+
     # -- packets
 
     def forget_flows(self) -> None:

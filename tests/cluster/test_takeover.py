@@ -41,12 +41,9 @@ def node(control_plane: ControlPlane) -> Iterator[OneNode]:
 @pytest.fixture(autouse=True)
 def _clean(node: OneNode) -> Iterator[None]:
     """See to it that each test begins without rules of either, and that no rule of others is ever touched."""
-    foreign = node.foreign_rules()
-    node.forget_flows()
-    yield
-    node.command("cleanup", "--kube-proxy")
+    with node.cleaned_up():
+        yield
     assert not [text for text in (*LEFT.values(), *OURS.values()) if text in node.rules()]
-    assert foreign == node.foreign_rules()
 
 
 @pytest.mark.parametrize("ours", BACKENDS)

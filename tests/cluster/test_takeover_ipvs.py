@@ -32,12 +32,9 @@ def node(control_plane: ControlPlane) -> Iterator[OneNode]:
 @pytest.fixture(autouse=True)
 def _clean(node: OneNode) -> Iterator[None]:
     """See to it that each test begins without anything of either, and that nothing of others is ever touched."""
-    foreign = node.foreign_rules()
-    node.forget_flows()
-    yield
-    said = node.command("cleanup", "--kube-proxy")
-    assert foreign == node.foreign_rules(), said
-    assert (["192.0.2.77:80"], "", "") == (servers(node), sets(node), device(node)), said
+    with node.cleaned_up():
+        yield
+    assert (["192.0.2.77:80"], "", "") == (servers(node), sets(node), device(node))
     assert not [text for text in (*ITS, "PYPROXY-CANARY") if text in node.rules()]
 
 
