@@ -225,6 +225,7 @@ def test_change_while_it_sleeps(running: Running, relay: Relay) -> None:
 def test_restart_on_an_unchanged_cluster(running: Running, namespace: str, backend: Backend) -> None:
     """It takes its own rules over and writes nothing: the kernel counts no commit, and no table changes."""
     agent = running.start(backend)
+    agent.wait_for_log("first sync done")  # in both families; that the Services are there is so in one
     agent.stop()
     agent.log.write_text("")
     before = agent.rules()
