@@ -47,9 +47,12 @@ def show_plan(config: Config) -> int:
     """Print what a take-over would change; return the exit status.
 
     Raises:
-        ConfigError: the mode or the API server is not to be had here.
+        ConfigError: the mode or the API server is not to be had here, or there is nothing to take over on trial.
         SourceError: the cluster's objects cannot be read.
     """
+    if config.service_proxy_name:
+        message = "--service-proxy-name: a trial takes nothing over; `pyproxy dump-rules` says what it has"
+        raise ConfigError(message)
     for line in asyncio.run(_plan(config)):
         print(line)  # noqa: T201  # this command's output is for people
     return 0
@@ -106,7 +109,7 @@ async def _known(config: Config) -> tuple[Tracker, Node]:
     if config.manifests:
         from pyproxy.source.files import read_objects  # noqa: PLC0415  # YAML
 
-        objects = await asyncio.to_thread(read_objects, config.manifests, config.service_proxy_name)
+        objects = await asyncio.to_thread(read_objects, config.manifests)
         report(objects, sys.stderr)
         found = next((node for node in objects.nodes if node.name == name), None)
         return tracked(objects), own_node(config, found, name)
@@ -127,7 +130,7 @@ async def _listed(config: Config, node_name: str) -> Tracker:
     tracker = Tracker()
     wants_service_cidrs: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
     wants_service_cidrs.set_result(False)
-    watched = api.Watched(node_name=node_name, service_cidrs=wants_service_cidrs, proxy_name=config.service_proxy_name)
+    watched = api.Watched(node_name=node_name, service_cidrs=wants_service_cidrs)
     source = api.ApiSource(lambda: load_access(settings), watched, api.Store(deliver=tracker.apply))
     following = asyncio.create_task(source.run())
     try:

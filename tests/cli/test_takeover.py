@@ -39,6 +39,14 @@ def test_only_a_dry_run_is_to_be_had() -> None:
     assert "Error: say --dry-run: the take-over itself happens in run" in done.stderr
 
 
+def test_a_trial_takes_nothing_over() -> None:
+    """Beside kube-proxy nothing of its is touched, and a list of what goes would be wrong."""
+    done = takeover("--dry-run", "--manifests=/dev/null", "--service-proxy-name=trial")
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "Error: --service-proxy-name: a trial takes nothing over" in done.stderr
+
+
 @needs_root
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 def test_objects_from_a_file(tmp_path: Path, mode: str) -> None:
