@@ -10,6 +10,7 @@ import logging
 import sys
 import threading
 import time
+from copy import copy
 from dataclasses import dataclass
 
 from pyproxy.config import LogFormat
@@ -33,6 +34,10 @@ def _letter(record: logging.LogRecord) -> str:
     return {logging.WARNING: "W", logging.ERROR: "E"}.get(record.levelno, "F")
 
 
+def _harmless(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 class TextFormatter(logging.Formatter):
     """Write ``I0612 15:04:05.123456    4711 pyproxy.loop.daemon] message``: level, date, time, process, module."""
 
@@ -41,6 +46,11 @@ class TextFormatter(logging.Formatter):
         clock = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
         micros = int(record.created % 1 * 10**6)
         header = f"{_letter(record)}{clock}.{micros:06d} {record.process:>7} {record.name}] "
+        text = record.getMessage()
+        if not text.isprintable():
+            # What others send (a request line, words of a kernel or a server) must not look like lines of ours.
+            record = copy(record)
+            record.msg, record.args = "".join(map(_harmless, text)), ()
         return header + super().format(record)
 
 

@@ -91,9 +91,10 @@ class FileSource:
             for change in _lists(self.objects):
                 yield change
             while (objects := await asyncio.to_thread(folder.read_next, stop, self._poll_seconds)) is not None:
-                known = self.objects
+                # In a thread: every object is looked at, however small the change.
+                changes = await asyncio.to_thread(list, _differences(self.objects, objects))
                 self._accept(objects)
-                for change in _differences(known, objects):
+                for change in changes:
                     yield change
         finally:
             stop.set()

@@ -91,3 +91,10 @@ def test_json_has_the_verbosity(level: int, expected: dict[str, object]) -> None
     line = json.loads(JsonFormatter().format(record("text", level)))
 
     assert {"ts": START * 1000, "caller": "pyproxy.test:1", "msg": "text"} | expected == line
+
+
+def test_words_of_others_stay_in_their_line() -> None:
+    """A line break or an escape sequence in them is written as what it is; letters of any script stay."""
+    line = TextFormatter().format(record("GET /\nE1231 ] fake \x1b[2J grün"))
+
+    assert line.endswith("] GET /\\nE1231 ] fake \\x1b[2J grün")
