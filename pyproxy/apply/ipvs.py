@@ -131,6 +131,10 @@ class IpvsKernel:
     def _read_all(self) -> dict[IpvsKey, IpvsValue]:
         doors = self._doors
         found: dict[IpvsKey, IpvsValue] = {}
+        # What is there and not wanted comes back as a change; what is wanted again meanwhile must not be waited for.
+        self._leaving.clear()
+        self._held.clear()
+        self._held_ips.clear()
         doors.vips.ensure_device()
         with _as_apply_error("ipset"):
             names, members = doors.sets.read(doors.set_types)
