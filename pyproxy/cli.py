@@ -22,7 +22,7 @@ from click.core import ParameterSource
 from pyproxy import __version__
 from pyproxy.config import NODE_NAME, OPTIONS, Config
 from pyproxy.errors import ConfigError, PyproxyError
-from pyproxy.flags import SWITCH, Grammar, Syntax, one_of, parse_bool, split_command_line
+from pyproxy.flags.grammar import SWITCH, Grammar, Syntax, one_of, parse_bool, split_command_line
 from pyproxy.logs import set_up_logging
 from pyproxy.settings import Settings, settle
 
@@ -269,7 +269,7 @@ def dump_rules(
     if not live and not config.manifests:
         message = "say which objects: --manifests PATH; or --live for the rules that are in the kernel"
         raise click.UsageError(message, ctx)
-    from pyproxy.loop import dump  # noqa: PLC0415 (see module docstring)
+    from pyproxy.modes import dump  # noqa: PLC0415 (see module docstring)
 
     output_format = (output or DumpFormat.TEXT).value
     ctx.exit(dump.dump_rules(config, service=service, output=output_format, live=bool(live)))
@@ -291,9 +291,9 @@ def cleanup(ctx: click.Context, /, *, kube_proxy: bool | None, **_: object) -> N
 
 
 def _cleanup(config: Config, *, kube_proxy: bool) -> int:
-    from pyproxy.loop import cleanup as loop_cleanup  # noqa: PLC0415 (see module docstring)
+    from pyproxy.modes import cleanup as modes_cleanup  # noqa: PLC0415 (see module docstring)
 
-    return loop_cleanup.cleanup(config, its_too=kube_proxy)
+    return modes_cleanup.cleanup(config, its_too=kube_proxy)
 
 
 @pyproxy.command(
@@ -344,7 +344,7 @@ def takeover(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> Non
         message = "say --dry-run: the take-over itself happens in run, once kube-proxy is gone"
         raise click.UsageError(message, ctx)
     config = configure(ctx)
-    from pyproxy.loop.takeover_plan import show_plan  # noqa: PLC0415 (see module docstring)
+    from pyproxy.modes.takeover_plan import show_plan  # noqa: PLC0415 (see module docstring)
 
     ctx.exit(show_plan(config))
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from pyproxy.errors import ConfigError
-from pyproxy.flags import (
+from pyproxy.flags.grammar import (
     ADDRESS,
     CIDRS,
     COUNT,
@@ -32,11 +32,11 @@ from pyproxy.flags import (
     write_duration,
     write_list,
 )
-from pyproxy.ignored import HEALTHZ_PORT, METRICS_PORT
-from pyproxy.ipvs_flags import IpvsFlags
+from pyproxy.flags.ignored import HEALTHZ_PORT, METRICS_PORT
+from pyproxy.flags.ipvs import IpvsFlags
+from pyproxy.flags.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
 from pyproxy.model.address import Network, parse_ip
 from pyproxy.model.node import DetectLocalMode
-from pyproxy.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
 
 
 class ProxyMode(Enum):

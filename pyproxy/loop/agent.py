@@ -18,20 +18,20 @@ from pyproxy.apply.notify import notify, watchdog_seconds
 from pyproxy.compile.plan import plan_service
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
-from pyproxy.loop.backend import Backend
 from pyproxy.loop.flow_cleaner import FlowCleaner
 from pyproxy.loop.health import AgentHealth
-from pyproxy.loop.local_traffic import follows_local_ips
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.own_node import OwnNode
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.loop.schedule import Schedule
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change, Kind, Object
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
+from pyproxy.modes.backend import Backend
+from pyproxy.modes.local_traffic import follows_local_ips
+from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 

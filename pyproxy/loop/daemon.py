@@ -14,20 +14,20 @@ from pyproxy.apply.notify import notify
 from pyproxy.apply.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.config import Config, ProxyMode
 from pyproxy.loop.agent import Agent
-from pyproxy.loop.backend import Backend
 from pyproxy.loop.config_watch import changed_file, texts_of
 from pyproxy.loop.derived import derived
 from pyproxy.loop.ending import Ending
 from pyproxy.loop.health import AgentHealth
-from pyproxy.loop.modes import open_backend
-from pyproxy.loop.node_name import own_node_name
 from pyproxy.loop.observer import Observer
-from pyproxy.loop.predecessor import wait_until_gone
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
 from pyproxy.model.event import told
 from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.modes.backend import Backend
+from pyproxy.modes.node_name import own_node_name
+from pyproxy.modes.predecessor import wait_until_gone
+from pyproxy.modes.registry import open_backend
 from pyproxy.serve.listeners import Listeners
 from pyproxy.settings import Settings
 

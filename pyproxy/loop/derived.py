@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 from pyproxy.config import Config, ProxyMode
-from pyproxy.flags import write_list
+from pyproxy.flags.grammar import write_list
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.settings import Settings

@@ -9,10 +9,7 @@ from dataclasses import dataclass
 
 from pyproxy.compile.topology import count_local_endpoints
 from pyproxy.config import Config, ProxyMode
-from pyproxy.flags import ListenAddress
-from pyproxy.loop.backend import Backend
-from pyproxy.loop.local_traffic import nftables_config, node_port_ips
-from pyproxy.loop.surroundings import Surroundings
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
 from pyproxy.model.endpoint import EndpointSlice
@@ -20,6 +17,9 @@ from pyproxy.model.event import Event
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.modes.backend import Backend
+from pyproxy.modes.local_traffic import nftables_config, node_port_ips
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.serve.health import Answered, Health, health_application, service_application
 from pyproxy.serve.listeners import Listeners, Site
 

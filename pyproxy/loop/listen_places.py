@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 
 from pyproxy.apply.addresses import AddressNotifications, interface_addresses, local_addresses
 from pyproxy.errors import ApplyError
-from pyproxy.flags import ListenAddress, ListenPlace
+from pyproxy.flags.grammar import ListenAddress, ListenPlace
 from pyproxy.model.address import parse_network
 
 logger = logging.getLogger(__name__)

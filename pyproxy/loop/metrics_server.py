@@ -14,10 +14,10 @@ from wsgiref.types import WSGIApplication
 from pyproxy.apply.accounting import counted_packets
 from pyproxy.compile.iptables_static import INVALID_COUNTER
 from pyproxy.config import OPTIONS, Config, ProxyMode
-from pyproxy.flags import ListenAddress, ListenPlace
-from pyproxy.loop.backend import Backend
+from pyproxy.flags.grammar import ListenAddress, ListenPlace
 from pyproxy.loop.listen_places import follow_place
 from pyproxy.loop.metrics_observer import MetricsObserver
+from pyproxy.modes.backend import Backend
 from pyproxy.serve.exposition import metrics_application
 from pyproxy.serve.listeners import Listeners, Site
 from pyproxy.serve.metrics import Metrics

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pyproxy.config import Config
-from pyproxy.loop.node_name import is_loopback, own_node
 from pyproxy.model.address import ip_text, parse_ip
 from pyproxy.model.node import Node
+from pyproxy.modes.node_name import is_loopback, own_node
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from wsgiref.simple_server import WSGIRequestHandler
 from wsgiref.types import WSGIApplication
 
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import Family, family_of, ip_text
 from pyproxy.model.event import Event
 

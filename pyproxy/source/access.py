@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pyproxy.errors import SourceError
-from pyproxy.flags import without_credentials
+from pyproxy.flags.grammar import without_credentials
 
 SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 

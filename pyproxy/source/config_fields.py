@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pyproxy.flags import Grammar, write_bool
-from pyproxy.ignored import JSON_ONLY
+from pyproxy.flags.grammar import Grammar, write_bool
+from pyproxy.flags.ignored import JSON_ONLY
 
 Write = Callable[[Any, Grammar[object]], object]
 """The value of a flag, with the flag's grammar, as JSON has it."""

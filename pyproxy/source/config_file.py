@@ -19,8 +19,8 @@ from typing import Any
 
 from pyproxy.config import OPTIONS, Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags import ListenAddress
-from pyproxy.ignored import HEALTHZ_PORT, METRICS_PORT
+from pyproxy.flags.grammar import ListenAddress
+from pyproxy.flags.ignored import HEALTHZ_PORT, METRICS_PORT
 from pyproxy.model.address import Family, family_of, parse_ip
 from pyproxy.source.config_fields import ANY, API_VERSION, FIELDS, KIND, Field
 from pyproxy.source.yaml_documents import YamlDocument, YamlError, yaml_documents

@@ -22,7 +22,7 @@ import msgspec
 
 from pyproxy import __version__
 from pyproxy.errors import ConfigError, SourceError
-from pyproxy.flags import without_credentials
+from pyproxy.flags.grammar import without_credentials
 from pyproxy.model.exchange import NO_ANSWER, Exchange
 from pyproxy.source import wire
 from pyproxy.source.access import Access, Certificates, Server

@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from pyproxy.cli import SETTINGS, FlagCommand, config_flags, configure
 from pyproxy.config import OPTIONS, Config, IptablesVariant, LogFormat, NodePortAddresses, ProxyMode
 from pyproxy.errors import ApplyError
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.logs import V2
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode

@@ -18,11 +18,11 @@ from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.iptables_rules import source_is_destination
 from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.loop.iptables_mode import IptablesMode, takes_counter, takes_hairpin_rule
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import NAT, ChainKey
+from pyproxy.modes.iptables_mode import IptablesMode, takes_counter, takes_hairpin_rule
+from pyproxy.modes.surroundings import Surroundings
 
 from .each import families, variants
 from .own_namespace import dump, listed_tables, load

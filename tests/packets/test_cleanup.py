@@ -14,12 +14,12 @@ from pyproxy.apply.ruleset_counter import NftGeneration
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import plan_service
-from pyproxy.loop.iptables_mode import ownership
 from pyproxy.model.address import Family, Network, parse_ip, parse_network
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
+from pyproxy.modes.iptables_mode import ownership
 
 from .each import families, variants
 from .own_namespace import dump, hide_python_iptables, listed_tables, load, run

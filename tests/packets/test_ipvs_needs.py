@@ -12,8 +12,8 @@ import pytest
 
 from pyproxy.apply.iptables import Variant
 from pyproxy.errors import ConfigError
-from pyproxy.loop.ipvs_needs import require_rules
 from pyproxy.model.address import Family
+from pyproxy.modes.ipvs_needs import require_rules
 from tests.packets.gate import Gate
 from tests.packets.modes import HAS_IPVS, IS_GUEST, LEGACY
 from tests.packets.own_namespace import own_namespace, run

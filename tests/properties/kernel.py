@@ -7,9 +7,9 @@ save text; tables before a refused one are committed, as by ``iptables-restore``
 from collections.abc import Callable, Mapping
 
 from pyproxy.errors import ApplyError
-from pyproxy.loop.iptables_mode import ownership
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import TABLES, RulesetKey
+from pyproxy.modes.iptables_mode import ownership
 from pyproxy.render.iptables_restore import parse_save, restore_text
 from tests.properties.tables import RestoreRefusedError, Tables, accept_all
 

@@ -19,13 +19,13 @@ from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings
 from pyproxy.config import Config, ProxyMode
-from pyproxy.loop.ipvs_mode import IpvsMode, ipvs_settings, ownership
-from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.loop.reconcile import Reconciler
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import IpvsKey, IpvsValue, Member, Real, Vip, Virtual
 from pyproxy.model.ruleset import IPVS_TABLES
+from pyproxy.modes.ipvs_mode import IpvsMode, ipvs_settings, ownership
+from pyproxy.modes.ipvs_sets import ipvs_sets
+from pyproxy.modes.surroundings import Surroundings
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
 from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from pyproxy.apply.iptables import IptablesKernel, RestoreError, Variant, restore, save
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.loop.iptables_mode import ownership
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change
 from pyproxy.model.ruleset import TABLES, RulesetKey
+from pyproxy.modes.iptables_mode import ownership
 from pyproxy.render.iptables_restore import restore_text
 from tests.packets.each import families, variants
 from tests.packets.own_namespace import own_namespace, run

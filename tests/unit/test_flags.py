@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from pyproxy.config import ProxyMode
-from pyproxy.flags import (
+from pyproxy.flags.grammar import (
     URL,
     URLS,
     CommandLine,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-AGENT = ("pyproxy.cli", "pyproxy.loop.daemon", "pyproxy.loop.iptables_mode")
+AGENT = ("pyproxy.cli", "pyproxy.loop.daemon", "pyproxy.modes.iptables_mode")
 API = ("pyproxy.source.api", "pyproxy.source.load_access")
 FILES = ("pyproxy.source.files",)
 METRICS = ("pyproxy.loop.metrics_server",)

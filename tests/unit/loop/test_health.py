@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyproxy.config import Config, ProxyMode
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.loop.health import AgentHealth
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.serve.listeners import Listeners
 from tests.unit.serve.http_client import free_address, get, is_refused, wait_until
 

@@ -13,11 +13,11 @@ from pyproxy.loop import agent as agent_module
 from pyproxy.loop.agent import Agent
 from pyproxy.loop.health import AgentHealth
 from pyproxy.loop.observer import Observer
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import RulesetKey
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.serve.listeners import Listeners
 from tests.properties.kernel import TableKernel
 

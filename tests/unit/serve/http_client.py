@@ -9,7 +9,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from typing import NamedTuple
 
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import ip_text, parse_ip
 
 LOOPBACK = parse_ip("127.0.0.1")

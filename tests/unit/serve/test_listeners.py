@@ -12,7 +12,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import ip_text, parse_ip
 from pyproxy.serve import listeners as listeners_module
 from pyproxy.serve.listeners import Listeners, Site

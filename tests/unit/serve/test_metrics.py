@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from pyproxy.config import OPTIONS, Config, ProxyMode
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.loop.metrics_server import metrics_server
 from pyproxy.model.address import Family
 from pyproxy.model.exchange import Exchange

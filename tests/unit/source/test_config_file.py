@@ -10,7 +10,7 @@ import pytest
 
 from pyproxy.config import OPTIONS, Config, LogFormat, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.source.config_fields import FIELDS

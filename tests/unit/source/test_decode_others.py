@@ -242,7 +242,11 @@ def test_node() -> None:
     [
         ({}, {}, True),
         ({}, {"taints": [{"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}]}, True),
-        ({}, {"taints": [{"key": "x"}, {"key": "ToBeDeletedByClusterAutoscaler", "effect": "PreferNoSchedule"}]}, False),
+        (
+            {},
+            {"taints": [{"key": "x"}, {"key": "ToBeDeletedByClusterAutoscaler", "effect": "PreferNoSchedule"}]},
+            False,
+        ),
         ({"deletionTimestamp": "2026-11-21T12:00:00Z"}, {}, False),
     ],
     ids=["stays", "another taint", "autoscaler", "being deleted"],

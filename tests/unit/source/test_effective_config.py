@@ -11,7 +11,7 @@ import yaml
 
 from pyproxy.config import Config, LogFormat, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.source.config_fields import FIELDS, go_duration

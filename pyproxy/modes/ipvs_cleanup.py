@@ -20,10 +20,10 @@ from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile import kube_proxy
 from pyproxy.compile.ipvs_static import SERVED, is_ours_alone
 from pyproxy.errors import ApplyError
-from pyproxy.loop.cleanup import remove_chains
-from pyproxy.loop.ipvs_sets import ipvs_sets
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import Member, Real, Virtual
+from pyproxy.modes.ipvs_sets import ipvs_sets
+from pyproxy.modes.leftovers import remove_chains
 
 _LOOK_SECONDS = 5.0
 

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from pyproxy.config import Config
-from pyproxy.flags import ListenAddress
-from pyproxy.loop import predecessor
-from pyproxy.loop.predecessor import find_proxy, wait_until_gone
+from pyproxy.flags.grammar import ListenAddress
+from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import parse_ip
-from pyproxy.takeover_flags import Takeover
+from pyproxy.modes import predecessor
+from pyproxy.modes.predecessor import find_proxy, wait_until_gone
 
 HEALTH = '{"lastUpdated": "2026-01-01 00:00:00 +0000 UTC", "currentTime": "2026-01-01 00:00:01 +0000 UTC"}'
 

@@ -12,9 +12,9 @@ from time import monotonic
 
 from pyproxy.apply.notify import notify
 from pyproxy.config import Config
-from pyproxy.flags import ListenAddress
+from pyproxy.flags.grammar import ListenAddress
+from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import ip_text, parse_ip
-from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pyproxy.flags import CIDRS_REPEATED, DURATION, SWITCH, TEXT
+from pyproxy.flags.grammar import CIDRS_REPEATED, DURATION, SWITCH, TEXT
+from pyproxy.flags.option import not_negative, option, positive
+from pyproxy.flags.takeover import TakeoverFlags
 from pyproxy.model.address import Network
-from pyproxy.option import not_negative, option, positive
-from pyproxy.takeover_flags import TakeoverFlags
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,17 +10,17 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_trial import TrialProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config, IptablesVariant
-from pyproxy.loop.iptables_mode import iptables_settings, ownership, trial_ownership
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
+from pyproxy.modes.iptables_mode import iptables_settings, ownership, trial_ownership
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import saved_rules
 from pyproxy.render.listing import listing_restore
 
 
 class IptablesDumper:
-    """See `loop.dumper.Dumper`."""
+    """See `modes.dumper.Dumper`."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -19,11 +19,6 @@ from pyproxy.compile.ipvs_static import is_ours as is_ours_in_ipvs
 from pyproxy.compile.kube_proxy import is_kube_proxys
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError, SourceError
-from pyproxy.loop.cleanup import Chains, Saved, its_nft_tables, look
-from pyproxy.loop.dump import report, tracked, tracked_listings
-from pyproxy.loop.modes import open_dumper
-from pyproxy.loop.node_name import own_node, own_node_name
-from pyproxy.loop.predecessor import find_proxy
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
 from pyproxy.model.listing import Listing
@@ -31,6 +26,11 @@ from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import TABLES, ChainKey
 from pyproxy.model.tracker import Tracker
+from pyproxy.modes.dump import report, tracked, tracked_listings
+from pyproxy.modes.leftovers import Chains, Saved, its_nft_tables, look
+from pyproxy.modes.node_name import own_node, own_node_name
+from pyproxy.modes.predecessor import find_proxy
+from pyproxy.modes.registry import open_dumper
 from pyproxy.render.iptables_restore import Ownership, saved_rules
 
 _LIST_SECONDS = 30.0
@@ -85,7 +85,7 @@ async def _plan(config: Config) -> list[str]:
 async def _mode(config: Config) -> ProxyMode:
     if config.proxy_mode is not ProxyMode.AUTO:
         return config.proxy_mode
-    from pyproxy.loop.nftables_mode import NftablesMode  # noqa: PLC0415  # each mode brings its own modules
+    from pyproxy.modes.nftables_mode import NftablesMode  # noqa: PLC0415  # each mode brings its own modules
 
     with suppress(ConfigError):
         await NftablesMode.open(config)
@@ -96,7 +96,7 @@ async def _mode(config: Config) -> ProxyMode:
 async def _used_variant(config: Config) -> Variant | None:
     if config.proxy_mode is ProxyMode.NFTABLES:
         return None
-    from pyproxy.loop.iptables_mode import choose_variant  # noqa: PLC0415  # see above
+    from pyproxy.modes.iptables_mode import choose_variant  # noqa: PLC0415  # see above
 
     return (await choose_variant(config))[0]
 
@@ -224,7 +224,7 @@ def _table_lines(tables: Mapping[Family, str], family: Family) -> Iterator[str]:
 
 
 def _ipvs_lines(family: Family) -> Iterator[str]:
-    from pyproxy.loop.ipvs_cleanup import kube_proxys  # noqa: PLC0415  # most nodes never had this mode
+    from pyproxy.modes.ipvs_cleanup import kube_proxys  # noqa: PLC0415  # most nodes never had this mode
 
     if left := kube_proxys(family):
         yield (

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from pyproxy.compile.plan import ServicePlan
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Listing
+from pyproxy.modes.surroundings import Surroundings
 
 
 class Dumper(Protocol):

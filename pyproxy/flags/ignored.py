@@ -6,7 +6,7 @@ moves to `config`. ``--cleanup`` and ``--version`` are in neither: they say what
 
 from dataclasses import dataclass
 
-from pyproxy.flags import (
+from pyproxy.flags.grammar import (
     COUNT,
     DURATION,
     FLOAT,
@@ -16,7 +16,7 @@ from pyproxy.flags import (
     SWITCH,
     TEXT,
 )
-from pyproxy.option import not_negative, option, positive, within
+from pyproxy.flags.option import not_negative, option, positive, within
 
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249

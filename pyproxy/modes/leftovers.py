@@ -1,11 +1,11 @@
-"""``cleanup``: takes out of the kernel what is ours, in all modes, variants and families; a second run finds nothing.
+"""Chains and tables that a mode, a trial or kube-proxy left: finds and removes them.
 
 Chains with kube-proxy's names are ours only where our marker chain stands beside them, and only until kube-proxy is
 back. What the kubelet shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process,
 under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant, and legacy
 ones where python-iptables cannot be used, by one restore.
 
-The agent uses the same for what it, or a kube-proxy that is gone, left in another mode.
+The command `cleanup` uses this, and the agent, for what it, or a kube-proxy that is gone, left in another mode.
 """
 
 import asyncio
@@ -24,14 +24,13 @@ from pyproxy.apply.legacy_tables import LibraryError, open_tables
 from pyproxy.compile import chain_names, kube_proxy
 from pyproxy.compile.iptables_trial import trial_hooks
 from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
-from pyproxy.config import Config, IptablesVariant
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, HookKey
 
 logger = logging.getLogger(__name__)
 
-_NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _OWN_NFT_TABLE = "pyproxy"
 _LEFT_ALONE = "kube-proxy's chains are left alone"
 _NEVER_OURS = f"{_LEFT_ALONE}, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
@@ -43,37 +42,6 @@ Owns = Callable[[str, str], bool]
 """Says of a table and a chain whether the chain is one of those in question."""
 Choice = Callable[[Chains], tuple[Chains, str]]
 """Says of all chains of a family which of them go, and what is to be said of those that stay."""
-
-
-def cleanup(config: Config, *, its_too: bool) -> int:
-    """Remove our rules and say what was removed; return the exit status.
-
-    Args:
-        config: which variant, or both.
-        its_too: remove what kube-proxy made too, in any mode, even where pyproxy never ran.
-
-    Raises:
-        ApplyError: some rules could not be removed.
-    """
-    return asyncio.run(_cleanup(config, its_too=its_too))
-
-
-async def _cleanup(config: Config, *, its_too: bool) -> int:
-    asked = config.iptables_variant
-    variants = Variant if asked is IptablesVariant.AUTO else (Variant(asked.value),)
-    for variant in variants:
-        for family in Family:
-            if is_available(family, variant):
-                _say(f"{family}, iptables-{variant.value}", await _clean(family, variant, its_too=its_too))
-    if shutil.which("nft"):
-        for owner, family in product(_nft_tables(its_too=its_too), Family):
-            _say(f"{family}, nftables", await _delete_nft_table(f"{_NFT_FAMILIES[family]} {owner}"))
-    # Last: a set that a rule names cannot be destroyed.
-    from pyproxy.loop.ipvs_cleanup import remove_ipvs  # noqa: PLC0415  # most nodes never had this mode
-
-    for family, what in remove_ipvs(its_too=its_too):
-        _say(f"{family}, IPVS", what)
-    return 0
 
 
 async def retire(used: Variant | None, owns: Owns, *, its_too: bool) -> None:
@@ -89,7 +57,7 @@ async def retire(used: Variant | None, owns: Owns, *, its_too: bool) -> None:
     """
     for variant, family in product(Variant, Family):
         await _retire(family, variant, _choice(variant is used, owns, its_too=its_too), beside_ours=variant is used)
-    await _retire_tables([name for name in _nft_tables(its_too=its_too) if used or name != _OWN_NFT_TABLE])
+    await _retire_tables([name for name in nft_tables(its_too=its_too) if used or name != _OWN_NFT_TABLE])
 
 
 def _choice(is_used: bool, owns: Owns, *, its_too: bool) -> Choice:  # noqa: FBT001  # of a partial
@@ -125,7 +93,7 @@ async def its_nft_tables() -> dict[Family, str]:
     """Return what is in the tables of kube-proxy's nftables mode, by family; those that are there."""
     found = {}
     if shutil.which("nft"):
-        for family, word in _NFT_FAMILIES.items():
+        for family, word in NFT_FAMILIES.items():
             result = await run(["nft", "list", "table", word, kube_proxy.NFT_TABLE])
             if not result.status:
                 found[family] = result.stdout
@@ -169,11 +137,12 @@ async def _clean_beside_ours(family: Family, variant: Variant, choice: Choice) -
 
 async def _retire_tables(owners: Collection[str]) -> None:
     if shutil.which("nft"):
-        for owner, nft_family in product(owners, _NFT_FAMILIES.values()):
-            _tell(logging.INFO, nft_family, await _delete_nft_table(f"{nft_family} {owner}"))
+        for owner, nft_family in product(owners, NFT_FAMILIES.values()):
+            _tell(logging.INFO, nft_family, await delete_nft_table(f"{nft_family} {owner}"))
 
 
-def _nft_tables(*, its_too: bool) -> tuple[str, ...]:
+def nft_tables(*, its_too: bool) -> tuple[str, ...]:
+    """Return the names of the tables that go, kube-proxy's as well if asked."""
     return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if its_too else (_OWN_NFT_TABLE,)
 
 
@@ -182,12 +151,7 @@ def _tell(level: int, where: str, what: str) -> None:
         logger.log(level, "%s: %s", where, what)
 
 
-def _say(where: str, what: str) -> None:
-    if what:
-        print(f"{where}: {what}")  # noqa: T201  # this command's output is for people
-
-
-async def _clean(family: Family, variant: Variant, *, its_too: bool) -> str:
+async def clean(family: Family, variant: Variant, *, its_too: bool) -> str:
     """Clean one family in one variant; return what to say of it."""
     choice = partial(_choose, its_too=its_too)
     # A table that is only looked at would be created.
@@ -305,7 +269,7 @@ def _removed(chains: Chains, hooks: int, remark: str) -> str:
     return "; ".join(filter(None, (removed, remark)))
 
 
-async def _delete_nft_table(name: str) -> str:
+async def delete_nft_table(name: str) -> str:
     """Delete a table of nftables mode, such as ``ip kube-proxy``, if it is there; return what to say of it."""
     if f"table {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
         return ""

@@ -1,4 +1,4 @@
-"""What the agent asks of a mode. A new mode is a class with these methods and a row in `loop.modes`."""
+"""What the agent asks of a mode. A new mode is a class with these methods and a row in `modes.registry`."""
 
 from collections.abc import Hashable
 from typing import Any, Protocol
@@ -6,9 +6,9 @@ from typing import Any, Protocol
 from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.program import Program
 from pyproxy.config import ProxyMode
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
+from pyproxy.modes.surroundings import Surroundings
 
 
 class Backend(Protocol):

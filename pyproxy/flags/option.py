@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from pyproxy.errors import ConfigError
-from pyproxy.flags import Grammar
+from pyproxy.flags.grammar import Grammar
 from pyproxy.model.address import Network
 
 T = TypeVar("T")

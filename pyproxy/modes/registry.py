@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.loop.backend import Backend
-from pyproxy.loop.dumper import Dumper
 from pyproxy.model.address import Network, parse_network
+from pyproxy.modes.backend import Backend
+from pyproxy.modes.dumper import Dumper
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +23,15 @@ async def open_backend(config: Config) -> Backend:
             return await _open_best(config)
         case ProxyMode.IPTABLES:
             # Each mode brings modules that the others have no use for.
-            from pyproxy.loop.iptables_mode import IptablesMode  # noqa: PLC0415
+            from pyproxy.modes.iptables_mode import IptablesMode  # noqa: PLC0415
 
             return await IptablesMode.open(config)
         case ProxyMode.NFTABLES:
-            from pyproxy.loop.nftables_mode import NftablesMode  # noqa: PLC0415  # see above
+            from pyproxy.modes.nftables_mode import NftablesMode  # noqa: PLC0415  # see above
 
             return await NftablesMode.open(config)
         case ProxyMode.IPVS:
-            from pyproxy.loop.ipvs_mode import IpvsMode  # noqa: PLC0415  # see above
+            from pyproxy.modes.ipvs_mode import IpvsMode  # noqa: PLC0415  # see above
 
             return await IpvsMode.open(config)
 
@@ -63,14 +63,14 @@ def open_dumper(config: Config) -> Dumper:
             message = "--proxy-mode=auto is decided on the node, by what its kernel has; say which mode's rules to list"
             raise ConfigError(message)
         case ProxyMode.IPTABLES:
-            from pyproxy.loop.iptables_dump import IptablesDumper  # noqa: PLC0415  # see above
+            from pyproxy.modes.iptables_dump import IptablesDumper  # noqa: PLC0415  # see above
 
             return IptablesDumper(config)
         case ProxyMode.NFTABLES:
-            from pyproxy.loop.nftables_dump import NftablesDumper  # noqa: PLC0415  # see above
+            from pyproxy.modes.nftables_dump import NftablesDumper  # noqa: PLC0415  # see above
 
             return NftablesDumper(config)
         case ProxyMode.IPVS:
-            from pyproxy.loop.ipvs_dump import IpvsDumper  # noqa: PLC0415  # see above
+            from pyproxy.modes.ipvs_dump import IpvsDumper  # noqa: PLC0415  # see above
 
             return IpvsDumper(config)

@@ -13,13 +13,13 @@ from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.loop.cleanup import retire, retire_trial
-from pyproxy.loop.local_traffic import Placement, local_traffic, nftables_config, node_port_ips
-from pyproxy.loop.surroundings import Surroundings
+from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
-from pyproxy.takeover_flags import Takeover
+from pyproxy.modes.leftovers import retire, retire_trial
+from pyproxy.modes.local_traffic import Placement, local_traffic, nftables_config, node_port_ips
+from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _IPV6_IS_THERE = Path("/proc/net/if_inet6")
 
 
 class NftablesMode:
-    """Services as elements of nftables maps; see `loop.backend.Backend`."""
+    """Services as elements of nftables maps; see `modes.backend.Backend`."""
 
     mode = ProxyMode.NFTABLES
 
@@ -81,7 +81,7 @@ class NftablesMode:
             return
         its_too = self._config.takeover is Takeover.AUTO
         await retire(None, is_ours, its_too=its_too)
-        from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
+        from pyproxy.modes.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
         await retire_ipvs(None, its_too=its_too)
 

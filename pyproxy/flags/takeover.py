@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from enum import Enum
 
-from pyproxy.flags import TEXT, one_of
-from pyproxy.ignored import IgnoredFlags
-from pyproxy.option import option
+from pyproxy.flags.grammar import TEXT, one_of
+from pyproxy.flags.ignored import IgnoredFlags
+from pyproxy.flags.option import option
 
 # A label value of Kubernetes (apimachinery, `IsValidLabelValue`).
 _LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")

@@ -13,16 +13,16 @@ from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
-from pyproxy.loop.local_traffic import nftables_config
-from pyproxy.loop.nftables_mode import nftables_settings
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Listing
 from pyproxy.model.nftables import LAYOUT, SETS
+from pyproxy.modes.local_traffic import nftables_config
+from pyproxy.modes.nftables_mode import nftables_settings
+from pyproxy.modes.surroundings import Surroundings
 
 
 class NftablesDumper:
-    """See `loop.dumper.Dumper`."""
+    """See `modes.dumper.Dumper`."""
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)

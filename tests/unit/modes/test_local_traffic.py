@@ -5,16 +5,16 @@ import logging
 import pytest
 
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
-from pyproxy.loop.local_traffic import (
+from pyproxy.model.address import Family, ip_text, parse_ip, parse_network
+from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+from pyproxy.modes.local_traffic import (
     Placement,
     follows_local_ips,
     local_traffic,
     node_port_ips,
     serves_localhost,
 )
-from pyproxy.loop.node_name import own_node
-from pyproxy.model.address import Family, ip_text, parse_ip, parse_network
-from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+from pyproxy.modes.node_name import own_node
 
 CLUSTER, CLUSTER6, PODS, PODS6 = map(
     parse_network, ("10.244.0.0/16", "fd00:10:244::/48", "10.244.1.0/24", "fd00:10:244:1::/64")

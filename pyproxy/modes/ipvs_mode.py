@@ -16,17 +16,17 @@ from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.loop.cleanup import retire
-from pyproxy.loop.iptables_mode import choose_variant, supported_families
-from pyproxy.loop.ipvs_needs import require_ipvs, require_rules, require_scheduler
-from pyproxy.loop.ipvs_sets import ipvs_sets
-from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips
-from pyproxy.loop.surroundings import Surroundings
+from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family, family_of, parse_network
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import IPVS_TABLES
+from pyproxy.modes.iptables_mode import choose_variant, supported_families
+from pyproxy.modes.ipvs_needs import require_ipvs, require_rules, require_scheduler
+from pyproxy.modes.ipvs_sets import ipvs_sets
+from pyproxy.modes.leftovers import retire
+from pyproxy.modes.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
-from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _REUSE_IS_RIGHT_SINCE = (5, 9)
 
 
 class IpvsMode:
-    """Services as virtual servers of IPVS; see `loop.backend.Backend`."""
+    """Services as virtual servers of IPVS; see `modes.backend.Backend`."""
 
     mode = ProxyMode.IPVS
 
@@ -106,7 +106,7 @@ class IpvsMode:
         its_too = self._config.takeover is Takeover.AUTO
         await retire(self._variant, is_ours, its_too=its_too)
         if its_too:
-            from pyproxy.loop.ipvs_cleanup import retire_kube_proxys_ipvs  # noqa: PLC0415  # once
+            from pyproxy.modes.ipvs_cleanup import retire_kube_proxys_ipvs  # noqa: PLC0415  # once
 
             await retire_kube_proxys_ipvs()
 

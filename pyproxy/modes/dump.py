@@ -11,15 +11,15 @@ from pyproxy.compile.claims import Claims
 from pyproxy.compile.plan import ServicePlan, plan_service
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.loop.dumper import Dumper
-from pyproxy.loop.modes import open_dumper
-from pyproxy.loop.node_name import own_node, own_node_name
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.listing import Listing
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
+from pyproxy.modes.dumper import Dumper
+from pyproxy.modes.node_name import own_node, own_node_name
+from pyproxy.modes.registry import open_dumper
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.listing import listing_text, listing_values
 from pyproxy.source.files import FileObjects, read_objects
 

@@ -9,15 +9,15 @@ from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config
-from pyproxy.loop.iptables_mode import choose_variant
-from pyproxy.loop.ipvs_mode import ipvs_settings, ownership
-from pyproxy.loop.ipvs_needs import require_ipvs
-from pyproxy.loop.ipvs_sets import ipvs_sets
-from pyproxy.loop.surroundings import Surroundings
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import IpvsKey, IpvsValue, Real, RealState, Set, Vip
 from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.ruleset import IPVS_TABLES, ChainKey, HookKey
+from pyproxy.modes.iptables_mode import choose_variant
+from pyproxy.modes.ipvs_mode import ipvs_settings, ownership
+from pyproxy.modes.ipvs_needs import require_ipvs
+from pyproxy.modes.ipvs_sets import ipvs_sets
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import saved_rules
 from pyproxy.render.listing import listing_restore
 
@@ -25,7 +25,7 @@ _HERE = "EOF"
 
 
 class IpvsDumper:
-    """See `loop.dumper.Dumper`."""
+    """See `modes.dumper.Dumper`."""
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -18,14 +18,14 @@ from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER, Ipta
 from pyproxy.compile.iptables_trial import TrialProgram, trial_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
-from pyproxy.loop.cleanup import retire, retire_trial
-from pyproxy.loop.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
-from pyproxy.loop.surroundings import Surroundings
+from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
+from pyproxy.modes.leftovers import retire, retire_trial
+from pyproxy.modes.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
+from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
-from pyproxy.takeover_flags import Takeover
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ _IPV6_IS_THERE = Path("/proc/net/if_inet6")
 
 
 class IptablesMode:
-    """Services as iptables chains; see `loop.backend.Backend`."""
+    """Services as iptables chains; see `modes.backend.Backend`."""
 
     mode = ProxyMode.IPTABLES
 
@@ -95,7 +95,7 @@ class IptablesMode:
             return
         its_too = self._config.takeover is Takeover.AUTO
         await retire(self._variant, chain_names.is_ours, its_too=its_too)
-        from pyproxy.loop.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
+        from pyproxy.modes.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
         await retire_ipvs(self._variant, its_too=its_too)
 

@@ -1,0 +1,1 @@
+"""How flags are written, and those that belong together."""
