@@ -23,6 +23,12 @@ _raw_ports = itertools.cycle(range(20000, 30000))
 """Source ports for SCTP, which the kernel does not choose for a raw socket; below those it chooses for others."""
 
 
+_fresh_ports = itertools.cycle(random.sample(range(33000, 61000), k=28000))
+"""Source ports for TCP and UDP. The kernel gives one again for another destination, as it may; but where two addresses of
+a Service lead to one endpoint, and its port is not changed on the way (IPVS), the second connection waits for the end of
+the first in connection tracking."""
+
+
 async def send(probe: Probe) -> Outcome:
     """Send one probe and close its socket."""
     channel = open_channel(probe)
@@ -35,6 +41,17 @@ async def send(probe: Probe) -> Outcome:
 def open_channel(probe: Probe) -> Channel:
     """Return the channel for the probe's protocol; its socket is bound, and nothing is sent yet."""
     return _CHANNELS[probe.protocol](probe)
+
+
+def _bind_to_fresh_port(sock: socket.socket, source: str) -> None:
+    while True:
+        try:
+            sock.bind((source, next(_fresh_ports)))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            return
 
 
 class Channel(ABC):
@@ -53,9 +70,13 @@ class Channel(ABC):
             # Only then: where the kernel chooses, it may give two sockets that both allow it the same port, and of two
             # UDP sockets to one server only one gets the answers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if probe.source or probe.source_port:
-            wildcard = "::" if sock.family == socket.AF_INET6 else ""
-            sock.bind((str(probe.source or wildcard), probe.source_port))
+        wildcard = "::" if sock.family == socket.AF_INET6 else ""
+        source = str(probe.source or wildcard)
+        if probe.source_port or self.kind is socket.SOCK_RAW:
+            if probe.source or probe.source_port:
+                sock.bind((source, probe.source_port))
+        else:
+            _bind_to_fresh_port(sock, source)
 
     async def first(self) -> Outcome:
         """Reach the server."""
