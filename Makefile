@@ -37,7 +37,7 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 
 # Of the packet suites those that say most: the guest kernel is slow.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
-	tests/packets/test_ipvs_needs.py tests/properties/test_ipvs.py tests/guest/test_drain.py
+	tests/packets/test_ipvs_needs.py tests/packets/test_mode_switch.py tests/properties/test_ipvs.py tests/guest/test_drain.py
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
