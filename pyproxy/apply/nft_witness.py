@@ -6,6 +6,7 @@ Messages: `linux/netfilter/nf_tables.h`; each transaction ends with one that nam
 """
 
 import ctypes
+import logging
 import socket
 import struct
 from collections import Counter
@@ -20,6 +21,8 @@ from pyproxy.apply.netlink import (
 )
 from pyproxy.apply.nft_messages import PROTOCOL_FAMILIES
 from pyproxy.model.address import Family
+
+logger = logging.getLogger(__name__)
 
 _LISTENERS_OF_NF_TABLES = 7
 _TABLE_NAME = 1
@@ -51,6 +54,7 @@ class Witness:
         """Take the name of our tables, the same in all families."""
         self._table = f"{table}\0".encode()
         self._own: list[int] = []
+        self._has_begun = False
         self._socket: socket.socket | None = None
         self._unfinished: dict[Family, Counter[str]] = {family: Counter() for family in Family}
         self._told: dict[Family, list[str]] = {family: [] for family in Family}
@@ -60,18 +64,24 @@ class Witness:
         self._own.append(port)
 
     def listen(self) -> None:
-        """Begin to listen, if that has not begun."""
-        if self._socket is not None:
+        """Begin to listen, if that has not begun; where it is refused, nothing will be told."""
+        if self._has_begun:
             return
+        self._has_begun = True
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-        self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-        _keep_from(self._socket, self._own)
-        self._socket.bind((0, 1 << _LISTENERS_OF_NF_TABLES - 1))
+        try:
+            self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+            _keep_from(self._socket, self._own)
+            self._socket.bind((0, 1 << _LISTENERS_OF_NF_TABLES - 1))
+        except OSError as error:
+            logger.info("who changes our tables cannot be told: %s", error.strerror)
+            self.close()
 
     def close(self) -> None:
         """Listen no more."""
         if self._socket is not None:
             self._socket.close()
+            self._socket = None
 
     def take(self, family: Family) -> list[str]:
         """Return what was done to the family's table since the last time, by process, in the order of transactions."""
@@ -109,7 +119,7 @@ class Witness:
         process = int.from_bytes(generation.get(_PROCESS_ID, b""))
         for family, deeds in self._unfinished.items():
             if deeds:
-                what = ", ".join(f"{count} {deed}" if count > 1 else deed for deed, count in deeds.items())
+                what = ", ".join(f"{deed} ({count} times)" if count > 1 else deed for deed, count in deeds.items())
                 self._told[family].append(f"{name} (process {process}): {what}")
                 deeds.clear()
 

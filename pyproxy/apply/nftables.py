@@ -91,7 +91,8 @@ class NftablesKernel:
         self._witness = witness
         witness.leave_out(self._socket.port)
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
-        self._lingering: set[ElementKey] = set()
+        self._lingering: dict[ElementKey, float] = {}
+        """What is no longer wanted and still there, and since when, on the loop's clock."""
         self._users_of_ids: Counter[Value] = Counter()
         """From how many slots an endpoint of a Service with affinity can be picked, by its id."""
         self._failed_to_sweep = False
@@ -190,11 +191,15 @@ class NftablesKernel:
 
     async def _write(self, change: Change, layout: Layout | None) -> None:
         """Write elements, and the marker if the layout is new (None: it is as it was) or gets other chains."""
-        chained = [
+        new = [
             key
             for key, (_, wanted) in change.items()
-            if key[0] in _CHAINED and key[0] != PICK.number and wanted is not None and key not in self._lingering
+            if key[0] in _CHAINED and wanted is not None and key not in self._lingering
         ]
+        # In transactions before that of the elements that lead there: a packet runs the rules of the generation in which
+        # it came, and finds the elements of the present one. It would meet a chain that came with them without a rule.
+        self._commit([part for key in new if key[0] == PICK.number for part in self._slot_chain(key[1:])])
+        chained = [key for key in new if key[0] != PICK.number]
         if chained:
             layout = layout or self._intact_layout()
             await self._add_chains(chained)
@@ -220,7 +225,7 @@ class NftablesKernel:
                 continue
             if number in _CHAINED:
                 if number == PICK.number and key not in self._lingering:
-                    yield from self._new_slot_chain(key[1:])
+                    yield self._formats[number].jump(key[1:], slot_chain(unpack_number(key[1:])))
                 continue
             if present is not None or key in self._lingering:
                 deleted[number].append(key[1:])
@@ -231,14 +236,13 @@ class NftablesKernel:
         for number in sorted(added, reverse=True):
             yield from self._formats[number].add(added[number])
 
-    def _new_slot_chain(self, key: bytes) -> Iterator[bytes]:
+    def _slot_chain(self, key: bytes) -> Iterator[bytes]:
         count = unpack_number(key)
         name = slot_chain(count)
         yield new_chain(self.family, TABLE, name)
         # It may be there with its rule, if only the element was deleted by others.
         yield flush_chain(self.family, TABLE, name)
         yield new_slot_rule(self.family, TABLE, name, count)
-        yield self._formats[PICK.number].jump(key, name)
 
     async def _add_chains(self, keys: Iterable[ElementKey]) -> None:
         """Make the chains that are more than a rule or two; they depend on numbers in use, and seldom change."""
@@ -281,12 +285,13 @@ class NftablesKernel:
     # -- what lingers
 
     def _linger(self, change: Change) -> None:
+        now = asyncio.get_running_loop().time()
         for key, (_, wanted) in change.items():
             if key[0] in _LINGERING:
                 if wanted is None:
-                    self._lingering.add(key)
+                    self._lingering[key] = now
                 else:
-                    self._lingering.discard(key)
+                    self._lingering.pop(key, None)
         if self._lingering and self._sweeping is None:
             self._sweeping = asyncio.create_task(self._sweep())
 
@@ -317,8 +322,10 @@ class NftablesKernel:
             self._sweeping = None
 
     async def _sweep_once(self) -> None:
-        swept = self._lingering.copy()
-        self._lingering.clear()
+        due = asyncio.get_running_loop().time() - self._grace_seconds
+        swept = [key for key, since in self._lingering.items() if since <= due]
+        for key in swept:
+            del self._lingering[key]
         keys: defaultdict[int, list[bytes]] = defaultdict(list)
         for key in swept:
             keys[key[0]].append(key[1:])

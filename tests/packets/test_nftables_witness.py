@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import resource
 
 import pytest
 
+from pyproxy.apply.nft_witness import Witness
+from pyproxy.compile.nft_layout import TABLE
 from pyproxy.model.address import Family
 
 from .nft_agent import NftAgent, plan
@@ -18,7 +22,7 @@ DEEDS = {
     "delete table TABLE": "table deleted",
     "flush chain TABLE services": "rule deleted",
     "add element TABLE cluster-ips { ADDRESS }": "elements added",
-    "add chain TABLE other; add rule TABLE other accept; add rule TABLE other accept": "chain added, 2 rule added",
+    "add chain TABLE other; add rule TABLE other accept; add rule TABLE other accept": "chain added, rule added (2 times)",
     "flush ruleset": "table deleted",
 }
 """What others do, and part of what is told of it."""
@@ -70,3 +74,19 @@ def test_more_than_the_queue_holds(agent: NftAgent, caplog: pytest.LogCaptureFix
         run("nft", "-f", "-", stdin=f"{script}\ndelete table {agent.table}2\n")
 
     assert any("more than could be noted" in line for line in told(agent, caplog))
+
+
+def test_who_may_not_listen_goes_on(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """That changes are seen does not depend on who is told of them."""
+    deaf = Witness(TABLE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with caplog.at_level(logging.INFO):
+            deaf.listen()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert ["who changes our tables cannot be told: Too many open files"] == caplog.messages
+    run("nft", f"add chain {agent.table} other")
+    assert [] == deaf.take(agent.family)

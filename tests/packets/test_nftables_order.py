@@ -1,0 +1,76 @@
+"""In which order transactions come, and how long what is no longer wanted stays: packets are on their way meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+import pytest
+
+from pyproxy.apply.netlink import HEADER
+from pyproxy.compile.plan import ServicePlan
+from pyproxy.model.address import Family
+from pyproxy.model.nftables import ADDRESSED, ElementKey
+
+from .nft_agent import NftAgent, Start, node_namespace, node_settings, plan
+
+pytestmark = pytest.mark.usefixtures("needs_root")
+
+NEW_RULE, NEW_ELEMENT = 6, 12
+"""Types of messages (`linux/netfilter/nf_tables.h`)."""
+GRACE_SECONDS = 2.0
+
+
+def test_chains_come_before_what_leads_to_them(start: Start, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A packet has the rules of the generation in which it came, but finds elements of the present one."""
+    agent = start()
+    agent.put(plan(family, 1, 1, 2))
+    transactions: list[set[int]] = []
+    commit = agent.kernel._socket.commit
+
+    def record(messages: list[bytes]) -> int:
+        transactions.append({HEADER.unpack_from(message)[1] & 0xFF for message in messages})
+        return commit(messages)
+
+    monkeypatch.setattr(agent.kernel._socket, "commit", record)
+    agent.put(plan(family, 1, 1, 2, 3))
+
+    rules = [at for at, kinds in enumerate(transactions) if NEW_RULE in kinds]
+    elements = [at for at, kinds in enumerate(transactions) if NEW_ELEMENT in kinds]
+    assert rules
+    assert elements
+    assert max(rules) < min(elements)
+
+
+@pytest.mark.parametrize("family", Family, ids=str)
+def test_each_thing_stays_for_the_whole_time(family: Family) -> None:
+    """What was taken away later is not deleted together with what was taken away before."""
+    first, second = plan(family, 1, 1, 2), plan(family, 2, 1, 2)
+    with node_namespace(node_settings(family), grace={"grace_seconds": GRACE_SECONDS}) as start:
+        agent = start()
+        agent.put(first)
+        of_first = endpoints_in(agent.read())
+        agent.put(second)
+        of_second = endpoints_in(agent.read()) - of_first
+
+        assert of_second <= agent.do(left_when_gone(agent, of_first, first, second))
+
+
+def endpoints_in(entries: Iterable[ElementKey]) -> set[ElementKey]:
+    """Return those of entries that a packet looks up after a count."""
+    return {key for key in entries if key[0] == ADDRESSED.main.endpoints.number}
+
+
+async def left_when_gone(
+    agent: NftAgent, gone: set[ElementKey], first: ServicePlan, second: ServicePlan
+) -> set[ElementKey]:
+    """Take plans away one after the other, and return which endpoints are there when those of the first are gone."""
+    agent.reconciler.stage(first.name.service, {})
+    await agent.reconciler.sync()
+    await asyncio.sleep(GRACE_SECONDS / 2)
+    agent.reconciler.stage(second.name.service, {})
+    await agent.reconciler.sync()
+    while gone & (left := endpoints_in(agent.kernel._read())):  # noqa: ASYNC110  # the kernel tells nobody
+        await asyncio.sleep(GRACE_SECONDS / 50)
+    await agent.swept()
+    return left
