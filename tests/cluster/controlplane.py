@@ -37,6 +37,8 @@ _ADVERTISED = "192.0.2.1"
 _ETCD_CLIENTS, _ETCD_PEERS = "clients:0", "peers:0"
 """Sockets in etcd's folder: it takes names of Unix sockets only if they look like host and port."""
 _START_SECONDS = 60.0
+_KUBECTL_SECONDS = 120.0
+"""Nothing that it is asked for takes a minute."""
 
 
 class ControlPlane:
@@ -139,6 +141,7 @@ class ControlPlane:
             capture_output=True,
             text=True,
             check=False,
+            timeout=_KUBECTL_SECONDS,
         )
         if result.returncode:
             message = f"kubectl {' '.join(arguments)}: exit {result.returncode}: {result.stderr.strip()}"

@@ -102,7 +102,7 @@ def test_check_whose_port_is_taken(control_plane: ControlPlane, cluster: Cluster
         agent.wait_until(lambda: event() is not None, f"an Event with reason {reason}")
     agent.wait_until(partial(answers, namespace, "/", OTHER_CHECK_PORT, 200), "an answer on the port")
     told = event()
-    control_plane.kubectl("delete", "events", "--all")
+    control_plane.kubectl("delete", "events", "--all", "--wait=false")
 
     assert told is not None
     assert ("Warning", "Listen", "balanced") == (told["type"], told["action"], told["regarding"]["name"])

@@ -56,7 +56,7 @@ class Watched:
     def __exit__(self, *_: object) -> None:
         """End the agent, and remove what was made."""
         self._at_exit.close()
-        self._control_plane.kubectl("delete", "events", "--all")
+        self._control_plane.kubectl("delete", "events", "--all", "--wait=false")
 
     def start(self, token: str) -> Agent:
         """Start the agent with a token."""
