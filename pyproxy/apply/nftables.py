@@ -310,7 +310,8 @@ class NftablesKernel:
         """Delete what no packet on its way can look up any more."""
         try:
             while self._lingering:
-                await asyncio.sleep(self._grace_seconds)
+                first = next(iter(self._lingering.values()))
+                await asyncio.sleep(first + self._grace_seconds - asyncio.get_running_loop().time())
                 async with self._lock:
                     await self._sweep_once()
         except (ApplyError, OSError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +21,8 @@ OBJECTS: list[JsonObject] = [
     *(WEB, *slices(WEB, "pod1-1"), test_service_cidrs.DEFAULT),
 ]
 
+LINGERING_SECONDS = 10.0
+"""Many times as long as anything does."""
 HOOKS = tuple(f"-A {chain} " for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 
 
@@ -55,11 +58,18 @@ def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
     """After a sync the two differ by nothing but the counters, rule by rule and in the same order."""
     # The kernel's own words for chains and rules differ from those that nft was told; the text has a digest of them.
     form = "restore" if cluster.mode.is_iptables else "text"
-    found = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", form), flags=re.MULTILINE)
-    # A plan is for every kernel, also for one that cannot count there.
-    found = re.sub(r"-m nfacct --nfacct-name +\S+ ", "", found)
+    expected = in_order(planned(cluster, node, "-o", form))
 
-    assert in_order(planned(cluster, node, "-o", form)) == in_order(found)
+    def found() -> list[str]:
+        rules = re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", form), flags=re.MULTILINE)
+        # A plan is for every kernel, also for one that cannot count there.
+        return in_order(re.sub(r"-m nfacct --nfacct-name +\S+ ", "", rules))
+
+    # What others had before lingers for a while in nftables mode.
+    deadline = time.monotonic() + LINGERING_SECONDS
+    while (seen := found()) != expected and time.monotonic() < deadline:
+        continue
+    assert expected == seen
 
 
 @needs("is_iptables")
