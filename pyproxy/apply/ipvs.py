@@ -24,7 +24,7 @@ from pyproxy.apply.ipset import IpSets, SetType
 from pyproxy.apply.iptables import IptablesKernel
 from pyproxy.apply.netlink import Message
 from pyproxy.apply.vips import Vips, is_up
-from pyproxy.apply.virtual_servers import RefusedError, VirtualServers, all_reals
+from pyproxy.apply.virtual_servers import RefusedError, VirtualServers
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, Network
 from pyproxy.model.ipvs import (
@@ -146,10 +146,10 @@ class IpvsKernel:
             self._bound = doors.vips.bound()
         with _as_apply_error("IPVS"):
             virtuals = dict(doors.servers.services(self.family))
-            reals = dict(all_reals(self.family))
+            reals = dict(doors.servers.all_reals(virtuals, self.family))
         self._foreign = {virtual for virtual in virtuals if not self._is_ours(virtual, members)}
         found.update(virtuals.items())
-        found |= {real: state.weight for real, state in reals.items() if real.virtual in virtuals}
+        found |= {real: state.weight for real, state in reals.items()}
         return found
 
     def _is_ours(self, virtual: Virtual, members: Collection[Member]) -> bool:

@@ -1,14 +1,14 @@
 """Virtual and real servers by generic netlink: one socket, hand-packed messages (`linux/ip_vs.h`).
 
 One structure for a whole message body, because general netlink libraries pack attribute by attribute.
-What there is comes from ``/proc/net/ip_vs`` in one go: by netlink each virtual server would be a dump of its own.
+Real servers come from ``/proc/net/ip_vs`` in one go: by netlink those of each virtual server are a dump of their own.
 """
 
 import errno
 import socket
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pyproxy.apply.netlink import Message, NetlinkSocket, attribute, attributes, nest, text_attribute
@@ -144,6 +144,18 @@ class VirtualServers:
             if error.errno not in (errno.ENOENT, errno.ESRCH):
                 raise
 
+    def all_reals(self, virtuals: Iterable[Virtual], family: Family) -> Iterator[tuple[Real, RealState]]:
+        """Yield the real servers of many virtual servers. When they got weight 0 is not told here; see `reals`.
+
+        The kernel's list is read a page at a time, and between two pages it skips as many virtual servers as others
+        have in the same kernel, in other network namespaces (`ip_vs_ctl.c`: ip_vs_info_seq_next counts all,
+        ip_vs_info_array only those of the namespace). Those that it has not are asked for one by one.
+        """
+        listed = _listed(family)
+        for virtual in virtuals:
+            for endpoint, state in listed[virtual] if virtual in listed else self.reals(virtual):
+                yield Real(virtual, endpoint), state
+
     def _message(self, command: int, body: bytes) -> Message:
         return Message(self._type, 0, _GENL.pack(command, 1) + body)
 
@@ -160,18 +172,22 @@ class RefusedError(ApplyError):
         self.code = code
 
 
-def all_reals(family: Family) -> Iterator[tuple[Real, RealState]]:
-    """Yield every real server of a family. When they got weight 0 is not told here; see `VirtualServers.reals`."""
-    virtual: Virtual | None = None
+def _listed(family: Family) -> dict[Virtual, list[tuple[Endpoint, RealState]]]:
+    """Return the virtual servers of a family that the kernel's list has, with their real servers."""
+    found: dict[Virtual, list[tuple[Endpoint, RealState]]] = {}
+    reals: list[tuple[Endpoint, RealState]] = []
     # Three lines of headings.
     for line in _PROC.read_text().splitlines()[3:]:
         words = line.split()
         if words[0] == "->":
-            if virtual is not None:
-                weight, active, inactive = map(int, words[3:6])
-                yield Real(virtual, Endpoint(*_proc_address(words[1]))), RealState(weight, active, inactive, _NO_TIME)
+            weight, active, inactive = map(int, words[3:6])
+            reals.append((Endpoint(*_proc_address(words[1])), RealState(weight, active, inactive, _NO_TIME)))
         else:
+            reals = []
             virtual = _proc_virtual(words, family)
+            if virtual is not None:
+                found[virtual] = reals
+    return found
 
 
 def _proc_virtual(words: list[str], family: Family) -> Virtual | None:

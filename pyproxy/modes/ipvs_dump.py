@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from pyproxy.apply.iptables import is_available, save
 from pyproxy.apply.vips import Vips
-from pyproxy.apply.virtual_servers import VirtualServers, all_reals
+from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
 from pyproxy.compile.plan import ServicePlan
@@ -88,7 +88,9 @@ def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[Real, RealStat
     if not entries:
         return {}, {}
     entries.update((Vip(ip), source) for ip, source in Vips(family).read().items())
-    entries.update(VirtualServers().services(family))
-    states = dict(all_reals(family))
+    servers = VirtualServers()
+    virtuals = dict(servers.services(family))
+    entries.update(virtuals.items())
+    states = dict(servers.all_reals(virtuals, family))
     entries.update((real, state.weight) for real, state in states.items())
     return entries, states

@@ -1,14 +1,20 @@
 """Virtual servers: whose they are, what becomes of those of others, how they schedule, and how they come and go."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
+from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.model.address import Family, parse_ip
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.ipvs import Real, Virtual
 from tests.guest.ipvs import IPVS, connections, virtual_servers, weights
 from tests.lab import tcp
 from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, wait_until
 from tests.packets.modes import LEGACY
 from tests.packets.objects import JsonObject, ingress, port, service, slices
+from tests.packets.own_namespace import inside
 from tests.packets.table import Row, rows
 
 WEB = service("web", 160, port(80), port(81, name="admin"))
@@ -19,6 +25,8 @@ BALANCED = service("balanced", 163, port(80), type="LoadBalancer", ingress=ingre
 WEB_TCP = f"TCP {IP}:80"
 CLEANUP = (PYPROXY, "cleanup", "--iptables-variant=legacy")
 FOREIGN = "198.51.100.7:80"
+MANY = range(2000, 2200)
+"""Ports of so many virtual servers that the kernel's list of them is several pages."""
 
 
 def scheduled(item: JsonObject, scheduler: str) -> JsonObject:
@@ -207,3 +215,23 @@ def test_dump_rules_live_tells_connections(ipvs: Cluster) -> None:
 
     assert f"-A -t {IP}:80 -s rr" in listing
     assert " 1 active" in listing
+
+
+def test_others_in_the_same_kernel_hide_nothing(ipvs: Cluster) -> None:
+    """The kernel's list, read a page at a time, leaves servers out where other network namespaces have some, too."""
+    nodes = [ipvs.lab["node1"], ipvs.lab["node2"]]
+    expected = {
+        Real(Virtual(parse_ip("198.51.100.8"), 6, number), Endpoint(parse_ip("10.244.1.11"), 80)) for number in MANY
+    }
+    for node in nodes:
+        lines = (f"-A -t 198.51.100.8:{number}\n-a -t 198.51.100.8:{number} -r 10.244.1.11:80 -m\n" for number in MANY)
+        node.run("ipvsadm", "--restore", stdin="".join(lines))
+    try:
+        with inside(nodes[0].namespace.path), closing(VirtualServers()) as servers:
+            found = dict(servers.all_reals(dict(servers.services(Family.IPV4)), Family.IPV4))
+    finally:
+        for node in nodes:
+            lines = (f"-D -t 198.51.100.8:{number}\n" for number in MANY)
+            node.run("ipvsadm", "--restore", stdin="".join(lines))
+
+    assert expected <= found.keys()
