@@ -37,7 +37,7 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 
 # Of the packet suites those that say most: the guest kernel is slow.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
-	tests/packets/test_ipvs_needs.py tests/packets/test_mode_switch.py tests/guest/test_drain.py
+	tests/packets/test_ipvs_needs.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
 
 test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
@@ -46,7 +46,7 @@ test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
 test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own that has it
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
-		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes tests/properties/test_ipvs.py \
+		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes \
 		tests/guest
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
