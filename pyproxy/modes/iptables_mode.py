@@ -23,7 +23,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
 from pyproxy.modes.leftovers import retire, retire_trial
-from pyproxy.modes.local_traffic import Placement, local_traffic, node_port_ips, serves_localhost
+from pyproxy.modes.local_traffic import Placement, family_settings, node_port_ips, serves_localhost
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
 
@@ -124,11 +124,8 @@ def trial_ownership(family: Family) -> Ownership:
 
 def iptables_settings(config: Config, family: Family, surroundings: Surroundings) -> IptablesSettings:
     """Derive what the rules of a family depend on besides Services and the kernel."""
-    return IptablesSettings(
-        family=family,
-        masquerade_mark=1 << config.iptables_masquerade_bit,
-        masquerade_all=config.masquerade_all,
-        local_traffic=local_traffic(config, surroundings.node, family),
+    return replace(
+        family_settings(IptablesSettings, config, family, surroundings),
         localhost_node_ports=serves_localhost(config, family),
         node_port_ips=node_port_ips(config, surroundings.node, family, surroundings.local_ips),
     )

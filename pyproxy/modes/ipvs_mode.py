@@ -3,6 +3,7 @@
 import logging
 import platform
 import re
+from dataclasses import replace
 
 from pyproxy.apply.addresses import IPVS_DEVICE
 from pyproxy.apply.iptables import IptablesKernel, Variant
@@ -24,7 +25,7 @@ from pyproxy.modes.iptables_mode import choose_variant, supported_families
 from pyproxy.modes.ipvs_needs import require_ipvs, require_rules, require_scheduler
 from pyproxy.modes.ipvs_sets import ipvs_sets
 from pyproxy.modes.leftovers import retire
-from pyproxy.modes.local_traffic import Placement, local_traffic, node_port_ips
+from pyproxy.modes.local_traffic import Placement, family_settings, node_port_ips
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
 
@@ -154,11 +155,8 @@ def ipvs_settings(config: Config, family: Family, surroundings: Surroundings) ->
     own = frozenset(ip for ip in surroundings.local_ips if family_of(ip) is family)
     asked = node_port_ips(config, node, family, own)
     node_ip = node.ip(family)
-    return IpvsSettings(
-        family=family,
-        masquerade_mark=1 << config.iptables_masquerade_bit,
-        masquerade_all=config.masquerade_all,
-        local_traffic=local_traffic(config, node, family),
+    return replace(
+        family_settings(IpvsSettings, config, family, surroundings),
         local_ips=own,
         node_port_ips=tuple(sorted(ip for ip in (own if asked is None else asked) if _may_serve_node_ports(ip))),
         source_ip=node_ip if node_ip in own else b"",

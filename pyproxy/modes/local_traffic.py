@@ -4,17 +4,32 @@ import logging
 from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import TypeVar
 
+from pyproxy.compile.family_settings import FamilySettings
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.model.address import Family, Network, family_of, parse_ip
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
+
+SettingsT = TypeVar("SettingsT", bound=FamilySettings)
 
 _LOOPBACK = {
     Family.IPV4: Network(parse_ip("127.0.0.0"), 8),
     Family.IPV6: Network(parse_ip("::1"), 128),
 }
+
+
+def family_settings(kind: type[SettingsT], config: Config, family: Family, surroundings: Surroundings) -> SettingsT:
+    """Derive a mode's settings as far as they are the same in every mode; the mode's own are left at their defaults."""
+    return kind(
+        family=family,
+        masquerade_mark=1 << config.iptables_masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=local_traffic(config, surroundings.node, family),
+    )
 
 
 def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | None:

@@ -1,6 +1,7 @@
 """The nftables mode, put together: settings, layout, program and kernel of each family."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 from pyproxy.apply.command import run
@@ -18,7 +19,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
 from pyproxy.modes.leftovers import retire, retire_trial
-from pyproxy.modes.local_traffic import Placement, local_traffic, nftables_config, node_port_ips
+from pyproxy.modes.local_traffic import Placement, family_settings, nftables_config, node_port_ips
 from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -88,11 +89,8 @@ class NftablesMode:
 
 def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:
     """Derive what a family's table depends on besides Services."""
-    return NftablesSettings(
-        family=family,
-        masquerade_mark=1 << config.iptables_masquerade_bit,
-        masquerade_all=config.masquerade_all,
-        local_traffic=local_traffic(config, surroundings.node, family),
+    return replace(
+        family_settings(NftablesSettings, config, family, surroundings),
         node_port_ips=node_port_ips(config, surroundings.node, family, surroundings.local_ips),
         # On trial most addresses of these ranges are kube-proxy's.
         service_cidrs=() if config.service_proxy_name else surroundings.service_cidrs_of(family),
