@@ -18,12 +18,11 @@ from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER, Ipta
 from pyproxy.compile.iptables_trial import TrialProgram, trial_hooks
 from pyproxy.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
-from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
-from pyproxy.modes.leftovers import retire, retire_trial
 from pyproxy.modes.local_traffic import Placement, family_settings, node_port_ips, serves_localhost
+from pyproxy.modes.retire import retire_others
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
 
@@ -90,14 +89,7 @@ class IptablesMode:
 
     async def retire_others(self) -> None:
         """See `Backend`."""
-        if self._config.service_proxy_name:
-            await retire_trial(self._variant)
-            return
-        its_too = self._config.takeover is Takeover.AUTO
-        await retire(self._variant, chain_names.is_ours, its_too=its_too)
-        from pyproxy.modes.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
-
-        await retire_ipvs(self._variant, its_too=its_too)
+        await retire_others(self._config, self._variant)
 
     def prepare(self) -> None:
         """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""

@@ -8,18 +8,16 @@ from pyproxy.apply.command import run
 from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.apply.ruleset_counter import NftGeneration
-from pyproxy.compile.chain_names import is_ours
 from pyproxy.compile.nft_layout import TABLE, NftablesSettings, layout_of, layout_text
 from pyproxy.compile.nft_text import table_text
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
-from pyproxy.modes.leftovers import retire, retire_trial
 from pyproxy.modes.local_traffic import Placement, family_settings, nftables_config, node_port_ips
+from pyproxy.modes.retire import retire_others
 from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -77,14 +75,7 @@ class NftablesMode:
 
     async def retire_others(self) -> None:
         """See `Backend`."""
-        if self._config.service_proxy_name:
-            await retire_trial(None)
-            return
-        its_too = self._config.takeover is Takeover.AUTO
-        await retire(None, is_ours, its_too=its_too)
-        from pyproxy.modes.ipvs_cleanup import retire_ipvs  # noqa: PLC0415  # most nodes never had this mode
-
-        await retire_ipvs(None, its_too=its_too)
+        await retire_others(self._config, None)
 
 
 def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:
