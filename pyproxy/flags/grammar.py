@@ -18,6 +18,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family, Network, ip_text, parse_ip, parse_network, socket_text
 
+T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 EnumT = TypeVar("EnumT", bound=Enum)
 
@@ -245,10 +246,15 @@ def parse_networks(text: str) -> tuple[Network, ...]:
 
 
 def _network(text: str) -> Network:
+    return _explained(parse_network, text, "a CIDR block such as 10.244.0.0/16 or fd00:10:244::/56")
+
+
+def _explained(parse: Callable[[str], T], text: str, what: str) -> T:
+    """Parse a text; what is not of its kind is told in words of ours, not of the parser's."""
     try:
-        return parse_network(text)
+        return parse(text)
     except ValueError:
-        message = f"{text!r} is not a CIDR block such as 10.244.0.0/16 or fd00:10:244::/56"
+        message = f"{text!r} is not {what}"
         raise ValueError(message) from None
 
 
@@ -290,11 +296,7 @@ def write_gates(gates: Sequence[tuple[str, bool]]) -> str:
 
 def parse_address(text: str) -> bytes:
     """Read an IP address and pack it."""
-    try:
-        return parse_ip(text)
-    except ValueError:
-        message = f"{text!r} is not an IP address"
-        raise ValueError(message) from None
+    return _explained(parse_ip, text, "an IP address")
 
 
 class ListenAddress(NamedTuple):
