@@ -30,12 +30,12 @@ from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdi
 from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside
 from tests.properties import strategies
+from tests.properties.aim import LOOPBACK_IPS, aimed_packets, is_here
 from tests.properties.oracle import Oracle
 from tests.properties.packet import Fate, Host, Packet
 from tests.properties.packet import Outcome as Expected
 from tests.properties.planning import Plans, filled, plans_of, wanted
 from tests.properties.strategies import Cluster, clusters
-from tests.properties.test_packets import LOOPBACK_IPS, aimed_packets
 from tests.properties.world import WORLD, of_families, shown
 
 FEW = settings(max_examples=min(40, max(4, settings().max_examples // 25)), phases=(Phase.generate,))
@@ -200,8 +200,7 @@ def _probe(packet: Packet) -> Probe:
 
 def _passes_back(packet: Packet, endpoint: bytes) -> bool:
     """Say whether what an endpoint answers to a packet passes this node: an endpoint may name a node that it is not on."""
-    is_here = HOST.is_local(endpoint) or any(endpoint in block for block in WORLD.pod_cidrs)
-    return is_here or packet.in_interface != "eth0"
+    return is_here(HOST, endpoint) or packet.in_interface != "eth0"
 
 
 def _is(outcome: Outcome, expected: Expected, packet: Packet) -> bool:

@@ -1,25 +1,19 @@
 """Rules and oracle agree on every packet: what is compiled does what the semantics ask for, and nothing else."""
 
-from collections.abc import Iterator
-from itertools import product
-
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol
-from pyproxy.model.service import Service
+from tests.properties.aim import IN_INTERFACES, LOOPBACK_IPS, aimed_packets, sources
 from tests.properties.oracle import Oracle
 from tests.properties.packet import Host, Packet, outcomes
 from tests.properties.planning import compiled
-from tests.properties.strategies import Cluster, clusters, iptables_settings
-from tests.properties.world import TIGHT_WORLD, WORLD, World, ips, of_families
+from tests.properties.strategies import clusters, iptables_settings
+from tests.properties.world import TIGHT_WORLD, WORLD, World, of_families
 
 STRAY_PORTS = (9, 31999, 32000)
-LOOPBACK_IPS = ips("127.0.0.1", "127.0.0.9", "::1")
-IN_INTERFACES = ("", "eth0", "cni0", "veth12")
-"""By which a packet comes: sent by the node itself, from its network, from a pod by a bridge or by a pair of its own."""
 
 MANY = settings(max_examples=2 * settings().max_examples)
 """A packet path is rare that needs this Service, this node and this client at once."""
@@ -57,41 +51,6 @@ def stray_packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
         draw(st.sampled_from(numbers)),
         in_interface,
     )
-
-
-def sources(host: Host, family: Family, in_interface: str) -> set[bytes]:
-    """Return addresses that a packet can come from by an interface, endpoints among them."""
-    match in_interface:
-        case "":
-            return {*host.ips, *of_families(LOOPBACK_IPS, (family,))}
-        case "eth0":
-            return {ip for ip in of_families((*WORLD.clients, *WORLD.endpoint_ips), (family,)) if not is_here(host, ip)}
-        case _:
-            return set(of_families(WORLD.pods, (family,)))
-
-
-def is_here(host: Host, ip: bytes) -> bool:
-    """Say whether an address is the node's or one of its pods'."""
-    return host.is_local(ip) or any(ip in block for block in WORLD.pod_cidrs)
-
-
-def claims(service: Service, host: Host, family: Family) -> Iterator[tuple[bytes, Protocol, int]]:
-    """Yield every address, protocol and port in a family that a Service may be reached by."""
-    addresses = of_families((*service.cluster_ips, *service.external_ips, *service.load_balancer_ips), (family,))
-    for port in service.ports:
-        yield from ((ip, port.protocol, port.port) for ip in addresses)
-        if port.node_port:
-            at_node = {*host.ips, *of_families(LOOPBACK_IPS, (family,))}
-            yield from ((ip, port.protocol, port.node_port) for ip in sorted(at_node))
-
-
-def aimed_packets(cluster: Cluster, host: Host, family: Family) -> Iterator[Packet]:
-    """Yield a packet from everywhere to everything that Services may be reached by."""
-    for service, in_interface in product(cluster.services, IN_INTERFACES):
-        here = sorted(sources(host, family, in_interface))
-        for (ip, protocol, port), source in product(claims(service, host, family), here):
-            if in_interface == "" or ip not in LOOPBACK_IPS:
-                yield Packet(source, ip, protocol, port, in_interface)
 
 
 @MANY
