@@ -151,7 +151,11 @@ def _named(entries: Iterable[_Entry], name: str, where: str) -> _Entry:
 
 def _read_kubeconfig(settings: Settings) -> Found:
     path = settings.kubeconfig
-    kubeconfig = _decoded(Path(path).read_bytes())
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError(error.strerror) from error
+    kubeconfig = _decoded(data)
     context = _named(kubeconfig.contexts, kubeconfig.current_context, "contexts").context
     cluster = _named(kubeconfig.clusters, context.cluster, "clusters").cluster
     user = _named(kubeconfig.users or (), context.user, "users").user if context.user else _User()
@@ -207,7 +211,7 @@ class _Files:
         try:
             path.open("rb").close()
         except OSError as error:
-            message = f"{where}: {error}"
+            message = f"{where}: {path}: {error.strerror}"
             raise ConfigError(message) from error
         return str(path)
 

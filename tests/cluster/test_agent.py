@@ -289,7 +289,7 @@ def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--kubeconfig=/nowhere", "kubeconfig /nowhere: [Errno 2] No such file or directory: '/nowhere'"),
+        ("--kubeconfig=/nowhere", "kubeconfig /nowhere: No such file or directory"),
         ("--master=:6443", "--master: 'http://:6443' is no URL such as https://10.0.0.1:6443"),
         ("--metrics-bind-address=", "neither --kubeconfig nor --master is given, and this is not a pod"),
     ],

@@ -240,10 +240,13 @@ MISTAKES: dict[str, tuple[Callable[[Kubeconfig], object], str]] = {
     ),
     "server of a wrong type": (lambda k: k.cluster.update(server=1), r"\$\.clusters\[0\]\.cluster\.server"),
     "bad proxy": (lambda k: k.cluster.update({"proxy-url": "socks5://p"}), "proxy-url: 'socks5://p' is no URL"),
-    "no CA file": (lambda k: k.cluster.update({"certificate-authority": "x"}), "certificate-authority: .*/x'"),
+    "no CA file": (
+        lambda k: k.cluster.update({"certificate-authority": "x"}),
+        "certificate-authority: /[^ ]*/x: No such file or directory$",
+    ),
     "bad CA data": (lambda k: k.cluster.update({"certificate-authority-data": "x"}), "certificate-authority-data: "),
-    "no token file": (lambda k: k.user.update(tokenFile="x"), "tokenFile: .*/x'"),
-    "no key file": (lambda k: k.user.update({"client-key": "x"}), "client-key: .*/x'"),
+    "no token file": (lambda k: k.user.update(tokenFile="x"), "tokenFile: /[^ ]*/x: No such file or directory$"),
+    "no key file": (lambda k: k.user.update({"client-key": "x"}), "client-key: /[^ ]*/x: No such file or directory$"),
     "no context": (lambda k: k.whole.update({"current-context": "x"}), "contexts: no entry has the name 'x'"),
     "no current context": (lambda k: k.whole.pop("current-context"), "required field `current-context`"),
     "no user": (lambda k: k.whole.update(users=None), "users: no entry has the name 'default'"),
@@ -260,13 +263,19 @@ def test_mistakes(kubeconfig: Kubeconfig, mistake: str) -> None:
         read_access(kubeconfig.settings())
 
 
-@pytest.mark.parametrize("content", [b"", b"- a", b"{", b"\xff\x00", None])
-def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes | None) -> None:
-    """A file that is no kubeconfig, or not there, is named."""
+@pytest.mark.parametrize("content", [b"", b"- a", b"{", b"\xff\x00"])
+def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes) -> None:
+    """A file that is no kubeconfig is named."""
     path = kubeconfig.folder / "other"
-    if content is not None:
-        path.write_bytes(content)
+    path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"kubeconfig {path}: "):
+        read_access(Settings(kubeconfig=str(path)))
+
+
+def test_missing_kubeconfig(tmp_path: Path) -> None:
+    """A file that is not there is named, once."""
+    path = tmp_path / "other"
+    with pytest.raises(ConfigError, match=f"^kubeconfig {path}: No such file or directory$"):
         read_access(Settings(kubeconfig=str(path)))
 
 
