@@ -1,15 +1,18 @@
 """Waits for a kube-proxy that still lives on this node: two that write the same rules undo each other's work.
 
 It is known by its servers, which are in the network namespace of the rules and can be asked from there without any right:
-one for metrics, which names the proxy mode, and one for health. An earlier pyproxy has the same.
+one for metrics, which names the proxy mode, and one for health. An earlier pyproxy has the same. A server that says
+nothing may be a proxy's, unless all who listen there can be seen, and have other names.
 """
 
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Collection
 from time import monotonic
 
+from pyproxy.apply.listening import who_listens
 from pyproxy.apply.notify import notify
 from pyproxy.config import Config
 from pyproxy.flags.grammar import ListenAddress
@@ -25,6 +28,8 @@ _ANSWER_SECONDS = 5.0
 _REPEAT_SECONDS = 300.0
 _LONGEST_ANSWER = 1 << 16
 _MODES = {"iptables", "ipvs", "nftables"}
+_MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
+"""What names and command lines of proxies have in them: kube-proxy, kubelite or k3s that have one inside, and we."""
 _LOOPBACK = {4: parse_ip("127.0.0.1"), 16: parse_ip("::1")}
 """By length of an address."""
 
@@ -72,10 +77,17 @@ async def _recognise(address: ListenAddress) -> str:
             if "lastUpdated" in _fields(await _ask(address, "/healthz")):
                 return f"{where}/healthz answers as a proxy's"
     except TimeoutError:
-        return f"{where} is taken, and does not answer"
+        if not await asyncio.to_thread(_is_no_proxys, address.port):
+            return f"{where} is taken, and does not answer"
     except OSError:
         pass
     return ""
+
+
+def _is_no_proxys(port: int) -> bool:
+    """Say whether it is known that no proxy listens on a port."""
+    commands = who_listens(port)
+    return bool(commands) and not any(map(_MAY_BE_PROXY.search, commands))
 
 
 async def _ask(address: ListenAddress, path: str) -> str:

@@ -1,6 +1,9 @@
 """How a kube-proxy that lives on the node is known: by what its servers answer."""
 
 import asyncio
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -24,23 +27,25 @@ def _nobody_at_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def answering(answers: dict[str, str] | None) -> AsyncIterator[Config]:
-    """Serve answers by path, or none at all, and give a configuration with that server's address."""
+async def answering(answers: dict[str, str]) -> AsyncIterator[Config]:
+    """Serve answers by path, and give a configuration with that server's address."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
-        if answers is None:
-            await reader.read()
-        else:
-            body = answers.get(request.split()[1].decode())
-            status = "404 Not Found" if body is None else "200 OK"
-            writer.write(f"HTTP/1.0 {status}\r\n\r\n{body or 'not here'}".encode())
+        body = answers.get(request.split()[1].decode())
+        status = "404 Not Found" if body is None else "200 OK"
+        writer.write(f"HTTP/1.0 {status}\r\n\r\n{body or 'not here'}".encode())
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
     async with server:
-        yield Config(metrics_bind_address=ListenAddress(parse_ip("0.0.0.0"), port), healthz_bind_address=None)  # noqa: S104
+        yield asking(port)
+
+
+def asking(port: int) -> Config:
+    """Give a configuration by which a port is asked, and no other."""
+    return Config(metrics_bind_address=ListenAddress(parse_ip("0.0.0.0"), port), healthz_bind_address=None)  # noqa: S104
 
 
 @pytest.mark.parametrize(
@@ -53,11 +58,10 @@ async def answering(answers: dict[str, str] | None) -> AsyncIterator[Config]:
         ({"/healthz": "ok"}, ""),
         ({"/healthz": '["lastUpdated"]'}, ""),
         ({}, ""),
-        (None, " is taken, and does not answer"),
     ],
 )
-def test_who_is_there(answers: dict[str, str] | None, expected: str) -> None:
-    """Metrics or health of a proxy, or silence where one may be, count; other programs' answers do not."""
+def test_who_is_there(answers: dict[str, str], expected: str) -> None:
+    """Metrics or health of a proxy count; other programs' answers do not."""
 
     async def ask() -> tuple[str, int]:
         async with answering(answers) as config:
@@ -67,6 +71,30 @@ def test_who_is_there(answers: dict[str, str] | None, expected: str) -> None:
     found, port = asyncio.run(ask())
 
     assert (f"127.0.0.1:{port}{expected}" if expected else "") == found
+
+
+@pytest.mark.parametrize(
+    ("words", "may_be_proxy"),
+    [
+        (["/usr/local/bin/kube-proxy"], True),
+        (["/opt/microk8s/kubelite"], True),
+        (["/usr/local/bin/k3s", "server"], True),
+        (["python3", "/opt/pyproxy/bin/pyproxy"], True),
+        (["nc", "-l"], False),
+    ],
+)
+def test_who_is_silent(words: list[str], may_be_proxy: bool) -> None:  # noqa: FBT001  # a case's
+    """A server that says nothing may be a proxy that has much to do, if the process has such a name."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port, descriptor = server.getsockname()[1], server.fileno()
+        # Of Python it has the executable only.
+        argv = [words[0], "-Sc", "input()", *words[1:]]
+        holder = subprocess.Popen(argv, executable=sys.executable, stdin=subprocess.PIPE, pass_fds=[descriptor])
+    with holder:
+        found = asyncio.run(find_proxy(asking(port)))
+        holder.communicate()
+
+    assert (f"127.0.0.1:{port} is taken, and does not answer" if may_be_proxy else "") == found
 
 
 def test_nobody_is_waited_for_where_nobody_listens() -> None:

@@ -1,0 +1,42 @@
+"""Who listens on a port, by the processes that can be seen: it must never be said of one that cannot that it is nobody."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.packets.own_namespace import own_namespace
+
+PORT = 10249
+ASK = f"import json; from pyproxy.apply.listening import who_listens; print(json.dumps(who_listens({PORT})))"
+
+
+@pytest.fixture(params=["127.0.0.1", "::1"])
+def _listener(request: pytest.FixtureRequest, needs_root: None) -> Iterator[None]:  # noqa: ARG001  # a condition
+    """Listen on the port in a network namespace, in the test's own process."""
+    family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
+    with own_namespace():
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        with socket.create_server((request.param, PORT), family=family):
+            yield
+
+
+@pytest.mark.usefixtures("_listener")
+@pytest.mark.parametrize(
+    ("wrapper", "is_seen"),
+    [
+        pytest.param([], True, id="root"),
+        pytest.param(["setpriv", "--bounding-set=-all,+net_admin,+net_raw"], False, id="root with few capabilities"),
+        pytest.param(["unshare", "--pid", "--fork", "--mount-proc"], False, id="other PID namespace"),
+    ],
+)
+def test_who_is_seen(wrapper: list[str], is_seen: bool) -> None:  # noqa: FBT001  # a case's
+    """Root sees who listens, by name and command line; whoever cannot see it is told of nobody."""
+    told = subprocess.run([*wrapper, sys.executable, "-c", ASK], check=True, capture_output=True, text=True)
+    commands = json.loads(told.stdout)
+
+    assert is_seen == any("pytest" in command for command in commands)
+    assert int(is_seen) == len(commands)
