@@ -40,7 +40,8 @@ class Demo:
         self._mark = f"{MARK}={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
-            [*DEMO, *options],
+            # What a shell starts in the background ignores SIGINT, and so would the demo.
+            ["env", "--default-signal=INT", *DEMO, *options],
             cwd=ROOT,
             env={**os.environ, name: value},
             stdin=subprocess.PIPE,
