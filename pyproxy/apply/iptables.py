@@ -66,6 +66,7 @@ class IptablesKernel:
         self.family = family
         self.variant = variant
         self.sees_every_change = variant is Variant.NFT
+        self.plans_per_portion: int | None = None
         self.restores = 0
         """How many times a restore was run: writes to the kernel, for tests and metrics."""
         self._ownership = ownership

@@ -87,6 +87,7 @@ class IpvsKernel:
     """Our entries of one family."""
 
     sees_every_change = False
+    plans_per_portion: int | None = None
 
     def __init__(self, family: Family, doors: Doors, excluded: Collection[Network], served: Collection[str]) -> None:
         """Remember the doors.

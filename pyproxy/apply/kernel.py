@@ -13,6 +13,10 @@ class Kernel(Protocol[K, V]):
     sees_every_change: bool
     """Whether `disturbed` misses nothing; where it does, a full read now and then has to find it."""
 
+    plans_per_portion: int | None
+    """Of how many plans what is to come into an empty table may come at a time, each portion compiled while the kernel is
+    at the one before; None where a change costs too much for that."""
+
     async def read(self) -> dict[K, V]:
         """Return every entry that is ours."""
         ...

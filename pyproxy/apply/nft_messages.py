@@ -111,7 +111,10 @@ class ElementFormat:
 
     def add(self, elements: Iterable[tuple[bytes, bytes]]) -> Iterator[bytes]:
         """Yield messages that add elements, given by key and value (`model.nftables.Value`)."""
-        return self._messages(_NEW_ELEMENT, CREATE, (self._pack(key, value) for key, value in elements))
+        if self.kind.is_named or self.kind.is_interval:
+            return self._messages(_NEW_ELEMENT, CREATE, (self._pack(key, value) for key, value in elements))
+        before_key, before_data, _ = self._make_pieces(self._data_size, is_key=False)
+        return self._messages(_NEW_ELEMENT, CREATE, [before_key + key + before_data + value for key, value in elements])
 
     def delete(self, keys: Iterable[bytes]) -> Iterator[bytes]:
         """Yield messages that delete elements."""

@@ -87,12 +87,12 @@ class NftSocket(NetlinkSocket):
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
-def parts(messages: Iterable[bytes], largest_bytes: int = _LARGEST_BATCH_BYTES) -> Iterator[list[bytes]]:
-    """Yield messages in as few lists as there can be when each is one transaction of at most so many bytes."""
+def parts(messages: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield messages in as few lists as there can be when each is one transaction."""
     part: list[bytes] = []
     size = 0
     for message in messages:
-        if part and size + len(message) > largest_bytes:
+        if part and size + len(message) > _LARGEST_BATCH_BYTES:
             yield part
             part, size = [], 0
         part.append(message)

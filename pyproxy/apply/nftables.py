@@ -10,7 +10,6 @@ import logging
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 
 from pyproxy.apply.command import run
@@ -22,7 +21,7 @@ from pyproxy.apply.nft_messages import (
     new_slot_rule,
     slot_expressions,
 )
-from pyproxy.apply.nft_socket import NftSocket, parts
+from pyproxy.apply.nft_socket import NftSocket
 from pyproxy.apply.nft_tables import DAMAGED, Listing, is_dormant, is_marker
 from pyproxy.apply.nft_witness import Witness
 from pyproxy.apply.ruleset_counter import RulesetCounter
@@ -59,7 +58,6 @@ _CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.
 _ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
 _SLOTS = frozenset(choice.slots.number for choice in _CHOICES)
 _LINGERING = _CHAINED | _ENDPOINTS | _SLOTS
-_OVERLAPPED_BYTES = 1 << 20
 _MOST_ENTRIES_IN_LOOP = 1000
 """More are packed and sent in a thread, so that the loop goes on."""
 
@@ -68,6 +66,7 @@ class NftablesKernel:
     """Our table of one family."""
 
     sees_every_change = True
+    plans_per_portion: int | None = 1_000
 
     def __init__(
         self,
@@ -207,8 +206,6 @@ class NftablesKernel:
         messages = chain(self._messages(change), marking)
         if len(change) <= _MOST_ENTRIES_IN_LOOP:
             self._commit(list(messages))
-        elif not self._lingering and all(present is None for present, _ in change.values()):
-            await asyncio.to_thread(self._commit_overlapped, messages)
         else:
             await asyncio.to_thread(lambda: self._commit(list(messages)))
         self._linger(change)
@@ -270,17 +267,6 @@ class NftablesKernel:
             commits = self._socket.commit(messages)
             self.commits += commits
             self._counter.committed(commits)
-
-    def _commit_overlapped(self, messages: Iterator[bytes]) -> None:
-        """Perform additions in several transactions, packing each while the kernel takes in the one before."""
-        with ThreadPoolExecutor(max_workers=1) as sender:
-            sent: Future[None] | None = None
-            for part in parts(messages, _OVERLAPPED_BYTES):
-                if sent is not None:
-                    sent.result()
-                sent = sender.submit(self._commit, part)
-            if sent is not None:
-                sent.result()
 
     # -- what lingers
 

@@ -19,19 +19,20 @@ class Claims:
     """Every claim of every planned Service port, in one family."""
 
     def __init__(self) -> None:
-        self._plans: dict[ServicePortName, ServicePlan] = {}
+        self.plans: dict[ServicePortName, ServicePlan] = {}
+        """As they were asked for; to be read only."""
         self._only: dict[Claim, ServicePortName] = {}
         self._contested: dict[Claim, set[ServicePortName]] = {}
 
     def update(self, name: ServicePortName, plan: ServicePlan | None) -> set[ServicePortName]:
         """Note what a port claims now (None: it is gone); return the *other* ports that may have gained or lost by it."""
         affected: set[ServicePortName] = set()
-        before = self._plans.pop(name, None)
+        before = self.plans.pop(name, None)
         if before is not None:
             for claim in before.claims():
                 affected.update(self._release(claim, name))
         if plan is not None:
-            self._plans[name] = plan
+            self.plans[name] = plan
             for claim in plan.claims():
                 affected.update(self._take(claim, name))
         affected.discard(name)
@@ -39,7 +40,7 @@ class Claims:
 
     def granted(self, name: ServicePortName) -> ServicePlan | None:
         """Return the plan of a port without the claims that another port has; None if the port is gone."""
-        plan = self._plans.get(name)
+        plan = self.plans.get(name)
         if plan is None or not self._contested:
             return plan
         return plan.without(
@@ -54,17 +55,19 @@ class Claims:
         return min(rivals, key=lambda name: self._rank(claim, name))
 
     def _rank(self, claim: Claim, name: ServicePortName) -> tuple[bool, str, ServicePortName]:
-        plan = self._plans[name]
+        plan = self.plans[name]
         return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
 
     def _take(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:
-        if claim in self._contested:
-            self._contested[claim].add(name)
-        elif claim in self._only:
-            self._contested[claim] = {self._only.pop(claim), name}
-        else:
-            self._only[claim] = name
-        return self._contested.get(claim, ())
+        rivals = self._contested.get(claim)
+        if rivals is None:
+            holder = self._only.setdefault(claim, name)
+            if holder == name:
+                return ()
+            del self._only[claim]
+            rivals = self._contested[claim] = {holder}
+        rivals.add(name)
+        return rivals
 
     def _release(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:
         rivals = self._contested.get(claim)

@@ -4,9 +4,10 @@ Nearly every element begins with what packets are addressed to, which no two por
 has made sure of it. The few that ports share (a cluster IP, a hairpin connection, a count) are counted.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from ipaddress import collapse_addresses, ip_network
+from typing import cast
 from zlib import crc32
 
 from pyproxy.compile.nft_layout import NftablesSettings, layout_of
@@ -34,6 +35,7 @@ from pyproxy.model.nftables import (
     pack_number,
     pack_port,
     pack_protocol,
+    pack_slots,
 )
 
 _LONGEST_COMMENT = 127
@@ -56,14 +58,16 @@ class NftablesProgram:
         self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
         self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
         """Elements that pass from one port to others, until the one that has them lets go."""
-        self._shared: Counter[ElementKey] = Counter()
+        self._shared: dict[ElementKey, int] = {}
+        """How many ports want an element."""
         self._shared_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[ElementKey]:
         """Take in the plan of a port (None: it is gone) and return the elements that changed."""
         compiled = PortElements(plan) if plan is not None else None
         changed = self._put_own(name, compiled.own if compiled else {})
-        return changed | self._put_shared(name, compiled.shared if compiled else ())
+        changed.update(self._put_shared(name, tuple(compiled.shared) if compiled else ()))
+        return changed
 
     def value(self, key: ElementKey) -> Value | None:
         """Return data and comment of an element, or None if it should not be there."""
@@ -122,19 +126,19 @@ class NftablesProgram:
         if not waiting:
             del self._waiting[key]
 
-    def _put_shared(self, name: ServicePortName, keys: Sequence[ElementKey]) -> set[ElementKey]:
+    def _put_shared(self, name: ServicePortName, keys: tuple[ElementKey, ...]) -> tuple[ElementKey, ...]:
         before = self._shared_keys.pop(name, ())
         if keys:
-            self._shared_keys[name] = tuple(keys)
-        if before == tuple(keys):
-            return set()
+            self._shared_keys[name] = keys
+        if before == keys:
+            return ()
         for key in keys:
-            self._shared[key] += 1
+            self._shared[key] = self._shared.get(key, 0) + 1
         for key in before:
             self._shared[key] -= 1
             if not self._shared[key]:
                 del self._shared[key]
-        return {*before, *keys}
+        return before + keys
 
 
 class PortElements:
@@ -143,26 +147,24 @@ class PortElements:
     def __init__(self, plan: ServicePlan) -> None:
         self.own: dict[ElementKey, bytes] = {}
         """Elements that no other port has."""
-        self.shared: list[ElementKey] = []
-        """Elements of sets that other ports may have, too; without repetition."""
+        self.shared: dict[ElementKey, None] = {}
+        """Elements of sets that other ports may have, too."""
         self._plan = plan
         self._name = _comment(plan.name)
         self._protocol = pack_protocol(plan.protocol)
         at_port = self._protocol + pack_port(plan.port)
-        external = dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips))
         if plan.cluster_ip is not None:
-            self.shared.append(element(CLUSTER_IPS, plan.cluster_ip))
+            self.shared[element(CLUSTER_IPS, plan.cluster_ip)] = None
             self._internal(plan.cluster_ip + at_port)
-            external.pop(plan.cluster_ip, None)
-        for ip in external:
-            self._external(ADDRESSED, ip + at_port)
+        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
+            if ip != plan.cluster_ip:
+                self._external(ADDRESSED, ip + at_port)
         if plan.node_port:
             self._external(NODE_PORTS, self._protocol + pack_port(plan.node_port))
         if plan.has_firewall:
             self._firewall(at_port)
         for endpoint in plan.node_endpoints:
-            self.shared.append(element(HAIRPIN, endpoint.ip * 2 + self._protocol + pack_port(endpoint.port)))
-        self.shared = list(dict.fromkeys(self.shared))
+            self.shared[element(HAIRPIN, endpoint.ip * 2 + self._protocol + pack_port(endpoint.port))] = None
 
     def _add(self, kind: SetType, key: bytes, data: bytes = b"") -> None:
         self.own[element(kind, key)] = data + self._name if kind.is_named else data
@@ -188,17 +190,20 @@ class PortElements:
         if not endpoints:
             return
         plan = self._plan
-        self._add(choice.counts, key, pack_number(len(endpoints)))
-        targets = [endpoint.ip + pack_port(endpoint.port) for endpoint in endpoints]
+        count = len(endpoints)
+        self._add(choice.counts, key, pack_number(count))
+        targets = [ip + pack_port(port) for ip, port in endpoints]
         if plan.affinity_seconds is None:
-            self.shared.append(element(PICK, pack_number(len(endpoints))))
+            self.shared[_pick(count)] = None
             prefix = choice.endpoints.prefix + key
-            for slot, target in enumerate(targets):
-                self.own[ElementKey(prefix + pack_number(slot))] = target
+            self.own |= cast(
+                "dict[ElementKey, bytes]",
+                dict(zip([prefix + slot for slot in pack_slots(count)], targets, strict=True)),
+            )
             return
         self._add(sets.timeouts, key, pack_number(plan.affinity_seconds))
-        self.shared.append(element(choice.sticky, pack_number(plan.affinity_seconds)))
-        self.shared.append(element(choice.find, pack_number(len(endpoints))))
+        self.shared[element(choice.sticky, pack_number(plan.affinity_seconds))] = None
+        self.shared[element(choice.find, pack_number(count))] = None
         for slot, (number, target) in enumerate(_with_ids(self._protocol + str(plan.name).encode(), targets)):
             self._add(choice.slots, key + pack_number(slot), pack_number(number))
             self._add(choice.endpoints, key + pack_number(number), target)
@@ -217,6 +222,11 @@ class PortElements:
 def element(kind: SetType, key: bytes) -> ElementKey:
     """Return the key of an entry for an element of a set."""
     return ElementKey(kind.prefix + key)
+
+
+@lru_cache(maxsize=256)
+def _pick(count: int) -> ElementKey:
+    return element(PICK, pack_number(count))
 
 
 def _every_protocol(first: bytes, last: bytes) -> bytes:

@@ -126,11 +126,14 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
 
     def claims(self) -> Iterator[Claim]:
         """Yield what packets of this port are addressed to, without repetition."""
-        ips = [self.cluster_ip] if self.cluster_ip else []
-        for ip in dict.fromkeys((*ips, *self.external_ips, *self.load_balancer_ips)):
-            yield Claim(ip, self.protocol, self.port)
+        protocol = self.name.protocol
+        if self.cluster_ip:
+            yield Claim(self.cluster_ip, protocol, self.port)
+        for ip in dict.fromkeys((*self.external_ips, *self.load_balancer_ips)):
+            if ip != self.cluster_ip:
+                yield Claim(ip, protocol, self.port)
         if self.node_port:
-            yield Claim(b"", self.protocol, self.node_port)
+            yield Claim(b"", protocol, self.node_port)
 
     def without(self, lost: frozenset[Claim]) -> "ServicePlan":
         """Return the plan without what another Service has the better claim to."""
@@ -158,8 +161,11 @@ def plan_service(
     if family not in service.families:
         return {}
     slices = tuple(slices)
-    plans = (_plan_port(service, port, slices, node, family) for port in service.ports)
-    return {plan.name: plan for plan in plans}
+    plans: dict[ServicePortName, ServicePlan] = {}
+    for port in service.ports:
+        plan = _plan_port(service, port, slices, node, family)
+        plans[plan.name] = plan
+    return plans
 
 
 def _plan_port(
@@ -176,12 +182,13 @@ def _plan_port(
         uses_cluster_endpoints=not service.internal_policy_local or accessible,
         uses_local_endpoints=service.internal_policy_local or (service.external_policy_local and accessible),
     )
-    ranges = tuple([block for block in service.load_balancer_source_ranges if block.family is family])
+    blocks = service.load_balancer_source_ranges
+    ranges = tuple([block for block in blocks if block.family is family]) if blocks else ()
     return ServicePlan(
         name=ServicePortName(service.name, port.name, port.protocol),
         family=family,
         port=port.port,
-        cluster_ip=next((ip for ip in service.cluster_ips if family_of(ip) is family), None),
+        cluster_ip=_first_of_family(service.cluster_ips, family),
         external_ips=external_ips,
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
@@ -197,7 +204,7 @@ def _plan_port(
         any_usable=endpoints.any_usable,
         node_endpoints=_on_node(endpoints, candidates, node.name),
         serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
-        draining_endpoints=tuple(sorted([item for item, found in candidates.items() if found.terminating])),
+        draining_endpoints=_draining(candidates),
         scheduler=service.scheduler,
         created=service.created,
     )
@@ -207,13 +214,25 @@ def _is_inside(ip: bytes | None, ranges: Iterable[Network]) -> bool:
     return ip is not None and any(ip in block for block in ranges)
 
 
+def _first_of_family(ips: tuple[bytes, ...], family: Family) -> bytes | None:
+    for ip in ips:
+        if family_of(ip) is family:
+            return ip
+    return None
+
+
 def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(ip for ip in ips if family_of(ip) is family)) if ips else ()
 
 
 def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], node_name: str) -> tuple[Endpoint, ...]:
-    used = (endpoints.cluster, endpoints.local) if endpoints.local else (endpoints.cluster,)
-    return tuple({item: None for part in used for item in part if candidates[item].node_name == node_name})
+    here = {endpoint for endpoint, item in candidates.items() if item.node_name == node_name}
+    return tuple(dict.fromkeys(item for item in (*endpoints.cluster, *endpoints.local) if item in here)) if here else ()
+
+
+def _draining(candidates: dict[Endpoint, SliceEndpoint]) -> tuple[Endpoint, ...]:
+    going = [endpoint for endpoint, item in candidates.items() if item.terminating]
+    return tuple(sorted(going)) if going else ()
 
 
 def _serving(candidates: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:

@@ -10,7 +10,6 @@ fall-back. It follows ``CategorizeEndpoints`` of kube-proxy (`pkg/proxy/topology
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from msgspec import Struct
 
@@ -22,8 +21,7 @@ _Candidates = dict[Endpoint, SliceEndpoint]
 _NO_ENDPOINTS: tuple[Endpoint, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Struct, frozen=True, gc=False):
     """Where this agent stands, as far as the choice of endpoints depends on it."""
 
     node_name: str
@@ -58,7 +56,7 @@ def merge_slices(
             if port.name == port_name and port.protocol is protocol:
                 for item in endpoint_slice.endpoints:
                     endpoint = Endpoint(item.ip, port.port)
-                    if endpoint not in found or not item.terminating:
+                    if not item.terminating or endpoint not in found:
                         found[endpoint] = item
     return found
 
@@ -97,7 +95,11 @@ def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> in
 
 def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:
     ready = {endpoint: item for endpoint, item in candidates.items() if item.ready}
-    return tuple(sorted(_hinted(ready, place))) or _select(candidates, _is_draining)
+    first = next(iter(ready.values()), None)
+    if first is None:
+        return _select(candidates, _is_draining)
+    # Hints count only if all have them.
+    return tuple(sorted(_hinted(ready, place) if first.node_hints or first.zone_hints else ready))
 
 
 def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:

@@ -174,6 +174,7 @@ class _ObservedKernel:
     def __init__(self, family: Family, kernel: Kernel[Any, Any], metrics: Metrics) -> None:
         self.was_read = False
         self.sees_every_change = kernel.sees_every_change
+        self.plans_per_portion = kernel.plans_per_portion
         self._family = family
         self._kernel = kernel
         self._metrics = metrics

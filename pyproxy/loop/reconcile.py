@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -68,6 +69,8 @@ class SyncReport:
 
     def followed_by(self, later: "SyncReport") -> "SyncReport":
         """Return what this sync and a later one did, as if they were one."""
+        if not (self.entries_changed or self.taken or self.refused or self.repaired):
+            return later
         taken = dict(self.taken)
         for name, (before, plan) in later.taken.items():
             taken[name] = (taken[name][0] if name in taken else before, plan)
@@ -86,7 +89,6 @@ class Reconciler(Generic[K, V]):
         self._kernel = kernel
         self._claims = Claims()
         self._ports: dict[NamespacedName, Collection[ServicePortName]] = {}
-        self._planned: dict[ServicePortName, ServicePlan] = {}
         self._taken: dict[ServicePortName, ServicePlan] = {}
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
         self._applied: dict[K, V] = {}
@@ -133,14 +135,8 @@ class Reconciler(Generic[K, V]):
         affected: set[ServicePortName] = set()
         for name in {*ports, *plans}:
             plan = plans.get(name)
-            if self._planned.get(name) == plan:
-                continue
-            if plan is None:
-                del self._planned[name]
-            else:
-                self._planned[name] = plan
-            affected |= self._claims.update(name, plan)
-            affected.add(name)
+            if self._claims.plans.get(name) != plan:
+                affected.update(self._claims.update(name, plan), (name,))
         if plans:
             self._ports[service] = tuple(plans)
         for name in affected:
@@ -194,8 +190,8 @@ class Reconciler(Generic[K, V]):
         )
 
     async def _sync(self, staged: Plans, report: SyncReport) -> None:
-        suspects = {name: plan for name, plan in staged.items() if name in self.quarantined}
-        trusted = {name: plan for name, plan in staged.items() if name not in self.quarantined}
+        suspects = {name: staged[name] for name in self.quarantined if name in staged}
+        trusted = {name: plan for name, plan in staged.items() if name not in suspects} if suspects else staged
         touched: dict[K, None] = {}
         was_known = self._is_known
         if not self._is_compiled:
@@ -215,9 +211,14 @@ class Reconciler(Generic[K, V]):
     async def _take(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
         """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
         before = {name: self._taken.get(name) for name in plans}
-        keys = dict.fromkeys((*touched, *await self._put(plans)))
+        keys = dict.fromkeys(touched)
         try:
-            report.entries_changed += await self._write(keys)
+            size = self._kernel.plans_per_portion
+            if size is not None and size < len(plans) and not self._applied:
+                report.entries_changed += await self._load(plans, keys, size)
+            else:
+                keys.update(dict.fromkeys(await self._put(plans)))
+                report.entries_changed += await self._write(keys)
         except ApplyError as error:
             await self._put(before)
             if error.retryable or not plans:
@@ -242,6 +243,20 @@ class Reconciler(Generic[K, V]):
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             await self._take({name: plans[name] for name in half}, (), report)
 
+    async def _load(self, plans: Plans, keys: dict[K, None], size: int) -> int:
+        """Compile plans in portions, each while the kernel takes in the one before; their keys are added to those given."""
+        names, written = list(plans), 0
+        writing = asyncio.create_task(self._write(keys.copy()))
+        try:
+            for start in range(0, len(names), size):
+                portion = dict.fromkeys(await self._put({name: plans[name] for name in names[start : start + size]}))
+                keys |= portion
+                written += await writing
+                writing = asyncio.create_task(self._write(portion))
+            return written + await writing
+        finally:
+            await asyncio.gather(writing, return_exceptions=True)
+
     async def _put(self, plans: Plans) -> set[K]:
         touched: set[K] = set()
         for count, (name, plan) in enumerate(plans.items(), start=1):
@@ -252,11 +267,14 @@ class Reconciler(Generic[K, V]):
 
     async def _write(self, keys: Iterable[K]) -> int:
         change: dict[K, tuple[V | None, V | None]] = {}
-        for count, key in enumerate(keys, start=1):
-            present, wanted = self._applied.get(key), self._program.value(key)
-            if present != wanted:
-                change[key] = (present, wanted)
-            if count % _KEYS_PER_SLICE == 0:
+        applied, wanted_at = self._applied.get, self._program.value
+        rest = iter(keys)
+        while part := tuple(islice(rest, _KEYS_PER_SLICE)):
+            for key in part:
+                present, wanted = applied(key), wanted_at(key)
+                if present != wanted:
+                    change[key] = (present, wanted)
+            if len(part) == _KEYS_PER_SLICE:
                 await asyncio.sleep(0)
         if change:
             await self._kernel.apply(change)

@@ -22,6 +22,9 @@ class Family(IntEnum):
         """Return the length of an address in bits."""
         return 32 if self is Family.IPV4 else 128
 
+    # Enum's own hash is Python code, and families are keys of what is looked up for each address.
+    __hash__ = int.__hash__
+
     def __str__(self) -> str:
         return f"IPv{self.value}"
 

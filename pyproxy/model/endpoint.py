@@ -1,6 +1,5 @@
 """EndpointSlices reduced to what a packet path depends on."""
 
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec import Struct
@@ -41,8 +40,7 @@ class SlicePort(Struct, frozen=True, gc=False):
     port: int
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointSlice:
+class EndpointSlice(Struct, frozen=True, gc=False):
     """One EndpointSlice that names its Service."""
 
     name: NamespacedName
@@ -50,5 +48,14 @@ class EndpointSlice:
     family: Family
     ports: tuple[SlicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
-    triggered_at: float = field(default=0.0, compare=False)
+    triggered_at: float = 0.0
     """When the change behind this version was made, in seconds since 1970; 0 where nobody says. No change by itself."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EndpointSlice) and self._compared() == other._compared()
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
+
+    def _compared(self) -> tuple[object, ...]:
+        return self.name, self.service, self.family, self.ports, self.endpoints

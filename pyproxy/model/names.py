@@ -1,7 +1,8 @@
 """Names of objects and of Service ports, as the API and kube-proxy write them."""
 
 from enum import Enum
-from typing import NamedTuple
+
+from msgspec import Struct
 
 
 class Protocol(Enum):
@@ -26,7 +27,7 @@ class Protocol(Enum):
 _PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 
-class NamespacedName(NamedTuple):
+class NamespacedName(Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """Namespace and name of an object; the namespace of a cluster-wide object is empty."""
 
     namespace: str
@@ -36,7 +37,7 @@ class NamespacedName(NamedTuple):
         return f"{self.namespace}/{self.name}" if self.namespace else self.name
 
 
-class ServicePortName(NamedTuple):
+class ServicePortName(Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """The identity of one port of one Service, the unit in which everything is planned."""
 
     service: NamespacedName

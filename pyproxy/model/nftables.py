@@ -6,9 +6,10 @@ the kernel a concatenation, and the comparison of what is wanted with what it ha
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import NewType
 
 from pyproxy.model.address import Family
@@ -194,6 +195,7 @@ def unpack_number(data: bytes) -> int:
     return int.from_bytes(data[:4], sys.byteorder)
 
 
+@lru_cache(maxsize=1024)
 def pack_port(port: int) -> bytes:
     """Return a port as the kernel keeps it in a concatenation."""
     return port.to_bytes(2) + b"\0\0"
@@ -202,6 +204,11 @@ def pack_port(port: int) -> bytes:
 def pack_protocol(protocol: Protocol) -> bytes:
     """Return a protocol as the kernel keeps it in a concatenation."""
     return _PROTOCOLS[protocol]
+
+
+def pack_slots(count: int) -> Sequence[bytes]:
+    """Return the numbers from 0 to count - 1 as the kernel keeps them."""
+    return _SMALL_NUMBERS[:count] if count <= len(_SMALL_NUMBERS) else [*map(pack_number, range(count))]
 
 
 _PROTOCOLS = {protocol: bytes((protocol.number, 0, 0, 0)) for protocol in Protocol}

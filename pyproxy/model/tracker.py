@@ -99,14 +99,8 @@ class Tracker:
     def apply(self, change: Change) -> None:
         """Fold one change in. Equal objects (an informer's resync) change nothing."""
         match change:
-            case Put(object=Service() as service):
-                self._put_service(service)
-            case Put(object=EndpointSlice() as endpoint_slice):
-                self._put_slice(endpoint_slice)
-            case Put(object=Node() as node):
-                self._set_node(node)
-            case Put(object=ServiceCidr() as service_cidr):
-                self._put_service_cidr(service_cidr)
+            case Put(object=item):
+                self._put(item)
             case Removed(kind=Kind.SERVICE, name=name):
                 self._remove_service(name)
             case Removed(kind=Kind.ENDPOINT_SLICE, name=name):
@@ -118,6 +112,17 @@ class Tracker:
             case Replaced(kind=kind, objects=objects):
                 self._replace(kind, objects)
 
+    def _put(self, item: Object) -> None:
+        match item:
+            case Service():
+                self._put_service(item)
+            case EndpointSlice():
+                self._put_slice(item)
+            case Node():
+                self._set_node(item)
+            case ServiceCidr():
+                self._put_service_cidr(item)
+
     def _replace(self, kind: Kind, objects: tuple[Object, ...]) -> None:
         listed = {item.name for item in objects}
         for name in self._names(kind) - listed:
@@ -125,7 +130,7 @@ class Tracker:
         if kind is Kind.NODE and not objects:
             self._set_node(None)
         for item in objects:
-            self.apply(Put(item))
+            self._put(item)
         if kind is Kind.SERVICE_CIDR and not self.knows(kind):
             self._service_cidrs_changed = True  # also from nothing known to nothing there
         self._known.add(kind)

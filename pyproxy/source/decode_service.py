@@ -14,6 +14,7 @@ from pyproxy.source.fields import (
     PORTS,
     Findings,
     Problems,
+    plain_ip,
     read_external_ip,
     read_family,
     read_ip,
@@ -101,19 +102,27 @@ def _cluster_ips(spec: wire.ServiceSpec, problems: Problems) -> tuple[tuple[Fami
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
     found: dict[Family, bytes] = {}
     for index, text in enumerate(texts):
-        field = f"spec.clusterIPs[{index}]" if spec.cluster_ips else "spec.clusterIP"
-        ip = read_ip(text, field, problems)
+        family = asked[index] if index < len(asked) else None
+        ip = plain_ip(text, family) if family and family not in found else None
         if ip is None:
-            continue
-        family = family_of(ip)
-        if family in found or (asked and asked[index : index + 1] != (family,)):
-            problems.append((field, f"{text} is {family}, which spec.ipFamilies does not have in this place"))
-        else:
-            found[family] = ip
+            field = f"spec.clusterIPs[{index}]" if spec.cluster_ips else "spec.clusterIP"
+            ip = _odd_cluster_ip(text, field, {family} if asked else set(Family), found, problems)
+        if ip is not None:
+            found[family_of(ip)] = ip
     if len(texts) < max(1, len(asked)):
         problems.append(_missing_cluster_ip(asked, texts))
     families = tuple(found) or tuple(dict.fromkeys(family for family in asked if family)) or (Family.IPV4,)
     return families, tuple(found.values())
+
+
+def _odd_cluster_ip(
+    text: str, field: str, asked: Collection[Family | None], found: Collection[Family], problems: Problems
+) -> bytes | None:
+    ip = read_ip(text, field, problems)
+    if ip is None or (family_of(ip) in asked and family_of(ip) not in found):
+        return ip
+    problems.append((field, f"{text} is {family_of(ip)}, which spec.ipFamilies does not have in this place"))
+    return None
 
 
 @lru_cache(maxsize=8)
@@ -136,14 +145,14 @@ def _service_ports(spec: wire.ServiceSpec, service_type: str, problems: Problems
         return ()
     ports: list[ServicePort] = []
     for index, entry in enumerate(spec.ports):
-        field = f"spec.ports[{index}]"
         port, wrong = _service_port(entry.name or "", entry.protocol, entry.port, entry.node_port or 0)
-        problems += [(f"{field}.{name}", reason) for name, reason in wrong]
-        if port is None or (ports and _is_repeated(port, ports, field, problems)):
+        if wrong:
+            problems += [(f"spec.ports[{index}].{name}", reason) for name, reason in wrong]
+        if port is None or (ports and _is_repeated(port, ports, f"spec.ports[{index}]", problems)):
             continue
         ports.append(port)
         if bool(entry.node_port) is not (service_type in NODE_PORT_TYPES):
-            _say_odd_node_port(entry, spec, service_type, field, problems)
+            _say_odd_node_port(entry, spec, service_type, f"spec.ports[{index}]", problems)
     return tuple(ports)
 
 

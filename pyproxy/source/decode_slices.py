@@ -11,10 +11,11 @@ from pyproxy.model.address import Family, family_of
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName
 from pyproxy.source import wire
-from pyproxy.source.decoded import Decoded, errors, is_usable, object_name
+from pyproxy.source.decoded import Decoded, errors, has_usable_namespace, is_usable, object_name
 from pyproxy.source.fields import (
     Findings,
     Problems,
+    plain_ip,
     read_family,
     read_ip,
     read_label,
@@ -86,8 +87,8 @@ def _triggered_at(annotations: wire.Annotations | None) -> float:
 
 
 def _is_usable_slice(name: NamespacedName, problems: Problems) -> bool:
-    namespace = read_label(name.namespace, "metadata.namespace", problems)
-    return read_subdomain(name.name, "metadata.name", problems) is not None and namespace is not None
+    is_placed = has_usable_namespace(name, problems)
+    return read_subdomain(name.name, "metadata.name", problems) is not None and is_placed
 
 
 def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Problems) -> tuple[SlicePort, ...]:
@@ -99,7 +100,8 @@ def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Pro
         port, wrong = _slice_port(entry.name or "", entry.protocol, entry.port)
         if port is not None:
             ports.append(port)
-        problems += [(f"{field}[{index}].{name}", reason) for name, reason in wrong]
+        if wrong:
+            problems += [(f"{field}[{index}].{name}", reason) for name, reason in wrong]
     return tuple(ports)
 
 
@@ -119,19 +121,22 @@ def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort
 def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems: Problems) -> tuple[SliceEndpoint, ...]:
     """Return the endpoints that have an address; only the first one of each counts."""
     endpoints: list[SliceEndpoint] = []
-    size = family.bits // 8
     for index, entry in enumerate(entries):
         if not entry.addresses:
             continue
-        field, text = f"endpoints[{index}].addresses[0]", entry.addresses[0]
-        ip = read_ip(text, field, problems)
-        if ip is None:
-            continue
-        if len(ip) == size:
+        text = entry.addresses[0]
+        ip = plain_ip(text, family) or _odd_ip(text, family, f"endpoints[{index}].addresses[0]", problems)
+        if ip is not None:
             endpoints.append(_slice_endpoint(entry, ip))
-        else:
-            problems.append((field, f"{text} is not of addressType {family}"))
     return tuple(endpoints)
+
+
+def _odd_ip(text: str, family: Family, field: str, problems: Problems) -> bytes | None:
+    ip = read_ip(text, field, problems)
+    if ip is None or family_of(ip) is family:
+        return ip
+    problems.append((field, f"{text} is not of addressType {family}"))
+    return None
 
 
 def _slice_endpoint(entry: wire.Endpoint, ip: bytes) -> SliceEndpoint:

@@ -12,7 +12,7 @@ from msgspec import Struct, ValidationError
 from pyproxy.errors import DecodeError
 from pyproxy.model.names import NamespacedName
 from pyproxy.source import wire
-from pyproxy.source.fields import Problems, read_label, shown
+from pyproxy.source.fields import Problems, is_label, read_label, shown
 
 T = TypeVar("T")
 
@@ -66,5 +66,10 @@ def errors(kind: str, name: NamespacedName, problems: Problems) -> tuple[DecodeE
 
 def is_usable(name: NamespacedName, problems: Problems) -> bool:
     """Tell whether namespace and name are DNS-1123 labels, as a Service's have to be."""
-    namespace = read_label(name.namespace, "metadata.namespace", problems)
-    return read_label(name.name, "metadata.name", problems) is not None and namespace is not None
+    is_placed = has_usable_namespace(name, problems)
+    return read_label(name.name, "metadata.name", problems) is not None and is_placed
+
+
+def has_usable_namespace(name: NamespacedName, problems: Problems) -> bool:
+    """Tell whether the namespace is a DNS-1123 label."""
+    return is_label(name.namespace) or read_label(name.namespace, "metadata.namespace", problems) is not None

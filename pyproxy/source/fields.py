@@ -8,6 +8,7 @@ come past no API server, and because names end up in kernel rules: what is not a
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 
 from pyproxy.model.address import Family, Network, parse_ip, parse_network
@@ -33,6 +34,16 @@ _SPECIAL = tuple(
 )
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _MAX_SHOWN = 80
+_SOCKET_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
+
+
+def plain_ip(text: str, family: Family) -> bytes | None:
+    """Give an address of a family if nothing is to be said of it; None where `read_ip` has to look."""
+    try:
+        ip = inet_pton(_SOCKET_FAMILIES[family], text)
+    except (OSError, ValueError):
+        return None
+    return None if ip in _UNSPECIFIED or ip.startswith(_IPV4_MAPPED) else ip
 
 
 def packed_ip(text: str) -> bytes:
@@ -60,6 +71,12 @@ def suggestion(text: str, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     nearest = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.8)
     return f" (did you mean {by_lower[nearest[0]]}?)" if nearest else ""
+
+
+@lru_cache(maxsize=4096)
+def is_label(text: str) -> bool:
+    """Tell whether a text is a DNS-1123 label; for texts that stand in many objects, as namespaces do."""
+    return _LABEL.fullmatch(text) is not None
 
 
 def read_label(text: str, field: str, problems: Problems) -> str | None:

@@ -25,6 +25,7 @@ class TableKernel:
     """The tables of one family, with rules of others in them."""
 
     sees_every_change = True
+    plans_per_portion: int | None = None
 
     def __init__(self, family: Family) -> None:
         self.family = family

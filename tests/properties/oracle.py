@@ -228,7 +228,7 @@ class Oracle:
 
 def _age(port: _Port) -> tuple[str, str, str, str, str]:
     name = port.service.name
-    return port.service.created or _YOUNGEST, *name, port.port.name, port.port.protocol.value
+    return port.service.created or _YOUNGEST, name.namespace, name.name, port.port.name, port.port.protocol.value
 
 
 # Endpoints

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
+from msgspec import structs
 
 from pyproxy.compile import chain_names
 from pyproxy.compile.attribution import list_rules
@@ -128,7 +129,7 @@ def test_rules_tell_their_port(cluster: Cluster, settings: IptablesSettings) -> 
 def shown_name(name: ServicePortName, rules: Iterable[str]) -> ServicePortName:
     """Return the name under which a port is listed: of one that has but a health check, no rule tells the protocol."""
     is_told = not all("health check node port" in rule for rule in rules)
-    return name if is_told else name._replace(protocol=Protocol.TCP)
+    return name if is_told else structs.replace(name, protocol=Protocol.TCP)
 
 
 @given(clusters(), iptables_settings())

@@ -23,6 +23,7 @@ class Sweeping:
     """A kernel that now and then cannot delete what is no longer used."""
 
     sees_every_change = True
+    plans_per_portion: int | None = None
     failed_sweeps = 0
 
     async def read(self) -> dict[str, str]:

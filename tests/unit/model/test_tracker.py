@@ -1,8 +1,7 @@
 """The present state of the cluster from changes, and what has to be planned again for each."""
 
-from dataclasses import replace
-
 import pytest
+from msgspec import structs
 
 from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
@@ -209,7 +208,7 @@ def test_last_known_version(kind: Kind, name: NamespacedName, expected: object) 
 
 def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = WEB) -> Put:
     """Return a slice that came with the time of its change."""
-    return Put(replace(endpoint_slice(name, owner, ip), triggered_at=at))
+    return Put(structs.replace(endpoint_slice(name, owner, ip), triggered_at=at))
 
 
 @pytest.mark.parametrize(
