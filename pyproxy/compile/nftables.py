@@ -4,7 +4,7 @@ Nearly every element begins with what packets are addressed to, which no two por
 has made sure of it. The few that ports share (a cluster IP, a hairpin connection, a count) are counted.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import lru_cache
 from ipaddress import collapse_addresses, ip_network
 from typing import cast
@@ -55,18 +55,24 @@ class NftablesProgram:
         }
         self._keeps_service_cidrs = settings.service_cidrs is None
         self._own: dict[ElementKey, bytes] = {}
-        self._own_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
+        self._plans: dict[ServicePortName, ServicePlan] = {}
         self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
         """Elements that pass from one port to others, until the one that has them lets go."""
         self._shared: dict[ElementKey, int] = {}
         """How many ports want an element."""
-        self._shared_keys: dict[ServicePortName, tuple[ElementKey, ...]] = {}
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[ElementKey]:
         """Take in the plan of a port (None: it is gone) and return the elements that changed."""
-        compiled = PortElements(plan) if plan is not None else None
-        changed = self._put_own(name, compiled.own if compiled else {})
-        changed.update(self._put_shared(name, tuple(compiled.shared) if compiled else ()))
+        before = self._plans.pop(name, None)
+        if plan is not None:
+            self._plans[name] = plan
+        if before == plan:
+            return set()
+        # Compiled once more rather than kept: that is microseconds for a change, and megabytes for all ports.
+        own_before, shared_before = _compiled(before)
+        own, shared = _compiled(plan)
+        changed = self._put_own(name, own_before, own)
+        changed.update(self._put_shared(shared_before, shared))
         return changed
 
     def value(self, key: ElementKey) -> Value | None:
@@ -84,32 +90,28 @@ class NftablesProgram:
         yield from self._shared
         yield from self._own
 
-    def _put_own(self, name: ServicePortName, elements: dict[ElementKey, bytes]) -> set[ElementKey]:
-        before = self._own_keys.pop(name, ())
+    def _put_own(
+        self, name: ServicePortName, before: Collection[ElementKey], elements: dict[ElementKey, bytes]
+    ) -> set[ElementKey]:
         if not before and self._own.keys().isdisjoint(elements):
             self._own |= elements
-            if elements:
-                self._own_keys[name] = tuple(elements)
             return set(elements)
         changed: set[ElementKey] = set()
         for key in before:
             if key not in elements:
                 changed.add(key)
                 self._release(key, name)
-        known = frozenset(before)
         for key, value in elements.items():
-            if self._is_anothers(key, name, known):
+            if self._is_anothers(key, name, before):
                 self._waiting.setdefault(key, {})[name] = value
             elif self._own.get(key) != value:
                 self._own[key] = value
             else:
                 continue
             changed.add(key)
-        if elements:
-            self._own_keys[name] = tuple(elements)
         return changed
 
-    def _is_anothers(self, key: ElementKey, name: ServicePortName, known: frozenset[ElementKey]) -> bool:
+    def _is_anothers(self, key: ElementKey, name: ServicePortName, known: Collection[ElementKey]) -> bool:
         if key in known:
             return name in self._waiting.get(key, ())
         return key in self._own
@@ -126,19 +128,14 @@ class NftablesProgram:
         if not waiting:
             del self._waiting[key]
 
-    def _put_shared(self, name: ServicePortName, keys: tuple[ElementKey, ...]) -> tuple[ElementKey, ...]:
-        before = self._shared_keys.pop(name, ())
-        if keys:
-            self._shared_keys[name] = keys
-        if before == keys:
-            return ()
+    def _put_shared(self, before: Collection[ElementKey], keys: Collection[ElementKey]) -> Collection[ElementKey]:
         for key in keys:
             self._shared[key] = self._shared.get(key, 0) + 1
         for key in before:
             self._shared[key] -= 1
             if not self._shared[key]:
                 del self._shared[key]
-        return before + keys
+        return (*before, *keys)
 
 
 class PortElements:
@@ -192,7 +189,7 @@ class PortElements:
         plan = self._plan
         count = len(endpoints)
         self._add(choice.counts, key, pack_number(count))
-        targets = [ip + pack_port(port) for ip, port in endpoints]
+        targets = [endpoint.ip + pack_port(endpoint.port) for endpoint in endpoints]
         if plan.affinity_seconds is None:
             self.shared[_pick(count)] = None
             prefix = choice.endpoints.prefix + key
@@ -217,6 +214,14 @@ class PortElements:
             own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
             for first, last in _ranges((*plan.source_ranges, *own)):
                 self._add(ALLOWED_SOURCES, key + first + key + last)
+
+
+def _compiled(plan: ServicePlan | None) -> tuple[dict[ElementKey, bytes], Collection[ElementKey]]:
+    """Return a port's own elements, and those that others may have, too."""
+    if plan is None:
+        return {}, ()
+    elements = PortElements(plan)
+    return elements.own, elements.shared
 
 
 def element(kind: SetType, key: bytes) -> ElementKey:

@@ -42,7 +42,7 @@ _PERIODS_PER_READ = 10
 """Sync periods between full reads where a change by others can go unseen."""
 _NODE_WAIT_SECONDS = 30.0
 _GC_THRESHOLDS = gc.get_threshold()
-_GC_THRESHOLDS_AT_START = (100_000, 50, 100)
+_GC_THRESHOLDS_AT_START = (1_000_000, 50, 100)
 _PLANS_PER_SLICE = 200
 """Services planned before the loop gets a turn: some 10 ms."""
 _BEATS_PER_WATCHDOG = 3

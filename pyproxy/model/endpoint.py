@@ -1,14 +1,12 @@
 """EndpointSlices reduced to what a packet path depends on."""
 
-from typing import NamedTuple
-
 from msgspec import Struct
 
 from pyproxy.model.address import Family, socket_text
 from pyproxy.model.names import NamespacedName, Protocol
 
 
-class Endpoint(NamedTuple):
+class Endpoint(Struct, frozen=True, order=True, gc=False):
     """Address and port that a connection can be sent to."""
 
     ip: bytes

@@ -4,8 +4,8 @@ The law of this file: state in, names out. Nothing is planned here, nothing is f
 taken, and the order in which events of different objects arrive does not matter.
 """
 
-from collections.abc import Iterable, Mapping
 from collections.abc import Set as AbstractSet
+from operator import attrgetter
 
 from pyproxy.model.address import Family, Network
 from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
@@ -19,8 +19,7 @@ Triggers = dict[tuple[Family, NamespacedName], list[float]]
 """By family and Service, when the changes behind new versions of slices were made, in seconds since 1970."""
 MOST_TRIGGERS = 100
 """Moments that are kept of one Service, the first ones: nobody knows how long a sync has to be waited for."""
-
-_NO_SLICES: Mapping[NamespacedName, EndpointSlice] = {}
+_name = attrgetter("name")
 
 
 class Tracker:
@@ -29,7 +28,8 @@ class Tracker:
     def __init__(self) -> None:
         self.services: dict[NamespacedName, Service] = {}
         self.node: Node | None = None
-        self._slices: dict[NamespacedName, dict[NamespacedName, EndpointSlice]] = {}
+        self._slices: dict[NamespacedName, tuple[EndpointSlice, ...]] = {}
+        """Of each Service, in the order of their names: few, so that a tuple is enough."""
         self._service_of_slice: dict[NamespacedName, NamespacedName] = {}
         self._dirty: dict[NamespacedName, None] = {}
         self._triggers: Triggers = {}
@@ -50,10 +50,9 @@ class Tracker:
         """Say whether anything changed since it was last taken."""
         return bool(self._dirty) or self._node_changed or self._service_cidrs_changed
 
-    def slices(self, service: NamespacedName) -> Iterable[EndpointSlice]:
+    def slices(self, service: NamespacedName) -> tuple[EndpointSlice, ...]:
         """Return the slices of a Service in the order of their names."""
-        found = self._slices.get(service, _NO_SLICES)
-        return (found[name] for name in sorted(found)) if len(found) > 1 else found.values()
+        return self._slices.get(service, ())
 
     def known(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return the last known version of an object, or None."""
@@ -62,7 +61,7 @@ class Tracker:
                 return self.services.get(name)
             case Kind.ENDPOINT_SLICE:
                 service = self._service_of_slice.get(name)
-                return self._slices[service][name] if service is not None else None
+                return self._slice(service, name) if service is not None else None
             case Kind.NODE:
                 return self.node
             case Kind.SERVICE_CIDR:
@@ -160,9 +159,9 @@ class Tracker:
         name, service = endpoint_slice.name, endpoint_slice.service
         if self._service_of_slice.get(name, service) != service:
             self._remove_slice(name)  # its label names another Service now
-        slices = self._slices.setdefault(service, {})
-        if slices.get(name) != endpoint_slice:
-            slices[name] = endpoint_slice
+        if self._slice(service, name) != endpoint_slice:
+            others = [each for each in self._slices.get(service, ()) if each.name != name]
+            self._slices[service] = (*sorted([*others, endpoint_slice], key=_name),) if others else (endpoint_slice,)
             self._service_of_slice[name] = service
             self._dirty[service] = None
             if endpoint_slice.triggered_at:
@@ -174,13 +173,17 @@ class Tracker:
         service = self._service_of_slice.pop(name, None)
         if service is None:
             return
-        slices = self._slices[service]
-        removed = slices.pop(name)
+        removed = self._slice(service, name)
         # As kube-proxy: the time of a slice's last change says nothing about its end.
-        self._triggers.pop((removed.family, service), None)
-        if not slices:
-            del self._slices[service]
+        if removed is not None:
+            self._triggers.pop((removed.family, service), None)
+        slices = tuple(each for each in self._slices.pop(service) if each.name != name)
+        if slices:
+            self._slices[service] = slices
         self._dirty[service] = None
+
+    def _slice(self, service: NamespacedName, name: NamespacedName) -> EndpointSlice | None:
+        return next((each for each in self._slices.get(service, ()) if each.name == name), None)
 
     def _set_node(self, node: Node | None) -> None:
         before, self.node = self.node, node

@@ -7,6 +7,7 @@ from msgspec.structs import replace
 
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.compile.stale_flows import RightFlows, right_flows
+from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.flow import Flow
 from pyproxy.model.names import Protocol
 from tests.unit.compile.building import PLAN, endpoints, ips, port_name
@@ -19,10 +20,10 @@ AFTER = replace(DNS, serving_endpoints=frozenset({STAYS}))
 EMPTY = replace(DNS, serving_endpoints=frozenset())
 
 
-def is_stale(destination: bytes, port: int, answered_by: tuple[bytes, int], right: RightFlows | None = None) -> bool:
+def is_stale(destination: bytes, port: int, answered_by: Endpoint, right: RightFlows | None = None) -> bool:
     """Say whether a flow has to go, by default after an endpoint went, on a node with one address."""
     right = right_flows([(BEFORE, AFTER)]) if right is None else right
-    return right.is_stale(Flow(destination, port, *answered_by), {NODE_IP})
+    return right.is_stale(Flow(destination, port, answered_by.ip, answered_by.port), {NODE_IP})
 
 
 @pytest.mark.parametrize(
@@ -30,16 +31,16 @@ def is_stale(destination: bytes, port: int, answered_by: tuple[bytes, int], righ
     [
         pytest.param(CLUSTER_IP, 53, GOES, True, id="cluster IP, gone endpoint"),
         pytest.param(CLUSTER_IP, 53, STAYS, False, id="cluster IP, serving endpoint"),
-        pytest.param(CLUSTER_IP, 53, (CLUSTER_IP, 53), True, id="cluster IP, never translated"),
+        pytest.param(CLUSTER_IP, 53, Endpoint(CLUSTER_IP, 53), True, id="cluster IP, never translated"),
         pytest.param(CLUSTER_IP, 54, GOES, False, id="another port of the cluster IP"),
         pytest.param(NODE_IP, 30053, GOES, True, id="node port, gone endpoint"),
         pytest.param(NODE_IP, 30053, STAYS, False, id="node port, serving endpoint"),
-        pytest.param(NODE_IP, 30053, (NODE_IP, 30053), True, id="node port, never translated"),
-        pytest.param(ELSEWHERE, 30053, (ELSEWHERE, 30053), False, id="somebody's flow to elsewhere"),
+        pytest.param(NODE_IP, 30053, Endpoint(NODE_IP, 30053), True, id="node port, never translated"),
+        pytest.param(ELSEWHERE, 30053, Endpoint(ELSEWHERE, 30053), False, id="somebody's flow to elsewhere"),
         pytest.param(ELSEWHERE, 30053, GOES, True, id="an address that the node had"),
     ],
 )
-def test_flows(destination: bytes, port: int, answered_by: tuple[bytes, int], expected: object) -> None:
+def test_flows(destination: bytes, port: int, answered_by: Endpoint, expected: object) -> None:
     """A flow goes if it is addressed to the Service and answered by no serving endpoint."""
     assert expected is is_stale(destination, port, answered_by)
 
@@ -81,7 +82,7 @@ def test_last_endpoint_is_gone() -> None:
 
 def test_new_port() -> None:
     """Of a new port, flows from before its first rules go: they were not translated."""
-    assert is_stale(CLUSTER_IP, 53, (CLUSTER_IP, 53), right_flows([(None, AFTER)]))
+    assert is_stale(CLUSTER_IP, 53, Endpoint(CLUSTER_IP, 53), right_flows([(None, AFTER)]))
 
 
 def test_newer_knowledge_wins() -> None:
