@@ -108,7 +108,7 @@ def _contested(services: Iterable[Found[Service]]) -> Iterator[FileProblem]:
     """Yield a problem for each node port and each address and port of a Service that another one gets."""
     holders: dict[tuple[bytes, int, str], Found[Service]] = {}
     for one in services:
-        for claim in _claims(one.object):
+        for claim in claims(one.object):
             holder = holders.setdefault(claim, one)
             if holder is not one:
                 first, second = sorted((holder, one), key=partial(_rank, claim[0]))
@@ -121,7 +121,7 @@ def _rank(ip: bytes, one: Found[Service]) -> tuple[bool, str, NamespacedName]:
     return ip not in one.object.cluster_ips, one.object.created or "~", one.object.name
 
 
-def _claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
+def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
     """Yield what no other Service can have: address, port and protocol; a node port's address is empty."""
     addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
     for port in service.ports:

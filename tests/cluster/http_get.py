@@ -19,15 +19,15 @@ class Answer(NamedTuple):
 
 
 def get_inside(namespace: str, address: str, port: int, path: str = "/") -> Answer | None:
-    """Ask for a path; None: nobody listens."""
+    """Ask for a path; None: nobody listens, or not any more, so that the connection was reset before it was answered."""
 
     def ask() -> Answer | None:
         with closing(HTTPConnection(address, port, timeout=_PATIENCE_SECONDS)) as connection:
             try:
                 connection.request("GET", path)
-            except ConnectionRefusedError:
+                response = connection.getresponse()
+            except (ConnectionRefusedError, ConnectionResetError):
                 return None
-            response = connection.getresponse()
             return Answer(response.status, dict(response.getheaders()), response.read().decode())
 
     return call_inside(namespace, ask)

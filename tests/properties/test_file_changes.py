@@ -1,0 +1,136 @@
+"""However files change, what is found by looking at what is connected is what a look at everything finds."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pyproxy.model.change import Change, Kind, Object, Put, Removed
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.source.file_changes import FileIndex
+from pyproxy.source.file_objects import FileObjects, combine
+from pyproxy.source.manifest import Manifest, read_manifest
+
+Known = dict[tuple[Kind, str], Object]
+"""By kind and name."""
+KINDS = {
+    Service: Kind.SERVICE,
+    EndpointSlice: Kind.ENDPOINT_SLICE,
+    Node: Kind.NODE,
+    ServiceCidr: Kind.SERVICE_CIDR,
+}
+NAMES = ("a", "b", "c")
+IPS = ("10.96.0.1", "10.96.0.2", "10.96.0.3")
+CONTROLLER = "endpointslice-controller.k8s.io"
+PATHS = ("1.yaml", "2.yaml", "3.yaml", "4.yaml")
+
+
+def service(name: str, cluster_ip: str, external_ips: list[str], node_port: int) -> str:
+    """Write a Service with what others may claim, too."""
+    return f"""
+kind: Service
+apiVersion: v1
+metadata: {{name: {name}}}
+spec: {{type: NodePort, clusterIP: {cluster_ip}, externalIPs: {external_ips}, ports: [{{port: 80, nodePort: {node_port}}}]}}
+"""
+
+
+def endpoint_slice(name: str, owner: str, ip: str, manager: str) -> str:
+    """Write a slice."""
+    return f"""
+kind: EndpointSlice
+apiVersion: discovery.k8s.io/v1
+metadata: {{name: {name}, labels: {{kubernetes.io/service-name: {owner}, endpointslice.kubernetes.io/managed-by: {manager}}}}}
+addressType: IPv4
+ports: [{{port: 80}}]
+endpoints: [{{addresses: [{ip}]}}]
+"""
+
+
+def endpoints(name: str, ip: str) -> str:
+    """Write core Endpoints, which count where no slice says the same."""
+    return f"""
+kind: Endpoints
+apiVersion: v1
+metadata: {{name: {name}}}
+subsets: [{{addresses: [{{ip: {ip}}}], ports: [{{port: 80}}]}}]
+"""
+
+
+def node(name: str, ip: str) -> str:
+    """Write a Node."""
+    address = f"{{type: InternalIP, address: {ip}}}"
+    return f"kind: Node\napiVersion: v1\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{address}]}}\n"
+
+
+names, ips = st.sampled_from(NAMES), st.sampled_from(IPS)
+texts = st.one_of(
+    st.builds(service, names, ips, st.lists(ips, max_size=1), st.sampled_from((30001, 30002))),
+    st.builds(endpoint_slice, names, names, ips, st.sampled_from((CONTROLLER, "staff"))),
+    st.builds(endpoints, names, ips),
+    st.builds(node, names, ips),
+    st.just("kind: Service\napiVersion: v1\nmetadata: {name: Bad}\nspec: {ports: [{port: 80}]}\n"),
+)
+versions = st.lists(texts, max_size=4).map("---".join)
+steps = st.dictionaries(st.sampled_from(PATHS), st.none() | versions, min_size=1, max_size=3)
+"""New versions of some files; None: it is gone."""
+
+
+def objects_of(objects: FileObjects) -> Known:
+    """Return the objects of a set by kind and name."""
+    lists: dict[Kind, Sequence[Object]] = {
+        Kind.SERVICE: objects.services,
+        Kind.ENDPOINT_SLICE: objects.slices,
+        Kind.NODE: objects.nodes,
+        Kind.SERVICE_CIDR: objects.service_cidrs,
+    }
+    return {(kind, str(each.name)): each for kind, every in lists.items() for each in every}
+
+
+def folded(known: Known, changes: Iterable[Change]) -> Known:
+    """Return what a follower knows after changes, none of which may say what is known."""
+    after = dict(known)
+    for change in changes:
+        match change:
+            case Put(object=item):
+                assert after.get((KINDS[type(item)], str(item.name))) != item
+                after[KINDS[type(item)], str(item.name)] = item
+            case Removed(kind=kind, name=name):
+                del after[kind, str(name)]
+    return after
+
+
+@given(st.dictionaries(st.sampled_from(PATHS), versions, min_size=3), st.lists(steps, min_size=1, max_size=4))
+@example(
+    {
+        "1.yaml": node("a", IPS[0]) + "---" + service("a", IPS[0], [], 30001),
+        "2.yaml": service("a", IPS[1], [], 30001),
+        "3.yaml": service("b", IPS[1], [], 30002),
+    },
+    [{"1.yaml": None}],
+)
+@example(
+    {"1.yaml": endpoint_slice("a", "a", IPS[0], "staff"), "2.yaml": endpoints("a", IPS[1]), "3.yaml": ""},
+    [{"1.yaml": endpoint_slice("a", "a", IPS[0], CONTROLLER)}],
+)
+def test_changes_and_problems_are_those_of_a_look_at_everything(
+    first: Mapping[str, str], walk: list[Mapping[str, str | None]]
+) -> None:
+    """A follower of the changes has what all files together give, and is told all problems."""
+    index = FileIndex()
+    before: dict[str, Manifest] = {path: read_manifest(path, first[path].encode()) for path in sorted(first)}
+    known, problems = objects_of(combine(before.values())), set(map(str, combine(before.values()).problems))
+    for step in walk:
+        after = before | {path: read_manifest(path, text.encode()) for path, text in step.items() if text is not None}
+        after = {path: after[path] for path in sorted(after) if step.get(path, "") is not None}
+        news = index.changes(before, after)
+        known = folded(known, news.changes)
+        problems = problems - set(map(str, news.problems_before)) | set(map(str, news.problems))
+        everything = combine(after.values())
+
+        assert objects_of(everything) == known
+        assert set(map(str, everything.problems)) == problems
+        before = after
