@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
+from pyproxy.apply.nftables import NftablesKernel
 from pyproxy.compile.nftables import NftablesProgram
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, Network, parse_network
@@ -35,6 +36,18 @@ def test_everything_is_read_back(start: Start, family: Family) -> None:
 
     assert agent.wanted() == agent.read()
     assert set(SETS) == {key[0] for key in agent.read() if key != LAYOUT}
+
+
+def test_first_load_in_portions(start: Start, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that is filled portion by portion ends as one that is filled at once; a start after that finds it so."""
+    monkeypatch.setattr(NftablesKernel, "plans_per_portion", 2)
+    agent = start()
+    commits = agent.commits_during(lambda: agent.put(*everything(family)))
+
+    assert commits > len(everything(family)) // 2
+    assert agent.wanted() == agent.read()
+    assert not agent.kernel.disturbed()
+    assert 0 == agent.commits_during(lambda: start().put(*everything(family)))
 
 
 def test_changes_are_read_back(start: Start, family: Family) -> None:
