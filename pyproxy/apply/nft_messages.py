@@ -113,7 +113,8 @@ class ElementFormat:
         """Yield messages that add elements, given by key and value (`model.nftables.Value`)."""
         if self.kind.is_named or self.kind.is_interval:
             return self._messages(_NEW_ELEMENT, CREATE, (self._pack(key, value) for key, value in elements))
-        before_key, before_data, _ = self._make_pieces(self._data_size, is_key=False)
+        # All of one size, so that the pieces are looked up once.
+        before_key, before_data, _ = self._pieces_of(self._data_size, is_key=False)
         return self._messages(_NEW_ELEMENT, CREATE, [before_key + key + before_data + value for key, value in elements])
 
     def delete(self, keys: Iterable[bytes]) -> Iterator[bytes]:
@@ -166,10 +167,7 @@ class ElementFormat:
             yield message(kind, flags, self._family, self._of_set + nest(LIST_ELEMENTS, *items))
 
     def _pack(self, key: bytes, value: bytes, *, is_key: bool = False) -> bytes:
-        pieces = self._pieces.get((len(value), is_key))
-        if pieces is None:
-            pieces = self._pieces[len(value), is_key] = self._make_pieces(len(value), is_key=is_key)
-        before_key, before_data, before_comment = pieces
+        before_key, before_data, before_comment = self._pieces_of(len(value), is_key=is_key)
         if self.kind.is_interval:
             size = self._key_size
             return b"".join((before_key, key[:size], before_data, key[size:]))
@@ -180,6 +178,12 @@ class ElementFormat:
         comment = value[self._data_size :]
         padding = bytes(-(len(comment) + 3) % 4 + 1)
         return b"".join((before_key, key, before_data, value[: self._data_size], before_comment, comment, padding))
+
+    def _pieces_of(self, size: int, *, is_key: bool) -> tuple[bytes, bytes, bytes]:
+        pieces = self._pieces.get((size, is_key))
+        if pieces is None:
+            pieces = self._pieces[size, is_key] = self._make_pieces(size, is_key=is_key)
+        return pieces
 
     def _make_pieces(self, size: int, *, is_key: bool) -> tuple[bytes, bytes, bytes]:
         """Return what stands before the key, before the data (or the end of the interval) and before the comment."""

@@ -19,28 +19,31 @@ class Claims:
     """Every claim of every planned Service port, in one family."""
 
     def __init__(self) -> None:
-        self.plans: dict[ServicePortName, ServicePlan] = {}
-        """As they were asked for; to be read only."""
+        self._plans: dict[ServicePortName, ServicePlan] = {}
         self._only: dict[Claim, ServicePortName] = {}
         self._contested: dict[Claim, set[ServicePortName]] = {}
 
     def update(self, name: ServicePortName, plan: ServicePlan | None) -> set[ServicePortName]:
         """Note what a port claims now (None: it is gone); return the *other* ports that may have gained or lost by it."""
         affected: set[ServicePortName] = set()
-        before = self.plans.pop(name, None)
+        before = self._plans.pop(name, None)
         if before is not None:
             for claim in before.claims():
                 affected.update(self._release(claim, name))
         if plan is not None:
-            self.plans[name] = plan
+            self._plans[name] = plan
             for claim in plan.claims():
                 affected.update(self._take(claim, name))
         affected.discard(name)
         return affected
 
+    def asked(self, name: ServicePortName) -> ServicePlan | None:
+        """Return the plan of a port with all that it claims; None if the port is gone."""
+        return self._plans.get(name)
+
     def granted(self, name: ServicePortName) -> ServicePlan | None:
         """Return the plan of a port without the claims that another port has; None if the port is gone."""
-        plan = self.plans.get(name)
+        plan = self._plans.get(name)
         if plan is None or not self._contested:
             return plan
         return plan.without(
@@ -55,7 +58,7 @@ class Claims:
         return min(rivals, key=lambda name: self._rank(claim, name))
 
     def _rank(self, claim: Claim, name: ServicePortName) -> tuple[bool, str, ServicePortName]:
-        plan = self.plans[name]
+        plan = self._plans[name]
         return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
 
     def _take(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:

@@ -135,7 +135,7 @@ class Reconciler(Generic[K, V]):
         affected: set[ServicePortName] = set()
         for name in {*ports, *plans}:
             plan = plans.get(name)
-            if self._claims.plans.get(name) != plan:
+            if self._claims.asked(name) != plan:
                 affected.update(self._claims.update(name, plan), (name,))
         if plans:
             self._ports[service] = tuple(plans)

@@ -161,7 +161,7 @@ class Tracker:
             self._remove_slice(name)  # its label names another Service now
         if self._slice(service, name) != endpoint_slice:
             others = [each for each in self._slices.get(service, ()) if each.name != name]
-            self._slices[service] = (*sorted([*others, endpoint_slice], key=_name),) if others else (endpoint_slice,)
+            self._slices[service] = tuple(sorted([*others, endpoint_slice], key=_name))
             self._service_of_slice[name] = service
             self._dirty[service] = None
             if endpoint_slice.triggered_at:
