@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from pyproxy.apply.ipset import IpSets, SetType
 from pyproxy.apply.iptables import IptablesKernel
+from pyproxy.apply.kernel import KernelCounts
 from pyproxy.apply.netlink import Message
 from pyproxy.apply.vips import Vips, is_up
 from pyproxy.apply.virtual_servers import RefusedError, VirtualServers
@@ -274,6 +275,10 @@ class IpvsKernel:
     def disturbed(self) -> bool:
         """Say whether others may have changed something: device, rules."""
         return not is_up() or self._doors.rules.disturbed()
+
+    def take_counts(self) -> KernelCounts:
+        """Return nothing: kube-proxy counts no rules in this mode."""
+        return KernelCounts()
 
     def _look_later(self) -> None:
         if self._leaving and self._timer is None:

@@ -1,10 +1,23 @@
 """What a backend has to offer to be driven by `loop.reconcile`: the half that touches the kernel."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCounts:
+    """What a backend counts beside entries; empty where the mode has no such thing."""
+
+    rules: Mapping[str, int] = field(default_factory=dict)
+    """Rules in force, by table."""
+    rules_written: Mapping[str, int] = field(default_factory=dict)
+    """Rules written since these counts were last taken, by table."""
+    failed_cleanups: int = 0
+    """Deletions of unused elements that failed since these counts were last taken."""
 
 
 class Kernel(Protocol[K, V]):
@@ -31,4 +44,8 @@ class Kernel(Protocol[K, V]):
 
     def disturbed(self) -> bool:
         """Say, cheaply, whether others may have changed our tables since the last `read` or `apply`."""
+        ...
+
+    def take_counts(self) -> KernelCounts:
+        """Return what was counted since the last call."""
         ...

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain
 
 from pyproxy.apply.command import run
+from pyproxy.apply.kernel import KernelCounts
 from pyproxy.apply.nft_messages import (
     ElementFormat,
     delete_chain,
@@ -80,8 +81,8 @@ class NftablesKernel:
         self.family = family
         self.commits = 0
         """Transactions so far, for tests and metrics."""
-        self.failed_sweeps = 0
-        """How often what is no longer used could not be deleted so far, for metrics."""
+        self._failed_sweeps = 0
+        """Deletions of unused elements that failed since the counts were last taken."""
         self._counter = counter
         self._layouts = layouts
         self._grace_seconds = grace_seconds
@@ -109,6 +110,11 @@ class NftablesKernel:
         for deed in self._witness.take(self.family):
             logger.warning("%s: changed by %s", self._name, deed)
         return True
+
+    def take_counts(self) -> KernelCounts:
+        """Return the deletions of unused elements that failed since the last call."""
+        failed, self._failed_sweeps = self._failed_sweeps, 0
+        return KernelCounts(failed_cleanups=failed)
 
     async def read(self) -> dict[ElementKey, Value]:
         """Return the elements of our table, and whether its layout is one of ours."""
@@ -303,7 +309,7 @@ class NftablesKernel:
         except (ApplyError, OSError) as error:
             # What is left is found by the next full read.
             self._failed_to_sweep = True
-            self.failed_sweeps += 1
+            self._failed_sweeps += 1
             logger.warning("%s: what is no longer used was not deleted: %s", self.family, error)
         finally:
             self._sweeping = None

@@ -22,7 +22,7 @@ from pyproxy.loop.flow_cleaner import FlowCleaner
 from pyproxy.loop.health import AgentHealth
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.own_node import OwnNode
-from pyproxy.loop.reconcile import Reconciler, SyncReport
+from pyproxy.loop.reconcile import Reconciler
 from pyproxy.loop.schedule import Schedule
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change, Kind, Object
@@ -185,14 +185,21 @@ class Agent:
         self._observer.planned(self._tracker.take_triggers())
         await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
         pending = [reconciler for reconciler in self._reconcilers.values() if reconciler.pending]
-        results = await asyncio.gather(*map(self._observer.sync, pending), return_exceptions=True)
+        reports = await asyncio.gather(*(reconciler.sync() for reconciler in pending))
+        failed: set[Family] = set()
+        for reconciler, report in zip(pending, reports, strict=True):
+            self._flows.note(report.flow_changes())
+            self._observer.synced(reconciler, report)
+            if report.error is not None:
+                failed.add(reconciler.family)
+                logger.error("sync failed, will be tried again: %s", report.error)
         for reconciler in self._reconcilers.values():
             if not reconciler.pending:
                 self._observer.settled(reconciler)
-        fine = self._conclude(results)
-        failed = {each.family for each, result in zip(pending, results, strict=True) if isinstance(result, ApplyError)}
         self._health.synced(self._reconcilers.keys() - failed, surroundings)
-        return fine
+        if not failed and not self._ready and self._reconcilers:
+            self._first_sync_done()
+        return not failed
 
     async def _read_addresses(self) -> bool:
         """Read the node's own addresses; say whether that worked."""
@@ -205,27 +212,14 @@ class Agent:
             return False
         return True
 
-    def _conclude(self, results: list[SyncReport | BaseException]) -> bool:
-        fine = True
-        for result in results:
-            match result:
-                case SyncReport():
-                    self._flows.note(result.flow_changes())
-                case ApplyError():
-                    fine = False
-                    logger.error("sync failed, will be tried again: %s", result)
-                case BaseException():
-                    raise result
-        if fine and not self._ready and self._reconcilers:
-            self._ready = True
-            logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
-            notify("READY=1")
-            # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
-            gc.freeze()
-            gc.freeze()
-            gc.set_threshold(*_GC_THRESHOLDS)
-            self._retiring = asyncio.create_task(self._retire_others())
-        return fine
+    def _first_sync_done(self) -> None:
+        self._ready = True
+        logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
+        notify("READY=1")
+        # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        self._retiring = asyncio.create_task(self._retire_others())
 
     async def _retire_others(self) -> None:
         try:
@@ -242,8 +236,7 @@ class Agent:
             program = self._backend.program(settings)
             known = self._reconcilers.get(family)
             if known is None:
-                kernel = self._observer.kernel(family, self._backend.kernel(family))
-                self._reconcilers[family] = Reconciler(family, program, kernel)
+                self._reconcilers[family] = Reconciler(family, program, self._backend.kernel(family))
             else:
                 known.replace_program(program)
 

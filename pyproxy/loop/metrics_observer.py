@@ -1,14 +1,10 @@
 """What the agent does, as metrics. Each observation costs what the change costs, not what the cluster is large."""
 
-from collections import Counter
-from collections.abc import Collection, Mapping
-from time import monotonic, time
+from collections.abc import Collection
+from time import time
 from typing import Any
 
-from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.plan import ServicePlan, Verdict
-from pyproxy.config import ProxyMode
-from pyproxy.errors import ApplyError
 from pyproxy.loop.observer import Observer
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.model.address import Family
@@ -16,7 +12,6 @@ from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.exchange import Exchange
 from pyproxy.model.names import NamespacedName
-from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.model.service import Service
 from pyproxy.model.tracker import MOST_TRIGGERS, Triggers
 from pyproxy.serve.metrics import Metrics
@@ -33,15 +28,12 @@ class MetricsObserver(Observer):
     Args:
         metrics: takes the values.
         board: shows some of them to people.
-        mode: of the agent; iptables rules are counted in iptables mode only.
         families: of the agent.
     """
 
-    def __init__(self, metrics: Metrics, board: Board, mode: ProxyMode, families: Collection[Family]) -> None:
+    def __init__(self, metrics: Metrics, board: Board, families: Collection[Family]) -> None:
         self._metrics = metrics
         self._board = board
-        self._observed = _OBSERVED.get(mode, _ObservedKernel)
-        self._kernels: dict[Family, _ObservedKernel] = {}
         self._distrusted: set[Family] = set()
         self._programmed = {family: dict.fromkeys((*_KINDS, *_POLICIES), 0) for family in families}
         """How much of each kind the kernel has; and by traffic policy, ports that are dropped here and served elsewhere."""
@@ -111,32 +103,24 @@ class MetricsObserver(Observer):
         """See `Observer`."""
         self._metrics.observe_flow_cleaning(family, count, seconds)
 
-    def kernel(self, family: Family, kernel: Kernel[Any, Any]) -> Kernel[Any, Any]:
+    def synced(self, reconciler: Reconciler[Any, Any], report: SyncReport) -> None:
         """See `Observer`."""
-        observed = self._kernels[family] = self._observed(family, kernel, self._metrics)
-        return observed
-
-    async def sync(self, reconciler: Reconciler[Any, Any]) -> SyncReport:
-        """See `Observer`."""
-        family = reconciler.family
-        kernel = self._kernels[family]
-        kernel.begin_sync()
-        started = monotonic()
-        error = "interrupted"
-        try:
-            report = await reconciler.sync()
-            kernel.end_sync()
-            self._count_programmed(family, report)
-            self._count_repairs(family, report)
-            error = ""
-        except ApplyError as failure:
-            error = str(failure)
-            raise
-        finally:
-            self._metrics.observe_sync(family, monotonic() - started, full=kernel.was_read)
-            self._metrics.set_quarantined(family, len(reconciler.quarantined))
-            self._show(reconciler, error, time())
-        return report
+        family, counts = reconciler.family, report.counts
+        self._metrics.observe_sync(family, report.seconds, full=report.is_full)
+        for _ in range(report.failed_transactions):
+            self._metrics.add_failure(family, full=report.is_full)
+        for _ in range(counts.failed_cleanups):
+            self._metrics.add_cleanup_failure(family)
+        if report.error is None and counts.rules:
+            self._metrics.set_rules(family, counts.rules, counts.rules_written)
+        self._count_programmed(family, report)
+        # Where plans changed in the same sync, repaired entries cannot be told from new ones.
+        if family in self._distrusted and report.error is None:
+            if not report.taken:
+                self._metrics.add_repaired_entries(family, report.entries_changed)
+            self._distrusted.discard(family)
+        self._metrics.set_quarantined(family, len(reconciler.quarantined))
+        self._show(reconciler, str(report.error or ""), time())
 
     def _show(self, reconciler: Reconciler[Any, Any], error: str, now: float) -> None:
         family = reconciler.family
@@ -160,101 +144,6 @@ class MetricsObserver(Observer):
         self._metrics.set_programmed(family, {kind: counts[kind] for kind in _KINDS})
         for policy in _POLICIES:
             self._metrics.set_no_local_endpoints(family, policy, counts[policy])
-
-    def _count_repairs(self, family: Family, report: SyncReport) -> None:
-        # Where plans were taken in the same sync, nobody can tell whose entries were wrong and whose were new.
-        if family in self._distrusted and not report.taken:
-            self._metrics.add_repaired_entries(family, report.entries_changed)
-        self._distrusted.discard(family)
-
-
-class _ObservedKernel:
-    """Passes everything on to a kernel, and counts refusals on the way; keys and values are the mode's own affair."""
-
-    def __init__(self, family: Family, kernel: Kernel[Any, Any], metrics: Metrics) -> None:
-        self.was_read = False
-        self.sees_every_change = kernel.sees_every_change
-        self.plans_per_portion = kernel.plans_per_portion
-        self._family = family
-        self._kernel = kernel
-        self._metrics = metrics
-
-    def begin_sync(self) -> None:
-        self.was_read = False
-
-    def end_sync(self) -> None:
-        """Be told that a sync succeeded."""
-
-    async def read(self) -> dict[Any, Any]:
-        found = await self._kernel.read()
-        self.was_read = True
-        return found
-
-    async def apply(self, change: Mapping[Any, tuple[Any, Any]]) -> None:
-        try:
-            await self._kernel.apply(change)
-        except ApplyError:
-            self._metrics.add_failure(self._family, full=self.was_read)
-            raise
-
-    def disturbed(self) -> bool:
-        return self._kernel.disturbed()
-
-
-class _CountedRules(_ObservedKernel):
-    """Counts rules too, in iptables mode."""
-
-    def __init__(self, family: Family, kernel: Kernel[Any, Any], metrics: Metrics) -> None:
-        super().__init__(family, kernel, metrics)
-        self._total: Counter[str] = Counter()
-        """Rules that are in force, by table."""
-        self._written: Counter[str] = Counter()
-        """Rules that this sync wrote, by table."""
-
-    def begin_sync(self) -> None:
-        super().begin_sync()
-        self._written.clear()
-
-    def end_sync(self) -> None:
-        self._metrics.set_rules(self._family, self._total, self._written)
-
-    async def read(self) -> dict[Any, Any]:
-        found = await super().read()
-        self._total = Counter(dict.fromkeys(TABLES, 0))
-        for key, value in found.items():
-            self._total[key.table] += _rule_count(key, value)
-        return found
-
-    async def apply(self, change: Mapping[Any, tuple[Any, Any]]) -> None:
-        await super().apply(change)
-        for key, (before, after) in change.items():
-            count = _rule_count(key, after)
-            self._written[key.table] += count
-            self._total[key.table] += count - _rule_count(key, before)
-
-
-class _CountedSweeps(_ObservedKernel):
-    """Counts what could not be deleted later, in nftables mode; the agent looks twice a second, and so do we."""
-
-    def __init__(self, family: Family, kernel: Kernel[Any, Any], metrics: Metrics) -> None:
-        super().__init__(family, kernel, metrics)
-        self._failed = 0
-
-    def disturbed(self) -> bool:
-        failed = getattr(self._kernel, "failed_sweeps", 0)
-        for _ in range(self._failed, failed):
-            self._metrics.add_cleanup_failure(self._family)
-        self._failed = failed
-        return super().disturbed()
-
-
-_OBSERVED = {ProxyMode.IPTABLES: _CountedRules, ProxyMode.NFTABLES: _CountedSweeps}
-
-
-def _rule_count(key: ChainKey | HookKey, value: str | None) -> int:
-    if value is None:
-        return 0
-    return 1 if isinstance(key, HookKey) else value.count("\n")
 
 
 def _add(counts: dict[str, int], plan: ServicePlan, sign: int) -> None:

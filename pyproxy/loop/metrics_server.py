@@ -63,7 +63,7 @@ def start_metrics(
             following = asyncio.create_task(follow_place(place, listen))
             _following.add(following)
             following.add_done_callback(_following.discard)
-    return MetricsObserver(metrics, board, backend.mode, backend.families)
+    return MetricsObserver(metrics, board, backend.families)
 
 
 def metrics_server(metrics: Metrics, board: Board, config: Config) -> WSGIApplication:

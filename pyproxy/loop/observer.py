@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pyproxy.apply.kernel import Kernel
 from pyproxy.loop.reconcile import Reconciler, SyncReport
 from pyproxy.model.address import Family
 from pyproxy.model.change import Change, Kind
@@ -21,6 +20,9 @@ class Observer:
 
     def queued(self) -> None:
         """Take note, again and again, that there is work that waits for a sync."""
+
+    def synced(self, reconciler: Reconciler[Any, Any], report: SyncReport) -> None:
+        """Record a sync of a family, successful or not: what it did, what it cost and what is in quarantine."""
 
     def planned(self, triggers: Triggers) -> None:
         """Take note that everything delivered so far is taken up by the sync that begins.
@@ -43,15 +45,3 @@ class Observer:
 
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """Take note of a walk through connection tracking: how many entries it deleted, and how long it took."""
-
-    def kernel(self, family: Family, kernel: Kernel[Any, Any]) -> Kernel[Any, Any]:  # noqa: ARG002  # for others to use
-        """Return the kernel that the agent is to use in place of the given one."""
-        return kernel
-
-    async def sync(self, reconciler: Reconciler[Any, Any]) -> SyncReport:
-        """Have a family synced.
-
-        Raises:
-            ApplyError: see `Reconciler.sync`.
-        """
-        return await reconciler.sync()

@@ -14,7 +14,7 @@ from itertools import islice
 from time import monotonic
 from typing import Generic, TypeVar
 
-from pyproxy.apply.kernel import Kernel
+from pyproxy.apply.kernel import Kernel, KernelCounts
 from pyproxy.compile.claims import Claims
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.compile.program import Program
@@ -59,6 +59,15 @@ class SyncReport:
     refused: list[ServicePortName] = field(default_factory=list)
     repaired: dict[ServicePortName, ServicePlan] = field(default_factory=dict)
     """Every port with its plan, if entries had to be written that should have been there: any of them may have been missing."""
+    error: ApplyError | None = None
+    """Why the sync ended early: what is in `taken` is in the kernel all the same, the rest stays staged."""
+    is_full: bool = False
+    """Whether everything was compared with the kernel, not only what changed."""
+    failed_transactions: int = 0
+    """Changes that the kernel did not accept, among them those by which a refused port was found."""
+    seconds: float = 0.0
+    counts: KernelCounts = field(default_factory=KernelCounts)
+    """What the kernel's own code counted during the sync."""
 
     def flow_changes(self) -> list[tuple[ServicePlan | None, ServicePlan | None]]:
         """Return plans before and now of the ports whose flows may be wrong.
@@ -66,17 +75,6 @@ class SyncReport:
         What began while entries were missing is tracked as it went then, as if there had been no Service.
         """
         return [*((None, plan) for plan in self.repaired.values()), *self.taken.values()]
-
-    def followed_by(self, later: "SyncReport") -> "SyncReport":
-        """Return what this sync and a later one did, as if they were one."""
-        if not (self.entries_changed or self.taken or self.refused or self.repaired):
-            return later
-        taken = dict(self.taken)
-        for name, (before, plan) in later.taken.items():
-            taken[name] = (taken[name][0] if name in taken else before, plan)
-        refused = list(dict.fromkeys((*self.refused, *later.refused)))
-        repaired = {**self.repaired, **later.repaired}
-        return SyncReport(self.entries_changed + later.entries_changed, taken, refused, repaired)
 
 
 class Reconciler(Generic[K, V]):
@@ -97,8 +95,6 @@ class Reconciler(Generic[K, V]):
         """Whether the kernel still has it, for all we know; if not, the next sync reads it."""
         self._is_compiled = True
         """Whether the program has the plans that were taken; if not, the next sync puts them there."""
-        self._untold = SyncReport()
-        """What was done in syncs that failed in the end: their reports were never returned."""
 
     def __repr__(self) -> str:
         return f"Reconciler({self.family}, {len(self._taken)} ports, {len(self._staged)} staged)"
@@ -156,33 +152,34 @@ class Reconciler(Generic[K, V]):
                 self._staged[name] = quarantine.refused
 
     async def sync(self) -> SyncReport:
-        """Bring the kernel up to the staged plans; the report includes what failed syncs before did.
+        """Bring the kernel up to the staged plans.
 
-        Raises:
-            ApplyError: nothing was taken, or what was is read back next time; what was staged stays staged.
+        A sync that fails says so in its report: what the kernel did not accept stays staged, and the next sync reads
+        what is in the kernel before it writes.
         """
         staged, self._staged = self._staged, {}
-        report = SyncReport()
-        started, was_known = monotonic(), self._is_known
+        report = SyncReport(is_full=not self._is_known)
+        started = monotonic()
         try:
             await self._sync(staged, report)
-        except ApplyError:
+        except ApplyError as error:
             self._is_known = False
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
-            self._untold = self._untold.followed_by(report)
-            raise
-        self._tell(report, monotonic() - started, is_full=not was_known)
-        untold, self._untold = self._untold, SyncReport()
-        return untold.followed_by(report)
+            report.error = error
+        report.seconds = monotonic() - started
+        report.counts = self._kernel.take_counts()
+        if report.error is None:
+            self._log(report)
+        return report
 
-    def _tell(self, report: SyncReport, seconds: float, *, is_full: bool) -> None:
-        """Log what a sync did; one that found everything as it should be is a step like others."""
+    def _log(self, report: SyncReport) -> None:
+        """Log what a sync did, at -v 4 only if it found nothing to do."""
         logger.log(
             V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
             "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
             self.family,
-            "full" if is_full else "partial",
-            seconds * 1000,
+            "full" if report.is_full else "partial",
+            report.seconds * 1000,
             len(report.taken),
             len(self._taken),
             len(report.refused),
@@ -193,7 +190,6 @@ class Reconciler(Generic[K, V]):
         suspects = {name: staged[name] for name in self.quarantined if name in staged}
         trusted = {name: plan for name, plan in staged.items() if name not in suspects} if suspects else staged
         touched: dict[K, None] = {}
-        was_known = self._is_known
         if not self._is_compiled:
             await self._put(self._taken)
             self._is_compiled = True
@@ -203,7 +199,7 @@ class Reconciler(Generic[K, V]):
             # In the program's order: where an entry goes can depend on what was written before it (hooks do).
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._take(trusted, touched, report)
-        if report.entries_changed and not was_known:
+        if report.entries_changed and report.is_full:
             report.repaired = {name: plan for name, plan in self._taken.items() if name not in report.taken}
         for name, plan in suspects.items():
             await self._take({name: plan}, (), report)
@@ -220,6 +216,7 @@ class Reconciler(Generic[K, V]):
                 keys.update(dict.fromkeys(await self._put(plans)))
                 report.entries_changed += await self._write(keys)
         except ApplyError as error:
+            report.failed_transactions += 1
             await self._put(before)
             if error.retryable or not plans:
                 raise

@@ -24,6 +24,7 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 from pyproxy.model.nftables import ElementKey, Layout, Value
 from pyproxy.model.node import LocalTraffic
+from tests.properties.planning import succeeded
 
 from .own_namespace import own_namespace, run
 
@@ -138,7 +139,7 @@ class NftAgent:
         return self.sync()
 
     async def _sync(self) -> int:
-        report = await self.reconciler.sync()
+        report = succeeded(await self.reconciler.sync())
         await self.swept()
         return report.entries_changed
 

@@ -15,6 +15,7 @@ from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family, ip_text, parse_network
 from pyproxy.model.names import Protocol
 from pyproxy.model.node import LocalTraffic
+from tests.properties.planning import succeeded
 
 from .flood import CLIENTS, Flood, flooding
 from .nft_agent import Start, cluster_ip, node_namespace, node_settings, plan
@@ -88,7 +89,7 @@ def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[s
         for pods, pause in chain(quick, slow):
             changed = served(family, *pods, **kind)
             agent.reconciler.stage(changed.name.service, {changed.name: changed})
-            await agent.reconciler.sync()
+            succeeded(await agent.reconciler.sync())
             # Not to wait for something: what lingers is to be met at every age.
             await asyncio.sleep(pause)
         await agent.swept()

@@ -11,6 +11,7 @@ from pyproxy.apply.netlink import HEADER
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import ADDRESSED, ElementKey
+from tests.properties.planning import succeeded
 
 from .nft_agent import NftAgent, Start, node_namespace, node_settings, plan
 
@@ -66,10 +67,10 @@ async def left_when_gone(
 ) -> set[ElementKey]:
     """Take plans away one after the other, and return which endpoints are there when those of the first are gone."""
     agent.reconciler.stage(first.name.service, {})
-    await agent.reconciler.sync()
+    succeeded(await agent.reconciler.sync())
     await asyncio.sleep(GRACE_SECONDS / 2)
     agent.reconciler.stage(second.name.service, {})
-    await agent.reconciler.sync()
+    succeeded(await agent.reconciler.sync())
     while gone & (left := endpoints_in(agent.kernel._read())):  # noqa: ASYNC110  # the kernel tells nobody
         await asyncio.sleep(GRACE_SECONDS / 50)
     await agent.swept()

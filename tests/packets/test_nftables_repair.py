@@ -10,6 +10,7 @@ from pyproxy.compile.nft_text import elements_text
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, Field, SetType, Value
+from tests.properties.planning import succeeded
 
 from .nft_agent import NftAgent, Start, everything, plan
 from .own_namespace import run
@@ -168,7 +169,7 @@ def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:
 
     async def remove_and_disturb() -> None:
         agent.reconciler.stage(removed.name.service, {})
-        await agent.reconciler.sync()
+        succeeded(await agent.reconciler.sync())
         agent.nft("delete element TABLE pick { 0:3 }")
         agent.kernel._counter.settle()
         await agent.swept()

@@ -6,6 +6,7 @@ save text; tables before a refused one are committed, as by ``iptables-restore``
 
 from collections.abc import Callable, Mapping
 
+from pyproxy.apply.kernel import KernelCounts
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import TABLES, RulesetKey
@@ -66,6 +67,10 @@ class TableKernel:
             self.tables.restore(text, self.refuses)
         except RestoreRefusedError as error:
             raise ApplyError(str(error), retryable=False) from error
+
+    def take_counts(self) -> KernelCounts:
+        """Count nothing."""
+        return KernelCounts()
 
     def disturbed(self) -> bool:
         """Say no: tests say themselves when something was changed."""

@@ -13,7 +13,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.tracker import Tracker
 from tests.properties.kernel import TableKernel
-from tests.properties.planning import Plans, asked_plans, granted_plans, ruleset_of, run_now
+from tests.properties.planning import Plans, asked_plans, granted_plans, ruleset_of, run_now, succeeded
 
 NOBODY = Node(name="node1")
 """What is known of this node while its Node is not."""
@@ -81,8 +81,12 @@ class TableAgent(NodeAgent):
         super().__init__(settings, self.kernel)
 
     def sync(self) -> SyncReport:
-        """Bring the kernel up to what was told."""
-        return run_now(self.reconciler.sync())
+        """Bring the kernel up to what was told.
+
+        Raises:
+            ApplyError: why the sync failed.
+        """
+        return succeeded(run_now(self.reconciler.sync()))
 
     def follow(self, groups: Iterable[Iterable[Change]]) -> None:
         """Tell groups of changes, and bring the kernel up to each before the next."""

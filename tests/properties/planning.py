@@ -8,6 +8,7 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.compile.plan import ServicePlan, plan_service
 from pyproxy.compile.program import Program
+from pyproxy.loop.reconcile import SyncReport
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
@@ -97,6 +98,17 @@ def tables_of(ruleset: Mapping[RulesetKey, str]) -> Tables:
 def compiled(cluster: Cluster, settings: IptablesSettings) -> Tables:
     """Return the tables of a node that was told of a cluster."""
     return tables_of(ruleset_of(plans_of(cluster, settings.family), settings))
+
+
+def succeeded(report: SyncReport) -> SyncReport:
+    """Return the report of a sync that succeeded.
+
+    Raises:
+        ApplyError: why it failed.
+    """
+    if report.error is not None:
+        raise report.error
+    return report
 
 
 def run_now(coroutine: Coroutine[Any, Any, R]) -> R:

@@ -34,7 +34,7 @@ from tests.properties.aim import LOOPBACK_IPS, aimed_packets, is_here
 from tests.properties.oracle import Oracle
 from tests.properties.packet import Fate, Host, Packet
 from tests.properties.packet import Outcome as Expected
-from tests.properties.planning import Plans, filled, plans_of, wanted
+from tests.properties.planning import Plans, filled, plans_of, succeeded, wanted
 from tests.properties.strategies import Cluster, clusters
 from tests.properties.world import WORLD, of_families, shown
 
@@ -95,7 +95,7 @@ async def _synced(plans: Plans, chosen: IpvsSettings, kernel: IpvsKernel) -> int
     reconciler: Reconciler[IpvsKey, IpvsValue] = Reconciler(chosen.family, IpvsProgram(chosen), kernel)
     for name in {port.service for port in plans}:
         reconciler.stage(name, {port: plan for port, plan in plans.items() if port.service == name})
-    report = await reconciler.sync()
+    report = succeeded(await reconciler.sync())
     assert not report.refused
     return report.entries_changed
 

@@ -1,7 +1,9 @@
 """What becomes of what an observer is told; values are looked at in the registry that is served."""
 
+import asyncio
 from collections.abc import Mapping
 
+from pyproxy.apply.kernel import KernelCounts
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.config import ProxyMode
@@ -10,6 +12,7 @@ from pyproxy.loop.reconcile import Quarantine, Reconciler
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
+from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.tracker import MOST_TRIGGERS
 from pyproxy.serve.metrics import Metrics
 from pyproxy.serve.statusz import Board
@@ -24,14 +27,19 @@ class Sweeping:
 
     sees_every_change = True
     plans_per_portion: int | None = None
-    failed_sweeps = 0
+    failed_cleanups = 0
 
-    async def read(self) -> dict[str, str]:
+    async def read(self) -> dict[RulesetKey, str]:
         """Find nothing."""
         return {}
 
-    async def apply(self, _: Mapping[str, tuple[str | None, str | None]]) -> None:
+    async def apply(self, _: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
         """Take everything."""
+
+    def take_counts(self) -> KernelCounts:
+        """Return the failures since the last call."""
+        failed, self.failed_cleanups = self.failed_cleanups, 0
+        return KernelCounts(failed_cleanups=failed)
 
     def disturbed(self) -> bool:
         """See nobody."""
@@ -44,7 +52,7 @@ class Told:
     def __init__(self, mode: ProxyMode) -> None:
         self.metrics = Metrics(mode.value, Family)
         self.board = Board(mode.value, "node-1", STARTED)
-        self.observer = MetricsObserver(self.metrics, self.board, mode, tuple(Family))
+        self.observer = MetricsObserver(self.metrics, self.board, tuple(Family))
 
     def value(self, name: str, **labels: str) -> float | None:
         """Return the value of a metric."""
@@ -54,10 +62,10 @@ class Told:
 def test_failed_sweeps_are_counted() -> None:
     """What could not be deleted counts once, in its family."""
     told, kernel = Told(ProxyMode.NFTABLES), Sweeping()
-    observed = told.observer.kernel(Family.IPV4, kernel)
-    kernel.failed_sweeps = 2
+    reconciler = Reconciler(Family.IPV4, IptablesProgram(IptablesSettings(family=Family.IPV4)), kernel)
+    kernel.failed_cleanups = 2
     for _ in range(3):
-        observed.disturbed()
+        told.observer.synced(reconciler, asyncio.run(reconciler.sync()))
 
     name = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total"
     assert (2, 0) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
@@ -67,7 +75,7 @@ def test_what_is_measured_of_changes() -> None:
     """A change is measured when it is in the kernel: none from before the start, and none of a Service in quarantine."""
     told = Told(ProxyMode.IPTABLES)
     program = IptablesProgram(IptablesSettings(family=Family.IPV4))
-    reconciler = Reconciler(Family.IPV4, program, told.observer.kernel(Family.IPV4, Sweeping()))
+    reconciler = Reconciler(Family.IPV4, program, Sweeping())
     reconciler.quarantined[ServicePortName(REFUSED, "", Protocol.TCP)] = Quarantine(None, "no")
     name = "kubeproxy_network_programming_duration_seconds_count"
 
@@ -91,7 +99,7 @@ def test_changes_that_are_never_settled() -> None:
     """Of changes that the kernel never takes only so many are kept, however long that goes on."""
     told = Told(ProxyMode.IPTABLES)
     program = IptablesProgram(IptablesSettings(family=Family.IPV4))
-    reconciler = Reconciler(Family.IPV4, program, told.observer.kernel(Family.IPV4, Sweeping()))
+    reconciler = Reconciler(Family.IPV4, program, Sweeping())
     for second in range(3 * MOST_TRIGGERS):
         told.observer.planned({(Family.IPV4, WEB): [STARTED + 1 + second]})
 

@@ -15,6 +15,7 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.model.ruleset import RulesetKey
 from tests.properties.kernel import TableKernel
 from tests.properties.node_agent import NodeAgent, TableAgent
+from tests.properties.planning import succeeded
 from tests.unit.loop.objects import endpoints_changed, everything, port_name
 
 SETTINGS = IptablesSettings(family=Family.IPV4)
@@ -69,7 +70,7 @@ class PortionAgent(NodeAgent):
 
     def sync(self) -> SyncReport:
         """Bring the kernel up to what was told."""
-        return asyncio.run(self.reconciler.sync())
+        return succeeded(asyncio.run(self.reconciler.sync()))
 
     def in_kernel(self) -> dict[RulesetKey, str]:
         """Return what of ours the kernel has."""

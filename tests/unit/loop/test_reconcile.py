@@ -16,6 +16,7 @@ from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.change import Kind, Put, Removed
 from pyproxy.model.node import LocalTraffic
 from tests.properties.node_agent import TableAgent
+from tests.properties.planning import run_now
 from tests.unit.loop.objects import address, endpoints_changed, everything, port_name, service
 
 SETTINGS = IptablesSettings(family=Family.IPV4)
@@ -267,18 +268,20 @@ def test_busy_kernel(agent: TableAgent) -> None:
     assert ({}, True) == (agent.reconciler.quarantined, agent.reconciler.pending)
 
 
-def test_what_was_taken_before_a_failure_is_told_later(agent: TableAgent) -> None:
-    """Ports that were taken in a sync that failed afterwards are in the report of the next: their old flows must go."""
+def test_report_of_a_sync_that_failed(agent: TableAgent) -> None:
+    """Ports that the kernel accepted before a sync failed are in its report: their old flows must go at once."""
     poisoned(agent, 5)
     agent.tell(endpoints_changed(0, [2]))
     agent.kernel.refuses = lambda line: busy_after(agent, 2, line)
-    with pytest.raises(ApplyError):
-        agent.sync()
+    failed = run_now(agent.reconciler.sync())
     agent.kernel.refuses, agent.kernel.is_busy = (lambda _line: False), False
     agent.tell(endpoints_changed(0, [3]))
-    before, after = agent.sync().taken[port_name(0)]
+    changes = [failed.taken[port_name(0)], agent.sync().taken[port_name(0)]]
 
-    assert [1, 3] == [plan.cluster_endpoints[0].ip[-1] for plan in (before, after) if plan]
+    assert failed.error
+    assert [(1, 2), (2, 3)] == [
+        tuple(plan.cluster_endpoints[0].ip[-1] for plan in change if plan) for change in changes
+    ]
 
 
 def busy_after(agent: TableAgent, count: int, line: str) -> bool:
