@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Build the peers of the cluster tests (kube-apiserver, kubectl, kube-proxy, etcd) into .cache/bin.
-# The versions are those of tools/go.mod. Where the binaries are up to date nothing is done.
+# Build the programs that the cluster tests run against: kube-apiserver, kubectl, kube-proxy and etcd, in the versions of
+# tools/go.mod. They are kept outside the checkout, in a folder named after everything they are built from, so that every
+# clone on a machine builds them once; .cache/bin leads there.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
 environment=$repository/.venv
-binaries=$repository/.cache/bin
-stamp=$binaries/.stamp
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/pyproxy-tests
 
 # Print the first Go that satisfies the go line of tools/go.mod, if there is one.
 find_go() {
@@ -37,34 +37,42 @@ linker_flags() {
   done
 }
 
-mkdir -p "$binaries"
-exec 9>"$binaries/.lock"
-flock 9 # two test runs that start at once build once
-
-wanted=$(cat "$here/build.sh" "$here/tools/go.mod" "$here/tools/go.sum" | sha256sum)
-if [[ -f $stamp && $(<"$stamp") == "$wanted" ]]; then
-  echo "$binaries is up to date"
-  exit
-fi
-
-export GOTOOLCHAIN=local CGO_ENABLED=0
-go=$(find_go)
-if [[ -z $go ]]; then
-  install_go
+# Build every tool of tools/go.mod into a folder.
+build() {
+  local into=$1 go version flags package name started
+  export GOTOOLCHAIN=local CGO_ENABLED=0
   go=$(find_go)
+  if [[ -z $go ]]; then
+    install_go
+    go=$(find_go)
+  fi
+  cd "$here/tools"
+  version=$("$go" list -m -f '{{.Version}}' k8s.io/kubernetes)
+  flags=$(linker_flags "$version")
+  while read -r package; do
+    case $package in
+      go.etcd.io/*) name=etcd ;; # its package path ends in a version
+      *) name=${package##*/} ;;
+    esac
+    started=$SECONDS
+    echo "building $name"
+    nice "$go" build -trimpath -buildvcs=false -ldflags "$flags" -o "$into/$name" "$package"
+    echo "built $name in $((SECONDS - started)) s"
+  done < <("$go" list -f '{{.ImportPath}}' tool)
+}
+
+digest=$(cat "$here/build.sh" "$here/tools/go.mod" "$here/tools/go.sum" | sha256sum | cut -c1-16)
+binaries=$cache/cluster-$digest
+mkdir -p "$cache" "$repository/.cache"
+exec 9>"$binaries.lock"
+flock 9 # two test runs that start at once build once
+if [[ -d $binaries ]]; then
+  echo "$binaries is up to date"
+else
+  rm -rf "$binaries.part" # what an interrupted build left
+  mkdir "$binaries.part"
+  (build "$binaries.part")
+  mv "$binaries.part" "$binaries"
 fi
-cd "$here/tools"
-version=$("$go" list -m -f '{{.Version}}' k8s.io/kubernetes)
-flags=$(linker_flags "$version")
-rm -f "$stamp"
-while read -r package; do
-  case $package in
-    go.etcd.io/*) name=etcd ;; # its package path ends in a version
-    *) name=${package##*/} ;;
-  esac
-  started=$SECONDS
-  echo "building $name"
-  nice "$go" build -trimpath -buildvcs=false -ldflags "$flags" -o "$binaries/$name" "$package"
-  echo "built $name in $((SECONDS - started)) s"
-done < <("$go" list -f '{{.ImportPath}}' tool)
-echo "$wanted" >"$stamp"
+[[ -L $repository/.cache/bin ]] || rm -rf "$repository/.cache/bin" # a checkout of an earlier version has a folder there
+ln -sfn "$binaries" "$repository/.cache/bin"

@@ -18,7 +18,7 @@ def peers() -> None:
     """Fail what needs root or the built programs where they are not there: a skipped peer proves nothing."""
     if os.geteuid():
         pytest.fail("network namespaces need root: run make test-cluster as root")
-    if not (BINARIES / ".stamp").exists():
+    if not BINARIES.exists():
         pytest.fail("the control plane is not built: run tests/cluster/build.sh, or make test-cluster")
 
 

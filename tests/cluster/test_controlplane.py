@@ -91,7 +91,7 @@ def test_version(control_plane: ControlPlane) -> None:
     """The API server and kubectl know which Kubernetes they are, and it is the same one."""
     versions = json.loads(control_plane.kubectl("version", "--output=json"))
 
-    assert "v1.36.3" == versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"]
+    assert "v1.37.2" == versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"]
 
 
 def test_service_gets_addresses(service: JsonObject) -> None:

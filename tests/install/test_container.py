@@ -166,12 +166,12 @@ def test_kubeadms_daemon_set_is_replaced(control_plane: ControlPlane, manifests:
 
 
 def kubeadms(daemon_set: JsonObject) -> JsonObject:
-    """Return the DaemonSet as kubeadm 1.36 makes it."""
+    """Return the DaemonSet as kubeadm 1.37 makes it."""
     found: JsonObject = json.loads(json.dumps(daemon_set))
     pod = found["spec"]["template"]["spec"]
     del pod["initContainers"]
     [container] = pod["containers"]
-    container["image"] = "registry.k8s.io/kube-proxy:v1.36.3"
+    container["image"] = "registry.k8s.io/kube-proxy:v1.37.2"
     container["command"] = container["command"][:-1]
     container["securityContext"] = {"privileged": True}
     container["env"] = [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
