@@ -18,6 +18,8 @@ NESTED, NETWORK_ORDER = 0x8000, 0x4000
 TYPE_MASK = 0x3FFF
 
 NETLINK_NETFILTER = 12
+NF_TABLES = 10
+"""Subsystem of netfilter, in the upper byte of a message type (NFNL_SUBSYS_NFTABLES)."""
 ERROR = 2
 NFGENMSG_BYTES = 4
 """The header behind the header, in all of netfilter."""

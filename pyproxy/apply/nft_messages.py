@@ -13,6 +13,7 @@ from pyproxy.apply.netlink import (
     CREATE,
     HEADER,
     NESTED,
+    NF_TABLES,
     NFGENMSG_BYTES,
     REQUEST,
     attribute,
@@ -24,10 +25,9 @@ from pyproxy.apply.netlink import (
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import Field, SetType
 
-GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT, GET_GENERATION = 1, 4, 7, 13, 16
+GET_TABLE, GET_CHAIN, GET_RULE, GET_ELEMENT = 1, 4, 7, 13
 _NEW_CHAIN, _DELETE_CHAIN, _NEW_RULE, _DELETE_RULE, _NEW_ELEMENT, _DELETE_ELEMENT = 3, 5, 6, 8, 12, 14
 
-SUBSYSTEM = 10
 _BATCH_BEGIN, _BATCH_END = 16, 17
 PROTOCOL_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}
 BODY_AT = HEADER.size + NFGENMSG_BYTES
@@ -66,7 +66,7 @@ def _number(kind: int, value: int) -> bytes:
 
 def request(kind: int, family: Family | None = None, body: bytes = b"") -> tuple[int, bytes]:
     """Return type and body of a request to the nf_tables subsystem."""
-    return SUBSYSTEM << 8 | kind, nfgenmsg(PROTOCOL_FAMILIES[family] if family else 0) + body
+    return NF_TABLES << 8 | kind, nfgenmsg(PROTOCOL_FAMILIES[family] if family else 0) + body
 
 
 def message(kind: int, flags: int, family: Family, body: bytes) -> bytes:
@@ -90,7 +90,7 @@ def _flags(packed: bytes) -> int:
 
 
 def _border(kind: int) -> bytes:
-    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + nfgenmsg(0, SUBSYSTEM)
+    return HEADER.pack(BODY_AT, kind, REQUEST, 0, 0) + nfgenmsg(0, NF_TABLES)
 
 
 class ElementFormat:

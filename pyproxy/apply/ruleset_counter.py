@@ -14,10 +14,11 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
-from pyproxy.apply.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, NetlinkSocket, attributes
-from pyproxy.apply.nft_messages import GET_GENERATION, request
+from pyproxy.apply.netlink import NETLINK_NETFILTER, NF_TABLES, NFGENMSG_BYTES, NetlinkSocket, attributes, nfgenmsg
 from pyproxy.model.address import Family
 
+_GET_GENERATION = NF_TABLES << 8 | 16
+"""NFT_MSG_GETGEN of `linux/netfilter/nf_tables.h`; the answer has one attribute that counts, NFTA_GEN_ID."""
 _GENERATION_ID = 1
 
 _IPT_SO_GET_INFO = 64
@@ -60,7 +61,7 @@ class NftGeneration:
     def read(self) -> int:
         """Return the present generation."""
         with self._lock:
-            data, start, end = self._netlink.ask(*request(GET_GENERATION), header=NFGENMSG_BYTES)
+            data, start, end = self._netlink.ask(_GET_GENERATION, nfgenmsg(0), header=NFGENMSG_BYTES)
         found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
         return int.from_bytes(found[_GENERATION_ID])
 

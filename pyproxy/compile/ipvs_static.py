@@ -50,24 +50,22 @@ SERVED = (CLUSTER_IP, EXTERNAL, EXTERNAL_LOCAL)
 LOCAL_DISPATCH = "KUBE-SVC-EXTERNAL-LOCAL"
 ELSEWHERE_DISPATCH = "KUBE-SVC-EXTERNAL-IPS"
 """Both are named so that kube-proxy, where it takes over again, deletes them as stale."""
-SOURCE_RANGES = "KUBE-SOURCE-RANGES-FIREWALL"
 NO_LOCAL_CHAIN = "KUBE-NO-LOCAL-ENDPOINTS"
-IPVS_FILTER = "KUBE-IPVS-FILTER"
 
 _FIXED = {
-    FILTER: {names.NODE_PORTS, names.FORWARD, IPVS_FILTER, names.CANARY},
+    FILTER: {names.NODE_PORTS, names.FORWARD, names.IPVS_FILTER, names.CANARY},
     NAT: {
         *(names.SERVICES, names.NODE_PORTS, names.POSTROUTING, names.MARK_MASQUERADE, names.CANARY),
         *(LOCAL_DISPATCH, ELSEWHERE_DISPATCH),
     },
-    MANGLE: {names.PROXY_FIREWALL, SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY, names.KUBE_PROXY_CANARY},
+    MANGLE: {names.PROXY_FIREWALL, names.SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY, names.KUBE_PROXY_CANARY},
 }
 _NEW = "-m conntrack --ctstate NEW "
 # As in the iptables mode: each is inserted at the top, so the last one of a chain ends up first.
 _HOOKS = (
     (MANGLE, "PREROUTING", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     (MANGLE, "OUTPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
-    (FILTER, "INPUT", _NEW, "kubernetes ipvs access filter", IPVS_FILTER),
+    (FILTER, "INPUT", _NEW, "kubernetes ipvs access filter", names.IPVS_FILTER),
     (FILTER, "INPUT", "", "kubernetes health check service ports", names.NODE_PORTS),
     (FILTER, "FORWARD", "", "kubernetes forwarding rules", names.FORWARD),
     (NAT, "OUTPUT", "", "kubernetes service portals", names.SERVICES),
@@ -131,11 +129,11 @@ def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
     """Return the chains and hooks that are there whatever Services there are."""
     found: dict[RulesetKey, str] = {
         ChainKey(MANGLE, names.PROXY_FIREWALL): _firewall(settings),
-        ChainKey(MANGLE, SOURCE_RANGES): rules(
-            SOURCE_RANGES, f"{match(settings, ALLOWED, 'dst,dst,src')} -j RETURN", "-j DROP"
+        ChainKey(MANGLE, names.SOURCE_RANGES): rules(
+            names.SOURCE_RANGES, f"{match(settings, ALLOWED, 'dst,dst,src')} -j RETURN", "-j DROP"
         ),
         ChainKey(MANGLE, NO_LOCAL_CHAIN): _no_local(settings),
-        ChainKey(FILTER, IPVS_FILTER): _access_filter(settings),
+        ChainKey(FILTER, names.IPVS_FILTER): _access_filter(settings),
         ChainKey(FILTER, names.FORWARD): forward_chain(settings),
         ChainKey(NAT, names.SERVICES): _services(settings),
         ChainKey(NAT, names.POSTROUTING): postrouting_chain(settings, hairpin_rule(settings, "-m ipvs --ipvs")),
@@ -151,7 +149,7 @@ def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
 def _firewall(settings: IpvsSettings) -> str:
     return rules(
         names.PROXY_FIREWALL,
-        f"{match(settings, FIREWALL)} -j {SOURCE_RANGES}",
+        f"{match(settings, FIREWALL)} -j {names.SOURCE_RANGES}",
         f"{match(settings, NO_LOCAL)} -j DROP",
         f"{match(settings, NO_LOCAL_EXTERNAL)} -j {NO_LOCAL_CHAIN}",
     )
@@ -166,7 +164,7 @@ def _no_local(settings: IpvsSettings) -> str:
 def _access_filter(settings: IpvsSettings) -> str:
     icmp = "icmp" if settings.family is Family.IPV4 else "icmp6"
     return rules(
-        IPVS_FILTER,
+        names.IPVS_FILTER,
         *(f"{match(settings, name)} -j RETURN" for name in SERVED),
         f"{match(settings, VIP, 'dst')} -j REJECT --reject-with {icmp}-port-unreachable",
     )

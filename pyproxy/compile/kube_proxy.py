@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterable, Mapping
 
 from pyproxy.compile import chain_names as names
 from pyproxy.compile.iptables_rules import comment
-from pyproxy.compile.ipvs_static import IPVS_FILTER, SOURCE_RANGES
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, MANGLE, NAT, HookKey
 
@@ -17,7 +16,7 @@ _NODE_PORT = "KUBE-NODE-PORT"
 _LOAD_BALANCER = "KUBE-LOAD-BALANCER"
 _OUT_FILTER = "KUBE-IPVS-OUT-FILTER"
 _IPVS_CHAINS: Mapping[str, Collection[str]] = {
-    FILTER: {names.FORWARD, _NODE_PORT, names.PROXY_FIREWALL, SOURCE_RANGES, IPVS_FILTER, _OUT_FILTER},
+    FILTER: {names.FORWARD, _NODE_PORT, names.PROXY_FIREWALL, names.SOURCE_RANGES, names.IPVS_FILTER, _OUT_FILTER},
     NAT: {names.SERVICES, names.POSTROUTING, _NODE_PORT, _LOAD_BALANCER, names.MARK_MASQUERADE},
 }
 # Those of its IPVS mode that its iptables mode, and ours, has not (`proxier.go`, `iptablesJumpChain`).
@@ -25,7 +24,7 @@ _IPVS_HOOKS = (
     (FILTER, "INPUT", "kubernetes health check rules", _NODE_PORT),
     (FILTER, "INPUT", "kube-proxy firewall rules", names.PROXY_FIREWALL),
     (FILTER, "FORWARD", "kube-proxy firewall rules", names.PROXY_FIREWALL),
-    (FILTER, "INPUT", "kubernetes ipvs access filter", IPVS_FILTER),
+    (FILTER, "INPUT", "kubernetes ipvs access filter", names.IPVS_FILTER),
     (FILTER, "OUTPUT", "kubernetes ipvs access filter", _OUT_FILTER),
 )
 HOOKS = tuple(
@@ -77,7 +76,7 @@ def _is_of_iptables_mode(table: str, chain: str) -> bool:
 def is_stale_hook(chains: Iterable[tuple[str, str]], hook: HookKey) -> bool:
     """Say whether a hook leads to a chain of kube-proxy's IPVS mode that is back, from where that does not."""
     leads_to = hook.rule.rpartition(" ")[2]
-    is_shared = hook.table == FILTER and leads_to in (names.PROXY_FIREWALL, IPVS_FILTER)
+    is_shared = hook.table == FILTER and leads_to in (names.PROXY_FIREWALL, names.IPVS_FILTER)
     return is_shared and hook not in HOOKS and (NAT, _LOAD_BALANCER) in chains
 
 

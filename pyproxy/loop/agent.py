@@ -8,7 +8,7 @@ import asyncio
 import gc
 import logging
 import math
-from collections.abc import Awaitable, Collection, Hashable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -69,6 +69,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._ready = False
         self._is_syncing = False
+        self._retire_others: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._retiring: asyncio.Task[None] | None = None
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
         self._schedule = Schedule(config.min_sync_period_seconds, config.sync_period_seconds)
@@ -86,12 +87,14 @@ class Agent:
         """Return what is known of an object, for a source that cannot read its newest version."""
         return self._tracker.known(kind, name)
 
-    async def run(self, source: Awaitable[None]) -> None:
+    async def run(self, source: Awaitable[None], retire_others: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run until cancelled, or until the source fails for good. Rules are left in place.
 
         Args:
             source: calls `deliver` for as long as it lives.
+            retire_others: called once, when this mode's rules are complete; removes what was there before.
         """
+        self._retire_others = retire_others
         self._backend.prepare()
         self._health.begin(self._backend)
         # What comes in until the first sync is there to stay: looking through it again and again for garbage took as
@@ -219,11 +222,12 @@ class Agent:
         # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        self._retiring = asyncio.create_task(self._retire_others())
+        if self._retire_others:
+            self._retiring = asyncio.create_task(self._retire(self._retire_others()))
 
-    async def _retire_others(self) -> None:
+    async def _retire(self, retiring: Awaitable[None]) -> None:
         try:
-            await self._backend.retire_others()
+            await retiring
         except ApplyError as error:
             logger.warning("rules of another mode are still there, `pyproxy cleanup` removes all: %s", error)
 

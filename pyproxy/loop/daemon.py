@@ -5,6 +5,7 @@ import logging
 import resource
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from pyproxy.modes.backend import Backend
 from pyproxy.modes.node_name import own_node_name
 from pyproxy.modes.predecessor import wait_until_gone
 from pyproxy.modes.registry import open_backend
+from pyproxy.modes.retire import retire_others
 from pyproxy.serve.listeners import Listeners
 from pyproxy.settings import Settings
 
@@ -108,7 +110,7 @@ async def _run(settings: Settings) -> int:
     inbox.open(agent, observer, backend.mode)
     listeners.start()
     health.serve(observer.answered, failed)
-    running = asyncio.create_task(agent.run(following))
+    running = asyncio.create_task(agent.run(following, partial(retire_others, config, backend)))
     await asyncio.wait((running, stopping), return_when=asyncio.FIRST_COMPLETED)
     notify("STOPPING=1")
     watching.cancel()

@@ -3,6 +3,7 @@
 from collections.abc import Hashable
 from typing import Any, Protocol
 
+from pyproxy.apply.iptables import Variant
 from pyproxy.apply.kernel import Kernel
 from pyproxy.compile.program import Program
 from pyproxy.config import ProxyMode
@@ -18,6 +19,11 @@ class Backend(Protocol):
     """Which mode it is."""
     families: tuple[Family, ...]
     """Families that the node supports in this mode."""
+
+    @property
+    def iptables_variant(self) -> Variant | None:
+        """Return the variant of iptables that the mode writes to; None: it has no rules in iptables."""
+        ...
 
     def is_placed(self, node: Node) -> bool:
         """Say whether the Node tells all that the settings need; what is missing is logged once."""
@@ -39,10 +45,6 @@ class Backend(Protocol):
         """Set the kernel settings that the mode needs; what cannot be set is logged."""
         ...
 
-    async def retire_others(self) -> None:
-        """Remove what the agent left in its other modes; called once, when this mode's rules are complete.
-
-        Raises:
-            ApplyError: something could not be removed.
-        """
+    def owns_chain(self, table: str, chain: str) -> bool:
+        """Say whether a chain of iptables is one of this mode's."""
         ...

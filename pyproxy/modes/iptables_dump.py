@@ -15,8 +15,7 @@ from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.modes.iptables_mode import iptables_settings, ownership, trial_ownership
 from pyproxy.modes.surroundings import Surroundings
-from pyproxy.render.iptables_restore import saved_rules
-from pyproxy.render.listing import listing_restore
+from pyproxy.render.iptables_restore import listing_restore, saved_rules
 
 
 class IptablesDumper:

@@ -22,7 +22,6 @@ from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import FILTER, NAT, TABLES, ChainKey
 from pyproxy.modes.local_traffic import Placement, family_settings, node_port_ips, serves_localhost
-from pyproxy.modes.retire import retire_others
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
 
@@ -40,7 +39,7 @@ class IptablesMode:
         self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family], *, count_invalid: bool
     ) -> None:
         self._config = config
-        self._variant = variant
+        self.iptables_variant = variant
         self._hairpin_by_packet = hairpin_by_packet
         self._count_invalid = count_invalid
         self._generation = NftGeneration() if variant is Variant.NFT else None
@@ -85,11 +84,11 @@ class IptablesMode:
         """See `Backend`."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
         owned = trial_ownership(family) if self._config.service_proxy_name else ownership(family)
-        return IptablesKernel(family, self._variant, counter, owned)
+        return IptablesKernel(family, self.iptables_variant, counter, owned)
 
-    async def retire_others(self) -> None:
+    def owns_chain(self, table: str, chain: str) -> bool:
         """See `Backend`."""
-        await retire_others(self._config, self._variant)
+        return chain_names.is_ours(table, chain)
 
     def prepare(self) -> None:
         """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""

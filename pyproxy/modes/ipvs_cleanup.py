@@ -12,18 +12,16 @@ from itertools import product
 from time import time
 
 from pyproxy.apply.ipset import IpSets, SetType
-from pyproxy.apply.iptables import Variant, is_available
 from pyproxy.apply.ipvs import DRAIN_SECONDS
 from pyproxy.apply.netlink import Message
 from pyproxy.apply.vips import Vips, node_addresses
 from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile import kube_proxy
-from pyproxy.compile.ipvs_static import SERVED, is_ours_alone
+from pyproxy.compile.ipvs_static import SERVED
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ipvs import Member, Real, Virtual
 from pyproxy.modes.ipvs_sets import ipvs_sets
-from pyproxy.modes.leftovers import remove_chains
 
 _LOOK_SECONDS = 5.0
 
@@ -64,22 +62,17 @@ def remove_ipvs(*, its_too: bool) -> list[tuple[Family, str]]:
     return removed
 
 
-async def retire_ipvs(variant: Variant | None, *, its_too: bool) -> None:
+async def retire_ipvs(*, its_too: bool) -> None:
     """Remove what is ours, virtual servers with connections not before these have ended; may take long.
 
-    Another mode takes new connections before IPVS sees them.
+    Another mode takes new connections before IPVS sees them. To be called when no rule uses a set any more.
 
     Args:
-        variant: where the iptables mode that took over has its rules, beside which those of IPVS are; None: other modes.
         its_too: what kube-proxy left as well.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    if variant is not None:
-        for family in Family:
-            if is_available(family, variant):
-                await remove_chains(family, variant, is_ours_alone)
     await _until_unused(_ours)
     if its_too:
         await _until_unused(_its)

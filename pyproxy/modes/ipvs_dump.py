@@ -18,8 +18,7 @@ from pyproxy.modes.ipvs_mode import ipvs_settings, ownership
 from pyproxy.modes.ipvs_needs import require_ipvs
 from pyproxy.modes.ipvs_sets import ipvs_sets
 from pyproxy.modes.surroundings import Surroundings
-from pyproxy.render.iptables_restore import saved_rules
-from pyproxy.render.listing import listing_restore
+from pyproxy.render.iptables_restore import listing_restore, saved_rules
 
 _HERE = "EOF"
 

@@ -17,14 +17,12 @@ from pyproxy.compile.ipvs import IpvsProgram
 from pyproxy.compile.ipvs_static import SERVED, IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.flags.takeover import Takeover
 from pyproxy.model.address import Family, family_of, parse_network
 from pyproxy.model.node import Node
 from pyproxy.model.ruleset import IPVS_TABLES
 from pyproxy.modes.iptables_mode import choose_variant, supported_families
 from pyproxy.modes.ipvs_needs import require_ipvs, require_rules, require_scheduler
 from pyproxy.modes.ipvs_sets import ipvs_sets
-from pyproxy.modes.leftovers import retire
 from pyproxy.modes.local_traffic import Placement, family_settings, node_port_ips
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import Ownership
@@ -45,7 +43,7 @@ class IpvsMode:
 
     def __init__(self, config: Config, variant: Variant) -> None:
         self._config = config
-        self._variant = variant
+        self.iptables_variant = variant
         self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         self._placement = Placement(config, self.families)
@@ -98,18 +96,13 @@ class IpvsMode:
             sets=sets,
             set_types=types,
             vips=Vips(family),
-            rules=IptablesKernel(family, self._variant, counter, ownership(family), IPVS_TABLES),
+            rules=IptablesKernel(family, self.iptables_variant, counter, ownership(family), IPVS_TABLES),
         )
         return IpvsKernel(family, doors, self._config.ipvs_exclude_cidrs, SERVED)
 
-    async def retire_others(self) -> None:
+    def owns_chain(self, table: str, chain: str) -> bool:
         """See `Backend`."""
-        its_too = self._config.takeover is Takeover.AUTO
-        await retire(self._variant, is_ours, its_too=its_too)
-        if its_too:
-            from pyproxy.modes.ipvs_cleanup import retire_kube_proxys_ipvs  # noqa: PLC0415  # once
-
-            await retire_kube_proxys_ipvs()
+        return is_ours(table, chain)
 
     def prepare(self) -> None:
         """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""

@@ -17,7 +17,6 @@ from pyproxy.model.address import Family
 from pyproxy.model.nftables import Layout
 from pyproxy.model.node import Node
 from pyproxy.modes.local_traffic import Placement, family_settings, nftables_config, node_port_ips
-from pyproxy.modes.retire import retire_others
 from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -29,6 +28,7 @@ class NftablesMode:
     """Services as elements of nftables maps; see `modes.backend.Backend`."""
 
     mode = ProxyMode.NFTABLES
+    iptables_variant = None
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
@@ -73,9 +73,9 @@ class NftablesMode:
     def prepare(self) -> None:
         """See `Backend`: the mode needs no kernel settings."""
 
-    async def retire_others(self) -> None:
-        """See `Backend`."""
-        await retire_others(self._config, None)
+    def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # the protocol's
+        """See `Backend`: the mode has no chains in iptables."""
+        return False
 
 
 def nftables_settings(config: Config, family: Family, surroundings: Surroundings) -> NftablesSettings:

@@ -8,8 +8,8 @@ at once: nobody ever sees half of a change in it.
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from pyproxy.model.listing import Counters, ListedRule
-from pyproxy.model.ruleset import IPVS_TABLES, ChainKey, HookKey, RulesetKey
+from pyproxy.model.listing import Counters, ListedRule, Listing
+from pyproxy.model.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
 
 _APPEND = "-A "
 
@@ -107,3 +107,28 @@ def numbered(text: str, line: int, around: int = 3) -> Iterator[str]:
     lines = text.splitlines()
     for number in range(max(1, line - around), min(len(lines), line + around) + 1):
         yield f"{'>' if number == line else ' '}{number:5} {lines[number - 1]}"
+
+
+def listing_restore(listing: Listing) -> str:
+    """Write a listing as input for ``iptables-restore --noflush``, each Service port below a remark with its name."""
+    parts = [f"# {listing.family}\n"]
+    for table in IPVS_TABLES:
+        chains = [chain for chain_table, chain in listing.chains if chain_table == table]
+        if not chains and table not in TABLES:
+            continue
+        parts.append(f"*{table}\n")
+        parts += [f":{chain} - [0:0]\n" for chain in chains]
+        parts += _lines(table, listing.common)
+        for name, rules in listing.services.items():
+            lines = list(_lines(table, rules))
+            parts += [f"# {name} {name.protocol.value}\n", *lines] if lines else []
+        parts += _lines(table, listing.last)
+        parts.append("COMMIT\n")
+    return "".join(parts)
+
+
+def _lines(table: str, rules: Iterable[ListedRule]) -> Iterator[str]:
+    for rule in rules:
+        if rule.table == table:
+            counters = f"[{rule.counters.packets}:{rule.counters.bytes}] " if rule.counters else ""
+            yield f"{counters}{rule.rule}\n"

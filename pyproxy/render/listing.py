@@ -1,10 +1,9 @@
-"""Listings of rules as text for people, as restore input, and as JSON values. Byte-stable: sorted, no time, no host."""
+"""Listings of rules as text for people, and as JSON values. Byte-stable: sorted, no time, no host."""
 
 from collections.abc import Iterable, Iterator
 
 from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.names import ServicePortName
-from pyproxy.model.ruleset import IPVS_TABLES, TABLES
 
 
 def listing_text(listing: Listing) -> str:
@@ -13,24 +12,6 @@ def listing_text(listing: Listing) -> str:
     parts += _group("all Services", (*listing.common, *listing.last))
     for name, rules in listing.services.items():
         parts += _group(_title(name), rules)
-    return "".join(parts)
-
-
-def listing_restore(listing: Listing) -> str:
-    """Write a listing as input for ``iptables-restore --noflush``, each Service port below a remark with its name."""
-    parts = [f"# {listing.family}\n"]
-    for table in IPVS_TABLES:
-        chains = [chain for chain_table, chain in listing.chains if chain_table == table]
-        if not chains and table not in TABLES:
-            continue
-        parts.append(f"*{table}\n")
-        parts += [f":{chain} - [0:0]\n" for chain in chains]
-        parts += _lines(table, listing.common)
-        for name, rules in listing.services.items():
-            lines = list(_lines(table, rules))
-            parts += [f"# {_title(name)}\n", *lines] if lines else []
-        parts += _lines(table, listing.last)
-        parts.append("COMMIT\n")
     return "".join(parts)
 
 
@@ -61,13 +42,6 @@ def _group(title: str, rules: Iterable[ListedRule]) -> Iterator[str]:
     for rule in rules:
         counters = f"{rule.counters.packets:>10} " if rule.counters else ""
         yield f"  {counters}{rule.table:6} {rule.rule}\n"
-
-
-def _lines(table: str, rules: Iterable[ListedRule]) -> Iterator[str]:
-    for rule in rules:
-        if rule.table == table:
-            counters = f"[{rule.counters.packets}:{rule.counters.bytes}] " if rule.counters else ""
-            yield f"{counters}{rule.rule}\n"
 
 
 def _values(rule: ListedRule) -> dict[str, object]:

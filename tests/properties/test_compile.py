@@ -15,7 +15,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.listing import ListedRule
 from pyproxy.model.names import Protocol, ServicePortName
 from pyproxy.model.ruleset import NAT, ChainKey, HookKey
-from pyproxy.render.listing import listing_restore
+from pyproxy.render.iptables_restore import listing_restore
 from tests.properties.planning import Plans, compiled, plans_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Tables

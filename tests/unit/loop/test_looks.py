@@ -48,10 +48,10 @@ class TwoFamilies:
 
     mode = ProxyMode.IPTABLES
     families = tuple(Family)
+    iptables_variant = None
 
     def __init__(self) -> None:
         self.kernels = {family: SlowKernel(family) for family in Family}
-        self.is_complete = asyncio.Event()
 
     def is_placed(self, node: Node) -> bool:  # noqa: ARG002  # nothing of it is needed
         """Say yes."""
@@ -72,9 +72,9 @@ class TwoFamilies:
     def prepare(self) -> None:
         """Set nothing."""
 
-    async def retire_others(self) -> None:
-        """Note that the first sync is done."""
-        self.is_complete.set()
+    def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # there are no others
+        """Say yes."""
+        return True
 
 
 class Distrust(Observer):
@@ -96,8 +96,13 @@ async def distrusted_during_first_sync() -> list[Family]:
     node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
     for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
         agent.deliver(change)
-    running = asyncio.create_task(agent.run(asyncio.get_running_loop().create_future()))
-    await backend.is_complete.wait()
+    is_complete = asyncio.Event()
+
+    async def retire_others() -> None:
+        is_complete.set()
+
+    running = asyncio.create_task(agent.run(asyncio.get_running_loop().create_future(), retire_others))
+    await is_complete.wait()
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running

@@ -3,7 +3,8 @@
 from pyproxy.model.address import Family
 from pyproxy.model.listing import Counters, ListedRule, Listing
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
-from pyproxy.render.listing import listing_restore, listing_text, listing_values
+from pyproxy.render.iptables_restore import listing_restore
+from pyproxy.render.listing import listing_text, listing_values
 
 FIRST = ListedRule("nat", "OUTPUT", "-A OUTPUT -j KUBE-SERVICES", Counters(12, 720))
 WEB = ListedRule("nat", "KUBE-SERVICES", "-A KUBE-SERVICES -j KUBE-SVC-X", Counters(3, 180))
