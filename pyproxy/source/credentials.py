@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 from kubernetes.client import Configuration
 from kubernetes.client.rest import should_bypass_proxies
 from kubernetes.config import ConfigException, kube_config
@@ -45,7 +46,7 @@ def read_access(settings: Settings) -> Access:
     """
     found = read_settings(settings)
     access = replace(found.access, servers=tuple(map(_through_proxy, found.access.servers)))
-    if not settings.kubeconfig:
+    if not found.plugin and not found.asks_provider:
         return access
     with naming(f"kubeconfig {settings.kubeconfig}"):
         try:
@@ -58,8 +59,7 @@ def _authenticated(access: Access, path: str, plugin: str) -> Access:
     """Let the package find the token, run the exec plugin or ask the identity provider."""
     configuration = Configuration()
     with tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
-        merger = _kube_config.KubeConfigMerger(path)
-        loader = _kube_config.KubeConfigLoader(merger.config, None, None, None, merger.save_changes, folder)
+        loader = _loader(path, folder)
         loader.load_and_set(configuration)
         expiry = getattr(loader, "expiry", None)
         authorization = configuration.api_key.get("BearerToken", "").strip()
@@ -72,6 +72,35 @@ def _authenticated(access: Access, path: str, plugin: str) -> Access:
             raise SourceError(message)
         certificate, key = Path(configuration.cert_file), Path(configuration.key_file)
         return replace(access, certificate=Pem(content=certificate.read_bytes()), key=Pem(content=key.read_bytes()))
+
+
+def _loader(path: str, folder: str) -> Any:  # noqa: ANN401  # see `_kube_config`
+    """Return the package's reader of a kubeconfig, which puts what it has to write into a folder.
+
+    It takes neither nulls nor a context without a cluster (client-go does, with ``--master``), so it gets a copy where
+    there are any; only without a copy can it write a token that it renewed back into the kubeconfig.
+    """
+    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    copy = _without_nulls(tree)
+    copy.setdefault("clusters", [])
+    context = next(each["context"] for each in copy["contexts"] if each.get("name", "") == copy["current-context"])
+    cluster = context.setdefault("cluster", "")
+    if not any(each.get("name", "") == cluster for each in copy["clusters"]):
+        copy["clusters"].append({"name": cluster, "cluster": {}})
+    if copy != tree:
+        return _kube_config.KubeConfigLoader(copy, None, None, str(Path(path).parent.absolute()), None, folder)
+    merger = _kube_config.KubeConfigMerger(path)
+    return _kube_config.KubeConfigLoader(merger.config, None, None, None, merger.save_changes, folder)
+
+
+def _without_nulls(tree: Any) -> Any:  # noqa: ANN401  # YAML
+    match tree:
+        case dict():
+            return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+        case list():
+            return [_without_nulls(value) for value in tree if value is not None]
+        case _:
+            return tree
 
 
 def _through_proxy(server: Server) -> Server:

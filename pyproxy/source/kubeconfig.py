@@ -5,6 +5,7 @@ Law of this file: nothing is run and nobody is asked. Contents of files are read
 
 import binascii
 import contextlib
+import logging
 import os
 from base64 import b64encode, standard_b64decode
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,8 @@ import msgspec
 
 from pyproxy.errors import ConfigError
 from pyproxy.source.access import Access, Pem, Server, Settings
+
+logger = logging.getLogger(__name__)
 
 CONFIG_ERROR_STATUS = 2
 """Exit status of `credentials` for a ConfigError; its standard output is the message."""
@@ -31,6 +34,8 @@ class Found:
     access: Access
     plugin: str = ""
     """Command of the exec plugin; empty means that there is none."""
+    asks_provider: bool = False
+    """Whether the token comes from an identity provider."""
     needs_package: bool = False
     """Something has to be run or asked for the rest: an exec plugin, an identity provider, the rules of NO_PROXY."""
 
@@ -58,9 +63,9 @@ def _chosen(settings: Settings) -> tuple[str, str]:
     return (",".join(settings.api_servers), "--api-servers") if settings.api_servers else (settings.master, "--master")
 
 
-def _found(access: Access, plugin: str = "", *, needs_package: bool = False) -> Found:
+def _found(access: Access, plugin: str = "", *, asks_provider: bool = False) -> Found:
     may_need_proxy = not all(server.proxy for server in access.servers) and any(map(os.environ.get, _PROXY_VARIABLES))
-    return Found(access, plugin, needs_package or may_need_proxy)
+    return Found(access, plugin, asks_provider, bool(plugin) or asks_provider or may_need_proxy)
 
 
 @contextlib.contextmanager
@@ -110,55 +115,72 @@ class _User(msgspec.Struct, rename="kebab"):
 
 
 class _Context(msgspec.Struct):
-    cluster: str
+    cluster: str | None = None
     user: str | None = None
 
 
 class _NamedCluster(msgspec.Struct):
-    name: str
-    cluster: _Cluster
+    name: str | None = None
+    cluster: _Cluster | None = None
 
 
 class _NamedUser(msgspec.Struct):
-    name: str
-    user: _User
+    name: str | None = None
+    user: _User | None = None
 
 
 class _NamedContext(msgspec.Struct):
-    name: str
-    context: _Context
+    name: str | None = None
+    context: _Context | None = None
 
 
 class _Kubeconfig(msgspec.Struct, rename="kebab"):
-    """The shape of a kubeconfig, so that a mistake in it is told by its field."""
+    """The shape of a kubeconfig, so that an error names its field.
 
-    current_context: str
-    clusters: list[_NamedCluster]
-    contexts: list[_NamedContext]
-    users: list[_NamedUser] | None = None
+    Every field may be missing or null, and so may every entry of a list: Go's JSON decoder, and with it client-go, reads
+    null as the zero value, and kubectl writes null for a list without entries.
+    """
+
+    current_context: str | None = None
+    clusters: list[_NamedCluster | None] | None = None
+    contexts: list[_NamedContext | None] | None = None
+    users: list[_NamedUser | None] | None = None
 
 
 _Entry = TypeVar("_Entry", _NamedCluster, _NamedUser, _NamedContext)
 
 
-def _named(entries: Iterable[_Entry], name: str, where: str) -> _Entry:
-    for entry in entries:
-        if entry.name == name:
+def _named(entries: Iterable[_Entry | None] | None, name: str | None) -> _Entry | None:
+    for entry in entries or ():
+        if entry is not None and (entry.name or "") == (name or ""):
             return entry
-    message = f"{where}: no entry has the name {name!r}"
-    raise ConfigError(message)
+    return None
 
 
 def _read_kubeconfig(settings: Settings) -> Found:
+    """Read a kubeconfig as client-go does (``tools/clientcmd/client_config.go``, ``merged_client_builder.go``, 0.37)."""
     path = settings.kubeconfig
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(error.strerror) from error
     kubeconfig = _decoded(data)
-    context = _named(kubeconfig.contexts, kubeconfig.current_context, "contexts").context
-    cluster = _named(kubeconfig.clusters, context.cluster, "clusters").cluster
-    user = _named(kubeconfig.users or (), context.user, "users").user if context.user else _User()
+    named_context = _named(kubeconfig.contexts, kubeconfig.current_context)
+    if named_context is None and kubeconfig.current_context:
+        message = f"contexts: no entry has the name {kubeconfig.current_context!r}"
+        raise ConfigError(message)
+    context = (named_context and named_context.context) or _Context()
+    named_cluster = _named(kubeconfig.clusters, context.cluster)
+    if named_cluster is None and not (settings.api_servers or settings.master):
+        return _in_cluster(settings.service_account, context)
+    cluster = (named_cluster and named_cluster.cluster) or _Cluster()
+    named_user = _named(kubeconfig.users, context.user)
+    if named_user is None and context.user:
+        # client-go sends requests without credentials then, and says nothing.
+        logger.warning(
+            "kubeconfig %s: users: no entry has the name %r; requests have no credentials", path, context.user
+        )
+    user = (named_user and named_user.user) or _User()
     files = _Files(Path(path).parent.absolute())
     access = Access(
         servers=_kubeconfig_servers(settings, cluster),
@@ -170,15 +192,35 @@ def _read_kubeconfig(settings: Settings) -> Found:
         token_file=files.path(user.token_file, "tokenFile") if user.token_file else "",
         authorization=_authorization(user),
     )
-    plugin = "" if user.exec is None else str(user.exec.get("command"))
-    return _found(access, plugin, needs_package=bool(plugin) or user.auth_provider is not None)
+    return _found(access, _plugin(user), asks_provider=user.auth_provider is not None)
+
+
+def _in_cluster(service_account: str, context: _Context) -> Found:
+    """Use the service account of a pod whose kubeconfig names no cluster, or say that there is no cluster."""
+    try:
+        return _found(_read_service_account(service_account))
+    except ConfigError as error:
+        message = "it names no cluster, and neither is --master given nor is this a pod that may use the API"
+        if context.cluster:
+            message = f"clusters: no entry has the name {context.cluster!r}"
+        raise ConfigError(message) from error
+
+
+def _plugin(user: _User) -> str:
+    if user.exec is None:
+        return ""
+    command = user.exec.get("command")
+    if not isinstance(command, str) or not command:
+        message = "users[].user.exec.command is missing"
+        raise ConfigError(message)
+    return command
 
 
 def _decoded(content: bytes) -> _Kubeconfig:
     if content.lstrip().startswith(b"{"):
         with contextlib.suppress(msgspec.DecodeError):  # as JSON without the YAML library; else that says what is wrong
             return msgspec.json.decode(content, type=_Kubeconfig)
-    return msgspec.yaml.decode(content, type=_Kubeconfig)
+    return msgspec.yaml.decode(content, type=_Kubeconfig | None) or _Kubeconfig()
 
 
 def _authorization(user: _User) -> str:

@@ -79,13 +79,11 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
 
 
 def read_access(settings: Settings) -> Access:
-    """Return what the agent finds in files, which is what the package finds too, but for tokens of files."""
+    """Return what the agent finds in files, which is what the child process finds too."""
     found = read_settings(settings)
-    by_package = credentials.read_access(settings)
 
     assert not found.needs_package
-    assert found.access.read_authorization() == by_package.read_authorization()
-    assert replace(found.access, authorization="") == replace(by_package, authorization="")
+    assert found.access == credentials.read_access(settings)
     return found.access
 
 
@@ -248,9 +246,11 @@ MISTAKES: dict[str, tuple[Callable[[Kubeconfig], object], str]] = {
     "no token file": (lambda k: k.user.update(tokenFile="x"), "tokenFile: /[^ ]*/x: No such file or directory$"),
     "no key file": (lambda k: k.user.update({"client-key": "x"}), "client-key: /[^ ]*/x: No such file or directory$"),
     "no context": (lambda k: k.whole.update({"current-context": "x"}), "contexts: no entry has the name 'x'"),
-    "no current context": (lambda k: k.whole.pop("current-context"), "required field `current-context`"),
-    "no user": (lambda k: k.whole.update(users=None), "users: no entry has the name 'default'"),
+    "no current context": (lambda k: k.whole.pop("current-context"), "it names no cluster, and neither is --master"),
+    "no contexts": (lambda k: k.whole.update(contexts=None), "contexts: no entry has the name 'default'"),
     "no cluster": (lambda k: k.whole.update(clusters=[]), "clusters: no entry has the name 'default'"),
+    "null cluster": (lambda k: k.whole["clusters"][0].update(cluster=None), "cluster.server is missing"),
+    "null command": (lambda k: k.user.update(exec={"command": None}), r"users\[\]\.user\.exec\.command is missing"),
 }
 
 
@@ -263,7 +263,73 @@ def test_mistakes(kubeconfig: Kubeconfig, mistake: str) -> None:
         read_access(kubeconfig.settings())
 
 
-@pytest.mark.parametrize("content", [b"", b"- a", b"{", b"\xff\x00"])
+KUBECTL_WRITES_OF_NOTHING = b"""apiVersion: v1
+clusters: null
+contexts: null
+current-context: ""
+kind: Config
+users: null
+"""
+"""``kubectl config view`` (1.37) where there is no configuration."""
+CLUSTER_FIELDS = (
+    *("server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"),
+    *("proxy-url", "disable-compression", "extensions"),
+)
+USER_FIELDS = (
+    *("client-certificate", "client-certificate-data", "client-key", "client-key-data", "token", "tokenFile"),
+    *("username", "password", "exec", "auth-provider", "as", "as-uid", "as-groups", "as-user-extra", "extensions"),
+)
+NULLS: dict[str, Callable[[Json], object]] = {
+    "no user in the context": lambda k: k["contexts"][0]["context"].update(user=None),
+    "null user": lambda k: k["users"][0].update(user=None),
+    "users": lambda k: k.update(users=None),
+    "user without a name": lambda k: k["users"][0].update(name=None),
+    "each field of the user": lambda k: k["users"][0].update(user=dict.fromkeys(USER_FIELDS)),
+    "each field of the cluster": lambda k: k["clusters"][0].update(cluster=dict.fromkeys(CLUSTER_FIELDS)),
+    "cluster": lambda k: k["clusters"][0].update(cluster=None),
+    "clusters": lambda k: k.update(clusters=None),
+    "no cluster in the context": lambda k: k["contexts"][0]["context"].update(cluster=None),
+    "context": lambda k: k["contexts"][0].update(context=None),
+    "entries": lambda k: [k[each].insert(0, None) for each in ("clusters", "contexts", "users")],
+    "other fields": lambda k: k.update(dict.fromkeys(("kind", "apiVersion", "preferences", "extensions"))),
+    "contexts": lambda k: k.update({"contexts": None, "current-context": None}),
+}
+
+
+@pytest.mark.parametrize("nulls", NULLS)
+@pytest.mark.parametrize("write", [lambda tree: yaml.safe_dump(tree).encode(), lambda tree: json.dumps(tree).encode()])
+def test_null_is_an_absent_value(kubeconfig: Kubeconfig, nulls: str, write: Callable[[Json], bytes]) -> None:
+    """With --master every part of a kubeconfig may be null, as for client-go: the server is the flag's."""
+    NULLS[nulls](kubeconfig.whole)
+    path = kubeconfig.file("kubeconfig", write(kubeconfig.whole))
+    access = read_access(Settings(kubeconfig=str(path), master=URL))
+
+    assert (Server(URL),) == access.servers
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"{}", KUBECTL_WRITES_OF_NOTHING])
+def test_empty_kubeconfig(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """An empty kubeconfig leaves the server to --master, else to the pod's service account, as in client-go."""
+    path = str(kubeconfig.file("kubeconfig", content))
+    with_master = read_access(Settings(kubeconfig=path, master=URL))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.3")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    in_pod = read_access(Settings(kubeconfig=path, service_account=str(kubeconfig.folder)))
+
+    assert ((Server(URL),), "") == (with_master.servers, with_master.read_authorization())
+    assert ((Server("https://10.0.0.3:443"),), "Bearer secret") == (in_pod.servers, in_pod.read_authorization())
+
+
+def test_a_missing_user_is_logged(kubeconfig: Kubeconfig, caplog: pytest.LogCaptureFixture) -> None:
+    """A context whose user has no entry gives requests without credentials, as in client-go, and a warning."""
+    kubeconfig.whole.update(users=None)
+    access = read_settings(kubeconfig.settings()).access
+
+    assert not access.read_authorization()
+    assert "users: no entry has the name 'default'; requests have no credentials" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"- a", b"{", b"\xff\x00"])
 def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes) -> None:
     """A file that is no kubeconfig is named."""
     path = kubeconfig.folder / "other"
@@ -285,6 +351,27 @@ def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
     access = asyncio.run(load_access(kubeconfig.settings()))
 
     assert ("Bearer from-plugin", EXPIRY_SECONDS) == (access.read_authorization(), access.expires_at)
+
+
+def test_plugin_beside_nulls(kubeconfig: Kubeconfig) -> None:
+    """An exec plugin runs in spite of nulls around it, which the package does not take."""
+    kubeconfig.plugin(credential(token="from-plugin"))  # noqa: S106 - no password
+    kubeconfig.user["exec"].update(args=None, env=None)
+    kubeconfig.whole["contexts"].insert(0, None)
+    kubeconfig.whole["contexts"][1]["context"]["cluster"] = None
+    kubeconfig.whole["clusters"] = None
+    access = asyncio.run(load_access(kubeconfig.settings(URL)))
+
+    assert ((Server(URL),), "Bearer from-plugin") == (access.servers, access.read_authorization())
+
+
+def test_nulls_beside_a_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child process that applies the rules of proxies takes nulls too."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    path = str(kubeconfig.file("kubeconfig", KUBECTL_WRITES_OF_NOTHING))
+    access = asyncio.run(load_access(Settings(kubeconfig=path, master=URL)))
+
+    assert (Server(URL, "http://proxy:3128"),) == access.servers
 
 
 def test_plugin_with_a_certificate(kubeconfig: Kubeconfig) -> None:
