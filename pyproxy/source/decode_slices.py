@@ -1,5 +1,6 @@
 """EndpointSlices and core/v1 Endpoints from the wire to the model. The law is that of `decode`."""
 
+from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
@@ -24,6 +25,8 @@ from pyproxy.source.fields import (
     read_subdomain,
 )
 
+MOST_MIRRORED = 1000
+"""Addresses of core/v1 Endpoints with one port that get into EndpointSlices (``--mirroring-max-endpoints-per-subset``)."""
 HOST_NAMES = "FQDN"
 """The ``addressType`` whose addresses are host names, which make no rules."""
 
@@ -54,19 +57,33 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
 def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, ...]]:
     """Turn core/v1 Endpoints into one slice for each subset and family.
 
-    The slices' names hold colons, which the name of no API object can.
+    What a cluster mirrors to no EndpointSlice makes none here (``pkg/controller/endpointslicemirroring`` of Kubernetes
+    1.37), except that the conditions that lie in the Service are for the caller to check. The slices' names hold colons,
+    which the name of no API object can.
     """
     metadata = endpoints.metadata or wire.NO_METADATA
-    if (metadata.labels or wire.NO_LABELS).headless is not UNSET:
+    labels, annotations = metadata.labels or wire.NO_LABELS, metadata.annotations
+    is_lock = annotations is not None and annotations.leader is not UNSET
+    if labels.headless is not UNSET or labels.skip_mirror == "true" or is_lock:
         return Decoded(None)
     problems: Problems = []
     name = object_name(metadata)
     if not is_usable(name, problems):
         return Decoded(None, errors("Endpoints", name, problems))
     slices: list[EndpointSlice] = []
+    mirrored = Counter[SlicePort]()
     for index, subset in enumerate(endpoints.subsets or ()):
         ports = _slice_ports(subset.ports or (), f"subsets[{index}].ports", problems)
         members = _subset_endpoints(subset, f"subsets[{index}]", problems)
+        # Subsets with the same port are one for the controller; ready addresses come first.
+        room = MOST_MIRRORED - max((mirrored[port] for port in ports), default=0)
+        if len(members) > room:
+            reason = (
+                f"only {MOST_MIRRORED} addresses of a port are used, as in a cluster; {len(members) - room} are not"
+            )
+            problems.append((f"subsets[{index}].addresses", reason))
+            members = members[:room]
+        mirrored.update(dict.fromkeys(ports, len(members)))
         for family in Family:
             slice_name = NamespacedName(name.namespace, f"endpoints:{name.name}:{index}:{family}")
             of_family = tuple(member for member in members if family_of(member.ip) is family)

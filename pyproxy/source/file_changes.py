@@ -57,7 +57,8 @@ class _Item:
         """Return what connects it with others; by the first it is known."""
         match self.found.object:
             case Service() as service:
-                return [("Service", service.name), *((_CLAIM, claim) for claim in claims(service))]
+                contested = ((_CLAIM, claim) for claim in claims(service))
+                return [("Service", service.name), (_ENDPOINTS, service.name), *contested]
             case EndpointSlice() as one:
                 return [("EndpointSlice", one.name), (_ENDPOINTS, one.service)]
             case Node() as node:
@@ -102,6 +103,7 @@ class _File:
             nodes=tuple(found[Node]),
             service_cidrs=tuple(found[ServiceCidr]),
             controlled=frozenset(name for name in services if name in self.manifest.controlled),
+            selecting=frozenset(name for name in services if name in self.manifest.selecting),
             problems=tuple(problems),
         )
 
@@ -193,7 +195,11 @@ def _differing(old: _File, new: _File) -> Iterator[_Topic]:
         # Their places count, too: problems name them.
         if [each.found for each in items[0]] != [each.found for each in items[1]]:
             yield from (topic for one in items for item in one for topic in item.topics)
-    yield from ((_ENDPOINTS, name) for name in old.manifest.controlled ^ new.manifest.controlled)
+    for before, after in (
+        (old.manifest.controlled, new.manifest.controlled),
+        (old.manifest.selecting, new.manifest.selecting),
+    ):
+        yield from ((_ENDPOINTS, name) for name in before ^ after)
 
 
 def _differences(old: FileObjects, new: FileObjects) -> Iterator[Change]:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from operator import attrgetter
 from typing import TypeVar
 
@@ -56,10 +57,16 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
     )
     problems += _contested(services)
     made = [one.object for one in slices]
-    controlled = frozenset[NamespacedName]().union(*(manifest.controlled for manifest in manifests))
+    controlled, selecting = (
+        frozenset[NamespacedName]().union(*sets)
+        for sets in ([each.controlled for each in manifests], [each.selecting for each in manifests])
+    )
+    news = _news(endpoints, made, controlled)
+    problems += [_unused(one) for one in news if _service_of(one.object) in selecting]
+    mirrored = [one.object for one in news if _service_of(one.object) not in selecting]
     return FileObjects(
         tuple(one.object for one in services),
-        (*made, *_news(endpoints, made, controlled)),
+        (*made, *chain.from_iterable(mirrored)),
         tuple(one.object for one in nodes),
         tuple(one.object for one in service_cidrs),
         tuple(problems),
@@ -92,16 +99,27 @@ def _news(
     endpoints: Sequence[Found[tuple[EndpointSlice, ...]]],
     slices: Iterable[EndpointSlice],
     controlled: frozenset[NamespacedName],
-) -> Iterator[EndpointSlice]:
-    """Yield the slices of those Endpoints that are not the source or a copy of slices that are there.
+) -> list[Found[tuple[EndpointSlice, ...]]]:
+    """Return those Endpoints that are not the source or a copy of slices that are there.
 
     A controller keeps Endpoints and its slices equal; a slice by any other hand is a copy if it has every address.
     """
     known = {(each.service, member.ip) for each in slices for member in each.endpoints} if endpoints else set()
+    news: list[Found[tuple[EndpointSlice, ...]]] = []
     for one in endpoints:
         addresses = {(each.service, member.ip) for each in one.object for member in each.endpoints}
         if _service_of(one.object) not in controlled and not addresses <= known:
-            yield from one.object
+            news.append(one)
+    return news
+
+
+def _unused(endpoints: Found[tuple[EndpointSlice, ...]]) -> FileProblem:
+    reason = (
+        "not used: its Service has a selector, so its endpoints come from EndpointSlices only, as in a cluster; add them, "
+        "or remove the selector"
+    )
+    what = subject("Endpoints", _service_of(endpoints.object))
+    return FileProblem(endpoints.file, endpoints.place, DecodeError(what, "subsets", reason))
 
 
 def _contested(services: Iterable[Found[Service]]) -> Iterator[FileProblem]:

@@ -55,7 +55,6 @@ class ServiceSpec(wire.ServiceSpec, frozen=True, gc=False, rename="camel", forbi
 
     ports: Sequence[ServicePort] | None = None
     session_affinity_config: SessionAffinityConfig | None = None
-    selector: Raw = IGNORED
     external_name: Raw = IGNORED
     ip_family_policy: Raw = IGNORED
     load_balancer_class: Raw = IGNORED

@@ -108,6 +108,8 @@ class Manifest:
     service_cidrs: tuple[Found[ServiceCidr], ...]
     controlled: frozenset[NamespacedName]
     """Services that have a slice made by a controller, so that their core/v1 Endpoints say nothing new."""
+    selecting: frozenset[NamespacedName]
+    """Services with a selector: a cluster makes their slices from Pods, never from core/v1 Endpoints."""
     problems: tuple[FileProblem, ...]
     passed_over: Counter[str]
     """How many objects there are of each kind that is none of ours."""
@@ -139,6 +141,7 @@ class _Reading:
         self._nodes: list[Found[Node]] = []
         self._service_cidrs: list[Found[ServiceCidr]] = []
         self._controlled: set[NamespacedName] = set()
+        self._selecting: set[NamespacedName] = set()
         self._problems: list[FileProblem] = []
         self._passed_over: Counter[str] = Counter()
         self._is_whole = True
@@ -151,6 +154,7 @@ class _Reading:
             tuple(self._nodes),
             tuple(self._service_cidrs),
             frozenset(self._controlled),
+            frozenset(self._selecting),
             tuple(self._problems),
             self._passed_over,
             self._is_whole,
@@ -278,7 +282,10 @@ class _Reading:
     def _take(self, known: WireObject, locate: Locate) -> None:
         match known:
             case wire.Service():
-                self._keep(self._services, decode_service(known, self._proxy_name), locate)
+                decoded_service = decode_service(known, self._proxy_name)
+                self._keep(self._services, decoded_service, locate)
+                if decoded_service.object and known.spec and known.spec.selector:
+                    self._selecting.add(decoded_service.object.name)
             case wire.EndpointSlice():
                 decoded = decode_endpoint_slice(known)
                 self._keep(self._slices, decoded, locate)

@@ -10,8 +10,8 @@ Labels and annotations are structs too: only the keys that mean something here a
 its existence alone is `UNSET` when absent, and None when a file gives it no value.
 """
 
-from collections.abc import Sequence
-from typing import Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, TypeVar
 
 from msgspec import UNSET, Raw, Struct, UnsetType, field
 
@@ -31,6 +31,8 @@ class Labels(Struct, frozen=True, gc=False):
     headless: str | UnsetType | None = field(name="service.kubernetes.io/headless", default=UNSET)
     service_name: str | None = field(name="kubernetes.io/service-name", default=None)
     managed_by: str | None = field(name="endpointslice.kubernetes.io/managed-by", default=None)
+    skip_mirror: str | None = field(name="endpointslice.kubernetes.io/skip-mirror", default=None)
+    """On Endpoints: ``true`` where no controller may make EndpointSlices of them."""
     zone: str | None = field(name="topology.kubernetes.io/zone", default=None)
 
 
@@ -41,6 +43,8 @@ class Annotations(Struct, frozen=True, gc=False):
     """RFC 3339; when the change behind an EndpointSlice or Endpoints happened."""
     ipvs_scheduler: str | None = field(name="pyproxy.io/ipvs-scheduler", default=None)
     """On a Service: how IPVS spreads its connections."""
+    leader: str | UnsetType | None = field(name="control-plane.alpha.kubernetes.io/leader", default=UNSET)
+    """On Endpoints that are the lock of a leader election; its value says who holds it."""
     initial_events_end: str | None = field(name="k8s.io/initial-events-end", default=None)
     """``true`` on the bookmark that ends the initial events of a streaming list."""
 
@@ -95,6 +99,8 @@ class ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
     ip_families: Sequence[str] | None = None
     ports: Sequence[ServicePort] | None = None
     external_ips: Sequence[str] | None = field(name="externalIPs", default=None)
+    selector: Mapping[str, Any] | None = None
+    """Read in files only: whether core/v1 Endpoints count depends on it."""
     session_affinity: str | None = None
     session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str | None = None

@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -393,3 +395,64 @@ def test_endpoints_beside_slices(tmp_path: Path, slices: list[dict[str, Any]], e
     write(tmp_path / "a.json", endpoints("web", "10.0.0.1", "10.0.0.2"), *slices)
 
     assert expected == len(read_objects(tmp_path).slices)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}}, 0),
+        ({"labels": {"endpointslice.kubernetes.io/skip-mirror": "True"}}, 1),
+        ({"labels": {"endpointslice.kubernetes.io/skip-mirror": None}}, 1),
+        ({"annotations": {"control-plane.alpha.kubernetes.io/leader": '{"holderIdentity":"a"}'}}, 0),
+        ({"annotations": {"control-plane.alpha.kubernetes.io/leader": ""}}, 0),
+        ({"annotations": None, "labels": None}, 1),
+    ],
+)
+@pytest.mark.parametrize("write_as", [json.dumps, yaml.safe_dump])
+def test_endpoints_that_no_cluster_mirrors(
+    tmp_path: Path, metadata: dict[str, Any], expected: int, write_as: Callable[[object], str]
+) -> None:
+    """Endpoints that ask not to be mirrored, and locks of leader elections, make no endpoints and no message."""
+    tree = endpoints("web", "10.0.0.1")
+    tree["metadata"].update(metadata)
+    (tmp_path / "a.yaml").write_text(write_as(tree))
+    objects = read_objects(tmp_path)
+
+    assert (expected, ()) == (len(objects.slices), objects.problems)
+
+
+@pytest.mark.parametrize(
+    ("selector", "slices", "expected", "messages"),
+    [
+        ({"app": "web"}, [], 0, 1),
+        ({"app": "web"}, [endpoint_slice("web-1", "10.0.0.1")], 1, 0),
+        ({}, [], 1, 0),
+        (None, [], 1, 0),
+    ],
+)
+def test_endpoints_of_a_service_with_a_selector(
+    tmp_path: Path, selector: object, slices: list[dict[str, Any]], expected: int, messages: int
+) -> None:
+    """A selector makes a cluster ignore core/v1 Endpoints; they get a message where no slice has their addresses."""
+    write(tmp_path / "a.json", endpoints("web", "10.0.0.1"), *slices)
+    write(tmp_path / "b.json", service("web", selector=selector))
+    objects = read_objects(tmp_path)
+    texts = [str(problem) for problem in objects.problems]
+
+    assert (expected, messages) == (len(objects.slices), len(texts))
+    assert all("Endpoints default/web: subsets: not used: its Service has a selector" in text for text in texts)
+
+
+def test_most_mirrored_addresses(tmp_path: Path) -> None:
+    """Of the Endpoints with one port 1000 addresses count, ready ones first, and a message says how many do not."""
+    tree = endpoints("web", *(f"10.0.{number // 250}.{number % 250 + 1}" for number in range(900)))
+    more = [{"ip": f"10.1.0.{number}"} for number in range(1, 201)]
+    tree["subsets"].append({"addresses": more[:150], "notReadyAddresses": more[150:], "ports": [{"port": 80}]})
+    tree["subsets"].append({"addresses": more, "ports": [{"port": 81, "name": "b"}]})
+    write(tmp_path / "a.json", tree)
+    objects = read_objects(tmp_path)
+
+    assert [900, 100, 200] == [len(each.endpoints) for each in objects.slices]
+    assert ["only 1000 addresses of a port are used, as in a cluster; 100 are not"] == [
+        problem.error.reason for problem in objects.problems
+    ]
