@@ -260,6 +260,12 @@ class Config(IpvsFlags):
         """Return the time between two looks at what failed, and at what others did, in this mode."""
         return self.ipvs_sync_period_seconds if self.proxy_mode is ProxyMode.IPVS else self.iptables_sync_period_seconds
 
+    @property
+    def own_ports(self) -> dict[int, str]:
+        """Return the ports that this configuration makes the agent listen on, and how messages name each."""
+        servers = {"metrics-bind-address": self.metrics_bind_address, "healthz-bind-address": self.healthz_bind_address}
+        return {address.port: f"pyproxy (--{flag})" for flag, address in servers.items() if address is not None}
+
     def _require_ordered_periods(self) -> None:
         for mode, shortest, longest in (
             ("iptables", self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds),

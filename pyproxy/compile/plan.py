@@ -134,6 +134,13 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
                 yield Claim(ip, protocol, self.port)
         if self.node_port:
             yield Claim(b"", protocol, self.node_port)
+        if (check := self.health_check_claim) and (protocol, self.node_port) != check[1:]:
+            yield check
+
+    @property
+    def health_check_claim(self) -> Claim | None:
+        """Return what load balancers address their health checks to: a TCP port of the node, whatever the plan's protocol."""
+        return Claim(b"", Protocol.TCP, self.health_check_node_port) if self.health_check_node_port else None
 
     def without(self, lost: frozenset[Claim]) -> "ServicePlan":
         """Return the plan without what another Service has the better claim to."""
@@ -145,7 +152,8 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
             cluster_ip=None if self.cluster_ip in ips else self.cluster_ip,
             external_ips=tuple(ip for ip in self.external_ips if ip not in ips),
             load_balancer_ips=tuple(ip for ip in self.load_balancer_ips if ip not in ips),
-            node_port=0 if b"" in ips else self.node_port,
+            node_port=0 if Claim(b"", self.protocol, self.node_port) in lost else self.node_port,
+            health_check_node_port=0 if self.health_check_claim in lost else self.health_check_node_port,
         )
 
     def _verdict(self, endpoints: tuple[Endpoint, ...]) -> Verdict:

@@ -64,6 +64,6 @@ def right_flows(changes: Iterable[tuple[ServicePlan | None, ServicePlan | None]]
         for claim in plan.claims():
             if claim.ip:
                 by_address[claim.ip, claim.port] = plan.serving_endpoints
-            else:
+            elif claim.protocol is Protocol.UDP:
                 by_node_port[claim.port] = plan.serving_endpoints
     return RightFlows(by_address, by_node_port)

@@ -4,9 +4,11 @@ That is on ``--healthz-bind-address``, and on the health check node port of each
 Law: the agent tells what it does, and its behaviour never depends on it. One set of servers speaks for both families.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
+from pyproxy.compile.health_ports import HealthPorts
 from pyproxy.compile.topology import count_local_endpoints
 from pyproxy.config import Config, ProxyMode
 from pyproxy.flags.grammar import ListenAddress
@@ -22,6 +24,8 @@ from pyproxy.modes.local_traffic import nftables_config, node_port_ips
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.serve.health import Answered, Health, health_application, service_application
 from pyproxy.serve.listeners import Listeners, Site
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_SYNC_PERIODS = 2
 """How long work may be pending (``cmd/kube-proxy/app/server.go``)."""
@@ -53,6 +57,9 @@ class AgentHealth:
         self._families: tuple[Family, ...] = ()
         self._checks: dict[NamespacedName, _Check] = {}
         """What Services want; those of `_stale` are served as they were before."""
+        self._ports = HealthPorts(config.own_ports)
+        self._refused: dict[NamespacedName, str] = {}
+        """Who has the port of a Service instead of it, as logged."""
         self._stale: set[NamespacedName] = set()
         self._counts: dict[NamespacedName, int] = {}
         """What is served, read by the threads of requests."""
@@ -95,6 +102,7 @@ class AgentHealth:
         check = None
         if service is not None and service.health_check_node_port:
             check = _Check(service.health_check_node_port, count_local_endpoints(slices, node.name))
+        self._stale.update(self._checks.keys() & self._ports.update(name, service))
         if check == self._checks.get(name):
             return
         self._stale.add(name)
@@ -115,22 +123,38 @@ class AgentHealth:
         if ips != self._ips:
             self._ips = ips
             self._stale.update(self._checks)
-        while self._stale:
-            self._serve_check(self._stale.pop())
+        if self._stale:
+            sites = {f"health check of Service {name}": self._check_site(name) for name in sorted(self._stale)}
+            self._listeners.serve_all(sites)
+            self._stale.clear()
 
     def _node_port_ips(self, family: Family, surroundings: Surroundings) -> tuple[bytes, ...]:
         ips = node_port_ips(self._config, surroundings.node, family, surroundings.local_ips)
         return (_EVERY_ADDRESS[family],) if ips is None else ips
 
-    def _serve_check(self, name: NamespacedName) -> None:
-        check, site = self._checks.get(name), None
-        self._counts[name] = check.local_endpoints if check else 0
-        if check:
-            application = service_application(name, lambda: self._counts.get(name, 0), self._health)
-            # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
-            event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
-            addresses = [ListenAddress(ip, check.port) for ip in self._ips]
-            site = Site(application, addresses, both_families=False, event=event)
+    def _check_site(self, name: NamespacedName) -> Site | None:
+        check, rival = self._checks.get(name), self._ports.rival(name)
+        # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
+        event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
+        if check is None or rival:
+            self._counts.pop(name, None)
+            self._refuse(name, rival, event)
+            return None
+        self._refused.pop(name, None)
+        self._counts[name] = check.local_endpoints
+        application = service_application(name, lambda: self._counts.get(name, 0), self._health)
+        addresses = [ListenAddress(ip, check.port) for ip in self._ips]
+        return Site(application, addresses, both_families=False, event=event)
+
+    def _refuse(self, name: NamespacedName, rival: str, event: Event) -> None:
+        """Log who has the port of a Service, once."""
+        if rival and rival != self._refused.get(name):
+            logger.warning(
+                "health check of Service %s is not served: port %d is used by %s",
+                *(name, self._checks[name].port, rival),
+                extra={"event": event},
+            )
+        if rival:
+            self._refused[name] = rival
         else:
-            del self._counts[name]
-        self._listeners.serve(f"health check of Service {name}", site)
+            self._refused.pop(name, None)

@@ -39,7 +39,7 @@ def dump_rules(config: Config, *, service: str | None, output: str, live: bool) 
     if live:
         listings, problems = asyncio.run(dumper.live()), 0
     else:
-        objects = read_objects(config.manifests, config.service_proxy_name)
+        objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
         problems = report(objects, sys.stderr)
         listings = planned_listings(config, objects, dumper)
     if service is not None:

@@ -11,7 +11,7 @@ import selectors
 import socket
 import threading
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -84,9 +84,13 @@ class Listeners(threading.Thread):
 
         Sockets of addresses that the site had already stay open.
         """
+        self.serve_all({name: site})
+
+    def serve_all(self, sites: Mapping[str, Site | None]) -> None:
+        """Serve several sites, as `serve` does; addresses that move between them are closed before they are opened."""
         # One assignment, so that the other thread sees the one dictionary or the other.
-        others = {known: each for known, each in self._sites.items() if known != name}
-        self._sites = others if site is None else {**others, name: site}
+        merged = {**self._sites, **sites}
+        self._sites = {name: site for name, site in merged.items() if site is not None}
         self._wake()
 
     def close(self) -> None:

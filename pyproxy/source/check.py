@@ -32,7 +32,7 @@ def _check_objects(config: Config) -> Findings:
     from pyproxy.source.files import read_objects  # noqa: PLC0415  # YAML, which an API server's client has no use for
 
     try:
-        objects = read_objects(config.manifests, config.service_proxy_name)
+        objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
     except SourceError as error:
         return Findings(problems=(f"--manifests: {error}",))
     counts = {"Services": objects.services, "EndpointSlices": objects.slices, "Nodes": objects.nodes}

@@ -5,17 +5,18 @@ which Service gets a port or an address that two claim is the plan's decision, a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from operator import attrgetter
+from types import MappingProxyType
 from typing import TypeVar
 
 from pyproxy.errors import DecodeError
 from pyproxy.model.address import socket_text
 from pyproxy.model.endpoint import EndpointSlice
-from pyproxy.model.names import NamespacedName
+from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
@@ -39,8 +40,13 @@ class FileObjects:
     """How many objects there are of each kind that is none of ours."""
 
 
-def combine(manifests: Iterable[Manifest]) -> FileObjects:
-    """Make one set of several files; of objects with one kind and name, the first stays."""
+def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = MappingProxyType({})) -> FileObjects:
+    """Make one set of several files; of objects with one kind and name, the first stays.
+
+    Args:
+        manifests: the files.
+        own_ports: the agent's own, and how a message names each, where Services that want one are to be reported.
+    """
     manifests = tuple(manifests)
     problems = [problem for manifest in manifests for problem in manifest.problems]
     services = _first_of_each(
@@ -56,6 +62,7 @@ def combine(manifests: Iterable[Manifest]) -> FileObjects:
         "ServiceCIDR", attrgetter("name"), (one for each in manifests for one in each.service_cidrs), problems
     )
     problems += _contested(services)
+    problems += _reserved(services, own_ports)
     made = [one.object for one in slices]
     controlled, selecting = (
         frozenset[NamespacedName]().union(*sets)
@@ -148,6 +155,22 @@ def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
             yield ip, port.port, protocol
         if port.node_port:
             yield b"", port.node_port, protocol
+    if service.health_check_node_port:
+        yield b"", service.health_check_node_port, Protocol.TCP.name
+
+
+def _reserved(services: Iterable[Found[Service]], own_ports: Mapping[int, str]) -> Iterator[FileProblem]:
+    """Yield a problem for each health check node port that the agent or the Service itself uses otherwise."""
+    for one in services:
+        service = one.object
+        port = service.health_check_node_port
+        user = own_ports.get(port) if port else None
+        if port and any((each.node_port, each.protocol) == (port, Protocol.TCP) for each in service.ports):
+            user = user or "a node port of the same Service"
+        if user:
+            what = subject("Service", service.name)
+            error = DecodeError(what, "spec.healthCheckNodePort", f"{port} is not served: it is used by {user}")
+            yield FileProblem(one.file, one.place, error)
 
 
 def _contest(claim: tuple[bytes, int, str], first: Found[Service], second: Found[Service]) -> FileProblem:
@@ -155,6 +178,8 @@ def _contest(claim: tuple[bytes, int, str], first: Found[Service], second: Found
     service = second.object
     if not ip:
         path, what = "spec.ports", f"node port {port}/{protocol}"
+        if (port, protocol) == (service.health_check_node_port, Protocol.TCP.name):
+            path = "spec.healthCheckNodePort"
     else:
         what = f"{socket_text(ip, port)}/{protocol}"
         path = "spec.clusterIPs" if ip in service.cluster_ips else "status.loadBalancer.ingress"

@@ -17,11 +17,12 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
 
 from pyproxy.errors import DecodeError, SourceError
 from pyproxy.model.change import Change, Kind, Replaced
@@ -41,16 +42,23 @@ Version = tuple[int, int, int, int]
 """What `stat` tells of a file's content: inode, size, and times of modification and of change in nanoseconds."""
 
 
-def read_objects(path: str | Path, proxy_name: str = "") -> FileObjects:
-    """Read a file, a directory, or standard input (``-``) once; for `proxy_name` see `decode_service`.
+def read_objects(
+    path: str | Path, proxy_name: str = "", own_ports: Mapping[int, str] = MappingProxyType({})
+) -> FileObjects:
+    """Read a file, a directory, or standard input (``-``) once.
+
+    Args:
+        path: what to read.
+        proxy_name: see `decode_service`.
+        own_ports: see `combine`.
 
     Raises:
         SourceError: there is nothing to read at the path. A bad file of a directory is a problem, not an error.
     """
     if str(path) == STANDARD_INPUT:
         with _without_garbage_collection():
-            return combine((read_manifest("standard input", sys.stdin.buffer.read(), proxy_name),))
-    return _Folder(Path(path), proxy_name).read()
+            return combine((read_manifest("standard input", sys.stdin.buffer.read(), proxy_name),), own_ports)
+    return _Folder(Path(path), proxy_name).read(own_ports)
 
 
 class FileSource:
@@ -121,11 +129,11 @@ class _Folder:
         self._manifests: dict[str, Manifest] = {}
         self._index = FileIndex()
 
-    def read(self) -> FileObjects:
-        """Read all files."""
+    def read(self, own_ports: Mapping[int, str] = MappingProxyType({})) -> FileObjects:
+        """Read all files; for `own_ports` see `combine`."""
         try:
             self._read(self._look())
-            return combine(self._manifests.values())
+            return combine(self._manifests.values(), own_ports)
         except OSError as error:
             message = f"{self._path}: {error.strerror}"
             raise SourceError(message) from error

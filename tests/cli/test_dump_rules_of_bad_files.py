@@ -16,6 +16,24 @@ INPUTS = Path(__file__).parents[1] / "inputs"
         ("syntax-error.yaml", "15: YAML: did not find expected ',' or '}'", "", "10.96.0.2"),
         ("two-claims.yaml", "2: Service default/younger: spec.ports: node port 30080/TCP", "", "10.96.0.1"),
         (
+            "health-check-ports.yaml",
+            "2: Service default/younger: spec.healthCheckNodePort: node port 30100/TCP is Service default/older's",
+            "",
+            "10.96.0.1",
+        ),
+        (
+            "health-check-ports.yaml",
+            "39: Service default/agents: spec.healthCheckNodePort: 10256 is not served: it is used by pyproxy (--healthz-",
+            "",
+            "10.96.0.3",
+        ),
+        (
+            "health-check-ports.yaml",
+            "51: Service default/node-port: spec.ports: node port 30100/TCP is Service default/older's",
+            "",
+            "10.96.0.4",
+        ),
+        (
             "tutorial-deployment.yaml",
             "39: Service default/hello: spec.clusterIP: missing",
             "passed over: 1 Deployment, 1 Pod",

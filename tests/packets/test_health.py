@@ -10,7 +10,7 @@ from tests.lab import Ports
 
 from .cluster import Cluster, wait_until
 from .health import CHECK_PORT, HEALTH_PORT, ask, balanced, status, wait_until_told
-from .objects import VERSIONS, node, slices, terminating
+from .objects import PLAN, VERSIONS, node, slices, terminating
 
 OTHER_CHECK_PORT = 32021
 AUTOSCALER = {"key": "ToBeDeletedByClusterAutoscaler", "value": "1763740000", "effect": "NoSchedule"}
@@ -83,6 +83,29 @@ def test_a_port_that_is_taken(cluster: Cluster) -> None:
     places = {re.search(r"served on (\S+): ", error)[1] for error in said}  # type: ignore[index]  # it would fail
     assert len(places) == len(said)
     assert all("health check of Service default/balanced cannot be served" in error for error in said)
+
+
+def test_one_port_in_two_services(cluster: Cluster) -> None:
+    """Every node gives the port to the older Service, whichever came first; the other gets a message, and the port later."""
+    younger, older = balanced(), balanced()
+    for each, name, created in ((younger, "a-younger", "2026-02-02"), (older, "b-older", "2026-01-01")):
+        each["metadata"] |= {"name": name, "creationTimestamp": f"{created}T00:00:00Z"}
+    start = len(cluster.agents["node1"].stderr)
+
+    def services() -> list[str | None]:
+        answers = [ask(cluster, planned.name, CHECK_PORT) for planned in PLAN.nodes]
+        return [answer and answer.body["service"]["name"] for answer in answers]
+
+    with cluster.having(younger):
+        wait_until(lambda: services() == ["a-younger"] * len(PLAN.nodes), "a server for the only Service")
+        with cluster.having(older):
+            wait_until(lambda: services() == ["b-older"] * len(PLAN.nodes), "a server for the older Service")
+        wait_until(lambda: services() == ["a-younger"] * len(PLAN.nodes), "a server for the Service that is left")
+    said = cluster.agents["node1"].stderr[start:]
+
+    message = f"a-younger is not served: port {CHECK_PORT} is used by Service default/b-older"
+    assert 1 == said.count(message)
+    assert "health check of Service default/a-younger cannot be served" not in said
 
 
 def test_a_node_that_the_autoscaler_drains(cluster: Cluster) -> None:

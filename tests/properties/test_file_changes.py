@@ -28,13 +28,22 @@ CONTROLLER = "endpointslice-controller.k8s.io"
 PATHS = ("1.yaml", "2.yaml", "3.yaml", "4.yaml")
 
 
-def service(name: str, cluster_ip: str, external_ips: list[str], node_port: int) -> str:
+def service(
+    name: str, cluster_ip: str, external_ips: list[str], ports: tuple[int, int] = (30001, 30003), selector: str = "{}"
+) -> str:
     """Write a Service with what others may claim, too."""
     return f"""
 kind: Service
 apiVersion: v1
 metadata: {{name: {name}}}
-spec: {{type: NodePort, clusterIP: {cluster_ip}, externalIPs: {external_ips}, ports: [{{port: 80, nodePort: {node_port}}}]}}
+spec:
+  type: LoadBalancer
+  externalTrafficPolicy: Local
+  healthCheckNodePort: {ports[1]}
+  clusterIP: {cluster_ip}
+  selector: {selector}
+  externalIPs: {external_ips}
+  ports: [{{port: 80, nodePort: {ports[0]}}}]
 """
 
 
@@ -68,7 +77,14 @@ def node(name: str, ip: str) -> str:
 
 names, ips = st.sampled_from(NAMES), st.sampled_from(IPS)
 texts = st.one_of(
-    st.builds(service, names, ips, st.lists(ips, max_size=1), st.sampled_from((30001, 30002))),
+    st.builds(
+        service,
+        names,
+        ips,
+        st.lists(ips, max_size=1),
+        st.tuples(st.sampled_from((30001, 30002)), st.sampled_from((30002, 30003, 30004))),
+        st.sampled_from(("{}", "{app: web}")),
+    ),
     st.builds(endpoint_slice, names, names, ips, st.sampled_from((CONTROLLER, "staff"))),
     st.builds(endpoints, names, ips),
     st.builds(node, names, ips),
@@ -106,15 +122,19 @@ def folded(known: Known, changes: Iterable[Change]) -> Known:
 @given(st.dictionaries(st.sampled_from(PATHS), versions, min_size=3), st.lists(steps, min_size=1, max_size=4))
 @example(
     {
-        "1.yaml": node("a", IPS[0]) + "---" + service("a", IPS[0], [], 30001),
-        "2.yaml": service("a", IPS[1], [], 30001),
-        "3.yaml": service("b", IPS[1], [], 30002),
+        "1.yaml": node("a", IPS[0]) + "---" + service("a", IPS[0], []),
+        "2.yaml": service("a", IPS[1], []),
+        "3.yaml": service("b", IPS[1], [], (30002, 30003)),
     },
     [{"1.yaml": None}],
 )
 @example(
     {"1.yaml": endpoint_slice("a", "a", IPS[0], "staff"), "2.yaml": endpoints("a", IPS[1]), "3.yaml": ""},
     [{"1.yaml": endpoint_slice("a", "a", IPS[0], CONTROLLER)}],
+)
+@example(
+    {"1.yaml": service("a", IPS[0], [], selector="{app: web}"), "2.yaml": endpoints("a", IPS[1]), "3.yaml": ""},
+    [{"2.yaml": endpoints("a", IPS[2])}, {"1.yaml": service("a", IPS[0], [])}],
 )
 def test_changes_and_problems_are_those_of_a_look_at_everything(
     first: Mapping[str, str], walk: list[Mapping[str, str | None]]

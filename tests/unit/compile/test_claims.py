@@ -129,3 +129,41 @@ def test_port_that_is_gone() -> None:
     claims.update(A, None)
 
     assert claims.granted(A) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "granted"),
+    [
+        pytest.param(replace(PLAN, health_check_node_port=30080), BY_NODE_PORT, (30080, 0), id="before a node port"),
+        pytest.param(
+            replace(PLAN, health_check_node_port=30080, created=NEW),
+            replace(BY_NODE_PORT, created=OLD),
+            (0, 30080),
+            id="behind a node port",
+        ),
+        pytest.param(
+            replace(PLAN, health_check_node_port=30080),
+            replace(BY_NODE_PORT, name=port_name(protocol=Protocol.UDP), created=OLD),
+            (30080, 30080),
+            id="beside a UDP node port",
+        ),
+    ],
+)
+def test_health_check_node_ports_are_claims(a: ServicePlan, b: ServicePlan, granted: tuple[int, int]) -> None:
+    """A health check node port and a TCP node port are one claim; the loser keeps the rest of its plan."""
+    claims = Claims()
+    b_name = replace(b.name, service=B.service)
+    claims.update(A, replace(a, name=A))
+    claims.update(b_name, replace(b, name=b_name))
+    first, second = claims.granted(A), claims.granted(b_name)
+    assert first is not None
+    assert second is not None
+
+    assert granted == (first.health_check_node_port, second.node_port)
+
+
+def test_a_node_port_that_is_a_health_check_node_port_too() -> None:
+    """A plan claims a port of the node once, and keeps it for both uses: only the health server is refused."""
+    both = replace(PLAN, name=A, node_port=30080, health_check_node_port=30080)
+
+    assert 1 == sum(claim == Claim(b"", Protocol.TCP, 30080) for claim in both.claims())

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import dataclass
+
+import pytest
 
 from pyproxy.config import Config, ProxyMode
 from pyproxy.flags.grammar import ListenAddress
@@ -37,10 +41,11 @@ class Families:
     families: tuple[Family, ...] = (Family.IPV4,)
 
 
-def checked(port: int) -> Service:
+def checked(port: int, name: NamespacedName = WEB, created: str = "") -> Service:
     """Return a Service with a health check node port."""
     return Service(
-        name=WEB,
+        name=name,
+        created=created,
         families=(Family.IPV4,),
         cluster_ips=(parse_ip("10.96.0.1"),),
         ports=(ServicePort("", Protocol.TCP, 80, 0),),
@@ -91,6 +96,70 @@ def test_balancers_are_told_after_the_kernel(listeners: Listeners) -> None:
     gone = get(address).headers["X-Load-Balancing-Endpoint-Weight"]
 
     assert (True, "1", "1", "0") == (too_early, there, not_yet, gone)
+
+
+def test_one_port_in_two_services(listeners: Listeners, caplog: pytest.LogCaptureFixture) -> None:
+    """The older Service has the port, whoever came first; the other gets a message and an Event, and the port later."""
+    address = free_address(FIRST)
+    health = health_of(listeners)
+    names = [NamespacedName("default", name) for name in ("a", "b")]
+    health.plan(names[0], checked(address.port, names[0]), [], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    alone = service_of(address)
+    health.plan(names[1], checked(address.port, names[1], created="2026-01-01T00:00:00Z"), [], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    wait_until(lambda: service_of(address) == "b")
+    health.plan(names[0], checked(address.port, names[0]), [SLICE], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    health.plan(names[1], None, [], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    wait_until(lambda: service_of(address) == "a")
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+
+    assert "a" == alone
+    assert [f"health check of Service default/a is not served: port {address.port} is used by Service default/b"] == [
+        record.getMessage() for record in warnings
+    ]
+    assert [("Service", names[0], "FailedToStartServiceHealthcheck")] == [
+        (record.event.kind, record.event.name, record.event.reason)  # type: ignore[attr-defined]  # an extra
+        for record in warnings
+    ]
+
+
+def test_ports_that_are_exchanged(listeners: Listeners, caplog: pytest.LogCaptureFixture) -> None:
+    """Two Services that exchange their ports in one update do so without an error and without a pause for it."""
+    first, second = free_address(FIRST), free_address(SECOND)
+    health = health_of(listeners)
+    names = [NamespacedName("default", name) for name in ("a", "b")]
+    caplog.set_level(logging.INFO)
+    for ports in ((first.port, second.port), (second.port, first.port)) * 5:
+        for name, port in zip(names, ports, strict=True):
+            health.plan(name, checked(port, name), [], NODE)
+        health.synced([Family.IPV4], on(FIRST, SECOND))
+        wait_until(lambda: service_of(ListenAddress(FIRST, ports[0])) == "a")  # noqa: B023  # called at once
+        wait_until(lambda: service_of(ListenAddress(FIRST, ports[1])) == "b")  # noqa: B023  # called at once
+
+    assert [] == [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("port", [10249, 10256])
+def test_a_port_of_the_agent(listeners: Listeners, caplog: pytest.LogCaptureFixture, port: int) -> None:
+    """A port that the agent uses for metrics or health is no Service's, and the message names the flag."""
+    health = health_of(listeners)
+    health.plan(WEB, checked(port), [SLICE], NODE)
+    health.synced([Family.IPV4], on(FIRST))
+    flag = {10249: "metrics", 10256: "healthz"}[port]
+
+    assert f"port {port} is used by pyproxy (--{flag}-bind-address)" in caplog.text
+    assert is_refused(ListenAddress(FIRST, port))
+
+
+def service_of(address: ListenAddress) -> str:
+    """Return the name of the Service that a health check node port answers for; empty if it was just closed."""
+    try:
+        return str(json.loads(get(address).body)["service"]["name"])
+    except ConnectionError:
+        return ""
 
 
 def test_a_check_goes_with_its_service(listeners: Listeners) -> None:

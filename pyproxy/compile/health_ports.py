@@ -1,0 +1,89 @@
+"""Which Service answers on a health check node port that several claim; no socket, and no address.
+
+The API server assigns each port of the node once, but files can hold anything, and a port can be one of the agent's own.
+kube-proxy gives the port to the Service that it happens to start first. Here the order is that of `claims`, over the same
+ports: health check node ports and TCP node ports. The agent's own ports are never a Service's.
+"""
+
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
+from typing import NamedTuple
+
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.model.service import Service
+
+# Sorts behind every RFC 3339 time: an object from a file without a creation time is the younger one.
+_NO_TIME = "~"
+
+
+class _Ports(NamedTuple):
+    created: str
+    health: int
+    """0 means none."""
+    node: frozenset[int]
+    """TCP node ports."""
+
+
+_NONE = _Ports("", 0, frozenset())
+
+
+class HealthPorts:
+    """The health check node ports and TCP node ports of all Services.
+
+    Args:
+        own: the agent's own ports, and how a message names each.
+    """
+
+    def __init__(self, own: Mapping[int, str]) -> None:
+        self._own = own
+        self._ports: dict[NamespacedName, _Ports] = {}
+        self._claimants: dict[int, set[NamespacedName]] = {}
+
+    def update(self, name: NamespacedName, service: Service | None) -> AbstractSet[NamespacedName]:
+        """Record what a Service claims now (None: it is gone); return the others that may have gained or lost by it."""
+        before, after = self._ports.get(name, _NONE), _ports(service)
+        if before == after:
+            return frozenset()
+        affected = set[NamespacedName]()
+        for port in _all(before):
+            claimants = self._claimants[port]
+            claimants.discard(name)
+            affected |= claimants
+            if not claimants:
+                del self._claimants[port]
+        for port in _all(after):
+            claimants = self._claimants.setdefault(port, set())
+            affected |= claimants
+            claimants.add(name)
+        if _all(after):
+            self._ports[name] = after
+        else:
+            self._ports.pop(name, None)
+        affected.discard(name)
+        return affected
+
+    def rival(self, name: NamespacedName) -> str:
+        """Return who has the health check node port of a Service instead of it; empty if the Service has it, or has none."""
+        ports = self._ports.get(name, _NONE)
+        if not ports.health:
+            return ""
+        if ports.health in self._own:
+            return self._own[ports.health]
+        first = min(self._claimants[ports.health], key=self._rank)
+        if first != name:
+            return f"Service {first}"
+        return "a node port of the same Service" if ports.health in ports.node else ""
+
+    def _rank(self, name: NamespacedName) -> tuple[str, NamespacedName]:
+        return self._ports[name].created or _NO_TIME, name
+
+
+def _ports(service: Service | None) -> _Ports:
+    if service is None:
+        return _NONE
+    node = frozenset(port.node_port for port in service.ports if port.node_port and port.protocol is Protocol.TCP)
+    return _Ports(service.created, service.health_check_node_port, node)
+
+
+def _all(ports: _Ports) -> AbstractSet[int]:
+    return ports.node | {ports.health} if ports.health else ports.node
