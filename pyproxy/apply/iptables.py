@@ -1,4 +1,4 @@
-"""The iptables tables of one family: bulk reads by ``iptables-save``, changes by ``iptables-restore --noflush``.
+"""The iptables tables of one family: bulk reads (`iptables_reader`), changes by ``iptables-restore --noflush``.
 
 One process for a whole change, whatever its size, and none where nothing changes. The legacy variant
 takes the xtables lock itself (``--wait``); the nft variant needs none.
@@ -9,49 +9,40 @@ import errno
 import logging
 import os
 import re
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from enum import Enum
 
 from pyproxy.apply.command import Result, run
+from pyproxy.apply.iptables_programs import (
+    LOCK_WAIT_SECONDS,
+    STATUS_RESOURCE_PROBLEM,
+    Variant,
+    is_available,
+    program,
+)
+from pyproxy.apply.iptables_reader import saved
 from pyproxy.apply.kernel import KernelCounts
+from pyproxy.apply.nft_chains import delete_hooks
 from pyproxy.apply.ruleset_counter import RulesetCounter
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import TABLES, HookKey, RulesetKey
 from pyproxy.render.iptables_restore import Ownership, numbered, parse_save, restore_text
 
+__all__ = ["IptablesKernel", "RestoreError", "Variant", "is_available", "program", "restore", "saved"]
+
 logger = logging.getLogger(__name__)
 
-_LOCK_WAIT_SECONDS = 5
-# iptables(8): a resource problem, which is what a busy lock is.
-_STATUS_RESOURCE_PROBLEM = 4
 _FAILED_LINE = re.compile(r"(?:line |Error occurred at line: )(\d+)")
 _REFUSED = re.compile(r"line \d+: \w+ failed \((.+?)\)")
 _PASSING = tuple(map(os.strerror, (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EPERM)))
 
 
-class Variant(Enum):
-    """The two implementations of iptables; the value is the infix of the program names."""
-
-    LEGACY = "legacy"
-    NFT = "nft"
+Change = Mapping[RulesetKey, tuple[str | None, str | None]]
 
 
 class RestoreError(ApplyError):
     """``iptables-restore`` refused its input."""
-
-
-def program(family: Family, variant: Variant, verb: str = "") -> str:
-    """Return the name of a program, such as ``ip6tables-legacy-restore``."""
-    stem = "iptables" if family is Family.IPV4 else "ip6tables"
-    return f"{stem}-{variant.value}{'-' if verb else ''}{verb}"
-
-
-def is_available(family: Family, variant: Variant) -> bool:
-    """Say whether the programs of a variant are installed."""
-    return shutil.which(program(family, variant, "restore")) is not None
 
 
 class IptablesKernel:
@@ -85,25 +76,26 @@ class IptablesKernel:
         self._counter.settle()
         found: dict[RulesetKey, str] = {}
         for table in self._tables:
-            text = await save(self.family, self.variant, table)
+            text = await saved(self.family, self.variant, table, self._ownership)
             # In a thread: of 10,000 Services this takes 0.2 s, and the loop has other things to do.
-            found |= await asyncio.to_thread(_parsed, table, text, self._ownership)
+            found |= await asyncio.to_thread(parse_save, table, text.splitlines(), self._ownership)
         self._rules = Counter(dict.fromkeys(self._tables, 0))
         for key, value in found.items():
             self._rules[key.table] += _rule_count(key, value)
         return found
 
-    async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
+    async def apply(self, change: Change) -> None:
         """Write a change: one process, one transaction for each table.
+
+        In the nft variant hooks that go, go before, in a transaction of their own: see `delete_hooks`.
 
         Raises:
             RestoreError: the tables before the refused one may have been written.
         """
-        text = restore_text(change)
-        if not text:
-            return
-        await restore(self.family, self.variant, text)
-        self._counter.committed(text.count("\nCOMMIT\n"))
+        rest = await self._without_hooks_that_go(change) if self.variant is Variant.NFT else change
+        if text := restore_text(rest):
+            await restore(self.family, self.variant, text)
+            self._counter.committed(text.count("\nCOMMIT\n"))
         for key, (before, after) in change.items():
             count = _rule_count(key, after)
             self._rules_written[key.table] += count
@@ -114,6 +106,18 @@ class IptablesKernel:
         counts = KernelCounts(rules=dict(self._rules), rules_written=dict(self._rules_written))
         self._rules_written.clear()
         return counts
+
+    async def _without_hooks_that_go(self, change: Change) -> Change:
+        """Delete hooks that are not wanted, or copies of one that is; return what is left to do."""
+        copies = {
+            key: 0 if wanted is None else 1
+            for key, (present, wanted) in change.items()
+            if isinstance(key, HookKey) and present not in (None, wanted)
+        }
+        if not copies:
+            return change
+        self._counter.committed(await asyncio.to_thread(delete_hooks, self.family, copies))
+        return {key: values for key, values in change.items() if key not in copies}
 
     def disturbed(self) -> bool:
         """Say whether the ruleset changed other than by us: nft generation, or size of the legacy tables."""
@@ -126,28 +130,13 @@ def _rule_count(key: RulesetKey, value: str | None) -> int:
     return 1 if isinstance(key, HookKey) else value.count("\n")
 
 
-def _parsed(table: str, text: str, ownership: Ownership) -> dict[RulesetKey, str]:
-    # iptables 1.8.9 saves two blanks where one was given (libxt_nfacct.c).
-    return parse_save(table, text.replace("--nfacct-name  ", "--nfacct-name ").splitlines(), ownership)
-
-
-async def save(family: Family, variant: Variant, table: str, *, counters: bool = False) -> str:
-    """Return what ``iptables-save`` prints of one table."""
-    argv = [program(family, variant, "save"), "-t", table, *(["-c"] if counters else [])]
-    result = await run(argv)
-    if result.status:
-        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
-        raise ApplyError(message, retryable=True)
-    return result.stdout
-
-
 async def restore(family: Family, variant: Variant, text: str) -> None:
     """Hand text to ``iptables-restore --noflush``.
 
     Raises:
         RestoreError: with the numbered lines around the one that was refused.
     """
-    argv = [program(family, variant, "restore"), "--noflush", "--wait", str(_LOCK_WAIT_SECONDS)]
+    argv = [program(family, variant, "restore"), "--noflush", "--wait", str(LOCK_WAIT_SECONDS)]
     result = await run(argv, stdin=text)
     if result.status == 0:
         if result.stderr:
@@ -166,4 +155,4 @@ def _may_pass(result: Result) -> bool:
     That is what the status means, but iptables-nft has it for whatever the kernel refuses, and names a reason then.
     """
     reason = _REFUSED.search(result.stderr)
-    return result.status == _STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _PASSING)
+    return result.status == STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _PASSING)

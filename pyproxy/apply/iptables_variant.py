@@ -4,22 +4,23 @@ The kubelet leaves a hint for just this: the chain KUBE-IPTABLES-HINT (older: KU
 mangle table of the variant that it uses (KEP-3178).
 """
 
+import asyncio
 import logging
-from pathlib import Path
 
 from pyproxy.apply.command import run
-from pyproxy.apply.iptables import Variant, is_available, program
+from pyproxy.apply.iptables import Variant, is_available
+from pyproxy.apply.iptables_reader import chains_and_jumps
+from pyproxy.apply.legacy_entries import legacy_tables
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.model.address import Family
+from pyproxy.model.ruleset import MANGLE, NAT
+
+__all__ = ["detect_variant", "legacy_tables"]
 
 logger = logging.getLogger(__name__)
 
 _HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
 _DISPATCH_CHAIN = "KUBE-SERVICES"
-_LEGACY_TABLES = {
-    Family.IPV4: Path("/proc/net/ip_tables_names"),
-    Family.IPV6: Path("/proc/net/ip6_tables_names"),
-}
 
 
 async def detect_variant() -> tuple[Variant, str]:
@@ -46,8 +47,7 @@ async def detect_variant() -> tuple[Variant, str]:
 
 async def _kubelet_hint(variant: Variant) -> str:
     for family in Family:
-        text = await _output(family, variant, "mangle", "-t", "mangle", verb="save")
-        found = {line[1 : line.index(" ")] for line in text.splitlines() if line.startswith(":")}
+        found, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
         for hint in _HINTS:
             if hint in found:
                 return hint
@@ -55,29 +55,17 @@ async def _kubelet_hint(variant: Variant) -> str:
 
 
 async def _has_service_rules(variant: Variant) -> bool:
-    texts = [await _output(family, variant, "nat", "-t", "nat", "-S", "PREROUTING") for family in Family]
-    return any(f"-j {_DISPATCH_CHAIN}" in text for text in texts)
+    jumps = [(await _chains_and_jumps(family, variant, NAT, "PREROUTING"))[1] for family in Family]
+    return any(_DISPATCH_CHAIN in targets for targets in jumps)
 
 
-async def _output(family: Family, variant: Variant, table: str, *arguments: str, verb: str = "") -> str:
-    """Return what a reading program prints; nothing where it cannot say."""
-    # Asking the legacy programs for a table creates it, and an empty table still costs every packet.
-    # The nft programs create nothing when they read (1.8.9, tried).
-    if variant is Variant.LEGACY and table not in legacy_tables(family):
-        return ""
+async def _chains_and_jumps(family: Family, variant: Variant, table: str, chain: str) -> tuple[list[str], set[str]]:
+    """Return what `chains_and_jumps` does; nothing where it cannot say. No table is created."""
     try:
-        return (await run([program(family, variant, verb), *arguments])).stdout
+        return await asyncio.to_thread(chains_and_jumps, family, variant, table, chain)
     except ApplyError as error:
         logger.debug("%s", error)
-        return ""
-
-
-def legacy_tables(family: Family) -> set[str]:
-    """Return the names of the legacy tables that exist in this network namespace."""
-    try:
-        return set(_LEGACY_TABLES[family].read_text().split())
-    except OSError:
-        return set()
+        return [], set()
 
 
 async def _variant_on_path(otherwise: Variant) -> tuple[Variant, str]:

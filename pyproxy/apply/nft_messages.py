@@ -47,7 +47,7 @@ _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _JUMP = 0xFFFFFFFD
 TABLE_NAME, TABLE_FLAGS = 1, 2
 CHAIN_TABLE, CHAIN_NAME, CHAIN_HOOK, CHAIN_POLICY = 1, 3, 4, 5
-RULE_TABLE, RULE_CHAIN, RULE_EXPRESSIONS = 1, 2, 4
+RULE_TABLE, RULE_CHAIN, RULE_HANDLE, RULE_EXPRESSIONS, RULE_USERDATA = 1, 2, 3, 4, 7
 _EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
 _NUMGEN_REGISTER, _NUMGEN_MODULUS, _NUMGEN_TYPE, _NUMGEN_OFFSET = 1, 2, 3, 4
 _NUMGEN_RANDOM = 1
@@ -229,6 +229,12 @@ def delete_chain(family: Family, table: str, chain: str) -> bytes:
 def flush_chain(family: Family, table: str, chain: str) -> bytes:
     """Return the message that deletes the rules of a chain."""
     return message(_DELETE_RULE, 0, family, text_attribute(RULE_TABLE, table) + text_attribute(RULE_CHAIN, chain))
+
+
+def delete_rule(family: Family, table: str, chain: str, handle: int) -> bytes:
+    """Return the message that deletes the rule with a handle."""
+    body = text_attribute(RULE_TABLE, table) + text_attribute(RULE_CHAIN, chain)
+    return message(_DELETE_RULE, 0, family, body + attribute(RULE_HANDLE, handle.to_bytes(8)))
 
 
 def new_slot_rule(family: Family, table: str, chain: str, count: int) -> bytes:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable
 
-from pyproxy.apply.iptables import Variant, is_available, save
+from pyproxy.apply.iptables import Variant, is_available, saved
 from pyproxy.apply.iptables_variant import detect_variant
 from pyproxy.compile.attribution import list_rules
 from pyproxy.compile.chain_names import is_of_trial, off_trial, on_trial
@@ -89,7 +89,7 @@ async def _live_listings(config: Config) -> list[Listing]:
         chains: list[ChainKey] = []
         rules: list[ListedRule] = []
         for table in TABLES:
-            text = await save(family, variant, table, counters=True)
+            text = await saved(family, variant, table, owned(family), counters=True)
             found, listed = saved_rules(table, text.splitlines(), owned(family))
             chains += found
             rules += listed

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from pyproxy.apply.iptables import is_available, save
+from pyproxy.apply.iptables import is_available, saved
 from pyproxy.apply.vips import Vips
 from pyproxy.apply.virtual_servers import VirtualServers
 from pyproxy.compile.ipvs import IpvsProgram
@@ -52,7 +52,7 @@ class IpvsDumper:
                 continue
             rules: list[ListedRule] = []
             for table in IPVS_TABLES:
-                text = await save(family, variant, table, counters=True)
+                text = await saved(family, variant, table, ownership(family), counters=True)
                 chains, found = saved_rules(table, text.splitlines(), ownership(family))
                 entries.update((key, "") for key in chains)
                 rules += found

@@ -2,8 +2,8 @@
 
 Chains with kube-proxy's names are ours only where our marker chain stands beside them, and only until kube-proxy is
 back. What the kubelet shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process,
-under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`); those of the nft variant, and legacy
-ones where python-iptables cannot be used, by one restore.
+under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`), or by one restore where
+python-iptables cannot be used; those of the nft variant by one transaction of netlink.
 
 The command `cleanup` uses this, and the agent, for what it, or a kube-proxy that is gone, left in another mode.
 """
@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
+from pyproxy.apply import nft_chains
 from pyproxy.apply.capabilities import PROBE_CHAIN
 from pyproxy.apply.command import run
-from pyproxy.apply.iptables import Variant, is_available, restore, save
+from pyproxy.apply.iptables import Variant, is_available, restore, saved
 from pyproxy.apply.iptables_variant import legacy_tables
 from pyproxy.apply.legacy_tables import LibraryError, open_tables
 from pyproxy.compile import chain_names, kube_proxy
@@ -27,6 +28,7 @@ from pyproxy.compile.ipvs_static import ipvs_hooks, is_ours
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, HookKey
+from pyproxy.render.iptables_restore import Ownership
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,7 @@ class Saved:
     family: Family
     variant: Variant
     tables: Mapping[str, str]
-    """What ``iptables-save`` prints, by table."""
+    """Names of chains, kube-proxy's rules and hooks, as ``iptables-save`` prints them, by table."""
     left: Chains
     """Chains that go."""
 
@@ -83,7 +85,10 @@ async def look(used: Variant | None, owns: Owns) -> list[Saved]:
     found = []
     for variant, family in product(Variant, Family):
         if is_available(family, variant):
-            tables = {name: await save(family, variant, name) for name in _existing(family, variant, IPVS_TABLES)}
+            owned = Ownership(owns=kube_proxy.is_kube_proxys, shared=(), hooks=_known_hooks(family))
+            tables = {
+                name: await saved(family, variant, name, owned) for name in _existing(family, variant, IPVS_TABLES)
+            }
             left, _, _ = _find(family, tables, _choice(variant is used, owns, its_too=True))
             found.append(Saved(family, variant, tables, left))
     return found
@@ -183,9 +188,10 @@ def _clean_legacy(family: Family, names: Collection[str], choice: Choice) -> str
 
 
 async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: Choice) -> str:
-    saved = {name: await save(family, variant, name) for name in names}
+    owned = Ownership(owns=lambda *_: False, shared=(), hooks=_known_hooks(family))
+    texts = {name: await saved(family, variant, name, owned) for name in names}
     # In a thread: the agent does this beside its work, and the other mode's rules may be many.
-    chains, hooks, remark = await asyncio.to_thread(_find, family, saved, choice)
+    chains, hooks, remark = await asyncio.to_thread(_find, family, texts, choice)
     await _remove(family, variant, chains, hooks)
     return _removed(chains, sum(map(len, hooks.values())), remark)
 
@@ -195,9 +201,9 @@ async def remove_chains(family: Family, variant: Variant, owns: Owns) -> None:
     await _clean_beside_ours(family, variant, partial(_pick, owns=owns))
 
 
-def _find(family: Family, saved: Mapping[str, str], choice: Choice) -> tuple[Chains, Chains, str]:
+def _find(family: Family, texts: Mapping[str, str], choice: Choice) -> tuple[Chains, Chains, str]:
     """Return the chains that are chosen, the rules that hook them in, and a remark; all by table."""
-    lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in saved.items()}
+    lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in texts.items()}
     existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
     chains, remark = choice(existing)
     hooks: dict[str, list[str]] = {}
@@ -208,9 +214,13 @@ def _find(family: Family, saved: Mapping[str, str], choice: Choice) -> tuple[Cha
 
 
 async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
-    text = "".join(_removal(name, chains[name], hooks[name]) for name in chains if chains[name])
-    if text:
-        await restore(family, variant, text)
+    gone = {table: names for table, names in chains.items() if names}
+    if variant is Variant.NFT:
+        # Not by a restore: its -D fails at a rule that it does not know.
+        keys = {HookKey(table, rule.split()[1], rule) for table in gone for rule in hooks[table]}
+        await asyncio.to_thread(nft_chains.remove_chains, family, gone, keys)
+    elif gone:
+        await restore(family, variant, "".join(_removal(name, gone[name], hooks[name]) for name in gone))
 
 
 def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
@@ -254,13 +264,17 @@ def _is_ours_alone(table: str, chain: str) -> bool:
 
 def _hooks(family: Family, table: str, gone: Chains, existing: Chains) -> list[HookKey]:
     """Return the hooks in a table that go: those to chains that do, and with our marker those that kube-proxy has not."""
-    hooks = [hook for hook in (*ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family)) if hook.table == table]
+    hooks = [hook for hook in _known_hooks(family) if hook.table == table]
     stay: set[tuple[str, str]] = set()
     if chain_names.CANARY in gone[table]:
         stay = {(name, chain) for name in existing for chain in existing[name] if chain not in gone[name]}
     return [
         hook for hook in hooks if hook.rule.rpartition(" ")[2] in gone[table] or kube_proxy.is_stale_hook(stay, hook)
     ]
+
+
+def _known_hooks(family: Family) -> tuple[HookKey, ...]:
+    return (*ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family))
 
 
 def _removed(chains: Chains, hooks: int, remark: str) -> str:

@@ -27,7 +27,7 @@ def _table_text(table: str, keys: list[RulesetKey], change: Mapping[RulesetKey, 
     chains = [key for key in keys if isinstance(key, ChainKey)]
     parts = [f"*{table}\n"]
     parts += [f":{key.chain} - [0:0]\n" for key in chains]
-    parts += [_hook_line(key, change[key][1]) for key in keys if isinstance(key, HookKey)]
+    parts += [line for key in keys if isinstance(key, HookKey) for line in _hook_lines(key, *change[key])]
     parts += [change[key][1] or "" for key in chains]
     # Last: by now no rule jumps to them.
     parts += [f"-X {key.chain}\n" for key in chains if change[key][1] is None]
@@ -35,9 +35,12 @@ def _table_text(table: str, keys: list[RulesetKey], change: Mapping[RulesetKey, 
     return "".join(parts)
 
 
-def _hook_line(key: HookKey, wanted: str | None) -> str:
-    verb = "-D" if wanted is None else "-I"
-    return f"{verb} {key.rule.removeprefix(_APPEND)}\n"
+def _hook_lines(key: HookKey, present: str | None, wanted: str | None) -> Iterator[str]:
+    rule = key.rule.removeprefix(_APPEND)
+    # Each copy: a hook that is there more than once is written anew.
+    yield from [f"-D {rule}\n"] * len((present or "").splitlines())
+    if wanted is not None:
+        yield f"-I {rule}\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,9 @@ def parse_save(table: str, lines: Iterable[str], ownership: Ownership) -> dict[R
         if key in texts and key not in ownership.shared:
             texts[key].append(f"{rule.rule}\n")
         else:
-            found[HookKey(table, rule.chain, rule.rule)] = rule.rule
+            hook = HookKey(table, rule.chain, rule.rule)
+            # With a line for each copy, so that more than one is not what is wanted.
+            found[hook] = f"{found[hook]}\n{rule.rule}" if hook in found else rule.rule
     return found | {key: "".join(parts) for key, parts in texts.items()}
 
 

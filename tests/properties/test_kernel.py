@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.apply.iptables import IptablesKernel, RestoreError, Variant, restore, save
+from pyproxy.apply.iptables import IptablesKernel, RestoreError, Variant, program, restore
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.compile.iptables_static import IptablesSettings
 from pyproxy.model.address import Family
@@ -168,7 +168,7 @@ def test_tables_in_memory(variant: Variant, family: Family, data: st.DataObject)
         for text in texts:
             assert is_taken_in_memory(tables, text) == await is_taken(family, variant, text), text
             for table in HOOKS:
-                in_kernel = listed((await save(family, variant, table)).splitlines())
+                in_kernel = listed(run(program(family, variant, "save"), "-t", table).splitlines())
                 assert listed(tables.save(table)) == in_kernel
 
     asyncio.run(compare())

@@ -1,0 +1,269 @@
+"""What others have in tables of iptables, and programs of iptables cannot list, changes nothing of what is read and written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from pyproxy.apply.iptables import IptablesKernel, Variant
+from pyproxy.apply.iptables_reader import UNREADABLE
+from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.apply.legacy_entries import LegacyEntries
+from pyproxy.apply.nft_chains import find_hooks
+from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
+from pyproxy.compile import kube_proxy
+from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
+from pyproxy.compile.iptables_trial import trial_hooks
+from pyproxy.compile.ipvs_static import ipvs_hooks
+from pyproxy.compile.plan import plan_service
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
+from pyproxy.modes.iptables_mode import ownership
+
+from .each import families, variants
+from .foreign import (
+    IN_OURS,
+    NATIVE,
+    add_native,
+    add_unknown,
+    hide_extension,
+    hook_counts,
+    without_counts,
+)
+from .own_namespace import load, run
+from .test_cleanup import NODE, PYPROXY, load_others, services, slice_of
+
+BUILT_IN = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
+LIKE_HOOKS = (
+    "-p tcp -m tcp --dport 80",
+    "-m conntrack --ctstate ESTABLISHED",
+    '-m comment --comment "kubernetes service"',
+    "-p udp",
+    "-m conntrack --ctstate NEW -m mark --mark 0x1",
+)
+
+pytestmark = pytest.mark.usefixtures("own_tables")
+
+KINDS = [*((Variant.NFT, kind) for kind in NATIVE), *((variant, "unknown extension") for variant in Variant)]
+foreign_rules = pytest.mark.parametrize(("variant", "kind"), KINDS, ids=lambda value: getattr(value, "value", value))
+
+
+@pytest.fixture
+def add_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Family, Variant, str], None]:
+    """Give a function that adds rules of others, in chains that iptables has made."""
+
+    def add(family: Family, variant: Variant, kind: str) -> None:
+        # iptables-nft makes the built-in chains when it first needs them, and nothing removes them.
+        load(family, variant, "*nat\n-A OUTPUT -p tcp -m tcp --dport 1 -j ACCEPT\nCOMMIT\n")
+        if kind in NATIVE:
+            add_native(family, NATIVE[kind])
+        else:
+            add_unknown(family, variant)
+            hide_extension(tmp_path, monkeypatch)
+
+    return add
+
+
+@contextmanager
+def opened(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
+    """Give the kernel as the iptables mode opens it."""
+    if variant is Variant.LEGACY:
+        with closing(LegacyCounter(family, TABLES)) as counter:
+            yield IptablesKernel(family, variant, counter, ownership(family))
+    else:
+        with closing(NftGeneration()) as generation:
+            yield IptablesKernel(family, variant, generation.counter(), ownership(family))
+
+
+def wanted(family: Family, count: int = 2) -> dict[RulesetKey, str]:
+    """Return what an agent wants in the kernel for the first so many Services."""
+    rules = IptablesProgram(IptablesSettings(family=family, count_invalid=False))
+    for service in services(family)[:count]:
+        for name, plan in plan_service(service, [slice_of(service, family)], NODE, family).items():
+            rules.put(name, plan)
+    return {key: value for key in rules.keys() if (value := rules.value(key)) is not None}  # noqa: SIM118  # no dict
+
+
+async def sync(kernel: IptablesKernel, rules: Mapping[RulesetKey, str]) -> int:
+    """Read what is there and write what differs, as a full sync does; return how many entries that were."""
+    present = await kernel.read()
+    change = {
+        key: (present.get(key), rules.get(key)) for key in (*rules, *present) if present.get(key) != rules.get(key)
+    }
+    await kernel.apply(change)
+    return len(change)
+
+
+def expected_hooks(family: Family) -> dict[tuple[str, str, str], int]:
+    """Return each jump from a chain of others to one of ours, and the one to a chain like ours, once."""
+    hooks = (key for key in wanted(family) if isinstance(key, HookKey))
+    return {(hook.table, hook.chain, hook.rule.rpartition(" ")[2]): 1 for hook in hooks if "-j KUBE" in hook.rule} | {
+        ("filter", "FORWARD", "KUBE-SERVICES-OF-SOMEBODY"): 1
+    }
+
+
+@families
+@foreign_rules
+def test_start_change_and_restart(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """Beside rules of others a start writes all, a change what changed, a restart nothing; each hook is there once."""
+    load_others(family, variant)
+    add_foreign(family, variant, kind)
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family, 1)))
+        first = hook_counts(family, variant)
+        changed = asyncio.run(sync(kernel, wanted(family)))
+    with opened(family, variant) as kernel:
+        read = asyncio.run(kernel.read())
+        again = [asyncio.run(sync(kernel, wanted(family))) for _ in range(2)]
+        is_quiet = not kernel.disturbed()
+
+    assert (wanted(family), [0, 0], True) == (read, again, is_quiet)
+    assert expected_hooks(family) == first == hook_counts(family, variant)
+    assert 0 < changed < len(wanted(family))
+
+
+@families
+@foreign_rules
+def test_cleanup_takes_ours_and_nothing_else(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """A cleanup leaves the tables as they were before, rules of others included, and says what it took."""
+    load_others(family, variant)
+    add_foreign(family, variant, kind)
+    before = without_counts(family, variant)
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+    assert before != without_counts(family, variant)
+
+    said = run(PYPROXY, "cleanup")
+
+    # The guard of node ports on 127.0.0.1 is the kubelet's as well.
+    assert before == without_counts(family, variant)
+    assert "12 hook rules" in said
+
+
+@families
+@foreign_rules
+def test_live_rules_are_those_that_were_written(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """``dump-rules --live`` prints each of our rules beside rules of others, and none of those."""
+    load_others(family, variant)
+    add_foreign(family, variant, kind)
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+
+    text = run(PYPROXY, "dump-rules", "--live", "--output=restore", f"--iptables-variant={variant.value}")
+
+    live = sorted(line.partition("] ")[2] or line for line in text.splitlines() if "-A " in line)
+    assert sorted(line for value in wanted(family).values() for line in value.splitlines()) == live
+
+
+@families
+@foreign_rules
+def test_a_hook_that_is_no_longer_wanted_goes(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """A hook that kube-proxy's IPVS mode left, behind rules of others, goes with a full sync; all others stay."""
+    load_others(family, variant)
+    load(family, variant, "*filter\n:KUBE-NODE-PORT - [0:0]\nCOMMIT\n")
+    left = next(hook for hook in kube_proxy.HOOKS if hook.rule.endswith(" KUBE-NODE-PORT"))
+    load(family, variant, f"*filter\n{left.rule}\nCOMMIT\n")
+    add_foreign(family, variant, kind)
+    before = hook_counts(family, variant)
+
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+        is_quiet = not kernel.disturbed()
+
+    assert 1 == before["filter", "INPUT", "KUBE-NODE-PORT"]
+    assert (expected_hooks(family), True) == (hook_counts(family, variant), is_quiet)
+
+
+@families
+@foreign_rules
+def test_hooks_that_are_there_too_often(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """Hooks that were inserted again and again are there once after the next full sync."""
+    load_others(family, variant)
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+        hooks = [key for key in wanted(family) if isinstance(key, HookKey)]
+        text = "".join(f"*{hook.table}\n{hook.rule}\n{hook.rule}\nCOMMIT\n" for hook in hooks)
+        load(family, variant, text)
+        add_foreign(family, variant, kind)
+        before = hook_counts(family, variant)
+        asyncio.run(sync(kernel, wanted(family)))
+        again = asyncio.run(sync(kernel, wanted(family)))
+
+    assert 3 == before["nat", "PREROUTING", "KUBE-SERVICES"]
+    assert (expected_hooks(family), 0) == (hook_counts(family, variant), again)
+
+
+@families
+def test_native_rules_in_our_chains_go(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """A native rule in a chain of ours makes that chain differ, with a warning that names it; a full sync writes it anew."""
+    with opened(family, Variant.NFT) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+        add_native(family, IN_OURS)
+        read = asyncio.run(kernel.read())
+        changed = asyncio.run(sync(kernel, wanted(family)))
+        again = asyncio.run(sync(kernel, wanted(family)))
+
+    odd = {key for key, value in read.items() if UNREADABLE in value}
+    assert {ChainKey("nat", "KUBE-SERVICES"), ChainKey("filter", "KUBE-FORWARD")} == odd
+    assert (wanted(family), 2, 0) == ({**read, **{key: wanted(family)[key] for key in odd}}, changed, again)
+    assert "into 1 chains of ours: KUBE-SERVICES" in caplog.text
+
+
+@families
+@variants
+def test_every_hook_is_known_by_its_structure(family: Family, variant: Variant) -> None:
+    """Each hook of any mode, of a trial and of kube-proxy is found in the kernel's structures, as often as it is there."""
+    hooks = {*known_hooks(family), *ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family)}
+    tables = {table: [hook for hook in sorted(hooks) if hook.table == table] for table in IPVS_TABLES}
+    for table, mine in tables.items():
+        chains = {hook.rule.rpartition(" ")[2] for hook in mine} | {hook.chain for hook in mine} - BUILT_IN
+        lines = [
+            *(f":{chain} - [0:0]" for chain in sorted(chains - {"DROP"})),
+            *(hook.rule for hook in mine),
+            mine[0].rule,
+        ]
+        # Like hooks, and none: with a port, another state, another remark.
+        target = mine[0].rule.rpartition(" ")[2]
+        lines += [f"-A {mine[0].chain} {words} -j {target}" for words in LIKE_HOOKS]
+        load(family, variant, "\n".join((f"*{table}", *lines, "COMMIT\n")))
+
+    for table, mine in tables.items():
+        found = (
+            LegacyEntries(family, table).find_hooks(mine)
+            if variant is Variant.LEGACY
+            else find_hooks(family, table, mine)
+        )
+        assert sorted([*mine, mine[0]]) == sorted(hook for hook, _ in found)
+
+
+@families
+@foreign_rules
+def test_the_variant_is_found(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """The kubelet's hint and hooks of Services are seen beside rules of others."""
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+    add_foreign(family, variant, kind)
+    by_rules = asyncio.run(detect_variant())
+    load(family, variant, "*mangle\n:KUBE-IPTABLES-HINT - [0:0]\nCOMMIT\n")
+    if variant is Variant.NFT:
+        add_native(family, ["add chain {f} mangle odd { type filter hook forward priority 7; }"])
+
+    assert (variant, "Service rules are there") == by_rules
+    assert (variant, "the kubelet's chain KUBE-IPTABLES-HINT is there") == asyncio.run(detect_variant())
