@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_MODE = (
+    "no proxy mode is set: using iptables. From Kubernetes 1.40 on the default is nftables;"
+    " to keep iptables set --proxy-mode=iptables, or mode: iptables in the configuration file"
+)
+
 
 def run(settings: Settings) -> int:
     """Run the agent until a signal ends it; return the exit status. Rules are left in place.
@@ -101,7 +106,7 @@ async def _run(settings: Settings) -> int:
     health = AgentHealth(config, listeners)
     inbox = _Inbox(config.proxy_mode, health)
     follow = _follow_files if config.manifests else _follow_api
-    following = asyncio.create_task(follow(config, node_name, inbox))
+    following = asyncio.create_task(follow(settings, node_name, inbox))
     backend = await open_backend(config)
     logger.info("%s", derived(settings, node_name, backend.mode, backend.families))
     failed = ending.fail if config.bind_address_hard_fail else None
@@ -203,10 +208,22 @@ class _Inbox:
         return self._agent.last_good(kind, name) if self._agent else None
 
 
-async def _follow_files(config: Config, node_name: str, inbox: _Inbox) -> None:
+def log_start(settings: Settings, node_name: str) -> None:
+    """Log the start, and warn where the mode comes from a default that will change; both become Events of the Node."""
+    node = NamespacedName("", node_name)
+    logger.info("pyproxy %s starts on node %s", __version__, node, extra=told("Node", node, "Starting", "StartPyproxy"))
+    if "proxy_mode" not in settings.origins:
+        # Reason and moment are kube-proxy 1.37's (``cmd/kube-proxy/app/server_linux.go``, createProxier).
+        event = told("Node", node, "KubeProxyDefaultMode", "StartPyproxy")
+        logger.warning(_NO_MODE, extra=event)
+
+
+async def _follow_files(settings: Settings, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what files say, for as long as both live."""
     from pyproxy.source.files import FileSource  # noqa: PLC0415  # YAML and no HTTP, or the other way round
 
+    config = settings.config
+    log_start(settings, node_name)
     async for change in FileSource(config.manifests, proxy_name=config.service_proxy_name).changes():
         own = _without_other_nodes(change, node_name)
         if own is not None:
@@ -225,24 +242,24 @@ def _without_other_nodes(change: Change, node_name: str) -> Change | None:
     return change
 
 
-async def _follow_api(config: Config, node_name: str, inbox: _Inbox) -> None:
+async def _follow_api(settings: Settings, node_name: str, inbox: _Inbox) -> None:
     """Tell the agent what the API server says, for as long as both live."""
     from pyproxy.source import access  # noqa: PLC0415  # YAML and no HTTP, or the other way round
     from pyproxy.source.load_access import load_access  # noqa: PLC0415  # see above
 
-    settings = _access_settings(config)
+    config = settings.config
+    access_settings = _access_settings(config)
     # An exec plugin works while this process imports the rest, and that while the kernel is being tried.
-    first = [asyncio.create_task(load_access(settings))]
+    first = [asyncio.create_task(load_access(access_settings))]
     first[0].add_done_callback(lambda found: found.cancelled() or found.exception())  # which may never be asked for
     api = await asyncio.to_thread(import_module, "pyproxy.source.api")
 
     async def find_access() -> access.Access:
-        return await (first.pop() if first else load_access(settings))
+        return await (first.pop() if first else load_access(access_settings))
 
     handler = api.EventHandler(asyncio.get_running_loop())
     logging.getLogger("pyproxy").addHandler(handler)
-    node = NamespacedName("", node_name)
-    logger.info("pyproxy %s starts on node %s", __version__, node, extra=told("Node", node, "Starting", "StartPyproxy"))
+    log_start(settings, node_name)
     store = api.Store(
         deliver=inbox.deliver,
         last_good=inbox.last_good,

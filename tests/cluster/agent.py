@@ -33,6 +33,7 @@ class Agent:
         kubeconfig: Path | None = None,
         environment: Mapping[str, str] | None = None,
         wrapper: Sequence[str] = (),
+        names_mode: bool = True,
     ) -> None:
         """Describe it.
 
@@ -45,13 +46,16 @@ class Agent:
             kubeconfig: None is one with a token, by way of the control plane's relay for clients; an empty path is a pod.
             environment: further variables.
             wrapper: the beginning of a command line that runs the rest of it.
+            names_mode: whether the command line has the mode; without it the default has to be the right one.
         """
         self.log = Path()
         self._control_plane = control_plane
         self._namespace = namespace
         self._backend: Backend = backend
         mode, _, variant = backend.partition("-")
-        self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *HOST_UNTOUCHED, *flags]
+        self._flags = [f"--hostname-override={node}", *HOST_UNTOUCHED, *flags]
+        if names_mode:
+            self._flags.append(f"--proxy-mode={mode}")
         if variant:
             self._flags.append(f"--iptables-variant={variant}")
         self._kubeconfig = kubeconfig

@@ -68,6 +68,7 @@ class Watched:
             flags=FLAGS,
             kubeconfig=self._control_plane.kubeconfig_for({"token": token}, self._server),
             environment=self.gate.env,
+            names_mode=False,
         )
         self._at_exit.enter_context(agent)
         agent.wait_for_log("first sync done")
@@ -114,6 +115,7 @@ def test_events_with_the_rights_of_the_manifests(guarded: ControlPlane, watched:
     """The Node is told of the start, a Service of its refusal, once, and of its end; kubectl describe shows each."""
     agent = watched.start(guarded.create_token("kube-proxy", "kube-system"))
     started = watched.event("Starting")
+    defaulted = watched.event("KubeProxyDefaultMode")
     watched.refuse_web()
     refused = watched.event("RulesRefused")
     agent.wait_until(lambda: watched.gate.count > 5, "more tries")
@@ -126,6 +128,8 @@ def test_events_with_the_rights_of_the_manifests(guarded: ControlPlane, watched:
     fields = ("regarding", "type", "action", "reportingController", "reportingInstance")
     ours = ("pyproxy", f"pyproxy-{NODE}")
     assert (node, "Normal", "StartPyproxy", *ours) == parts(started, *fields)
+    assert (node, "Warning", "StartPyproxy", *ours) == parts(defaulted, *fields)
+    assert "From Kubernetes 1.40 on the default is nftables" in defaulted["note"]
     assert (service, "Warning", "ProgramRules", *ours) == parts(refused, *fields)
     assert (service, "Normal", "ProgramRules", *ours) == parts(accepted, *fields)
     assert "default/web: refused by the kernel" in refused["note"]
