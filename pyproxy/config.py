@@ -2,7 +2,7 @@
 
 A field of Config is a flag: ``proxy_mode`` is ``--proxy-mode``, ``iptables_sync_period_seconds`` is
 ``--iptables-sync-period``. Command line, help and docs are made from these fields, and a configuration file is read
-into the same values (`source.config_file`). Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.36
+into the same values (`source.config_file`). Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.37
 (``cmd/kube-proxy/app/options.go``), limits those of its ``apis/config/validation``, unless the help says otherwise.
 """
 

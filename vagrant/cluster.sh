@@ -5,7 +5,7 @@ set -eu
 name=$1
 address=$2
 control=$3
-version=v1.36
+version=v1.37
 # Only for machines on a private network of this computer: whoever is on it may join.
 token=pyprxy.0123456789abcdef
 export DEBIAN_FRONTEND=noninteractive

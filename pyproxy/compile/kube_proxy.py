@@ -1,4 +1,4 @@
-"""What kube-proxy 1.36 has in the kernel in each of its modes: how its work is told from others', and from ours.
+"""What kube-proxy 1.37 has in the kernel in each of its modes: how its work is told from others', and from ours.
 
 Its iptables mode shares names with ours. There the last one to have written is told by the canaries: each of the two
 takes the other's away when it begins (kube-proxy by `--cleanup` only, so ours can stand beside a newer one of its own).

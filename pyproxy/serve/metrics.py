@@ -1,6 +1,6 @@
 """The one registry of metric names, and the methods that take their values.
 
-Names, labels, buckets and meanings are those of kube-proxy 1.36 (``pkg/proxy/metrics/metrics.go``): dashboards and
+Names, labels, buckets and meanings are those of kube-proxy 1.37 (``pkg/proxy/metrics/metrics.go``): dashboards and
 alerts know them. What kube-proxy does not have begins with ``pyproxy_``. Methods may be called from any thread.
 ``docs/metrics.md`` says what differs, and why.
 """
@@ -26,8 +26,8 @@ from pyproxy.serve.rest_metrics import RestMetrics
 
 _NAMESPACE = "kubeproxy"
 _FAMILY = "ip_family"
-KUBERNETES_MINOR = 36
-"""The kube-proxy that this is a replacement of is 1.36: what compares versions of a cluster's parts compares with that."""
+KUBERNETES_MINOR = 37
+"""The kube-proxy that this is a replacement of is 1.37: what compares versions of a cluster's parts compares with that."""
 _SYNC_SECONDS = [0.001 * 2**exponent for exponent in range(15)]
 """Upper bounds of the buckets of a sync: 1 ms to 16.4 s."""
 _PROGRAMMING_SECONDS = [0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30)]

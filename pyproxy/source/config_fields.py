@@ -1,4 +1,4 @@
-"""The fields of a KubeProxyConfiguration (v1alpha1, kube-proxy 1.36), each beside the flag that says the same.
+"""The fields of a KubeProxyConfiguration (v1alpha1, kube-proxy 1.37), each beside the flag that says the same.
 
 Law of this file: a table, and how the types in it become text of flags and come back. Which file a value stands in, and
 which of several counts, is `config_file`'s. Limits and defaults are the flag's (`config`).

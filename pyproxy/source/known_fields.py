@@ -1,4 +1,4 @@
-"""All fields that the API of Kubernetes 1.36 knows in the kinds that pyproxy reads, to find misspelt ones in files.
+"""All fields that the API of Kubernetes 1.37 knows in the kinds that pyproxy reads, to find misspelt ones in files.
 
 Law of this file: declarations that add to `wire`'s what pyproxy does not read, and the two questions that they answer.
 An API server would refuse or drop an unknown field; a file comes past none, and a Service with ``clusterIp`` would go
@@ -163,6 +163,7 @@ class NodeSpec(wire.NodeSpec, frozen=True, gc=False, rename="camel", forbid_unkn
     pod_cidrs: Sequence[str] | None = field(name="podCIDRs", default=None)
     config_source: Raw = IGNORED
     external_id: Raw = field(name="externalID", default=IGNORED)
+    pod_preemption_policy: Raw = IGNORED
     provider_id: Raw = field(name="providerID", default=IGNORED)
     taints: Sequence[Taint] | None = None
     unschedulable: Raw = IGNORED

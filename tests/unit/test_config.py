@@ -10,7 +10,7 @@ from pyproxy.errors import ConfigError
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 
-# Flags and defaults of kube-proxy 1.36, in its own notation, and those of klog that older ones took; pyproxy's one difference is the empty
+# Flags and defaults of kube-proxy 1.37, in its own notation, and those of klog that older ones took; pyproxy's one difference is the empty
 # --iptables-min-sync-period, where kube-proxy has 1s.
 KUBE_PROXY_DEFAULTS = {
     "add-dir-header": "false",

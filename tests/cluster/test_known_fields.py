@@ -1,0 +1,45 @@
+"""The fields that a misspelt one in a file is compared with are those that the real API server publishes."""
+
+from typing import Any
+
+import pytest
+
+from pyproxy.source.known_fields import _Shape, _shape_of_kind
+
+from .api import JsonObject
+from .controlplane import ControlPlane
+
+KINDS = {
+    "Service": ("api/v1", "io.k8s.api.core.v1"),
+    "Endpoints": ("api/v1", "io.k8s.api.core.v1"),
+    "Node": ("api/v1", "io.k8s.api.core.v1"),
+    "EndpointSlice": ("apis/discovery.k8s.io/v1", "io.k8s.api.discovery.v1"),
+    "ServiceCIDR": ("apis/networking.k8s.io/v1", "io.k8s.api.networking.v1"),
+}
+
+
+def differences(schemas: JsonObject, schema: JsonObject, shape: _Shape, path: str) -> list[str]:
+    """Return the fields that only one side knows, below a schema; fields whose content is not looked into end the walk."""
+    properties: JsonObject = schema.get("properties", {})
+    found = [f"{path}.{name}" for name in sorted(properties.keys() ^ shape.keys())]
+    for name, inner in shape.items():
+        if inner is not None and name in properties:
+            found += differences(schemas, resolved(schemas, properties[name]), inner, f"{path}.{name}")
+    return found
+
+
+def resolved(schemas: JsonObject, schema: JsonObject) -> JsonObject:
+    """Return the schema of an object, or of the items of a list, behind its references."""
+    inner: Any = schema.get("items", schema)
+    [reference] = [part for part in (inner, *inner.get("allOf", ())) if "$ref" in part]
+    found: JsonObject = schemas[reference["$ref"].rpartition("/")[2]]
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_fields(control_plane: ControlPlane, kind: str) -> None:
+    """No field is missing, which would be called unknown in a good file, and none is too many."""
+    path, package = KINDS[kind]
+    schemas: JsonObject = control_plane.request("GET", f"/openapi/v3/{path}")["components"]["schemas"]
+
+    assert [] == differences(schemas, schemas[f"{package}.{kind}"], _shape_of_kind(kind), kind)
