@@ -115,7 +115,7 @@ def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, An
         ),
         (("--proxy-mode=ipvs", "--ipvs-exclude-cidrs=10.0.0.0/8"), {"ipvs.minSyncPeriod": ("1s", "0s")}),
         (
-            ("--feature-gates=AllAlpha=true", "--conntrack-min=0", "--kube-api-qps=7.5", "-v=3", "--oom-score-adj=-5"),
+            ("--feature-gates=AllBeta=true", "--conntrack-min=0", "--kube-api-qps=7.5", "-v=3", "--oom-score-adj=-5"),
             {"iptables.minSyncPeriod": ("1s", "0s")},
         ),
     ],

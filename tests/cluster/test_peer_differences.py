@@ -4,13 +4,13 @@ A test that fails here because both do the same means that a row is no longer tr
 """
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from ipaddress import IPv6Network, ip_network
 
 import pytest
 
-from tests.lab import Connection, Outcome, Verdict, tcp, udp
+from tests.lab import Connection, Host, Outcome, Verdict, tcp, udp
 
 from .controlplane import SERVICE_CIDRS, ControlPlane
 from .namespace import command_inside
@@ -18,12 +18,13 @@ from .peer.modes import MODES, NFTABLES
 from .peer.objects import Entry, JsonObject, State, entry, port, service
 from .peer.pair import Pair
 from .peer.sides import PYPROXY, Side
-from .peer.world import CLUSTER_CIDR_FLAG, PORT, public
+from .peer.world import CLUSTER_CIDR_FLAG, PORT, VERSIONS, public
 from .process import binary, wait_until
 
 PATIENCE_SECONDS = 20.0
 SILENCE_SECONDS = 0.3
 SOURCE_PORT = 12345
+NODE_PORT = 30530
 CHANCES = 8
 READ_ONLY = 'mount --bind /proc/sys /proc/sys && mount -o remount,ro,bind /proc/sys && exec "$@"'
 FORWARDED_PORT = 7777
@@ -59,20 +60,25 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
-    """Where no endpoint is left, kube-proxy leaves flows with the last one, and pyproxy ends them."""
-    dns = entry(service("dns", port(53, "UDP")), "pod1-1")
+    """Where no endpoint is left, both end flows to cluster IPs; those to node ports pyproxy alone."""
+    dns = entry(service("dns", port(53, "UDP", node_port=NODE_PORT), type="NodePort"), "pod1-1")
     [(_, made)] = pair.tell(State((dns,)))
     with ExitStack() as opened:
-        connections = [
-            [opened.enter_context(side.lab.client_pod.connect(udp(ip, 53))) for ip in made["spec"]["clusterIPs"]]
-            for side in pair.sides
+
+        def open_all(host: Host, ips: Iterable[object], number: int) -> list[Connection]:
+            return [opened.enter_context(host.connect(udp(str(ip), number))) for ip in ips]
+
+        to_cluster_ips = [open_all(side.lab.client_pod, made["spec"]["clusterIPs"], 53) for side in pair.sides]
+        to_node_ports = [
+            open_all(side.lab["outside1"], map(side.lab["node1"].address, VERSIONS), NODE_PORT) for side in pair.sides
         ]
         pair.remove_slices(dns)
         for _ in range(2):  # with the second mark, what comes after the sync of the first is over
             pair.catch_up()
 
-        wait_for(lambda: ["refused"] * 2 == ask(connections[1]), "refusals by pyproxy")
-        assert ["pod1-1"] * 2 == ask(connections[0])
+        for connections in (*to_cluster_ips, to_node_ports[1]):
+            wait_for(lambda each=connections: ["refused"] * 2 == ask(each), "refusals")  # type: ignore[misc]
+        assert ["pod1-1"] * 2 == ask(to_node_ports[0])
 
 
 def test_udp_flows_from_before_a_service_that_has_endpoints(pair: Pair) -> None:
