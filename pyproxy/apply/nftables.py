@@ -14,8 +14,8 @@ from itertools import chain
 
 from pyproxy.apply.command import run
 from pyproxy.apply.kernel import KernelCounts
+from pyproxy.apply.nft_elements import ElementFormat
 from pyproxy.apply.nft_messages import (
-    ElementFormat,
     delete_chain,
     flush_chain,
     new_chain,

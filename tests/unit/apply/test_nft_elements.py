@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from pyproxy.apply.netlink import HEADER, attributes
-from pyproxy.apply.nft_messages import BODY_AT, LIST_ELEMENTS, ElementFormat, batch, message
+from pyproxy.apply.nft_elements import LIST_ELEMENTS, ElementFormat
+from pyproxy.apply.nft_messages import BODY_AT, batch, message
 from pyproxy.model.address import Family
 from pyproxy.model.nftables import ADDRESSED, ALLOWED_SOURCES, SETS, Field, SetType
 
