@@ -43,3 +43,12 @@ def counted_packets(name: str) -> int:
     with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
         data, start, end = netlink.ask(_GET, nfgenmsg(0) + text_attribute(_NAME, name), header=NFGENMSG_BYTES)
     return next(int.from_bytes(data[at:to]) for kind, at, to in attributes(data, start, end) if kind == _PACKETS)
+
+
+def has_counter(name: str) -> bool:
+    """Say whether there is such a counter; without the privilege to read it there is none."""
+    try:
+        counted_packets(name)
+    except OSError:
+        return False
+    return True

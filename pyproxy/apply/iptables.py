@@ -22,6 +22,7 @@ from pyproxy.apply.iptables_programs import (
 )
 from pyproxy.apply.iptables_reader import saved
 from pyproxy.apply.kernel import KernelCounts
+from pyproxy.apply.legacy_watch import LegacyWatch
 from pyproxy.apply.nft_chains import delete_hooks
 from pyproxy.apply.ruleset_counter import RulesetCounter
 from pyproxy.errors import ApplyError
@@ -67,6 +68,7 @@ class IptablesKernel:
         self._ownership = ownership
         self._tables = tables
         self._counter = counter
+        self._watch = LegacyWatch(family, tables, ownership) if variant is Variant.LEGACY else None
 
     def __repr__(self) -> str:
         return f"IptablesKernel({self.family}, {self.variant.value})"
@@ -92,10 +94,14 @@ class IptablesKernel:
         Raises:
             RestoreError: the tables before the refused one may have been written.
         """
-        rest = await self._without_hooks_that_go(change) if self.variant is Variant.NFT else change
-        if text := restore_text(rest):
-            await restore(self.family, self.variant, text)
-            self._counter.committed(text.count("\nCOMMIT\n"))
+        if self._watch is None:
+            await self._write(await self._without_hooks_that_go(change))
+        else:
+            self._watch.begin_write(change)
+            try:
+                await self._write(change)
+            finally:
+                self._watch.end_write()
         for key, (before, after) in change.items():
             count = _rule_count(key, after)
             self._rules_written[key.table] += count
@@ -106,6 +112,11 @@ class IptablesKernel:
         counts = KernelCounts(rules=dict(self._rules), rules_written=dict(self._rules_written))
         self._rules_written.clear()
         return counts
+
+    async def _write(self, change: Change) -> None:
+        if text := restore_text(change):
+            await restore(self.family, self.variant, text)
+            self._counter.committed(text.count("\nCOMMIT\n"))
 
     async def _without_hooks_that_go(self, change: Change) -> Change:
         """Delete hooks that are not wanted, or copies of one that is; return what is left to do."""
@@ -122,6 +133,10 @@ class IptablesKernel:
     def disturbed(self) -> bool:
         """Say whether the ruleset changed other than by us: nft generation, or size of the legacy tables."""
         return self._counter.disturbed()
+
+    async def examine(self) -> bool:
+        """See `Kernel`; only the legacy variant has what `disturbed` does not see."""
+        return self._watch is not None and await self._watch.has_changed()
 
 
 def _rule_count(key: RulesetKey, value: str | None) -> int:

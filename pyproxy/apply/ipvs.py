@@ -276,6 +276,10 @@ class IpvsKernel:
         """Say whether others may have changed something: device, rules."""
         return not is_up() or self._doors.rules.disturbed()
 
+    async def examine(self) -> bool:
+        """See `Kernel`: of the rules; servers, sets and addresses are for the full read."""
+        return await self._doors.rules.examine()
+
     def take_counts(self) -> KernelCounts:
         """Return nothing: kube-proxy counts no rules in this mode."""
         return KernelCounts()

@@ -46,6 +46,14 @@ class Kernel(Protocol[K, V]):
         """Say, cheaply, whether others may have changed our tables since the last `read` or `apply`."""
         ...
 
+    async def examine(self) -> bool:
+        """Say whether others may have changed what `disturbed` does not see; this may take a while, and is for now and then.
+
+        Raises:
+            ApplyError: the kernel's tables cannot be read.
+        """
+        ...
+
     def take_counts(self) -> KernelCounts:
         """Return what was counted since the last call."""
         ...

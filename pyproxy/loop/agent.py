@@ -38,6 +38,8 @@ logger = logging.getLogger(__name__)
 _LOOK_PERIOD_SECONDS = 0.5
 _LOOKS_PER_READ = 20
 """A full read may take at most this part of the time: on a node where others write rules all day, too."""
+_EXAMINATION_SECONDS = 60.0
+"""Between looks at what the quick look does not see."""
 _PERIODS_PER_READ = 10
 """Sync periods between full reads where a change by others can go unseen."""
 _NODE_WAIT_SECONDS = 30.0
@@ -107,6 +109,7 @@ class Agent:
                 tasks.create_task(_until_it_fails(source))
                 tasks.create_task(self._sync_forever())
                 tasks.create_task(self._look_forever())
+                tasks.create_task(self._examine_forever())
                 tasks.create_task(self._count_periods())
                 tasks.create_task(self._flows.run(local_addresses))
         finally:
@@ -265,6 +268,20 @@ class Agent:
                 if not reconciler.pending and reconciler.disturbed():
                     self._distrust(reconciler)
                     self._wake.set()
+
+    async def _examine_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_PERIOD_SECONDS)
+            if not self._ready or self._is_syncing:
+                continue
+            for reconciler in self._reconcilers.values():
+                try:
+                    if not reconciler.sees_every_change and await reconciler.examine():
+                        self._distrust(reconciler)
+                        self._wake.set()
+                except ApplyError as error:
+                    logger.warning("%s: looking for changes by others: %s", reconciler.family, error)
+            await asyncio.sleep(_EXAMINATION_SECONDS)
 
     async def _count_periods(self) -> None:
         periods = 0

@@ -113,6 +113,10 @@ class Reconciler(Generic[K, V]):
         """Say whether others may have changed our tables."""
         return self._kernel.disturbed()
 
+    async def examine(self) -> bool:
+        """Say whether others may have changed what `disturbed` does not see; see `Kernel.examine`."""
+        return await self._kernel.examine()
+
     def distrust(self) -> None:
         """Have the next sync read what is in the kernel and repair what differs."""
         self._is_known = False

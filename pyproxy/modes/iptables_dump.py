@@ -1,12 +1,16 @@
 """``dump-rules`` in the iptables mode."""
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 
+from pyproxy.apply.accounting import has_counter
 from pyproxy.apply.iptables import Variant, is_available, saved
 from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.apply.sysctl import read_sysctl
 from pyproxy.compile.attribution import list_rules
 from pyproxy.compile.chain_names import is_of_trial, off_trial, on_trial
 from pyproxy.compile.iptables import IptablesProgram
+from pyproxy.compile.iptables_static import INVALID_COUNTER
 from pyproxy.compile.iptables_trial import TrialProgram
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.config import Config, IptablesVariant
@@ -26,8 +30,14 @@ class IptablesDumper:
 
     def planned(self, family: Family, surroundings: Surroundings, plans: Iterable[ServicePlan]) -> Listing:
         """See `Dumper`."""
-        make = TrialProgram if self._config.service_proxy_name else IptablesProgram
-        program = make(iptables_settings(self._config, family, surroundings))
+        is_trial = bool(self._config.service_proxy_name)
+        settings = replace(
+            iptables_settings(self._config, family, surroundings),
+            drop_invalid=not read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal"),
+            # The agent has the rule where the kernel takes it, and makes the counter before; nothing is tried here.
+            count_invalid=not is_trial and has_counter(INVALID_COUNTER),
+        )
+        program = (TrialProgram if is_trial else IptablesProgram)(settings)
         for plan in plans:
             program.put(plan.name, plan)
         return _listed(family, *_program_rules(program))

@@ -45,6 +45,10 @@ class Sweeping:
         """See nobody."""
         return False
 
+    async def examine(self) -> bool:
+        """See nobody either."""
+        return False
+
 
 class Told:
     """An observer with what it tells."""

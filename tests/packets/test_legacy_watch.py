@@ -1,0 +1,94 @@
+"""Rules of ours in legacy tables that others replace by as many of equal size, which number and size do not tell."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+
+from pyproxy.apply.iptables import IptablesKernel, Variant, program
+from pyproxy.apply.ruleset_counter import LegacyCounter
+from pyproxy.model.address import Family
+from pyproxy.model.ruleset import TABLES, ChainKey
+from pyproxy.modes.iptables_mode import ownership
+
+from .own_namespace import load, run
+from .test_foreign_rules import sync, wanted
+
+pytestmark = pytest.mark.usefixtures("own_tables")
+
+OTHERS = "*nat\n:OTHERS - [0:0]\n-A OTHERS -p tcp -m tcp --dport 1 -j ACCEPT\n-A OTHERS -p tcp -m tcp --dport 2 -j ACCEPT\nCOMMIT\n"
+
+
+@pytest.fixture
+def kernel(family: Family) -> Iterator[IptablesKernel]:
+    """Give legacy tables with rules of ours and of others, of which the first look was taken."""
+    with closing(LegacyCounter(family, TABLES)) as counter:
+        opened = IptablesKernel(family, Variant.LEGACY, counter, ownership(family))
+        load(family, Variant.LEGACY, OTHERS)
+        asyncio.run(sync(opened, wanted(family)))
+        assert not asyncio.run(opened.examine())
+        yield opened
+
+
+def iptables(family: Family, *words: str) -> None:
+    """Change the table nat."""
+    run(program(family, Variant.LEGACY), "-t", "nat", *words)
+
+
+def endpoint_rule(family: Family) -> tuple[str, list[str]]:
+    """Return a chain with a DNAT rule, and the rule with another address."""
+    for key, value in sorted(wanted(family).items()):
+        if isinstance(key, ChainKey) and "-j DNAT" in value and value.count("\n") == 1:
+            return key.chain, shlex.split(re.sub(r"\d(\]?:8080)$", r"9\1", value.strip()))[2:]
+    raise AssertionError
+
+
+def test_nothing_happened(family: Family, kernel: IptablesKernel) -> None:
+    """Packets that are counted, our own changes, and others' changes of their own rules are nothing."""
+    iptables(family, "-Z")
+    iptables(family, "-R", "OTHERS", "1", "-p", "tcp", "--dport", "3", "-j", "ACCEPT")
+    quiet = asyncio.run(kernel.examine())
+    asyncio.run(sync(kernel, wanted(family, 1)))
+
+    assert (False, False) == (quiet, asyncio.run(kernel.examine()))
+    assert not asyncio.run(kernel.examine())
+
+
+def test_a_rule_replaced_in_place(family: Family, kernel: IptablesKernel) -> None:
+    """A rule that sends to another address is seen by the closer look only, and put right by the next full sync."""
+    chain, other = endpoint_rule(family)
+    iptables(family, "-R", chain, "1", *other)
+    seen = (kernel.disturbed(), asyncio.run(kernel.examine()))
+    changed = asyncio.run(sync(kernel, wanted(family)))
+
+    assert ((False, True), 1) == (seen, changed)
+    assert wanted(family) == asyncio.run(kernel.read())
+    assert not asyncio.run(kernel.examine())
+
+
+def test_a_jump_turned_elsewhere(family: Family, kernel: IptablesKernel) -> None:
+    """A jump to another chain of ours, and a hook to one of others, are seen."""
+    first = wanted(family)[ChainKey("nat", "KUBE-SERVICES")].splitlines()[0]
+    words = shlex.split(first)[2:-1]
+    iptables(family, "-R", "KUBE-SERVICES", "1", *words, "KUBE-NODEPORTS")
+    by_jump = asyncio.run(kernel.examine())
+    iptables(
+        family, "-R", "PREROUTING", "1", "-m", "comment", "--comment", "kubernetes service portals", "-j", "OTHERS"
+    )
+
+    assert (True, True) == (by_jump, asyncio.run(kernel.examine()))
+
+
+def test_a_change_of_ours_is_no_cover(family: Family, kernel: IptablesKernel) -> None:
+    """A rule replaced between two changes of ours to other chains is seen."""
+    chain, other = endpoint_rule(family)
+    asyncio.run(sync(kernel, {**wanted(family), ChainKey("nat", "KUBE-SVC-ONE"): ""}))
+    iptables(family, "-R", chain, "1", *other)
+    asyncio.run(kernel.apply({ChainKey("nat", "KUBE-SVC-ONE"): ("", None)}))
+
+    assert (False, True) == (kernel.disturbed(), asyncio.run(kernel.examine()))
