@@ -8,6 +8,7 @@ into the same values (`source.config_file`). Nothing here looks at the machine. 
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 
 from pyproxy.errors import ConfigError
@@ -28,14 +29,14 @@ from pyproxy.flags.grammar import (
     listen_address,
     listen_place,
     one_of,
-    parse_networks,
+    parse_strings,
     write_duration,
     write_list,
 )
 from pyproxy.flags.ignored import HEALTHZ_PORT, METRICS_PORT
 from pyproxy.flags.ipvs import IpvsFlags
 from pyproxy.flags.option import interface_name, not_negative, one_for_each_family, option, options_of, positive, within
-from pyproxy.model.address import Network, parse_ip
+from pyproxy.model.address import Network, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 
 
@@ -66,24 +67,47 @@ class LogFormat(Enum):
 
 
 class NodePortAddresses(Enum):
-    """A word that ``--nodeport-addresses`` takes in place of CIDR blocks."""
+    """A keyword of ``--nodeport-addresses`` beside CIDR blocks (kube-proxy 1.37, ``expandNodePortAddressKeywords``)."""
 
     PRIMARY = "primary"
     """The node's own IP in each family."""
+    LOCALHOST = "localhost"
+    """127.0.0.0/8 and ::1/128."""
+    ALL = "all"
+    """0.0.0.0/0 and ::/0."""
+
+    def __str__(self) -> str:
+        """Return the keyword as it is typed."""
+        return self.value
 
 
-def _parse_nodeport_addresses(text: str) -> tuple[Network, ...] | NodePortAddresses:
-    if text.strip() == NodePortAddresses.PRIMARY.value:
-        return NodePortAddresses.PRIMARY
-    return parse_networks(text)
+_KEYWORDS = {word.value: word for word in NodePortAddresses}
 
 
-def _write_nodeport_addresses(value: tuple[Network, ...] | NodePortAddresses) -> str:
-    return value.value if isinstance(value, NodePortAddresses) else write_list(value)
+def _parse_nodeport_addresses(text: str) -> tuple[Network | NodePortAddresses, ...]:
+    return tuple(_KEYWORDS.get(item) or _node_port_block(item) for item in map(str.strip, parse_strings(text)))
+
+
+def _node_port_block(text: str) -> Network:
+    try:
+        return parse_network(text)
+    except ValueError:
+        close = get_close_matches(text.lower(), _KEYWORDS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        message = f"{text!r} is not a CIDR block or one of the keywords {', '.join(_KEYWORDS)}{hint}"
+        raise ValueError(message) from None
+
+
+def _keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
+    """Take each keyword at most once, as kube-proxy's validation does; a block may be repeated."""
+    for word in NodePortAddresses:
+        if value.count(word) > 1:
+            message = f"has the keyword {word} twice"
+            raise ValueError(message)
 
 
 NODE_NAME = Grammar("NAME", lambda text: text.strip().lower())
-NODEPORT_ADDRESSES = Grammar("CIDR,...|primary", _parse_nodeport_addresses, _write_nodeport_addresses, repeats=True)
+NODEPORT_ADDRESSES = Grammar("CIDR|KEYWORD,...", _parse_nodeport_addresses, write_list, repeats=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,10 +192,12 @@ class Config(IpvsFlags):
     iptables_masquerade_bit: int = option(
         14, INT, "Bit of the packet mark, 0 to 31, that says: masquerade this packet.", check=within(0, 31)
     )
-    nodeport_addresses: tuple[Network, ...] | NodePortAddresses = option(
+    nodeport_addresses: tuple[Network | NodePortAddresses, ...] = option(
         (),
         NODEPORT_ADDRESSES,
-        "Local addresses on which node ports answer; primary: the Node object's. Without the flag: all.",
+        "Local addresses on which node ports answer: CIDR blocks and the keywords primary (the Node object's), localhost"
+        " (127.0.0.0/8 and ::1/128) and all. Without the flag: all; in nftables mode primary.",
+        check=_keywords_once,
     )
     iptables_localhost_nodeports: bool = option(True, SWITCH, "Let node ports answer on IPv4 loopback addresses too.")
     iptables_min_sync_period_seconds: float | None = option(

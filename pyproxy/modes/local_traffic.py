@@ -48,7 +48,7 @@ def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | 
 
 def nftables_config(config: Config) -> Config:
     """Return the configuration with the nftables mode's defaults: node ports answer on the Node's addresses, never on loopback."""
-    addresses = config.nodeport_addresses or NodePortAddresses.PRIMARY
+    addresses = config.nodeport_addresses or (NodePortAddresses.PRIMARY,)
     return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 
@@ -89,20 +89,19 @@ def serves_localhost(config: Config, family: Family) -> bool:
 
 def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> tuple[bytes, ...] | None:
     """Return the addresses on which node ports answer, sorted; None means all addresses of the node."""
-    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
-        ip = node.ip(family)
-        return (ip,) if ip is not None else ()
     blocks = _node_port_blocks(config, family)
     if blocks is None:
         return None
     with_loopback = serves_localhost(config, family)
-    found = (
+    found = {
         ip
         for ip in local_ips
         if family_of(ip) is family
         and any(ip in block for block in blocks)
         and (with_loopback or ip not in _LOOPBACK[family])
-    )
+    }
+    if NodePortAddresses.PRIMARY in config.nodeport_addresses and (ip := node.ip(family)) is not None:
+        found.add(ip)
     return tuple(sorted(found))
 
 
@@ -110,16 +109,22 @@ def follows_local_ips(config: Config) -> bool:
     """Say whether the rules depend on which addresses the node has at the moment."""
     if config.proxy_mode is ProxyMode.IPVS:
         return True  # each is served by itself, and none of them is made or removed
-    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
-        return False
-    return any(_node_port_blocks(config, family) is not None for family in Family)
+    return any(_node_port_blocks(config, family) for family in Family)
 
 
 def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
-    """Return the blocks that were asked for in a family; None means every address."""
-    if config.nodeport_addresses is NodePortAddresses.PRIMARY:
+    """Return the blocks that were asked for in a family; None means every address.
+
+    A family that no entry is about has every address. ``primary`` is about both families.
+    """
+    asked = config.nodeport_addresses
+    if NodePortAddresses.ALL in asked:
+        return None
+    blocks = tuple(block for block in asked if isinstance(block, Network) and block.family is family)
+    if NodePortAddresses.LOCALHOST in asked:
+        blocks += (_LOOPBACK[family],)
+    if not blocks and NodePortAddresses.PRIMARY in asked:
         return ()
-    blocks = tuple(block for block in config.nodeport_addresses if block.family is family)
     return None if not blocks or any(block.prefix == 0 for block in blocks) else blocks
 
 

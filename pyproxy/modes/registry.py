@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from pyproxy.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.model.address import Network, parse_network
+from pyproxy.model.address import Network
 from pyproxy.modes.backend import Backend
 from pyproxy.modes.dumper import Dumper
 
@@ -47,9 +47,9 @@ async def _open_best(config: Config) -> Backend:
     return backend
 
 
-def _every(config: Config) -> tuple[Network, ...] | NodePortAddresses:
+def _every(config: Config) -> tuple[Network | NodePortAddresses, ...]:
     """Return the node port addresses to use where either mode may come out: without the flag all, as in iptables mode."""
-    return config.nodeport_addresses or (parse_network("0.0.0.0/0"), parse_network("::/0"))
+    return config.nodeport_addresses or (NodePortAddresses.ALL,)
 
 
 def open_dumper(config: Config) -> Dumper:

@@ -113,7 +113,18 @@ def pyproxy(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
             ["--nodeport-addresses=10.0.0.0/8,10.1.0.0/16", "--nodeport-addresses", "fd00::/8"],
             {"nodeport_addresses": tuple(map(parse_network, ("10.0.0.0/8", "10.1.0.0/16", "fd00::/8")))},
         ),
-        (["--nodeport-addresses=primary"], {"nodeport_addresses": NodePortAddresses.PRIMARY}),
+        (["--nodeport-addresses=primary"], {"nodeport_addresses": (NodePortAddresses.PRIMARY,)}),
+        (
+            ["--nodeport-addresses=localhost,10.0.0.0/8,primary", "--nodeport-addresses=all"],
+            {
+                "nodeport_addresses": (
+                    NodePortAddresses.LOCALHOST,
+                    parse_network("10.0.0.0/8"),
+                    NodePortAddresses.PRIMARY,
+                    NodePortAddresses.ALL,
+                )
+            },
+        ),
         (["--nodeport-addresses="], {"nodeport_addresses": ()}),
         (["--detect-local-mode=NodeCIDR"], {"detect_local_mode": DetectLocalMode.NODE_CIDR}),
         (
@@ -148,7 +159,15 @@ def test_a_command_line_becomes_a_config(words: list[str], values: dict[str, Any
         (["--iptables-sync-period=30"], "'--iptables-sync-period': '30' is not a duration"),
         (["--iptables-masquerade-bit=32"], "--iptables-masquerade-bit: 32 is not within 0..31"),
         (["--cluster-cidr=10.244.0.0"], "'--cluster-cidr': '10.244.0.0' is not a CIDR block"),
-        (["--nodeport-addresses=primary,10.0.0.0/8"], "'--nodeport-addresses': 'primary' is not a CIDR block"),
+        (
+            ["--nodeport-addresses=primary,Localhost"],
+            "'Localhost' is not a CIDR block or one of the keywords primary, localhost, all; did you mean localhost?",
+        ),
+        (["--nodeport-addresses=all,all"], "--nodeport-addresses: all,all has the keyword all twice"),
+        (
+            ["--nodeport-addresses=10.0.0.1"],
+            "'--nodeport-addresses': '10.0.0.1' is not a CIDR block or one of the keywords primary, localhost, all",
+        ),
         (["--detect-local-mode=BridgeInterface"], "--pod-bridge-interface: must be given"),
         (["-v", "high"], "'high' is not a whole number from 0"),
         (["--ipvs-exclude-cidrs=x"], "'--ipvs-exclude-cidrs': 'x' is not a CIDR block"),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import SEGMENT
+from tests.lab import SECOND_SEGMENT, SEGMENT
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .modes import needs
@@ -63,6 +63,14 @@ ON_PRIMARY = """
 outside1     node1:30100/tcp        pod1-1 pod2-1          node1
 outside1     node1':30100/tcp       reset
 node1        127.0.0.1:30100/tcp    reset
+"""
+ON_PRIMARY_AND_ONE_SEGMENT = """
+outside1     node1:30100/tcp        pod1-1 pod2-1          node1
+outside1     node1':30100/tcp       pod1-1 pod2-1          node1
+"""
+ON_EVERY_ADDRESS = """
+outside1     node1:30100/tcp        pod1-1 pod2-1          node1
+outside1     node1':30100/tcp       pod1-1 pod2-1          node1
 """
 NOT_ON_LOOPBACK = """
 node1        127.0.0.1:30100/tcp    reset
@@ -145,6 +153,20 @@ def test_node_ports_answer_on_the_asked_ranges_only(agents: Cluster, row: Row) -
 @rows(ON_PRIMARY, OBJECTS)
 def test_node_ports_answer_on_the_primary_address_only(agents: Cluster, row: Row) -> None:
     """The word primary means the addresses of the Node object."""
+    assert agents.expected(row) == agents.met(row)
+
+
+@agents_with(f"--nodeport-addresses=primary,{','.join(map(str, SECOND_SEGMENT))}", CLUSTER_CIDR_FLAG)
+@rows(ON_PRIMARY_AND_ONE_SEGMENT, OBJECTS)
+def test_node_ports_answer_on_keywords_and_ranges_together(agents: Cluster, row: Row) -> None:
+    """A keyword beside ranges adds its addresses to theirs."""
+    assert agents.expected(row) == agents.met(row)
+
+
+@agents_with("--nodeport-addresses=localhost,all", CLUSTER_CIDR_FLAG)
+@rows(ON_EVERY_ADDRESS, OBJECTS)
+def test_node_ports_answer_on_every_address(agents: Cluster, row: Row) -> None:
+    """The keyword all means every address of the node, whatever stands beside it and in every mode."""
     assert agents.expected(row) == agents.met(row)
 
 

@@ -132,7 +132,7 @@ def test_every_field_is_a_flag() -> None:
         {"proxy_mode": ProxyMode.AUTO},
         {"bind_address": parse_ip("::")},
         {"metrics_bind_address": None},
-        {"nodeport_addresses": NodePortAddresses.PRIMARY},
+        {"nodeport_addresses": tuple(NodePortAddresses)},
         {"cluster_cidr": (parse_network("10.244.0.0/16"), parse_network("fd00::/56"))},
         {"detect_local_mode": DetectLocalMode.NODE_CIDR},
         {"detect_local_mode": DetectLocalMode.BRIDGE_INTERFACE, "pod_bridge_interface": "cni0"},

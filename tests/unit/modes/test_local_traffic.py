@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from pyproxy.config import Config, NodePortAddresses, ProxyMode
+from pyproxy.config import NODEPORT_ADDRESSES, Config, ProxyMode
 from pyproxy.model.address import Family, ip_text, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
 from pyproxy.modes.local_traffic import (
@@ -77,7 +77,13 @@ def blocks(*texts: str, localhost: bool = True) -> Config:
     return Config(nodeport_addresses=tuple(map(parse_network, texts)), iptables_localhost_nodeports=localhost)
 
 
-PRIMARY = Config(nodeport_addresses=NodePortAddresses.PRIMARY)
+def listed(*items: str) -> Config:
+    """Return the configuration of blocks and keywords for node ports, as they are typed."""
+    value = NODEPORT_ADDRESSES.parse(",".join(items))
+    return Config(nodeport_addresses=value)
+
+
+PRIMARY = listed("primary")
 
 
 @pytest.mark.parametrize(
@@ -92,6 +98,20 @@ PRIMARY = Config(nodeport_addresses=NodePortAddresses.PRIMARY)
         pytest.param(blocks("127.0.0.0/8", localhost=False), [], None, id="loopback switched off"),
         pytest.param(blocks("::1/128", "fd00::/16"), None, ["fd00:172:18::11"], id="never IPv6 loopback"),
         pytest.param(PRIMARY, ["172.18.0.11"], ["fd00:172:18::11"], id="the Node's own"),
+        pytest.param(listed("all"), None, None, id="all"),
+        pytest.param(listed("all", "primary", "10.0.0.0/8", "localhost"), None, None, id="all beside anything"),
+        pytest.param(listed("localhost"), ["127.0.0.1"], [], id="localhost is about both families"),
+        pytest.param(
+            listed("localhost", "primary"), ["127.0.0.1", "172.18.0.11"], ["fd00:172:18::11"], id="two keywords"
+        ),
+        pytest.param(
+            listed("primary", "172.19.0.0/16"),
+            ["172.18.0.11", "172.19.0.11"],
+            ["fd00:172:18::11"],
+            id="primary beside a block of one family",
+        ),
+        pytest.param(listed("primary", "172.18.0.0/16"), ["172.18.0.11"], ["fd00:172:18::11"], id="the same twice"),
+        pytest.param(listed("primary", "::/0"), ["172.18.0.11"], None, id="every address of one family"),
     ],
 )
 def test_where_node_ports_answer(config: Config, ipv4: list[str] | None, ipv6: list[str] | None) -> None:
@@ -99,6 +119,13 @@ def test_where_node_ports_answer(config: Config, ipv4: list[str] | None, ipv6: l
     found = [node_port_ips(config, NODE, family, LOCAL_IPS) for family in Family]
 
     assert [ipv4, ipv6] == [None if ips is None else list(map(ip_text, ips)) for ips in found]
+
+
+def test_family_without_an_address_of_the_node() -> None:
+    """Where primary is asked for and the Node has no address of a family, node ports answer nowhere in it."""
+    node = Node(name="node1", ips=(parse_ip("172.18.0.11"),))
+
+    assert () == node_port_ips(PRIMARY, node, Family.IPV6, LOCAL_IPS)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +138,10 @@ def test_where_node_ports_answer(config: Config, ipv4: list[str] | None, ipv6: l
         (blocks("0.0.0.0/0"), True),
         (blocks("fd00::/16"), True),
         (PRIMARY, False),
+        (listed("all"), True),
+        (listed("localhost"), True),
+        (listed("primary", "localhost"), True),
+        (listed("primary", "fd00::/16"), False),
     ],
 )
 def test_node_ports_on_loopback(config: Config, expected: object) -> None:
@@ -123,6 +154,9 @@ def test_node_ports_on_loopback(config: Config, expected: object) -> None:
     [
         (blocks(), False),
         (PRIMARY, False),
+        (listed("all", "172.18.0.0/16"), False),
+        (listed("primary", "172.18.0.0/16"), True),
+        (listed("localhost"), True),
         (blocks("172.18.0.0/16"), True),
         (blocks("0.0.0.0/0", "::/0"), False),
         (blocks("0.0.0.0/0", "fd00::/16"), True),

@@ -78,12 +78,22 @@ def test_the_explicit_defaults_have_every_field() -> None:
             "clusterCIDR: 10.244.0.0/16,fd00::/56",
             {"cluster_cidr": (parse_network("10.244.0.0/16"), parse_network("fd00::/56"))},
         ),
-        ("nodePortAddresses: [primary]", {"nodeport_addresses": NodePortAddresses.PRIMARY}),
+        ("nodePortAddresses: [primary]", {"nodeport_addresses": (NodePortAddresses.PRIMARY,)}),
         (
             "nodePortAddresses:\n- 10.0.0.0/8\n- fd00::/8",
             {"nodeport_addresses": (parse_network("10.0.0.0/8"), parse_network("fd00::/8"))},
         ),
         ("nodePortAddresses: []", {}),
+        (
+            "nodePortAddresses:\n- primary\n- localhost\n- 10.0.0.0/8",
+            {
+                "nodeport_addresses": (
+                    NodePortAddresses.PRIMARY,
+                    NodePortAddresses.LOCALHOST,
+                    parse_network("10.0.0.0/8"),
+                )
+            },
+        ),
         ("iptables: {masqueradeBit: 0}", {"iptables_masquerade_bit": 0}),
         ("iptables: {masqueradeAll: true}", {"masquerade_all": True}),
         ("iptables: {localhostNodePorts: false}", {"iptables_localhost_nodeports": False}),
@@ -204,6 +214,10 @@ def test_what_changes_nothing_is_warned_of(tmp_path: Path) -> None:
         ("clusterCIDR: 10.244.0.0", "line 3: clusterCIDR: '10.244.0.0' is not a CIDR block"),
         ("clusterCIDR: [10.244.0.0/16]", 'line 3: clusterCIDR: ["10.244.0.0/16"] is not a text'),
         ("nodePortAddresses: primary", 'line 3: nodePortAddresses: "primary" is not a list'),
+        (
+            "nodePortAddresses: [primary, locahost]",
+            "line 3: nodePortAddresses: 'locahost' is not a CIDR block or one of the keywords primary",
+        ),
         ("featureGates: {A: 1}", "line 3: featureGates: 1 is not true or false"),
         ("featureGates: [A]", 'line 3: featureGates: ["A"] is not a mapping of names to true or false'),
         ("oomScoreAdj: -1001", "line 3: oomScoreAdj: -1001 is not within -1000..1000"),
