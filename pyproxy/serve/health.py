@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any, NamedTuple
+from urllib.parse import quote
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from pyproxy.model.address import Family
 from pyproxy.model.names import NamespacedName
+from pyproxy.serve.http_exchange import redirect
 
 WATCHES_LOST_SECONDS = 300.0
 """How long watches may be lost until we are not ready any more: longer than an API server takes to restart."""
@@ -164,7 +166,14 @@ def health_application(health: Health, answered: Answered = lambda _path, _code:
     answers = {"/healthz": health.healthz, "/livez": health.livez, "/readyz": health.readyz}
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
+        path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        # As ``http.ServeMux``: an asterisk is only for OPTIONS, and a path is asked for in its shortest form.
+        if environ["REQUEST_URI"] == "*":
+            start_response(_line(HTTPStatus.BAD_REQUEST), [])
+            return []
+        if method != "CONNECT" and path != (clean := _clean(path)):
+            query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
+            return redirect(quote(clean, "/!$&'()*+,:;=@", "latin-1") + query, method, start_response)
         if path not in answers:
             start_response(_line(HTTPStatus.NOT_FOUND), [_TEXT, _NO_SNIFF])
             return [b"404 page not found\n"]
@@ -198,6 +207,18 @@ def service_application(name: NamespacedName, local_endpoints: Callable[[], int]
         return [json.dumps(body, indent="\t").encode()]
 
     return answer
+
+
+def _clean(path: str) -> str:
+    """Return a path without empty segments, ``.`` and ``..``; a slash at its end stays."""
+    segments: list[str] = []
+    for segment in path.split("/"):
+        if segment == "..":
+            del segments[-1:]
+        elif segment not in {"", "."}:
+            segments.append(segment)
+    end = "/" if segments and path.endswith("/") else ""
+    return f"/{'/'.join(segments)}{end}"
 
 
 def _line(status: HTTPStatus) -> str:

@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, NamedTuple
-from wsgiref.simple_server import WSGIRequestHandler
 from wsgiref.types import WSGIApplication
 
 from pyproxy.flags.grammar import ListenAddress
 from pyproxy.model.address import Family, family_of, ip_text
 from pyproxy.model.event import Event
+from pyproxy.serve.http_exchange import exchange
 
 logger = logging.getLogger(__name__)
 
@@ -188,7 +188,8 @@ class Listeners(threading.Thread):
     def _answer(self, connection: socket.socket, peer: Any, app: WSGIApplication) -> None:  # noqa: ANN401  # socket's
         try:
             with connection:
-                _RequestHandler(connection, peer, _Server(app))  # type: ignore[arg-type]  # all it needs of a server
+                connection.settimeout(_IDLE_SECONDS)
+                exchange(connection, app)
         except OSError as error:
             logger.debug("%s: %s", peer[0], error)
 
@@ -219,22 +220,3 @@ def _listen(address: ListenAddress, *, both_families: bool) -> socket.socket:
         listener = socket.create_server((ip_text(address.ip), address.port), family=domain)
     listener.settimeout(0)
     return listener
-
-
-class _Server:
-    """What `WSGIRequestHandler` wants to know of its server."""
-
-    def __init__(self, app: WSGIApplication) -> None:
-        self._app = app
-        self.base_environ = {"GATEWAY_INTERFACE": "CGI/1.1", "SCRIPT_NAME": "", "SERVER_NAME": "", "SERVER_PORT": ""}
-
-    def get_app(self) -> WSGIApplication:
-        return self._app
-
-
-class _RequestHandler(WSGIRequestHandler):
-    timeout = _IDLE_SECONDS
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002, ANN401  # http.server's
-        """Tell of requests to those who want to know every step."""
-        logger.debug("%s: %s", self.client_address[0], format % args)

@@ -57,7 +57,7 @@ class Node:
 
 def call(app: WSGIApplication, path: str = "/", method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """Ask a server, without a network."""
-    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_METHOD": method}
+    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_URI": path, "REQUEST_METHOD": method, "QUERY_STRING": ""}
     setup_testing_defaults(environ)
     told: list[tuple[str, Iterable[tuple[str, str]]]] = []
 

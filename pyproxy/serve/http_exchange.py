@@ -1,0 +1,119 @@
+"""One request on a connection and its answer, after which the connection ends.
+
+Answers are those of Go's net/http, except that each says ``Connection: close``: a client that keeps connections would
+hold one of the few threads for nothing.
+"""
+
+import logging
+import socket
+from collections.abc import Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from time import monotonic
+from typing import Any
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from pyproxy.serve.http_request import Refused, Request, read_request
+
+logger = logging.getLogger(__name__)
+
+_LINGER_SECONDS = 0.5
+"""As ``rstAvoidanceDelay`` of net/http."""
+_LINGER_BYTES = 256 << 10
+_READ_BYTES = 65536
+
+
+def exchange(connection: socket.socket, app: WSGIApplication) -> None:
+    """Read a request and answer it.
+
+    Raises:
+        OSError: the connection broke, or the client took too long.
+    """
+    with connection.makefile("rb") as lines:
+        try:
+            request = read_request(lines)
+        except Refused as refused:
+            logger.debug("refused: %s", refused)
+            connection.sendall(_refusal(refused))
+        else:
+            if request is None:
+                return
+            connection.sendall(_answer(request, app))
+        _linger(connection)
+
+
+def redirect(location: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
+    """Answer as ``http.RedirectHandler`` with status 307 does; the location is percent-encoded already."""
+    has_body = method in {"GET", "HEAD"}
+    headers = [("Content-Type", "text/html; charset=utf-8")] if has_body else []
+    start_response("307 Temporary Redirect", [*headers, ("Location", location)])
+    escaped = location.replace("&", "&amp;").replace('"', "&#34;").replace("'", "&#39;")
+    return [f'<a href="{escaped}">Temporary Redirect</a>.\n\n'.encode()] if has_body else []
+
+
+def _refusal(refused: Refused) -> bytes:
+    status = refused.status
+    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+    return (head + refused.body).encode()
+
+
+def _answer(request: Request, app: WSGIApplication) -> bytes:
+    expected = request.headers.get("expect", "").lower()
+    if request.method == "OPTIONS" and request.target == "*":
+        status, headers, body = "200 OK", list[tuple[str, str]](), b""
+    elif expected and not request.is_1_0 and expected != "100-continue":
+        status, headers, body = "417 Expectation Failed", [], b""
+    else:
+        status, headers, body = _called(request, app)
+    headers = [
+        *headers,
+        ("Date", formatdate(usegmt=True)),
+        ("Content-Length", str(len(body))),
+        ("Connection", "close"),
+    ]
+    version = "HTTP/1.0" if request.is_1_0 else "HTTP/1.1"
+    lines = "".join(f"{line}\r\n" for line in (f"{version} {status}", *(f"{name}: {text}" for name, text in headers)))
+    return f"{lines}\r\n".encode("latin-1") + (b"" if request.method == "HEAD" else body)
+
+
+def _called(request: Request, app: WSGIApplication) -> tuple[str, list[tuple[str, str]], bytes]:
+    answer: list[tuple[str, list[tuple[str, str]]]] = []
+
+    def start_response(status: str, headers: list[tuple[str, str]], _: Any = None, /) -> Any:  # noqa: ANN401  # WSGI's
+        answer.append((status, headers))
+
+    try:
+        body = b"".join(app(_environ(request), start_response))
+    except Exception:
+        # A fault of a page of ours must not look like an agent that does not answer.
+        logger.exception("%s cannot be answered", request.path)
+        return f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} Internal Server Error", [], b""
+    status, headers = answer[-1]
+    return status, headers, body
+
+
+def _environ(request: Request) -> WSGIEnvironment:
+    environ = {
+        "REQUEST_METHOD": request.method,
+        "REQUEST_URI": request.target,
+        "PATH_INFO": request.path,
+        "QUERY_STRING": request.query,
+        "SERVER_PROTOCOL": "HTTP/1.0" if request.is_1_0 else "HTTP/1.1",
+    }
+    return environ | {f"HTTP_{name.upper().replace('-', '_')}": text for name, text in request.headers.items()}
+
+
+def _linger(connection: socket.socket) -> None:
+    """Let the client read the answer before the connection is closed.
+
+    Closing a socket that has unread bytes, of a body or of a further request, sends a reset, at which the client's kernel
+    drops what it has not read yet.
+    """
+    connection.shutdown(socket.SHUT_WR)
+    deadline, left = monotonic() + _LINGER_SECONDS, _LINGER_BYTES
+    while left > 0 and (seconds := deadline - monotonic()) > 0:
+        connection.settimeout(seconds)
+        data = connection.recv(_READ_BYTES)
+        if not data:
+            return
+        left -= len(data)

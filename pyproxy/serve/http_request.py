@@ -1,0 +1,178 @@
+"""The head of one HTTP request, with the rules and limits of Go's net/http (1.26), which kube-proxy's servers have.
+
+Pure but for reading lines of a stream. Why not http.server: docs/decisions/024-http-requests.md. A body is never read:
+no page of ours depends on one.
+"""
+
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import NamedTuple, Protocol
+from urllib.parse import unquote_to_bytes
+
+MOST_BYTES = (1 << 20) + 4096
+"""Of the head: ``DefaultMaxHeaderBytes`` and the slack that ``initialReadLimitSize`` adds to it."""
+_TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_CONTROL_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_SCHEME = re.compile(rb"([A-Za-z][-+.0-9A-Za-z]*):(.*)")
+# What net/url takes for a host; a percent sign may only stand for a byte that is not ASCII.
+_AUTHORITY = re.compile(
+    rb"(?:[-._~!$&'()*+,;=:%0-9A-Za-z]*@)?"
+    rb"(?:\[[^\]@/]*\]|(?:[-._~!$&'()*+,;=<>\"0-9A-Za-z\x80-\xff]|%[89A-Fa-f][0-9A-Fa-f])*)(?::[0-9]*)?"
+)
+_BAD_PERCENT = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+# golang.org/x/net/http/httpguts, ValidHostHeader
+_HOST = re.compile(r"[-!$%&'()*+,.:;=\[\]_~0-9A-Za-z]*")
+_LENGTH = re.compile(r"[0-9]+")
+
+
+class Lines(Protocol):
+    """A stream that gives lines."""
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line with its end, at most so many bytes of it; less at the end of the stream."""
+
+
+class Refused(Exception):  # noqa: N818  # an answer, not an error of ours
+    """A request that is answered with an error, after which the connection ends."""
+
+    def __init__(self, status: HTTPStatus, detail: str = "", *, body: str = "") -> None:
+        line = f"{status.value} {status.phrase}"
+        self.status = status
+        self.body = body or (f"{line}: {detail}" if detail else line)
+        super().__init__(self.body)
+
+
+class Request(NamedTuple):
+    """The head of a request."""
+
+    method: str
+    target: str
+    """As sent."""
+    path: str
+    """Without percent-encoding, each byte as one character, as WSGI wants it."""
+    query: str
+    is_1_0: bool
+    headers: Mapping[str, str]
+    """By name in lower case; several with one name are joined by commas."""
+
+
+def read_request(lines: Lines) -> Request | None:
+    """Read the head of a request; None if the client ended the connection before the first byte.
+
+    Raises:
+        Refused: it is no request, or one that is not served.
+        OSError: the connection broke, or the client took too long.
+    """
+    budget = _Budget(lines)
+    first = budget.line()
+    if first is None:
+        return None
+    method, gap, rest = first.partition(b" ")
+    target, second_gap, text = rest.partition(b" ")
+    version = _VERSION.fullmatch(text)
+    if not gap or not second_gap or version is None or not _TOKEN.fullmatch(method):
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    path, query = _parse_target(method, target)
+    headers = _read_headers(budget)
+    major, minor = map(int, version.groups())
+    is_http2_preface = (method, target, major, minor, headers) == (b"PRI", b"*", 2, 0, {})
+    _check_framing(headers, is_1_0=(major, minor) < (1, 1))
+    if major != 1 and not is_http2_preface:
+        raise Refused(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "unsupported protocol version")
+    if "host" not in headers and (major, minor) >= (1, 1) and method != b"CONNECT" and not is_http2_preface:
+        raise Refused(HTTPStatus.BAD_REQUEST, "missing required Host header")
+    if not _HOST.fullmatch(headers.get("host", [""])[0]):
+        raise Refused(HTTPStatus.BAD_REQUEST, "malformed Host header")
+    if any(" " in name for name in headers):
+        raise Refused(HTTPStatus.BAD_REQUEST, "invalid header name")
+    return Request(
+        method.decode("latin-1"),
+        target.decode("latin-1"),
+        path.decode("latin-1"),
+        query.decode("latin-1"),
+        (major, minor) < (1, 1),
+        {name: ", ".join(values) for name, values in headers.items()},
+    )
+
+
+class _Budget:
+    """Lines of a head that may not be too long in all."""
+
+    def __init__(self, lines: Lines) -> None:
+        self._lines = lines
+        self._left = MOST_BYTES
+
+    def line(self) -> bytes | None:
+        """Return a line without its end; None if the stream ends before it."""
+        line = self._lines.readline(self._left)
+        self._left -= len(line)
+        if not line:
+            return None
+        if not line.endswith(b"\n"):
+            raise Refused(HTTPStatus.BAD_REQUEST if self._left else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        return line[:-1].removesuffix(b"\r")
+
+
+def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
+    """Return path and query, as ``url.ParseRequestURI`` finds them."""
+    if not target or _CONTROL.search(target):
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    if target == b"*":
+        return target, b""
+    if method == b"CONNECT" and not target.startswith(b"/"):
+        target = b"http://" + target
+    parts = _SCHEME.fullmatch(target)
+    rest, _, query = (parts[2] if parts else target).partition(b"?")
+    if parts and rest.startswith(b"//"):
+        authority, slash, path = rest[2:].partition(b"/")
+        if not _AUTHORITY.fullmatch(authority):
+            raise Refused(HTTPStatus.BAD_REQUEST)
+        rest = slash + path
+    elif parts and not rest.startswith(b"/"):
+        rest = b""  # an opaque URL such as mailto:a, which has no path
+    elif not rest.startswith(b"/"):
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    if _BAD_PERCENT.search(rest):
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    return unquote_to_bytes(rest), query
+
+
+def _read_headers(budget: _Budget) -> dict[str, list[str]]:
+    """Return values by name in lower case, in their order; a name with a space is left for the caller to refuse."""
+    headers: dict[str, list[str]] = {}
+    last: list[str] | None = None
+    while line := budget.line():
+        if line[:1] in {b" ", b"\t"}:
+            if last is None:
+                raise Refused(HTTPStatus.BAD_REQUEST)
+            name, value = b"a", line  # the last value goes on
+        else:
+            name, colon, value = line.partition(b":")
+            if not colon or not _TOKEN.fullmatch(name.replace(b" ", b"_")):
+                raise Refused(HTTPStatus.BAD_REQUEST)
+        value = value.strip(b" \t")
+        if _CONTROL_IN_VALUE.search(value):
+            raise Refused(HTTPStatus.BAD_REQUEST)
+        text = value.decode("latin-1")
+        if last is not None and line[:1] in {b" ", b"\t"}:
+            last[-1] = f"{last[-1]} {text}"
+        else:
+            last = headers.setdefault(name.decode().lower(), [])
+            last.append(text)
+    if line is None:
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    return headers
+
+
+def _check_framing(headers: Mapping[str, list[str]], *, is_1_0: bool) -> None:
+    """Refuse what net/http refuses, of the headers that say whom a request is for and where it ends."""
+    if len(headers.get("host", ())) > 1:
+        raise Refused(HTTPStatus.BAD_REQUEST)
+    encodings, lengths = headers.get("transfer-encoding", []), headers.get("content-length", [])
+    if encodings and not is_1_0 and [text.lower() for text in encodings] != ["chunked"]:
+        raise Refused(HTTPStatus.NOT_IMPLEMENTED, body="Unsupported transfer encoding")
+    if len(set(lengths)) > 1 or (lengths and not _LENGTH.fullmatch(lengths[0])):
+        raise Refused(HTTPStatus.BAD_REQUEST)
