@@ -6,7 +6,7 @@ set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 target=$(cd "$here/../.." && pwd)/.cache/debian
 stamp=$target/.stamp
-packages="curl dbus iproute2 iptables kmod nftables python3 systemd-sysv"
+packages="curl dbus firewalld iproute2 iptables kmod nftables python3 systemd-sysv"
 # What Debian's slim images leave out too.
 slim="path-exclude=/usr/share/doc/* path-exclude=/usr/share/info/* path-exclude=/usr/share/locale/* path-exclude=/usr/share/man/*"
 
@@ -31,6 +31,7 @@ nice mmdebstrap "${options[@]}" \
   --dpkgopt=force-unsafe-io \
   --customize-hook="tar --directory=\"\$1\" --exclude=./var/lib/apt/lists/* --exclude=./var/cache/apt/* --exclude=./dev/* --one-file-system -cf '$target/base.tar' ." \
   --customize-hook="chroot \"\$1\" env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install $packages >/dev/null" \
+  --customize-hook='chroot "$1" systemctl --quiet disable firewalld' \
   --customize-hook='echo uninitialized >"$1/etc/machine-id"' \
   bookworm "$target/machine"
 echo "$wanted" >"$stamp"

@@ -53,6 +53,69 @@ IN_OURS = [
 ]
 """Native rules in chains of ours."""
 
+DOCKER = """\
+*filter
+:DOCKER - [0:0]
+:DOCKER-ISOLATION-STAGE-1 - [0:0]
+:DOCKER-ISOLATION-STAGE-2 - [0:0]
+:DOCKER-USER - [0:0]
+-A INPUT -i eth9 -p tcp -m tcp --dport 9 -j ACCEPT
+-A OUTPUT -o eth9 -p tcp -m tcp --dport 9 -j ACCEPT
+-A FORWARD -j DOCKER-USER
+-A FORWARD -j DOCKER-ISOLATION-STAGE-1
+-A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A FORWARD -o docker0 -j DOCKER
+-A FORWARD -i docker0 ! -o docker0 -j ACCEPT
+-A FORWARD -i docker0 -o docker0 -j ACCEPT
+-A DOCKER-ISOLATION-STAGE-1 -i docker0 ! -o docker0 -j DOCKER-ISOLATION-STAGE-2
+-A DOCKER-ISOLATION-STAGE-1 -j RETURN
+-A DOCKER-ISOLATION-STAGE-2 -o docker0 -j DROP
+-A DOCKER-ISOLATION-STAGE-2 -j RETURN
+-A DOCKER-USER -j RETURN
+COMMIT
+*nat
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A OUTPUT -m addrtype --dst-type LOCAL -j DOCKER
+-A POSTROUTING -o docker9 -j MASQUERADE
+-A DOCKER -i docker0 -j RETURN
+COMMIT
+"""
+"""Chains and rules as Docker makes them."""
+EVERYDAY = [
+    "add set {f} filter trusted { type inet_service; flags interval; elements = { 20000-20100 }; }",
+    "insert rule {f} filter INPUT ct state established,related accept",
+    "add rule {f} filter INPUT ct state invalid counter drop",
+    "add rule {f} filter INPUT iif lo accept",
+    "add rule {f} filter INPUT tcp dport 22 ct state new limit rate 10/minute accept",
+    "add rule {f} filter INPUT tcp dport { 80, 443 } counter accept",
+    "add rule {f} filter INPUT udp dport { 51820, 1194 } accept",
+    "add rule {f} filter INPUT tcp dport @trusted counter accept",
+    "add rule {f} filter INPUT meta l4proto { icmp, ipv6-icmp } limit rate 50/second accept",
+    "add rule {f} filter INPUT iifname wg0 accept",
+    'add rule {f} filter INPUT tcp dport 23 log prefix "telnet: " counter drop',
+    "add rule {f} filter INPUT meta pkttype broadcast counter",
+    "add rule {f} filter INPUT tcp flags & (fin|syn|rst|ack) == syn counter",
+    "add rule {f} filter INPUT ct status dnat accept",
+    'insert rule {f} filter FORWARD ct state established,related counter accept comment "of the VPN"',
+    "insert rule {f} filter FORWARD tcp dport { 81, 444 } meta mark set 1",
+    "add rule {f} filter FORWARD iifname wg0 oifname eth9 accept",
+    "add rule {f} filter FORWARD tcp flags syn tcp option maxseg size set rt mtu",
+    "add rule {f} filter FORWARD meta mark 0x77 ct mark set meta mark",
+    "add rule {f} filter FORWARD tcp dport vmap { 6667 : drop, 6668 : drop }",
+    "insert rule {f} filter OUTPUT ct state established counter",
+    "add rule {f} filter OUTPUT meta skuid 0 counter",
+    "add rule {f} filter OUTPUT udp dport 53 counter accept",
+    "insert rule {f} nat PREROUTING ct state new counter",
+    "add rule {f} nat PREROUTING tcp dport 8443 redirect to :443",
+    "insert rule {f} nat PREROUTING tcp dport { 8081, 8082 } meta mark set 1",
+    "insert rule {f} nat POSTROUTING tcp dport { 8081, 8082 } counter",
+    "add rule {f} nat POSTROUTING oifname wg0 masquerade",
+    "add rule {f} nat POSTROUTING oifname { tun0, tun1 } masquerade random",
+    "add rule {f} nat OUTPUT tcp dport 8444 redirect to :444",
+]
+"""What administrators and VPNs add in nft's own words."""
+
 
 def add_native(family: Family, rules: Iterable[str]) -> None:
     """Add native rules to the tables that iptables-nft has its own in."""
@@ -80,9 +143,14 @@ def add_unknown(family: Family, variant: Variant) -> None:
 
 def hook_counts(family: Family, variant: Variant) -> Counter[tuple[str, str, str]]:
     """Return how many rules jump from a table's chain of others to a chain of ours, counted without iptables-nft."""
+    return hooks_of(_listing(family, variant))
+
+
+def hooks_of(listing: str) -> Counter[tuple[str, str, str]]:
+    """Return how many rules jump from a table's chain of others to a chain of ours, by what nft or iptables-save list."""
     found: Counter[tuple[str, str, str]] = Counter()
     table = chain = ""
-    for line in _listing(family, variant).splitlines():
+    for line in listing.splitlines():
         if named := re.match(r"\*(\w+)|table \w+ (\S+) \{", line):
             table = named[1] or named[2]
         if named := re.match(r"\tchain (\S+) \{|-A (\S+) ", line):
@@ -95,7 +163,12 @@ def hook_counts(family: Family, variant: Variant) -> Counter[tuple[str, str, str
 
 def without_counts(family: Family, variant: Variant) -> str:
     """Return all rules, whatever they have counted."""
-    return re.sub(r"(?m)^#.*\n|packets \d+ bytes \d+| ?\[\d+:\d+\] ?", "", _listing(family, variant))
+    return uncounted(_listing(family, variant))
+
+
+def uncounted(listing: str) -> str:
+    """Return a listing without what counts packets, remarks and dates."""
+    return re.sub(r"(?m)^#.*\n|packets \d+ bytes \d+| ?\[\d+:\d+\] ?", "", listing)
 
 
 def _listing(family: Family, variant: Variant) -> str:

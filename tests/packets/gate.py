@@ -1,6 +1,6 @@
 """A gate in front of iptables-restore: it keeps count of what passes, and refuses what names something.
 
-Law: what is let through is run by the real program, word by word. No Service that the API accepts makes the kernel
+Law: what is let through is run by the real program, word by word. What only lists chains always is, and does not count. No Service that the API accepts makes the kernel
 refuse its rules, so what such a refusal does to the others can only be seen behind a gate.
 """
 
@@ -19,6 +19,10 @@ _SCRIPT = """#!/bin/sh
 input=$(mktemp)
 trap 'rm -f "$input"' EXIT
 cat > "$input"
+if ! grep -q -v -e '^\\*' -e '^-S ' -e '^COMMIT$' "$input"; then
+    {program} "$@" < "$input"
+    exit
+fi
 echo "$0" >> {log}
 if [ -e {busy} ]; then
     exit 4
@@ -54,7 +58,7 @@ class Gate:
 
     @property
     def count(self) -> int:
-        """How many times a program was run."""
+        """How many times a program was run that writes."""
         return len(self._log.read_text().splitlines())
 
     def be_busy(self) -> None:

@@ -39,7 +39,7 @@ RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j 
 @pytest.fixture
 def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hold the lock, and let nobody wait long for it."""
-    monkeypatch.setattr(iptables, "_LOCK_WAIT_SECONDS", 1)
+    monkeypatch.setattr(iptables, "LOCK_WAIT_SECONDS", 1)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
