@@ -154,7 +154,10 @@ class _NodePorts:
             self._takes[name] = takes
         before = self._plans.pop(name, None)
         if before is not None:
-            del self._owners[before.protocol.number, before.node_port]
+            number = before.protocol.number, before.node_port
+            # Another Service may have it by now: two of them exchange node ports one after the other.
+            if self._owners.get(number) == name:
+                del self._owners[number]
         if plan is not None and plan.node_port:
             self._plans[name] = plan
             self._owners[plan.protocol.number, plan.node_port] = name

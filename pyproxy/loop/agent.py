@@ -14,6 +14,7 @@ from time import monotonic
 from typing import Any
 
 from pyproxy.apply.addresses import AddressNotifications, local_addresses
+from pyproxy.apply.local_networks import local_networks
 from pyproxy.apply.notify import notify, watchdog_seconds
 from pyproxy.compile.plan import plan_service
 from pyproxy.config import Config
@@ -24,13 +25,13 @@ from pyproxy.loop.observer import Observer
 from pyproxy.loop.own_node import OwnNode
 from pyproxy.loop.reconcile import Reconciler
 from pyproxy.loop.schedule import Schedule
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network
 from pyproxy.model.change import Change, Kind, Object
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.modes.backend import Backend
-from pyproxy.modes.local_traffic import follows_local_ips
+from pyproxy.modes.local_traffic import follows_local_ips, node_port_networks
 from pyproxy.modes.surroundings import Surroundings
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ class Agent:
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
+        self._followed_ips: Collection[bytes] = self._local_ips
+        """Those that the rules in the kernel are for."""
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._stale_addresses = follows_local_ips(config)
@@ -111,7 +114,7 @@ class Agent:
                 tasks.create_task(self._look_forever())
                 tasks.create_task(self._examine_forever())
                 tasks.create_task(self._count_periods())
-                tasks.create_task(self._flows.run(local_addresses))
+                tasks.create_task(self._flows.run(self._node_port_networks))
         finally:
             notifications.close()
             await self._stop_retiring()
@@ -134,6 +137,13 @@ class Agent:
         if follows_local_ips(self._config):
             self._stale_addresses = True
             self._wake.set()
+        else:
+            self._flows.note_addresses()
+
+    async def _node_port_networks(self, family: Family) -> Collection[Network]:
+        networks = await asyncio.to_thread(local_networks, family)
+        surroundings = Surroundings(node=self._own_node.node, local_ips=self._local_ips)
+        return node_port_networks(self._config, self._backend.mode, family, surroundings, networks)
 
     # Syncing
 
@@ -203,6 +213,9 @@ class Agent:
             if not reconciler.pending:
                 self._observer.settled(reconciler)
         self._health.synced(self._reconcilers.keys() - failed, surroundings)
+        if not failed and self._local_ips is not self._followed_ips:
+            self._followed_ips = self._local_ips
+            self._flows.note_addresses()
         if not failed and not self._ready and self._reconcilers:
             self._first_sync_done()
         return not failed

@@ -12,3 +12,10 @@ class Flow(NamedTuple):
     reply_source: bytes
     """Packed source address of replies: the endpoint, or the destination itself where nothing was translated."""
     reply_source_port: int
+
+
+class Destination(NamedTuple):
+    """Flows with this destination before any translation; None means any."""
+
+    ip: bytes | None
+    port: int | None

@@ -105,6 +105,22 @@ def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collect
     return tuple(sorted(found))
 
 
+def node_port_networks(
+    config: Config, mode: ProxyMode, family: Family, surroundings: Surroundings, local_networks: Collection[Network]
+) -> Collection[Network]:
+    """Return where node ports answer, among what is local to the node: single addresses, or blocks."""
+    if mode is ProxyMode.NFTABLES:
+        config = nftables_config(config)
+    elif mode is ProxyMode.IPVS:
+        config = replace(config, iptables_localhost_nodeports=False)
+    ips = node_port_ips(config, surroundings.node, family, surroundings.local_ips)
+    if ips is not None:
+        return [Network(ip, family.bits) for ip in ips]
+    if serves_localhost(config, family):
+        return local_networks
+    return [block for block in local_networks if block.ip not in _LOOPBACK[family]]
+
+
 def follows_local_ips(config: Config) -> bool:
     """Say whether the rules depend on which addresses the node has at the moment."""
     if config.proxy_mode is ProxyMode.IPVS:

@@ -117,6 +117,12 @@ class Cluster:
             self._objects.pop(_key(item), None)
         self._write()
 
+    def exchange(self, gone: Iterable[JsonObject], come: Iterable[JsonObject]) -> None:
+        """Take objects away and put others in one change, and wait until the kernel has it."""
+        for item in gone:
+            self._objects.pop(_key(item), None)
+        self.put(*come)
+
     @contextmanager
     def having(self, *objects: JsonObject) -> Iterator[None]:
         """Have these objects for a while."""

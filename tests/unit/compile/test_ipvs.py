@@ -283,6 +283,30 @@ def test_address_of_two_ports_stays_with_the_second() -> None:
     assert program.value(Vip(CLUSTER)) is None
 
 
+def test_two_services_exchange_their_addresses_and_node_ports() -> None:
+    """Whichever is put first, the outcome is that of a program that never knew it otherwise; and both can go then."""
+    number = Virtual(NODE_IP, 6, 80)
+    one = structs.replace(PLAIN, external_ips=(NODE_IP,), node_port=30001)
+    other = structs.replace(PLAIN, name=port_name("other"), cluster_ip=EXTERNAL_IP, node_port=30002)
+    swapped = (
+        structs.replace(one, cluster_ip=EXTERNAL_IP, external_ips=(), node_port=30002),
+        structs.replace(other, cluster_ip=CLUSTER, external_ips=(NODE_IP,), node_port=30001),
+    )
+    for plans in (swapped, swapped[::-1]):
+        program, fresh = IpvsProgram(SETTINGS), IpvsProgram(SETTINGS)
+        for plan in (one, other):
+            program.put(plan.name, plan)
+        for plan in plans:
+            program.put(plan.name, plan)
+            fresh.put(plan.name, plan)
+
+        assert fresh.value(number) is not None
+        assert {key: fresh.value(key) for key in fresh.keys()} == {key: program.value(key) for key in program.keys()}  # noqa: SIM118
+        for plan in plans:
+            program.put(plan.name, None)
+        assert set(IpvsProgram(SETTINGS).keys()) == set(program.keys())
+
+
 def test_external_ip_beats_a_node_port_on_the_nodes_address() -> None:
     """Where an external IP is the node's own and its port another Service's node port, the external IP has it."""
     program = IpvsProgram(SETTINGS)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from pyproxy.compile.plan import ServicePlan
 from pyproxy.loop.flow_cleaner import FlowCleaner
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network
 from pyproxy.model.names import Protocol
 from tests.packets.own_namespace import own_namespace
 from tests.unit.compile.building import PLAN, endpoints, ips, port_name
@@ -37,22 +37,23 @@ class Work:
         self.cleaned.append((family, count))
         self._is_done.set()
 
-    async def node_ips(self) -> Collection[bytes]:
+    async def node_networks(self, _: Family) -> Collection[Network]:
         """Return the node's addresses, of which there are none."""
         self.asked += 1
         return ()
 
-    async def follow(self, *notes: list[tuple[ServicePlan | None, ServicePlan | None]]) -> None:
-        """Hand notes in, then have the cleaner work until a last one of the other family is worked off."""
+    async def follow(self, *looks: list[list[tuple[ServicePlan | None, ServicePlan | None]]]) -> None:
+        """Have a cleaner work off the notes for one look after the other; a change of IPv6 says when each is over."""
         cleaner = FlowCleaner(self.note_cleaned)
-        for note in notes:
-            cleaner.note(note)
         async with asyncio.TaskGroup() as tasks:
-            running = tasks.create_task(cleaner.run(self.node_ips))
-            cleaner.note([(None, IN_IPV6)])
-            while Family.IPV6 not in dict(self.cleaned):
-                await self._is_done.wait()
-                self._is_done.clear()
+            running = tasks.create_task(cleaner.run(self.node_networks))
+            for count, notes in enumerate(looks, start=1):
+                for note in notes:
+                    cleaner.note(note)
+                cleaner.note([(None, IN_IPV6)])
+                while count > sum(family is Family.IPV6 for family, _ in self.cleaned):
+                    await self._is_done.wait()
+                    self._is_done.clear()
             running.cancel()
 
 
@@ -66,24 +67,24 @@ def work() -> Iterator[Work]:
 def test_one_look_for_many_notes(work: Work) -> None:
     """What gathered since the last look is worked off in one look for each family."""
     other = replace(SERVED, name=port_name("other", protocol=Protocol.UDP), cluster_ip=ips("10.96.0.54")[0])
-    asyncio.run(work.follow([(DNS, SERVED)], [(None, other)], [(SERVED, DNS)]))
+    asyncio.run(work.follow([[(DNS, SERVED)], [(None, other)], [(SERVED, DNS)]]))
 
     assert [(Family.IPV4, 0), (Family.IPV6, 0)] == work.cleaned
 
 
 @pytest.mark.parametrize(
-    "note", [[], [(SERVED, SERVED)], [(SERVED, None)]], ids=["no change", "serving as before", "port is gone"]
+    "note", [[], [(SERVED, replace(SERVED, affinity_seconds=9))]], ids=["no change", "frontends as before"]
 )
 def test_no_look_without_a_reason(work: Work, note: list[tuple[ServicePlan | None, ServicePlan | None]]) -> None:
     """The table is not looked through for changes that make no flow stale."""
-    asyncio.run(work.follow(note))
+    asyncio.run(work.follow([[(None, SERVED)]], [note]))
 
-    assert [(Family.IPV6, 0)] == work.cleaned
+    assert [(Family.IPV4, 0), (Family.IPV6, 0), (Family.IPV6, 0)] == work.cleaned
 
 
 @pytest.mark.parametrize(("plan", "asked"), [(SERVED, 0), (AT_NODE_PORT, 1)], ids=["without", "with"])
 def test_addresses_of_the_node(work: Work, plan: ServicePlan, asked: int) -> None:
     """The node's addresses are asked for only where a node port changed."""
-    asyncio.run(work.follow([(DNS, plan)]))
+    asyncio.run(work.follow([[(DNS, plan)]]))
 
     assert asked == work.asked

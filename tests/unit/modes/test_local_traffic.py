@@ -12,9 +12,11 @@ from pyproxy.modes.local_traffic import (
     follows_local_ips,
     local_traffic,
     node_port_ips,
+    node_port_networks,
     serves_localhost,
 )
 from pyproxy.modes.node_name import own_node
+from pyproxy.modes.surroundings import Surroundings
 
 CLUSTER, CLUSTER6, PODS, PODS6 = map(
     parse_network, ("10.244.0.0/16", "fd00:10:244::/48", "10.244.1.0/24", "fd00:10:244:1::/64")
@@ -126,6 +128,42 @@ def test_family_without_an_address_of_the_node() -> None:
     node = Node(name="node1", ips=(parse_ip("172.18.0.11"),))
 
     assert () == node_port_ips(PRIMARY, node, Family.IPV6, LOCAL_IPS)
+
+
+LOCAL_NETWORKS = tuple(map(parse_network, ("127.0.0.0/8", "127.0.0.1/32", "172.18.0.11/32", "::1/128", "fe80::1/128")))
+WITHOUT_LOOPBACK = ["172.18.0.11/32", "fe80::1/128"]
+
+
+@pytest.mark.parametrize(
+    ("config", "mode", "expected"),
+    [
+        pytest.param(
+            blocks(),
+            ProxyMode.IPTABLES,
+            ["127.0.0.0/8", "127.0.0.1/32", "172.18.0.11/32", "fe80::1/128"],
+            id="every address",
+        ),
+        pytest.param(blocks(localhost=False), ProxyMode.IPTABLES, WITHOUT_LOOPBACK, id="loopback switched off"),
+        pytest.param(blocks(), ProxyMode.IPVS, WITHOUT_LOOPBACK, id="ipvs"),
+        pytest.param(blocks("0.0.0.0/0", "::/0"), ProxyMode.NFTABLES, WITHOUT_LOOPBACK, id="nftables, every address"),
+        pytest.param(blocks(), ProxyMode.NFTABLES, ["172.18.0.11/32", "fd00:172:18::11/128"], id="nftables"),
+        pytest.param(
+            blocks("172.16.0.0/12"),
+            ProxyMode.IPTABLES,
+            ["172.18.0.11/32", "172.19.0.11/32", "fe80::1/128"],
+            id="block of one family",
+        ),
+    ],
+)
+def test_whose_flows_are_a_node_ports(config: Config, mode: ProxyMode, expected: list[str]) -> None:
+    """A flow is a node port's where rules of the mode let it answer."""
+    surroundings = Surroundings(node=NODE, local_ips=LOCAL_IPS)
+    found: list[str] = []
+    for family in Family:
+        local = [block for block in LOCAL_NETWORKS if block.family is family]
+        found += map(str, node_port_networks(config, mode, family, surroundings, local))
+
+    assert expected == found
 
 
 @pytest.mark.parametrize(
