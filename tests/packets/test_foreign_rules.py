@@ -16,6 +16,7 @@ from pyproxy.apply.legacy_entries import LegacyEntries
 from pyproxy.apply.nft_chains import find_hooks
 from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.compile import kube_proxy
+from pyproxy.compile.chain_names import is_ours
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
 from pyproxy.compile.iptables_trial import trial_hooks
@@ -24,6 +25,7 @@ from pyproxy.compile.plan import plan_service
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
 from pyproxy.modes.iptables_mode import ownership
+from pyproxy.modes.leftovers import look, retire
 
 from .each import families, variants
 from .foreign import (
@@ -267,3 +269,43 @@ def test_the_variant_is_found(
 
     assert (variant, "Service rules are there") == by_rules
     assert (variant, "the kubelet's chain KUBE-IPTABLES-HINT is there") == asyncio.run(detect_variant())
+
+
+@families
+@foreign_rules
+def test_another_mode_removes_what_is_left(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """What the nftables mode, or the other variant, removes once its rules are complete is all of ours and nothing else."""
+    load_others(family, variant)
+    add_foreign(family, variant, kind)
+    before = without_counts(family, variant)
+    [other] = set(Variant) - {variant}
+    for used in (None, other):
+        with opened(family, variant) as kernel:
+            asyncio.run(sync(kernel, wanted(family)))
+        assert before != without_counts(family, variant)
+        asyncio.run(retire(used, is_ours, its_too=False))
+
+        assert before == without_counts(family, variant)
+
+
+@families
+@foreign_rules
+def test_a_plan_to_take_over_sees_kube_proxys_chains(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """What a take-over would find is each of kube-proxy's rules, hooks included."""
+    load_others(family, variant)
+    with opened(family, variant) as kernel:
+        asyncio.run(sync(kernel, wanted(family)))
+    add_foreign(family, variant, kind)
+
+    [found] = [each for each in asyncio.run(look(None, is_ours)) if (each.family, each.variant) == (family, variant)]
+
+    rules = {line for value in wanted(family).values() for line in value.splitlines()}
+    lines = {line for text in found.tables.values() for line in text.splitlines()}
+    assert set() == {rule for rule in rules - lines if "KUBE-FIREWALL" not in rule}
+    assert {key.chain for key in wanted(family) if isinstance(key, ChainKey)} - {"KUBE-FIREWALL"} <= {
+        chain for chains in found.left.values() for chain in chains
+    }
