@@ -16,6 +16,7 @@ from typing import Any
 from pyproxy.apply.addresses import AddressNotifications, local_addresses
 from pyproxy.apply.local_networks import local_networks
 from pyproxy.apply.notify import notify, watchdog_seconds
+from pyproxy.compile.localhost import relay_changes
 from pyproxy.compile.plan import plan_service
 from pyproxy.config import Config
 from pyproxy.errors import ApplyError
@@ -31,8 +32,9 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.modes.backend import Backend
-from pyproxy.modes.local_traffic import follows_local_ips, node_port_networks
+from pyproxy.modes.local_traffic import follows_local_ips, node_port_networks, relays_localhost
 from pyproxy.modes.surroundings import Surroundings
+from pyproxy.serve.relay import Relay
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ class Agent:
         """Those that the rules in the kernel are for."""
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
+        self._relay = Relay()
         self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
         self._ready = False
@@ -118,6 +121,7 @@ class Agent:
         finally:
             notifications.close()
             await self._stop_retiring()
+            self._relay.close()
 
     async def _stop_retiring(self) -> None:
         """End what runs beside the task group.
@@ -205,6 +209,8 @@ class Agent:
         failed: set[Family] = set()
         for reconciler, report in zip(pending, reports, strict=True):
             self._flows.note(report.flow_changes())
+            if relays_localhost(self._config, self._backend.mode, reconciler.family):
+                self._relay.change(reconciler.family, relay_changes(report.taken.values()))
             self._observer.synced(reconciler, report)
             if report.error is not None:
                 failed.add(reconciler.family)

@@ -87,6 +87,21 @@ def serves_localhost(config: Config, family: Family) -> bool:
     return blocks is None or any(_overlaps(block, _LOOPBACK[family]) for block in blocks)
 
 
+def relays_localhost(config: Config, mode: ProxyMode, family: Family) -> bool:
+    """Say whether a relay serves node ports on 127.0.0.1 or ::1: the list names loopback, and rules do not serve it.
+
+    A block that merely holds loopback addresses, such as 0.0.0.0/0, does not name them (kube-proxy 1.37,
+    ``ContainsExplicitLoopback``). In the iptables mode rules serve IPv4, and one flag switches both families off.
+    """
+    if mode is ProxyMode.IPTABLES and (not config.iptables_localhost_nodeports or serves_localhost(config, family)):
+        return False
+    return any(
+        item is NodePortAddresses.LOCALHOST
+        or (isinstance(item, Network) and item.family is family and item.ip in _LOOPBACK[family])
+        for item in config.nodeport_addresses
+    )
+
+
 def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> tuple[bytes, ...] | None:
     """Return the addresses on which node ports answer, sorted; None means all addresses of the node."""
     blocks = _node_port_blocks(config, family)

@@ -72,6 +72,15 @@ ON_EVERY_ADDRESS = """
 outside1     node1:30100/tcp        pod1-1 pod2-1          node1
 outside1     node1':30100/tcp       pod1-1 pod2-1          node1
 """
+ON_LOCALHOST_IPV4 = """
+node1        127.0.0.1:30100/tcp    pod1-1 pod2-1          node1
+node1        node1:30100/tcp        pod1-1 pod2-1          node1
+"""
+ON_LOCALHOST_IPV6 = """
+node1        ::1:30100/tcp          pod1-1 pod2-1          node1
+node1        ::1:30101/tcp          pod1-1 pod1-2          node1
+node1        node1:30100/tcp        pod1-1 pod2-1          node1
+"""
 NOT_ON_LOOPBACK = """
 node1        127.0.0.1:30100/tcp    reset
 node1        node1:30100/tcp        pod1-1 pod2-1          node1
@@ -167,6 +176,20 @@ def test_node_ports_answer_on_keywords_and_ranges_together(agents: Cluster, row:
 @rows(ON_EVERY_ADDRESS, OBJECTS)
 def test_node_ports_answer_on_every_address(agents: Cluster, row: Row) -> None:
     """The keyword all means every address of the node, whatever stands beside it and in every mode."""
+    assert agents.expected(row) == agents.met(row)
+
+
+@agents_with("--nodeport-addresses=primary,localhost", CLUSTER_CIDR_FLAG)
+@rows(ON_LOCALHOST_IPV4, OBJECTS, versions=[4])
+def test_node_ports_answer_on_ipv4_localhost_by_name(agents: Cluster, row: Row) -> None:
+    """The keyword localhost opens TCP node ports on 127.0.0.1 in every mode."""
+    assert agents.expected(row) == agents.met(row)
+
+
+@agents_with("--nodeport-addresses=primary,localhost", CLUSTER_CIDR_FLAG)
+@rows(ON_LOCALHOST_IPV6, OBJECTS, versions=[6])
+def test_node_ports_answer_on_ipv6_localhost_by_name(agents: Cluster, row: Row) -> None:
+    """The keyword localhost opens TCP node ports on ::1 in every mode; an external policy Local means pods of the node."""
     assert agents.expected(row) == agents.met(row)
 
 

@@ -13,6 +13,7 @@ from pyproxy.modes.local_traffic import (
     local_traffic,
     node_port_ips,
     node_port_networks,
+    relays_localhost,
     serves_localhost,
 )
 from pyproxy.modes.node_name import own_node
@@ -185,6 +186,29 @@ def test_whose_flows_are_a_node_ports(config: Config, mode: ProxyMode, expected:
 def test_node_ports_on_loopback(config: Config, expected: object) -> None:
     """Node ports answer on IPv4 loopback where the blocks touch it and nobody switched that off; on IPv6 never."""
     assert [expected, False] == [serves_localhost(config, family) for family in Family]
+
+
+@pytest.mark.parametrize(
+    ("config", "iptables", "others"),
+    [
+        (blocks(), [False, False], [False, False]),
+        (listed("all"), [False, False], [False, False]),
+        (PRIMARY, [False, False], [False, False]),
+        (listed("localhost"), [False, True], [True, True]),
+        (listed("primary", "localhost", "all"), [False, True], [True, True]),
+        (blocks("127.0.0.0/8"), [False, False], [True, False]),
+        (blocks("::1/128", "10.0.0.0/8"), [False, True], [False, True]),
+        (blocks("127.0.0.1/32", "::1/128", localhost=False), [False, False], [True, True]),
+    ],
+)
+def test_relayed_families(config: Config, iptables: list[bool], others: list[bool]) -> None:
+    """A relay serves the families whose loopback is listed by name; in iptables mode not IPv4, which rules serve."""
+    found = [[relays_localhost(config, mode, family) for family in Family] for mode in ProxyMode]
+    by_mode = dict(zip(ProxyMode, found, strict=True))
+
+    assert [iptables, others, others] == [
+        by_mode[mode] for mode in (ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS)
+    ]
 
 
 @pytest.mark.parametrize(
