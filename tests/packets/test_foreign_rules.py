@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,12 +20,15 @@ from pyproxy.compile.chain_names import is_ours
 from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
 from pyproxy.compile.iptables_trial import trial_hooks
-from pyproxy.compile.ipvs_static import ipvs_hooks
+from pyproxy.compile.ipvs_static import IpvsSettings, ipvs_hooks
+from pyproxy.compile.ipvs_static import static_rules as ipvs_rules
 from pyproxy.compile.plan import plan_service
 from pyproxy.model.address import Family
 from pyproxy.model.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
 from pyproxy.modes.iptables_mode import ownership
+from pyproxy.modes.ipvs_mode import ownership as ipvs_ownership
 from pyproxy.modes.leftovers import look, retire
+from pyproxy.render.iptables_restore import Ownership
 
 from .each import families, variants
 from .foreign import (
@@ -72,14 +75,17 @@ def add_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fa
 
 
 @contextmanager
-def opened(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
-    """Give the kernel as the iptables mode opens it."""
+def opened(
+    family: Family, variant: Variant, owned: Ownership | None = None, tables: Sequence[str] = TABLES
+) -> Iterator[IptablesKernel]:
+    """Give the kernel as the iptables mode opens it, or with what else a mode owns."""
+    ours = owned or ownership(family)
     if variant is Variant.LEGACY:
-        with closing(LegacyCounter(family, TABLES)) as counter:
-            yield IptablesKernel(family, variant, counter, ownership(family))
+        with closing(LegacyCounter(family, tables)) as counter:
+            yield IptablesKernel(family, variant, counter, ours, tables)
     else:
         with closing(NftGeneration()) as generation:
-            yield IptablesKernel(family, variant, generation.counter(), ownership(family))
+            yield IptablesKernel(family, variant, generation.counter(), ours, tables)
 
 
 def wanted(family: Family, count: int = 2) -> dict[RulesetKey, str]:
@@ -309,3 +315,30 @@ def test_a_plan_to_take_over_sees_kube_proxys_chains(
     assert {key.chain for key in wanted(family) if isinstance(key, ChainKey)} - {"KUBE-FIREWALL"} <= {
         chain for chains in found.left.values() for chain in chains
     }
+
+
+@families
+@foreign_rules
+def test_helper_rules_of_the_ipvs_mode(
+    family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
+) -> None:
+    """Hooks and chains of the IPVS mode, but for those that need modules of its own, are written once and read back."""
+    load_others(family, variant)
+    rules: dict[RulesetKey, str] = {
+        key: value
+        for key, value in ipvs_rules(IpvsSettings(family=family)).items()
+        if "--match-set" not in value and "-m ipvs" not in value
+    }
+    # The hooks need the chains that they jump to.
+    targets: dict[RulesetKey, str] = {
+        ChainKey(key.table, key.rule.rpartition(" ")[2]): "" for key in rules if isinstance(key, HookKey)
+    }
+    rules = {**targets, **rules}
+    load(family, variant, "*mangle\n-A PREROUTING -p tcp -m tcp --dport 1 -j ACCEPT\nCOMMIT\n")
+    add_foreign(family, variant, kind)
+    with opened(family, variant, ipvs_ownership(family), IPVS_TABLES) as kernel:
+        asyncio.run(sync(kernel, rules))
+        read = asyncio.run(kernel.read())
+        again = asyncio.run(sync(kernel, rules))
+
+    assert (rules, 0) == (read, again)
