@@ -209,7 +209,7 @@ class Config(IpvsFlags):
     iptables_sync_period_seconds: float = option(
         30.0,
         DURATION,
-        "Time after which the kernel is compared with what is wanted, and what failed is tried again.",
+        "Longest time until a failed sync is repeated. External changes are detected at any time, not by this period.",
         check=positive,
     )
     conntrack_max_per_core: int = option(

@@ -74,13 +74,10 @@ class Vips:
         write_sysctl(f"net/ipv6/conf/{DEVICE}/addr_gen_mode", _NO_GENERATED_ADDRESS)
         self._perform([Message(_NEW_LINK, 0, _LINK.pack(0, 0, _index(), _UP, _UP))])
 
-    def remove_device(self) -> bool:
-        """Delete the device with all routes and addresses of both families; say whether there was one."""
-        index = _index()
-        if not index:
-            return False
-        self._perform([Message(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0))], (errno.ENODEV,))
-        return True
+    def remove_device(self) -> None:
+        """Delete the device, if it exists, with all routes and addresses of both families."""
+        if index := _index():
+            self._perform([Message(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0))], (errno.ENODEV,))
 
     def read(self) -> dict[bytes, bytes]:
         """Return our addresses, each with its source address (empty: none named)."""

@@ -4,7 +4,6 @@ Rules are text exactly as ``iptables-save`` prints them, without a trailing newl
 the comparison of what is wanted with what the kernel has a comparison of strings, in both variants.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 FILTER = "filter"
@@ -32,4 +31,3 @@ class HookKey(NamedTuple):
 
 
 RulesetKey = ChainKey | HookKey
-Ruleset = Mapping[RulesetKey, str]

@@ -4,8 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from pyproxy.apply.accounting import has_counter
-from pyproxy.apply.iptables import Variant, is_available, saved
-from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.apply.iptables import is_available, saved
 from pyproxy.apply.sysctl import read_sysctl
 from pyproxy.compile.attribution import list_rules
 from pyproxy.compile.chain_names import is_of_trial, off_trial, on_trial
@@ -13,11 +12,11 @@ from pyproxy.compile.iptables import IptablesProgram
 from pyproxy.compile.iptables_static import INVALID_COUNTER
 from pyproxy.compile.iptables_trial import TrialProgram
 from pyproxy.compile.plan import ServicePlan
-from pyproxy.config import Config, IptablesVariant
+from pyproxy.config import Config
 from pyproxy.model.address import Family
 from pyproxy.model.listing import ListedRule, Listing
 from pyproxy.model.ruleset import TABLES, ChainKey, HookKey
-from pyproxy.modes.iptables_mode import iptables_settings, ownership, trial_ownership
+from pyproxy.modes.iptables_mode import choose_variant, iptables_settings, ownership, trial_ownership
 from pyproxy.modes.surroundings import Surroundings
 from pyproxy.render.iptables_restore import listing_restore, saved_rules
 
@@ -86,11 +85,7 @@ def _program_rules(program: IptablesProgram | TrialProgram) -> tuple[list[ChainK
 
 async def _live_listings(config: Config) -> list[Listing]:
     """Return the rules that are in the kernel, with their counters."""
-    variant = Variant.LEGACY
-    if config.iptables_variant is IptablesVariant.AUTO:
-        variant, _ = await detect_variant()
-    else:
-        variant = Variant(config.iptables_variant.value)
+    variant, _ = await choose_variant(config)
     listings = []
     owned = trial_ownership if config.service_proxy_name else ownership
     for family in Family:

@@ -91,11 +91,6 @@ class ApiSource:
         self._random = random
         self._availability = Availability(store.watched)
 
-    @property
-    def is_available(self) -> bool:
-        """Tell whether changes arrive, for all that is known."""
-        return self._availability.is_available
-
     async def run(self) -> None:
         """Deliver changes until cancelled.
 
@@ -139,11 +134,6 @@ class Availability:
         self._lost: set[Kind] = set()
         self._lost_at = 0.0
         self._reasons: set[str] = set()
-
-    @property
-    def is_available(self) -> bool:
-        """Tell whether no kind is cut off."""
-        return not self._lost
 
     def lose(self, kind: Kind, reason: str, now: float) -> None:
         """Take note that a kind is not to be had; each reason is logged once until all kinds are back, if not too many."""

@@ -1,7 +1,7 @@
 """What has to happen to the first packet of a connection, said from Services and EndpointSlices alone.
 
 The law: written from the behaviour of kube-proxy's iptables mode, without a look at rules and with nothing of
-`pyproxy.compile`; where two Services claim one address, `docs/differences.md` decides. Plain and slow on purpose.
+`pyproxy.compile` but the type of the settings; where two Services claim one address, `docs/differences.md` decides. Plain and slow on purpose.
 """
 
 from collections.abc import Iterator
