@@ -35,19 +35,26 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python tests/docs/cli_page.py --check
 	$(BIN)/python -m tests.docs.check
 
-# Of the packet suites those that say most: the guest kernel is slow.
+# The guest has every mode, and is slow: of the packet suites those that say most, in IPVS mode, and what needs its kernel.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
 	tests/packets/test_ipvs_needs.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
+SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addresses.py -k sctp
+WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
 
-test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel
+test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel and in a guest with IPVS
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS) --hypothesis-seed=$(SEED)
+	$(BIN)/python -m tests.guest $(WITHOUT_IPVS) $(PYTEST) $(SCTP_TESTS)
 
-test-guest: $(VENV)/tested ## All tests of the IPVS mode, on a kernel of our own that has it
+test-guest: $(VENV)/tested ## All tests of the IPVS mode, and what only the guest's kernel has
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
 		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes \
 		tests/guest
+	$(BIN)/python -m tests.guest --seconds 1200 env MODES=ipvs-nft $(PYTEST) tests/packets/test_cluster_ips.py \
+		tests/packets/test_external_addresses.py tests/packets/test_restart.py
+	$(BIN)/python -m tests.guest --seconds 1200 $(WITHOUT_IPVS) $(PYTEST) tests/packets/test_cluster_ips.py \
+		tests/packets/test_affinity.py
 
 test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)

@@ -1,92 +1,115 @@
 """A guest kernel with IPVS on top of this one: User-Mode Linux, for machines whose own kernel has no ip_vs.
 
 The guest shares the root file system, so programs, the virtual environment and the tests are the host's. It can only
-read it, but for one directory (the project's) and for /run, /tmp and /var/tmp, which are its own and empty. It has no network
-but its own loopback. Debian's package `user-mode-linux` has kernel and modules. No root needed to start it, but the host's
-user is the guest's root, and what that one may not read the guest may not either.
+read it, except for one directory (the project's) and for /run, /tmp and /var/tmp, which are its own and empty. It has no
+network but its own loopback. `build.sh` makes the kernel. No root is needed to start it, but the host's user is the
+guest's root, and what that user may not read the guest may not either.
 
-Law: nothing of the host is changed outside the project's directory; leaving the runner, whichever way, ends the guest.
+Nothing of the host is changed outside the project's directory; leaving the runner, whichever way, ends the guest.
 """
 
 from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Timer
+from time import monotonic
+from typing import IO
 
 PROJECT = Path(__file__).resolve().parents[2]
-KERNEL = "linux.uml"
-_MODULES = Path("/usr/lib/uml/modules")
+_HERE = Path(__file__).parent
+_INIT = _HERE / "init.sh"
 _CACHE = PROJECT / ".cache" / "guest"
-_INIT = Path(__file__).with_name("init.sh")
-NO_STATUS = 125
-"""Exit status where the guest ended without one: the kernel died, or time was up."""
+_LAST_LINES = 60
+"""Of the console, where the guest ended without a result: a panic is one line and a long call trace."""
 
 
 class GuestError(Exception):
-    """The guest cannot be started; the message says what is missing."""
+    """The guest cannot be built or did not finish its job; the message says why."""
 
 
-def run(argv: Sequence[str], *, memory: str = "3G", timeout_seconds: float = 600.0) -> int:
-    """Boot a guest, run a command in it in the project's directory, and return its exit status.
-
-    Standard output and error of the command go to those of this process. The environment is not passed on.
+def kernel() -> Path:
+    """Return the guest kernel, which is built first where this machine has none yet.
 
     Raises:
-        GuestError: kernel or modules are not installed.
+        GuestError: it cannot be built.
     """
-    if shutil.which(KERNEL) is None:
-        message = f"{KERNEL} is not installed: Debian's package is user-mode-linux"
+    built = subprocess.run([_HERE / "build.sh"], stdout=subprocess.PIPE, text=True, check=False)
+    if built.returncode:
+        message = "the guest kernel is missing"
         raise GuestError(message)
-    modprobe = _modprobe()
+    return Path(built.stdout.strip())
+
+
+def run(argv: Sequence[str], *, memory: str = "3G", timeout_seconds: float = 600.0, init: Path = _INIT) -> int:
+    """Boot a guest, run a command in it in the project's directory, and return its exit status.
+
+    Standard output and error of the command go to standard output. The environment is not passed on.
+
+    Raises:
+        GuestError: the guest cannot be built, or ended without an exit status of the command: it did not boot, its kernel
+            died, or time was up. The message has the last lines of its console.
+    """
+    linux = kernel()
+    _CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE) as directory:
-        job, status = Path(directory) / "job", Path(directory) / "status"
+        job, status, errors = (Path(directory) / name for name in ("job", "status", "errors"))
         job.write_text(f"cd {shlex.quote(str(PROJECT))}\nexport HOME=/tmp GUEST=1\n{shlex.join(argv)}\n")
-        _boot(memory, timeout_seconds, GUEST_JOB=job, GUEST_STATUS=status, GUEST_MODPROBE=modprobe)
-        return int(status.read_text()) if status.exists() else NO_STATUS
-
-
-def _boot(memory: str, timeout_seconds: float, **variables: Path) -> None:
-    # What the kernel does not know on its command line becomes the environment of the first process.
-    words = [f"{name}={value}" for name, value in variables.items()]
-    process = subprocess.Popen(
-        [
-            KERNEL,
-            *("rootfstype=hostfs", "ro", f"init={_INIT}", f"mem={memory}", "quiet", "loglevel=1"),
+        words = (
+            *("rootfstype=hostfs", "ro", f"init={init}", f"mem={memory}", "quiet", "loglevel=1"),
             *("con=null", "con0=null,fd:1", "ssl=null"),
-            *(f"GUEST_SHARED={PROJECT}", *words),
-        ],
+            # What the kernel does not know on its command line becomes the environment of the first process.
+            *(f"GUEST_SHARED={PROJECT}", f"GUEST_JOB={job}", f"GUEST_STATUS={status}"),
+        )
+        with errors.open("w") as stderr:
+            last_lines, seconds = _boot([linux, *words], stderr, timeout_seconds)
+        if status.exists():
+            return int(status.read_text())
+        # Before its console works, and when it dies for what the host refuses, the kernel writes to standard error.
+        last_lines = [*errors.read_text(errors="replace").splitlines()[-_LAST_LINES:], *last_lines]
+    message = "\n".join((f"the guest ended without a result after {seconds:.0f} s; its last lines:", *last_lines))
+    raise GuestError(message)
+
+
+def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -> tuple[list[str], float]:
+    """Run the kernel to its end, pass its console on, and return the last lines of that and how many seconds it ran."""
+    started = monotonic()
+    last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+    with subprocess.Popen(
+        argv,
         stdin=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        errors="replace",
         # A group of its own: every process of the guest is one of the host too.
         process_group=0,
-    )
-    try:
-        process.wait(timeout_seconds)
-    except subprocess.TimeoutExpired:
-        print(f"the guest was ended after {timeout_seconds:g} s", file=sys.stderr)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
+    ) as process:
+
+        def end(reason: str) -> None:
+            last_lines.append(reason)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+        timer = Timer(timeout_seconds, end, [f"ended after {timeout_seconds:g} s, the longest time that it may take"])
+        timer.start()
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                last_lines.append(line.rstrip())
+                sys.stdout.write(line)
+                sys.stdout.flush()
             process.wait()
-
-
-def _modprobe() -> Path:
-    """Return a program that loads the guest's modules, which are not where the host's would be."""
-    if not _MODULES.is_dir():
-        message = f"{_MODULES} is missing: Debian's package is user-mode-linux"
-        raise GuestError(message)
-    tree = _CACHE / "lib" / "modules"
-    if not tree.is_symlink():
-        tree.parent.mkdir(parents=True, exist_ok=True)
-        tree.symlink_to(_MODULES)
-    program = _CACHE / "modprobe"
-    program.write_text(f'#!/bin/sh\nexec /sbin/modprobe -d {_CACHE} "$@"\n')
-    program.chmod(0o755)
-    return program
+        finally:
+            timer.cancel()
+            if process.poll() is None:
+                end("ended with its runner")
+    return list(last_lines), monotonic() - started

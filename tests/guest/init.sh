@@ -1,7 +1,7 @@
 #!/bin/sh
 # The first process of the guest: mounts what programs expect, runs one script and powers off.
 # From the kernel's command line: GUEST_JOB, the script; GUEST_STATUS, the file for its exit status; GUEST_SHARED, the
-# directory in which the guest may write to the host's files; GUEST_MODPROBE, the program that loads modules.
+# directory in which the guest may write to the host's files.
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -12,12 +12,6 @@ for directory in /run /tmp /var/tmp /dev/shm; do mount -t tmpfs tmpfs "$director
 # The shared directory may be below one of them.
 mkdir -p "$GUEST_SHARED"
 mount -t hostfs hostfs "$GUEST_SHARED" -o "$GUEST_SHARED"
-echo "$GUEST_MODPROBE" > /proc/sys/kernel/modprobe
-# Nothing asks for these two in time: the settings of one, and the file that tells of the other, come with them.
-"$GUEST_MODPROBE" ipv6
-"$GUEST_MODPROBE" ip_vs
-# The peers run without the right to load modules, and iptables needs it for these.
-"$GUEST_MODPROBE" -a ip_tables ip6_tables
 ip link set lo up
 sh "$GUEST_JOB" </dev/null >/dev/console 2>&1
 echo $? > "$GUEST_STATUS"

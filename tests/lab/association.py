@@ -1,16 +1,28 @@
 """The first two packets of an SCTP association, as bytes (RFC 9260, section 3).
 
-Law: bytes to values and back, no socket. The kernel of a lab may have no SCTP; NAT translates these packets all the
-same, and an INIT is to SCTP what a SYN is to TCP.
+They are for kernels without SCTP: NAT translates these packets all the same, and an INIT is to SCTP what a SYN is to TCP.
 """
 
 from __future__ import annotations
 
+import socket
 import struct
 from dataclasses import dataclass
 from typing import Final, Literal
 
 IPPROTO_SCTP = 132
+
+
+def _has_sctp() -> bool:
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, IPPROTO_SCTP).close()
+    except OSError:
+        return False
+    return True
+
+
+HAS_SCTP: Final = _has_sctp()
+"""Whether the kernel has SCTP sockets: then it answers every INIT itself."""
 
 INIT: Final = 1
 INIT_ACK: Final = 2

@@ -13,9 +13,20 @@ import random
 import socket
 import struct
 from abc import ABC, abstractmethod
+from contextlib import suppress
+from dataclasses import replace
 
 from . import association
-from .datagram import LARGEST_DATAGRAM, IcmpError, family_of, queued_icmp_errors, tell_errors_apart, without_ip_header
+from .association import HAS_SCTP
+from .datagram import (
+    LARGEST_DATAGRAM,
+    IcmpError,
+    family_of,
+    queued_icmp_errors,
+    source_address,
+    tell_errors_apart,
+    without_ip_header,
+)
 from .values import DEFAULT_TIMEOUT_SECONDS, Identity, Outcome, Probe, Protocol, RefusedBy, Verdict
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -123,9 +134,13 @@ class Channel(ABC):
         name = errno.errorcode.get(number, "")
         if number not in {errno.ECONNREFUSED, errno.ECONNRESET, errno.EPIPE}:
             return Outcome(Verdict.UNREACHABLE, error=name)
-        by_icmp = isinstance(error, IcmpError) or queued_icmp_errors(self._socket)
+        by_icmp = isinstance(error, IcmpError) or self._icmp_errors()
         refused_by = RefusedBy.PORT_UNREACHABLE if by_icmp else RefusedBy.RESET
         return Outcome(Verdict.REFUSED, refused_by=refused_by, error=name)
+
+    def _icmp_errors(self) -> list[IcmpError]:
+        """Return what ICMP messages said about packets of this channel."""
+        return queued_icmp_errors(self._socket)
 
 
 class TcpChannel(Channel):
@@ -188,7 +203,57 @@ class UdpChannel(Channel):
         return line
 
 
-class SctpChannel(Channel):
+class SctpConnectionChannel(TcpChannel):
+    """An SCTP association by the kernel, in the style of a TCP connection.
+
+    It has one address, as a connection through NAT must: an INIT of a socket that is bound to all addresses lists them all,
+    and NAT does not translate that list.
+    """
+
+    protocol = association.IPPROTO_SCTP
+
+    def __init__(self, probe: Probe) -> None:
+        """Open and bind the socket, and one that is told of ICMP messages, which an SCTP socket does not keep."""
+        source = probe.source or source_address(probe.to.ip)
+        super().__init__(replace(probe, source=source, source_port=probe.source_port or next(_fresh_ports)))
+        self._errors = socket.socket(
+            self._socket.family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, association.IPPROTO_SCTP
+        )
+        tell_errors_apart(self._errors)
+
+    def close(self) -> None:
+        """Close both sockets."""
+        super().close()
+        self._errors.close()
+
+    async def _connect(self) -> None:
+        self._errors.connect((self._to[0], 0))
+        refusal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connecting = asyncio.create_task(super()._connect())
+
+        def look() -> None:
+            with suppress(BlockingIOError):
+                self._errors.recv(LARGEST_DATAGRAM)  # a raw socket sees the packets of others, too
+            if (errors := self._icmp_errors()) and not refusal.done():
+                refusal.set_exception(errors[0])
+
+        # An ICMP message that arrives while the kernel still sends the INIT, as on one processor it does, is no error of
+        # the socket: it tries on until it gives up (net/sctp/input.c, sctp_v4_err_handle).
+        asyncio.get_running_loop().add_reader(self._errors, look)
+        try:
+            await asyncio.wait((connecting, refusal), return_when=asyncio.FIRST_COMPLETED)
+            await (refusal if refusal.done() else connecting)
+        finally:
+            asyncio.get_running_loop().remove_reader(self._errors)
+            connecting.cancel()
+            refusal.cancel()
+
+    def _icmp_errors(self) -> list[IcmpError]:
+        own = self._socket.getsockname()[1]
+        return [icmp for icmp in queued_icmp_errors(self._errors) if association.quoted_source_port(icmp.quoted) == own]
+
+
+class SctpInitChannel(Channel):
     """A raw socket that sends INIT chunks and sees all SCTP packets from the server."""
 
     kind = socket.SOCK_RAW
@@ -231,5 +296,6 @@ class SctpChannel(Channel):
 _CHANNELS: dict[Protocol, type[Channel]] = {
     Protocol.TCP: TcpChannel,
     Protocol.UDP: UdpChannel,
-    Protocol.SCTP: SctpChannel,
+    # A kernel that has SCTP answers INIT chunks itself, with an ABORT to those that it did not send.
+    Protocol.SCTP: SctpConnectionChannel if HAS_SCTP else SctpInitChannel,
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from .values import IPAddress, SocketAddress
 
@@ -38,6 +38,16 @@ class Datagram:
 def family_of(address: IPAddress) -> socket.AddressFamily:
     """Return the socket family of the address."""
     return socket.AF_INET if address.version == 4 else socket.AF_INET6
+
+
+def source_address(to: IPAddress) -> IPAddress | None:
+    """Return the address from which this host reaches another one; None if it has no route."""
+    with socket.socket(family_of(to), socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((str(to), 9))  # a datagram socket sends nothing for that; any port will do
+        except OSError:
+            return None
+        return ip_address(sock.getsockname()[0])
 
 
 def open_server(family: socket.AddressFamily, kind: socket.SocketKind, protocol: int, port: int = 0) -> socket.socket:

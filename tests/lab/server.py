@@ -1,21 +1,24 @@
 """The servers of one namespace: TCP, UDP and SCTP, in both families.
 
 Law: every question is answered at once by the server's identity. TCP: a line when the connection is made, and one for
-each further line, which echoes it. UDP: a datagram that echoes the question. SCTP: an INIT ACK whose cookie is the
-line; an ABORT for a port that is not served. Runs in the resident's event loop.
+each further line, which echoes it. UDP: a datagram that echoes the question. SCTP: as TCP where the kernel has it; else an
+INIT ACK whose cookie is the line, and an ABORT for a port that is not served. Runs in the resident's event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TypeAlias
 
 from . import association
-from .datagram import Datagram, address_of, answer, open_server, receive
-from .values import Identity, Ports, Protocol, SocketAddress
+from .datagram import Datagram, address_of, answer, family_of, open_server, receive
+from .values import Identity, IPAddress, Ports, Protocol, SocketAddress
 
 Key: TypeAlias = tuple[Protocol, int]
 BACKLOG = 4096
@@ -29,7 +32,7 @@ class Server:
         """Serve nothing yet."""
         self._name = name
         self._families = families
-        self._listeners: dict[Key, list[TcpListener | DatagramListener]] = {}
+        self._listeners: dict[Key, list[StreamListener | DatagramListener]] = {}
         self._sctp_ports: set[int] = set()
         self._sctp: list[DatagramListener] = []
 
@@ -37,14 +40,22 @@ class Server:
         """Open the ports; those already open stay as they are."""
         for port in ports.tcp:
             if (Protocol.TCP, port) not in self._listeners:
-                listeners = [await TcpListener.open(self._name, family, port) for family in self._families]
+                listeners = [await StreamListener.on_all(self._name, family, port) for family in self._families]
                 self._listeners[Protocol.TCP, port] = [*listeners]
         for port in ports.udp:
             if (Protocol.UDP, port) not in self._listeners:
                 self._listeners[Protocol.UDP, port] = [self._udp_listener(family, port) for family in self._families]
-        self._sctp_ports.update(ports.sctp)
-        if self._sctp_ports and not self._sctp:
-            self._sctp = [self._sctp_listener(family) for family in self._families]
+        if association.HAS_SCTP:
+            for port in ports.sctp:
+                if (Protocol.SCTP, port) not in self._listeners:
+                    addresses = own_addresses(self._families)
+                    self._listeners[Protocol.SCTP, port] = [
+                        await StreamListener.on_one(self._name, address, port) for address in addresses
+                    ]
+        else:
+            self._sctp_ports.update(ports.sctp)
+            if self._sctp_ports and not self._sctp:
+                self._sctp = [self._sctp_listener(family) for family in self._families]
 
     def stop(self, ports: Ports | None, *, keep_connections: bool) -> None:
         """Close the ports, None meaning all; kept connections are served on, as a pod does while it drains."""
@@ -59,8 +70,9 @@ class Server:
     def _open_keys(self, ports: Ports | None) -> list[Key]:
         if ports is None:
             return list(self._listeners)
-        asked = [(Protocol.TCP, port) for port in ports.tcp] + [(Protocol.UDP, port) for port in ports.udp]
-        return [key for key in asked if key in self._listeners]
+        wanted = ((Protocol.TCP, ports.tcp), (Protocol.UDP, ports.udp), (Protocol.SCTP, ports.sctp))
+        keys = ((protocol, port) for protocol, numbers in wanted for port in numbers)
+        return [key for key in keys if key in self._listeners]
 
     def _udp_listener(self, family: socket.AddressFamily, port: int) -> DatagramListener:
         sock = open_server(family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, port)
@@ -83,22 +95,33 @@ class Server:
         return association.encode(association.reply_to(packet, association.INIT_ACK, str(identity).encode()))
 
 
-class TcpListener:
-    """One listening TCP socket and the connections made through it."""
+class StreamListener:
+    """One listening TCP or SCTP socket and the connections made through it."""
 
     def __init__(self) -> None:
-        """Only `open` makes listeners that listen."""
+        """Only `on_all` and `on_one` make listeners that listen."""
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.WriteTransport] = set()
 
     @classmethod
-    async def open(cls, name: str, family: socket.AddressFamily, port: int) -> TcpListener:
-        """Listen on every address of the family."""
+    async def on_all(cls, name: str, family: socket.AddressFamily, port: int) -> StreamListener:
+        """Listen by TCP on every address of the family."""
         listener = cls()
         loop = asyncio.get_running_loop()
         wildcard = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a server of a lab namespace
         listener._server = await loop.create_server(
-            lambda: TcpSession(name, listener._transports), wildcard, port, reuse_address=True, backlog=BACKLOG
+            lambda: StreamSession(name, listener._transports), wildcard, port, reuse_address=True, backlog=BACKLOG
+        )
+        return listener
+
+    @classmethod
+    async def on_one(cls, name: str, address: IPAddress, port: int) -> StreamListener:
+        """Listen by SCTP on one address, so that associations have no other that NAT does not know of."""
+        listener = cls()
+        sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, association.IPPROTO_SCTP)
+        sock.bind((str(address), port))
+        listener._server = await asyncio.get_running_loop().create_server(
+            lambda: StreamSession(name, listener._transports), sock=sock, backlog=BACKLOG
         )
         return listener
 
@@ -111,7 +134,7 @@ class TcpListener:
                 transport.abort()
 
 
-class TcpSession(asyncio.Protocol):
+class StreamSession(asyncio.Protocol):
     """One accepted connection."""
 
     def __init__(self, name: str, transports: set[asyncio.WriteTransport]) -> None:
@@ -167,6 +190,13 @@ class DatagramListener:
         """Answer no more."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+
+
+def own_addresses(families: Iterable[socket.AddressFamily]) -> list[IPAddress]:
+    """Return the addresses of this namespace in these families, without loopback and link-local ones."""
+    listing = json.loads(subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout)
+    infos = [info for link in listing for info in link["addr_info"] if info["scope"] == "global"]
+    return [ip for info in infos if family_of(ip := ip_address(info["local"])) in families]
 
 
 def _pending(sock: socket.socket) -> Iterator[Datagram]:

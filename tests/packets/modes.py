@@ -90,19 +90,32 @@ NFTABLES = Mode(
     drops_unallocated=True,
     unserved="refused",
 )
-IPVS = Mode(
-    name="ipvs",
-    flags=("--proxy-mode=ipvs", "--iptables-variant=legacy", "--ipvs-strict-arp"),
-    dumps=(("iptables-legacy-save",), ("ip6tables-legacy-save",), ("ipset", "-sorted", "save"), ("ipvsadm", "-Sn")),
-    node_ports_on_every_address=True,
-    lets_health_checks_in=True,
-    removes_last=True,
-    shares_pins=False,
-    ends_pins_in_time=False,
-    unclaimed="refused",
-    unserved="refused",
-)
+
+
+def _ipvs(name: str, variant: str, *nft_tables: str) -> Mode:
+    saves = tuple((f"{program}-{variant}-save",) for program in ("iptables", "ip6tables"))
+    return Mode(
+        name=name,
+        flags=("--proxy-mode=ipvs", f"--iptables-variant={variant}", "--ipvs-strict-arp"),
+        dumps=(*saves, ("ipset", "-sorted", "save"), ("ipvsadm", "-Sn")),
+        nft_tables=nft_tables,
+        node_ports_on_every_address=True,
+        lets_health_checks_in=True,
+        removes_last=True,
+        shares_pins=False,
+        ends_pins_in_time=False,
+        unclaimed="refused",
+        unserved="refused",
+    )
+
+
+IPVS = _ipvs("ipvs", "legacy")
+IPVS_NFT = _ipvs("ipvs-nft", "nft", *NFT.nft_tables)
 HAS_IPVS = Path("/proc/net/ip_vs").exists()
 IS_GUEST = "GUEST" in os.environ
-MODES = (IPVS,) if IS_GUEST else (LEGACY, NFT, NFTABLES, *((IPVS,) if HAS_IPVS else ()))
-"""IPVS only under a kernel that has it. `python -m tests.guest` brings one, for that mode alone: it is slow."""
+_CHOSEN = os.environ.get("MODES", "ipvs" if IS_GUEST else "iptables-legacy,iptables-nft,nftables")
+MODES = tuple(mode for mode in (LEGACY, NFT, NFTABLES, IPVS, IPVS_NFT) if mode.name in _CHOSEN.split(","))
+"""Those that the packet suites run in: all that need no IPVS, and under `python -m tests.guest`, which is slower, IPVS alone.
+
+A list of names in the environment variable MODES overrules both; the guest has them all.
+"""

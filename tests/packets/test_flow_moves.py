@@ -13,7 +13,6 @@ import pytest
 from tests.lab import Probe, sctp, tcp, udp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
-from .modes import IS_GUEST
 from .objects import PORT, VERSIONS, JsonObject, cluster_ips, ingress, port, public, service, slices
 from .table import SILENCE_SECONDS, address_of
 from .test_flags import SEGMENT_FLAG
@@ -34,9 +33,6 @@ table inet admin {{
 """
 _source_ports = itertools.count(20_000)
 """Each client socket has its own: a flow that a test leaves behind is none of the next test's."""
-
-
-needs_nft = pytest.mark.skipif(IS_GUEST, reason="the guest's kernel has no nf_tables")
 
 
 def udp_service(name: str, number: int, *, node_port: int = 0, number_of_port: int = 53, **spec: Any) -> JsonObject:  # noqa: ANN401  # any field
@@ -282,7 +278,6 @@ def test_flows_of_others_to_the_number_of_a_node_port_stay(cluster: Cluster, cli
         assert flows == flow_ids(cluster, source_port)
 
 
-@needs_nft
 def test_flows_that_another_agent_forwards_stay(cluster: Cluster) -> None:
     """A flow to the number of a node port at an address that is not the node's is left to who forwards it."""
     node, item = cluster.lab["node1"], udp_service("a", 170, node_port=NODE_PORT)
@@ -345,7 +340,6 @@ table inet zones {
 """
 
 
-@needs_nft
 @pytest.mark.parametrize("client", ["client-pod", "node1"])
 def test_flows_in_a_zone_move(cluster: Cluster, client: str) -> None:
     """A flow that connection tracking keeps in a zone of its own moves as any other."""

@@ -15,21 +15,19 @@ from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family
 from pyproxy.modes.ipvs_needs import require_rules
 from tests.packets.gate import Gate
-from tests.packets.modes import HAS_IPVS, IS_GUEST, LEGACY
+from tests.packets.modes import HAS_IPVS, LEGACY, NFT
 from tests.packets.own_namespace import own_namespace, run
 
 pytestmark = pytest.mark.usefixtures("needs_root")
 
 with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
 
-in_guest = pytest.mark.skipif(not IS_GUEST, reason="this kernel takes rules of both variants")
-
 
 def need_rules(
     directory: Path, monkeypatch: pytest.MonkeyPatch, refused: str = "", variant: Variant = Variant.LEGACY
 ) -> None:
     """Ask for what the rules need on a node that was never used, whose kernel refuses a text."""
-    gate = Gate(LEGACY, directory)
+    gate = Gate({Variant.LEGACY: LEGACY, Variant.NFT: NFT}[variant], directory)
     if refused:
         gate.refuse(refused)
     for name, value in {**gate.env, "XTABLES_LOCKFILE": str(directory / "lock")}.items():
@@ -59,13 +57,18 @@ def test_missing_match(module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @with_ipvs
-def test_kernel_that_has_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("variant", Variant)
+def test_kernel_that_has_everything(variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is refused, and nothing of the trial stays."""
-    need_rules(tmp_path, monkeypatch)
+    need_rules(tmp_path, monkeypatch, variant=variant)
 
 
-@in_guest
-def test_kernel_that_takes_no_rules_of_a_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The guest kernel has no tables for iptables-nft: the error does not blame a match, and names the other variant."""
-    with pytest.raises(ConfigError, match=r"needs rules in iptables-nft, .*--iptables-variant=legacy"):
-        need_rules(tmp_path, monkeypatch, variant=Variant.NFT)
+@with_ipvs
+@pytest.mark.parametrize(("variant", "other"), [(Variant.LEGACY, "nft"), (Variant.NFT, "legacy")])
+def test_kernel_that_takes_no_rules_of_a_variant(
+    variant: Variant, other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the plainest rule is refused, the error does not blame a match, and names the other variant."""
+    expected = rf"needs rules in iptables-{variant.value}, .*--iptables-variant={other}"
+    with pytest.raises(ConfigError, match=expected):
+        need_rules(tmp_path, monkeypatch, "-j RETURN", variant)
