@@ -20,7 +20,7 @@ UNIT = "pyproxy.service"
 CLEANUP = "pyproxy-cleanup.service"
 WEB = service("web", 10, port(80))
 FLAGS = (
-    "--manifests=/etc/pyproxy/manifests --hostname-override=node1 --cluster-cidr=10.244.0.0/16,fd00:10:244::/48"
+    "--proxy-mode=iptables --manifests=/etc/pyproxy/manifests --hostname-override=node1 --cluster-cidr=10.244.0.0/16,fd00:10:244::/48"
     # Machines that tests run on may not let anyone lower the score.
     " --conntrack-max-per-core=0 --oom-score-adj=0"
 )
