@@ -37,7 +37,7 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 
 # The guest has every mode, and is slow: of the packet suites those that say most, in IPVS mode, and what needs its kernel.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
-	tests/packets/test_ipvs_needs.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
+	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
 SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addresses.py -k sctp
 WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
 

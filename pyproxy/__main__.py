@@ -1,6 +1,6 @@
 """``python -m pyproxy`` is the command ``pyproxy``."""
 
-from pyproxy.cli import main
+from pyproxy.cli.commands import main
 
 if __name__ == "__main__":
     main()

@@ -12,8 +12,15 @@ import threading
 import time
 from copy import copy
 from dataclasses import dataclass
+from enum import Enum
 
-from pyproxy.config import LogFormat
+
+class LogFormat(Enum):
+    """How log lines look; values as ``--logging-format`` takes them."""
+
+    TEXT = "text"
+    JSON = "json"
+
 
 V2 = logging.INFO - 2
 """Level of lines that ``-v 2`` shows: steady state, one for each sync."""
@@ -39,7 +46,7 @@ def _harmless(character: str) -> str:
 
 
 class TextFormatter(logging.Formatter):
-    """Write ``I0612 15:04:05.123456    4711 pyproxy.loop.daemon] message``: level, date, time, process, module."""
+    """Write ``I0612 15:04:05.123456    4711 pyproxy.agent.daemon] message``: level, date, time, process, module."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, and the traceback below it if there is one."""

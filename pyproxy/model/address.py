@@ -7,6 +7,7 @@ make; `ipaddress` is used at the edges only, for what people write.
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from typing import NamedTuple
 
 IPv4_BYTES = 4
 
@@ -104,3 +105,14 @@ def parse_network(text: str) -> Network:
     address, _, prefix = text.partition("/")
     network = ip_network((parse_ip(address), int(prefix)), strict=False)
     return Network(network.network_address.packed, network.prefixlen)
+
+
+class ListenAddress(NamedTuple):
+    """Where a server listens."""
+
+    ip: bytes
+    """Packed; all zeros is every address."""
+    port: int
+
+    def __str__(self) -> str:
+        return socket_text(self.ip, self.port)

@@ -44,4 +44,4 @@ class Replaced:
     objects: tuple[Object, ...]
 
 
-Change = Put | Removed | Replaced
+ObjectChange = Put | Removed | Replaced

@@ -1,6 +1,6 @@
 """What is worth an Event of the API: a log line that says whom it is about.
 
-Whoever logs gives the line an `Event` by ``extra=told(...)``; the line is logged as any other, and where there is an API
+Whoever logs gives the line an `Event` by ``extra=event_extra(...)``; the line is logged as any other, and where there is an API
 server it becomes an Event as well, with the line's text as its note. Nobody who logs depends on that.
 """
 
@@ -22,6 +22,6 @@ class Event:
     """What was done or tried, in UpperCamelCase."""
 
 
-def told(kind: str, name: NamespacedName, reason: str, action: str) -> dict[str, Event]:
+def event_extra(kind: str, name: NamespacedName, reason: str, action: str) -> dict[str, Event]:
     """Return the ``extra`` of a log line that is to become an Event."""
     return {"event": Event(kind, name, reason, action)}

@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from operator import attrgetter
 
 from pyproxy.model.address import Family, Network
-from pyproxy.model.change import Change, Kind, Object, Put, Removed, Replaced
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -95,7 +95,7 @@ class Tracker:
             return None
         return tuple(sorted({network for each in self._service_cidrs.values() for network in each.cidrs}))
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: ObjectChange) -> None:
         """Fold one change in. Equal objects (an informer's resync) change nothing."""
         match change:
             case Put(object=item):

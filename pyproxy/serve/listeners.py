@@ -18,8 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication
 
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.model.address import Family, family_of, ip_text
+from pyproxy.model.address import Family, ListenAddress, family_of, ip_text
 from pyproxy.model.event import Event
 from pyproxy.serve.http_exchange import exchange
 
@@ -37,7 +36,7 @@ _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Site:
+class HttpService:
     """What is served under a name, and where."""
 
     app: WSGIApplication
@@ -65,8 +64,8 @@ class Listeners(threading.Thread):
     def __init__(self, retry_seconds: float = _RETRY_SECONDS) -> None:
         super().__init__(name="listeners", daemon=True)
         self._retry_seconds = retry_seconds
-        self._sites: dict[str, Site] = {}
-        self._settled: dict[str, Site] = {}
+        self._sites: dict[str, HttpService] = {}
+        self._settled: dict[str, HttpService] = {}
         """The sites that sockets were last opened and closed for."""
         self._open: dict[_Place, socket.socket] = {}
         self._missing: set[_Place] = set()
@@ -79,18 +78,18 @@ class Listeners(threading.Thread):
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._alarm, selectors.EVENT_READ)
 
-    def serve(self, name: str, site: Site | None) -> None:
+    def serve(self, name: str, service: HttpService | None) -> None:
         """Serve a site under a name, which log lines begin with, in place of the one before; None: nothing any more.
 
         Sockets of addresses that the site had already stay open.
         """
-        self.serve_all({name: site})
+        self.serve_all({name: service})
 
-    def serve_all(self, sites: Mapping[str, Site | None]) -> None:
+    def serve_all(self, services: Mapping[str, HttpService | None]) -> None:
         """Serve several sites, as `serve` does; addresses that move between them are closed before they are opened."""
         # One assignment, so that the other thread sees the one dictionary or the other.
-        merged = {**self._sites, **sites}
-        self._sites = {name: site for name, site in merged.items() if site is not None}
+        merged = {**self._sites, **services}
+        self._sites = {name: service for name, service in merged.items() if service is not None}
         self._wake()
 
     def close(self) -> None:
@@ -119,21 +118,21 @@ class Listeners(threading.Thread):
 
     def _settle(self) -> None:
         """Have open what is wanted, and nothing else."""
-        sites, is_due = self._sites, monotonic() >= self._retry_at
-        if sites is self._settled and not (self._missing and is_due):
+        services, is_due = self._sites, monotonic() >= self._retry_at
+        if services is self._settled and not (self._missing and is_due):
             return  # as with nearly every request, and there may be hundreds of sites
-        self._settled = sites
-        wanted = [_Place(name, address) for name, site in sites.items() for address in site.addresses]
+        self._settled = services
+        wanted = [_Place(name, address) for name, service in services.items() for address in service.addresses]
         for place in self._open.keys() - set(wanted):
             self._close(place)
         self._missing &= set(wanted)
         for place in wanted:
             if place not in self._open and (is_due or place not in self._missing):
-                self._try(place, sites[place.name])
+                self._try(place, services[place.name])
 
-    def _try(self, place: _Place, site: Site) -> None:
+    def _try(self, place: _Place, service: HttpService) -> None:
         try:
-            listener = _listen(place.address, both_families=site.both_families)
+            listener = _listen(place.address, both_families=service.both_families)
         except OSError as error:
             self._retry_at = monotonic() + self._retry_seconds
             reason = os.strerror(error.errno) if error.errno else str(error)
@@ -142,11 +141,11 @@ class Listeners(threading.Thread):
                 logger.debug("%s; trying on", message)
                 return
             self._missing.add(place)
-            if site.failed is not None:
-                site.failed(message)
+            if service.failed is not None:
+                service.failed(message)
                 return
             # All that there is to say is in the message.
-            logger.error("%s; trying on", message, extra={"event": site.event})  # noqa: TRY400
+            logger.error("%s; trying on", message, extra={"event": service.event})  # noqa: TRY400
             return
         logger.info("%s served on http://%s", place.name, place.address)
         self._missing.discard(place)
@@ -167,8 +166,8 @@ class Listeners(threading.Thread):
         return max(0.0, min(times) - monotonic()) if times else None
 
     def _accept(self, place: _Place) -> None:
-        listener, site = self._open.get(place), self._sites.get(place.name)
-        if listener is None or site is None:
+        listener, service = self._open.get(place), self._sites.get(place.name)
+        if listener is None or service is None:
             return
         try:
             connection, peer = listener.accept()
@@ -180,7 +179,7 @@ class Listeners(threading.Thread):
         self._make_room()
         self._connections.append((monotonic() + _REQUEST_SECONDS, connection))
         try:
-            threading.Thread(target=self._answer, args=(connection, peer, site.app), daemon=True).start()
+            threading.Thread(target=self._answer, args=(connection, peer, service.app), daemon=True).start()
         except RuntimeError as error:
             logger.debug("%s: %s", place.name, error)
             connection.close()

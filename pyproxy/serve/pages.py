@@ -6,14 +6,14 @@ from typing import NamedTuple
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
-class Page(NamedTuple):
+class HttpPage(NamedTuple):
     """An answer."""
 
     body: str
     content_type: str = "text/plain; charset=utf-8"
 
 
-PageMaker = Callable[[], Page]
+PageMaker = Callable[[], HttpPage]
 
 
 def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplication]) -> WSGIApplication:
@@ -31,7 +31,7 @@ def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplic
         if path in pages:
             status, page = HTTPStatus.OK, pages[path]()
         else:
-            status, page = HTTPStatus.NOT_FOUND, Page("404 page not found\n")
+            status, page = HTTPStatus.NOT_FOUND, HttpPage("404 page not found\n")
         headers = [
             ("Content-Type", page.content_type),
             ("X-Content-Type-Options", "nosniff"),
@@ -47,5 +47,5 @@ def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplic
 
 def fixed(body: str) -> PageMaker:
     """Return what makes a page of plain text that never changes."""
-    page = Page(body)
+    page = HttpPage(body)
     return lambda: page

@@ -6,7 +6,7 @@ where a watch counts as a request and has no duration.
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from pyproxy.model.exchange import Exchange
+from pyproxy.model.request_record import RequestRecord
 
 _BY_VERB = ("verb", "host")
 _SECONDS = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0]
@@ -37,7 +37,7 @@ class RestMetrics:
             "rest_client_response_size_bytes", "Size of answers' bodies", _BY_VERB, buckets=_BYTES, registry=registry
         )
 
-    def add(self, exchange: Exchange) -> None:
+    def add(self, exchange: RequestRecord) -> None:
         """Count a request."""
         self._requests.labels(exchange.code, exchange.method, exchange.host).inc()
         for histogram, value in (

@@ -1,6 +1,6 @@
 """What is programmed, as a page for a person: it works in any browser, without scripts and without network.
 
-Law of this file: everything that is not written here is escaped. The agent's loop writes to the `Board`, the threads of
+Law of this file: everything that is not written here is escaped. The agent's loop writes to the `StatusBoard`, the threads of
 requests read it; each value is replaced as a whole, so nobody sees half of one.
 """
 
@@ -11,7 +11,7 @@ from html import escape
 
 from pyproxy import __version__
 from pyproxy.model.address import Family
-from pyproxy.serve.pages import Page
+from pyproxy.serve.pages import HttpPage
 
 _MOST_ROWS = 200
 """Of quarantined Service ports: a page of megabytes helps nobody."""
@@ -54,7 +54,7 @@ class WatchStatus:
     """When that began, in seconds since 1970."""
 
 
-class Board:
+class StatusBoard:
     """Where the agent writes down what it is at.
 
     Args:
@@ -79,7 +79,7 @@ class Board:
             self.watches[kind] = WatchStatus(reason, since)
 
 
-def status_page(board: Board, now: Callable[[], float]) -> Page:
+def status_page(board: StatusBoard, now: Callable[[], float]) -> HttpPage:
     """Write the page."""
     families = {
         str(family): status for family, status in sorted(dict(board.families).items(), key=lambda one: str(one[0]))
@@ -103,7 +103,7 @@ def status_page(board: Board, now: Callable[[], float]) -> Page:
             " Reload for new values.</p></html>\n"
         ),
     ]
-    return Page("\n".join(parts), "text/html; charset=utf-8")
+    return HttpPage("\n".join(parts), "text/html; charset=utf-8")
 
 
 def _verdict(families: Mapping[str, FamilyStatus], watches: Mapping[str, WatchStatus]) -> str:
@@ -123,7 +123,7 @@ def _verdict(families: Mapping[str, FamilyStatus], watches: Mapping[str, WatchSt
     return "<p class=good>The kernel has what the cluster wants.</p>"
 
 
-def _facts(board: Board, now: float) -> str:
+def _facts(board: StatusBoard, now: float) -> str:
     rows = (
         ("Mode", board.mode),
         ("Version", __version__),

@@ -17,12 +17,12 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyproxy.cli import SETTINGS, FlagCommand, config_flags, configure
-from pyproxy.config import OPTIONS, Config, IptablesVariant, LogFormat, NodePortAddresses, ProxyMode
+from pyproxy.cli.commands import SETTINGS, configure
+from pyproxy.cli.flags import FlagCommand, config_flags
+from pyproxy.config.config import OPTIONS, Config, IptablesVariant, NodePortAddresses, ProxyMode
 from pyproxy.errors import ApplyError
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.logs import V2
-from pyproxy.model.address import parse_ip, parse_network
+from pyproxy.logs import V2, LogFormat
+from pyproxy.model.address import ListenAddress, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 
 ROOT = Path(__file__).parents[2]
@@ -282,7 +282,9 @@ def test_log_lines_have_klogs_header() -> None:
     """A line of text starts with level, date and time as klog's does."""
     result, _ = parsed("--profiling")
 
-    assert re.match(r"W\d{4} \d{2}:\d{2}:\d{2}\.\d{6} +\d+ pyproxy\.cli\] --profiling is accepted", result.stderr)
+    assert re.match(
+        r"W\d{4} \d{2}:\d{2}:\d{2}\.\d{6} +\d+ pyproxy\.cli\.commands\] --profiling is accepted", result.stderr
+    )
 
 
 def test_log_lines_can_be_json() -> None:

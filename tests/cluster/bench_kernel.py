@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol, Self
 
-from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
-from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.backends.iptables.ruleset import TABLES
+from pyproxy.backends.ipvs.entries import VirtualServer
+from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
+from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
-from pyproxy.model.ipvs import Virtual
-from pyproxy.model.ruleset import TABLES
 
 from .kubeproxy import Backend, ruleset
 from .namespace import call_inside, command_inside
@@ -66,7 +66,7 @@ class IpvsWatch:
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self._servers = call_inside(namespace, VirtualServers)
+        self._servers = call_inside(namespace, IpvsConnection)
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -87,7 +87,7 @@ class IpvsWatch:
 
     def there(self, target: Target) -> float:
         """Wait for a real server."""
-        virtual = Virtual(parse_ip(target.service_ip), _TCP, 80)
+        virtual = VirtualServer(parse_ip(target.service_ip), _TCP, 80)
         wanted = Endpoint(parse_ip(target.ip), target.port)
 
         def complete() -> bool:

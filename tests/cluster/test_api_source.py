@@ -10,16 +10,16 @@ from typing import Self
 
 import pytest
 
+from pyproxy.kubeapi.access import AccessSettings
+from pyproxy.kubeapi.api import ApiSource, Store, Watched
+from pyproxy.kubeapi.load_access import load_access
+from pyproxy.kubeapi.reflector import PAGE_SIZE
+from pyproxy.kubeapi.transport import Timing
 from pyproxy.model.address import Network, parse_network
-from pyproxy.model.change import Change, Kind, Replaced
+from pyproxy.model.change import Kind, ObjectChange, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.tracker import Tracker
-from pyproxy.source.access import Settings
-from pyproxy.source.api import ApiSource, Store, Watched
-from pyproxy.source.load_access import load_access
-from pyproxy.source.reflector import PAGE_SIZE
-from pyproxy.source.transport import Timing
-from tests.unit.source.running import in_loop
+from tests.unit.kubeapi.running import in_loop
 
 from .controlplane import KUBE_PROXY_USER, SERVICE_CIDRS, ControlPlane
 from .objects import NODE, SERVICES, Cluster
@@ -38,7 +38,7 @@ class Follower:
         """Complete lists of Services that have arrived."""
         self._changed = asyncio.Event()
 
-    def deliver(self, change: Change) -> None:
+    def deliver(self, change: ObjectChange) -> None:
         """Take a change."""
         self.tracker.apply(change)
         self.lists += isinstance(change, Replaced) and change.kind is Kind.SERVICE
@@ -98,7 +98,7 @@ class LogEntry(logging.Handler):
 
 
 @asynccontextmanager
-async def following(settings: Settings, timing: Timing | None = None) -> AsyncIterator[Follower]:
+async def following(settings: AccessSettings, timing: Timing | None = None) -> AsyncIterator[Follower]:
     """Follow a cluster, from a state in which all of it is known."""
     follower = Follower()
     store = Store(deliver=follower.deliver)
@@ -116,11 +116,11 @@ async def following(settings: Settings, timing: Timing | None = None) -> AsyncIt
             await task
 
 
-def through(control_plane: ControlPlane, *relays: Relay, **user: str) -> Settings:
+def through(control_plane: ControlPlane, *relays: Relay, **user: str) -> AccessSettings:
     """Return settings that lead through relays, one server each."""
     urls = [f"https://{LOOPBACK}:{relay.listen()}" for relay in relays]
     kubeconfig = control_plane.kubeconfig_for(user or {"token": control_plane.static_token()}, urls[0])
-    return Settings(kubeconfig=str(kubeconfig), master=",".join(urls))
+    return AccessSettings(kubeconfig=str(kubeconfig), master=",".join(urls))
 
 
 def turn_over(cluster: Cluster) -> None:
@@ -268,7 +268,7 @@ def rotate(control_plane: ControlPlane, token: Path) -> None:
 
 
 async def outlast_rotation(
-    settings: Settings, token: Path, control_plane: ControlPlane, cluster: Cluster, relay: Relay
+    settings: AccessSettings, token: Path, control_plane: ControlPlane, cluster: Cluster, relay: Relay
 ) -> None:
     """Go on, with new connections, when the token in a file is another."""
     async with following(settings) as follower:
@@ -317,7 +317,7 @@ async def test_service_account(
     ca.write_bytes(control_plane.authority.certificate.read_bytes())
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", LOOPBACK)
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(relay.listen()))
-    await outlast_rotation(Settings(service_account=str(tmp_path)), token, control_plane, cluster, relay)
+    await outlast_rotation(AccessSettings(service_account=str(tmp_path)), token, control_plane, cluster, relay)
 
 
 @in_loop

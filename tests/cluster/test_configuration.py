@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from pyproxy.config import OPTIONS, Config
-from pyproxy.source.config_file import read_config_file
+from pyproxy.config.config import OPTIONS, Config
+from pyproxy.config.config_file import read_config_file
 
 from .agent import PYPROXY
 from .api import JsonObject

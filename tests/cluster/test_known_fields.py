@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from pyproxy.source.known_fields import _Shape, _shape_of_kind
+from pyproxy.manifests.known_fields import _Shape, _shape_of_kind
 
 from .api import JsonObject
 from .controlplane import ControlPlane

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from pyproxy.cli import Flag, pyproxy
+from pyproxy.cli.commands import pyproxy
+from pyproxy.cli.flags import Flag
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyproxy.cli import pyproxy
+from pyproxy.cli.commands import pyproxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 WIDTH = 98

@@ -21,7 +21,7 @@ def problems(text: str) -> list[str]:
     [
         "[here](no-such-page.md)",
         "[here](cli.md#no-such-heading)",
-        "`pyproxy/loop/no_such_module.py`",
+        "`pyproxy/agent/no_such_module.py`",
         "`tests/no-such-folder`",
         "pyproxy dump-rules --manifests examples/no-such-file.yaml",
         "`make no-such-target`",
@@ -40,7 +40,7 @@ def test_what_is_not_there_is_found(text: str) -> None:
     "text",
     [
         "[here](cli.md#pyproxy-run), [there](../README.md) and [away](https://kubernetes.io)",
-        "`pyproxy/source/decode*.py`, `tests/packets`, `docs/cli.md`",
+        "`pyproxy/decode/*.py`, `tests/packets`, `docs/cli.md`",
         "`make test` and\n    make install        # to begin with",
         "`--cluster-cidr=10.0.0.0/8`, `pyproxy cleanup --kube-proxy`, `pyproxy run --manifests DIRECTORY`",
     ],

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from pyproxy.model.address import Family
-from pyproxy.model.exchange import Exchange
+from pyproxy.model.request_record import RequestRecord
 from pyproxy.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def tell_everything(metrics: Metrics, mode: str) -> None:
     metrics.set_watch("Service", up=True)
     metrics.add_healthz(200)
     metrics.add_livez(200)
-    metrics.rest.add(Exchange("GET", "api", "200", 1, 1, 1))
+    metrics.rest.add(RequestRecord("GET", "api", "200", 1, 1, 1))
 
 
 def rules() -> list[dict[str, Any]]:

@@ -5,10 +5,10 @@ from contextlib import closing
 
 import pytest
 
-from pyproxy.apply.virtual_servers import VirtualServers
+from pyproxy.backends.ipvs.entries import RealServer, VirtualServer
+from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
-from pyproxy.model.ipvs import Real, Virtual
 from tests.guest.ipvs import IPVS, connections, virtual_servers, weights
 from tests.lab import tcp
 from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, wait_until
@@ -221,13 +221,14 @@ def test_others_in_the_same_kernel_hide_nothing(ipvs: Cluster) -> None:
     """The kernel's list, read a page at a time, leaves servers out where other network namespaces have some, too."""
     nodes = [ipvs.lab["node1"], ipvs.lab["node2"]]
     expected = {
-        Real(Virtual(parse_ip("198.51.100.8"), 6, number), Endpoint(parse_ip("10.244.1.11"), 80)) for number in MANY
+        RealServer(VirtualServer(parse_ip("198.51.100.8"), 6, number), Endpoint(parse_ip("10.244.1.11"), 80))
+        for number in MANY
     }
     for node in nodes:
         lines = (f"-A -t 198.51.100.8:{number}\n-a -t 198.51.100.8:{number} -r 10.244.1.11:80 -m\n" for number in MANY)
         node.run("ipvsadm", "--restore", stdin="".join(lines))
     try:
-        with inside(nodes[0].namespace.path), closing(VirtualServers()) as servers:
+        with inside(nodes[0].namespace.path), closing(IpvsConnection()) as servers:
             found = dict(servers.all_reals(dict(servers.services(Family.IPV4)), Family.IPV4))
     finally:
         for node in nodes:

@@ -56,7 +56,7 @@ def test_credentials_are_found(tree: Path) -> None:
 
     said = run(
         *("env", "-i", *(f"{name}={value}" for name, value in environment.items())),
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/unit/source/test_credentials.py"),
+        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", "tests/unit/kubeapi/test_credentials.py"),
     )
 
     assert "passed" in said

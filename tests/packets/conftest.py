@@ -93,5 +93,5 @@ def agent(start: Start, family: Family) -> NftAgent:
     """Give an agent of the nftables mode that has everything in the kernel, and has seen that nobody else was there."""
     started = start()
     started.put(*everything(family))
-    assert not started.kernel.disturbed()
+    assert not started.kernel.changed_externally()
     return started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pyproxy.apply.iptables import Variant
+from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family
 
 variants = pytest.mark.parametrize("variant", list(Variant), ids=lambda variant: variant.value)

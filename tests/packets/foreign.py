@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.iptables import Variant, program
+from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.model.address import Family
 
 from .own_namespace import load, run

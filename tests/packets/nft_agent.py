@@ -11,19 +11,19 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from pyproxy.apply.nft_witness import Witness
-from pyproxy.apply.nftables import NftablesKernel
-from pyproxy.apply.ruleset_counter import NftGeneration
-from pyproxy.compile.nft_layout import TABLE, NftablesSettings, layout_of, layout_text
-from pyproxy.compile.nft_text import family_name
-from pyproxy.compile.nftables import NftablesProgram
-from pyproxy.compile.plan import ServicePlan
-from pyproxy.loop.reconcile import Reconciler
+from pyproxy.agent.reconcile import Reconciler
+from pyproxy.backends.nftables.change_monitor import ChangeMonitor
+from pyproxy.backends.nftables.elements import ElementKey, Layout, Value
+from pyproxy.backends.nftables.kernel import NftablesKernel
+from pyproxy.backends.nftables.layout import TABLE, NftablesSettings, layout_of, layout_text
+from pyproxy.backends.nftables.program import NftablesProgram
+from pyproxy.backends.nftables.text import family_name
+from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
-from pyproxy.model.nftables import ElementKey, Layout, Value
 from pyproxy.model.node import LocalTraffic
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.planning import succeeded
 
 from .own_namespace import own_namespace, run
@@ -90,11 +90,11 @@ class NftAgent:
         self.family = settings.family
         self.table = f"{family_name(settings.family)} pyproxy"
         self.generation = NftGeneration()
-        self._witness = Witness(TABLE)
+        self._monitor = ChangeMonitor(TABLE)
         self._loop = loop
         self._layouts: dict[Layout, str] = {}
         self.program = self._program(settings)
-        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts, self._witness, **grace)
+        self.kernel = NftablesKernel(settings.family, self.generation.counter(), self._layouts, self._monitor, **grace)
         self.reconciler: Reconciler[ElementKey, Value] = Reconciler(self.family, self.program, self.kernel)
 
     def __repr__(self) -> str:
@@ -104,7 +104,7 @@ class NftAgent:
         """Let go of the kernel, as the end of a process does."""
         self.kernel._socket.close()
         self.generation.close()
-        self._witness.close()
+        self._monitor.close()
 
     def do(self, coroutine: Coroutine[Any, Any, R]) -> R:
         """Run to its end what the agent would run in its loop."""
@@ -128,8 +128,8 @@ class NftAgent:
 
     def look(self) -> int:
         """Do as the agent does each second: read what is there if somebody else was there, and repair it."""
-        if self.kernel.disturbed():
-            self.reconciler.distrust()
+        if self.kernel.changed_externally():
+            self.reconciler.mark_stale()
         return self.sync()
 
     def configure(self, settings: NftablesSettings) -> int:

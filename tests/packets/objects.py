@@ -98,7 +98,7 @@ class On:
     """Zones that the hints name."""
     nodes: Sequence[str] = ()
     """Nodes that the hints name."""
-    is_placed: bool = True
+    is_ready_for: bool = True
     """Whether the endpoint says on which node it is."""
 
 
@@ -163,7 +163,7 @@ def _slice_port(entry: JsonObject, to: TargetPorts) -> JsonObject:
 def _endpoint(item: str | On, index: int) -> JsonObject:
     on = item if isinstance(item, On) else On(item)
     hints = {"forZones": [{"name": zone} for zone in on.zones], "forNodes": [{"name": node} for node in on.nodes]}
-    node = NODE_OF.get(on.host) if on.is_placed else None
+    node = NODE_OF.get(on.host) if on.is_ready_for else None
     return {
         "addresses": [ADDRESSES[on.host][index]],
         "conditions": dict(on.conditions),

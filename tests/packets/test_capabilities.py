@@ -10,19 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply import iptables
-from pyproxy.apply.accounting import counted_packets, ensure_counter
-from pyproxy.apply.capabilities import PROBE_CHAIN, chain_rules, why_refused
-from pyproxy.apply.iptables import Variant
-from pyproxy.apply.ruleset_counter import NftGeneration
-from pyproxy.compile.iptables_rules import source_is_destination
-from pyproxy.compile.iptables_static import INVALID_COUNT, INVALID_COUNTER
-from pyproxy.config import Config, IptablesVariant
+from pyproxy.backends.iptables import kernel
+from pyproxy.backends.iptables.accounting import counted_packets, ensure_counter
+from pyproxy.backends.iptables.capabilities import PROBE_CHAIN, chain_rules, why_refused
+from pyproxy.backends.iptables.mode import IptablesMode, takes_counter, takes_hairpin_rule
+from pyproxy.backends.iptables.rules import source_is_destination
+from pyproxy.backends.iptables.ruleset import NAT, ChainKey
+from pyproxy.backends.iptables.static_rules import INVALID_COUNT, INVALID_COUNTER
+from pyproxy.config.config import Config, IptablesVariant
+from pyproxy.linux.iptables_programs import Variant
+from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
-from pyproxy.model.ruleset import NAT, ChainKey
-from pyproxy.modes.iptables_mode import IptablesMode, takes_counter, takes_hairpin_rule
-from pyproxy.modes.surroundings import Surroundings
+from pyproxy.node.context import NodeContext
 
 from .each import families, variants
 from .own_namespace import dump, listed_tables, load
@@ -39,7 +39,7 @@ RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j 
 @pytest.fixture
 def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Hold the lock, and let nobody wait long for it."""
-    monkeypatch.setattr(iptables, "LOCK_WAIT_SECONDS", 1)
+    monkeypatch.setattr(kernel, "LOCK_WAIT_SECONDS", 1)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -156,7 +156,7 @@ def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
     """In a fresh namespace the mode tries the hairpin rule and builds on it in both families."""
     mode = asyncio.run(IptablesMode.open(Config(iptables_variant=IptablesVariant(variant.value))))
 
-    settings = [mode.settings(family, Surroundings(node=Node(name="node1"))) for family in Family]
+    settings = [mode.settings(family, NodeContext(node=Node(name="node1"))) for family in Family]
 
     assert [(family, True) for family in Family] == [(one.family, one.hairpin_by_packet) for one in settings]
     assert [True, True] == [one.count_invalid for one in settings]

@@ -9,17 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.iptables import IptablesKernel, Variant, program
-from pyproxy.apply.ruleset_counter import NftGeneration
-from pyproxy.compile.iptables import IptablesProgram
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.plan import plan_service
+from pyproxy.backends.iptables.kernel import IptablesKernel
+from pyproxy.backends.iptables.mode import ownership
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.linux.iptables_programs import Variant, program
+from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family, Network, parse_ip, parse_network
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
-from pyproxy.modes.iptables_mode import ownership
+from pyproxy.plan.service_plan import plan_service
 
 from .each import families, variants
 from .own_namespace import dump, hide_python_iptables, listed_tables, load, run

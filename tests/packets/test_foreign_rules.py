@@ -9,26 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.iptables import IptablesKernel, Variant
-from pyproxy.apply.iptables_reader import UNREADABLE
-from pyproxy.apply.iptables_variant import detect_variant
-from pyproxy.apply.legacy_entries import LegacyEntries
-from pyproxy.apply.nft_chains import find_hooks
-from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
-from pyproxy.compile import kube_proxy
-from pyproxy.compile.chain_names import is_ours
-from pyproxy.compile.iptables import IptablesProgram
-from pyproxy.compile.iptables_static import IptablesSettings, known_hooks
-from pyproxy.compile.iptables_trial import trial_hooks
-from pyproxy.compile.ipvs_static import IpvsSettings, ipvs_hooks
-from pyproxy.compile.ipvs_static import static_rules as ipvs_rules
-from pyproxy.compile.plan import plan_service
+from pyproxy.backends import kube_proxy
+from pyproxy.backends.iptables.chain_names import is_ours
+from pyproxy.backends.iptables.kernel import IptablesKernel
+from pyproxy.backends.iptables.legacy_entries import LegacyEntries
+from pyproxy.backends.iptables.mode import ownership
+from pyproxy.backends.iptables.nft_chains import find_hooks
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.reader import UNREADABLE
+from pyproxy.backends.iptables.restore_text import Ownership
+from pyproxy.backends.iptables.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
+from pyproxy.backends.iptables.side_by_side import side_by_side_hooks
+from pyproxy.backends.iptables.static_rules import IptablesSettings, known_hooks
+from pyproxy.backends.iptables.variant import detect_variant
+from pyproxy.backends.ipvs.mode import ownership as ipvs_ownership
+from pyproxy.backends.ipvs.static_rules import IpvsSettings, ipvs_hooks
+from pyproxy.backends.ipvs.static_rules import static_rules as ipvs_rules
+from pyproxy.linux.iptables_programs import Variant
+from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
-from pyproxy.modes.iptables_mode import ownership
-from pyproxy.modes.ipvs_mode import ownership as ipvs_ownership
-from pyproxy.modes.leftovers import look, retire
-from pyproxy.render.iptables_restore import Ownership
+from pyproxy.plan.service_plan import plan_service
+from pyproxy.takeover.stale_rules import find_stale_rules, remove_stale_rules
 
 from .each import families, variants
 from .foreign import (
@@ -130,7 +131,7 @@ def test_start_change_and_restart(
     with opened(family, variant) as kernel:
         read = asyncio.run(kernel.read())
         again = [asyncio.run(sync(kernel, wanted(family))) for _ in range(2)]
-        is_quiet = not kernel.disturbed()
+        is_quiet = not kernel.changed_externally()
 
     assert (wanted(family), [0, 0], True) == (read, again, is_quiet)
     assert expected_hooks(family) == first == hook_counts(family, variant)
@@ -189,7 +190,7 @@ def test_a_hook_that_is_no_longer_wanted_goes(
 
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
-        is_quiet = not kernel.disturbed()
+        is_quiet = not kernel.changed_externally()
 
     assert 1 == before["filter", "INPUT", "KUBE-NODE-PORT"]
     assert (expected_hooks(family), True) == (hook_counts(family, variant), is_quiet)
@@ -236,7 +237,7 @@ def test_native_rules_in_our_chains_go(family: Family, caplog: pytest.LogCapture
 @variants
 def test_every_hook_is_known_by_its_structure(family: Family, variant: Variant) -> None:
     """Each hook of any mode, of a trial and of kube-proxy is found in the kernel's structures, as often as it is there."""
-    hooks = {*known_hooks(family), *ipvs_hooks(family), *kube_proxy.HOOKS, *trial_hooks(family)}
+    hooks = {*known_hooks(family), *ipvs_hooks(family), *kube_proxy.HOOKS, *side_by_side_hooks(family)}
     tables = {table: [hook for hook in sorted(hooks) if hook.table == table] for table in IPVS_TABLES}
     for table, mine in tables.items():
         chains = {hook.rule.rpartition(" ")[2] for hook in mine} | {hook.chain for hook in mine} - BUILT_IN
@@ -291,7 +292,7 @@ def test_another_mode_removes_what_is_left(
         with opened(family, variant) as kernel:
             asyncio.run(sync(kernel, wanted(family)))
         assert before != without_counts(family, variant)
-        asyncio.run(retire(used, is_ours, its_too=False))
+        asyncio.run(remove_stale_rules(used, is_ours, include_kube_proxy=False))
 
         assert before == without_counts(family, variant)
 
@@ -307,7 +308,11 @@ def test_a_plan_to_take_over_sees_kube_proxys_chains(
         asyncio.run(sync(kernel, wanted(family)))
     add_foreign(family, variant, kind)
 
-    [found] = [each for each in asyncio.run(look(None, is_ours)) if (each.family, each.variant) == (family, variant)]
+    [found] = [
+        each
+        for each in asyncio.run(find_stale_rules(None, is_ours))
+        if (each.family, each.variant) == (family, variant)
+    ]
 
     rules = {line for value in wanted(family).values() for line in value.splitlines()}
     lines = {line for text in found.tables.values() for line in text.splitlines()}

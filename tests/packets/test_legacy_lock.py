@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.iptables import Variant, program
-from pyproxy.apply.legacy_tables import open_tables
+from pyproxy.backends.iptables.legacy_tables import open_tables
+from pyproxy.backends.iptables.ruleset import FILTER
 from pyproxy.errors import ApplyError
+from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import FILTER
 
 from .cluster import wait_until
 from .each import families

@@ -10,11 +10,12 @@ from contextlib import closing
 
 import pytest
 
-from pyproxy.apply.iptables import IptablesKernel, Variant, program
-from pyproxy.apply.ruleset_counter import LegacyCounter
+from pyproxy.backends.iptables.kernel import IptablesKernel
+from pyproxy.backends.iptables.mode import ownership
+from pyproxy.backends.iptables.ruleset import TABLES, ChainKey
+from pyproxy.linux.iptables_programs import Variant, program
+from pyproxy.linux.ruleset_counter import LegacyCounter
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import TABLES, ChainKey
-from pyproxy.modes.iptables_mode import ownership
 
 from .own_namespace import load, run
 from .test_foreign_rules import sync, wanted
@@ -63,7 +64,7 @@ def test_a_rule_replaced_in_place(family: Family, kernel: IptablesKernel) -> Non
     """A rule that sends to another address is seen by the closer look only, and put right by the next full sync."""
     chain, other = endpoint_rule(family)
     iptables(family, "-R", chain, "1", *other)
-    seen = (kernel.disturbed(), asyncio.run(kernel.examine()))
+    seen = (kernel.changed_externally(), asyncio.run(kernel.examine()))
     changed = asyncio.run(sync(kernel, wanted(family)))
 
     assert ((False, True), 1) == (seen, changed)
@@ -91,4 +92,4 @@ def test_a_change_of_ours_is_no_cover(family: Family, kernel: IptablesKernel) ->
     iptables(family, "-R", chain, "1", *other)
     asyncio.run(kernel.apply({ChainKey("nat", "KUBE-SVC-ONE"): ("", None)}))
 
-    assert (False, True) == (kernel.disturbed(), asyncio.run(kernel.examine()))
+    assert (False, True) == (kernel.changed_externally(), asyncio.run(kernel.examine()))

@@ -13,7 +13,7 @@ from tests.packets.own_namespace import own_namespace
 PORT = 10249
 ASK = f"""
 import json, socket
-from pyproxy.apply.listening import who_listens
+from pyproxy.linux.listening import who_listens
 with socket.create_server(("127.0.0.2", {PORT})):
     print(json.dumps(who_listens({PORT})))
 """

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from pyproxy.compile.nft_layout import NftablesSettings
-from pyproxy.compile.plan import ServicePlan
+from pyproxy.backends.nftables.layout import NftablesSettings
 from pyproxy.model.address import Family, ip_text, parse_network
 from pyproxy.model.names import Protocol
 from pyproxy.model.node import LocalTraffic
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.planning import succeeded
 
 from .flood import CLIENTS, Flood, flooding

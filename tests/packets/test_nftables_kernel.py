@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from msgspec.structs import replace
 
-from pyproxy.apply.nftables import NftablesKernel
-from pyproxy.compile.nftables import NftablesProgram
+from pyproxy.backends.nftables.elements import ADDRESSED, CLUSTER_IPS, LAYOUT, SETS, ElementKey, pack_port
+from pyproxy.backends.nftables.kernel import NftablesKernel
+from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, Network, parse_network
-from pyproxy.model.nftables import ADDRESSED, CLUSTER_IPS, LAYOUT, SETS, ElementKey, pack_port
 from pyproxy.model.node import LocalTraffic
 
 from .nft_agent import (
@@ -46,7 +46,7 @@ def test_first_load_in_portions(start: Start, family: Family, monkeypatch: pytes
 
     assert commits > len(everything(family)) // 2
     assert agent.wanted() == agent.read()
-    assert not agent.kernel.disturbed()
+    assert not agent.kernel.changed_externally()
     assert 0 == agent.commits_during(lambda: start().put(*everything(family)))
 
 
@@ -70,7 +70,7 @@ def test_second_apply_writes_nothing(start: Start, family: Family) -> None:
     agent = start()
     agent.put(*everything(family))
     commits = agent.kernel.commits
-    agent.reconciler.distrust()
+    agent.reconciler.mark_stale()
 
     assert 0 == agent.commits_during(agent.sync)
     assert commits == agent.kernel.commits
@@ -104,7 +104,7 @@ def test_every_commit_is_accounted_for(start: Start, family: Family) -> None:
     commits += agent.commits_during(lambda: agent.remove(*everything(family)[:4]))
 
     assert agent.kernel.commits == commits
-    assert not agent.kernel.disturbed()
+    assert not agent.kernel.changed_externally()
 
 
 def test_change_of_endpoints_is_one_commit(start: Start, family: Family) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.names import Protocol
+from pyproxy.plan.service_plan import ServicePlan
 from tests.lab.namespace import Namespace, create, new_prefix, remove
 
 from .nft_agent import NftAgent, cluster_ip, endpoints, node_namespace, node_settings, plan

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from pyproxy.apply.netlink import HEADER
-from pyproxy.compile.plan import ServicePlan
+from pyproxy.backends.nftables.elements import ADDRESSED, ElementKey
+from pyproxy.linux.netlink import HEADER
 from pyproxy.model.address import Family
-from pyproxy.model.nftables import ADDRESSED, ElementKey
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.planning import succeeded
 
 from .nft_agent import NftAgent, Start, node_namespace, node_settings, plan

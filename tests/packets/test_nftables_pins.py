@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from pyproxy.compile.plan import ServicePlan
 from pyproxy.model.address import Family, ip_text
 from pyproxy.model.names import Protocol
+from pyproxy.plan.service_plan import ServicePlan
 
 from .nft_agent import NftAgent, Start, cluster_ip, endpoints, node_namespace, node_settings, plan
 from .own_namespace import run

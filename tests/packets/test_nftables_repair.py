@@ -6,10 +6,10 @@ from contextlib import suppress
 
 import pytest
 
-from pyproxy.compile.nft_text import elements_text
+from pyproxy.backends.nftables.elements import ADDRESSED, SETS, ElementKey, ElementSet, KeyField, Value
+from pyproxy.backends.nftables.text import elements_text
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.nftables import ADDRESSED, SETS, ElementKey, Field, SetType, Value
 from tests.properties.planning import succeeded
 
 from .nft_agent import NftAgent, Start, everything, plan
@@ -63,9 +63,9 @@ def assert_repaired(agent: NftAgent, script: str) -> None:
     before = listing(agent)
     agent.nft(script)
 
-    assert agent.kernel.disturbed()
+    assert agent.kernel.changed_externally()
     assert agent.wanted() != agent.read()
-    agent.reconciler.distrust()
+    agent.reconciler.mark_stale()
     agent.sync()
     assert agent.wanted() == agent.read()
     assert before == listing(agent)
@@ -78,7 +78,7 @@ def test_disturbance_is_repaired(agent: NftAgent, script: str) -> None:
     assert_repaired(agent, script)
 
 
-def element_of(agent: NftAgent, kind: SetType) -> tuple[ElementKey, Value]:
+def element_of(agent: NftAgent, kind: ElementSet) -> tuple[ElementKey, Value]:
     """Return an element of a set as it is in the kernel."""
     return next((key, value) for key, value in sorted(agent.read().items()) if key[0] == kind.number)
 
@@ -90,7 +90,7 @@ def text_of(agent: NftAgent, key: ElementKey, value: Value) -> str:
 
 
 @pytest.mark.parametrize("kind", SETS.values(), ids=lambda kind: kind.name)
-def test_deleted_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
+def test_deleted_element_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
     """One element less in any set is found and comes back, and nothing else is touched."""
     key, value = element_of(agent, kind)
 
@@ -100,7 +100,7 @@ def test_deleted_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
 @pytest.mark.parametrize(
     "kind", [kind for kind in SETS.values() if not kind.leads_to_chains], ids=lambda kind: kind.name
 )
-def test_added_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
+def test_added_element_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
     """An element of others in one of our sets is found and goes."""
     key, value = element_of(agent, kind)
     size = kind.key_size(agent.family)
@@ -109,16 +109,16 @@ def test_added_element_is_repaired(agent: NftAgent, kind: SetType) -> None:
     assert_repaired(agent, f"add element {text_of(agent, added, value)}")
 
 
-def other_key(kind: SetType, key: bytes, family: Family) -> bytes:
+def other_key(kind: ElementSet, key: bytes, family: Family) -> bytes:
     """Return a key that no element has."""
-    at = 0 if kind.key[0] is Field.ADDRESS else len(key) - kind.key[-1].size(family)
+    at = 0 if kind.key[0] is KeyField.ADDRESS else len(key) - kind.key[-1].size(family)
     return key[:at] + bytes((key[at] ^ 0x3C,)) + key[at + 1 :]
 
 
 @pytest.mark.parametrize(
     "kind", [kind for kind in SETS.values() if kind.data and not kind.leads_to_chains], ids=lambda kind: kind.name
 )
-def test_changed_data_is_repaired(agent: NftAgent, kind: SetType) -> None:
+def test_changed_data_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
     """Another value at a key of ours is found and put right."""
     key, value = element_of(agent, kind)
     assert isinstance(value, bytes)
@@ -176,6 +176,6 @@ def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:
 
     agent.do(remove_and_disturb())
 
-    assert agent.kernel.disturbed()
+    assert agent.kernel.changed_externally()
     agent.look()
     assert agent.wanted() == agent.read()

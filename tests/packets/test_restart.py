@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.ruleset_counter import NftGeneration
+from pyproxy.linux.ruleset_counter import NftGeneration
 from tests.cluster.namespace import call_inside
 from tests.lab import Host, tcp
 

@@ -8,10 +8,10 @@ from threading import Thread
 
 import pytest
 
-from pyproxy.apply.iptables import Variant, program
-from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration, RulesetCounter
+from pyproxy.backends.iptables.ruleset import TABLES
+from pyproxy.linux.iptables_programs import Variant, program
+from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration, RulesetCounter
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import TABLES
 
 from .each import families, variants
 from .own_namespace import load, run
@@ -47,9 +47,9 @@ def commit(counters: Counters, family: Family, variant: Variant, text: str) -> N
     counters[family].committed(text.count("COMMIT"))
 
 
-def disturbed(counters: Counters) -> list[Family]:
+def changed_externally(counters: Counters) -> list[Family]:
     """Return the families whose counter was disturbed."""
-    return [family for family, counter in counters.items() if counter.disturbed()]
+    return [family for family, counter in counters.items() if counter.changed_externally()]
 
 
 @variants
@@ -57,7 +57,7 @@ def test_nothing_done_is_no_disturbance(open_counters: OpenCounters, variant: Va
     """A counter that was just made, and one that was asked before, is not disturbed."""
     counters = open_counters(variant)
 
-    assert ([], []) == (disturbed(counters), disturbed(counters))
+    assert ([], []) == (changed_externally(counters), changed_externally(counters))
 
 
 @variants
@@ -69,7 +69,7 @@ def test_own_commits_are_no_disturbance(open_counters: OpenCounters, family: Fam
 
     for text in (BOTH_TABLES, BOTH_TABLES, "*nat\n:MORE - [0:0]\nCOMMIT\n"):
         commit(counters, family, variant, text)
-        seen.append(disturbed(counters))
+        seen.append(changed_externally(counters))
 
     assert [[], [], []] == seen
 
@@ -82,7 +82,7 @@ def test_commits_of_both_families_are_no_disturbance(open_counters: OpenCounters
     for family in (*Family, *Family):
         commit(counters, family, variant, BOTH_TABLES)
 
-    assert [] == disturbed(counters)
+    assert [] == changed_externally(counters)
 
 
 @variants
@@ -97,7 +97,7 @@ def test_a_change_by_others_is_a_disturbance(
 
     run(program(family, variant), "-w", *change)
 
-    assert family in disturbed(counters)
+    assert family in changed_externally(counters)
 
 
 @families
@@ -107,7 +107,7 @@ def test_legacy_families_are_apart(open_counters: OpenCounters, family: Family) 
 
     run(program(family, Variant.LEGACY), "-w", "-A", "INPUT", "-j", "ACCEPT")
 
-    assert [family] == disturbed(counters)
+    assert [family] == changed_externally(counters)
 
 
 def test_a_flush_of_everything_disturbs_both_families(open_counters: OpenCounters) -> None:
@@ -117,9 +117,9 @@ def test_a_flush_of_everything_disturbs_both_families(open_counters: OpenCounter
 
     run("nft", "flush", "ruleset")
 
-    assert list(Family) == disturbed(counters)
+    assert list(Family) == changed_externally(counters)
     counters[Family.IPV4].settle()
-    assert [Family.IPV6] == disturbed(counters)
+    assert [Family.IPV6] == changed_externally(counters)
 
 
 @variants
@@ -131,7 +131,7 @@ def test_a_change_between_own_commits_is_not_lost(open_counters: OpenCounters, v
     run(program(Family.IPV4, variant), "-w", "-A", "INPUT", "-j", "ACCEPT")
     commit(counters, Family.IPV6, variant, BOTH_TABLES)
 
-    assert Family.IPV4 in disturbed(counters)
+    assert Family.IPV4 in changed_externally(counters)
 
 
 @variants
@@ -140,10 +140,10 @@ def test_a_disturbance_lasts_until_the_rules_are_read(open_counters: OpenCounter
     counters = open_counters(variant)
     run(program(Family.IPV4, variant), "-w", "-A", "INPUT", "-j", "ACCEPT")
 
-    asked = [counters[Family.IPV4].disturbed() for _ in range(2)]
+    asked = [counters[Family.IPV4].changed_externally() for _ in range(2)]
     counters[Family.IPV4].settle()
 
-    assert ([True, True], False) == (asked, counters[Family.IPV4].disturbed())
+    assert ([True, True], False) == (asked, counters[Family.IPV4].changed_externally())
 
 
 def test_families_may_look_at_the_same_time(open_counters: OpenCounters) -> None:
@@ -153,7 +153,7 @@ def test_families_may_look_at_the_same_time(open_counters: OpenCounters) -> None
     seen: list[bool] = []
 
     def look(family: Family) -> None:
-        seen.extend(counters[family].disturbed() for _ in range(2000))
+        seen.extend(counters[family].changed_externally() for _ in range(2000))
 
     threads = [Thread(target=look, args=[family], daemon=True) for family in Family]
     for thread in threads:

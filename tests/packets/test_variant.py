@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.apply.iptables import Variant, program
-from pyproxy.apply.iptables_variant import detect_variant
+from pyproxy.backends.iptables.variant import detect_variant
 from pyproxy.errors import ConfigError
+from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.model.address import Family
 
 from .each import families, variants

@@ -6,12 +6,12 @@ save text; tables before a refused one are committed, as by ``iptables-restore``
 
 from collections.abc import Callable, Mapping
 
-from pyproxy.apply.kernel import KernelCounts
+from pyproxy.backends.interface import KernelCounts
+from pyproxy.backends.iptables.mode import ownership
+from pyproxy.backends.iptables.restore_text import parse_save, restore_text
+from pyproxy.backends.iptables.ruleset import TABLES, RulesetKey
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import TABLES, RulesetKey
-from pyproxy.modes.iptables_mode import ownership
-from pyproxy.render.iptables_restore import parse_save, restore_text
 from tests.properties.tables import RestoreRefusedError, Tables, accept_all
 
 FOREIGN_CHAIN = "CNI-FORWARD"
@@ -25,7 +25,7 @@ FOREIGN_RULES = {
 class TableKernel:
     """The tables of one family, with rules of others in them."""
 
-    sees_every_change = True
+    detects_all_changes = True
     plans_per_portion: int | None = None
 
     def __init__(self, family: Family) -> None:
@@ -72,7 +72,7 @@ class TableKernel:
         """Count nothing."""
         return KernelCounts()
 
-    def disturbed(self) -> bool:
+    def changed_externally(self) -> bool:
         """Say no: tests say themselves when something was changed."""
         return False
 

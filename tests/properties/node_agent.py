@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable
 
-from pyproxy.apply.kernel import Kernel
-from pyproxy.compile.iptables import IptablesProgram
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.plan import ServicePlan, plan_service
-from pyproxy.loop.reconcile import Reconciler, SyncReport
-from pyproxy.model.change import Change, Kind, Put, Replaced
+from pyproxy.agent.reconcile import Reconciler, SyncReport
+from pyproxy.backends.interface import Kernel
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.model.change import Kind, ObjectChange, Put, Replaced
 from pyproxy.model.names import NamespacedName, ServicePortName
 from pyproxy.model.node import Node
-from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.tracker import Tracker
+from pyproxy.plan.service_plan import ServicePlan, plan_service
 from tests.properties.kernel import TableKernel
 from tests.properties.planning import Plans, asked_plans, granted_plans, ruleset_of, run_now, succeeded
 
@@ -20,7 +20,7 @@ NOBODY = Node(name="node1")
 
 
 class NodeAgent:
-    """Tracker, program and kernel of one family, put together as `loop.agent` does."""
+    """Tracker, program and kernel of one family, put together as `agent.agent` does."""
 
     def __init__(self, settings: IptablesSettings, kernel: Kernel[RulesetKey, str]) -> None:
         self.tracker = Tracker()
@@ -35,7 +35,7 @@ class NodeAgent:
         """Return this node as far as it is known."""
         return self.tracker.node or NOBODY
 
-    def tell(self, changes: Iterable[Change]) -> None:
+    def tell(self, changes: Iterable[ObjectChange]) -> None:
         """Take changes in and plan what they touch."""
         for change in changes:
             self.tracker.apply(change)
@@ -88,7 +88,7 @@ class TableAgent(NodeAgent):
         """
         return succeeded(run_now(self.reconciler.sync()))
 
-    def follow(self, groups: Iterable[Iterable[Change]]) -> None:
+    def follow(self, groups: Iterable[Iterable[ObjectChange]]) -> None:
         """Tell groups of changes, and bring the kernel up to each before the next."""
         for group in groups:
             self.tell(group)

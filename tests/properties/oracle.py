@@ -1,13 +1,13 @@
 """What has to happen to the first packet of a connection, said from Services and EndpointSlices alone.
 
 The law: written from the behaviour of kube-proxy's iptables mode, without a look at rules and with nothing of
-`pyproxy.compile` but the type of the settings; where two Services claim one address, `docs/differences.md` decides. Plain and slow on purpose.
+`pyproxy.plan` but the type of the settings; where two Services claim one address, `docs/differences.md` decides. Plain and slow on purpose.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family, Network, family_of, parse_network
 from pyproxy.model.endpoint import Endpoint, SliceEndpoint
 from pyproxy.model.names import Protocol

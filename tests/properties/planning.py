@@ -3,19 +3,19 @@
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
-from pyproxy.compile.claims import Claims
-from pyproxy.compile.iptables import IptablesProgram
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.plan import ServicePlan, plan_service
-from pyproxy.compile.program import Program
-from pyproxy.loop.reconcile import SyncReport
+from pyproxy.agent.reconcile import SyncReport
+from pyproxy.backends.interface import Program
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.restore_text import restore_text
+from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
-from pyproxy.model.ruleset import RulesetKey
 from pyproxy.model.service import Service
 from pyproxy.model.tracker import Tracker
-from pyproxy.render.iptables_restore import restore_text
+from pyproxy.plan.claims import Claims
+from pyproxy.plan.service_plan import ServicePlan, plan_service
 from tests.properties.strategies import Cluster
 from tests.properties.tables import Tables
 
@@ -53,7 +53,7 @@ def granted_plans(asked: Plans) -> dict[ServicePortName, ServicePlan]:
     claims = Claims()
     for name, plan in asked.items():
         claims.update(name, plan)
-    granted = {name: claims.granted(name) for name in asked}
+    granted = {name: claims.effective(name) for name in asked}
     return {name: plan for name, plan in granted.items() if plan is not None}
 
 

@@ -1,6 +1,6 @@
 """Any valid state of a cluster, as hypothesis strategies.
 
-The law: whatever comes out of here could come from `pyproxy.source`, and every field takes every kind of value
+The law: whatever comes out of here could come from `pyproxy.decode`, and every field takes every kind of value
 that matters. With ``contested=False`` no two Services claim the same address and port, everything is what an API
 server would have let pass, and so the real kube-proxy has exactly one right answer.
 """
@@ -13,11 +13,11 @@ from typing import TypeVar
 
 from hypothesis import strategies as st
 
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.ipvs_static import IpvsSettings
-from pyproxy.compile.nft_layout import NftablesSettings
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.backends.ipvs.static_rules import IpvsSettings
+from pyproxy.backends.nftables.layout import NftablesSettings
 from pyproxy.model.address import Family, Network
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import LocalTraffic, Node
@@ -276,7 +276,7 @@ def ipvs_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
 
 
 @st.composite
-def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> Change:
+def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> ObjectChange:
     """Give one change towards or away from some states of a cluster."""
     state = draw(st.sampled_from(states))
     objects: list[Service | EndpointSlice | Node] = [*state.services, *state.slices, state.node]

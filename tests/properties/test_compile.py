@@ -7,15 +7,15 @@ from typing import Any
 from hypothesis import given
 from msgspec import structs
 
-from pyproxy.compile import chain_names
-from pyproxy.compile.attribution import list_rules
-from pyproxy.compile.iptables import SHARED_CHAINS, port_rules
-from pyproxy.compile.iptables_static import IptablesSettings, node_port_jumps, static_rules
+from pyproxy.backends.iptables import chain_names
+from pyproxy.backends.iptables.attribution import list_rules
+from pyproxy.backends.iptables.program import SHARED_CHAINS, port_rules
+from pyproxy.backends.iptables.restore_text import listing_restore
+from pyproxy.backends.iptables.ruleset import NAT, ChainKey, HookKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings, node_port_jumps, static_rules
+from pyproxy.backends.listing import ListedRule
 from pyproxy.model.address import Family
-from pyproxy.model.listing import ListedRule
 from pyproxy.model.names import Protocol, ServicePortName
-from pyproxy.model.ruleset import NAT, ChainKey, HookKey
-from pyproxy.render.iptables_restore import listing_restore
 from tests.properties.planning import Plans, compiled, plans_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Tables

@@ -5,14 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyproxy.model.change import Change, Kind, Object, Put, Removed
+from pyproxy.manifests.file_changes import FileIndex
+from pyproxy.manifests.file_objects import FileObjects, combine
+from pyproxy.manifests.manifest import Manifest, read_manifest
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
-from pyproxy.source.file_changes import FileIndex
-from pyproxy.source.file_objects import FileObjects, combine
-from pyproxy.source.manifest import Manifest, read_manifest
 
 Known = dict[tuple[Kind, str], Object]
 """By kind and name."""
@@ -106,7 +106,7 @@ def objects_of(objects: FileObjects) -> Known:
     return {(kind, str(each.name)): each for kind, every in lists.items() for each in every}
 
 
-def folded(known: Known, changes: Iterable[Change]) -> Known:
+def folded(known: Known, changes: Iterable[ObjectChange]) -> Known:
     """Return what a follower knows after changes, none of which may say what is known."""
     after = dict(known)
     for change in changes:

@@ -10,22 +10,23 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from pyproxy.apply.iptables import IptablesKernel, Variant
-from pyproxy.apply.ipvs import Doors, IpvsKernel
-from pyproxy.apply.ruleset_counter import LegacyCounter
-from pyproxy.apply.vips import Vips
-from pyproxy.apply.virtual_servers import VirtualServers
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.ipvs import IpvsProgram
-from pyproxy.compile.ipvs_static import SERVED, IpvsSettings
-from pyproxy.config import Config, ProxyMode
-from pyproxy.loop.reconcile import Reconciler
+from pyproxy.agent.reconcile import Reconciler
+from pyproxy.backends.iptables.kernel import IptablesKernel
+from pyproxy.backends.iptables.ruleset import IPVS_TABLES
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer, Vip, VirtualServer
+from pyproxy.backends.ipvs.ipset import ipvs_sets
+from pyproxy.backends.ipvs.kernel import IpvsHandles, IpvsKernel
+from pyproxy.backends.ipvs.mode import IpvsMode, ipvs_settings, ownership
+from pyproxy.backends.ipvs.program import IpvsProgram
+from pyproxy.backends.ipvs.static_rules import SERVED, IpvsSettings
+from pyproxy.backends.ipvs.vips import Vips
+from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.linux.iptables_programs import Variant
+from pyproxy.linux.ruleset_counter import LegacyCounter
 from pyproxy.model.address import Family
-from pyproxy.model.ipvs import IpvsKey, IpvsValue, Member, Real, Vip, Virtual
-from pyproxy.model.ruleset import IPVS_TABLES
-from pyproxy.modes.ipvs_mode import IpvsMode, ipvs_settings, ownership
-from pyproxy.modes.ipvs_sets import ipvs_sets
-from pyproxy.modes.surroundings import Surroundings
+from pyproxy.node.context import NodeContext
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
 from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside
@@ -51,10 +52,10 @@ def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -
     """Real servers have virtual servers; these are in one set, and have an address that packets for them come to."""
     found = wanted(filled(IpvsProgram(chosen), plans_of(cluster, chosen.family)))
 
-    virtuals = {key for key in found if isinstance(key, Virtual)}
-    assert virtuals >= {key.virtual for key in found if isinstance(key, Real)}
+    virtuals = {key for key in found if isinstance(key, VirtualServer)}
+    assert virtuals >= {key.virtual for key in found if isinstance(key, RealServer)}
     members = [
-        Virtual(key.ip, key.protocol, key.port) for key in found if isinstance(key, Member) and key.set in SERVED
+        VirtualServer(key.ip, key.protocol, key.port) for key in found if isinstance(key, Member) and key.set in SERVED
     ]
     assert virtuals == set(members)
     assert len(virtuals) == len(members)
@@ -84,8 +85,8 @@ class Node:
         assert expected == {key: value for key, value in present.items() if key in expected}
         left = {key for key in present if key not in expected}
         # What drains goes when the agent looks at it the next time, and what it needs goes with it.
-        assert {0} >= {present[key] for key in left if isinstance(key, Real)}
-        ips = {key.ip for key in left if isinstance(key, Virtual)}
+        assert {0} >= {present[key] for key in left if isinstance(key, RealServer)}
+        ips = {key.ip for key in left if isinstance(key, VirtualServer)}
         assert ips >= {key.ip for key in left if isinstance(key, Member | Vip)}
         assert len(left) >= await _synced(plans, chosen, kernel)
 
@@ -122,8 +123,8 @@ def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
     """Return the kernel as `IpvsMode` opens it, but to be closed with a stack."""
     counter = stack.enter_context(closing(LegacyCounter(family, IPVS_TABLES)))
     sets, types = ipvs_sets(family)
-    doors = Doors(
-        servers=stack.enter_context(closing(VirtualServers())),
+    doors = IpvsHandles(
+        servers=stack.enter_context(closing(IpvsConnection())),
         sets=stack.enter_context(closing(sets)),
         set_types=types,
         vips=stack.enter_context(closing(Vips(family))),
@@ -144,7 +145,7 @@ def test_packets_meet_what_the_semantics_say(
     """Whatever the cluster, packets from the node, its pods and outside meet what the oracle names."""
     cluster = _with_node(data.draw(clusters(contested=False)))
     config = Config(proxy_mode=ProxyMode.IPVS, cluster_cidr=WORLD.cluster_cidrs, masquerade_all=masquerade_all)
-    chosen = ipvs_settings(config, family, Surroundings(node=cluster.node, local_ips=HOST.ips))
+    chosen = ipvs_settings(config, family, NodeContext(node=cluster.node, local_ips=HOST.ips))
     node.program(cluster, chosen)
     oracle = Oracle(cluster, _for_oracle(chosen), HOST)
     random = data.draw(st.randoms(use_true_random=False))

@@ -12,14 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.apply.iptables import IptablesKernel, RestoreError, Variant, program, restore
-from pyproxy.apply.ruleset_counter import LegacyCounter, NftGeneration
-from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.backends.iptables.kernel import IptablesKernel, RestoreError, restore
+from pyproxy.backends.iptables.mode import ownership
+from pyproxy.backends.iptables.restore_text import restore_text
+from pyproxy.backends.iptables.ruleset import TABLES, RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.linux.iptables_programs import Variant, program
+from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.model.address import Family
-from pyproxy.model.change import Change
-from pyproxy.model.ruleset import TABLES, RulesetKey
-from pyproxy.modes.iptables_mode import ownership
-from pyproxy.render.iptables_restore import restore_text
+from pyproxy.model.change import ObjectChange
 from tests.packets.each import families, variants
 from tests.packets.own_namespace import own_namespace, run
 from tests.properties.node_agent import NodeAgent
@@ -75,7 +76,7 @@ def opened_kernel(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
 @families
 @FEW
 @given(st.data(), walks())
-def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[list[Change]]) -> None:
+def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[list[ObjectChange]]) -> None:
     """After every group of changes the kernel has, letter by letter, what is wanted, and a second sync writes nothing."""
     chosen = data.draw(iptables_settings(family))
 
@@ -87,7 +88,7 @@ def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[
 
             assert agent.wanted() == await kernel.read()
             agent.tell_again()
-            agent.reconciler.distrust()
+            agent.reconciler.mark_stale()
             assert 0 == succeeded(await agent.reconciler.sync()).entries_changed
 
     with opened_kernel(family, variant) as kernel:

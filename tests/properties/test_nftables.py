@@ -8,13 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pyproxy.compile.nft_layout import NftablesSettings, layout_of, layout_text
-from pyproxy.compile.nft_text import elements_text, table_text
-from pyproxy.compile.nftables import NftablesProgram
-from pyproxy.compile.plan import ServicePlan
-from pyproxy.model.address import Family
-from pyproxy.model.names import ServicePortName
-from pyproxy.model.nftables import (
+from pyproxy.backends.nftables.elements import (
     ADDRESSED,
     ALLOWED_SOURCES,
     CLUSTER_IPS,
@@ -25,12 +19,18 @@ from pyproxy.model.nftables import (
     PICK,
     SETS,
     ElementKey,
+    ElementSet,
     PortSets,
-    SetType,
     Value,
     pack_number,
     unpack_number,
 )
+from pyproxy.backends.nftables.layout import NftablesSettings, layout_of, layout_text
+from pyproxy.backends.nftables.program import NftablesProgram
+from pyproxy.backends.nftables.text import elements_text, table_text
+from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
+from pyproxy.plan.service_plan import ServicePlan
 from tests.packets.each import families
 from tests.packets.nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
 from tests.packets.own_namespace import run
@@ -46,9 +46,9 @@ FEW = settings(max_examples=max(1, settings().max_examples // 10))
 KINDS = tuple((sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
 
 
-def by_set(entries: Mapping[ElementKey, Value]) -> defaultdict[SetType, dict[bytes, bytes]]:
+def by_set(entries: Mapping[ElementKey, Value]) -> defaultdict[ElementSet, dict[bytes, bytes]]:
     """Return the elements of each set."""
-    found: defaultdict[SetType, dict[bytes, bytes]] = defaultdict(dict)
+    found: defaultdict[ElementSet, dict[bytes, bytes]] = defaultdict(dict)
     for key, value in entries.items():
         if key != LAYOUT:
             assert isinstance(value, bytes)
@@ -61,7 +61,7 @@ def numbers(elements: Elements) -> set[int]:
     return {unpack_number(key[-4:]) for key in elements}
 
 
-def compiled(cluster: Cluster, chosen: NftablesSettings) -> defaultdict[SetType, dict[bytes, bytes]]:
+def compiled(cluster: Cluster, chosen: NftablesSettings) -> defaultdict[ElementSet, dict[bytes, bytes]]:
     """Return the elements of a node that was told of a cluster."""
     return by_set(wanted_by(plans_of(cluster, chosen.family), chosen))
 
@@ -126,13 +126,13 @@ def test_fate_of_an_address_is_one(cluster: Cluster, chosen: NftablesSettings) -
         assert served(found, sets) == expected_to_be_served(found, sets)
 
 
-def served(found: Mapping[SetType, Elements], sets: PortSets) -> set[bytes]:
+def served(found: Mapping[ElementSet, Elements], sets: PortSets) -> set[bytes]:
     """Return what leads somewhere or is refused."""
     kinds = (sets.main.counts, sets.local.counts, sets.rejected, sets.dropped)
     return {key for kind in kinds for key in found.get(kind, ())}
 
 
-def expected_to_be_served(found: Mapping[SetType, Elements], sets: PortSets) -> set[bytes]:
+def expected_to_be_served(found: Mapping[ElementSet, Elements], sets: PortSets) -> set[bytes]:
     """Return what is addressed from outside, and of the rest what is addressed to cluster IPs."""
     external = {*found.get(sets.external_cluster, ()), *found.get(sets.external_local, ())}
     ips = found.get(CLUSTER_IPS, {})
@@ -240,7 +240,7 @@ def test_walk(family: Family, data: st.DataObject, states: list[Cluster]) -> Non
                 agent.configure(data.draw(nftables_settings(family)))
             tell(agent, plans_of(state, family))
             agent.sync()
-            agent.reconciler.distrust()
+            agent.reconciler.mark_stale()
 
             assert agent.wanted() == agent.read()
             assert 0 == agent.commits_during(agent.sync)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.compile.iptables import IptablesProgram
-from pyproxy.compile.ipvs import IpvsProgram
-from pyproxy.compile.nftables import NftablesProgram
-from pyproxy.compile.program import Program
+from pyproxy.backends.interface import Program
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.ipvs.program import IpvsProgram
+from pyproxy.backends.nftables.program import NftablesProgram
 from tests.properties.planning import Plans, filled, plans_of, wanted
 from tests.properties.strategies import Cluster, clusters, iptables_settings, ipvs_settings, nftables_settings
 

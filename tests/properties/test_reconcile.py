@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pyproxy.compile.iptables import port_rules
-from pyproxy.compile.iptables_static import IptablesSettings
-from pyproxy.compile.plan import ServicePlan
+from pyproxy.backends.iptables.program import port_rules
+from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family, ip_text
-from pyproxy.model.change import Change, Put
+from pyproxy.model.change import ObjectChange, Put
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.node_agent import TableAgent
 from tests.properties.planning import names_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
@@ -27,7 +27,7 @@ TRIES_IN_MOST_PERIODS = 5
 
 
 @st.composite
-def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[Change]]:
+def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[ObjectChange]]:
     """Give changes between several states of a cluster, in the groups in which they reach the agent."""
     states = [draw(clusters(contested=contested)) for _ in range(draw(st.integers(1, 3)))]
     groups = draw(st.lists(st.lists(changes(states), min_size=1, max_size=4), min_size=1, max_size=5))
@@ -35,7 +35,7 @@ def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[Change]]:
 
 
 @given(walks(), iptables_settings())
-def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """After every group of changes the kernel has what a program made from scratch wants, and others' rules as well."""
     agent = TableAgent(settings)
     for group in walk:
@@ -48,14 +48,14 @@ def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[Change]], sett
 
 
 @given(walks(), iptables_settings())
-def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_a_second_sync_writes_nothing(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """Without a change there is nothing to write, not even after everything is told, read or compiled again."""
     agent = TableAgent(settings)
     agent.follow(walk)
     agent.kernel.written.clear()
     agent.tell_again()
     agent.sync()
-    agent.reconciler.distrust()
+    agent.reconciler.mark_stale()
     agent.sync()
     agent.configure(settings)
     agent.sync()
@@ -64,7 +64,7 @@ def test_a_second_sync_writes_nothing(walk: list[list[Change]], settings: Iptabl
 
 
 @given(walks(), iptables_settings())
-def test_a_restart_writes_nothing(walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_a_restart_writes_nothing(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """An agent that finds what another run left for the same cluster writes nothing."""
     first, second = TableAgent(settings), TableAgent(settings)
     for group in walk:
@@ -78,7 +78,7 @@ def test_a_restart_writes_nothing(walk: list[list[Change]], settings: IptablesSe
 
 
 @given(walks(), iptables_settings())
-def test_one_group_or_many(walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_one_group_or_many(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """Changes that gather while the agent is busy lead to the same end as changes that are synced one by one."""
     at_once, one_by_one = TableAgent(settings), TableAgent(settings)
     at_once.tell([change for group in walk for change in group])
@@ -101,7 +101,7 @@ def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, 
 
 
 @given(st.data(), walks(), st.sampled_from(Family))
-def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Change]], family: Family) -> None:
+def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[ObjectChange]], family: Family) -> None:
     """New settings of the node lead to what a fresh start with them leads to, whatever is staged at the time."""
     agent = TableAgent(data.draw(iptables_settings(family)))
     for group in walk:
@@ -115,7 +115,7 @@ def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Cha
 
 @given(st.data(), walks(), iptables_settings())
 def test_what_others_break_is_repaired(
-    data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings
+    data: st.DataObject, walk: list[list[ObjectChange]], settings: IptablesSettings
 ) -> None:
     """Chains and hooks that somebody flushed are back after the next look, along with whatever was staged."""
     agent = TableAgent(settings)
@@ -126,14 +126,14 @@ def test_what_others_break_is_repaired(
             table = data.draw(st.sampled_from(sorted(HOOKS)))
             chain = data.draw(st.sampled_from(sorted(agent.kernel.tables.chains[table])))
             agent.kernel.tables.flush(table, chain)
-        agent.reconciler.distrust()
+        agent.reconciler.mark_stale()
     agent.sync()
 
     assert agent.wanted() == agent.in_kernel()
 
 
 @given(walks(), iptables_settings())
-def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_hooks_stand_in_their_order(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """On a fresh node the hooks end up in kube-proxy's order, which decides what is dropped before it is accepted."""
     agent = TableAgent(settings)
     agent.tell(walk[0])
@@ -147,7 +147,9 @@ def test_hooks_stand_in_their_order(walk: list[list[Change]], settings: Iptables
 
 
 @given(st.data(), walks(), iptables_settings())
-def test_a_busy_kernel_loses_nothing(data: st.DataObject, walk: list[list[Change]], settings: IptablesSettings) -> None:
+def test_a_busy_kernel_loses_nothing(
+    data: st.DataObject, walk: list[list[ObjectChange]], settings: IptablesSettings
+) -> None:
     """Syncs that fail for the moment change nothing and forget nothing: the next one that works catches up."""
     agent = TableAgent(settings)
     for group in walk:
@@ -208,7 +210,9 @@ def try_again(agent: TableAgent) -> None:
 
 
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
-def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
+def test_a_refused_port_changes_no_other(
+    walk: list[list[ObjectChange]], settings: IptablesSettings, which: int
+) -> None:
     """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
     agent, refusal = refusing(settings, which)
     for group in walk:
@@ -224,7 +228,7 @@ def test_a_refused_port_changes_no_other(walk: list[list[Change]], settings: Ipt
 
 
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
-def test_a_refused_port_comes_back(walk: list[list[Change]], settings: IptablesSettings, which: int) -> None:
+def test_a_refused_port_comes_back(walk: list[list[ObjectChange]], settings: IptablesSettings, which: int) -> None:
     """When the kernel takes the refused plan after all, the port leaves quarantine with its newest plan."""
     agent, _ = refusing(settings, which)
     agent.follow(walk)

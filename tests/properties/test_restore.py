@@ -2,11 +2,11 @@
 
 from hypothesis import given
 
-from pyproxy.compile.chain_names import KUBELET_FIREWALL
-from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.backends.iptables.chain_names import KUBELET_FIREWALL
+from pyproxy.backends.iptables.restore_text import restore_text
+from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family
-from pyproxy.model.ruleset import RulesetKey
-from pyproxy.render.iptables_restore import restore_text
 from tests.properties.kernel import TableKernel
 from tests.properties.planning import difference, plans_of, ruleset_of, run_now, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings

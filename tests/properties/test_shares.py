@@ -6,9 +6,9 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pyproxy.compile.chain_names import endpoint_chain
-from pyproxy.compile.iptables_rules import equal_shares
-from pyproxy.compile.iptables_static import IptablesSettings
+from pyproxy.backends.iptables.chain_names import endpoint_chain
+from pyproxy.backends.iptables.rules import equal_shares
+from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName

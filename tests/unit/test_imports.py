@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-AGENT = ("pyproxy.cli", "pyproxy.loop.daemon", "pyproxy.modes.iptables_mode")
-API = ("pyproxy.source.api", "pyproxy.source.load_access")
-FILES = ("pyproxy.source.files",)
-METRICS = ("pyproxy.loop.metrics_server",)
+AGENT = ("pyproxy.cli", "pyproxy.agent.daemon", "pyproxy.backends.iptables.mode")
+API = ("pyproxy.kubeapi.api", "pyproxy.kubeapi.load_access")
+FILES = ("pyproxy.manifests.files",)
+METRICS = ("pyproxy.agent.metrics_server",)
 NEVER = {"kubernetes", "iptc", "pyroute2", "rich", "pydantic", "requests", "urllib3", "setuptools", "prometheus_client"}
 """Each is at most the business of another process, another command, or of a flag that is not set."""
 MODULES_MEGABYTES = 48

@@ -125,14 +125,16 @@ def _endpoint(random: Random, host: str, hints: str) -> On:
     is_hinted = hints != "some" or _happens(random, 0.5)
     zones = _some(random, ("a", "b", "c")) if is_hinted and hints in {"zones", "both", "some"} else ()
     nodes = _some(random, ("node1", "node2")) if is_hinted and hints in {"nodes", "both"} else ()
-    return On(host, random.choice(CONDITIONS), zones, nodes, is_placed=not _happens(random, 0.1))
+    return On(host, random.choice(CONDITIONS), zones, nodes, is_ready_for=not _happens(random, 0.1))
 
 
 def _again(random: Random, on: On) -> On:
     """Return an endpoint for a further slice: the same, or that of a pod that is going from an address that is reused."""
     if on.conditions.get("terminating", False) or _happens(random, 0.5):
         return on
-    return On(on.host, {"ready": False, "serving": _happens(random, 0.5), "terminating": True}, is_placed=on.is_placed)
+    return On(
+        on.host, {"ready": False, "serving": _happens(random, 0.5), "terminating": True}, is_ready_for=on.is_ready_for
+    )
 
 
 def _some(random: Random, pool: Sequence[str]) -> Sequence[str]:

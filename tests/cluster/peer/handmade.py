@@ -110,7 +110,7 @@ INTERNAL = State(
         ),
         entry(service("local-on-node1", port(80, "SCTP"), **INTERNAL_LOCAL), "pod1-1"),
         entry(service("local-nowhere", port(80), **INTERNAL_LOCAL), "database"),
-        entry(service("local-but-unplaced", port(80), **INTERNAL_LOCAL), On("pod1-1", is_placed=False)),
+        entry(service("local-but-unplaced", port(80), **INTERNAL_LOCAL), On("pod1-1", is_ready_for=False)),
         entry(service("local-empty", port(80, "UDP"), **INTERNAL_LOCAL)),
         entry(
             service("local-drains", port(80), **INTERNAL_LOCAL), terminating("pod1-1"), terminating("pod2-2"), "pod2-1"
@@ -190,7 +190,7 @@ BOTH_LOCAL = State(
         ),
         entry(service("local-all-drain", port(80), **LOCAL, **NODE_PORT), terminating("pod1-1"), terminating("pod2-2")),
         entry(service("local-host-network", port(80), **LOCAL, **NODE_PORT), "node1"),
-        entry(service("local-unplaced", port(80), **LOCAL, **NODE_PORT), On("pod1-1", is_placed=False)),
+        entry(service("local-unplaced", port(80), **LOCAL, **NODE_PORT), On("pod1-1", is_ready_for=False)),
     )
 )
 RANGES = State(

@@ -4,7 +4,7 @@ import pytest
 from msgspec import structs
 
 from pyproxy.model.address import Family, parse_ip, parse_network
-from pyproxy.model.change import Change, Kind, Put, Removed, Replaced
+from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
@@ -36,7 +36,7 @@ def service_cidr(name: NamespacedName, *cidrs: str) -> ServiceCidr:
     return ServiceCidr(name, tuple(map(parse_network, cidrs)))
 
 
-def told(*changes: Change) -> Tracker:
+def told(*changes: ObjectChange) -> Tracker:
     """Return a tracker that was told of changes, which have been taken."""
     tracker = Tracker()
     for change in changes:
@@ -47,7 +47,7 @@ def told(*changes: Change) -> Tracker:
     return tracker
 
 
-STATE: tuple[Change, ...] = (
+STATE: tuple[ObjectChange, ...] = (
     Replaced(Kind.SERVICE, (service(WEB), service(DNS))),
     Replaced(Kind.ENDPOINT_SLICE, (endpoint_slice(X), endpoint_slice(Y, DNS))),
     Put(NODE),
@@ -74,7 +74,7 @@ STATE: tuple[Change, ...] = (
         pytest.param(Removed(Kind.SERVICE_CIDR, KUBERNETES), set(), id="ServiceCIDR gone"),
     ],
 )
-def test_dirty(change: Change, dirty: set[NamespacedName]) -> None:
+def test_dirty(change: ObjectChange, dirty: set[NamespacedName]) -> None:
     """A change names the Services that have to be planned again; one that changes nothing names none."""
     tracker = told(*STATE)
     tracker.apply(change)
@@ -94,7 +94,7 @@ def test_dirty(change: Change, dirty: set[NamespacedName]) -> None:
     ],
     ids=["changed", "gone", "not in the list", "equal", "another kind"],
 )
-def test_node_changed(change: Change, expected: object) -> None:
+def test_node_changed(change: ObjectChange, expected: object) -> None:
     """Every plan depends on the Node: that it changed is told once."""
     tracker = told(*STATE)
     tracker.apply(change)
@@ -121,7 +121,7 @@ def test_what_no_plan_depends_on() -> None:
     ],
     ids=["one more", "changed", "gone", "another list"],
 )
-def test_service_cidrs(change: Change, expected: str) -> None:
+def test_service_cidrs(change: ObjectChange, expected: str) -> None:
     """Cluster IPs come from the ranges of all objects, each range is told once, and a change is one until it is taken."""
     tracker = told(*STATE)
     tracker.apply(change)
@@ -146,7 +146,7 @@ def test_no_service_cidrs() -> None:
     [STATE[-1], Put(service_cidr(KUBERNETES, "fd00:10:96::/112", "10.96.0.0/16")), Removed(Kind.SERVICE_CIDR, MORE)],
     ids=["equal list", "equal object", "unknown object gone"],
 )
-def test_service_cidrs_as_before(change: Change) -> None:
+def test_service_cidrs_as_before(change: ObjectChange) -> None:
     """What says nothing new is no reason for a sync."""
     tracker = told(*STATE)
     tracker.apply(change)
@@ -228,7 +228,7 @@ def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = 
         ),
     ],
 )
-def test_triggers(changes: list[Change], triggers: dict[NamespacedName, list[float]]) -> None:
+def test_triggers(changes: list[ObjectChange], triggers: dict[NamespacedName, list[float]]) -> None:
     """The times behind changes of slices are kept by Service until they are taken, as kube-proxy keeps them."""
     tracker = told(*STATE)
     for change in changes:

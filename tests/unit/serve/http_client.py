@@ -9,8 +9,7 @@ from contextlib import closing
 from http.client import HTTPConnection
 from typing import NamedTuple
 
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.model.address import ip_text, parse_ip
+from pyproxy.model.address import ListenAddress, ip_text, parse_ip
 
 LOOPBACK = parse_ip("127.0.0.1")
 PATIENCE_SECONDS = 10.0

@@ -15,11 +15,10 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.model.address import Family, ip_text
+from pyproxy.model.address import Family, ListenAddress, ip_text
 from pyproxy.model.names import NamespacedName
 from pyproxy.serve.health import Health, health_application, service_application
-from pyproxy.serve.listeners import Listeners, Site
+from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.pages import application, fixed
 from tests.lab.http_shapes import SHAPES, Reply, Shape, send
 
@@ -46,7 +45,7 @@ def addresses(listeners: Listeners) -> list[ListenAddress]:
     found = []
     for name in SERVERS:
         address = free_address()
-        listeners.serve(name, Site(server(name), [address]))
+        listeners.serve(name, HttpService(server(name), [address]))
         connected(address).close()
         found.append(address)
     return found
@@ -115,7 +114,7 @@ def test_a_page_that_fails(listeners: Listeners, caplog: pytest.LogCaptureFixtur
         raise KeyError(environ["PATH_INFO"])
 
     address = free_address()
-    listeners.serve("site", Site(failing, [address]))
+    listeners.serve("site", HttpService(failing, [address]))
     connected(address).close()
     replies = [answer(address, SHAPES["plain"]).status for _ in range(2)]
 

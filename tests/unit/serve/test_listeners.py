@@ -12,10 +12,9 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import pytest
 
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.model.address import ip_text, parse_ip
+from pyproxy.model.address import ListenAddress, ip_text, parse_ip
 from pyproxy.serve import listeners as listeners_module
-from pyproxy.serve.listeners import Listeners, Site
+from pyproxy.serve.listeners import HttpService, Listeners
 
 from .http_client import LOOPBACK, connected, free_address, get, is_refused, wait_until
 
@@ -37,7 +36,7 @@ def test_each_address_has_its_site(listeners: Listeners) -> None:
     before = threading.active_count()
     addresses = {number: free_address(parse_ip(f"127.0.1.{number}")) for number in range(1, MANY + 1)}
     for number, address in addresses.items():
-        listeners.serve(f"site {number}", Site(saying(str(number)), [address]))
+        listeners.serve(f"site {number}", HttpService(saying(str(number)), [address]))
 
     assert {str(number).encode() for number in addresses} == {get(address).body for address in addresses.values()}
     wait_until(lambda: threading.active_count() <= before)
@@ -46,10 +45,10 @@ def test_each_address_has_its_site(listeners: Listeners) -> None:
 def test_a_site_that_moves(listeners: Listeners) -> None:
     """A site is served where it was last said to be, and nowhere else; what stays is not closed for a moment."""
     stays, goes, comes = (free_address(parse_ip(f"127.0.2.{number}")) for number in (1, 2, 3))
-    listeners.serve("site", Site(saying("old"), [stays, goes]))
+    listeners.serve("site", HttpService(saying("old"), [stays, goes]))
     assert (b"old", b"old") == (get(stays).body, get(goes).body)
     with closing(connected(stays)) as waiting:
-        listeners.serve("site", Site(saying("new"), [stays, comes]))
+        listeners.serve("site", HttpService(saying("new"), [stays, comes]))
         assert (b"new", b"new") == (get(comes).body, get(stays).body)
         waiting.sendall(b"GET / HTTP/1.0\r\n\r\n")
         assert waiting.recv(15) == b"HTTP/1.0 200 OK"
@@ -65,7 +64,7 @@ def test_every_address(listeners: Listeners, ip: str, both: bool, ipv4_is_refuse
     """All zeros are every address of both families, or of their own if so said."""
     port = free_address(parse_ip("::")).port
     own, other = ("127.0.0.1", "::1") if ip == "0.0.0.0" else ("::1", "127.0.0.1")  # noqa: S104  # see above
-    listeners.serve("site", Site(saying("hello"), [ListenAddress(parse_ip(ip), port)], both_families=both))
+    listeners.serve("site", HttpService(saying("hello"), [ListenAddress(parse_ip(ip), port)], both_families=both))
 
     assert b"hello" == get(ListenAddress(parse_ip(own), port)).body
     assert ipv4_is_refused == is_refused(ListenAddress(parse_ip(other), port))
@@ -81,7 +80,7 @@ def test_an_address_that_is_taken(listeners: Listeners, is_asked: bool, caplog: 
         return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
     with socket.create_server((ip_text(taken.ip), taken.port)):
-        listeners.serve("site", Site(saying("hello"), [taken, other], failed=told.append if is_asked else None))
+        listeners.serve("site", HttpService(saying("hello"), [taken, other], failed=told.append if is_asked else None))
         wait_until(lambda: bool(told or errors()))
         assert b"hello" == get(other).body
     assert b"hello" == get(taken).body
@@ -93,9 +92,9 @@ def test_an_address_that_is_taken(listeners: Listeners, is_asked: bool, caplog: 
 def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:
     """Two sites that want one address: the second one has it once the first has gone."""
     address = free_address()
-    listeners.serve("first", Site(saying("first"), [address]))
+    listeners.serve("first", HttpService(saying("first"), [address]))
     assert b"first" == get(address).body
-    listeners.serve("second", Site(saying("second"), [address]))
+    listeners.serve("second", HttpService(saying("second"), [address]))
     listeners.serve("first", None)
 
     def answers() -> bytes:
@@ -110,7 +109,7 @@ def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:
 def test_clients_that_say_nothing_keep_nobody_waiting(listeners: Listeners) -> None:
     """While one client holds its connection open without a word, and one resets its own, others are answered."""
     address = free_address()
-    listeners.serve("site", Site(saying("hello"), [address]))
+    listeners.serve("site", HttpService(saying("hello"), [address]))
     with closing(connected(address)), closing(connected(address)) as reset:
         reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         reset.sendall(b"GET / HTTP/1.1\r\n")
@@ -123,7 +122,7 @@ def test_many_clients_that_say_nothing(listeners: Listeners, monkeypatch: pytest
     """Who opens more connections than there may be loses the oldest ones, and keeps nobody else out."""
     monkeypatch.setattr(listeners_module, "_MOST_CONNECTIONS", 3)
     address = free_address()
-    listeners.serve("site", Site(saying("hello"), [address]))
+    listeners.serve("site", HttpService(saying("hello"), [address]))
     idle = [connected(address) for _ in range(10)]
     answers = [get(address).body for _ in range(10)]
     oldest = [connection.recv(1) for connection in idle[:7]]
@@ -137,7 +136,7 @@ def test_a_client_has_so_much_time_and_no_more(listeners: Listeners, monkeypatch
     """However many words a client has, each in time, its connection ends."""
     monkeypatch.setattr(listeners_module, "_REQUEST_SECONDS", 0.2)
     address = free_address()
-    listeners.serve("site", Site(saying("hello"), [address]))
+    listeners.serve("site", HttpService(saying("hello"), [address]))
     with closing(connected(address)) as slow:
         slow.settimeout(0.01)
 
@@ -158,7 +157,7 @@ def test_after_a_close_the_addresses_are_free() -> None:
     address = free_address(LOOPBACK)
     made = Listeners()
     made.start()
-    made.serve("site", Site(saying("hello"), [address]))
+    made.serve("site", HttpService(saying("hello"), [address]))
     get(address)
     made.close()
 

@@ -17,14 +17,13 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
-from pyproxy.config import OPTIONS, Config, ProxyMode
-from pyproxy.flags.grammar import ListenAddress
-from pyproxy.loop.metrics_server import metrics_server
-from pyproxy.model.address import Family
-from pyproxy.model.exchange import Exchange
-from pyproxy.serve.listeners import Listeners, Site
+from pyproxy.agent.metrics_server import metrics_server
+from pyproxy.config.config import OPTIONS, Config, ProxyMode
+from pyproxy.model.address import Family, ListenAddress
+from pyproxy.model.request_record import RequestRecord
+from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.metrics import Metrics
-from pyproxy.serve.statusz import Board
+from pyproxy.serve.statusz import StatusBoard
 
 from .http_client import Answer, free_address, get
 
@@ -58,7 +57,7 @@ class Served:
 def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
     """Return what answers on the port of an agent."""
     config = Config(proxy_mode=ProxyMode(mode), hostname_override="node-1", v=3)
-    return metrics_server(metrics, Board(mode, "node-1", 0.0), config)
+    return metrics_server(metrics, StatusBoard(mode, "node-1", 0.0), config)
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def served(mode: str = "iptables") -> Iterator[Served]:
     metrics = Metrics(mode, Family)
     address = free_address()
     listeners = Listeners()
-    listeners.serve("metrics", Site(server_of(metrics, mode), [address]))
+    listeners.serve("metrics", HttpService(server_of(metrics, mode), [address]))
     listeners.start()
     try:
         yield Served(metrics, address)
@@ -146,8 +145,8 @@ def test_answers_about_health_are_counted() -> None:
 def test_requests_to_the_api_server() -> None:
     """A list has a duration and a size; a watch, and a request that nobody answered, is only counted."""
     with served() as server:
-        server.metrics.rest.add(Exchange("GET", "api:6443", "200", 0.02, 0, 5000))
-        server.metrics.rest.add(Exchange("GET", "api:6443", "<error>"))
+        server.metrics.rest.add(RequestRecord("GET", "api:6443", "200", 0.02, 0, 5000))
+        server.metrics.rest.add(RequestRecord("GET", "api:6443", "<error>"))
         labels = {"host": "api:6443", "verb": "GET"}
 
         for code in ("200", "<error>"):

@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from pyproxy.model.address import Family
-from pyproxy.serve.statusz import Board, FamilyStatus, duration_text, status_page
+from pyproxy.serve.statusz import FamilyStatus, StatusBoard, duration_text, status_page
 
 STARTED = 1_700_000_000.0
 NOW = STARTED + 3 * 3600 + 5 * 60
@@ -37,12 +37,12 @@ class Text(HTMLParser):
         return " ".join(self.words)
 
 
-def board(node_name: str = "node-1") -> Board:
+def board(node_name: str = "node-1") -> StatusBoard:
     """Return the board of an agent that did not sync yet."""
-    return Board("nftables", node_name, STARTED)
+    return StatusBoard("nftables", node_name, STARTED)
 
 
-def shown(of: Board) -> Text:
+def shown(of: StatusBoard) -> Text:
     """Return what a browser shows."""
     page = status_page(of, lambda: NOW)
     assert "text/html; charset=utf-8" == page.content_type

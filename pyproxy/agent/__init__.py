@@ -1,0 +1,1 @@
+"""The running process: start-up, the sync loop, health, metrics and shutdown."""

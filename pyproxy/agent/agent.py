@@ -1,0 +1,322 @@
+"""The running agent: one asyncio loop that owns all state.
+
+Events of a source go into the tracker; the sync task plans what became dirty, and brings the kernel up to
+it; the watch task looks for changes that others made. While a sync is in flight further events gather.
+"""
+
+import asyncio
+import gc
+import logging
+import math
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
+from contextlib import suppress
+from time import monotonic
+from typing import Any
+
+from pyproxy.agent.flow_cleaner import FlowCleaner
+from pyproxy.agent.health import AgentHealth
+from pyproxy.agent.observer import Observer
+from pyproxy.agent.reconcile import Reconciler
+from pyproxy.agent.schedule import Schedule
+from pyproxy.backends.interface import Backend
+from pyproxy.config.config import Config
+from pyproxy.errors import ApplyError
+from pyproxy.linux.addresses import AddressNotifications, local_addresses
+from pyproxy.linux.local_networks import local_networks
+from pyproxy.linux.systemd_notify import notify, watchdog_seconds
+from pyproxy.model.address import Family, Network
+from pyproxy.model.change import Kind, Object, ObjectChange
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.tracker import Tracker
+from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import follows_local_ips, node_port_networks, relays_localhost
+from pyproxy.node.localhost_relay import Relay
+from pyproxy.node.own_node import OwnNode
+from pyproxy.plan.localhost import relay_changes
+from pyproxy.plan.service_plan import plan_service
+
+logger = logging.getLogger(__name__)
+
+_LOOK_PERIOD_SECONDS = 0.5
+_LOOKS_PER_READ = 20
+"""A full read may take at most this part of the time: on a node where others write rules all day, too."""
+_EXAMINATION_SECONDS = 60.0
+"""Between looks at what the quick look does not see."""
+_PERIODS_PER_READ = 10
+"""Sync periods between full reads where a change by others can go unseen."""
+_NODE_WAIT_SECONDS = 30.0
+_GC_THRESHOLDS = gc.get_threshold()
+_GC_THRESHOLDS_AT_START = (1_000_000, 50, 100)
+_PLANS_PER_SLICE = 200
+"""Services planned before the loop gets a turn: some 10 ms."""
+_BEATS_PER_WATCHDOG = 3
+"""Signs of life in the time after which a supervisor would end us: one may come late."""
+
+
+class Agent:
+    """Keeps the kernel of this network namespace equal to what a source tells."""
+
+    def __init__(
+        self, config: Config, backend: Backend, node_name: str, observer: Observer, health: AgentHealth
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._own_node = OwnNode(config, node_name)
+        self._health = health
+        self._tracker = Tracker()
+        self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
+        self._settings: dict[Family, Hashable] = {}
+        self._local_ips: Collection[bytes] = frozenset()
+        self._followed_ips: Collection[bytes] = self._local_ips
+        """Those that the rules in the kernel are for."""
+        self._observer = observer
+        self._flows = FlowCleaner(observer.cleaned_flows)
+        self._relay = Relay()
+        self._stale_addresses = follows_local_ips(config)
+        self._wake = asyncio.Event()
+        self._ready = False
+        self._is_syncing = False
+        self._remove_stale: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self._stale_removal: asyncio.Task[None] | None = None
+        self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
+        self._schedule = Schedule(config.min_sync_period_seconds, config.sync_period_seconds)
+
+    def deliver(self, change: ObjectChange) -> None:
+        """Take in what a source tells; to be called in the loop."""
+        self._tracker.apply(change)
+        self._observer.delivered(change)
+        if self._tracker.knows(Kind.NODE):
+            self._own_node.listed(self._tracker.node)
+            self._health.knows_node(self._tracker.node)
+        self._wake.set()
+
+    def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
+        """Return what is known of an object, for a source that cannot read its newest version."""
+        return self._tracker.known(kind, name)
+
+    async def run(self, source: Awaitable[None], remove_stale: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run until cancelled, or until the source fails for good. Rules are left in place.
+
+        Args:
+            source: calls `deliver` for as long as it lives.
+            remove_stale: called once, when this mode's rules are complete; removes what was there before.
+        """
+        self._remove_stale = remove_stale
+        self._backend.prepare()
+        self._health.begin(self._backend)
+        # What comes in until the first sync is there to stay: looking through it again and again for garbage took as
+        # long as planning it.
+        gc.set_threshold(*_GC_THRESHOLDS_AT_START)
+        notifications = AddressNotifications(self._address_changed)
+        asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._stop_waiting_for_node)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(_until_it_fails(source))
+                tasks.create_task(self._sync_forever())
+                tasks.create_task(self._look_forever())
+                tasks.create_task(self._examine_forever())
+                tasks.create_task(self._count_periods())
+                tasks.create_task(self._flows.run(self._node_port_networks))
+        finally:
+            notifications.close()
+            await self._stop_stale_removal()
+            self._relay.close()
+
+    async def _stop_stale_removal(self) -> None:
+        """End what runs beside the task group.
+
+        Left to the end of the loop, which cancels asyncio's own task that opens a program's pipes as well, the start
+        of a program would never end (Python 3.11, `BaseSubprocessTransport._wait`).
+        """
+        if self._stale_removal is not None:
+            self._stale_removal.cancel()
+            await asyncio.gather(self._stale_removal, return_exceptions=True)
+
+    def _stop_waiting_for_node(self) -> None:
+        self._own_node.stop_waiting()
+        self._wake.set()
+
+    def _address_changed(self) -> None:
+        if follows_local_ips(self._config):
+            self._stale_addresses = True
+            self._wake.set()
+        else:
+            self._flows.note_addresses()
+
+    async def _node_port_networks(self, family: Family) -> Collection[Network]:
+        networks = await asyncio.to_thread(local_networks, family)
+        context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
+        return node_port_networks(self._config, self._backend.mode, family, context, networks)
+
+    # Syncing
+
+    async def _sync_forever(self) -> None:
+        while True:
+            await self._wait_for_work()
+            started = monotonic()
+            self._is_syncing = True
+            fine = await self._sync()
+            self._is_syncing = False
+            if fine:
+                self._schedule.succeeded(started, monotonic())
+            else:
+                self._schedule.failed(monotonic())
+
+    async def _wait_for_work(self) -> None:
+        """Return when a sync is due. Signs of life come from here alone, so that a sync that never ends has none."""
+        while True:
+            self._wake.clear()
+            if math.isfinite(self._beat_seconds):
+                notify("WATCHDOG=1")
+            if self._has_work():
+                self._health.queued()
+                self._observer.queued()
+                delay = self._schedule.earliest() - monotonic()
+                if delay <= 0:
+                    return
+                await asyncio.sleep(min(delay, self._beat_seconds))
+            else:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._beat_seconds):
+                        await self._wake.wait()
+
+    def _has_work(self) -> bool:
+        if not self._knows_enough():
+            return False
+        pending = any(reconciler.pending for reconciler in self._reconcilers.values())
+        return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
+
+    def _knows_enough(self) -> bool:
+        """Say whether both lists are complete: before that, a write would cut live traffic."""
+        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
+            return False
+        return self._backend.is_ready_for(self._own_node.node)
+
+    async def _sync(self) -> bool:
+        if self._stale_addresses and not await self._read_addresses():
+            return False
+        node = self._own_node.node
+        every_service = self._tracker.take_node_changed()
+        service_cidrs = self._tracker.take_service_cidrs()
+        context = NodeContext(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs)
+        self._update_programs(context)
+        dirty = self._tracker.take_dirty()
+        self._observer.planned(self._tracker.take_triggers())
+        await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
+        pending = [reconciler for reconciler in self._reconcilers.values() if reconciler.pending]
+        reports = await asyncio.gather(*(reconciler.sync() for reconciler in pending))
+        failed: set[Family] = set()
+        for reconciler, report in zip(pending, reports, strict=True):
+            self._flows.note(report.flow_changes())
+            if relays_localhost(self._config, self._backend.mode, reconciler.family):
+                self._relay.change(reconciler.family, relay_changes(report.taken.values()))
+            self._observer.synced(reconciler, report)
+            if report.error is not None:
+                failed.add(reconciler.family)
+                logger.error("sync failed, will be tried again: %s", report.error)
+        for reconciler in self._reconcilers.values():
+            if not reconciler.pending:
+                self._observer.settled(reconciler)
+        self._health.synced(self._reconcilers.keys() - failed, context)
+        if not failed and self._local_ips is not self._followed_ips:
+            self._followed_ips = self._local_ips
+            self._flows.note_addresses()
+        if not failed and not self._ready and self._reconcilers:
+            self._first_sync_done()
+        return not failed
+
+    async def _read_addresses(self) -> bool:
+        """Read the node's own addresses; say whether that worked."""
+        self._stale_addresses = False  # before the read: what changes from now on may be in it or not
+        try:
+            self._local_ips = await local_addresses()
+        except ApplyError as error:
+            self._stale_addresses = True
+            logger.error("sync failed, will be tried again: %s", error)  # noqa: TRY400  # it says all that there is
+            return False
+        return True
+
+    def _first_sync_done(self) -> None:
+        self._ready = True
+        logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
+        notify("READY=1")
+        # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
+        gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
+        if self._remove_stale:
+            self._stale_removal = asyncio.create_task(self._run_stale_removal(self._remove_stale()))
+
+    async def _run_stale_removal(self, removal: Awaitable[None]) -> None:
+        try:
+            await removal
+        except ApplyError as error:
+            logger.warning("rules of another mode are still there, `pyproxy cleanup` removes all: %s", error)
+
+    def _update_programs(self, context: NodeContext) -> None:
+        for family in self._backend.families:
+            settings = self._backend.settings(family, context)
+            if settings == self._settings.get(family):
+                continue
+            self._settings[family] = settings
+            program = self._backend.program(settings)
+            known = self._reconcilers.get(family)
+            if known is None:
+                self._reconcilers[family] = Reconciler(family, program, self._backend.kernel(family))
+            else:
+                known.replace_program(program)
+
+    async def _plan(self, names: Collection[NamespacedName], node: Node) -> None:
+        for count, name in enumerate(names, start=1):
+            service = self._tracker.services.get(name)
+            slices = tuple(self._tracker.slices(name))
+            self._health.plan(name, service, slices, node)
+            for family, reconciler in self._reconcilers.items():
+                reconciler.stage(name, plan_service(service, slices, node, family) if service else {})
+            if count % _PLANS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+
+    # Looking for what others did
+
+    async def _look_forever(self) -> None:
+        while True:
+            await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
+            if self._is_syncing:
+                continue  # both families' changes can show in one counter, and a change in flight is not accounted for
+            for reconciler in self._reconcilers.values():
+                if not reconciler.pending and reconciler.changed_externally():
+                    self._mark_stale(reconciler)
+                    self._wake.set()
+
+    async def _examine_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_PERIOD_SECONDS)
+            if not self._ready or self._is_syncing:
+                continue
+            for reconciler in self._reconcilers.values():
+                try:
+                    if not reconciler.detects_all_changes and await reconciler.examine():
+                        self._mark_stale(reconciler)
+                        self._wake.set()
+                except ApplyError as error:
+                    logger.warning("%s: looking for changes by others: %s", reconciler.family, error)
+            await asyncio.sleep(_EXAMINATION_SECONDS)
+
+    async def _count_periods(self) -> None:
+        periods = 0
+        while True:
+            await asyncio.sleep(self._config.sync_period_seconds)
+            periods += 1
+            for reconciler in self._reconcilers.values():
+                reconciler.release_due()
+                if periods % _PERIODS_PER_READ == 0 and not reconciler.detects_all_changes:
+                    self._mark_stale(reconciler)
+            self._wake.set()
+
+    def _mark_stale(self, reconciler: Reconciler[Any, Any]) -> None:
+        reconciler.mark_stale()
+        self._observer.marked_stale(reconciler.family)
+
+
+async def _until_it_fails(source: Awaitable[None]) -> None:
+    await source

@@ -1,0 +1,161 @@
+"""What the agent tells of its health, and where that is served.
+
+That is on ``--healthz-bind-address``, and on the health check node port of each Service that has one.
+Law: the agent tells what it does, and its behaviour never depends on it. One set of servers speaks for both families.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+
+from pyproxy.backends.interface import Backend
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.model.address import Family, ListenAddress
+from pyproxy.model.change import Kind
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.event import Event
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service
+from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import nftables_config, node_port_ips
+from pyproxy.plan.health_ports import HealthPorts
+from pyproxy.plan.topology import count_local_endpoints
+from pyproxy.serve.health import Answered, Health, health_application, service_application
+from pyproxy.serve.listeners import HttpService, Listeners
+
+logger = logging.getLogger(__name__)
+
+_TIMEOUT_SYNC_PERIODS = 2
+"""How long work may be pending (``cmd/kube-proxy/app/server.go``)."""
+_EVERY_ADDRESS = {Family.IPV4: bytes(4), Family.IPV6: bytes(16)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """A health check node port."""
+
+    port: int
+    local_endpoints: int
+
+
+class AgentHealth:
+    """The health of one agent; to be called in its loop.
+
+    Args:
+        config: says where health is served, and how long work may be pending.
+        listeners: serve it.
+    """
+
+    def __init__(self, config: Config, listeners: Listeners) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._health = Health(_TIMEOUT_SYNC_PERIODS * config.sync_period_seconds)
+        self._health.set_node_eligible(bool(config.manifests))  # files need not have a Node
+        self._lost: set[Kind] = set()
+        self._families: tuple[Family, ...] = ()
+        self._checks: dict[NamespacedName, _Check] = {}
+        """What Services want; those of `_stale` are served as they were before."""
+        self._ports = HealthPorts(config.own_ports)
+        self._refused: dict[NamespacedName, str] = {}
+        """Who has the port of a Service instead of it, as logged."""
+        self._stale: set[NamespacedName] = set()
+        self._counts: dict[NamespacedName, int] = {}
+        """What is served, read by the threads of requests."""
+        self._ips: tuple[bytes, ...] = ()
+
+    def serve(self, answered: Answered, failed: Callable[[str], None] | None) -> None:
+        """Serve health, for as long as the listeners do.
+
+        Args:
+            answered: told of answers.
+            failed: told, in another thread and in place of the log, when the address cannot be had.
+        """
+        if self._config.healthz_bind_address is not None:
+            application = health_application(self._health, answered)
+            self._listeners.serve(
+                "health", HttpService(application, [self._config.healthz_bind_address], failed=failed)
+            )
+
+    def watched(self, kind: Kind, reason: str) -> None:
+        """Take note of why objects of a kind do not arrive, or, with an empty reason, that they do."""
+        (self._lost.add if reason else self._lost.discard)(kind)
+        self._health.set_watching(not self._lost)
+
+    def begin(self, backend: Backend) -> None:
+        """Take note that an agent begins to work."""
+        self._families = backend.families
+        if backend.mode is ProxyMode.NFTABLES:
+            self._config = nftables_config(self._config)
+        self._health.begin(backend.families)
+
+    def knows_node(self, node: Node | None) -> None:
+        """Take note of what the Node's object says; where it is gone, its last word counts, as for kube-proxy."""
+        if node is not None:
+            self._health.set_node_eligible(node.is_eligible)
+
+    def queued(self) -> None:
+        """Take note that there is work to do."""
+        self._health.queued()
+
+    def plan(self, name: NamespacedName, service: Service | None, slices: Iterable[EndpointSlice], node: Node) -> None:
+        """Take note of a Service, or its end, for the next sync that goes through."""
+        check = None
+        if service is not None and service.health_check_node_port:
+            check = _Check(service.health_check_node_port, count_local_endpoints(slices, node.name))
+        self._stale.update(self._checks.keys() & self._ports.update(name, service))
+        if check == self._checks.get(name):
+            return
+        self._stale.add(name)
+        if check is None:
+            del self._checks[name]
+        else:
+            self._checks[name] = check
+
+    def synced(self, families: Collection[Family], context: NodeContext) -> None:
+        """Take note of a sync, and of the families in which it went through.
+
+        Load balancers are told of Services once their rules are there: in all families, as there is one server for all.
+        """
+        self._health.synced(families)
+        if len(families) < len(self._families):
+            return
+        ips = tuple(ip for family in self._families for ip in self._node_port_ips(family, context))
+        if ips != self._ips:
+            self._ips = ips
+            self._stale.update(self._checks)
+        if self._stale:
+            sites = {f"health check of Service {name}": self._check_site(name) for name in sorted(self._stale)}
+            self._listeners.serve_all(sites)
+            self._stale.clear()
+
+    def _node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...]:
+        ips = node_port_ips(self._config, context.node, family, context.local_ips)
+        return (_EVERY_ADDRESS[family],) if ips is None else ips
+
+    def _check_site(self, name: NamespacedName) -> HttpService | None:
+        check, rival = self._checks.get(name), self._ports.rival(name)
+        # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
+        event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
+        if check is None or rival:
+            self._counts.pop(name, None)
+            self._refuse(name, rival, event)
+            return None
+        self._refused.pop(name, None)
+        self._counts[name] = check.local_endpoints
+        application = service_application(name, lambda: self._counts.get(name, 0), self._health)
+        addresses = [ListenAddress(ip, check.port) for ip in self._ips]
+        return HttpService(application, addresses, both_families=False, event=event)
+
+    def _refuse(self, name: NamespacedName, rival: str, event: Event) -> None:
+        """Log who has the port of a Service, once."""
+        if rival and rival != self._refused.get(name):
+            logger.warning(
+                "health check of Service %s is not served: port %d is used by %s",
+                *(name, self._checks[name].port, rival),
+                extra={"event": event},
+            )
+        if rival:
+            self._refused[name] = rival
+        else:
+            self._refused.pop(name, None)

@@ -1,0 +1,168 @@
+"""What the agent does, as metrics. Each observation costs what the change costs, not what the cluster is large."""
+
+from collections.abc import Collection
+from time import time
+from typing import Any
+
+from pyproxy.agent.observer import Observer
+from pyproxy.agent.reconcile import Reconciler, SyncReport
+from pyproxy.model.address import Family
+from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.request_record import RequestRecord
+from pyproxy.model.service import Service
+from pyproxy.model.tracker import MOST_TRIGGERS, Triggers
+from pyproxy.plan.service_plan import ServicePlan, Verdict
+from pyproxy.serve.metrics import Metrics
+from pyproxy.serve.statusz import FamilyStatus, StatusBoard
+
+_POLICIES = ("internal", "external")
+_KINDS = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
+"""What is counted of what the kernel has; an endpoint counts for each Service port that leads to it."""
+
+
+class MetricsObserver(Observer):
+    """Turns what it is told into values of metrics.
+
+    Args:
+        metrics: takes the values.
+        board: shows some of them to people.
+        families: of the agent.
+    """
+
+    def __init__(self, metrics: Metrics, board: StatusBoard, families: Collection[Family]) -> None:
+        self._metrics = metrics
+        self._board = board
+        self._distrusted: set[Family] = set()
+        self._programmed = {family: dict.fromkeys((*_KINDS, *_POLICIES), 0) for family in families}
+        """How much of each kind the kernel has; and by traffic policy, ports that are dropped here and served elsewhere."""
+        self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
+        """When changes were made that no sync has settled yet, in seconds since 1970."""
+        for family in families:
+            board.families[family] = FamilyStatus(dict.fromkeys(_KINDS, 0))
+
+    def delivered(self, change: ObjectChange) -> None:
+        """See `Observer`."""
+        match change:
+            case Put(object=Service()) | Removed(kind=Kind.SERVICE):
+                self._metrics.add_service_changes(1)
+            case Put(object=EndpointSlice()) | Removed(kind=Kind.ENDPOINT_SLICE):
+                self._metrics.add_endpoint_changes(1)
+            case Replaced(kind=Kind.SERVICE, objects=objects):
+                self._metrics.add_service_changes(len(objects))
+            case Replaced(kind=Kind.ENDPOINT_SLICE, objects=objects):
+                self._metrics.add_endpoint_changes(len(objects))
+
+    def queued(self) -> None:
+        """See `Observer`."""
+        for family in self._programmed:
+            self._metrics.set_queued(family, time())
+
+    def planned(self, triggers: Triggers) -> None:
+        """See `Observer`; what was changed before we began is not measured, as nobody could have been faster."""
+        self._metrics.set_nothing_pending()
+        for (family, service), moments in triggers.items():
+            if family in self._triggers:
+                waiting = self._triggers[family].setdefault(service, [])
+                waiting += [moment for moment in moments if moment > self._board.started_at]
+                del waiting[MOST_TRIGGERS:]
+
+    def settled(self, reconciler: Reconciler[Any, Any]) -> None:
+        """See `Observer`."""
+        family, now = reconciler.family, time()
+        self._metrics.set_synced(family, now)
+        self._show(reconciler, "", now)
+        waiting, self._triggers[family] = self._triggers[family], {}
+        refused = {name.service for name in reconciler.quarantined}
+        for service in waiting.keys() - refused:
+            for moment in waiting[service]:
+                self._metrics.observe_programming(family, now - moment)
+
+    def requested(self, exchange: RequestRecord) -> None:
+        """See `Observer`."""
+        self._metrics.rest.add(exchange)
+
+    def watched(self, kind: Kind, reason: str) -> None:
+        """See `Observer`."""
+        self._metrics.set_watch(kind.value, up=not reason)
+        self._board.set_watch(kind.value, reason, time())
+
+    def marked_stale(self, family: Family) -> None:
+        """See `Observer`."""
+        self._distrusted.add(family)
+
+    def answered(self, path: str, code: int) -> None:
+        """See `Observer`."""
+        if path == "/healthz":
+            self._metrics.add_healthz(code)
+        elif path == "/livez":
+            self._metrics.add_livez(code)
+
+    def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
+        """See `Observer`."""
+        self._metrics.observe_flow_cleaning(family, count, seconds)
+
+    def synced(self, reconciler: Reconciler[Any, Any], report: SyncReport) -> None:
+        """See `Observer`."""
+        family, counts = reconciler.family, report.counts
+        self._metrics.observe_sync(family, report.seconds, full=report.is_full)
+        for _ in range(report.failed_transactions):
+            self._metrics.add_failure(family, full=report.is_full)
+        for _ in range(counts.failed_cleanups):
+            self._metrics.add_cleanup_failure(family)
+        if report.error is None and counts.rules:
+            self._metrics.set_rules(family, counts.rules, counts.rules_written)
+        self._count_programmed(family, report)
+        # Where plans changed in the same sync, repaired entries cannot be told from new ones.
+        if family in self._distrusted and report.error is None:
+            if not report.taken:
+                self._metrics.add_repaired_entries(family, report.entries_changed)
+            self._distrusted.discard(family)
+        self._metrics.set_quarantined(family, len(reconciler.quarantined))
+        self._show(reconciler, str(report.error or ""), time())
+
+    def _show(self, reconciler: Reconciler[Any, Any], error: str, now: float) -> None:
+        family = reconciler.family
+        self._board.families[family] = FamilyStatus(
+            programmed={kind: self._programmed[family][kind] for kind in _KINDS},
+            synced_at=self._board.families[family].synced_at if error else now,
+            error=error,
+            quarantined={
+                f"{name} ({name.protocol.name})": quarantine.error
+                for name, quarantine in reconciler.quarantined.items()
+            },
+        )
+
+    def _count_programmed(self, family: Family, report: SyncReport) -> None:
+        counts = self._programmed[family]
+        for before, after in report.taken.values():
+            if before is not None:
+                _add(counts, before, -1)
+            if after is not None:
+                _add(counts, after, 1)
+        self._metrics.set_programmed(family, {kind: counts[kind] for kind in _KINDS})
+        for policy in _POLICIES:
+            self._metrics.set_no_local_endpoints(family, policy, counts[policy])
+
+
+def _add(counts: dict[str, int], plan: ServicePlan, sign: int) -> None:
+    """Add what a port is made of, and under which policies it is dropped here and served elsewhere; or take it away.
+
+    In the first sync this runs once for each port of the cluster, hence no loop and no object.
+    """
+    counts["service_port"] += sign
+    if plan.cluster_ip is not None:
+        counts["cluster_ip"] += sign
+    if plan.externally_accessible:
+        counts["external_ip"] += sign * len(plan.external_ips)
+        counts["load_balancer_ip"] += sign * len(plan.load_balancer_ips)
+        counts["node_port"] += sign * (plan.node_port > 0)
+    if plan.local_endpoints:
+        counts["endpoint"] += sign * len({*plan.cluster_endpoints, *plan.local_endpoints})
+    else:
+        counts["endpoint"] += sign * len(plan.cluster_endpoints)
+    if plan.internal_local and plan.internal_verdict is Verdict.DROP:
+        counts["internal"] += sign
+    if plan.external_local and plan.external_verdict is Verdict.DROP:
+        counts["external"] += sign

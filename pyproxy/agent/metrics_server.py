@@ -1,0 +1,102 @@
+"""What the metrics server serves, put together: values from the loop, pages from `serve`.
+
+It is imported only where metrics are wanted: the library behind them takes 5 MB.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from functools import partial
+from time import time
+from wsgiref.types import WSGIApplication
+
+from pyproxy.agent.listen_selectors import follow_selector
+from pyproxy.agent.metrics_observer import MetricsObserver
+from pyproxy.backends.interface import Backend
+from pyproxy.backends.iptables.accounting import counted_packets
+from pyproxy.backends.iptables.static_rules import INVALID_COUNTER
+from pyproxy.config.config import OPTIONS, Config, ProxyMode
+from pyproxy.config.grammar import ListenSelector
+from pyproxy.model.address import ListenAddress
+from pyproxy.serve.exposition import metrics_application
+from pyproxy.serve.listeners import HttpService, Listeners
+from pyproxy.serve.metrics import Metrics
+from pyproxy.serve.pages import HttpPage, application, fixed
+from pyproxy.serve.proc_metrics import PacketCounter
+from pyproxy.serve.statusz import StatusBoard, status_page
+
+_SLIS = frozenset({"process_start_time_seconds"})
+"""What Kubernetes calls service level indicators; kube-proxy has no other."""
+_INVALID = (
+    "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+    "Packets dropped because they belong to no connection that is known; of both families",
+)
+_following: set[asyncio.Task[None]] = set()
+"""The loop itself holds its tasks by weak references only."""
+
+
+def start_metrics(
+    config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None] | None
+) -> MetricsObserver:
+    """Start to serve metrics, and return who is to be told of the agent's work; to be called in its loop.
+
+    Args:
+        config: of the agent.
+        backend: its mode.
+        node_name: where it is.
+        listeners: serve the metrics.
+        failed: told, in another thread and in place of the log, if the address cannot be had.
+    """
+    metrics = Metrics(backend.mode.value, backend.families)
+    if backend.mode is ProxyMode.IPTABLES:
+        metrics.registry.register(PacketCounter(*_INVALID, partial(counted_packets, INVALID_COUNTER)))
+    board = StatusBoard(backend.mode.value, node_name, time())
+    app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
+
+    def listen(addresses: Collection[ListenAddress]) -> None:
+        listeners.serve("metrics", HttpService(app, addresses, failed=failed))
+
+    match config.metrics_bind_address:
+        case ListenAddress() as address:
+            listen([address])
+        case ListenSelector() as place:
+            following = asyncio.create_task(follow_selector(place, listen))
+            _following.add(following)
+            following.add_done_callback(_following.discard)
+    return MetricsObserver(metrics, board, backend.families)
+
+
+def metrics_server(metrics: Metrics, board: StatusBoard, config: Config) -> WSGIApplication:
+    """Return what answers on the metrics port."""
+    pages = {
+        "/configz": lambda: _configuration_page(config),
+        "/flagz": fixed(_flags_text(config)),
+        "/healthz": fixed("ok"),
+        "/proxyMode": fixed(board.mode),
+        "/statusz": lambda: status_page(board, time),
+    }
+    everything = metrics_application(metrics.registry)
+    return application(pages, {"/metrics": everything, "/metrics/slis": metrics_application(metrics.registry, _SLIS)})
+
+
+def _flags_text(config: Config) -> str:
+    """Write all flags with the values that they have in effect, wherever these come from."""
+    values = ((about.flag, about.grammar, getattr(config, name)) for name, about in OPTIONS.items())
+    lines = sorted(
+        f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
+    )
+    return "\n".join(["pyproxy flags in effect, for people", "", *lines, ""])
+
+
+def _configuration_page(config: Config) -> HttpPage:
+    """Write the effective configuration as kube-proxy does, and beside it what is pyproxy's own, by flag."""
+    from pyproxy.config.effective_config import effective_configuration  # noqa: PLC0415  # only where somebody asks
+
+    own = {
+        about.flag: about.grammar.write(getattr(config, name))
+        for name, about in OPTIONS.items()
+        if about.own and getattr(config, name) is not None
+    }
+    tree = {"kubeproxy.config.k8s.io": effective_configuration(config), "pyproxy.io": own}
+    return HttpPage(json.dumps(tree, separators=(",", ":")), "application/json")

@@ -1,0 +1,306 @@
+"""Keeps one family's kernel tables equal to the plans: stage what changed, apply the difference, remember it.
+
+The law of this file: memory follows the kernel. A plan counts as taken only after the kernel took it; after
+a refusal what is there is read back, and the refused Service port is found by halving and put in
+quarantine, where it keeps its last good entries and disturbs nobody. Full sync, start-up adoption,
+change and drift repair are one code with another "what is there".
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from time import monotonic
+from typing import Generic, TypeVar
+
+from pyproxy.backends.interface import Kernel, KernelCounts, Program
+from pyproxy.errors import ApplyError
+from pyproxy.logs import V2
+from pyproxy.model.address import Family
+from pyproxy.model.event import event_extra
+from pyproxy.model.names import NamespacedName, ServicePortName
+from pyproxy.plan.claims import Claims
+from pyproxy.plan.service_plan import ServicePlan
+
+logger = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
+_MOST_PERIODS_BETWEEN_TRIES = 32
+_PLANS_PER_SLICE = 200
+"""Plans compiled before the loop gets a turn: some 10 ms."""
+_KEYS_PER_SLICE = 5_000
+"""Keys compared before the loop gets a turn: less than that."""
+
+Plans = Mapping[ServicePortName, ServicePlan | None]
+"""Plans by name; None: the port is gone."""
+
+
+@dataclass(slots=True)
+class Quarantine:
+    """A Service port whose last plan the kernel refused."""
+
+    refused: ServicePlan | None
+    error: str
+    tries: int = 1
+    periods_left: int = 1
+    """Sync periods until it is tried again; doubles with each refusal."""
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What one sync did in one family."""
+
+    entries_changed: int = 0
+    taken: dict[ServicePortName, tuple[ServicePlan | None, ServicePlan | None]] = field(default_factory=dict)
+    """For each port, the plan that the kernel had and the one it has now."""
+    refused: list[ServicePortName] = field(default_factory=list)
+    repaired: dict[ServicePortName, ServicePlan] = field(default_factory=dict)
+    """Every port with its plan, if entries had to be written that should have been there: any of them may have been missing."""
+    error: ApplyError | None = None
+    """Why the sync ended early: what is in `taken` is in the kernel all the same, the rest stays staged."""
+    is_full: bool = False
+    """Whether everything was compared with the kernel, not only what changed."""
+    failed_transactions: int = 0
+    """Changes that the kernel did not accept, among them those by which a refused port was found."""
+    seconds: float = 0.0
+    counts: KernelCounts = field(default_factory=KernelCounts)
+    """What the kernel's own code counted during the sync."""
+
+    def flow_changes(self) -> list[tuple[ServicePlan | None, ServicePlan | None]]:
+        """Return plans before and now of the ports whose flows may be wrong.
+
+        What began while entries were missing is tracked as it went then, as if there had been no Service.
+        """
+        return [*((None, plan) for plan in self.repaired.values()), *self.taken.values()]
+
+
+class Reconciler(Generic[K, V]):
+    """One family in one backend."""
+
+    def __init__(self, family: Family, program: Program[K, V], kernel: Kernel[K, V]) -> None:
+        self.family = family
+        self.quarantined: dict[ServicePortName, Quarantine] = {}
+        self._program = program
+        self._kernel = kernel
+        self._claims = Claims()
+        self._ports: dict[NamespacedName, Collection[ServicePortName]] = {}
+        self._applied_plans: dict[ServicePortName, ServicePlan] = {}
+        self._staged: dict[ServicePortName, ServicePlan | None] = {}
+        self._applied: dict[K, V] = {}
+        """What the kernel has."""
+        self._is_known = False
+        """Whether the kernel still has it, for all we know; if not, the next sync reads it."""
+        self._is_compiled = True
+        """Whether the program has the plans that were taken; if not, the next sync puts them there."""
+
+    def __repr__(self) -> str:
+        return f"Reconciler({self.family}, {len(self._applied_plans)} ports, {len(self._staged)} staged)"
+
+    @property
+    def pending(self) -> bool:
+        """Say whether there is something that the kernel does not have yet; quarantined ports do not count."""
+        return bool(self._staged) or not self._is_known
+
+    @property
+    def detects_all_changes(self) -> bool:
+        """Say whether `changed_externally` misses no change by others."""
+        return self._kernel.detects_all_changes
+
+    def changed_externally(self) -> bool:
+        """Say whether others may have changed our tables."""
+        return self._kernel.changed_externally()
+
+    async def examine(self) -> bool:
+        """Say whether others may have changed what `changed_externally` does not see; see `Kernel.examine`."""
+        return await self._kernel.examine()
+
+    def mark_stale(self) -> None:
+        """Have the next sync read what is in the kernel and repair what differs."""
+        self._is_known = False
+
+    def replace_program(self, program: Program[K, V]) -> None:
+        """Change what does not depend on Services: every port is compiled again, and the difference applied."""
+        self._program = program
+        self._is_compiled = False
+        self._is_known = False
+
+    def stage(self, service: NamespacedName, plans: Mapping[ServicePortName, ServicePlan]) -> None:
+        """Note the new plans of a Service (none: it is gone), for the next sync."""
+        ports = self._ports.pop(service, ())
+        if not plans and not ports:
+            return
+        affected: set[ServicePortName] = set()
+        for name in {*ports, *plans}:
+            plan = plans.get(name)
+            if self._claims.requested(name) != plan:
+                affected.update(self._claims.update(name, plan), (name,))
+        if plans:
+            self._ports[service] = tuple(plans)
+        for name in affected:
+            self._stage_port(name, self._claims.effective(name))
+
+    def _stage_port(self, name: ServicePortName, plan: ServicePlan | None) -> None:
+        if self._applied_plans.get(name) == plan and name not in self.quarantined:
+            self._staged.pop(name, None)
+        else:
+            self._staged[name] = plan
+
+    def release_due(self) -> None:
+        """Count one sync period; stage again the quarantined ports whose time has come."""
+        for name, quarantine in self.quarantined.items():
+            quarantine.periods_left -= 1
+            if quarantine.periods_left <= 0 and name not in self._staged:
+                self._staged[name] = quarantine.refused
+
+    async def sync(self) -> SyncReport:
+        """Bring the kernel up to the staged plans.
+
+        A sync that fails says so in its report: what the kernel did not accept stays staged, and the next sync reads
+        what is in the kernel before it writes.
+        """
+        staged, self._staged = self._staged, {}
+        report = SyncReport(is_full=not self._is_known)
+        started = monotonic()
+        try:
+            await self._sync(staged, report)
+        except ApplyError as error:
+            self._is_known = False
+            self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
+            report.error = error
+        report.seconds = monotonic() - started
+        report.counts = self._kernel.take_counts()
+        if report.error is None:
+            self._log(report)
+        return report
+
+    def _log(self, report: SyncReport) -> None:
+        """Log what a sync did, at -v 4 only if it found nothing to do."""
+        logger.log(
+            V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
+            "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
+            self.family,
+            "full" if report.is_full else "partial",
+            report.seconds * 1000,
+            len(report.taken),
+            len(self._applied_plans),
+            len(report.refused),
+            report.entries_changed,
+        )
+
+    async def _sync(self, staged: Plans, report: SyncReport) -> None:
+        suspects = {name: staged[name] for name in self.quarantined if name in staged}
+        trusted = {name: plan for name, plan in staged.items() if name not in suspects} if suspects else staged
+        touched: dict[K, None] = {}
+        if not self._is_compiled:
+            await self._put(self._applied_plans)
+            self._is_compiled = True
+        if not self._is_known:
+            self._is_known = True  # before the read: what others do from now on may be in it or not
+            self._applied = await self._kernel.read()
+            # In the program's order: where an entry goes can depend on what was written before it (hooks do).
+            touched = dict.fromkeys((*self._program.keys(), *self._applied))
+        await self._apply_plans(trusted, touched, report)
+        if report.entries_changed and report.is_full:
+            report.repaired = {name: plan for name, plan in self._applied_plans.items() if name not in report.taken}
+        for name, plan in suspects.items():
+            await self._apply_plans({name: plan}, (), report)
+
+    async def _apply_plans(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
+        """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
+        before = {name: self._applied_plans.get(name) for name in plans}
+        keys = dict.fromkeys(touched)
+        try:
+            size = self._kernel.plans_per_portion
+            if size is not None and size < len(plans) and not self._applied:
+                report.entries_changed += await self._load(plans, keys, size)
+            else:
+                keys.update(dict.fromkeys(await self._put(plans)))
+                report.entries_changed += await self._write(keys)
+        except ApplyError as error:
+            report.failed_transactions += 1
+            await self._put(before)
+            if error.retryable or not plans:
+                raise
+            await self._bisect(plans, keys, error, report)
+            return
+        for name, plan in plans.items():
+            self._remember(name, plan)
+            report.taken[name] = (before[name], plan)
+
+    async def _bisect(self, plans: Plans, keys: Iterable[K], error: ApplyError, report: SyncReport) -> None:
+        self._applied = await self._kernel.read()
+        if len(plans) == 1:
+            (name, plan), *_ = plans.items()
+            await self._apply_plans(
+                {}, keys, report
+            )  # its last good entries, and whatever else was in this transaction
+            self._quarantine(name, plan, error)
+            report.refused.append(name)
+            return
+        # First without any of them: what is refused then is no Service's fault, and the error says so.
+        await self._apply_plans({}, keys, report)
+        names = sorted(plans)
+        for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+            await self._apply_plans({name: plans[name] for name in half}, (), report)
+
+    async def _load(self, plans: Plans, keys: dict[K, None], size: int) -> int:
+        """Compile plans in portions, each while the kernel takes in the one before; their keys are added to those given."""
+        names, written = list(plans), 0
+        writing = asyncio.create_task(self._write(keys.copy()))
+        try:
+            for start in range(0, len(names), size):
+                portion = dict.fromkeys(await self._put({name: plans[name] for name in names[start : start + size]}))
+                keys |= portion
+                written += await writing
+                writing = asyncio.create_task(self._write(portion))
+            return written + await writing
+        finally:
+            await asyncio.gather(writing, return_exceptions=True)
+
+    async def _put(self, plans: Plans) -> set[K]:
+        touched: set[K] = set()
+        for count, (name, plan) in enumerate(plans.items(), start=1):
+            touched |= self._program.put(name, plan)
+            if count % _PLANS_PER_SLICE == 0:
+                await asyncio.sleep(0)
+        return touched
+
+    async def _write(self, keys: Iterable[K]) -> int:
+        change: dict[K, tuple[V | None, V | None]] = {}
+        applied, wanted_at = self._applied.get, self._program.value
+        rest = iter(keys)
+        while part := tuple(islice(rest, _KEYS_PER_SLICE)):
+            for key in part:
+                present, wanted = applied(key), wanted_at(key)
+                if present != wanted:
+                    change[key] = (present, wanted)
+            if len(part) == _KEYS_PER_SLICE:
+                await asyncio.sleep(0)
+        if change:
+            await self._kernel.apply(change)
+        self._applied.update({key: wanted for key, (_, wanted) in change.items() if wanted is not None})
+        for key, (_, wanted) in change.items():
+            if wanted is None:
+                self._applied.pop(key, None)
+        return len(change)
+
+    def _remember(self, name: ServicePortName, plan: ServicePlan | None) -> None:
+        if plan is None:
+            self._applied_plans.pop(name, None)
+        else:
+            self._applied_plans[name] = plan
+        if self.quarantined.pop(name, None) is not None:
+            about = event_extra("Service", name.service, "RulesAccepted", "ProgramRules")
+            logger.info("%s: %s: accepted now, out of quarantine", self.family, name, extra=about)
+
+    def _quarantine(self, name: ServicePortName, plan: ServicePlan | None, error: ApplyError) -> None:
+        known = self.quarantined.get(name)
+        if known is None or known.refused != plan:
+            about = event_extra("Service", name.service, "RulesRefused", "ProgramRules")
+            logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error, extra=about)
+            self.quarantined[name] = Quarantine(plan, str(error))
+            return
+        known.tries += 1
+        known.periods_left = min(1 << (known.tries - 1), _MOST_PERIODS_BETWEEN_TRIES)

@@ -1,0 +1,49 @@
+"""Where each value comes from that nobody wrote down as it is used: for one line of the log at the start."""
+
+from collections.abc import Collection
+
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.grammar import write_list
+from pyproxy.config.settings import ResolvedSettings
+from pyproxy.model.address import Family, ip_text
+from pyproxy.model.node import DetectLocalMode
+
+
+def startup_summary(settings: ResolvedSettings, node_name: str, mode: ProxyMode, families: Collection[Family]) -> str:
+    """Return the values that an agent works with, and the origin of each.
+
+    Args:
+        settings: what the user asked for.
+        node_name: of the Node object.
+        mode: that came of it.
+        families: that this node supports in the mode.
+    """
+    config = settings.config
+    name_from = settings.origin("hostname_override") if config.hostname_override else "this machine's host name"
+    mode_from = settings.origin("proxy_mode") + (": auto" if config.proxy_mode is ProxyMode.AUTO else "")
+    addresses = "the Node object's"
+    if any(config.bind_address):
+        addresses = f"{ip_text(config.bind_address)} ({settings.origin('bind_address')}), else {addresses}"
+    parts = (
+        f"node name {node_name} ({name_from})",
+        f"node addresses {addresses}",
+        "zone and podCIDRs the Node object's",
+        f"{mode.value} mode ({mode_from}) for {' and '.join(map(str, families))}",
+        f"pods told by {_pods(settings, config)}",
+    )
+    return "; ".join(parts)
+
+
+def _pods(settings: ResolvedSettings, config: Config) -> str:
+    values = {
+        DetectLocalMode.CLUSTER_CIDR: ("cluster_cidr", write_list(config.cluster_cidr)),
+        DetectLocalMode.BRIDGE_INTERFACE: ("pod_bridge_interface", config.pod_bridge_interface),
+        DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod_interface_name_prefix", config.pod_interface_name_prefix),
+    }
+    mode = f"{config.detect_local_mode.value} ({settings.origin('detect_local_mode')})"
+    if config.detect_local_mode is DetectLocalMode.NODE_CIDR:
+        return f"{mode}: the Node object's podCIDRs"
+    attribute, value = values[config.detect_local_mode]
+    if not value:
+        return f"{mode}: nothing, as no --cluster-cidr is given: traffic from outside to cluster IPs is not masqueraded"
+    return f"{mode}: {value} ({settings.origin(attribute)})"

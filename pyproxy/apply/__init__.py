@@ -1,1 +1,0 @@
-"""The kernel: reads what is ours and performs changes. It decides nothing."""

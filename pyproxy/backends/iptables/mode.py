@@ -1,0 +1,174 @@
+"""The iptables mode, put together: variant, capabilities, settings, program and kernel of each family."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+
+from pyproxy.backends import kube_proxy
+from pyproxy.backends.iptables import chain_names
+from pyproxy.backends.iptables.accounting import ensure_counter
+from pyproxy.backends.iptables.capabilities import chain_rules, why_refused
+from pyproxy.backends.iptables.kernel import IptablesKernel
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.restore_text import Ownership
+from pyproxy.backends.iptables.rules import source_is_destination
+from pyproxy.backends.iptables.ruleset import FILTER, NAT, TABLES, ChainKey
+from pyproxy.backends.iptables.side_by_side import SideBySideProgram, side_by_side_hooks
+from pyproxy.backends.iptables.static_rules import INVALID_COUNT, INVALID_COUNTER, IptablesSettings, known_hooks
+from pyproxy.backends.iptables.variant import detect_variant
+from pyproxy.config.config import Config, IptablesVariant, ProxyMode
+from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.linux.iptables_programs import Variant, is_available
+from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
+from pyproxy.linux.sysctl import read_sysctl, write_sysctl
+from pyproxy.model.address import Family
+from pyproxy.model.node import Node
+from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port_ips, serves_localhost
+
+logger = logging.getLogger(__name__)
+
+_IPV6_IS_THERE = Path("/proc/net/if_inet6")
+
+
+class IptablesMode:
+    """Services as iptables chains; see `backends.interface.Backend`."""
+
+    mode = ProxyMode.IPTABLES
+
+    def __init__(
+        self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family], *, count_invalid: bool
+    ) -> None:
+        self._config = config
+        self.iptables_variant = variant
+        self._hairpin_by_packet = hairpin_by_packet
+        self._count_invalid = count_invalid
+        self._generation = NftGeneration() if variant is Variant.NFT else None
+        self.families = supported_families(variant)
+        if not self.families:
+            message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
+            raise ConfigError(message)
+        self._readiness = NodeReadiness(config, self.families)
+
+    @classmethod
+    async def open(cls, config: Config) -> "IptablesMode":
+        """Choose the variant and the layout, and say why."""
+        variant, reason = await choose_variant(config)
+        logger.info("iptables mode, variant %s: %s", variant.value, reason)
+        families = supported_families(variant)
+        # The kernel has xt_bpf for all families or for none (`xt_bpf.c`: NFPROTO_UNSPEC), and a trial takes 0.2 s.
+        by_packet = families if families and await takes_hairpin_rule(families[0], variant) else ()
+        is_side_by_side = bool(config.service_proxy_name)
+        count_invalid = bool(families) and not is_side_by_side and await takes_counter(families[0], variant)
+        return cls(config, variant, by_packet, count_invalid=count_invalid)
+
+    def is_ready_for(self, node: Node) -> bool:
+        """See `Backend`."""
+        return self._readiness.has_pod_cidrs(node)
+
+    def settings(self, family: Family, context: NodeContext) -> IptablesSettings:
+        """See `Backend`."""
+        # Read each time: it may be switched on after start, and a DROP of packets that it lets through cuts connections.
+        be_liberal = read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")
+        return replace(
+            iptables_settings(self._config, family, context),
+            drop_invalid=not be_liberal,
+            hairpin_by_packet=family in self._hairpin_by_packet,
+            count_invalid=self._count_invalid,
+        )
+
+    def program(self, settings: IptablesSettings) -> IptablesProgram | SideBySideProgram:
+        """See `Backend`."""
+        return (SideBySideProgram if self._config.service_proxy_name else IptablesProgram)(settings)
+
+    def kernel(self, family: Family) -> IptablesKernel:
+        """See `Backend`."""
+        counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
+        owned = side_by_side_ownership(family) if self._config.service_proxy_name else ownership(family)
+        return IptablesKernel(family, self.iptables_variant, counter, owned)
+
+    def owns_chain(self, table: str, chain: str) -> bool:
+        """See `Backend`."""
+        return chain_names.is_ours(table, chain)
+
+    def prepare(self) -> None:
+        """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""
+        if serves_localhost(self._config, Family.IPV4) and write_sysctl("net/ipv4/conf/all/route_localnet", 1):
+            logger.info(
+                "node ports answer on 127.0.0.0/8, for which net.ipv4.conf.all.route_localnet is 1; to avoid it,"
+                " set --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
+            )
+
+
+def ownership(family: Family) -> Ownership:
+    """Return what of a family's tables is ours."""
+    return Ownership(
+        owns=chain_names.is_ours,
+        shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),),
+        hooks=(*known_hooks(family), *kube_proxy.HOOKS),
+    )
+
+
+def side_by_side_ownership(family: Family) -> Ownership:
+    """Return what of a family's tables is ours on trial beside kube-proxy."""
+    return Ownership(owns=chain_names.is_side_by_side, shared=(), hooks=side_by_side_hooks(family))
+
+
+def iptables_settings(config: Config, family: Family, context: NodeContext) -> IptablesSettings:
+    """Derive what the rules of a family depend on besides Services and the kernel."""
+    return replace(
+        family_settings(IptablesSettings, config, family, context),
+        localhost_node_ports=serves_localhost(config, family),
+        node_port_ips=node_port_ips(config, context.node, family, context.local_ips),
+    )
+
+
+async def choose_variant(config: Config) -> tuple[Variant, str]:
+    """Return the variant to use, and why."""
+    if config.iptables_variant is IptablesVariant.AUTO:
+        return await detect_variant()
+    return Variant(config.iptables_variant.value), "asked for"
+
+
+async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
+    """Say whether hairpin connections can be told by the packet (xt_bpf); nothing is written where that is known."""
+    match = source_is_destination(family)
+    try:
+        if match in await chain_rules(family, variant, ChainKey(NAT, chain_names.POSTROUTING)):
+            logger.info("%s: hairpin connections are told by the packet: the rule is in place", family)
+            return True
+        reason = await why_refused(family, variant, f"{match} -j RETURN")
+    except ApplyError as error:
+        reason = f"could not be tried: {error}"
+    if reason:
+        # This layout needs nothing of the kernel that kube-proxy's does not.
+        logger.warning("%s: hairpin connections are told by a chain for each endpoint: xt_bpf: %s", family, reason)
+    else:
+        logger.info("%s: hairpin connections are told by the packet: the kernel took a trial rule", family)
+    return not reason
+
+
+async def takes_counter(family: Family, variant: Variant) -> bool:
+    """Say whether dropped packets can be counted (xt_nfacct); no rule is written where that is known."""
+    reason = ensure_counter(INVALID_COUNTER)
+    if not reason:
+        try:
+            # The saved text may have more blanks.
+            if INVALID_COUNTER in await chain_rules(family, variant, ChainKey(FILTER, chain_names.FORWARD)):
+                return True
+            reason = await why_refused(family, variant, f"{INVALID_COUNT} -j RETURN")
+        except ApplyError as error:
+            reason = f"could not be tried: {error}"
+    if reason:
+        logger.info("packets that conntrack calls INVALID are dropped and not counted: xt_nfacct: %s", reason)
+    return not reason
+
+
+def supported_families(variant: Variant) -> tuple[Family, ...]:
+    """Return the families that this node has, and has the programs of a variant for."""
+    return tuple(
+        family
+        for family in Family
+        if is_available(family, variant) and (family is Family.IPV4 or _IPV6_IS_THERE.exists())
+    )

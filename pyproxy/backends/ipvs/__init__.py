@@ -1,0 +1,1 @@
+"""The ipvs mode: Services as virtual servers, with ipsets and helper rules of iptables."""

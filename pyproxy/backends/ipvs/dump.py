@@ -1,0 +1,96 @@
+"""``dump-rules`` in the IPVS mode: virtual and real servers, addresses, members of sets and rules, by Service."""
+
+from collections.abc import Iterable
+
+from pyproxy.backends.iptables.kernel import saved
+from pyproxy.backends.iptables.mode import choose_variant
+from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
+from pyproxy.backends.iptables.ruleset import IPVS_TABLES, ChainKey, HookKey
+from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
+from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, RealServer, RealServerState, Set, Vip
+from pyproxy.backends.ipvs.ipset import ipvs_sets
+from pyproxy.backends.ipvs.mode import ipvs_settings, ownership
+from pyproxy.backends.ipvs.program import IpvsProgram
+from pyproxy.backends.ipvs.requirements import require_ipvs
+from pyproxy.backends.ipvs.vips import Vips
+from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
+from pyproxy.backends.listing import ListedRule, RuleListing
+from pyproxy.config.config import Config
+from pyproxy.linux.iptables_programs import is_available
+from pyproxy.model.address import Family
+from pyproxy.node.context import NodeContext
+from pyproxy.plan.service_plan import ServicePlan
+
+_HERE = "EOF"
+
+
+class IpvsDumper:
+    """See `backends.interface.Dumper`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+        """See `Dumper`."""
+        program = IpvsProgram(ipvs_settings(self._config, family, context))
+        for plan in plans:
+            program.put(plan.name, plan)
+        entries = {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
+        # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
+        rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
+        for key in sorted(key for key in entries if isinstance(key, ChainKey)):
+            rules += [ListedRule(*key, rule) for rule in str(entries[key]).splitlines()]
+        return list_entries(family, entries, rules, {})
+
+    async def live(self) -> list[RuleListing]:
+        """See `Dumper`; with weights, and connections of real servers."""
+        await require_ipvs()
+        variant, _ = await choose_variant(self._config)
+        listings = []
+        for family in Family:
+            entries, states = _read(family)
+            if not entries or not is_available(family, variant):
+                continue
+            rules: list[ListedRule] = []
+            for table in IPVS_TABLES:
+                text = await saved(family, variant, table, ownership(family), counters=True)
+                chains, found = saved_rules(table, text.splitlines(), ownership(family))
+                entries.update((key, "") for key in chains)
+                rules += found
+            listings.append(list_entries(family, entries, rules, states))
+        return listings
+
+    def script(self, listing: RuleListing) -> str:
+        """See `Dumper`: for a shell, which hands each part to the program that loads it."""
+        family = listing.family.value
+        parts = [
+            f"# {listing.family}\nip link show kube-ipvs0 >/dev/null 2>&1 || ip link add kube-ipvs0 type dummy\nip link set kube-ipvs0 up\n"
+        ]
+        for table, program, verb in (
+            (IPSET, "ipset -exist restore", ""),
+            (IPVS, "ipvsadm --restore", ""),
+            (ROUTE, f"ip -{family} -batch -", "route add table local "),
+        ):
+            rules = [rule for group in (listing.common, *listing.services.values()) for rule in group]
+            lines = [f"{verb}{rule.rule.partition(REMARK)[0]}\n" for rule in rules if rule.table == table]
+            parts += [f"{program} <<'{_HERE}'\n", *lines, f"{_HERE}\n"]
+        restore = "iptables-restore" if listing.family is Family.IPV4 else "ip6tables-restore"
+        return "".join((*parts, f"{restore} --noflush <<'{_HERE}'\n", listing_restore(listing), f"{_HERE}\n"))
+
+
+def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealServer, RealServerState]]:
+    """Return what is in the kernel, without rules; reads only."""
+    sets, types = ipvs_sets(family)
+    names, members = sets.read(types)
+    entries: dict[IpvsKey, IpvsValue] = {}
+    entries.update((Set(name), types[name].value[0]) for name in names)
+    entries.update(members.items())
+    if not entries:
+        return {}, {}
+    entries.update((Vip(ip), source) for ip, source in Vips(family).read().items())
+    servers = IpvsConnection()
+    virtuals = dict(servers.services(family))
+    entries.update(virtuals.items())
+    states = dict(servers.all_reals(virtuals, family))
+    entries.update((real, state.weight) for real, state in states.items())
+    return entries, states

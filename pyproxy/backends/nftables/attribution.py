@@ -1,0 +1,88 @@
+"""Which Service port each element belongs to, told from the elements alone.
+
+Elements from a plan and elements from the kernel go through the same code, so that a difference between the
+two is a difference of elements. A port's name is the comment of one element; others have its address and port.
+"""
+
+from collections.abc import Mapping
+
+from pyproxy.backends.listing import ListedRule, RuleListing
+from pyproxy.backends.nftables.elements import (
+    ADDRESSED,
+    ALLOWED_SOURCES,
+    FIREWALL,
+    LAYOUT,
+    NODE_PORTS,
+    SETS,
+    ElementKey,
+    KeyField,
+    Layout,
+    Value,
+)
+from pyproxy.backends.nftables.layout import TABLE
+from pyproxy.backends.nftables.text import element_text, family_name
+from pyproxy.model.address import Family
+from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
+
+_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
+
+
+def _addressed_keys() -> dict[int, tuple[KeyField, ...]]:
+    found = {kind.number: ADDRESSED.timeouts.key for kind in (FIREWALL, ALLOWED_SOURCES)}
+    for sets in (ADDRESSED, NODE_PORTS):
+        kinds = [sets.external_cluster, sets.external_local, sets.timeouts, sets.rejected, sets.dropped]
+        for choice in (sets.main, sets.local):
+            kinds += [choice.counts, choice.endpoints, choice.slots]
+        found |= {kind.number: sets.timeouts.key for kind in kinds}
+    return found
+
+
+_ADDRESSED_KEYS = _addressed_keys()
+"""By set, how the keys begin of elements that belong to one Service port."""
+
+
+def list_elements(family: Family, entries: Mapping[ElementKey, Value]) -> RuleListing:
+    """Sort elements by the Service port that they belong to."""
+    owners = _owners(family, entries)
+    common: list[ListedRule] = []
+    services: dict[ServicePortName, list[ListedRule]] = {}
+    for key in sorted(entries):
+        value = entries[key]
+        if isinstance(value, Layout):
+            common.append(ListedRule(_table(family), LAYOUT[1:].decode(), f"layout {value.version or 'damaged'}"))
+            continue
+        kind = SETS[key[0]]
+        rule = ListedRule(_table(family), kind.name, f"{kind.name} {{ {element_text(kind, key[1:], value, family)} }}")
+        owner = owners.get(_addressed(key, family) or b"")
+        (services.setdefault(owner, []) if owner else common).append(rule)
+    return RuleListing(
+        family, common=tuple(common), services={name: tuple(services[name]) for name in sorted(services)}
+    )
+
+
+def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, ServicePortName]:
+    found: dict[bytes, ServicePortName] = {}
+    for key, value in entries.items():
+        kind = SETS.get(key[0])
+        if kind is not None and kind.is_named and isinstance(value, bytes):
+            comment = value[kind.data_size(family) :].decode(errors="replace")
+            addressed = _addressed(key, family)
+            if addressed is not None and comment:
+                found[addressed] = _name(comment, _PROTOCOLS[addressed[-8]])
+    return found
+
+
+def _name(comment: str, protocol: Protocol) -> ServicePortName:
+    service, _, port = comment.partition(":")
+    namespace, _, name = service.partition("/")
+    return ServicePortName(NamespacedName(namespace, name), port, protocol)
+
+
+def _addressed(key: ElementKey, family: Family) -> bytes | None:
+    """Return what packets are addressed to for which the element is: address, protocol and port, or a node port."""
+    fields = _ADDRESSED_KEYS.get(key[0])
+    return key[1 : 1 + sum(field.size(family) for field in fields)] if fields else None
+
+
+def _table(family: Family) -> str:
+    return f"{family_name(family)} {TABLE}"

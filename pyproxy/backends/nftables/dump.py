@@ -1,0 +1,74 @@
+"""``dump-rules`` in the nftables mode: elements, by Service; and a script with the layout for ``nft -f``."""
+
+from collections.abc import Iterable
+
+from pyproxy.backends.listing import RuleListing
+from pyproxy.backends.nftables.attribution import list_elements
+from pyproxy.backends.nftables.change_monitor import ChangeMonitor
+from pyproxy.backends.nftables.elements import LAYOUT, SETS
+from pyproxy.backends.nftables.kernel import NftablesKernel
+from pyproxy.backends.nftables.layout import TABLE, layout_text
+from pyproxy.backends.nftables.mode import nftables_settings
+from pyproxy.backends.nftables.program import NftablesProgram
+from pyproxy.backends.nftables.text import family_name, table_text
+from pyproxy.config.config import Config
+from pyproxy.errors import ApplyError
+from pyproxy.linux.command import run
+from pyproxy.linux.ruleset_counter import NftGeneration
+from pyproxy.model.address import Family
+from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import nftables_config
+from pyproxy.plan.service_plan import ServicePlan
+
+
+class NftablesDumper:
+    """See `backends.interface.Dumper`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = nftables_config(config)
+        self._tables: dict[Family, str] = {}
+        """Each family's table without elements."""
+
+    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+        """See `Dumper`."""
+        settings = nftables_settings(self._config, family, context)
+        program = NftablesProgram(settings)
+        for plan in plans:
+            program.put(plan.name, plan)
+        entries = {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
+        chained = {key: b"" for key in entries if key != LAYOUT and SETS[key[0]].leads_to_chains}
+        table, _, _ = table_text(family, layout_text(settings), chained).partition("add element")
+        self._tables[family] = table
+        return list_elements(family, entries)
+
+    async def live(self) -> list[RuleListing]:
+        """See `Dumper`."""
+        generation = NftGeneration()
+        listings = []
+        for family in Family:
+            entries = await NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)).read()
+            if entries:
+                self._tables[family] = await _list_table(family)
+                listings.append(list_elements(family, entries))
+        return listings
+
+    def script(self, listing: RuleListing) -> str:
+        """See `Dumper`."""
+        parts = [self._tables[listing.family]]
+        groups = [
+            ("", listing.common),
+            *((f"{name} {name.protocol.value}", rules) for name, rules in listing.services.items()),
+        ]
+        for title, rules in groups:
+            parts += [f"# {title}\n"] if title else []
+            parts += [f"add element {rule.table} {rule.rule}\n" for rule in rules if rule.chain != LAYOUT[1:].decode()]
+        return "".join(parts)
+
+
+async def _list_table(family: Family) -> str:
+    argv = ["nft", "--stateless", "--terse", "list", "table", family_name(family), TABLE]
+    result = await run(argv)
+    if result.status:
+        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+        raise ApplyError(message, retryable=True)
+    return result.stdout

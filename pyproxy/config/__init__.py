@@ -1,0 +1,1 @@
+"""Flags, configuration files and defaults, and the settings that result."""

@@ -1,0 +1,392 @@
+"""Flags as Go's pflag reads them, so that a command line written for kube-proxy means the same here.
+
+Two things live here and nothing else: how words become (flag, value) pairs, and how the text of a value becomes
+a value. Which flags there are, their defaults and their limits is `config`'s; help and exit codes are `cli`'s.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from difflib import get_close_matches
+from enum import Enum
+from math import isfinite
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from pyproxy.errors import ConfigError
+from pyproxy.model.address import Family, ListenAddress, Network, ip_text, parse_ip, parse_network
+from pyproxy.model.urls import without_credentials
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+EnumT = TypeVar("EnumT", bound=Enum)
+
+
+class FlagError(ConfigError):
+    """A command line that pflag would refuse; the message names the flag."""
+
+
+@dataclass(frozen=True, slots=True)
+class Syntax:
+    """The flags that a command has, as far as splitting its command line needs to know them."""
+
+    switches: Mapping[str, bool]
+    """Long name to whether the flag may stand without a value, which then is ``true``."""
+    shorthands: Mapping[str, str]
+    """Letter to long name."""
+
+    def is_switch(self, name: str) -> bool:
+        """Tell whether a flag may stand without a value.
+
+        Raises:
+            FlagError: there is no such flag; names the one that was probably meant.
+        """
+        if name in self.switches:
+            return self.switches[name]
+        close = get_close_matches(name, self.switches, n=1)
+        hint = f" (did you mean --{close[0]}?)" if close else ""
+        message = f"unknown flag: --{name}{hint}"
+        raise FlagError(message)
+
+
+class CommandLine(NamedTuple):
+    """A command line taken apart."""
+
+    flags: tuple[tuple[str, str], ...]
+    """Long name and text of the value, in the order given."""
+    arguments: tuple[str, ...]
+    """What is no flag."""
+
+
+def split_command_line(words: Sequence[str], syntax: Syntax) -> CommandLine:
+    """Take a command line apart by pflag's rules (``FlagSet.parseArgs``), not getopt's.
+
+    ``_`` in a name is ``-``, as kube-proxy's ``WordSepNormalizeFunc`` has it. A switch never takes the next word.
+    Any other flag does, even if that word begins with a dash.
+
+    Raises:
+        FlagError: an unknown flag, a missing value, or a word such as ``--=x``.
+    """
+    flags: list[tuple[str, str]] = []
+    arguments: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word == "--":
+            arguments.extend(rest)
+        elif word.startswith("--"):
+            flags.append(_long_flag(word, rest, syntax))
+        elif word.startswith("-") and word != "-":
+            flags.extend(_short_flags(word[1:], rest, syntax))
+        else:
+            arguments.append(word)
+    return CommandLine(tuple(flags), tuple(arguments))
+
+
+def _long_flag(word: str, rest: Iterator[str], syntax: Syntax) -> tuple[str, str]:
+    name, equals, value = word[2:].partition("=")
+    if not name or name.startswith("-"):
+        message = f"bad flag syntax: {word}"
+        raise FlagError(message)
+    name = name.replace("_", "-")
+    is_switch = syntax.is_switch(name)
+    if equals:
+        return name, value
+    return name, "true" if is_switch else _next_word(rest, f"--{name}")
+
+
+def _short_flags(letters: str, rest: Iterator[str], syntax: Syntax) -> Iterator[tuple[str, str]]:
+    while letters:
+        letter, tail = letters[0], letters[1:]
+        if letter not in syntax.shorthands:
+            message = f"unknown shorthand flag: {letter!r} in -{letters}"
+            raise FlagError(message)
+        name = syntax.shorthands[letter]
+        # ``-v=`` is no empty value in pflag: the equals sign must have something behind it to be one.
+        if tail.startswith("=") and tail != "=":
+            yield name, tail[1:]
+            return
+        if not syntax.is_switch(name):
+            yield name, tail or _next_word(rest, f"-{letter}")
+            return
+        yield name, "true"
+        letters = tail
+
+
+def _next_word(rest: Iterator[str], flag: str) -> str:
+    for word in rest:
+        return word
+    message = f"flag needs an argument: {flag}"
+    raise FlagError(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar(Generic[T_co]):
+    """How the value of a flag is written."""
+
+    metavar: str
+    """What stands for the value in help; empty for a switch."""
+    parse: Callable[[str], T_co]
+    """Text to value; raises ValueError with a message for people."""
+    write: Callable[[Any], str] = str
+    """Value to text."""
+    repeats: bool = False
+    """True where several occurrences are one list, as if written with commas; otherwise the last one wins."""
+
+    @property
+    def is_switch(self) -> bool:
+        """Tell whether the flag may stand without a value."""
+        return not self.metavar
+
+
+# What strconv.ParseBool takes; "yes" and "on" are errors there too.
+_TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
+_FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
+
+
+def parse_bool(text: str) -> bool:
+    """Read a truth value as Go's ``strconv.ParseBool`` does."""
+    if text in _TRUE:
+        return True
+    if text in _FALSE:
+        return False
+    message = f"{text!r} is neither true nor false"
+    raise ValueError(message)
+
+
+def write_bool(value: bool) -> str:  # noqa: FBT001 (a value to be written, no switch of behaviour)
+    """Write a truth value as Go does."""
+    return "true" if value else "false"
+
+
+def parse_int32(text: str) -> int:
+    """Read a number as Go's ``strconv.ParseInt(text, 0, 32)``: decimal, 0x, 0o, 0b, and 010 is eight."""
+    # Python wants 0o10 where Go also takes 010; and it would strip blanks and read other scripts' digits.
+    python = re.sub(r"^([+-]?)0(?=[0-7_])", r"\g<1>0o", text)
+    try:
+        value = int(python, 0) if re.fullmatch(r"[0-9A-Za-z_+-]+", text) else None
+    except ValueError:
+        value = None
+    if value is None or not -(2**31) <= value < 2**31:
+        message = f"{text!r} is not a whole number of 32 bits"
+        raise ValueError(message)
+    return value
+
+
+def parse_uint32(text: str) -> int:
+    """Read a decimal number without sign, as component-base reads ``-v``."""
+    if not re.fullmatch(r"[0-9]+", text) or int(text) >= 2**32:
+        message = f"{text!r} is not a whole number from 0"
+        raise ValueError(message)
+    return int(text)
+
+
+def parse_float(text: str) -> float:
+    """Read a decimal number; infinity is none, as no file can be written with it."""
+    with suppress(ValueError):
+        if isfinite(value := float(text)):
+            return value
+    message = f"{text!r} is not a number"
+    raise ValueError(message)
+
+
+_NANOSECONDS = {
+    "ns": 1,
+    "us": 10**3,
+    "µs": 10**3,  # U+00B5, the micro sign; Go takes it and the Greek letter
+    "μs": 10**3,  # U+03BC
+    "ms": 10**6,
+    "s": 10**9,
+    "m": 60 * 10**9,
+    "h": 3600 * 10**9,
+}
+_DURATION_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(" + "|".join(_NANOSECONDS) + ")(?![a-zµμ])")
+
+
+def parse_duration(text: str) -> float:
+    """Read a duration as Go's ``time.ParseDuration`` does and return seconds.
+
+    What is finer than a nanosecond is cut off, and a duration fits 64 bits of nanoseconds (292 years).
+    """
+    unsigned = text[1:] if text[:1] in {"+", "-"} else text
+    if unsigned == "0":
+        return 0.0
+    parts = _DURATION_PART.findall(unsigned)
+    if not parts or "".join(number + unit for number, unit in parts) != unsigned:
+        message = f"{text!r} is not a duration such as 30s, 1m30s or 500ms"
+        raise ValueError(message)
+    nanoseconds = sum(int(Decimal(number) * _NANOSECONDS[unit]) for number, unit in parts)
+    if nanoseconds >= 2**63:
+        message = f"{text!r} is longer than 292 years"
+        raise ValueError(message)
+    return (-nanoseconds if text[0] == "-" else nanoseconds) / 10**9
+
+
+def write_duration(seconds: float) -> str:
+    """Write seconds in the largest unit that leaves a whole number: ``24h``, ``90s``, ``500ms``."""
+    nanoseconds = round(seconds * 10**9)
+    if nanoseconds == 0:
+        return "0s"
+    unit = next(unit for unit in ("h", "m", "s", "ms", "us", "ns") if nanoseconds % _NANOSECONDS[unit] == 0)
+    return f"{nanoseconds // _NANOSECONDS[unit]}{unit}"
+
+
+def parse_strings(text: str) -> tuple[str, ...]:
+    """Read a list as pflag's stringSlice does: one record of comma-separated values, where quotes protect a comma."""
+    try:
+        return tuple(next(csv.reader([text], strict=True), ()))
+    except csv.Error as error:
+        message = f"{text!r} is not a list with commas: {error}"
+        raise ValueError(message) from None
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Read CIDR blocks with commas between them."""
+    return tuple(_network(item.strip()) for item in parse_strings(text))
+
+
+def _network(text: str) -> Network:
+    return _explained(parse_network, text, "a CIDR block such as 10.244.0.0/16 or fd00:10:244::/56")
+
+
+def _explained(parse: Callable[[str], T], text: str, what: str) -> T:
+    """Parse a text; what is not of its kind is told in words of ours, not of the parser's."""
+    try:
+        return parse(text)
+    except ValueError:
+        message = f"{text!r} is not {what}"
+        raise ValueError(message) from None
+
+
+def write_urls(urls: Sequence[str]) -> str:
+    """Write URLs with commas, for people."""
+    return without_credentials(write_list(urls))
+
+
+def write_list(values: Sequence[object]) -> str:
+    """Write a list with commas."""
+    return ",".join(map(str, values))
+
+
+def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
+    """Read ``A=true,B=false`` as component-base's ``MapStringBool`` does."""
+    return tuple(_gate(item) for item in text.split(",") if item)
+
+
+def _gate(text: str) -> tuple[str, bool]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        message = f"{text!r} is not NAME=true or NAME=false"
+        raise ValueError(message)
+    return name.strip(), parse_bool(value.strip())
+
+
+def write_gates(gates: Sequence[tuple[str, bool]]) -> str:
+    """Write ``A=true,B=false``."""
+    return ",".join(f"{name}={write_bool(value)}" for name, value in gates)
+
+
+def parse_address(text: str) -> bytes:
+    """Read an IP address and pack it."""
+    return _explained(parse_ip, text, "an IP address")
+
+
+def parse_listen_address(text: str, default_port: int) -> ListenAddress | None:
+    """Read ``IP:port``, ``[IPv6]:port`` or a bare IP; an empty text and port 0 mean no server."""
+    if not text:
+        return None
+    bracketed = re.fullmatch(r"\[(?P<ip>[^\]]*)\]:(?P<port>[0-9]{1,5})", text)
+    plain = re.fullmatch(r"(?P<ip>[^:\[\]]*):(?P<port>[0-9]{1,5})", text)
+    match = bracketed or plain
+    ip = parse_address(match["ip"] if match else text)
+    port = _port(match["port"]) if match else default_port
+    return ListenAddress(ip, port) if port else None
+
+
+def _port(text: str) -> int:
+    if int(text) >= 2**16:
+        message = f"{text} is not a port"
+        raise ValueError(message)
+    return int(text)
+
+
+def listen_address(default_port: int) -> Grammar[ListenAddress | None]:
+    """Return the grammar of a listen address whose port may be left out."""
+    return Grammar("IP:PORT", lambda text: parse_listen_address(text, default_port), lambda value: str(value or ""))
+
+
+class ListenSelector(NamedTuple):
+    """Where a server listens that does not know its addresses yet."""
+
+    where: Network | str
+    """A CIDR block, or the name of an interface: all its addresses in this network namespace."""
+    port: int
+
+    def __str__(self) -> str:
+        is_ipv6 = isinstance(self.where, Network) and self.where.family is Family.IPV6
+        return f"[{self.where}]:{self.port}" if is_ipv6 else f"{self.where}:{self.port}"
+
+
+_HOST_AND_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
+_LETTERS = re.compile(r"(?=.*[A-Za-z])[^\s/:]{1,15}")
+"""What may be the name of an interface, and no mistyped address: the kernel's dev_valid_name(), and one letter at least."""
+
+
+def parse_listen_selector(text: str, default_port: int) -> ListenAddress | ListenSelector | None:
+    """Read what `parse_listen_address` does, or a CIDR block or the name of an interface in place of the address."""
+    match = _HOST_AND_PORT.fullmatch(text)
+    host = (match["bracketed"] or match["plain"] or "") if match else text
+    if "/" in host:
+        where: Network | str = _network(host)
+    elif match and match["plain"] and host != "localhost" and _LETTERS.fullmatch(host):
+        where = host
+    else:
+        return parse_listen_address(text, default_port)
+    port = _port(match["port"]) if match and match["port"] else default_port
+    return ListenSelector(where, port) if port else None
+
+
+def listen_selector(default_port: int) -> Grammar[ListenAddress | ListenSelector | None]:
+    """Return the grammar of a listen address that may be a CIDR block or an interface."""
+    return Grammar(
+        "IP|CIDR|INTERFACE:PORT", lambda text: parse_listen_selector(text, default_port), lambda value: str(value or "")
+    )
+
+
+def one_of(kind: type[EnumT], *, empty: EnumT | None = None) -> Grammar[EnumT]:
+    """Return the grammar of a word out of an Enum's values.
+
+    Args:
+        kind: the words are its members' values, case counts.
+        empty: what an empty text means; None where it is an error.
+    """
+    words = [str(member.value) for member in kind]
+
+    def parse(text: str) -> EnumT:
+        if not text and empty is not None:
+            return empty
+        try:
+            return kind(text)
+        except ValueError:
+            close = get_close_matches(text.lower(), map(str.lower, words), n=1)
+            hint = next((f"; did you mean {word}?" for word in words if [word.lower()] == close), "")
+            message = f"{text!r} is not one of {', '.join(words)}{hint}"
+            raise ValueError(message) from None
+
+    return Grammar("|".join(words), parse, lambda member: str(member.value))
+
+
+SWITCH = Grammar("", parse_bool, write_bool)
+TEXT = Grammar("TEXT", str)
+PATH = Grammar("PATH", str)
+INT = Grammar("INT", parse_int32)
+COUNT = Grammar("INT", parse_uint32)
+FLOAT = Grammar("FLOAT", parse_float)
+DURATION = Grammar("DURATION", parse_duration, write_duration)
+ADDRESS = Grammar("IP", parse_address, ip_text)
+CIDRS = Grammar("CIDR,...", parse_networks, write_list)
+CIDRS_REPEATED = Grammar("CIDR,...", parse_networks, write_list, repeats=True)
+URL = Grammar("URL", str, without_credentials)
+URLS = Grammar("URL,...", parse_strings, write_urls, repeats=True)
+GATES = Grammar("NAME=BOOL,...", parse_gates, write_gates, repeats=True)

@@ -1,0 +1,79 @@
+"""What the user asked for, all things considered: flags over pyproxy's own file over kube-proxy's file over defaults.
+
+Law of this file: it puts together what others read. A command line is `cli`'s, a file `config.config_file`'s, a default
+and a limit `config`'s.
+"""
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pyproxy.config.config import OPTIONS, Config, ignored_warnings
+from pyproxy.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pyproxy.config.config_file import ConfigFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedSettings:
+    """A Config, and how it came about."""
+
+    config: Config
+    warnings: tuple[str, ...] = ()
+    """Of flags, and of fields in files, that change nothing."""
+    origins: Mapping[str, str]
+    """Attribute of Config to the flag, or ``FILE: FIELD``, that its value came from; all others are defaults."""
+    texts: dict[str, str]
+    """Path of each configuration file to its content when it was read."""
+
+    def origin(self, attribute: str) -> str:
+        """Return where a value came from, in words."""
+        return self.origins.get(attribute, "default")
+
+    def in_words(self) -> str:
+        """Return the mode, and where each setting that is not a default comes from, in one line."""
+        values_by_source: dict[str, list[str]] = {}
+        for attribute, origin in self.origins.items():
+            about, value = OPTIONS[attribute], getattr(self.config, attribute)
+            place, colon, name = origin.rpartition(": ")
+            if not colon or value != getattr(Config(), attribute):
+                text = "" if value is None else about.grammar.write(value)
+                values_by_source.setdefault(place or "flags", []).append(f"{name}={text}")
+        places = (f"{place}: {', '.join(settings)}" for place, settings in values_by_source.items())
+        return "; ".join((f"{self.config.proxy_mode.value} mode", *places, "all else is default"))
+
+
+def resolve_settings(given: Mapping[str, Any]) -> ResolvedSettings:
+    """Return what comes of flags and of the files that they name.
+
+    Args:
+        given: by attribute of Config, what flags say.
+
+    Raises:
+        ConfigError: see `Config` and `config.config_file`.
+    """
+    files: Sequence[ConfigFile] = ()
+    if given.get("config") or given.get("pyproxy_config"):
+        from pyproxy.config.config_file import read_files  # noqa: PLC0415  # YAML
+
+        files = read_files(given)
+    values = dict(ChainMap(dict(given), *(dict(file.values) for file in files)))
+    for server in ("metrics", "healthz"):
+        if values.get(f"{server}_port") == 0:
+            values[f"{server}_bind_address"] = None
+    try:
+        config = Config(**values)
+    except ConfigError as error:
+        message = str(error)
+        for file in files:
+            message = file.blamed(message)
+        raise ConfigError(message) from error
+    origins = {name: f"--{OPTIONS[name].flag}" for name in given}
+    for file in files:
+        origins |= file.origins()
+    warnings = (*ignored_warnings(given), *(warning for file in files for warning in file.warnings))
+    return ResolvedSettings(
+        config=config, warnings=warnings, origins=origins, texts={file.path: file.text for file in files}
+    )

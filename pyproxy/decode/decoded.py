@@ -1,0 +1,75 @@
+"""What decoding an object gives, and how the object is called in messages.
+
+Law of this file: what `decode_service`, `decode_slices` and `decode` share and nothing else.
+"""
+
+import re
+from sys import intern
+from typing import Generic, TypeVar
+
+from msgspec import Struct, ValidationError
+
+from pyproxy.decode import wire
+from pyproxy.decode.fields import Problems, is_label, read_label, shown
+from pyproxy.errors import DecodeError
+from pyproxy.model.names import NamespacedName
+
+T = TypeVar("T")
+
+CLUSTER_WIDE = frozenset({"Node", "ServiceCIDR"})
+"""The kinds whose objects are in no namespace."""
+
+DEFAULT_NAMESPACE = "default"
+
+_WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`", re.DOTALL)
+
+
+class Decoded(Struct, Generic[T], frozen=True, gc=False):
+    """What one API object came to."""
+
+    object: T | None
+    """None without a problem: none of ours (headless, ExternalName, another proxy's, host names for addresses)."""
+    problems: tuple[DecodeError, ...] = ()
+
+
+def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
+    """Return the unchecked name of a namespaced object; one without a namespace is in ``default``."""
+    metadata = metadata or wire.NO_METADATA
+    return NamespacedName(intern(metadata.namespace or DEFAULT_NAMESPACE), metadata.name or "")
+
+
+def cluster_wide_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
+    """Return the unchecked name of an object that is in no namespace."""
+    return NamespacedName("", (metadata or wire.NO_METADATA).name or "")
+
+
+def subject(kind: str, name: NamespacedName) -> str:
+    """Write what an object is, for example ``Service default/web``, harmless whatever its name is."""
+    return f"{kind} {shown(name.namespace)}/{shown(name.name)}" if name.namespace else f"{kind} {shown(name.name)}"
+
+
+def wrong_type(what: str, error: ValidationError) -> DecodeError:
+    """Turn msgspec's complaint about one object into ours; `what` is the object's `subject`."""
+    text = str(error)
+    match = _WRONG_TYPE.fullmatch(text)
+    path, reason = (match["path"], match["reason"]) if match else ("", text)
+    return DecodeError(what, path, reason.replace("`", "").replace(" | null", ""))
+
+
+def errors(kind: str, name: NamespacedName, problems: Problems) -> tuple[DecodeError, ...]:
+    """Turn the problems of one object into errors that name it."""
+    if not problems:
+        return ()
+    what = subject(kind, name)
+    return tuple(DecodeError(what, field, reason) for field, reason in problems)
+
+
+def is_usable(name: NamespacedName, problems: Problems) -> bool:
+    """Tell whether namespace and name are DNS-1123 labels, as a Service's have to be."""
+    is_ready_for = has_usable_namespace(name, problems)
+    return read_label(name.name, "metadata.name", problems) is not None and is_ready_for
+
+
+def has_usable_namespace(name: NamespacedName, problems: Problems) -> bool:
+    """Tell whether the namespace is a DNS-1123 label."""
+    return is_label(name.namespace) or read_label(name.namespace, "metadata.namespace", problems) is not None

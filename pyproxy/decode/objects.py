@@ -1,0 +1,78 @@
+"""API objects from the wire to the model, with kube-proxy's rules for what counts.
+
+Law of this file and of `decode_service` and `decode_slices`, which it speaks for: pure functions from a wire struct to
+`Decoded`; no I/O, no log, no memory between objects. Whatever is wrong costs the smallest unit that it touches (one
+address, one port, in the end the object) and one `DecodeError` that names the field; the good rest is used. What an
+API server would have refused or completed is said in the words of the field to set. Where no other reason is given,
+a rule is kube-proxy's.
+"""
+
+from pyproxy.decode import wire
+from pyproxy.decode.decoded import CLUSTER_WIDE, Decoded, cluster_wide_name, errors, object_name, subject, wrong_type
+from pyproxy.decode.fields import Problems, read_ip, read_networks, read_subdomain
+from pyproxy.decode.service import decode_service
+from pyproxy.decode.slices import decode_endpoint_slice, decode_endpoints
+from pyproxy.model.node import Node
+from pyproxy.model.service_cidr import ServiceCidr
+
+__all__ = [
+    "CLUSTER_WIDE",
+    "Decoded",
+    "cluster_wide_name",
+    "decode_endpoint_slice",
+    "decode_endpoints",
+    "decode_node",
+    "decode_service",
+    "decode_service_cidr",
+    "object_name",
+    "subject",
+    "wrong_type",
+]
+
+NODE_IP_TYPES = ("InternalIP", "ExternalIP")
+"""The types of address that count, the first ones first (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
+_TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
+"""On a Node that the cluster autoscaler drains, whatever its effect (``NodeEligible`` of
+``pkg/proxy/healthcheck/proxy_health.go``)."""
+
+
+def decode_node(node: wire.Node) -> Decoded[Node]:
+    """Reduce a Node to its addresses, pod ranges and zone, and whether it is to stay."""
+    metadata, spec = node.metadata or wire.NO_METADATA, node.spec or wire.NO_NODE_SPEC
+    problems: Problems = []
+    name = cluster_wide_name(metadata)
+    if read_subdomain(name.name, "metadata.name", problems) is None:
+        return Decoded(None, errors("Node", name, problems))
+    # The API server keeps podCIDR equal to podCIDRs[0]; a file may have only the first.
+    listed, field = (spec.pod_cidrs, "spec.podCIDRs") if spec.pod_cidrs else ([spec.pod_cidr or ""], "spec.podCIDR")
+    decoded = Node(
+        name=name.name,
+        ips=_node_ips(node.status or wire.NO_NODE_STATUS, problems),
+        pod_cidrs=read_networks([text for text in listed if text], field, problems),
+        zone=(metadata.labels or wire.NO_LABELS).zone or "",
+        is_eligible=not metadata.deletion_timestamp
+        and all(taint.key != _TO_BE_DELETED_TAINT for taint in spec.taints or ()),
+    )
+    return Decoded(decoded, errors("Node", name, problems))
+
+
+def decode_service_cidr(service_cidr: wire.ServiceCIDR) -> Decoded[ServiceCidr]:
+    """Reduce a ServiceCIDR to its ranges; one that is on its way out counts until it is gone."""
+    problems: Problems = []
+    name = cluster_wide_name(service_cidr.metadata)
+    if read_subdomain(name.name, "metadata.name", problems) is None:
+        return Decoded(None, errors("ServiceCIDR", name, problems))
+    cidrs = read_networks((service_cidr.spec or wire.NO_SERVICE_CIDR_SPEC).cidrs or (), "spec.cidrs", problems)
+    return Decoded(ServiceCidr(name, cidrs), errors("ServiceCIDR", name, problems))
+
+
+def _node_ips(status: wire.NodeStatus, problems: Problems) -> tuple[bytes, ...]:
+    """Return all InternalIPs, then all ExternalIPs, in the order of the status."""
+    addresses = list(enumerate(status.addresses or ()))
+    ips = [
+        read_ip(address.address or "", f"status.addresses[{index}].address", problems)
+        for address_type in NODE_IP_TYPES
+        for index, address in addresses
+        if address.type == address_type
+    ]
+    return tuple(dict.fromkeys(ip for ip in ips if ip is not None))

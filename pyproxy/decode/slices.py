@@ -1,0 +1,187 @@
+"""EndpointSlices and core/v1 Endpoints from the wire to the model. The law is that of `decode`."""
+
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from functools import lru_cache
+from sys import intern
+
+from msgspec import UNSET
+
+from pyproxy.decode import wire
+from pyproxy.decode.decoded import Decoded, errors, has_usable_namespace, is_usable, object_name
+from pyproxy.decode.fields import (
+    FieldErrors,
+    Problems,
+    plain_ip,
+    read_family,
+    read_ip,
+    read_label,
+    read_port,
+    read_protocol,
+    read_subdomain,
+)
+from pyproxy.model.address import Family, family_of
+from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
+from pyproxy.model.names import NamespacedName
+
+MOST_MIRRORED = 1000
+"""Addresses of core/v1 Endpoints with one port that get into EndpointSlices (``--mirroring-max-endpoints-per-subset``)."""
+HOST_NAMES = "FQDN"
+"""The ``addressType`` whose addresses are host names, which make no rules."""
+
+
+def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[EndpointSlice]:
+    """Reduce an EndpointSlice to its endpoints."""
+    metadata = endpoint_slice.metadata or wire.NO_METADATA
+    labels = metadata.labels or wire.NO_LABELS
+    if labels.headless is not UNSET or endpoint_slice.address_type == HOST_NAMES:
+        return Decoded(None)
+    problems: Problems = []
+    name = object_name(metadata)
+    owner = read_label(labels.service_name or "", "metadata.labels[kubernetes.io/service-name]", problems)
+    family = read_family(endpoint_slice.address_type, "addressType", problems)
+    if not _is_usable_slice(name, problems) or owner is None or family is None:
+        return Decoded(None, errors("EndpointSlice", name, problems))
+    decoded = EndpointSlice(
+        name,
+        NamespacedName(name.namespace, owner),
+        family,
+        _slice_ports(endpoint_slice.ports or (), "ports", problems),
+        _slice_endpoints(endpoint_slice.endpoints or (), family, problems),
+        _triggered_at(metadata.annotations),
+    )
+    return Decoded(decoded, errors("EndpointSlice", name, problems))
+
+
+def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, ...]]:
+    """Turn core/v1 Endpoints into one slice for each subset and family.
+
+    What a cluster mirrors to no EndpointSlice makes none here (``pkg/controller/endpointslicemirroring`` of Kubernetes
+    1.37), except that the conditions that lie in the Service are for the caller to check. The slices' names hold colons,
+    which the name of no API object can.
+    """
+    metadata = endpoints.metadata or wire.NO_METADATA
+    labels, annotations = metadata.labels or wire.NO_LABELS, metadata.annotations
+    is_lock = annotations is not None and annotations.leader is not UNSET
+    if labels.headless is not UNSET or labels.skip_mirror == "true" or is_lock:
+        return Decoded(None)
+    problems: Problems = []
+    name = object_name(metadata)
+    if not is_usable(name, problems):
+        return Decoded(None, errors("Endpoints", name, problems))
+    slices: list[EndpointSlice] = []
+    mirrored = Counter[SlicePort]()
+    for index, subset in enumerate(endpoints.subsets or ()):
+        ports = _slice_ports(subset.ports or (), f"subsets[{index}].ports", problems)
+        members = _subset_endpoints(subset, f"subsets[{index}]", problems)
+        # Subsets with the same port are one for the controller; ready addresses come first.
+        room = MOST_MIRRORED - max((mirrored[port] for port in ports), default=0)
+        if len(members) > room:
+            reason = (
+                f"only {MOST_MIRRORED} addresses of a port are used, as in a cluster; {len(members) - room} are not"
+            )
+            problems.append((f"subsets[{index}].addresses", reason))
+            members = members[:room]
+        mirrored.update(dict.fromkeys(ports, len(members)))
+        for family in Family:
+            slice_name = NamespacedName(name.namespace, f"endpoints:{name.name}:{index}:{family}")
+            of_family = tuple(member for member in members if family_of(member.ip) is family)
+            slices += [EndpointSlice(slice_name, name, family, ports, of_family)] if of_family else []
+    return Decoded(tuple(slices), errors("Endpoints", name, problems))
+
+
+def _triggered_at(annotations: wire.Annotations | None) -> float:
+    """Return when the change behind a slice was made, 0 if that is not said in a way that can be read: no path depends on it."""
+    text = annotations.last_change_trigger_time if annotations else None
+    if not text:
+        return 0.0
+    try:
+        moment = datetime.fromisoformat(text)
+        return moment.timestamp() if moment.tzinfo else 0.0
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _is_usable_slice(name: NamespacedName, problems: Problems) -> bool:
+    is_ready_for = has_usable_namespace(name, problems)
+    return read_subdomain(name.name, "metadata.name", problems) is not None and is_ready_for
+
+
+def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Problems) -> tuple[SlicePort, ...]:
+    """Return the ports that have a number; one without is ignored."""
+    ports: list[SlicePort] = []
+    for index, entry in enumerate(entries):
+        if not entry.port:
+            continue
+        port, wrong = _slice_port(entry.name or "", entry.protocol, entry.port)
+        if port is not None:
+            ports.append(port)
+        if wrong:
+            problems += [(f"{field}[{index}].{name}", reason) for name, reason in wrong]
+    return tuple(ports)
+
+
+# Thousands of slices have the same port: one copy of it, made once.
+@lru_cache(maxsize=1024)
+def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort | None, FieldErrors]:
+    """Return a port; an absent name is the empty one, as the API server makes it before kube-proxy sees it."""
+    problems: Problems = []
+    label = read_label(name, "name", problems) if name else ""
+    known = read_protocol(protocol, "protocol", problems)
+    port = read_port(number, "port", problems)
+    if label is None or known is None or port is None:
+        return None, tuple(problems)
+    return SlicePort(label, known, port), tuple(problems)
+
+
+def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems: Problems) -> tuple[SliceEndpoint, ...]:
+    """Return the endpoints that have an address; only the first one of each counts."""
+    endpoints: list[SliceEndpoint] = []
+    for index, entry in enumerate(entries):
+        if not entry.addresses:
+            continue
+        text = entry.addresses[0]
+        ip = plain_ip(text, family) or _odd_ip(text, family, f"endpoints[{index}].addresses[0]", problems)
+        if ip is not None:
+            endpoints.append(_slice_endpoint(entry, ip))
+    return tuple(endpoints)
+
+
+def _odd_ip(text: str, family: Family, field: str, problems: Problems) -> bytes | None:
+    ip = read_ip(text, field, problems)
+    if ip is None or family_of(ip) is family:
+        return ip
+    problems.append((field, f"{text} is not of addressType {family}"))
+    return None
+
+
+def _slice_endpoint(entry: wire.Endpoint, ip: bytes) -> SliceEndpoint:
+    """Fill in the conditions' defaults: absent ready or serving is true, absent terminating is false."""
+    conditions, hints = entry.conditions, entry.hints
+    return SliceEndpoint(
+        ip,
+        # Every node name stands in thousands of endpoints: keep one copy.
+        intern(entry.node_name or ""),
+        conditions is None or conditions.ready is not False,
+        conditions is None or conditions.serving is not False,
+        conditions is not None and conditions.terminating is True,
+        _hint_names(hints.for_zones) if hints else (),
+        _hint_names(hints.for_nodes) if hints else (),
+    )
+
+
+def _hint_names(hints: Iterable[wire.Hint] | None) -> tuple[str, ...]:
+    return tuple([intern(hint.name) for hint in hints if hint.name]) if hints else ()
+
+
+def _subset_endpoints(subset: wire.EndpointSubset, field: str, problems: Problems) -> list[SliceEndpoint]:
+    """Return the endpoints of both lists of a subset; only `ready` tells them apart, as in a mirrored slice."""
+    endpoints: list[SliceEndpoint] = []
+    groups = (("addresses", subset.addresses, True), ("notReadyAddresses", subset.not_ready_addresses, False))
+    for group, addresses, ready in groups:
+        for index, address in enumerate(addresses or ()):
+            ip = read_ip(address.ip or "", f"{field}.{group}[{index}].ip", problems)
+            if ip is not None:
+                endpoints.append(SliceEndpoint(ip, intern(address.node_name or ""), ready=ready))
+    return endpoints

@@ -1,1 +1,0 @@
-"""How flags are written, and those that belong together."""

@@ -1,0 +1,347 @@
+"""The Kubernetes API as a source: lists and watches become changes.
+
+Law of this file: what is heard is passed on at once and not kept; the tracker is the store. While the server is away
+nothing is passed on, so that the last good state stays; after that a list says what is gone. That the server is lost,
+why, and that it is back is logged once each, however often it is tried.
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+
+from pyproxy.decode import wire
+from pyproxy.errors import SourceError
+from pyproxy.kubeapi.events import EventHandler, EventSender
+from pyproxy.kubeapi.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
+from pyproxy.kubeapi.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
+from pyproxy.kubeapi.transport import OVERLOADED, FindAccess, HttpStatusError, Tell, Timing, Transport, UnreachableError
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.names import NamespacedName
+
+__all__ = ["ApiSource", "EventHandler", "EventSender", "Store", "Watched"]
+
+logger = logging.getLogger(__name__)
+
+Random = Callable[[], float]
+"""Gives a number in [0, 1)."""
+
+_EVENT = msgspec.json.Decoder(wire.WatchEvent)
+_BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
+_STATUS = msgspec.json.Decoder(wire.Status)
+_INVALID = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+"""How servers refuse to stream a list: old ones forbid a ``resourceVersionMatch`` in a watch."""
+_ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
+_TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
+"""About a minute: a server that starts has some resources later than others, and roles, too."""
+_ABSENCE_SECONDS = 300.0
+_MOST_REASONS = 20
+"""That are logged while the API server is lost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """Whoever keeps the objects."""
+
+    deliver: Callable[[ObjectChange], None]
+    """Called in the event loop with each change; the first one of each kind is a `Replaced`."""
+    last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None
+    """Gives what is kept of an object, or None: asked when a list has it in a form that cannot be decoded."""
+    watched: Callable[[Kind, str], None] = lambda _kind, _reason: None
+    """Told, again and again, why changes of a kind do not arrive; with an empty reason, that they do."""
+    requested: Tell = lambda _: None
+    """Told of each request."""
+    events: EventSender | None = None
+    """What it has to tell the API server."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watched:
+    """What is watched beside Services and EndpointSlices."""
+
+    node_name: str
+    """The Node with this name."""
+    service_cidrs: Awaitable[bool]
+    """Says whether ServiceCIDRs are, as soon as that is known."""
+    proxy_name: str = ""
+    """Which Services; see `decode_service`."""
+
+
+class ApiSource:
+    """Services, EndpointSlices and more of a cluster; `find_access` is not called before `run`."""
+
+    def __init__(
+        self,
+        find_access: FindAccess,
+        watched: Watched,
+        store: Store,
+        *,
+        timing: Timing | None = None,
+        random: Random = random.random,
+    ) -> None:
+        self._transport = Transport(find_access, timing or Timing(), store.requested)
+        self._resources = (services(watched.proxy_name), endpoint_slices(), node(watched.node_name))
+        self._wants_service_cidrs = watched.service_cidrs
+        self._store = store
+        self._random = random
+        self._availability = Availability(store.watched)
+
+    async def run(self) -> None:
+        """Deliver changes until cancelled.
+
+        Raises:
+            ConfigError: the configuration cannot work, says `find_access`.
+        """
+        async with self._transport:
+            await self._find_server()
+            async with asyncio.TaskGroup() as group:
+                for resource in self._resources:
+                    self._watch(resource, group)
+                if self._store.events is not None:
+                    group.create_task(self._store.events.run(self._transport), name="events")
+                if await self._wants_service_cidrs:
+                    self._watch(service_cidrs(), group)
+
+    def _watch(self, resource: Resource[Any], group: asyncio.TaskGroup) -> None:
+        watcher = Watcher(resource, self._transport, self._store, self._availability, self._random)
+        group.create_task(watcher.run(), name=f"watch {resource.path}")
+
+    async def _find_server(self) -> None:
+        """Ask for server and credentials until they are there; an exec plugin may need what is not up yet."""
+        failures = 0
+        while True:
+            try:
+                access = await self._transport.access()
+            except SourceError as error:
+                failures += 1
+                self._availability.lose(Kind.NODE, str(error), _now())
+                await asyncio.sleep(delay_seconds(failures, self._random()))
+            else:
+                logger.info("API server: %s", ", else ".join(server.name for server in access.servers))
+                return
+
+
+class Availability:
+    """Which kinds are cut off from the API server; says so once."""
+
+    def __init__(self, told: Callable[[Kind, str], None]) -> None:
+        self._told = told
+        self._lost: set[Kind] = set()
+        self._lost_at = 0.0
+        self._reasons: set[str] = set()
+
+    def lose(self, kind: Kind, reason: str, now: float) -> None:
+        """Take note that a kind is not to be had; each reason is logged once until all kinds are back, if not too many."""
+        if not self._lost:
+            self._lost_at = now
+        self._lost.add(kind)
+        self._told(kind, reason)
+        if reason not in self._reasons:
+            if len(self._reasons) >= _MOST_REASONS:  # such as answers that have a time in them
+                return
+            self._reasons.add(reason)
+            logger.warning("API server lost, the last good state is kept: %s", reason)
+
+    def regain(self, kind: Kind, server: str, now: float) -> None:
+        """Take note that a kind is watched, and at which server."""
+        self._told(kind, "")
+        if kind not in self._lost:
+            return
+        self._lost.remove(kind)
+        if not self._lost:
+            self._reasons.clear()
+            logger.info("API server is back after %.1f s: %s", now - self._lost_at, server)
+
+
+class BadObjects:
+    """Which objects of a kind have problems; says so once for each version of an object."""
+
+    def __init__(self) -> None:
+        self._versions: dict[NamespacedName, str] = {}
+
+    def note(self, item: Item) -> None:
+        """Log the problems of an object, unless this version of it was noted before."""
+        if not item.problems:
+            self.forget(item.name)
+        elif self._versions.get(item.name) != item.resource_version:
+            self._versions[item.name] = item.resource_version
+            for problem in item.problems:
+                logger.warning("%s%s", problem, "; its last good version, if any, stays" if item.is_undecodable else "")
+
+    def forget(self, name: NamespacedName) -> None:
+        """Take note that an object is good, or gone."""
+        self._versions.pop(name, None)
+
+    def forget_all_but(self, names: Collection[NamespacedName]) -> None:
+        """Take note that all other objects are good, or gone."""
+        self._versions = {name: version for name, version in self._versions.items() if name in names}
+
+
+@dataclass(slots=True)
+class Watcher:
+    """Lists and watches one resource."""
+
+    resource: Resource[Any]
+    transport: Transport
+    store: Store
+    availability: Availability
+    random: Random
+    _reflector: Reflector = field(default_factory=Reflector, init=False)
+    _bad: BadObjects = field(default_factory=BadObjects, init=False)
+    _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
+    """What the pages of the present list had so far; None for what is not kept."""
+    _is_absent: bool = field(default=False, init=False)
+    """Whether the server has last refused a resource that may be absent."""
+
+    async def run(self) -> None:
+        """Deliver changes until cancelled."""
+        while True:
+            delay = await self._step()
+            await asyncio.sleep(delay)
+
+    async def _step(self) -> float:
+        """Make one request and return how many seconds to wait before the next one."""
+        try:
+            match self._reflector.request:
+                case ListPage() as request:
+                    return await self._list(request)
+                case Stream() | Watch() as request:
+                    return await self._watch(request)
+        except HttpStatusError as error:
+            return self._refused(error)
+        except UnreachableError as error:
+            self._lose(str(error))
+            return self._reflector.failed(_now(), self.random())
+        except SourceError as error:
+            self._lose(str(error))
+            return self._reflector.refused(_now(), self.random())
+
+    async def _list(self, request: ListPage) -> float:
+        query = {"limit": str(request.limit)} if request.limit else {}
+        if request.continue_token:
+            query["continue"] = request.continue_token
+        else:
+            self._listed.clear()
+        page = self.resource.decode_page(await self.transport.body(self.resource.path, self.resource.selectors | query))
+        for item in page.items:
+            self._collect(item)
+        if self._reflector.page_listed(page.resource_version, page.continue_token):
+            self._deliver_list()
+        return 0.0
+
+    def _collect(self, item: Item) -> None:
+        self._bad.note(item)
+        kept = self.store.last_good(self.resource.kind, item.name) if item.is_undecodable else item.object
+        self._listed[item.name] = kept
+
+    def _deliver_list(self) -> None:
+        self._bad.forget_all_but(self._listed.keys())
+        objects = tuple(item for item in self._listed.values() if item is not None)
+        self._listed = {}
+        self.store.deliver(Replaced(self.resource.kind, objects))
+
+    async def _watch(self, request: Stream | Watch) -> float:
+        query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(watch_seconds(self.random()))}
+        if isinstance(request, Watch):
+            query["resourceVersion"] = request.resource_version
+        else:
+            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
+            self._listed.clear()
+        async with self.transport.lines(self.resource.path, self.resource.selectors | query) as lines:
+            self._reflector.watch_opened(_now())
+            self._is_absent = False
+            self.availability.regain(self.resource.kind, self.transport.server, _now())
+            while batch := await lines.read():
+                for line in batch:
+                    self._take(line)
+        return self._reflector.watch_ended(_now(), self.random())
+
+    def _take(self, line: bytes) -> None:
+        try:
+            event = _EVENT.decode(line)
+            if event.type == wire.ERROR:
+                status = _STATUS.decode(event.object)
+                raise HttpStatusError(status.code or 0, status.message or status.reason or event.type)
+            if isinstance(self._reflector.request, Stream):
+                self._take_initial(event)
+            else:
+                self._reflector.observed(self._take_event(event))
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            message = f"{self.resource.path}: a line of the watch is no event: {error}"
+            raise SourceError(message) from error
+
+    def _take_initial(self, event: wire.WatchEvent) -> None:
+        """Take an event of a stream that is not complete; it may change already what it gave before."""
+        if event.type == wire.BOOKMARK:
+            bookmark = _BOOKMARK.decode(event.object)
+            if not bookmark.ends_initial_events:
+                raise HttpStatusError(HTTPStatus.BAD_REQUEST, "the server watches without the initial events")
+            self._reflector.stream_completed(bookmark.resource_version)
+            self._deliver_list()
+        elif event.type == wire.DELETED:
+            self._listed.pop(self.resource.identify(event.object)[0], None)
+        else:
+            self._collect(self.resource.decode_object(event.object))
+
+    def _take_event(self, event: wire.WatchEvent) -> str:
+        """Deliver what an event says, and return the resource version that it brings us to."""
+        if event.type == wire.BOOKMARK:
+            return _BOOKMARK.decode(event.object).resource_version
+        if event.type == wire.DELETED:
+            name, resource_version = self.resource.identify(event.object)
+            self._bad.forget(name)
+            self.store.deliver(Removed(self.resource.kind, name))
+            return resource_version
+        item = self.resource.decode_object(event.object)
+        self._bad.note(item)
+        if item.object is not None:
+            self.store.deliver(Put(item.object))
+        elif not item.problems and event.type == wire.MODIFIED:
+            self.store.deliver(Removed(self.resource.kind, item.name))  # it was one of ours
+        return item.resource_version
+
+    def _refused(self, error: HttpStatusError) -> float:
+        if error.status == HTTPStatus.GONE:
+            logger.debug("%s: %s", self.resource.path, error)
+            return self._reflector.expired(_now(), self.random())
+        if error.status in _INVALID and isinstance(self._reflector.request, Stream):
+            logger.debug("%s: listed in pages: %s", self.resource.path, error)
+            self._reflector.stream_unsupported()
+            return 0.0
+        if error.status == HTTPStatus.BAD_REQUEST and self.resource.drop_field_selector():
+            logger.info("%s: listed without a field selector: %s", self.resource.path, error)
+            return 0.0
+        if error.status in _ABSENT and self.resource.may_be_absent:
+            return self._absent(error)
+        if error.status in OVERLOADED or error.status == HTTPStatus.UNAUTHORIZED:
+            self._lose(str(error))
+            return self._reflector.failed(_now(), self.random(), error.retry_after_seconds)
+        self._lose(self._refusal(error))
+        return self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
+
+    def _refusal(self, error: HttpStatusError) -> str:
+        wanted = f"; it needs a role with {self.resource.permission}" if error.status == HTTPStatus.FORBIDDEN else ""
+        return f"{self.resource.path}: {error}{wanted}"
+
+    def _absent(self, error: HttpStatusError) -> float:
+        """Go on as if there were no object, which is no loss; a refused watch says nothing before the next list does."""
+        self.availability.regain(self.resource.kind, self.transport.server, _now())
+        if not (self._is_absent or isinstance(self._reflector.request, Watch)):
+            self._is_absent = True
+            level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO
+            logger.log(level, "done without, and tried again now and then: %s", self._refusal(error))
+            self.store.deliver(Replaced(self.resource.kind, ()))
+        delay = self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
+        return delay if self._reflector.failures <= _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST else _ABSENCE_SECONDS
+
+    def _lose(self, reason: str) -> None:
+        self.availability.lose(self.resource.kind, reason, _now())
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

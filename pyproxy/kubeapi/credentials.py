@@ -1,0 +1,112 @@
+"""What files do not say: tokens of exec plugins and identity providers, and proxies of the environment.
+
+Law of this file: the only one that imports `kubernetes`, and a program of its own (see `load_access`); the agent never
+imports it. Everything here may block.
+
+The package reads the files that a kubeconfig names once (37.0.2), so the `Access` keeps their paths.
+"""
+
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+from kubernetes.client import Configuration
+from kubernetes.client.rest import should_bypass_proxies
+from kubernetes.config import ConfigException, kube_config
+
+from pyproxy.errors import ConfigError, SourceError
+from pyproxy.kubeapi.access import Access, AccessSettings, Pem, Server
+from pyproxy.kubeapi.kubeconfig import CONFIG_ERROR_STATUS, SOURCE_ERROR_STATUS, checked_url, naming, read_settings
+
+# The package says that it is typed, and this module is not.
+_kube_config: Any = kube_config
+
+
+def main() -> int:
+    """Answer the settings on standard input with an `Access`, or with a message and a status that says whose fault."""
+    try:
+        access = read_access(msgspec.json.decode(sys.stdin.buffer.read(), type=AccessSettings))
+    except (ConfigError, SourceError) as error:
+        sys.stdout.write(str(error))
+        return CONFIG_ERROR_STATUS if isinstance(error, ConfigError) else SOURCE_ERROR_STATUS
+    sys.stdout.buffer.write(msgspec.json.encode(access))
+    return 0
+
+
+def read_access(settings: AccessSettings) -> Access:
+    """Find the API server and our credentials.
+
+    Raises:
+        ConfigError: the configuration cannot work; the message names file and field.
+        SourceError: an exec plugin failed.
+    """
+    found = read_settings(settings)
+    access = replace(found.access, servers=tuple(map(_through_proxy, found.access.servers)))
+    if not found.plugin and not found.asks_provider:
+        return access
+    with naming(f"kubeconfig {settings.kubeconfig}"):
+        try:
+            return _authenticated(access, settings.kubeconfig, found.plugin)
+        except ConfigException as error:
+            raise ConfigError(str(error)) from error
+
+
+def _authenticated(access: Access, path: str, plugin: str) -> Access:
+    """Let the package find the token, run the exec plugin or ask the identity provider."""
+    configuration = Configuration()
+    with tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
+        loader = _loader(path, folder)
+        loader.load_and_set(configuration)
+        expiry = getattr(loader, "expiry", None)
+        authorization = configuration.api_key.get("BearerToken", "").strip()
+        access = replace(access, authorization=authorization, expires_at=expiry.timestamp() if expiry else None)
+        if not plugin or authorization or access.token_file:
+            return access
+        if access.certificate or not configuration.cert_file or not configuration.key_file:
+            # The package has logged why, which went to standard error, and goes on without credentials.
+            message = f"kubeconfig {path}: exec plugin {plugin} gave no credentials"
+            raise SourceError(message)
+        certificate, key = Path(configuration.cert_file), Path(configuration.key_file)
+        return replace(access, certificate=Pem(content=certificate.read_bytes()), key=Pem(content=key.read_bytes()))
+
+
+def _loader(path: str, folder: str) -> Any:  # noqa: ANN401  # see `_kube_config`
+    """Return the package's reader of a kubeconfig, which puts what it has to write into a folder.
+
+    It takes neither nulls nor a context without a cluster (client-go does, with ``--master``), so it gets a copy where
+    there are any; only without a copy can it write a token that it renewed back into the kubeconfig.
+    """
+    tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    copy = _without_nulls(tree)
+    copy.setdefault("clusters", [])
+    context = next(each["context"] for each in copy["contexts"] if each.get("name", "") == copy["current-context"])
+    cluster = context.setdefault("cluster", "")
+    if not any(each.get("name", "") == cluster for each in copy["clusters"]):
+        copy["clusters"].append({"name": cluster, "cluster": {}})
+    if copy != tree:
+        return _kube_config.KubeConfigLoader(copy, None, None, str(Path(path).parent.absolute()), None, folder)
+    merger = _kube_config.KubeConfigMerger(path)
+    return _kube_config.KubeConfigLoader(merger.config, None, None, None, merger.save_changes, folder)
+
+
+def _without_nulls(tree: Any) -> Any:  # noqa: ANN401  # YAML
+    match tree:
+        case dict():
+            return {key: _without_nulls(value) for key, value in tree.items() if value is not None}
+        case list():
+            return [_without_nulls(value) for value in tree if value is not None]
+        case _:
+            return tree
+
+
+def _through_proxy(server: Server) -> Server:
+    """Return a server with the proxy that HTTPS_PROXY and NO_PROXY say, unless the kubeconfig names one."""
+    configuration = Configuration(host=server.url)
+    proxy = configuration.proxy
+    if server.proxy or not proxy or should_bypass_proxies(server.url, configuration.no_proxy or ""):
+        return server
+    return Server(server.url, checked_url(proxy if "://" in proxy else f"http://{proxy}", "proxy of the environment"))

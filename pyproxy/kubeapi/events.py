@@ -1,0 +1,183 @@
+"""Log lines that become Events (``events.k8s.io/v1``) of Nodes and Services, for ``kubectl describe`` and its like.
+
+Law of this file: best effort. Nothing waits for an Event and nothing fails by one: there is a queue of limited length, a
+limit of rate, a few tries, and then it is dropped. What the API server refuses is said once. Not kube-proxy's recorder,
+but its Events: regarding, reason, type and note are where its are.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from pyproxy.decode import wire
+from pyproxy.errors import SourceError
+from pyproxy.kubeapi.transport import OVERLOADED, HttpStatusError, Transport
+from pyproxy.model.event import Event
+
+logger = logging.getLogger(__name__)
+
+CONTROLLER = "pyproxy"
+MOST_WAITING = 50
+"""Events that wait to be sent; what comes beyond is dropped, so that the first cause is told."""
+BURST = 10
+SECONDS_PER_EVENT = 6.0
+"""On average, after a burst."""
+_RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
+_LONGEST_NOTE_BYTES = 1024
+"""What the API server takes (``pkg/apis/core/validation/events.go``)."""
+_LONGEST_NAME = 200
+_NODES_NAMESPACE = "default"
+"""Where Events about what has no namespace stand."""
+_PASSING = OVERLOADED | {HTTPStatus.UNAUTHORIZED}
+"""Refusals that may be over with the next try."""
+_LIST = msgspec.json.Decoder(wire.ObjectList[wire.Header])
+
+
+@dataclass(frozen=True, slots=True)
+class PendingEvent:
+    """An Event that is to be sent."""
+
+    event: Event
+    text: str
+    is_warning: bool
+    at: datetime
+
+
+class EventHandler(logging.Handler):
+    """Takes log lines that are to be Events; from any thread, at once, and without a word about those it drops.
+
+    Args:
+        loop: in which Events are sent.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(logging.INFO)
+        self._loop = loop
+        self._waiting: deque[PendingEvent] = deque()
+        self._arrived = asyncio.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line."""
+        event = getattr(record, "event", None)
+        if not isinstance(event, Event) or self._loop.is_closed():
+            return
+        at = datetime.fromtimestamp(record.created, UTC)
+        note = PendingEvent(event, record.getMessage(), record.levelno >= logging.WARNING, at)
+        self._loop.call_soon_threadsafe(self._take, note)
+
+    def _take(self, note: PendingEvent) -> None:
+        if len(self._waiting) < MOST_WAITING:
+            self._waiting.append(note)
+            self._arrived.set()
+
+    async def next(self) -> PendingEvent:
+        """Return the line that waits for the longest time; wait for one."""
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+
+@dataclass(slots=True)
+class EventSender:
+    """Sends what a handler takes."""
+
+    handler: EventHandler
+    node_name: str
+    retry_seconds: tuple[float, ...] = _RETRY_SECONDS
+    """Pauses between tries."""
+    seconds_per_event: float = SECONDS_PER_EVENT
+    _budget: float = field(default=BURST, init=False)
+    _budget_at: float = field(default=0.0, init=False)
+    _said: set[int] = field(default_factory=set, init=False)
+    """Statuses of refusals that were logged."""
+
+    async def run(self, transport: Transport) -> None:
+        """Send until cancelled."""
+        while True:
+            note = await self.handler.next()
+            await self._wait_for_budget()
+            await self._send(transport, note)
+
+    async def _wait_for_budget(self) -> None:
+        now = asyncio.get_running_loop().time()
+        earned = (now - self._budget_at) / self.seconds_per_event if self._budget_at else 0.0
+        self._budget, self._budget_at = min(BURST, self._budget + earned) - 1, now
+        if self._budget < 0:
+            await asyncio.sleep(-self._budget * self.seconds_per_event)
+
+    async def _send(self, transport: Transport, note: PendingEvent) -> None:
+        for pause in (*self.retry_seconds, None):
+            try:
+                body = event_object(note, self.node_name, await self._uid(transport, note.event))
+                await transport.post(_path(body["metadata"]["namespace"]), msgspec.json.encode(body))
+            except SourceError as error:
+                if isinstance(error, HttpStatusError) and error.status not in _PASSING:
+                    self._say_refused(error)
+                    return
+                logger.debug("event %s of %s: %s", note.event.reason, note.event.name, error)
+            else:
+                return
+            if pause is not None:
+                await asyncio.sleep(pause)
+
+    def _say_refused(self, error: HttpStatusError) -> None:
+        if error.status in self._said:
+            return
+        self._said.add(error.status)
+        rule = 'it needs a role with apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
+        wanted = f"; {rule}" if error.status == HTTPStatus.FORBIDDEN else ""
+        logger.warning("an Event was refused, and is not sent again: %s%s", error, wanted)
+
+    async def _uid(self, transport: Transport, event: Event) -> str:
+        """Return the uid that ``kubectl describe`` looks for: of a Node its name, as the kubelet and kube-proxy have it."""
+        if event.kind == "Node":
+            return event.name.name
+        path = f"/api/v1/namespaces/{quote(event.name.namespace)}/services"
+        answer = await transport.body(path, {"fieldSelector": f"metadata.name={event.name.name}"})
+        try:
+            found = _LIST.decode(answer).items or []
+        except msgspec.MsgspecError:
+            return ""
+        return next((item.metadata.uid or "" for item in found if item.metadata), "")
+
+
+def _path(namespace: str) -> str:
+    return f"/apis/events.k8s.io/v1/namespaces/{quote(namespace)}/events"
+
+
+def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]:
+    """Return an Event as the API has it."""
+    event = note.event
+    regarding: Mapping[str, str] = {
+        "apiVersion": "v1",
+        "kind": event.kind,
+        "name": event.name.name,
+        "namespace": event.name.namespace,
+        "uid": uid,
+    }
+    return {
+        "apiVersion": "events.k8s.io/v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{event.name.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}",
+            "namespace": event.name.namespace or _NODES_NAMESPACE,
+        },
+        "eventTime": note.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
+        "type": "Warning" if note.is_warning else "Normal",
+        "reason": event.reason,
+        "action": event.action,
+        "note": note.text.encode()[:_LONGEST_NOTE_BYTES].decode(errors="ignore"),
+        "regarding": {name: value for name, value in regarding.items() if value},
+        "reportingController": CONTROLLER,
+        "reportingInstance": f"{CONTROLLER}-{node_name}"[:128],
+    }

@@ -1,0 +1,193 @@
+"""What is watched: path and selectors of a resource of the API, and its bytes to items.
+
+Law of this file: pure. An object that cannot be decoded is an item with problems, never an exception. A page is decoded
+whole, and object by object only if that fails, so that one bad object costs its own loss and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from pyproxy.decode import wire
+from pyproxy.decode.objects import (
+    CLUSTER_WIDE,
+    Decoded,
+    cluster_wide_name,
+    decode_endpoint_slice,
+    decode_node,
+    decode_service,
+    decode_service_cidr,
+    object_name,
+    subject,
+    wrong_type,
+)
+from pyproxy.errors import DecodeError, SourceError
+from pyproxy.model.change import Kind, Object
+from pyproxy.model.names import NamespacedName
+
+W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
+
+_RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
+_HEADER = msgspec.json.Decoder(wire.Header)
+_BAD_OBJECT = (msgspec.ValidationError, UnicodeDecodeError)
+"""What msgspec raises for JSON that is none of ours; bytes that are no UTF-8 show only where a text is built of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One object of a list or an event."""
+
+    name: NamespacedName
+    resource_version: str
+    """Empty where not even the metadata can be decoded."""
+    object: Object | None
+    """None without a problem: none of ours."""
+    problems: tuple[DecodeError, ...] = ()
+
+    @property
+    def is_undecodable(self) -> bool:
+        """Tell whether the object is one of ours, probably, and nothing of it can be used."""
+        return self.object is None and bool(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectPage:
+    """A part of a list."""
+
+    resource_version: str
+    continue_token: str
+    """Empty on the last page."""
+    items: list[Item]
+
+
+class Resource(Generic[W]):
+    """A resource of the API as it is watched."""
+
+    def __init__(
+        self,
+        kind: Kind,
+        path: str,
+        selectors: dict[str, str],
+        shapes: tuple[type[W], type[wire.ObjectList[W]]],
+        decode: Callable[[W], Decoded[Any]],
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        """Of the collection, in all namespaces."""
+        self.selectors = selectors
+        """The query's ``labelSelector`` and ``fieldSelector``."""
+        self._object: msgspec.json.Decoder[W] = msgspec.json.Decoder(shapes[0])
+        self._page: msgspec.json.Decoder[wire.ObjectList[W]] = msgspec.json.Decoder(shapes[1])
+        self._decode: Callable[[W], Decoded[Any]] = decode
+
+    def drop_field_selector(self) -> bool:
+        """Do without the field selector of a resource that is right without it too; tell whether it had one.
+
+        Older servers know no field of a Service but its name. What comes more without it is decoded to nothing.
+        """
+        return self.kind is Kind.SERVICE and self.selectors.pop("fieldSelector", None) is not None
+
+    @property
+    def may_be_absent(self) -> bool:
+        """Tell whether an agent does without the resource where the server has it not, or not for the agent."""
+        return self.kind is Kind.SERVICE_CIDR
+
+    @property
+    def permission(self) -> str:
+        """Return the rule of a role that lets an agent watch this, as kubectl and manifests spell it."""
+        *group, _, plural = self.path.removeprefix("/apis/").removeprefix("/api/").split("/")
+        return f'apiGroups: ["{"".join(group)}"], resources: ["{plural}"], verbs: ["list", "watch"]'
+
+    def decode_page(self, body: bytes) -> ObjectPage:
+        """Decode a part of a list.
+
+        Raises:
+            SourceError: the body is no list.
+        """
+        try:
+            page = self._page.decode(body)
+            return _page(page.metadata, [self._item(item) for item in page.items or ()])
+        except _BAD_OBJECT:
+            return self._decode_singly(body)
+        except msgspec.DecodeError as error:
+            message = f"{self.path}: the answer is no JSON: {error}"
+            raise SourceError(message) from error
+
+    def decode_object(self, raw: msgspec.Raw) -> Item:
+        """Decode one object."""
+        try:
+            return self._item(self._object.decode(raw))
+        except _BAD_OBJECT as error:
+            name, resource_version = self.identify(raw)
+            return Item(name, resource_version, None, (_problem(subject(self.kind.value, name), error),))
+
+    def identify(self, raw: msgspec.Raw) -> tuple[NamespacedName, str]:
+        """Return name and resource version of an object, whatever else is in it; empty ones if these are bad too."""
+        try:
+            metadata = _HEADER.decode(raw).metadata or wire.NO_METADATA
+        except _BAD_OBJECT:
+            metadata = wire.NO_METADATA
+        return self._name(metadata), metadata.resource_version or ""
+
+    def _decode_singly(self, body: bytes) -> ObjectPage:
+        try:
+            page = _RAW_PAGE.decode(body)
+        except _BAD_OBJECT as error:
+            message = f"{self.path}: the answer is no list: {error}"
+            raise SourceError(message) from error
+        return _page(page.metadata, [self.decode_object(item) for item in page.items or ()])
+
+    def _item(self, item: W) -> Item:
+        decoded = self._decode(item)
+        metadata = item.metadata or wire.NO_METADATA
+        return Item(self._name(metadata), metadata.resource_version or "", decoded.object, decoded.problems)
+
+    def _name(self, metadata: wire.ObjectMeta) -> NamespacedName:
+        return cluster_wide_name(metadata) if self.kind.value in CLUSTER_WIDE else object_name(metadata)
+
+
+def _problem(what: str, error: msgspec.ValidationError | UnicodeDecodeError) -> DecodeError:
+    return wrong_type(what, error) if isinstance(error, msgspec.ValidationError) else DecodeError(what, "", str(error))
+
+
+def _page(metadata: wire.ListMeta | None, items: list[Item]) -> ObjectPage:
+    metadata = metadata or wire.NO_LIST_METADATA
+    return ObjectPage(metadata.resource_version or "", metadata.continue_token or "", items)
+
+
+def services(proxy_name: str = "") -> Resource[wire.Service]:
+    """Return the Services that have a packet path; a server that does not know the field selector gets none.
+
+    Args:
+        proxy_name: see `decode_service`.
+    """
+    label = "service.kubernetes.io/service-proxy-name"
+    labels = f"{label}={proxy_name}" if proxy_name else f"!{label}"
+    selectors = {"labelSelector": labels, "fieldSelector": "spec.clusterIP!=None"}
+    shapes = wire.Service, wire.ObjectList[wire.Service]
+    decode = partial(decode_service, proxy_name=proxy_name)
+    return Resource(Kind.SERVICE, "/api/v1/services", selectors, shapes, decode)
+
+
+def endpoint_slices() -> Resource[wire.EndpointSlice]:
+    """Return all EndpointSlices but those of headless Services."""
+    selectors = {"labelSelector": "!service.kubernetes.io/headless"}
+    shapes = wire.EndpointSlice, wire.ObjectList[wire.EndpointSlice]
+    path = "/apis/discovery.k8s.io/v1/endpointslices"
+    return Resource(Kind.ENDPOINT_SLICE, path, selectors, shapes, decode_endpoint_slice)
+
+
+def node(name: str) -> Resource[wire.Node]:
+    """Return one Node."""
+    shapes = wire.Node, wire.ObjectList[wire.Node]
+    return Resource(Kind.NODE, "/api/v1/nodes", {"fieldSelector": f"metadata.name={name}"}, shapes, decode_node)
+
+
+def service_cidrs() -> Resource[wire.ServiceCIDR]:
+    """Return where cluster IPs come from; servers before Kubernetes 1.33 have it not, or only as a beta."""
+    shapes = wire.ServiceCIDR, wire.ObjectList[wire.ServiceCIDR]
+    path = "/apis/networking.k8s.io/v1/servicecidrs"
+    return Resource(Kind.SERVICE_CIDR, path, {}, shapes, decode_service_cidr)

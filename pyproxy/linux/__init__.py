@@ -1,0 +1,1 @@
+"""What all backends use of the kernel: netlink, conntrack, sysctl, addresses, running a command."""

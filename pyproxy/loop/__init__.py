@@ -1,1 +1,0 @@
-"""The agent: the only package that knows all the others."""

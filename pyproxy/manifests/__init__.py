@@ -1,0 +1,1 @@
+"""Kubernetes objects from YAML and JSON files, and following changes of these."""

@@ -1,0 +1,1 @@
+"""This node: its name, its addresses, and which traffic is local."""

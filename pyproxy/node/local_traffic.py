@@ -1,0 +1,162 @@
+"""From configuration and Node to what a backend depends on: whose packets are pods', where node ports answer."""
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import TypeVar
+
+from pyproxy.config.config import Config, NodePortAddresses, ProxyMode
+from pyproxy.model.address import Family, Network, family_of, parse_ip
+from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
+from pyproxy.node.context import FamilySettings, NodeContext
+
+logger = logging.getLogger(__name__)
+
+SettingsT = TypeVar("SettingsT", bound=FamilySettings)
+
+_LOOPBACK = {
+    Family.IPV4: Network(parse_ip("127.0.0.0"), 8),
+    Family.IPV6: Network(parse_ip("::1"), 128),
+}
+
+
+def family_settings(kind: type[SettingsT], config: Config, family: Family, context: NodeContext) -> SettingsT:
+    """Derive a mode's settings as far as they are the same in every mode; the mode's own are left at their defaults."""
+    return kind(
+        family=family,
+        masquerade_mark=1 << config.iptables_masquerade_bit,
+        masquerade_all=config.masquerade_all,
+        local_traffic=local_traffic(config, context.node, family),
+    )
+
+
+def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | None:
+    """Return how to tell a pod's packet; None if the configuration has nothing to tell it by."""
+    match config.detect_local_mode:
+        case DetectLocalMode.BRIDGE_INTERFACE:
+            return LocalTraffic(interface=config.pod_bridge_interface)
+        case DetectLocalMode.INTERFACE_NAME_PREFIX:
+            return LocalTraffic(interface_prefix=config.pod_interface_name_prefix)
+        case DetectLocalMode.NODE_CIDR:
+            cidr = node.pod_cidr(family)
+        case DetectLocalMode.CLUSTER_CIDR:
+            cidr = next((block for block in config.cluster_cidr if block.family is family), None)
+    return LocalTraffic(cidr=cidr) if cidr is not None else None
+
+
+def nftables_config(config: Config) -> Config:
+    """Return the configuration with the nftables mode's defaults: node ports answer on the Node's addresses, never on loopback."""
+    addresses = config.nodeport_addresses or (NodePortAddresses.PRIMARY,)
+    return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
+
+
+def lacks_pod_cidr(config: Config, node: Node, families: Collection[Family]) -> bool:
+    """Say whether the Node has yet to be given the pod ranges that the configuration relies on."""
+    return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not any(map(node.pod_cidr, families))
+
+
+class NodeReadiness:
+    """Whether the Node tells all that rules depend on; what is missing is logged once."""
+
+    def __init__(self, config: Config, families: Collection[Family]) -> None:
+        self._config = config
+        self._families = families
+        self._logged_waiting = False
+
+    def has_pod_cidrs(self, node: Node) -> bool:
+        """Say whether the Node tells enough."""
+        lacking = lacks_pod_cidr(self._config, node, self._families)
+        if lacking and not self._logged_waiting:
+            logger.warning(
+                "node %s has no podCIDRs yet, and --detect-local-mode=NodeCIDR needs them: waiting", node.name
+            )
+        self._logged_waiting = lacking
+        return not lacking
+
+
+def serves_localhost(config: Config, family: Family) -> bool:
+    """Say whether node ports answer on loopback addresses: IPv4 only, which alone has route_localnet.
+
+    Not on trial: the rule that goes with it is in the kubelet's chain.
+    """
+    if family is Family.IPV6 or not config.iptables_localhost_nodeports or config.service_proxy_name:
+        return False
+    blocks = _node_port_blocks(config, family)
+    return blocks is None or any(_overlaps(block, _LOOPBACK[family]) for block in blocks)
+
+
+def relays_localhost(config: Config, mode: ProxyMode, family: Family) -> bool:
+    """Say whether a relay serves node ports on 127.0.0.1 or ::1: the list names loopback, and rules do not serve it.
+
+    A block that merely holds loopback addresses, such as 0.0.0.0/0, does not name them (kube-proxy 1.37,
+    ``ContainsExplicitLoopback``). In the iptables mode rules serve IPv4, and one flag switches both families off.
+    """
+    if mode is ProxyMode.IPTABLES and (not config.iptables_localhost_nodeports or serves_localhost(config, family)):
+        return False
+    return any(
+        item is NodePortAddresses.LOCALHOST
+        or (isinstance(item, Network) and item.family is family and item.ip in _LOOPBACK[family])
+        for item in config.nodeport_addresses
+    )
+
+
+def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collection[bytes]) -> tuple[bytes, ...] | None:
+    """Return the addresses on which node ports answer, sorted; None means all addresses of the node."""
+    blocks = _node_port_blocks(config, family)
+    if blocks is None:
+        return None
+    with_loopback = serves_localhost(config, family)
+    found = {
+        ip
+        for ip in local_ips
+        if family_of(ip) is family
+        and any(ip in block for block in blocks)
+        and (with_loopback or ip not in _LOOPBACK[family])
+    }
+    if NodePortAddresses.PRIMARY in config.nodeport_addresses and (ip := node.ip(family)) is not None:
+        found.add(ip)
+    return tuple(sorted(found))
+
+
+def node_port_networks(
+    config: Config, mode: ProxyMode, family: Family, context: NodeContext, local_networks: Collection[Network]
+) -> Collection[Network]:
+    """Return where node ports answer, among what is local to the node: single addresses, or blocks."""
+    if mode is ProxyMode.NFTABLES:
+        config = nftables_config(config)
+    elif mode is ProxyMode.IPVS:
+        config = replace(config, iptables_localhost_nodeports=False)
+    ips = node_port_ips(config, context.node, family, context.local_ips)
+    if ips is not None:
+        return [Network(ip, family.bits) for ip in ips]
+    if serves_localhost(config, family):
+        return local_networks
+    return [block for block in local_networks if block.ip not in _LOOPBACK[family]]
+
+
+def follows_local_ips(config: Config) -> bool:
+    """Say whether the rules depend on which addresses the node has at the moment."""
+    if config.proxy_mode is ProxyMode.IPVS:
+        return True  # each is served by itself, and none of them is made or removed
+    return any(_node_port_blocks(config, family) for family in Family)
+
+
+def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
+    """Return the blocks that were asked for in a family; None means every address.
+
+    A family that no entry is about has every address. ``primary`` is about both families.
+    """
+    asked = config.nodeport_addresses
+    if NodePortAddresses.ALL in asked:
+        return None
+    blocks = tuple(block for block in asked if isinstance(block, Network) and block.family is family)
+    if NodePortAddresses.LOCALHOST in asked:
+        blocks += (_LOOPBACK[family],)
+    if not blocks and NodePortAddresses.PRIMARY in asked:
+        return ()
+    return None if not blocks or any(block.prefix == 0 for block in blocks) else blocks
+
+
+def _overlaps(one: Network, other: Network) -> bool:
+    return ip_network((one.ip, one.prefix)).overlaps(ip_network((other.ip, other.prefix)))

@@ -1,0 +1,42 @@
+"""Which node this is, and what the user says about it in place of the API server."""
+
+import socket
+from dataclasses import replace
+
+from pyproxy.config.config import Config
+from pyproxy.errors import ConfigError
+from pyproxy.model.address import Family, family_of, parse_network
+from pyproxy.model.node import Node
+
+_LOOPBACK = {Family.IPV4: parse_network("127.0.0.0/8"), Family.IPV6: parse_network("::1/128")}
+
+
+def own_node_name(config: Config) -> str:
+    """Return the name of this node's Node object.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = config.hostname_override or socket.gethostname().strip().lower()
+    if not name:
+        message = "--hostname-override: must be given, because this machine has no host name"
+        raise ConfigError(message)
+    return name
+
+
+def own_node(config: Config, node: Node | None, name: str) -> Node:
+    """Return the Node as the plans see it: ``--bind-address`` wins over the Node object's IPs of its family.
+
+    Loopback addresses are left out: nobody reaches this node there.
+    """
+    node = node or Node(name=name)
+    ips = tuple(ip for ip in node.ips if not is_loopback(ip))
+    address = config.bind_address
+    if any(address) and not is_loopback(address):
+        ips = (address, *(ip for ip in ips if family_of(ip) is not family_of(address)))
+    return replace(node, ips=ips)
+
+
+def is_loopback(ip: bytes) -> bool:
+    """Say whether an address is one that every machine has for itself."""
+    return ip in _LOOPBACK[family_of(ip)]

@@ -1,0 +1,247 @@
+"""What becomes of the traffic of one Service port on this node, in one address family; knows no backend.
+
+A `ServicePlan` answers the questions that every backend asks: which addresses, which endpoints for
+which traffic, what is refused and how. A backend writes it down and decides nothing.
+"""
+
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from pyproxy.model.address import Family, Network, family_of
+from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
+from pyproxy.model.names import Protocol, ServicePortName
+from pyproxy.model.node import Node
+from pyproxy.model.service import Service, ServicePort
+from pyproxy.plan.topology import Categorized, Place, categorize_endpoints, merge_slices
+
+
+class Verdict(Enum):
+    """What happens to a packet for a Service port that is not let through by something more special."""
+
+    FORWARD = "forward"
+    """To one of the endpoints of the traffic's policy."""
+    REJECT = "reject"
+    """Refused at once, because nothing anywhere could answer."""
+    DROP = "drop"
+    """Silently dropped, because others could answer but this node may not send there."""
+
+
+class Claim(NamedTuple):
+    """What a packet is addressed to. Two Services with an equal claim cannot both have it."""
+
+    ip: bytes
+    """Empty means any address of the node: the port is a NodePort."""
+    protocol: Protocol
+    port: int
+
+
+class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
+    """The decision for one Service port in one family."""
+
+    name: ServicePortName
+    family: Family
+    port: int
+    cluster_ip: bytes | None
+    external_ips: tuple[bytes, ...]
+    load_balancer_ips: tuple[bytes, ...]
+    node_port: int
+    """0 means none."""
+    source_ranges: tuple[Network, ...]
+    """Who may use the load balancer addresses; empty means everybody."""
+    allow_load_balancer_ips_as_source: bool
+    """The node itself is inside the source ranges, and may send with the load balancer's address as source."""
+    affinity_seconds: int | None
+    internal_local: bool
+    """``internalTrafficPolicy: Local``."""
+    external_local: bool
+    """``externalTrafficPolicy: Local``."""
+    health_check_node_port: int
+    """Set in the plan of the Service's first port only; 0 means none."""
+    cluster_endpoints: tuple[Endpoint, ...]
+    """For traffic of policy Cluster, and for the short-cut of pods and node under an external policy Local."""
+    local_endpoints: tuple[Endpoint, ...]
+    """For traffic of policy Local."""
+    any_usable: bool
+    """Whether any endpoint on any node could answer."""
+    node_endpoints: tuple[Endpoint, ...] = ()
+    """Which of the endpoints of either policy are on this node: only they can reach themselves by way of the Service."""
+    serving_endpoints: frozenset[Endpoint] = frozenset()
+    """UDP only: endpoints whose established flows are right, whatever policies and hints say about new ones."""
+    draining_endpoints: tuple[Endpoint, ...] = ()
+    """Endpoints on their way out, used or not: where connections are counted, theirs are waited for."""
+    scheduler: str = ""
+    """The Service's own choice of an IPVS scheduler; empty means none."""
+    created: str = ""
+    """When the Service was created, RFC 3339."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """Return the protocol of the port."""
+        return self.name.protocol
+
+    @property
+    def internal_endpoints(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints for traffic to the cluster IP."""
+        return self.local_endpoints if self.internal_local else self.cluster_endpoints
+
+    @property
+    def external_endpoints(self) -> tuple[Endpoint, ...]:
+        """Return the endpoints for traffic from outside the cluster."""
+        return self.local_endpoints if self.external_local else self.cluster_endpoints
+
+    @property
+    def internal_verdict(self) -> Verdict:
+        """Say what becomes of traffic to the cluster IP."""
+        return self._verdict(self.internal_endpoints)
+
+    @property
+    def external_verdict(self) -> Verdict:
+        """Say what becomes of traffic from outside to external IPs, load balancer IPs and the node port."""
+        return self._verdict(self.external_endpoints)
+
+    @property
+    def externally_accessible(self) -> bool:
+        """Say whether the port has an address that is meant for clients outside the cluster."""
+        return bool(self.node_port or self.external_ips or self.load_balancer_ips)
+
+    @property
+    def uses_cluster_endpoints(self) -> bool:
+        """Say whether anything that the port still claims leads to the endpoints of policy Cluster."""
+        return self.externally_accessible or (self.cluster_ip is not None and not self.internal_local)
+
+    @property
+    def uses_local_endpoints(self) -> bool:
+        """Say whether anything that the port still claims leads to the endpoints of policy Local."""
+        is_external = self.external_local and self.externally_accessible
+        return is_external or (self.cluster_ip is not None and self.internal_local)
+
+    @property
+    def has_firewall(self) -> bool:
+        """Say whether the load balancer addresses are open to some sources only."""
+        return bool(self.source_ranges and self.load_balancer_ips)
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield what packets of this port are addressed to, without repetition."""
+        protocol = self.name.protocol
+        if self.cluster_ip:
+            yield Claim(self.cluster_ip, protocol, self.port)
+        for ip in dict.fromkeys((*self.external_ips, *self.load_balancer_ips)):
+            if ip != self.cluster_ip:
+                yield Claim(ip, protocol, self.port)
+        if self.node_port:
+            yield Claim(b"", protocol, self.node_port)
+        if (check := self.health_check_claim) and (protocol, self.node_port) != check[1:]:
+            yield check
+
+    @property
+    def health_check_claim(self) -> Claim | None:
+        """Return what load balancers address their health checks to: a TCP port of the node, whatever the plan's protocol."""
+        return Claim(b"", Protocol.TCP, self.health_check_node_port) if self.health_check_node_port else None
+
+    def without(self, lost: frozenset[Claim]) -> "ServicePlan":
+        """Return the plan without what another Service has the better claim to."""
+        if not lost:
+            return self
+        ips = {claim.ip for claim in lost}
+        return replace(
+            self,
+            cluster_ip=None if self.cluster_ip in ips else self.cluster_ip,
+            external_ips=tuple(ip for ip in self.external_ips if ip not in ips),
+            load_balancer_ips=tuple(ip for ip in self.load_balancer_ips if ip not in ips),
+            node_port=0 if Claim(b"", self.protocol, self.node_port) in lost else self.node_port,
+            health_check_node_port=0 if self.health_check_claim in lost else self.health_check_node_port,
+        )
+
+    def _verdict(self, endpoints: tuple[Endpoint, ...]) -> Verdict:
+        if not self.any_usable:
+            return Verdict.REJECT
+        return Verdict.FORWARD if endpoints else Verdict.DROP
+
+
+def plan_service(
+    service: Service, slices: Iterable[EndpointSlice], node: Node, family: Family
+) -> dict[ServicePortName, ServicePlan]:
+    """Plan every port of a Service in one family; nothing if the Service does not exist in that family."""
+    if family not in service.families:
+        return {}
+    slices = tuple(slices)
+    plans: dict[ServicePortName, ServicePlan] = {}
+    for port in service.ports:
+        plan = _plan_port(service, port, slices, node, family)
+        plans[plan.name] = plan
+    return plans
+
+
+def _plan_port(
+    service: Service, port: ServicePort, slices: tuple[EndpointSlice, ...], node: Node, family: Family
+) -> ServicePlan:
+    external_ips = _of_family(service.external_ips, family)
+    load_balancer_ips = _of_family(service.load_balancer_ips, family)
+    accessible = bool(port.node_port or external_ips or load_balancer_ips)
+    candidates = merge_slices(slices, family, port.name, port.protocol)
+    endpoints = categorize_endpoints(
+        candidates,
+        Place(node.name, node.zone),
+        # Even with both policies Local, pods and the node reach all endpoints by an external address.
+        uses_cluster_endpoints=not service.internal_policy_local or accessible,
+        uses_local_endpoints=service.internal_policy_local or (service.external_policy_local and accessible),
+    )
+    blocks = service.load_balancer_source_ranges
+    ranges = tuple([block for block in blocks if block.family is family]) if blocks else ()
+    return ServicePlan(
+        name=ServicePortName(service.name, port.name, port.protocol),
+        family=family,
+        port=port.port,
+        cluster_ip=_first_of_family(service.cluster_ips, family),
+        external_ips=external_ips,
+        load_balancer_ips=load_balancer_ips,
+        node_port=port.node_port,
+        source_ranges=ranges,
+        allow_load_balancer_ips_as_source=bool(ranges) and _is_inside(node.ip(family), ranges),
+        affinity_seconds=service.affinity_seconds,
+        internal_local=service.internal_policy_local,
+        external_local=service.external_policy_local and accessible,
+        # It belongs to the Service, not to a port: one of its plans speaks for all.
+        health_check_node_port=service.health_check_node_port if port is service.ports[0] else 0,
+        cluster_endpoints=endpoints.cluster,
+        local_endpoints=endpoints.local,
+        any_usable=endpoints.any_usable,
+        node_endpoints=_on_node(endpoints, candidates, node.name),
+        serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
+        draining_endpoints=_draining(candidates),
+        scheduler=service.scheduler,
+        created=service.created,
+    )
+
+
+def _is_inside(ip: bytes | None, ranges: Iterable[Network]) -> bool:
+    return ip is not None and any(ip in block for block in ranges)
+
+
+def _first_of_family(ips: tuple[bytes, ...], family: Family) -> bytes | None:
+    for ip in ips:
+        if family_of(ip) is family:
+            return ip
+    return None
+
+
+def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys(ip for ip in ips if family_of(ip) is family)) if ips else ()
+
+
+def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], node_name: str) -> tuple[Endpoint, ...]:
+    here = {endpoint for endpoint, item in candidates.items() if item.node_name == node_name}
+    return tuple(dict.fromkeys(item for item in (*endpoints.cluster, *endpoints.local) if item in here)) if here else ()
+
+
+def _draining(candidates: dict[Endpoint, SliceEndpoint]) -> tuple[Endpoint, ...]:
+    going = [endpoint for endpoint, item in candidates.items() if item.terminating]
+    return tuple(sorted(going)) if going else ()
+
+
+def _serving(candidates: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:
+    return frozenset(endpoint for endpoint, item in candidates.items() if item.serving)

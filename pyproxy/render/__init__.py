@@ -1,1 +1,0 @@
-"""Values to text; no decision is left to take here."""

@@ -1,1 +1,0 @@
-"""Where objects come from: the API server or files. Only this package knows the names of API fields."""

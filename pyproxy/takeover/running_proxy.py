@@ -1,0 +1,114 @@
+"""Waits for a kube-proxy that still lives on this node: two that write the same rules undo each other's work.
+
+It is known by its servers, which are in the network namespace of the rules and can be asked from there without any right:
+one for metrics, which names the proxy mode, and one for health. An earlier pyproxy has the same. A server that says
+nothing may be a proxy's, unless all who listen there can be seen, and have other names.
+"""
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Collection
+from time import monotonic
+
+from pyproxy.config.config import Config
+from pyproxy.config.takeover_flags import Takeover
+from pyproxy.linux.listening import who_listens
+from pyproxy.linux.systemd_notify import notify
+from pyproxy.model.address import ListenAddress, ip_text, parse_ip
+
+logger = logging.getLogger(__name__)
+
+_KUBE_PROXYS_PORTS = (10249, 10256)
+"""Its defaults, of the server for metrics and of the one for health."""
+_LOOK_SECONDS = 0.5
+_ANSWER_SECONDS = 5.0
+_REPEAT_SECONDS = 300.0
+_LONGEST_ANSWER = 1 << 16
+_MODES = {"iptables", "ipvs", "nftables"}
+_MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
+"""What names and command lines of proxies have in them: kube-proxy, kubelite or k3s that have one inside, and we."""
+_LOOPBACK = {4: parse_ip("127.0.0.1"), 16: parse_ip("::1")}
+"""By length of an address."""
+
+
+async def wait_for_running_proxy(config: Config) -> None:
+    """Return when no other proxy lives on this node; at once where that does not matter."""
+    if config.takeover is Takeover.NEVER or config.service_proxy_name:
+        return
+    said_at: float | None = None
+    while found := await detect_running_proxy(config):
+        if said_at is None or monotonic() > said_at + _REPEAT_SECONDS:
+            said_at = monotonic()
+            message = f"waiting until the kube-proxy on this node is gone, nothing is written before: {found}"
+            logger.warning("%s; --takeover=never does not wait", message)
+            notify(f"STATUS={message}")
+        await asyncio.sleep(_LOOK_SECONDS)
+    if said_at is not None:
+        logger.info("the kube-proxy on this node is gone")
+        notify("STATUS=")
+
+
+async def detect_running_proxy(config: Config) -> str:
+    """Return how a proxy that lives on this node shows itself; nothing if there is none."""
+    defaults = [ListenAddress(ip, port) for ip in _LOOPBACK.values() for port in _KUBE_PROXYS_PORTS]
+    asked_for = (config.metrics_bind_address, config.healthz_bind_address)
+    configured = [address for address in asked_for if isinstance(address, ListenAddress)]
+    addresses = dict.fromkeys(map(_reachable, (*defaults, *configured)))
+    answers = await asyncio.gather(*map(_recognise, addresses))
+    return next(filter(None, answers), "")
+
+
+def _reachable(address: ListenAddress) -> ListenAddress:
+    """Return where to ask a server that listens at an address, which may mean all addresses."""
+    return address if any(address.ip) else ListenAddress(_LOOPBACK[len(address.ip)], address.port)
+
+
+async def _recognise(address: ListenAddress) -> str:
+    """Return what a server says that makes it a proxy's. One that says nothing may be a proxy that has much to do."""
+    where = str(address)
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            mode = await _ask(address, "/proxyMode")
+            if mode in _MODES:
+                return f"{where}/proxyMode says {mode}"
+            if "lastUpdated" in _fields(await _ask(address, "/healthz")):
+                return f"{where}/healthz answers as a proxy's"
+    except TimeoutError:
+        if not await asyncio.to_thread(_is_no_proxys, address.port):
+            return f"{where} is taken, and does not answer"
+    except OSError:
+        pass
+    return ""
+
+
+def _is_no_proxys(port: int) -> bool:
+    """Say whether it is known that no proxy listens on a port."""
+    commands = who_listens(port)
+    return bool(commands) and not any(map(_MAY_BE_PROXY.search, commands))
+
+
+async def _ask(address: ListenAddress, path: str) -> str:
+    """Return the body of what a server answers.
+
+    Raises:
+        OSError: there is no server, or it hung up.
+    """
+    reader, writer = await asyncio.open_connection(ip_text(address.ip), address.port)
+    try:
+        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
+        answer = b""
+        while len(answer) < _LONGEST_ANSWER and (part := await reader.read(_LONGEST_ANSWER)):
+            answer += part
+    finally:
+        writer.close()
+    return answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
+
+
+def _fields(text: str) -> Collection[str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return ()
+    return list(found) if isinstance(found, dict) else ()

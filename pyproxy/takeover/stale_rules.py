@@ -1,0 +1,344 @@
+"""Chains and tables that a mode, a trial or kube-proxy left: finds and removes them.
+
+Chains with kube-proxy's names are ours only where our marker chain stands beside them, and only until kube-proxy is
+back. What the kubelet shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process,
+under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`), or by one restore where
+python-iptables cannot be used; those of the nft variant by one transaction of netlink.
+
+The command `cleanup` uses this, and the agent, for what it, or a kube-proxy that is gone, left in another mode.
+"""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+from pyproxy.backends import kube_proxy
+from pyproxy.backends.interface import Backend
+from pyproxy.backends.iptables import chain_names, nft_chains
+from pyproxy.backends.iptables.capabilities import PROBE_CHAIN
+from pyproxy.backends.iptables.kernel import restore, saved
+from pyproxy.backends.iptables.legacy_tables import LibraryError, open_tables
+from pyproxy.backends.iptables.restore_text import Ownership
+from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, HookKey
+from pyproxy.backends.iptables.side_by_side import side_by_side_hooks
+from pyproxy.backends.iptables.variant import legacy_tables
+from pyproxy.backends.ipvs.static_rules import ipvs_hooks, is_ours, is_ours_alone
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.takeover_flags import Takeover
+from pyproxy.errors import ApplyError
+from pyproxy.linux.command import run
+from pyproxy.linux.iptables_programs import Variant, is_available
+from pyproxy.model.address import Family
+
+logger = logging.getLogger(__name__)
+
+NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
+_OWN_NFT_TABLE = "pyproxy"
+_LEFT_ALONE = "kube-proxy's chains are left alone"
+_NEVER_OURS = f"{_LEFT_ALONE}, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
+_ITS_AGAIN = f"{_LEFT_ALONE}: it has been here since pyproxy"
+
+Chains = Mapping[str, Collection[str]]
+"""Names of chains that can be removed, or rules that hook them in, by table."""
+ChainTest = Callable[[str, str], bool]
+"""Says of a table and a chain whether the chain is one of those in question."""
+ChainSelector = Callable[[Chains], tuple[Chains, str]]
+"""Says of all chains of a family which of them go, and what is to be said of those that stay."""
+
+
+async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_kube_proxy: bool) -> None:
+    """Remove what is left of other modes and variants, and of a trial, now that a mode's rules are complete.
+
+    Args:
+        used: the variant that this mode uses; None: nftables.
+        owns: picks the chains there that this mode uses.
+        include_kube_proxy: remove what kube-proxy left as well.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    for variant, family in product(Variant, Family):
+        await _remove_stale_chains(
+            family,
+            variant,
+            _choice(variant is used, owns, include_kube_proxy=include_kube_proxy),
+            beside_ours=variant is used,
+        )
+    await _remove_stale_tables(
+        [name for name in nft_tables(include_kube_proxy=include_kube_proxy) if used or name != _OWN_NFT_TABLE]
+    )
+
+
+def _choice(is_used: bool, owns: ChainTest, *, include_kube_proxy: bool) -> ChainSelector:  # noqa: FBT001  # of a partial
+    if is_used:
+        return partial(
+            _pick, owns=lambda table, chain: _is_left(table, chain, owns, include_kube_proxy=include_kube_proxy)
+        )
+    return partial(_choose, include_kube_proxy=include_kube_proxy)
+
+
+@dataclass(frozen=True, slots=True)
+class IptablesSnapshot:
+    """What is in the iptables tables of one family, in one variant, and what of it `remove_stale_rules` would remove."""
+
+    family: Family
+    variant: Variant
+    tables: Mapping[str, str]
+    """Names of chains, kube-proxy's rules and hooks, as ``iptables-save`` prints them, by table."""
+    left: Chains
+    """Chains that go."""
+
+
+async def find_stale_rules(used: Variant | None, owns: ChainTest) -> list[IptablesSnapshot]:
+    """Return what is in iptables, and what of it would go with `remove_stale_rules`, kube-proxy's included; nothing is changed."""
+    found = []
+    for variant, family in product(Variant, Family):
+        if is_available(family, variant):
+            owned = Ownership(owns=kube_proxy.is_kube_proxys, shared=(), hooks=_known_hooks(family))
+            tables = {
+                name: await saved(family, variant, name, owned) for name in _existing(family, variant, IPVS_TABLES)
+            }
+            left, _, _ = _find(family, tables, _choice(variant is used, owns, include_kube_proxy=True))
+            found.append(IptablesSnapshot(family, variant, tables, left))
+    return found
+
+
+async def kube_proxy_nft_tables() -> dict[Family, str]:
+    """Return what is in the tables of kube-proxy's nftables mode, by family; those that are there."""
+    found = {}
+    if shutil.which("nft"):
+        for family, word in NFT_FAMILIES.items():
+            result = await run(["nft", "list", "table", word, kube_proxy.NFT_TABLE])
+            if not result.status:
+                found[family] = result.stdout
+    return found
+
+
+async def remove_stale_side_by_side(used: Variant | None) -> None:
+    """Remove chains that a trial beside kube-proxy left in another variant, and nothing else.
+
+    The tables of nftables mode may be those of a pyproxy in full service.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    for variant, family in product(Variant, Family):
+        if variant is not used:
+            await _remove_stale_chains(
+                family, variant, partial(_pick, owns=chain_names.is_side_by_side), beside_ours=False
+            )
+
+
+async def _remove_stale_chains(family: Family, variant: Variant, choice: ChainSelector, *, beside_ours: bool) -> None:
+    if is_available(family, variant):
+        remove_own_rules = _clean_beside_ours if beside_ours else _clean_tables
+        what = await remove_own_rules(family, variant, choice)
+        level = logging.WARNING if _LEFT_ALONE in what else logging.INFO
+        _log_result(level, f"{family}, iptables-{variant.value}", what)
+
+
+async def _clean_tables(family: Family, variant: Variant, choice: ChainSelector) -> str:
+    return await _clean_by_restore(family, variant, _existing(family, variant, IPVS_TABLES), choice)
+
+
+async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSelector) -> str:
+    """Clean where this mode's own rules are: of table nat, which may be large, only if there was something in the others.
+
+    Every mode, and a trial, has chains of its own in those.
+    """
+    what = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
+    more = await _clean_by_restore(family, variant, _existing(family, variant, (NAT,)), choice) if what else ""
+    return "; ".join(filter(None, (what, more)))
+
+
+async def _remove_stale_tables(owners: Collection[str]) -> None:
+    if shutil.which("nft"):
+        for owner, nft_family in product(owners, NFT_FAMILIES.values()):
+            _log_result(logging.INFO, nft_family, await delete_nft_table(f"{nft_family} {owner}"))
+
+
+def nft_tables(*, include_kube_proxy: bool) -> tuple[str, ...]:
+    """Return the names of the tables that go, kube-proxy's as well if asked."""
+    return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if include_kube_proxy else (_OWN_NFT_TABLE,)
+
+
+def _log_result(level: int, where: str, what: str) -> None:
+    if what:
+        logger.log(level, "%s: %s", where, what)
+
+
+async def remove_own_rules(family: Family, variant: Variant, *, include_kube_proxy: bool) -> str:
+    """Clean one family in one variant; return what to say of it."""
+    choice = partial(_choose, include_kube_proxy=include_kube_proxy)
+    # A table that is only looked at would be created.
+    tables = _existing(family, variant, IPVS_TABLES)
+    if variant is Variant.LEGACY:
+        try:
+            return _clean_legacy(family, tables, choice) if tables else ""
+        except LibraryError as error:
+            logger.warning("%s: cleaning by iptables-legacy-restore: %s", family, error)
+    return await _clean_by_restore(family, variant, tables, choice)
+
+
+def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[str]:
+    return [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
+
+
+def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector) -> str:
+    with open_tables(family, names) as tables:
+        existing = {name: table.chains() for name, table in tables.items()}
+        chains, remark = choice(existing)
+        hooks = 0
+        for name, table in tables.items():
+            if chains[name]:
+                for hook in _hooks(family, name, chains, existing):
+                    hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
+                table.delete_chains(chains[name])
+                table.commit()
+    return _removed(chains, hooks, remark)
+
+
+async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: ChainSelector) -> str:
+    owned = Ownership(owns=lambda *_: False, shared=(), hooks=_known_hooks(family))
+    texts = {name: await saved(family, variant, name, owned) for name in names}
+    # In a thread: the agent does this beside its work, and the other mode's rules may be many.
+    chains, hooks, remark = await asyncio.to_thread(_find, family, texts, choice)
+    await _remove(family, variant, chains, hooks)
+    return _removed(chains, sum(map(len, hooks.values())), remark)
+
+
+async def remove_chains(family: Family, variant: Variant, owns: ChainTest) -> None:
+    """Remove the chains that a test picks from beside those of this mode, with the hooks that jump to them."""
+    await _clean_beside_ours(family, variant, partial(_pick, owns=owns))
+
+
+def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tuple[Chains, Chains, str]:
+    """Return the chains that are chosen, the rules that hook them in, and a remark; all by table."""
+    lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in texts.items()}
+    existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
+    chains, remark = choice(existing)
+    hooks: dict[str, list[str]] = {}
+    for name, rules in lines.items():
+        jumps = {hook.rule for hook in _hooks(family, name, chains, existing)}
+        hooks[name] = [rule for rule in rules if rule in jumps]
+    return chains, hooks, remark
+
+
+async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
+    gone = {table: names for table, names in chains.items() if names}
+    if variant is Variant.NFT:
+        # Not by a restore: its -D fails at a rule that it does not know.
+        keys = {HookKey(table, rule.split()[1], rule) for table in gone for rule in hooks[table]}
+        await asyncio.to_thread(nft_chains.remove_chains, family, gone, keys)
+    elif gone:
+        await restore(family, variant, "".join(_removal(name, gone[name], hooks[name]) for name in gone))
+
+
+def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
+    """Return restore input that removes rules first, then the chains that nothing jumps to any more."""
+    lines = [f":{chain} - [0:0]" for chain in chains]
+    lines += [f"-D {rule.removeprefix('-A ')}" for rule in hooks]
+    lines += [f"-X {chain}" for chain in chains]
+    return "\n".join((f"*{table}", *lines, "COMMIT\n"))
+
+
+def _pick(existing: Chains, owns: ChainTest) -> tuple[Chains, str]:
+    return {table: [chain for chain in found if owns(table, chain)] for table, found in existing.items()}, ""
+
+
+def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, str]:
+    """Choose what is ours, and if asked kube-proxy's."""
+    found = {(table, chain) for table in existing for chain in existing[table]}
+    shared = {key for key in found if is_ours(*key) or kube_proxy.is_kube_proxys(*key)}
+    has_marker = any(chain == chain_names.CANARY for _, chain in found)
+    if include_kube_proxy:
+        stays = set()
+    elif has_marker:
+        stays = {key for key in shared if not is_ours(*key) or kube_proxy.is_needed_by(found, *key)}
+    else:
+        stays = shared
+    gone = {key for key in found if key in shared - stays or _is_ours_alone(*key)}
+    remark = (_ITS_AGAIN if has_marker else _NEVER_OURS) if stays else ""
+    return _pick(existing, lambda table, chain: (table, chain) in gone)[0], remark
+
+
+def _is_left(table: str, chain: str, owns: ChainTest, *, include_kube_proxy: bool) -> bool:
+    """Say of a chain in the tables that a mode uses whether it is left of a trial, or of kube-proxy."""
+    return not owns(table, chain) and (
+        chain_names.is_side_by_side(table, chain) or (include_kube_proxy and kube_proxy.is_kube_proxys(table, chain))
+    )
+
+
+def _is_ours_alone(table: str, chain: str) -> bool:
+    return (table, chain) == (FILTER, PROBE_CHAIN) or chain_names.is_side_by_side(table, chain)
+
+
+def _hooks(family: Family, table: str, gone: Chains, existing: Chains) -> list[HookKey]:
+    """Return the hooks in a table that go: those to chains that do, and with our marker those that kube-proxy has not."""
+    hooks = [hook for hook in _known_hooks(family) if hook.table == table]
+    stay: set[tuple[str, str]] = set()
+    if chain_names.CANARY in gone[table]:
+        stay = {(name, chain) for name in existing for chain in existing[name] if chain not in gone[name]}
+    return [
+        hook for hook in hooks if hook.rule.rpartition(" ")[2] in gone[table] or kube_proxy.is_stale_hook(stay, hook)
+    ]
+
+
+def _known_hooks(family: Family) -> tuple[HookKey, ...]:
+    return (*ipvs_hooks(family), *kube_proxy.HOOKS, *side_by_side_hooks(family))
+
+
+def _removed(chains: Chains, hooks: int, remark: str) -> str:
+    count = sum(map(len, chains.values()))
+    removed = f"removed {count} chains and {hooks} hook rules" if count else ""
+    return "; ".join(filter(None, (removed, remark)))
+
+
+async def delete_nft_table(name: str) -> str:
+    """Delete a table of nftables mode, such as ``ip kube-proxy``, if it is there; return what to say of it."""
+    if f"table {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
+        return ""
+    argv = ["nft", "delete", "table", *name.split()]
+    result = await run(argv)
+    if result.status:
+        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+        raise ApplyError(message, retryable=True)
+    return f"removed table {name}"
+
+
+async def remove_stale(config: Config, backend: Backend) -> None:
+    """Remove what is left of other modes and variants, and of a trial; on trial what is left of one, and nothing else.
+
+    Args:
+        config: says whether this is a trial, and whether what kube-proxy left goes as well.
+        backend: the mode whose rules are complete.
+
+    Raises:
+        ApplyError: something could not be removed.
+    """
+    used = backend.iptables_variant
+    if config.service_proxy_name:
+        await remove_stale_side_by_side(used)
+        return
+    include_kube_proxy = config.takeover is Takeover.AUTO
+    await remove_stale_rules(used, backend.owns_chain, include_kube_proxy=include_kube_proxy)
+    # Most nodes never had the IPVS mode; here its modules are imported once.
+    from pyproxy.backends.ipvs.cleanup import remove_kube_proxy_ipvs, remove_stale_ipvs  # noqa: PLC0415
+
+    if backend.mode is not ProxyMode.IPVS:
+        await _remove_helper_rules(used)
+        await remove_stale_ipvs(include_kube_proxy=include_kube_proxy)
+    elif include_kube_proxy:
+        await remove_kube_proxy_ipvs()
+
+
+async def _remove_helper_rules(used: Variant | None) -> None:
+    """Remove the rules of the IPVS mode that are beside those of the iptables mode; any others are gone already."""
+    if used is not None:
+        for family in Family:
+            if is_available(family, used):
+                await remove_chains(family, used, is_ours_alone)

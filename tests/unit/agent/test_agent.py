@@ -1,0 +1,116 @@
+"""When the agent looks for changes by others."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+
+import pytest
+
+from pyproxy.agent import agent as agent_module
+from pyproxy.agent.agent import Agent
+from pyproxy.agent.health import AgentHealth
+from pyproxy.agent.observer import Observer
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.model.address import Family
+from pyproxy.model.change import Kind, Replaced
+from pyproxy.model.node import Node
+from pyproxy.node.context import NodeContext
+from pyproxy.serve.listeners import Listeners
+from tests.properties.kernel import TableKernel
+
+LOOK_SECONDS = 0.01
+SLOW_SECONDS = 20 * LOOK_SECONDS
+
+
+class SlowKernel(TableKernel):
+    """One that takes its time to commit, in which both families' counters already show the change, as in nf_tables."""
+
+    unaccounted = 0
+    """Commits of both families that are done and not yet accounted for."""
+
+    async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
+        """Carry out a change, slower in IPv6."""
+        await super().apply(change)
+        SlowKernel.unaccounted += 1
+        await asyncio.sleep(SLOW_SECONDS * (2 if self.family is Family.IPV6 else 1))
+        SlowKernel.unaccounted -= 1
+
+    def changed_externally(self) -> bool:
+        """Say whether the counter is not what it should be."""
+        return SlowKernel.unaccounted > 0
+
+
+class TwoFamilies:
+    """The iptables mode on tables in memory."""
+
+    mode = ProxyMode.IPTABLES
+    families = tuple(Family)
+    iptables_variant = None
+
+    def __init__(self) -> None:
+        self.kernels = {family: SlowKernel(family) for family in Family}
+
+    def is_ready_for(self, node: Node) -> bool:  # noqa: ARG002  # nothing of it is needed
+        """Say yes."""
+        return True
+
+    def settings(self, family: Family, context: NodeContext) -> IptablesSettings:  # noqa: ARG002  # see above
+        """Return the family's settings."""
+        return IptablesSettings(family=family)
+
+    def program(self, settings: IptablesSettings) -> IptablesProgram:
+        """Return the family's program."""
+        return IptablesProgram(settings)
+
+    def kernel(self, family: Family) -> SlowKernel:
+        """Return the family's tables."""
+        return self.kernels[family]
+
+    def prepare(self) -> None:
+        """Set nothing."""
+
+    def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # there are no others
+        """Say yes."""
+        return True
+
+
+class Distrust(Observer):
+    """Notes which families are to be read again."""
+
+    def __init__(self) -> None:
+        self.families: list[Family] = []
+
+    def marked_stale(self, family: Family) -> None:
+        """See `Observer`."""
+        self.families.append(family)
+
+
+async def distrusted_during_first_sync() -> list[Family]:
+    """Run an agent through its first sync, and return which families it distrusted meanwhile."""
+    backend, observer = TwoFamilies(), Distrust()
+    config = Config(healthz_bind_address=None)
+    agent = Agent(config, backend, "node1", observer, AgentHealth(config, Listeners()))
+    node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
+    for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
+        agent.deliver(change)
+    is_complete = asyncio.Event()
+
+    async def remove_stale() -> None:
+        is_complete.set()
+
+    running = asyncio.create_task(agent.run(asyncio.get_running_loop().create_future(), remove_stale))
+    await is_complete.wait()
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    return observer.families
+
+
+def test_own_change_in_flight_is_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One family is done while the other's commit is not accounted for; to read all of it again would be for nothing."""
+    monkeypatch.setattr(agent_module, "_LOOK_PERIOD_SECONDS", LOOK_SECONDS)
+
+    assert [] == asyncio.run(distrusted_during_first_sync())

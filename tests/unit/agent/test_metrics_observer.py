@@ -1,0 +1,134 @@
+"""What becomes of what an observer is told; values are looked at in the registry that is served."""
+
+import asyncio
+from collections.abc import Mapping
+
+from pyproxy.agent.metrics_observer import MetricsObserver
+from pyproxy.agent.reconcile import Quarantine, Reconciler
+from pyproxy.backends.interface import KernelCounts
+from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.config.config import ProxyMode
+from pyproxy.model.address import Family
+from pyproxy.model.change import Kind
+from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
+from pyproxy.model.tracker import MOST_TRIGGERS
+from pyproxy.serve.metrics import Metrics
+from pyproxy.serve.statusz import StatusBoard
+
+STARTED = 1_000_000.0
+WEB, REFUSED = NamespacedName("default", "web"), NamespacedName("default", "refused")
+IPV4 = {"ip_family": "IPv4"}
+
+
+class Sweeping:
+    """A kernel that now and then cannot delete what is no longer used."""
+
+    detects_all_changes = True
+    plans_per_portion: int | None = None
+    failed_cleanups = 0
+
+    async def read(self) -> dict[RulesetKey, str]:
+        """Find nothing."""
+        return {}
+
+    async def apply(self, _: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
+        """Take everything."""
+
+    def take_counts(self) -> KernelCounts:
+        """Return the failures since the last call."""
+        failed, self.failed_cleanups = self.failed_cleanups, 0
+        return KernelCounts(failed_cleanups=failed)
+
+    def changed_externally(self) -> bool:
+        """See nobody."""
+        return False
+
+    async def examine(self) -> bool:
+        """See nobody either."""
+        return False
+
+
+class Told:
+    """An observer with what it tells."""
+
+    def __init__(self, mode: ProxyMode) -> None:
+        self.metrics = Metrics(mode.value, Family)
+        self.board = StatusBoard(mode.value, "node-1", STARTED)
+        self.observer = MetricsObserver(self.metrics, self.board, tuple(Family))
+
+    def value(self, name: str, **labels: str) -> float | None:
+        """Return the value of a metric."""
+        return self.metrics.registry.get_sample_value(name, labels)
+
+
+def test_failed_sweeps_are_counted() -> None:
+    """What could not be deleted counts once, in its family."""
+    told, kernel = Told(ProxyMode.NFTABLES), Sweeping()
+    reconciler = Reconciler(Family.IPV4, IptablesProgram(IptablesSettings(family=Family.IPV4)), kernel)
+    kernel.failed_cleanups = 2
+    for _ in range(3):
+        told.observer.synced(reconciler, asyncio.run(reconciler.sync()))
+
+    name = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total"
+    assert (2, 0) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
+
+
+def test_what_is_measured_of_changes() -> None:
+    """A change is measured when it is in the kernel: none from before the start, and none of a Service in quarantine."""
+    told = Told(ProxyMode.IPTABLES)
+    program = IptablesProgram(IptablesSettings(family=Family.IPV4))
+    reconciler = Reconciler(Family.IPV4, program, Sweeping())
+    reconciler.quarantined[ServicePortName(REFUSED, "", Protocol.TCP)] = Quarantine(None, "no")
+    name = "kubeproxy_network_programming_duration_seconds_count"
+
+    told.observer.planned({(Family.IPV4, WEB): [STARTED - 1, STARTED + 1], (Family.IPV6, WEB): [STARTED + 1]})
+    told.observer.planned({(Family.IPV4, WEB): [STARTED + 2], (Family.IPV4, REFUSED): [STARTED + 1]})
+    assert told.value(name, **IPV4) is None
+
+    for _ in range(2):
+        told.observer.settled(reconciler)
+        assert (2, None) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
+
+    shown = told.board.families[Family.IPV4]
+    assert {"default/refused (TCP)": "no"} == shown.quarantined
+    assert (told.value("kubeproxy_sync_proxy_rules_last_timestamp_seconds", **IPV4), "") == (
+        shown.synced_at,
+        shown.error,
+    )
+
+
+def test_changes_that_are_never_settled() -> None:
+    """Of changes that the kernel never takes only so many are kept, however long that goes on."""
+    told = Told(ProxyMode.IPTABLES)
+    program = IptablesProgram(IptablesSettings(family=Family.IPV4))
+    reconciler = Reconciler(Family.IPV4, program, Sweeping())
+    for second in range(3 * MOST_TRIGGERS):
+        told.observer.planned({(Family.IPV4, WEB): [STARTED + 1 + second]})
+
+    told.observer.settled(reconciler)
+
+    assert MOST_TRIGGERS == told.value("kubeproxy_network_programming_duration_seconds_count", **IPV4)
+
+
+def test_work_that_waits_is_told() -> None:
+    """That work waits is known in both families; nothing was queued before."""
+    told = Told(ProxyMode.IPTABLES)
+    name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds"
+    assert told.value(name, **IPV4) is None
+
+    told.observer.queued()
+
+    assert all((told.value(name, ip_family=family) or 0) > STARTED for family in ("IPv4", "IPv6"))
+
+
+def test_watches_are_told() -> None:
+    """Why a kind does not arrive is on the page for people, and that it does not is a metric."""
+    told = Told(ProxyMode.IPTABLES)
+
+    told.observer.watched(Kind.SERVICE, "refused")
+    told.observer.watched(Kind.NODE, "")
+
+    assert (0, 1) == tuple(told.value("pyproxy_watch_up", kind=kind) for kind in ("Service", "Node"))
+    assert {"Service": "refused", "Node": ""} == {kind: watch.reason for kind, watch in told.board.watches.items()}

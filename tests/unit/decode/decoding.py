@@ -1,0 +1,23 @@
+"""What the tests of decoding have in common."""
+
+from typing import Any
+
+from pyproxy.decode.objects import Decoded
+from pyproxy.model.address import parse_ip
+
+
+def ips(*texts: str) -> tuple[bytes, ...]:
+    """Pack addresses."""
+    return tuple(map(parse_ip, texts))
+
+
+def the_object(decoded: Decoded[Any]) -> Any:  # noqa: ANN401 any model type
+    """Return an object that decoding had nothing to say about."""
+    assert () == decoded.problems
+    assert decoded.object is not None
+    return decoded.object
+
+
+def fields_of(decoded: Decoded[Any]) -> list[str]:
+    """Return the paths of the fields that have problems."""
+    return [problem.field for problem in decoded.problems]

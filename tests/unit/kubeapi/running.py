@@ -1,0 +1,112 @@
+"""A source that runs, and what it delivers."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
+from functools import wraps
+from typing import Any
+
+from pyproxy.kubeapi.access import Access, Server
+from pyproxy.kubeapi.api import ApiSource, Store, Watched
+from pyproxy.kubeapi.transport import FindAccess, Timing
+from pyproxy.model.change import Kind, Object, ObjectChange, Removed, Replaced
+from pyproxy.model.endpoint import EndpointSlice
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
+from pyproxy.model.request_record import RequestRecord
+from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
+from tests.unit.kubeapi.apiserver import PATIENCE_SECONDS
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a test in an event loop of its own."""
+
+    @wraps(test)
+    def run(**fixtures: object) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+class Changes:
+    """What a source delivered, kind by kind."""
+
+    def __init__(self) -> None:
+        self._queues: dict[Kind, asyncio.Queue[ObjectChange]] = defaultdict(asyncio.Queue)
+        self.watched: dict[Kind, list[str]] = defaultdict(list)
+        """What was told of each kind: why its changes do not arrive, or that they do, without repetition."""
+        self.exchanges: list[RequestRecord] = []
+        """Requests that were made."""
+
+    def take_watched(self, kind: Kind, reason: str) -> None:
+        """Take note of why changes of a kind do not arrive."""
+        if self.watched[kind][-1:] != [reason]:
+            self.watched[kind].append(reason)
+
+    def deliver(self, change: ObjectChange) -> None:
+        """Take a change."""
+        kind = change.kind if isinstance(change, Removed | Replaced) else kind_of(change.object)
+        self._queues[kind].put_nowait(change)
+
+    async def next(self, kind: Kind = Kind.SERVICE) -> ObjectChange:
+        """Return the next change of a kind."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await self._queues[kind].get()
+
+    async def names(self) -> set[str]:
+        """Return the names in the next change of Services, which is a complete list."""
+        change = await self.next()
+        assert isinstance(change, Replaced)
+        return {str(item.name) for item in change.objects}
+
+
+def kind_of(item: Object) -> Kind:
+    """Return the kind of an object."""
+    kinds = {
+        Service: Kind.SERVICE,
+        EndpointSlice: Kind.ENDPOINT_SLICE,
+        Node: Kind.NODE,
+        ServiceCidr: Kind.SERVICE_CIDR,
+    }
+    return kinds[type(item)]
+
+
+def access_to(*urls: str, token_file: str = "") -> FindAccess:
+    """Return what finds servers without looking."""
+
+    async def find_access() -> Access:
+        return Access(servers=tuple(Server(url) for url in urls), token_file=token_file)
+
+    return find_access
+
+
+async def wanted() -> bool:
+    """Say that ServiceCIDRs are wanted."""
+    return True
+
+
+@asynccontextmanager
+async def running(
+    find_access: FindAccess,
+    last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None,
+    timing: Timing | None = None,
+    *,
+    service_cidrs: Awaitable[bool] | None = None,
+) -> AsyncIterator[Changes]:
+    """Run a source, without chance in its delays, and leave no task behind."""
+    changes = Changes()
+    store = Store(
+        deliver=changes.deliver, last_good=last_good, watched=changes.take_watched, requested=changes.exchanges.append
+    )
+    watched = Watched(node_name="node-1", service_cidrs=service_cidrs or asyncio.ensure_future(wanted()))
+    source = ApiSource(find_access, watched, store, timing=timing, random=float)
+    task = asyncio.create_task(source.run())
+    try:
+        yield changes
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+        assert not [left for left in asyncio.all_tasks() if left.get_name().startswith("watch ")]

@@ -1,0 +1,471 @@
+"""The API source against a real HTTP server that answers as scripted: what is asked, what is delivered, what is logged.
+
+Not covered here: TLS, proxies and single answers (test_transport), credentials (test_credentials), and whether a real
+API server plays along (tests/cluster).
+"""
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from pyproxy.errors import ConfigError, SourceError
+from pyproxy.kubeapi.access import Access, Server
+from pyproxy.kubeapi.api import ApiSource, Availability, Store, Watched
+from pyproxy.kubeapi.transport import Timing
+from pyproxy.model.address import parse_network
+from pyproxy.model.change import Kind, Object, Put, Removed, Replaced
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.service import Service
+from pyproxy.model.service_cidr import ServiceCidr
+from tests.unit.kubeapi.apiserver import (
+    NODES,
+    PATIENCE_SECONDS,
+    SERVICE_CIDRS,
+    SERVICES,
+    SLICES,
+    ApiServer,
+    Json,
+    bookmark,
+    end_of_list,
+    event,
+    listed,
+    refused,
+    service,
+    service_cidr,
+)
+from tests.unit.kubeapi.running import Changes, access_to, in_loop, running, wanted
+
+NAME = NamespacedName("default", "web")
+WEB, OTHER = service("web", "5"), service("other", "6")
+BAD = service("web", "8", ports="eighty")
+KUBERNETES = ServiceCidr(NamespacedName("", "kubernetes"), (parse_network("10.96.0.0/16"),))
+QUICK = Timing(connect=2.0, answer=2.0, silence=0.2)
+
+
+@asynccontextmanager
+async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
+    """Run a source whose server begins with some lines about Services."""
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(*lines, then_end=True))
+        async with running(access_to(server.url)) as changes:
+            yield server, changes
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    """Return what the source has logged, after the first line, which names the server."""
+    first, *others = (record for record in caplog.records if record.name == "pyproxy.kubeapi.api")
+    assert first.message.startswith("API server: http://127.0.0.1:")
+    return others
+
+
+@in_loop
+async def test_what_is_asked() -> None:
+    """Each resource is streamed with the selectors that leave out what has no packet path."""
+    async with ApiServer() as server, running(access_to(server.url)):
+        queries = [(await server.asked(path)).query for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS)]
+
+    common = {
+        "watch": "1",
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": "300",
+        "sendInitialEvents": "true",
+        "resourceVersionMatch": "NotOlderThan",
+    }
+    services = {"labelSelector": "!service.kubernetes.io/service-proxy-name", "fieldSelector": "spec.clusterIP!=None"}
+    slices = {"labelSelector": "!service.kubernetes.io/headless"}
+    assert [common | services, common | slices, common | {"fieldSelector": "metadata.name=node-1"}, common] == queries
+
+
+@in_loop
+async def test_stream_and_changes() -> None:
+    """The initial events are one complete list, whatever happened within it; what follows is delivered one by one."""
+    gone = service("gone")
+    lines = [event("ADDED", gone), event("ADDED", WEB), event("DELETED", gone), end_of_list("7")]
+    lines += [event("ADDED", OTHER), event("MODIFIED", service("other", "9", clusterIP="None")), event("DELETED", WEB)]
+    async with watching(*lines) as (_, changes):
+        names = await changes.names()
+        then = [await changes.next() for _ in range(3)]
+
+    assert {"default/web"} == names
+    assert isinstance(then[0], Put)
+    assert NamespacedName("default", "other") == then[0].object.name
+    assert [Removed(Kind.SERVICE, NamespacedName("default", "other")), Removed(Kind.SERVICE, NAME)] == then[1:]
+
+
+@in_loop
+async def test_empty_cluster() -> None:
+    """A kind without objects is known all the same."""
+    async with ApiServer() as server, running(access_to(server.url)) as changes:
+        assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+        assert Replaced(Kind.ENDPOINT_SLICE, ()) == await changes.next(Kind.ENDPOINT_SLICE)
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"), [(event("ADDED", OTHER), "6"), (event("DELETED", OTHER), "6"), (bookmark("11"), "11")]
+)
+@in_loop
+async def test_watch_is_resumed(last: Json, expected: str) -> None:
+    """A watch that ended is resumed at the version of its last event or bookmark, without a new list."""
+    async with watching(end_of_list("4"), last) as (server, _):
+        await server.asked(SERVICES)
+        resumed = (await server.asked(SERVICES)).query
+
+    assert (expected, "1", None) == (resumed["resourceVersion"], resumed["watch"], resumed.get("sendInitialEvents"))
+
+
+@pytest.mark.parametrize("status", [400, 422])
+@in_loop
+async def test_pages(status: int) -> None:
+    """A server that cannot stream lists is asked for pages; all of them are one complete list."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(status), listed("9", WEB, more="token"), listed("9", OTHER), server.stream())
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(4)]
+
+    assert {"default/web", "default/other"} == names
+    assert [None, "500", "500", None] == [query.get("limit") for query in queries]
+    assert [None, None, "token", None] == [query.get("continue") for query in queries]
+    assert "9" == queries[3]["resourceVersion"]
+
+
+@in_loop
+async def test_stream_without_initial_events() -> None:
+    """A server that takes a stream for a mere watch is asked for pages."""
+    async with watching(event("ADDED", WEB), bookmark("3")) as (server, changes):
+        server.say(SERVICES, listed("9", OTHER))
+
+        assert {"default/other"} == await changes.names()
+
+
+@in_loop
+async def test_expired_page() -> None:
+    """Where the rest of a list has expired the whole is asked for at once, and the first pages do not count."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(400), listed("8", WEB, more="token"), refused(410), listed("9", OTHER))
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(4)]
+
+    assert {"default/other"} == names
+    assert (None, None) == (queries[3].get("limit"), queries[3].get("continue"))
+
+
+@pytest.mark.parametrize("in_stream", [True, False], ids=["event", "status"])
+@in_loop
+async def test_expired_watch(in_stream: bool) -> None:  # noqa: FBT001 - a parameter of the test
+    """A version that the server has forgotten leads to a new complete list."""
+    async with ApiServer() as server:
+        expired = server.stream(event("ERROR", {"code": 410, "reason": "Expired"}), then_end=True)
+        again = server.stream(event("ADDED", OTHER), end_of_list("9"))
+        server.say(SERVICES, server.stream(event("ADDED", WEB), end_of_list("4"), then_end=True))
+        server.say(SERVICES, expired if in_stream else refused(410), again)
+        async with running(access_to(server.url)) as changes:
+            names = [await changes.names(), await changes.names()]
+
+    assert [{"default/web"}, {"default/other"}] == names
+
+
+@in_loop
+async def test_line_that_is_no_event(caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be understood is logged, and a new list says how things are."""
+    async with watching(end_of_list("4"), {"kind": "Surprise"}) as (server, changes):
+        server.say(SERVICES, listed("9", WEB))
+        await changes.names()
+
+        assert {"default/web"} == await changes.names()
+    assert "a line of the watch is no event" in caplog.text
+
+
+@in_loop
+async def test_large_object() -> None:
+    """An object of ten megabytes is delivered like any other."""
+    large = service("large")
+    large["metadata"]["annotations"] = {"padding": "x" * (10 << 20)}
+    async with watching(end_of_list("4"), event("ADDED", large), event("ADDED", WEB)) as (_, changes):
+        await changes.names()
+        puts = [await changes.next(), await changes.next()]
+
+    assert ["default/large", "default/web"] == [str(put.object.name) for put in puts if isinstance(put, Put)]
+
+
+@in_loop
+async def test_silent_watch_is_resumed() -> None:
+    """A watch without a byte for too long, be its server dead or idle, is asked for anew at the same version."""
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(end_of_list("4")))
+        async with running(access_to(server.url), timing=QUICK):
+            versions = [(await server.asked(SERVICES)).query.get("resourceVersion") for _ in range(3)]
+
+    assert [None, "4", "4"] == versions
+
+
+@pytest.mark.parametrize("items", [[BAD, OTHER], [OTHER, BAD]])
+@in_loop
+async def test_bad_object_in_a_page(items: list[Json], caplog: pytest.LogCaptureFixture) -> None:
+    """One object that cannot be decoded costs its page nothing, and is named with its field."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(400), listed("9", *items))
+        async with running(access_to(server.url)) as changes:
+            assert {"default/other"} == await changes.names()
+    assert "Service default/web: spec.ports: " in caplog.text
+
+
+@in_loop
+async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureFixture) -> None:
+    """An object that turns bad is neither delivered nor removed, in a watch or a list, and is logged once."""
+    kept: dict[NamespacedName, Object] = {}
+    lines = [event("ADDED", WEB), end_of_list("4"), event("MODIFIED", BAD), event("ADDED", OTHER)]
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(*lines, then_end=True), refused(410))
+        server.say(SERVICES, server.stream(event("ADDED", BAD), end_of_list("9")))
+        async with running(access_to(server.url), lambda _, name: kept.get(name)) as changes:
+            first = await changes.next()
+            assert isinstance(first, Replaced)
+            kept.update({item.name: item for item in first.objects if isinstance(item, Service)})
+            other, again = await changes.next(), await changes.next()
+
+    assert isinstance(other, Put)
+    assert first == again
+    assert 1 == caplog.text.count("Service default/web: spec.ports: ")
+
+
+@in_loop
+async def test_object_that_is_partly_bad(caplog: pytest.LogCaptureFixture) -> None:
+    """An object with one bad field is delivered without it, and the field is named."""
+    async with watching(event("ADDED", service("web", externalIPs=["10.0.0.300"])), end_of_list("4")) as (_, changes):
+        assert {"default/web"} == await changes.names()
+    assert "Service default/web: spec.externalIPs[0]: " in caplog.text
+
+
+@in_loop
+async def test_field_selector_unknown_to_the_server() -> None:
+    """An older server that cannot select Services by cluster IP is asked for all; headless ones are not delivered."""
+    unknown = refused(400, "field label not supported: spec.clusterIP")
+    headless = service("headless", clusterIP="None", clusterIPs=["None"])
+    async with ApiServer() as server:
+        server.say(SERVICES, unknown, unknown, listed("9", WEB, headless))
+        async with running(access_to(server.url)) as changes:
+            names = await changes.names()
+            queries = [(await server.asked(SERVICES)).query for _ in range(3)]
+
+    assert {"default/web"} == names
+    assert [True, True, False] == ["fieldSelector" in query for query in queries]
+
+
+@in_loop
+async def test_missing_permission(caplog: pytest.LogCaptureFixture) -> None:
+    """A 403 says once which rule of a role is missing, and the resource is tried again until it is there."""
+    async with ApiServer() as server:
+        server.say(SLICES, *[refused(403, "endpointslices is forbidden")] * 2)
+        async with running(access_to(server.url)) as changes:
+            await changes.next(Kind.ENDPOINT_SLICE)
+    rule = 'apiGroups: ["discovery.k8s.io"], resources: ["endpointslices"], verbs: ["list", "watch"]'
+    assert 1 == caplog.text.count(rule)
+
+
+@pytest.mark.parametrize(
+    ("status", "level", "more"),
+    [
+        (404, "INFO", ""),
+        (403, "WARNING", '; it needs a role with apiGroups: ["networking.k8s.io"], resources: ["servicecidrs"]'),
+    ],
+)
+@in_loop
+async def test_server_without_service_cidrs(
+    status: int, level: str, more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that has no ServiceCIDRs, or none for us, is not lost: there are no ranges, until there are some."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        server.say(SERVICE_CIDRS, *[refused(status)] * 2, listed("7", service_cidr("10.96.0.0/16")))
+        async with running(access_to(server.url)) as changes:
+            absent, there = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
+
+    assert [Replaced(Kind.SERVICE_CIDR, ()), Replaced(Kind.SERVICE_CIDR, (KUBERNETES,))] == [absent, there]
+    [record] = told(caplog)
+    text = f"done without, and tried again now and then: {SERVICE_CIDRS}: {status} no{more}"
+    assert (level, text) == (record.levelname, record.message[: len(text)])
+
+
+@in_loop
+async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixture) -> None:
+    """Where the server stops to have ServiceCIDRs, as an older one in its place does, ranges that were known are gone."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        known = [event("ADDED", service_cidr("10.96.0.0/16")), end_of_list("4")]
+        server.say(SERVICE_CIDRS, server.stream(*known, then_end=True), refused(503), *[refused(404)] * 2)
+        async with running(access_to(server.url)) as changes:
+            before, after = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
+
+    assert [Replaced(Kind.SERVICE_CIDR, (KUBERNETES,)), Replaced(Kind.SERVICE_CIDR, ())] == [before, after]
+    messages = [record.message for record in told(caplog)]
+    beginnings = ("API server lost, ", "API server is back ", "done without, ")
+    assert [True] * 3 == [message.startswith(begin) for message, begin in zip(messages, beginnings, strict=True)]
+
+
+@in_loop
+async def test_other_kinds_do_not_wait_for_service_cidrs() -> None:
+    """While nobody knows whether ServiceCIDRs are wanted, and while the server is silent about them, the rest is there."""
+    wanted = asyncio.get_running_loop().create_future()
+    async with ApiServer() as server:
+        server.say(SERVICE_CIDRS, server.keep_silent)
+        async with running(access_to(server.url), service_cidrs=wanted) as changes:
+            assert Replaced(Kind.SERVICE, ()) == await changes.next()
+            wanted.set_result(True)
+            await server.asked(SERVICE_CIDRS)
+            assert Replaced(Kind.ENDPOINT_SLICE, ()) == await changes.next(Kind.ENDPOINT_SLICE)
+            assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+
+
+@pytest.mark.parametrize("are_wanted", [True, False])
+@in_loop
+async def test_service_cidrs_are_watched_where_they_are_wanted(are_wanted: bool) -> None:  # noqa: FBT001  # pytest calls it
+    """A mode that makes no use of ServiceCIDRs costs the server no watch."""
+    wanted = asyncio.get_running_loop().create_future()
+    wanted.set_result(are_wanted)
+    async with ApiServer() as server, running(access_to(server.url), service_cidrs=wanted) as changes:
+        await changes.next()
+        watched = {task.get_name() for task in asyncio.all_tasks()}
+
+    assert (True, are_wanted) == (f"watch {SERVICES}" in watched, f"watch {SERVICE_CIDRS}" in watched)
+
+
+@in_loop
+async def test_rotated_token(tmp_path: Path) -> None:
+    """Each request reads the token file, so that the token that is there now is used."""
+    token = tmp_path / "token"
+    token.write_text("first\n")
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(end_of_list("4"), then_end=True))
+        async with running(access_to(server.url, token_file=str(token)), timing=QUICK):
+            first = await server.asked(SERVICES)
+            token.write_text("second")
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while (second := await server.asked(SERVICES)).authorization == first.authorization:
+                    pass
+
+    assert ("Bearer first", "Bearer second") == (first.authorization, second.authorization)
+
+
+@in_loop
+async def test_unauthorized() -> None:
+    """A 401 has the credentials found anew, once for all requests that met with it."""
+    found: list[str] = []
+
+    async def find_access() -> Access:
+        found.append(f"Bearer {len(found)}")
+        return Access(servers=(Server(server.url),), authorization=found[-1])
+
+    async with ApiServer() as server:
+        for path in (SERVICES, SLICES, NODES):
+            server.say(path, refused(401, "Unauthorized"))
+        async with running(find_access) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+            tokens = {(await server.asked(path)).authorization for path in (SERVICES, SLICES, NODES) * 2}
+
+    assert ["Bearer 0", "Bearer 1"] == found
+    assert {"Bearer 0", "Bearer 1"} == tokens
+
+
+@in_loop
+async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often a server that is away is tried, its loss and its return are one line each."""
+    caplog.set_level(logging.INFO)
+    async with ApiServer() as server:
+        for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS):
+            server.say(path, *[refused(503, "etcd is not ready")] * 3)
+        async with running(access_to(server.url)) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+
+    messages = [record.message for record in told(caplog)]
+    assert "API server lost, the last good state is kept: 503 etcd is not ready" == messages[0]
+    assert re.fullmatch(r"API server is back after \d+\.\d s: http://127\.0\.0\.1:\d+", messages[1])
+    assert 2 == len(messages)
+
+
+def test_reasons_that_are_never_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    """An answer that differs each time, as one with the time in it does, is not kept and logged for ever."""
+    caplog.set_level(logging.INFO)
+    reasons: list[str] = []
+    availability = Availability(lambda _, reason: reasons.append(reason))
+    for second in range(1000):
+        availability.lose(Kind.SERVICE, f"503 sorry, it is {second} now", second)
+
+    assert (1000, 20) == (len(reasons), len(caplog.records))
+
+
+async def refused_once() -> tuple[ApiServer, Changes]:
+    """Return a server that refused Services once, and what it led to until all of it was known."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(503))
+        async with running(access_to(server.url)) as changes:
+            for kind in Kind:
+                await changes.next(kind)
+    return server, changes
+
+
+@in_loop
+async def test_who_is_watched_is_told() -> None:
+    """A kind that is refused is cut off until it is watched, and the others are not; so it is told."""
+    _, changes = await refused_once()
+
+    others = {kind: [""] for kind in Kind if kind is not Kind.SERVICE}
+    assert {Kind.SERVICE: ["503 no", ""]} | others == changes.watched
+
+
+@in_loop
+async def test_requests_are_told() -> None:
+    """Each request is told with its server and the code of its answer; a watch has no duration, as it has no end."""
+    server, changes = await refused_once()
+
+    assert {("GET", server.url.removeprefix("http://"))} == {(told.method, told.host) for told in changes.exchanges}
+    assert ["200"] * len(Kind) + ["503"] == sorted(told.code for told in changes.exchanges)
+    assert {None} == {told.seconds for told in changes.exchanges}
+
+
+@in_loop
+async def test_several_servers() -> None:
+    """Where one server cannot be reached the next one has its turn, and keeps it."""
+    async with ApiServer() as gone:
+        url = gone.url
+    async with ApiServer() as server, running(access_to(url, server.url)) as changes:
+        for kind in Kind:
+            assert Replaced(kind, ()) == await changes.next(kind)
+
+
+@in_loop
+async def test_credentials_that_come_late() -> None:
+    """While an exec plugin fails it is tried again."""
+    failures = iter([SourceError("exec plugin gave no credentials")] * 2)
+
+    async def find_access() -> Access:
+        for error in failures:
+            raise error
+        return Access(servers=(Server(server.url),))
+
+    async with ApiServer() as server, running(find_access) as changes:
+        assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
+
+
+@in_loop
+async def test_impossible_configuration() -> None:
+    """A configuration that cannot work ends the source."""
+
+    async def find_access() -> Access:
+        message = "kubeconfig /nowhere: no such file"
+        raise ConfigError(message)
+
+    with pytest.raises(ConfigError, match="kubeconfig /nowhere"):
+        await ApiSource(
+            find_access,
+            Watched(node_name="node-1", service_cidrs=asyncio.ensure_future(wanted())),
+            Store(deliver=Changes().deliver),
+        ).run()

@@ -1,0 +1,302 @@
+"""Single requests to a real server on loopback: TLS with files that change, proxies, refusals, broken answers."""
+
+import re
+import shutil
+import ssl
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from pyproxy.errors import SourceError
+from pyproxy.kubeapi import transport
+from pyproxy.kubeapi.access import Access, Pem, Server
+from pyproxy.kubeapi.transport import HttpStatusError, Timing, Transport, UnreachableError
+from pyproxy.model.request_record import RequestRecord
+from tests.unit.kubeapi.apiserver import SERVICES, ApiServer, listed, refused
+from tests.unit.kubeapi.running import in_loop
+
+TIMING = Timing(connect=1.0, answer=0.5, silence=0.5)
+
+
+class Certificates:
+    """A certificate authority, what it issued for a server and a client, and one that nobody trusts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca, self.stranger = folder / "ca.crt", folder / "stranger.crt"
+        for certificate in (self.ca, self.stranger):
+            openssl(certificate, "/CN=authority")
+        issuer = ("-CA", str(self.ca), "-CAkey", str(self.ca.with_suffix(".key")))
+        self.server, self.client = folder / "server.crt", folder / "client.crt"
+        openssl(self.server, "/CN=server", *issuer, "-addext", "subjectAltName=IP:127.0.0.1,DNS:kubernetes")
+        openssl(self.client, "/CN=client", *issuer, "-addext", "extendedKeyUsage=clientAuth")
+
+    def server_tls(self, *, asks_client: bool = False) -> ssl.SSLContext:
+        """Return what the server speaks with."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.server, self.server.with_suffix(".key"))
+        if asks_client:
+            context.load_verify_locations(self.ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+def openssl(certificate: Path, subject: str, *options: str) -> None:
+    """Make a certificate, and its key beside it."""
+    files = ("-keyout", str(certificate.with_suffix(".key")), "-out", str(certificate))
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
+    subprocess.run(
+        ["openssl", "req", "-x509", *key, "-subj", subject, *files, *options], check=True, capture_output=True
+    )
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Issue certificates for all tests here."""
+    return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+async def ask(find: Callable[[], Access], times: int = 1, between: Callable[[], object] = lambda: None) -> list[bytes]:
+    """Ask for Services through one transport."""
+
+    async def find_access() -> Access:
+        return find()
+
+    bodies = []
+    async with Transport(find_access, TIMING) as asking:
+        for _ in range(times):
+            bodies.append(await asking.body(SERVICES, {}))
+            between()
+    return bodies
+
+
+async def tell_of_requests(url: str) -> list[RequestRecord]:
+    """Ask for Services, and return what was told of it."""
+
+    async def find_access() -> Access:
+        return Access(servers=(Server(url),))
+
+    told: list[RequestRecord] = []
+    async with Transport(find_access, TIMING, told.append) as asking:
+        with suppress(SourceError):
+            await asking.body(SERVICES, {})
+    return told
+
+
+async def hello(_: web.Request) -> web.StreamResponse:
+    """Say hello."""
+    return web.Response(text="hello")
+
+
+@in_loop
+async def test_requests_are_told() -> None:
+    """A whole answer is told with its size; a refusal with its code; and that there was none without either."""
+    async with ApiServer() as server:
+        server.say(SERVICES, hello, refused(404))
+        told = [*await tell_of_requests(server.url), *await tell_of_requests(server.url)]
+    told += await tell_of_requests(server.url)
+
+    assert [("200", 5), ("404", None), ("<error>", None)] == [(each.code, each.received_bytes) for each in told]
+    assert {("GET", server.url.removeprefix("http://"), 0)} == {
+        (each.method, each.host, each.sent_bytes) for each in told
+    }
+    assert all(each.seconds is not None and each.seconds > 0 for each in told)
+
+
+@in_loop
+async def test_a_password_in_a_url_is_not_told() -> None:
+    """That a server does not answer goes into logs and pages, its user and password do not."""
+    access = Access(servers=(Server("http://joe:secret@127.0.0.1:1", proxy="http://ann:hidden@127.0.0.1:1"),))
+    with pytest.raises(UnreachableError) as caught:
+        await ask(lambda: access)
+
+    assert str(caught.value).startswith("http://127.0.0.1:1: ")
+    assert not {"joe", "secret", "ann", "hidden"} & set(re.split(r"\W", str(caught.value)))
+
+
+@in_loop
+async def test_trusted_server(certificates: Certificates) -> None:
+    """A server whose certificate the CA signed is trusted, under the name in its URL or the one that is given."""
+    async with ApiServer(certificates.server_tls()) as server:
+        server.say(SERVICES, hello, hello)
+        by_url = Access(servers=(Server(server.url),), ca=Pem(str(certificates.ca)))
+        by_name = Access(
+            servers=(Server(server.url.replace("127.0.0.1", "localhost")),),
+            ca=Pem(content=certificates.ca.read_bytes()),
+            tls_server_name="kubernetes",
+        )
+
+        assert [b"hello"] * 2 == await ask(lambda: by_url) + await ask(lambda: by_name)
+
+
+@in_loop
+async def test_untrusted_server(certificates: Certificates) -> None:
+    """A server of another CA, or under a name that it does not have, gets no request."""
+    async with ApiServer(certificates.server_tls()) as server:
+        other_ca = Access(servers=(Server(server.url),), ca=Pem(str(certificates.stranger)))
+        other_name = Access(servers=(Server(server.url),), ca=Pem(str(certificates.ca)), tls_server_name="other")
+        with pytest.raises(UnreachableError, match="certificate verify failed"):
+            await ask(lambda: other_ca)
+        with pytest.raises(UnreachableError, match="Hostname mismatch"):
+            await ask(lambda: other_name)
+
+
+@in_loop
+async def test_insecure(certificates: Certificates) -> None:
+    """A user who asks for it gets any server."""
+    async with ApiServer(certificates.server_tls()) as server:
+        server.say(SERVICES, hello)
+
+        assert [b"hello"] == await ask(lambda: Access(servers=(Server(server.url),), verify=False))
+
+
+@in_loop
+async def test_client_certificate_from_files_and_inline(certificates: Certificates) -> None:
+    """A client certificate is shown, be it in files or inline; without it this server does not let us in."""
+    certificate, key = Pem(str(certificates.client)), Pem(str(certificates.client.with_suffix(".key")))
+    async with ApiServer(certificates.server_tls(asks_client=True)) as server:
+        server.say(SERVICES, hello, hello)
+        stranger = Access(servers=(Server(server.url),), ca=Pem(str(certificates.ca)))
+        files = replace(stranger, certificate=certificate, key=key)
+        inline = replace(stranger, certificate=Pem(content=certificate.read()), key=Pem(content=key.read()))
+
+        assert [b"hello"] * 2 == await ask(lambda: files) + await ask(lambda: inline)
+        with pytest.raises(UnreachableError):
+            await ask(lambda: stranger)
+
+
+@in_loop
+async def test_rotated_ca(certificates: Certificates, tmp_path: Path) -> None:
+    """The CA file that is there when a connection is made is the one that counts."""
+    ca = tmp_path / "ca.crt"
+    shutil.copy(certificates.ca, ca)
+    async with ApiServer(certificates.server_tls()) as server:
+        server.say(SERVICES, hello)
+        with pytest.raises(UnreachableError, match="certificate verify failed"):
+            await ask(
+                lambda: Access(servers=(Server(server.url),), ca=Pem(str(ca))),
+                times=2,
+                between=lambda: shutil.copy(certificates.stranger, ca),
+            )
+
+
+@pytest.mark.parametrize("content", ["", "two\nlines", None])
+@in_loop
+async def test_unusable_token_file(content: str | None, tmp_path: Path) -> None:
+    """A token file that is missing or holds no token is named, and no request goes out without it."""
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_text(content)
+    with pytest.raises(UnreachableError, match=str(token)):
+        await ask(lambda: Access(servers=(Server("http://127.0.0.1:1"),), token_file=str(token)))
+
+
+@in_loop
+async def test_key_of_another_certificate(certificates: Certificates) -> None:
+    """A key that does not belong to its certificate is told before anything is sent, without a question on a terminal."""
+    access = Access(
+        servers=(Server("https://127.0.0.1:1"),),
+        certificate=Pem(str(certificates.client)),
+        key=Pem(str(certificates.stranger.with_suffix(".key"))),
+    )
+    with pytest.raises(UnreachableError, match="client certificate"):
+        await ask(lambda: access)
+
+
+@in_loop
+async def test_proxy() -> None:
+    """A request goes to the proxy, in the name of the server."""
+    async with ApiServer() as proxy:
+        proxy.say(SERVICES, hello)
+        body = await ask(lambda: Access(servers=(Server("http://api.invalid", proxy=proxy.url),)))
+
+        assert ([b"hello"], "api.invalid") == (body, (await proxy.asked(SERVICES)).host)
+
+
+@in_loop
+async def test_refusal() -> None:
+    """A refusal carries the status, what the server said, and how long it wants us to stay away."""
+    async with ApiServer() as server:
+        server.say(SERVICES, refused(429, "too many requests", Retry_After="7"))
+        with pytest.raises(HttpStatusError, match="429 too many requests") as raised:
+            await ask(lambda: Access(servers=(Server(server.url),)))
+
+    assert (429, 7.0) == (raised.value.status, raised.value.retry_after_seconds)
+
+
+@in_loop
+async def test_refusal_by_something_else() -> None:
+    """A page of HTML from something between us and the API server is cut short, and is not followed elsewhere."""
+
+    async def redirect(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=302, headers={"Location": "/login"}, text="<html>\n" + "x" * 10000)
+
+    async with ApiServer() as server:
+        server.say(SERVICES, redirect)
+        with pytest.raises(HttpStatusError, match=r"302 <html> x{193}$"):
+            await ask(lambda: Access(servers=(Server(server.url),)))
+
+
+@in_loop
+async def test_compressed_answer() -> None:
+    """A compressed list is read as if it were none."""
+    async with ApiServer() as server:
+        server.say(SERVICES, listed("1"))
+
+        assert [b'{"metadata": {"resourceVersion": "1", "continue": ""}, "items": []}'] == await ask(
+            lambda: Access(servers=(Server(server.url),))
+        )
+
+
+@in_loop
+async def test_server_that_does_not_answer() -> None:
+    """A server that takes a request and says nothing is given up in time."""
+    async with ApiServer() as server:
+        server.say(SERVICES, server.keep_silent)
+        with pytest.raises(UnreachableError, match=server.url):
+            await ask(lambda: Access(servers=(Server(server.url),)))
+
+
+@in_loop
+async def test_expired_credentials() -> None:
+    """Credentials about to expire are replaced before the next request."""
+    found: list[str] = []
+
+    def find() -> Access:
+        found.append(f"Bearer {len(found)}")
+        return Access(
+            servers=(Server(server.url),), authorization=found[-1], expires_at=0.0 if len(found) == 1 else None
+        )
+
+    async with ApiServer() as server:
+        server.say(SERVICES, hello, hello)
+        await ask(find, times=2)
+
+        assert ["Bearer 0", "Bearer 1"] == [(await server.asked(SERVICES)).authorization for _ in range(2)]
+
+
+@in_loop
+async def test_endless_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line without an end is given up before it fills the memory."""
+    monkeypatch.setattr(transport, "LONGEST_LINE_BYTES", 1000)
+
+    async def find_access() -> Access:
+        return Access(servers=(Server(server.url),))
+
+    async with ApiServer() as server, Transport(find_access, TIMING) as asking:
+        server.say(SERVICES, listed("1", {"padding": "x" * 1000}))
+        async with asking.lines(SERVICES, {}) as lines:
+            with pytest.raises(SourceError, match="longer than 1000 bytes"):
+                await lines.read()
+
+
+def test_secrets_are_not_shown(certificates: Certificates) -> None:
+    """What prints an access prints no secret."""
+    access = Access(servers=(), authorization="Bearer hidden", key=Pem(content=b"hidden"))
+
+    assert "hidden" not in repr(access)
+    assert "BEGIN" not in repr(Access(servers=(), key=Pem(str(certificates.client))).read_certificates())

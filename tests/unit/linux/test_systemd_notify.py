@@ -1,0 +1,29 @@
+"""What a supervisor says of its watchdog, as sd_watchdog_enabled(3) has it."""
+
+import math
+import os
+
+import pytest
+
+from pyproxy.linux.systemd_notify import watchdog_seconds
+
+
+@pytest.mark.parametrize(
+    ("environment", "seconds"),
+    [
+        ({}, math.inf),
+        ({"WATCHDOG_USEC": "2500000"}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": str(os.getpid())}, 2.5),
+        ({"WATCHDOG_USEC": "2500000", "WATCHDOG_PID": "1"}, math.inf),
+        ({"WATCHDOG_USEC": "0"}, math.inf),
+        ({"WATCHDOG_USEC": "soon"}, math.inf),
+    ],
+)
+def test_watchdog(environment: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is in microseconds, and is for the process that is named, or for all."""
+    for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+
+    assert seconds == watchdog_seconds()
