@@ -72,7 +72,7 @@ class Agent:
         """Those that the rules in the kernel are for."""
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
-        self._relay = Relay()
+        self._relay = Relay(observer)
         self._stale_addresses = follows_local_ips(config)
         self._wake = asyncio.Event()
         self._ready = False

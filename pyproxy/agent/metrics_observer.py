@@ -99,6 +99,14 @@ class MetricsObserver(Observer):
         elif path == "/livez":
             self._metrics.add_livez(code)
 
+    def listeners_changed(self, family: Family, change: int) -> None:
+        """See `Observer`."""
+        self._metrics.add_localhost_listeners(family, change)
+
+    def listening_failed(self, family: Family) -> None:
+        """See `Observer`."""
+        self._metrics.add_localhost_failure(family)
+
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """See `Observer`."""
         self._metrics.observe_flow_cleaning(family, count, seconds)

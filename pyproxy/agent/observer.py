@@ -43,5 +43,11 @@ class Observer:
     def answered(self, path: str, code: int) -> None:
         """Take note, in the thread of the request, of an answer of the health server and its HTTP status."""
 
+    def listeners_changed(self, family: Family, change: int) -> None:
+        """Record, in the relay's thread, that so many more localhost node ports are served; -1: one less."""
+
+    def listening_failed(self, family: Family) -> None:
+        """Record, in the relay's thread, that a localhost node port could not be listened on."""
+
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
         """Take note of a walk through connection tracking: how many entries it deleted, and how long it took."""

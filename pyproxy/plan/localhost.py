@@ -4,33 +4,44 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pyproxy.model.endpoint import Endpoint
-from pyproxy.model.names import Protocol
+from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.plan.service_plan import ServicePlan
+
+LocalPort = tuple[Protocol, int]
+"""A node port on localhost."""
+_RELAYED = (Protocol.TCP, Protocol.UDP)
 
 
 @dataclass(frozen=True, slots=True)
 class RelayTarget:
-    """Where connections to one localhost node port go."""
+    """Where connections and flows to one localhost node port go."""
 
     endpoints: tuple[Endpoint, ...]
     affinity_seconds: int | None
+    service: NamespacedName
+    serving: frozenset[Endpoint] = frozenset()
+    """UDP only: endpoints whose flows may stay, besides those for new flows."""
 
 
 def relay_target(plan: ServicePlan) -> RelayTarget | None:
-    """Return the target of a plan's node port; None if it has none, no TCP, or no endpoint for external traffic."""
-    if not plan.node_port or plan.protocol is not Protocol.TCP or not plan.external_endpoints:
+    """Return the target of a plan's node port; None if it has none, if it is SCTP, or without endpoints for it."""
+    if not plan.node_port or plan.protocol not in _RELAYED or not plan.external_endpoints:
         return None
-    return RelayTarget(plan.external_endpoints, plan.affinity_seconds)
+    return RelayTarget(plan.external_endpoints, plan.affinity_seconds, plan.name.service, plan.serving_endpoints)
 
 
 def relay_changes(
     taken: Iterable[tuple[ServicePlan | None, ServicePlan | None]],
-) -> dict[int, RelayTarget | None]:
+) -> dict[LocalPort, RelayTarget | None]:
     """Return by node port what plans before and now change; None: the port is not relayed any more.
 
     Ports that move between Services are in the result once, with what they have become.
     """
     pairs = tuple(taken)
-    before = {plan.node_port: None for plan, _ in pairs if plan is not None and relay_target(plan) is not None}
-    now = {plan.node_port: target for _, plan in pairs if plan is not None and (target := relay_target(plan))}
+    before = {_local_port(plan): None for plan, _ in pairs if plan is not None and relay_target(plan) is not None}
+    now = {_local_port(plan): target for _, plan in pairs if plan is not None and (target := relay_target(plan))}
     return {**before, **now}
+
+
+def _local_port(plan: ServicePlan) -> LocalPort:
+    return plan.protocol, plan.node_port

@@ -66,6 +66,7 @@ class Metrics:
         self._add_failures()
         if mode == "iptables":
             self._add_rules()
+        self._add_localhost()
         self._add_own()
         counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
         for family in families:
@@ -159,6 +160,15 @@ class Metrics:
             "sync_proxy_rules_iptables_last", "iptables rules written by the last sync", labels=labels
         )
 
+    def _add_localhost(self) -> None:
+        self._localhost_listeners = self._gauge(
+            "nftables_localhost_nodeport_listeners", "Localhost node ports that a relay serves"
+        )
+        self._localhost_failures = self._counter(
+            "nftables_localhost_nodeport_listener_creation_failures",
+            "Failed tries to listen on a localhost node port",
+        )
+
     def _add_own(self) -> None:
         self._quarantined = self._own_gauge(
             "quarantined_service_ports", "Service ports that the kernel refused, and that keep their last good rules"
@@ -241,6 +251,14 @@ class Metrics:
         """Count a removal of what is out of use that the kernel did not take; in nftables mode only."""
         if self._cleanup_failures is not None:
             self._cleanup_failures.labels(family).inc()
+
+    def add_localhost_listeners(self, family: Family, change: int) -> None:
+        """Add to the number of localhost node ports that are served."""
+        self._localhost_listeners.labels(family).inc(change)
+
+    def add_localhost_failure(self, family: Family) -> None:
+        """Count a localhost node port that could not be listened on."""
+        self._localhost_failures.labels(family).inc()
 
     def add_healthz(self, code: int) -> None:
         """Count an answer of /healthz by its HTTP status."""

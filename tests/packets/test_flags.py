@@ -14,6 +14,8 @@ from .objects import JsonObject, port, service, slices
 from .table import Row, rows
 
 WEB = service("web", 60, port(80, name="t"), port(80, "UDP", name="u"))
+LOCAL_UDP = service("local-udp", 64, port(80, "UDP", node_port=30103), type="NodePort", externalTrafficPolicy="Local")
+CLUSTER_UDP = service("cluster-udp", 66, port(80, "UDP", node_port=30105), type="NodePort")
 NODE_PORT = service("node-port", 61, port(80, node_port=30100), type="NodePort")
 LOCAL = service("local", 62, port(80, node_port=30101), type="NodePort", externalTrafficPolicy="Local")
 HAIRPIN = service("hairpin", 63, port(80, node_port=30102), type="NodePort")
@@ -22,6 +24,8 @@ OBJECTS: list[JsonObject] = [
     *(NODE_PORT, *slices(NODE_PORT, "pod1-1", "pod2-1")),
     *(LOCAL, *slices(LOCAL, "pod1-1", "pod1-2", "pod2-1")),
     *(HAIRPIN, *slices(HAIRPIN, "pod1-1")),
+    *(LOCAL_UDP, *slices(LOCAL_UDP, "pod1-1", "pod1-2", "pod2-1")),
+    *(CLUSTER_UDP, *slices(CLUSTER_UDP, "pod1-1", "pod2-1")),
 ]
 
 PODS_ARE_KNOWN = """
@@ -74,11 +78,14 @@ outside1     node1':30100/tcp       pod1-1 pod2-1          node1
 """
 ON_LOCALHOST_IPV4 = """
 node1        127.0.0.1:30100/tcp    pod1-1 pod2-1          node1
+node1        127.0.0.1:30105/udp    pod1-1 pod2-1          node1
 node1        node1:30100/tcp        pod1-1 pod2-1          node1
 """
 ON_LOCALHOST_IPV6 = """
 node1        ::1:30100/tcp          pod1-1 pod2-1          node1
 node1        ::1:30101/tcp          pod1-1 pod1-2          node1
+node1        ::1:30105/udp          pod1-1 pod2-1          node1
+node1        ::1:30103/udp          pod1-1 pod1-2          node1
 node1        node1:30100/tcp        pod1-1 pod2-1          node1
 """
 NOT_ON_LOOPBACK = """
@@ -182,14 +189,14 @@ def test_node_ports_answer_on_every_address(agents: Cluster, row: Row) -> None:
 @agents_with("--nodeport-addresses=primary,localhost", CLUSTER_CIDR_FLAG)
 @rows(ON_LOCALHOST_IPV4, OBJECTS, versions=[4])
 def test_node_ports_answer_on_ipv4_localhost_by_name(agents: Cluster, row: Row) -> None:
-    """The keyword localhost opens TCP node ports on 127.0.0.1 in every mode."""
+    """The keyword localhost opens TCP and UDP node ports on 127.0.0.1 in every mode."""
     assert agents.expected(row) == agents.met(row)
 
 
 @agents_with("--nodeport-addresses=primary,localhost", CLUSTER_CIDR_FLAG)
 @rows(ON_LOCALHOST_IPV6, OBJECTS, versions=[6])
 def test_node_ports_answer_on_ipv6_localhost_by_name(agents: Cluster, row: Row) -> None:
-    """The keyword localhost opens TCP node ports on ::1 in every mode; an external policy Local means pods of the node."""
+    """The keyword localhost opens TCP and UDP node ports on ::1 in every mode; an external policy Local means pods of the node."""
     assert agents.expected(row) == agents.met(row)
 
 

@@ -12,14 +12,17 @@ from typing import ClassVar
 
 import pytest
 
+from pyproxy.agent.observer import Observer
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.plan.localhost import RelayTarget
 from tests.unit.serve.http_client import wait_until
 
 RESET = struct.pack("ii", 1, 0)
 SECONDS = 20.0
+OWNER = NamespacedName("default", "web")
 LOCALHOST = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 Serve = Callable[[socket.socket], None]
 
@@ -27,7 +30,7 @@ Serve = Callable[[socket.socket], None]
 @pytest.fixture
 def relay() -> Iterator[Relay]:
     """Give a relay that tries often, and has room for few."""
-    made = Relay(retry_seconds=0.05, most_connections=4)
+    made = Relay(Observer(), retry_seconds=0.05, most_connections=4, most_flows=2, idle_seconds=0.5)
     yield made
     made.close()
     Backend.close_all()
@@ -135,14 +138,14 @@ def refuses(port: int) -> bool:
 
 def target(*backends: Backend, affinity: int | None = None) -> RelayTarget:
     """Return a target with these endpoints."""
-    return RelayTarget(tuple(backend.endpoint for backend in backends), affinity)
+    return RelayTarget(tuple(backend.endpoint for backend in backends), affinity, OWNER)
 
 
 @pytest.mark.parametrize("family", list(Family))
 def test_half_closed_connections_carry_everything(relay: Relay, family: Family) -> None:
     """More bytes than any buffer holds pass both ways, and the end of one direction leaves the other open."""
     port, sent = free_port(family), bytes(range(256)) * 40_000
-    relay.change(family, {port: target(Backend(echo_at_the_end, family))})
+    relay.change(family, {(Protocol.TCP, port): target(Backend(echo_at_the_end, family))})
     with closing(connect(port, family)) as client:
         writer = threading.Thread(target=send_all, args=(client, sent))
         writer.start()
@@ -160,10 +163,10 @@ def test_new_connections_use_the_new_endpoints(relay: Relay) -> None:
         reached.set()
         echo_at_the_end(connection)
 
-    relay.change(Family.IPV4, {port: target(Backend(serve))})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(serve))})
     with closing(connect(port)) as old:
         assert reached.wait(SECONDS)
-        relay.change(Family.IPV4, {port: target(Backend(saying(b"new")))})
+        relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(saying(b"new")))})
         with closing(connect(port)) as new:
             assert b"new" == read_all(new)
         send_all(old, b"old")
@@ -174,9 +177,9 @@ def test_new_connections_use_the_new_endpoints(relay: Relay) -> None:
 def test_end_of_a_port_ends_its_connections(relay: Relay) -> None:
     """A node port that is gone refuses new connections and resets the open ones."""
     port = free_port()
-    relay.change(Family.IPV4, {port: target(Backend(echo_at_the_end))})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(echo_at_the_end))})
     with closing(connect(port)) as client:
-        relay.change(Family.IPV4, {port: None})
+        relay.change(Family.IPV4, {(Protocol.TCP, port): None})
         with pytest.raises(ConnectionResetError):
             read_all(client)
     wait_until(lambda: refuses(port))
@@ -185,7 +188,7 @@ def test_end_of_a_port_ends_its_connections(relay: Relay) -> None:
 def test_affinity_holds_while_its_endpoint_is_there(relay: Relay) -> None:
     """With session affinity all connections use one endpoint, and another one only when that is gone."""
     port, backends = free_port(), {name: Backend(saying(name)) for name in (b"a", b"b", b"c")}
-    relay.change(Family.IPV4, {port: target(*backends.values(), affinity=10)})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(*backends.values(), affinity=10)})
 
     def ask() -> bytes:
         with closing(connect(port)) as client:
@@ -194,7 +197,10 @@ def test_affinity_holds_while_its_endpoint_is_there(relay: Relay) -> None:
     pinned = {ask() for _ in range(20)}
     assert 1 == len(pinned)
     (gone,) = pinned
-    relay.change(Family.IPV4, {port: target(*(each for name, each in backends.items() if name != gone), affinity=10)})
+    relay.change(
+        Family.IPV4,
+        {(Protocol.TCP, port): target(*(each for name, each in backends.items() if name != gone), affinity=10)},
+    )
     then = {ask() for _ in range(20)}
 
     assert (1, False) == (len(then), gone in then)
@@ -203,7 +209,7 @@ def test_affinity_holds_while_its_endpoint_is_there(relay: Relay) -> None:
 def test_every_endpoint_is_used(relay: Relay) -> None:
     """Without affinity connections are spread over all endpoints."""
     port, names = free_port(), {b"a", b"b"}
-    relay.change(Family.IPV4, {port: target(*(Backend(saying(name)) for name in names))})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(*(Backend(saying(name)) for name in names))})
     met: set[bytes] = set()
 
     def meets_all() -> bool:
@@ -223,7 +229,7 @@ def test_reset_is_passed_on(relay: Relay) -> None:
         connection.close()
 
     port = free_port()
-    relay.change(Family.IPV4, {port: target(Backend(reset))})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(reset))})
     with closing(connect(port)) as client:
         client.sendall(b"x")
         with pytest.raises(ConnectionResetError):
@@ -233,7 +239,10 @@ def test_reset_is_passed_on(relay: Relay) -> None:
 def test_peer_that_never_reads_holds_nobody_up(relay: Relay) -> None:
     """A backend that takes no bytes stops its own client alone, after what the buffers hold."""
     slow, quick = free_port(), free_port()
-    relay.change(Family.IPV4, {slow: target(Backend(stay_silent)), quick: target(Backend(saying(b"quick")))})
+    relay.change(
+        Family.IPV4,
+        {(Protocol.TCP, slow): target(Backend(stay_silent)), (Protocol.TCP, quick): target(Backend(saying(b"quick")))},
+    )
     with closing(connect(slow)) as flooder:
         flooder.settimeout(1.0)
         with pytest.raises(TimeoutError):
@@ -245,7 +254,7 @@ def test_peer_that_never_reads_holds_nobody_up(relay: Relay) -> None:
 def test_connections_are_bounded(relay: Relay) -> None:
     """One connection more than there is room for is reset; when another has ended there is room again."""
     port = free_port()
-    relay.change(Family.IPV4, {port: target(Backend(echo_at_the_end))})
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(echo_at_the_end))})
     held = [connect(port) for _ in range(4)]
     with closing(connect(port)) as fifth, pytest.raises(ConnectionResetError):
         read_all(fifth)
@@ -267,10 +276,10 @@ def test_port_of_another_program_is_retried(relay: Relay, caplog: pytest.LogCapt
     """A port that is taken is one error in the log, and served as soon as it is free."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = int(other.getsockname()[1])
-        relay.change(Family.IPV4, {port: target(Backend(saying(b"at last")))})
+        relay.change(Family.IPV4, {(Protocol.TCP, port): target(Backend(saying(b"at last")))})
         wait_until(lambda: bool(caplog.messages))
     with closing(connect(port)) as client:
         assert b"at last" == read_all(client)
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
-    assert [f"localhost node port {port} (IPv4) is not served: Address already in use; will retry"] == errors
+    assert [f"localhost node port {port}/TCP (IPv4) is not served: Address already in use; will retry"] == errors

@@ -1,0 +1,124 @@
+"""What the relay's ports of both protocols have in common: listening, and the choice of an endpoint."""
+
+import asyncio
+import logging
+import os
+import random
+import socket
+import typing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from time import monotonic
+
+from pyproxy.model.address import Family
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.event import event_extra
+from pyproxy.model.names import NamespacedName, Protocol
+from pyproxy.plan.localhost import RelayTarget
+
+logger = logging.getLogger(__name__)
+
+DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
+_LISTEN_ON = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
+_BACKLOG = 128
+
+
+class RelayCounts(typing.Protocol):
+    """Counts listeners of the relay; its methods are called in the relay's thread."""
+
+    def listeners_changed(self, family: Family, change: int) -> None:
+        """Add to the number of sockets that are open: 1 or -1."""
+
+    def listening_failed(self, family: Family) -> None:
+        """Count a try to listen that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where one node port listens in one family."""
+
+    family: Family
+    protocol: Protocol
+    number: int
+    retry_seconds: float
+    counts: RelayCounts
+
+    @property
+    def name(self) -> str:
+        """Return what log lines call it."""
+        return f"localhost node port {self.number}/{self.protocol.name} ({self.family})"
+
+    @asynccontextmanager
+    async def listening(self, service: Callable[[], NamespacedName]) -> AsyncIterator[socket.socket]:
+        """Have the node port's socket, which does not block; wait for as long as another program has the port.
+
+        Args:
+            service: returns whose node port it is at the moment, for the Event.
+        """
+        with await self._open(service) as listener:
+            self.counts.listeners_changed(self.family, 1)
+            try:
+                yield listener
+            finally:
+                self.counts.listeners_changed(self.family, -1)
+
+    async def _open(self, service: Callable[[], NamespacedName]) -> socket.socket:
+        said = False
+        while True:
+            try:
+                return self._bound()
+            except OSError as error:
+                self.counts.listening_failed(self.family)
+                if not said:
+                    reason = os.strerror(error.errno) if error.errno else str(error)
+                    event = event_extra("Service", service(), "LocalhostNodePortFailed", "ListenOnLocalhost")
+                    # All that there is to say is in the message.
+                    logger.error("%s is not served: %s; will retry", self.name, reason, extra=event)  # noqa: TRY400
+                said = True
+                await asyncio.sleep(self.retry_seconds)
+
+    def _bound(self) -> socket.socket:
+        address = (_LISTEN_ON[self.family], self.number)
+        if self.protocol is Protocol.TCP:
+            listener = socket.create_server(address, family=DOMAINS[self.family], backlog=_BACKLOG)
+        else:
+            # Without SO_REUSEADDR, by which two UDP sockets could have one port.
+            listener = socket.socket(DOMAINS[self.family], socket.SOCK_DGRAM)
+            try:
+                listener.bind(address)
+            except OSError:
+                listener.close()
+                raise
+        listener.settimeout(0)
+        return listener
+
+
+class EndpointChoice:
+    """Chooses endpoints; with session affinity one for all clients of a port, as they share one address."""
+
+    def __init__(self, target: RelayTarget) -> None:
+        self._target = target
+        self._pinned: Endpoint | None = None
+        self._pinned_at = 0.0
+
+    def service(self) -> NamespacedName:
+        """Return whose node port it is."""
+        return self._target.service
+
+    def retarget(self, target: RelayTarget) -> None:
+        """Choose from other endpoints from now on."""
+        if target.affinity_seconds != self._target.affinity_seconds:
+            self._pinned = None
+        self._target = target
+
+    def choose(self) -> Endpoint:
+        """Return the endpoint of a new connection or flow."""
+        target, now = self._target, monotonic()
+        if target.affinity_seconds is None:
+            return random.choice(target.endpoints)  # noqa: S311  # no secret
+        if self._pinned not in target.endpoints or now - self._pinned_at > target.affinity_seconds:
+            self._pinned = random.choice(target.endpoints)  # noqa: S311  # no secret
+        self._pinned_at = now
+        assert self._pinned is not None  # noqa: S101  # for mypy
+        return self._pinned
