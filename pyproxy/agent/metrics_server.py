@@ -15,10 +15,11 @@ from pyproxy.agent.listen_selectors import follow_selector
 from pyproxy.agent.metrics_observer import MetricsObserver
 from pyproxy.backends.interface import Backend
 from pyproxy.backends.iptables.accounting import counted_packets
-from pyproxy.backends.iptables.static_rules import INVALID_COUNTER
+from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.config.grammar import ListenSelector
-from pyproxy.model.address import ListenAddress
+from pyproxy.model.address import Family, ListenAddress
+from pyproxy.node.local_traffic import serves_localhost
 from pyproxy.serve.exposition import metrics_application
 from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.metrics import Metrics
@@ -31,6 +32,10 @@ _SLIS = frozenset({"process_start_time_seconds"})
 _INVALID = (
     "kubeproxy_iptables_ct_state_invalid_dropped_packets",
     "Packets dropped because they belong to no connection that is known; of both families",
+)
+_LOCALHOST = (
+    "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+    "Packets accepted at node ports on 127.0.0.0/8",
 )
 _following: set[asyncio.Task[None]] = set()
 """The loop itself holds its tasks by weak references only."""
@@ -51,6 +56,8 @@ def start_metrics(
     metrics = Metrics(backend.mode.value, backend.families)
     if backend.mode is ProxyMode.IPTABLES:
         metrics.registry.register(PacketCounter(*_INVALID, partial(counted_packets, INVALID_COUNTER)))
+        if serves_localhost(config, Family.IPV4):
+            metrics.registry.register(PacketCounter(*_LOCALHOST, partial(counted_packets, LOCALHOST_COUNTER)))
     board = StatusBoard(backend.mode.value, node_name, time())
     app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
 

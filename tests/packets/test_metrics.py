@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.namespace import call_inside
-from tests.lab import Host
+from tests.lab import Host, tcp, udp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .modes import needs
@@ -27,6 +27,7 @@ TABLES = ("filter", "nat")
 SYNC = "kubeproxy_sync_proxy_rules_"
 PARTIAL = "kubeproxy_sync_partial_proxy_rules_duration_seconds_count"
 WEB = service("web", 140, port(80))
+NODE_PORT = service("noded", 142, port(80, name="t", node_port=30142), port(80, "UDP", name="u", node_port=30142))
 ELSEWHERE = service("elsewhere", 141, port(80, name="tcp"), port(80, "UDP", name="udp"), internalTrafficPolicy="Local")
 
 
@@ -218,6 +219,19 @@ def test_invalid_packets_are_counted(cluster: Cluster) -> None:
 
     assert before is not None
     wait_until(lambda: value(node, name) == before + 1, "a packet that was counted")
+
+
+@needs("localhost_node_ports")
+def test_packets_to_localhost_node_ports_are_counted(cluster: Cluster) -> None:
+    """Of each connection to a node port on 127.0.0.1 one packet is counted, of one to the node's own address none."""
+    node, name = cluster.lab["node1"], "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"
+    with cluster.having(NODE_PORT, *slices(NODE_PORT, "pod1-1", "pod2-1")):
+        before = value(node, name)
+        outcomes = node.probe(*[tcp("127.0.0.1", 30142)] * 3, tcp(node.address(4), 30142), udp("127.0.0.1", 30142))
+
+        assert before is not None
+        assert {"pod1-1", "pod2-1"} >= {outcome.server for outcome in outcomes}
+        wait_until(lambda: value(node, name) == before + 4, "four packets that were counted")
 
 
 @needs("is_iptables")

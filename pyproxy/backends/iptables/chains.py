@@ -33,12 +33,20 @@ def hairpin_rule(settings: FamilySettings, translated: str) -> str:
     return f"! -o lo {remark} {translated} {source_is_destination(settings.family)} -j {names.MARK_MASQUERADE}"
 
 
-def postrouting_chain(settings: FamilySettings, *first: str, random_fully: bool = True) -> str:
-    """Return the chain that masquerades what is marked, behind some rules that may mark more."""
+def postrouting_chain(settings: FamilySettings, *first: str, marked: str = "", random_fully: bool = True) -> str:
+    """Return the chain that masquerades what is marked.
+
+    Args:
+        settings: has the mark.
+        first: rules in front, which may mark more.
+        marked: a rule that only marked packets meet; none if empty.
+        random_fully: choose source ports at random.
+    """
     return rules(
         names.POSTROUTING,
         *first,
         f"-m mark ! --mark {settings.mark} -j RETURN",
+        *([marked] if marked else []),
         # Off again: a packet that passes here twice (a tunnel) is masqueraded once.
         f"-j MARK --set-xmark {settings.masquerade_mark:#x}/0x0",
         f"{comment('kubernetes service traffic requiring SNAT')} -j MASQUERADE{' --random-fully' if random_fully else ''}",

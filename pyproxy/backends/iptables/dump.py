@@ -12,7 +12,7 @@ from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import TABLES, ChainKey, HookKey
 from pyproxy.backends.iptables.side_by_side import SideBySideProgram
-from pyproxy.backends.iptables.static_rules import INVALID_COUNTER
+from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
 from pyproxy.linux.iptables_programs import is_available
@@ -31,11 +31,15 @@ class IptablesDumper:
     def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
         """See `Dumper`."""
         is_side_by_side = bool(self._config.service_proxy_name)
+        settings = iptables_settings(self._config, family, context)
         settings = replace(
-            iptables_settings(self._config, family, context),
+            settings,
             drop_invalid=not read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal"),
             # The agent has the rule where the kernel takes it, and makes the counter before; nothing is tried here.
             count_invalid=not is_side_by_side and has_counter(INVALID_COUNTER),
+            count_localhost_node_ports=(
+                settings.localhost_node_ports and not is_side_by_side and has_counter(LOCALHOST_COUNTER)
+            ),
         )
         program = (SideBySideProgram if is_side_by_side else IptablesProgram)(settings)
         for plan in plans:

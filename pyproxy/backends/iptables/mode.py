@@ -15,7 +15,13 @@ from pyproxy.backends.iptables.restore_text import Ownership
 from pyproxy.backends.iptables.rules import source_is_destination
 from pyproxy.backends.iptables.ruleset import FILTER, NAT, TABLES, ChainKey
 from pyproxy.backends.iptables.side_by_side import SideBySideProgram, side_by_side_hooks
-from pyproxy.backends.iptables.static_rules import INVALID_COUNT, INVALID_COUNTER, IptablesSettings, known_hooks
+from pyproxy.backends.iptables.static_rules import (
+    INVALID_COUNT,
+    INVALID_COUNTER,
+    LOCALHOST_COUNTER,
+    IptablesSettings,
+    known_hooks,
+)
 from pyproxy.backends.iptables.variant import detect_variant
 from pyproxy.config.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
@@ -38,12 +44,19 @@ class IptablesMode:
     mode = ProxyMode.IPTABLES
 
     def __init__(
-        self, config: Config, variant: Variant, hairpin_by_packet: Collection[Family], *, count_invalid: bool
+        self,
+        config: Config,
+        variant: Variant,
+        hairpin_by_packet: Collection[Family],
+        *,
+        count_invalid: bool,
+        count_localhost: bool,
     ) -> None:
         self._config = config
         self.iptables_variant = variant
         self._hairpin_by_packet = hairpin_by_packet
         self._count_invalid = count_invalid
+        self._count_localhost = count_localhost
         self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         if not self.families:
@@ -61,7 +74,10 @@ class IptablesMode:
         by_packet = families if families and await takes_hairpin_rule(families[0], variant) else ()
         is_side_by_side = bool(config.service_proxy_name)
         count_invalid = bool(families) and not is_side_by_side and await takes_counter(families[0], variant)
-        return cls(config, variant, by_packet, count_invalid=count_invalid)
+        count_localhost = (
+            count_invalid and serves_localhost(config, Family.IPV4) and not ensure_counter(LOCALHOST_COUNTER)
+        )
+        return cls(config, variant, by_packet, count_invalid=count_invalid, count_localhost=count_localhost)
 
     def is_ready_for(self, node: Node) -> bool:
         """See `Backend`."""
@@ -76,6 +92,7 @@ class IptablesMode:
             drop_invalid=not be_liberal,
             hairpin_by_packet=family in self._hairpin_by_packet,
             count_invalid=self._count_invalid,
+            count_localhost_node_ports=family is Family.IPV4 and self._count_localhost,
         )
 
     def program(self, settings: IptablesSettings) -> IptablesProgram | SideBySideProgram:

@@ -22,6 +22,13 @@ _LOCALNET_GUARD = (
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
 """kube-proxy's name for it."""
 INVALID_COUNT = f"-m nfacct --nfacct-name {INVALID_COUNTER}"
+LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
+"""kube-proxy's name, too."""
+LOCALHOST_COUNT = f"-m conntrack --ctstate DNAT --ctorigdst 127.0.0.0/8 -m nfacct --nfacct-name {LOCALHOST_COUNTER}"
+"""Counts the first packet of each connection that was made to a node port on 127.0.0.0/8: it is translated, and marked.
+
+One rule, where kube-proxy has one for each node port in front of the one that serves it.
+"""
 _NODE_PORTS_LAST = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
 
 # (table, from, match, comment, to), in kube-proxy's order. Each is inserted at the top, so the last one of
@@ -56,6 +63,8 @@ class IptablesSettings(FamilySettings):
     """Drop packets that conntrack calls INVALID; off where ``nf_conntrack_tcp_be_liberal`` is on."""
     count_invalid: bool = False
     """The kernel has xt_nfacct and a counter for those packets."""
+    count_localhost_node_ports: bool = False
+    """Count packets to node ports on 127.0.0.0/8 that are accepted; the kernel has xt_nfacct and the counter."""
     random_fully: bool = True
     """Masquerade with fully random source ports (iptables 1.6.2 and later)."""
     hairpin_by_packet: bool = True
@@ -108,4 +117,5 @@ def _forward_chain(settings: IptablesSettings) -> str:
 
 def _postrouting_chain(settings: IptablesSettings) -> str:
     hairpin = [hairpin_rule(settings, "-m conntrack --ctstate DNAT")] if settings.hairpin_by_packet else []
-    return postrouting_chain(settings, *hairpin, random_fully=settings.random_fully)
+    count = LOCALHOST_COUNT if settings.count_localhost_node_ports else ""
+    return postrouting_chain(settings, *hairpin, marked=count, random_fully=settings.random_fully)

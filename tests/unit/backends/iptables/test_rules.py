@@ -147,6 +147,19 @@ def test_liberal_conntrack() -> None:
     )
 
 
+def test_count_of_localhost_node_ports() -> None:
+    """Packets to node ports on 127.0.0.0/8 are counted among those that are marked, by one rule, where it is asked for."""
+    rules = static_rules(replace(IPV4, count_localhost_node_ports=True))[POSTROUTING].splitlines()
+    [count] = [rule for rule in rules if "localhost_nps_accepted_pkts" in rule]
+
+    assert (
+        "-A KUBE-POSTROUTING -m conntrack --ctstate DNAT --ctorigdst 127.0.0.0/8"
+        " -m nfacct --nfacct-name localhost_nps_accepted_pkts"
+    ) == count
+    assert "-j RETURN" in rules[rules.index(count) - 1]
+    assert "nfacct" not in static_rules(IPV4)[POSTROUTING]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
