@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.lab import Probe, sctp, tcp, udp
+from tests.lab import Host, Probe, sctp, tcp, udp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .objects import PORT, VERSIONS, JsonObject, cluster_ips, ingress, port, public, service, slices
@@ -364,6 +364,17 @@ def test_flows_in_a_zone_move(cluster: Cluster, client: str) -> None:
         node.run("nft", "delete", "table", "inet", "zones")
 
 
+@contextmanager
+def patient_about_sctp(node: Host) -> Iterator[None]:
+    """Let connection tracking keep associations that are not established: by itself it forgets them after 3 s."""
+    names = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_*"
+    before = node.run("sh", "-c", f"grep . {names}").split()
+    node.run("sh", "-c", f"for name in {names}; do echo 300 > $name; done")
+    yield
+    for name, _, seconds in (line.partition(":") for line in before):
+        node.run("sh", "-c", f"echo {seconds} > {name}")
+
+
 def test_flows_of_other_protocols_stay(cluster: Cluster) -> None:
     """TCP connections to an address that moves go on to their endpoint, and no entry of SCTP is deleted."""
     ports = port(53, name="t"), port(54, "SCTP", name="s"), port(53, "UDP", name="u")
@@ -381,7 +392,7 @@ def test_flows_of_other_protocols_stay(cluster: Cluster) -> None:
         lines = [line.split() for line in listing.splitlines() if f"sport={sctp_port}" in line]
         return sorted(word for words in lines for word in words if word.startswith("id="))
 
-    with ExitStack() as stack, cluster.having(*_both(with_ip, other)):
+    with ExitStack() as stack, cluster.having(*_both(with_ip, other)), patient_about_sctp(cluster.lab["node1"]):
         connections = [
             stack.enter_context(cluster.lab.client_pod.connect(tcp(destination("public170", version), 53)))
             for version in VERSIONS
