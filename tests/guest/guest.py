@@ -88,8 +88,6 @@ def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        text=True,
-        errors="replace",
         # A group of its own: every process of the guest is one of the host too.
         process_group=0,
     ) as process:
@@ -103,10 +101,13 @@ def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -
         timer.start()
         try:
             assert process.stdout is not None
-            for line in process.stdout:
-                last_lines.append(line.rstrip())
-                sys.stdout.write(line)
+            rest = ""
+            # As it comes, and not line by line: a test run writes a dot for each test.
+            while text := os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace"):
+                sys.stdout.write(text)
                 sys.stdout.flush()
+                *lines, rest = (rest + text).split("\n")
+                last_lines.extend(line.rstrip() for line in lines)
             process.wait()
         finally:
             timer.cancel()

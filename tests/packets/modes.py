@@ -37,6 +37,8 @@ class Mode:
     """Whether all addresses of a Service port share a client's pin."""
     ends_pins_in_time: bool = True
     """Whether a pin ends with its time-out, and not later, with the last trace of the connections made under it."""
+    moves_flows_in_zones: bool = True
+    """Whether a UDP flow that connection tracking keeps in a zone of its own moves with its address."""
     removes_last: bool = False
     """Whether what is new is there before what is old is gone, so that a test has to wait for both."""
     unclaimed: str = "nobody"
@@ -102,6 +104,7 @@ def _ipvs(name: str, variant: str, *nft_tables: str) -> Mode:
         node_ports_on_every_address=True,
         lets_health_checks_in=True,
         removes_last=True,
+        moves_flows_in_zones=False,
         shares_pins=False,
         ends_pins_in_time=False,
         unclaimed="refused",

@@ -13,6 +13,7 @@ import pytest
 from tests.lab import Host, Probe, sctp, tcp, udp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .modes import needs
 from .objects import PORT, VERSIONS, JsonObject, cluster_ips, ingress, port, public, service, slices
 from .table import SILENCE_SECONDS, address_of
 from .test_flags import SEGMENT_FLAG
@@ -342,6 +343,7 @@ table inet zones {
 """
 
 
+@needs("moves_flows_in_zones")
 @pytest.mark.parametrize("client", ["client-pod", "node1"])
 def test_flows_in_a_zone_move(cluster: Cluster, client: str) -> None:
     """A flow that connection tracking keeps in a zone of its own moves as any other."""
