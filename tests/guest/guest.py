@@ -28,6 +28,7 @@ PROJECT = Path(__file__).resolve().parents[2]
 _HERE = Path(__file__).parent
 _INIT = _HERE / "init.sh"
 _CACHE = PROJECT / ".cache" / "guest"
+_SEED_BYTES = 64
 _LAST_LINES = 60
 """Of the console, where the guest ended without a result: a panic is one line and a long call trace."""
 
@@ -61,13 +62,14 @@ def run(argv: Sequence[str], *, memory: str = "3G", timeout_seconds: float = 600
     linux = kernel()
     _CACHE.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=_CACHE) as directory:
-        job, status, errors = (Path(directory) / name for name in ("job", "status", "errors"))
+        job, status, errors, seed = (Path(directory) / name for name in ("job", "status", "errors", "seed"))
+        seed.write_bytes(os.urandom(_SEED_BYTES))
         job.write_text(f"cd {shlex.quote(str(PROJECT))}\nexport HOME=/tmp GUEST=1\n{shlex.join(argv)}\n")
         words = (
             *("rootfstype=hostfs", "ro", f"init={init}", f"mem={memory}", "quiet", "loglevel=1"),
             *("con=null", "con0=null,fd:1", "ssl=null"),
             # What the kernel does not know on its command line becomes the environment of the first process.
-            *(f"GUEST_SHARED={PROJECT}", f"GUEST_JOB={job}", f"GUEST_STATUS={status}"),
+            *(f"GUEST_SHARED={PROJECT}", f"GUEST_JOB={job}", f"GUEST_STATUS={status}", f"GUEST_SEED={seed}"),
         )
         with errors.open("w") as stderr:
             last_lines, seconds = _boot([linux, *words], stderr, timeout_seconds)

@@ -16,6 +16,13 @@ def test_exit_status_and_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.search(r"^6\.1\..*\nIP Virtual Server version", capsys.readouterr().out, re.MULTILINE)
 
 
+def test_random_numbers_come_at_once() -> None:
+    """The guest's kernel has a seed: nothing waits for randomness."""
+    python = "import os; os.urandom(8)"
+
+    assert 0 == run(["timeout", "5", "python3", "-c", python], memory="256M")
+
+
 def test_guest_that_does_not_boot(tmp_path: Path) -> None:
     """Where the first process cannot be started, the error has the kernel's own last lines."""
     with pytest.raises(GuestError, match=r"(?s)ended without a result .*Requested init .*/nothing failed"):
