@@ -230,7 +230,7 @@ def test_native_rules_in_our_chains_go(family: Family, caplog: pytest.LogCapture
     odd = {key for key, value in read.items() if UNREADABLE in value}
     assert {ChainKey("nat", "KUBE-SERVICES"), ChainKey("filter", "KUBE-FORWARD")} == odd
     assert (wanted(family), 2, 0) == ({**read, **{key: wanted(family)[key] for key in odd}}, changed, again)
-    assert "into 1 chains of ours: KUBE-SERVICES" in caplog.text
+    assert "are in 1 chains of ours: KUBE-SERVICES" in caplog.text
 
 
 @families

@@ -110,7 +110,7 @@ async def _listed(family: Family, variant: Variant, table: str, chains: Iterable
     unreadable += rest
     if unreadable:
         logger.warning(
-            "%s, iptables-%s, table %s: others have put rules that this iptables does not know into %d chains of ours: %s",
+            "%s, iptables-%s, table %s: foreign rules that this iptables cannot list are in %d chains of ours: %s",
             family,
             variant.value,
             table,
