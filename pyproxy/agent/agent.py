@@ -210,7 +210,9 @@ class Agent:
         for reconciler, report in zip(pending, reports, strict=True):
             self._flows.note(report.flow_changes())
             if relays_localhost(self._config, self._backend.mode, reconciler.family):
-                self._relay.change(reconciler.family, relay_changes(report.taken.values()))
+                listening = self._relay.change(reconciler.family, relay_changes(report.taken.values()))
+                if not self._ready:  # later syncs do not wait for the relay's thread
+                    await asyncio.wrap_future(listening)
             self._observer.synced(reconciler, report)
             if report.error is not None:
                 failed.add(reconciler.family)

@@ -5,6 +5,7 @@ bounded.
 """
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Mapping
 
@@ -49,19 +50,25 @@ class Relay:
         self._room = asyncio.BoundedSemaphore(most_connections)
         self._flows = UdpFlows(most_flows, idle_seconds)
 
-    def change(self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]) -> None:
+    def change(
+        self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]
+    ) -> "concurrent.futures.Future[None]":
         """Serve node ports with these targets from now on, beside those of earlier calls; None: not any more.
+
+        Returns what is done when each new port listens, or its first try to listen has failed.
 
         TCP connections that are open stay with their endpoint until they end, or until their port is not served any
         more. UDP flows leave an endpoint that does not serve any more.
         """
         if not targets:
-            return
+            nothing: concurrent.futures.Future[None] = concurrent.futures.Future()
+            nothing.set_result(None)
+            return nothing
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
             self._thread.start()
-        self._loop.call_soon_threadsafe(self._change, family, dict(targets))
+        return asyncio.run_coroutine_threadsafe(self._change(family, dict(targets)), self._loop)
 
     def close(self) -> None:
         """End all connections and stop; for the thread that called `change`."""
@@ -73,7 +80,7 @@ class Relay:
         self._loop.close()
         self._loop = None
 
-    def _change(self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]) -> None:
+    async def _change(self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]) -> None:
         for port, target in targets.items():
             key = (family, port)
             if target is None:
@@ -86,6 +93,8 @@ class Relay:
                 site = Site(family, *port, self._retry_seconds, self._counts)
                 is_tcp = site.protocol is Protocol.TCP
                 self._ports[key] = TcpPort(site, target, self._room) if is_tcp else UdpPort(site, target, self._flows)
+        # New ports' tasks are in the loop's queue, which is first in, first out: after this each has tried to listen.
+        await asyncio.sleep(0)
 
     async def _close(self) -> None:
         tasks = [task for port in self._ports.values() for task in port.end()]

@@ -7,8 +7,9 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
-from typing import ClassVar
+from contextlib import ExitStack, closing, suppress
+from time import sleep
+from typing import Any, ClassVar
 
 import pytest
 
@@ -284,3 +285,21 @@ def test_port_of_another_program_is_retried(relay: Relay, caplog: pytest.LogCapt
     errors = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
     assert [f"localhost node port {port}/TCP (IPv4) is not served: Address already in use; will retry"] == errors
+
+
+def test_new_ports_listen_when_a_change_is_done(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first sync waits for a change to be done, and an agent that is ready refuses nobody."""
+    backend = Backend(saying(b"here"))
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(200)]
+        ports = [int(each.getsockname()[1]) for each in held]
+    create_server = socket.create_server
+
+    def create_slowly(*args: Any, **kwargs: Any) -> socket.socket:  # noqa: ANN401  # whatever it is called with
+        sleep(0.001)  # the thread that waits for the change has time to run
+        return create_server(*args, **kwargs)
+
+    monkeypatch.setattr(socket, "create_server", create_slowly)
+    relay.change(Family.IPV4, {(Protocol.TCP, port): target(backend) for port in ports}).result(SECONDS)
+
+    assert [] == [port for port in reversed(ports) if refuses(port)]
