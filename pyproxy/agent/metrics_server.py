@@ -16,9 +16,12 @@ from pyproxy.agent.metrics_observer import MetricsObserver
 from pyproxy.backends.interface import Backend
 from pyproxy.backends.iptables.accounting import counted_packets
 from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
+from pyproxy.backends.nftables import accounting
+from pyproxy.backends.nftables.layout import LOCALHOST_REJECTIONS
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.config.grammar import ListenSelector
 from pyproxy.model.address import Family, ListenAddress
+from pyproxy.model.names import Protocol
 from pyproxy.node.local_traffic import serves_localhost
 from pyproxy.serve.exposition import metrics_application
 from pyproxy.serve.listeners import HttpService, Listeners
@@ -36,6 +39,10 @@ _INVALID = (
 _LOCALHOST = (
     "kubeproxy_iptables_localhost_nodeports_accepted_packets",
     "Packets accepted at node ports on 127.0.0.0/8",
+)
+_REJECTED = (
+    "kubeproxy_nftables_localhost_nodeport_rejected_packets",
+    "Packets to SCTP node ports on loopback, which the relay does not serve, that were rejected",
 )
 _following: set[asyncio.Task[None]] = set()
 """The loop itself holds its tasks by weak references only."""
@@ -55,9 +62,15 @@ def start_metrics(
     """
     metrics = Metrics(backend.mode.value, backend.families)
     if backend.mode is ProxyMode.IPTABLES:
-        metrics.registry.register(PacketCounter(*_INVALID, partial(counted_packets, INVALID_COUNTER)))
+        metrics.registry.register(PacketCounter(*_INVALID, {(): partial(counted_packets, INVALID_COUNTER)}))
         if serves_localhost(config, Family.IPV4):
-            metrics.registry.register(PacketCounter(*_LOCALHOST, partial(counted_packets, LOCALHOST_COUNTER)))
+            metrics.registry.register(PacketCounter(*_LOCALHOST, {(): partial(counted_packets, LOCALHOST_COUNTER)}))
+    if backend.mode is ProxyMode.NFTABLES:
+        readers: dict[tuple[str, ...], Callable[[], int]] = {
+            (str(family), Protocol.SCTP.name): partial(accounting.counted_packets, family, LOCALHOST_REJECTIONS)
+            for family in backend.families
+        }
+        metrics.registry.register(PacketCounter(*_REJECTED, readers, ["ip_family", "protocol"]))
     board = StatusBoard(backend.mode.value, node_name, time())
     app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
 

@@ -6,6 +6,7 @@ bounded.
 
 import asyncio
 import concurrent.futures
+import resource
 import threading
 from collections.abc import Mapping
 
@@ -18,9 +19,11 @@ from pyproxy.plan.localhost import LocalPort, RelayTarget
 
 _RETRY_SECONDS = 5.0
 _MOST_CONNECTIONS = 2048
-"""Over all ports. Each has six descriptors; one more is reset at once."""
+"""Over all ports. One more is reset at once."""
 _MOST_FLOWS = 2048
-"""Over all ports. Each has one descriptor; one more ends the one that was idle for the longest time."""
+"""Over all ports. One more ends the one that was idle for the longest time."""
+_DESCRIPTORS_OF_CONNECTION = 6
+"""Two sockets, and both ends of two pipes. A flow has one socket."""
 
 
 class Relay:
@@ -29,8 +32,8 @@ class Relay:
     Args:
         counts: counts listeners.
         retry_seconds: time between two tries to listen on a port that another program has.
-        most_connections: TCP connections at a time.
-        most_flows: UDP flows at a time.
+        most_connections: TCP connections at a time; fewer if the process may open few files.
+        most_flows: UDP flows at a time, likewise.
         idle_seconds: after which a UDP flow ends.
     """
 
@@ -47,8 +50,12 @@ class Relay:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ports: dict[tuple[Family, LocalPort], TcpPort | UdpPort] = {}
-        self._room = asyncio.BoundedSemaphore(most_connections)
-        self._flows = UdpFlows(most_flows, idle_seconds)
+        # Half of the files that the process may open stay for its own work, such as the pipes of iptables-restore.
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.most_connections = min(most_connections, max(1, soft * 3 // 8 // _DESCRIPTORS_OF_CONNECTION))
+        self.most_flows = min(most_flows, max(1, soft // 8))
+        self._room = asyncio.BoundedSemaphore(self.most_connections)
+        self._flows = UdpFlows(self.most_flows, idle_seconds)
 
     def change(
         self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]

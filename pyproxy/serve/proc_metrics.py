@@ -4,7 +4,7 @@ A file that is not there (no connection tracking yet, a kernel without its stati
 """
 
 import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,23 +27,31 @@ _UNLIMITED = float(2**64)
 
 
 class PacketCounter(Collector):
-    """A packet counter of the kernel's, which shows nothing where there is none.
+    """A metric that is read from packet counters of the kernel at each scrape. Counters that do not exist are left out.
 
     Args:
-        name: of the metric, without ``_total``.
-        text: what it says.
-        read: returns the packets; OSError where there is no counter.
+        name: the metric's name without ``_total``.
+        text: the metric's help.
+        readers: by label values, a function that returns a number of packets and raises OSError without a counter.
+        labels: names of the labels.
     """
 
-    def __init__(self, name: str, text: str, read: Callable[[], int]) -> None:
+    def __init__(
+        self, name: str, text: str, readers: Mapping[tuple[str, ...], Callable[[], int]], labels: Sequence[str] = ()
+    ) -> None:
         self._name = name
         self._text = text
-        self._read = read
+        self._readers = readers
+        self._labels = labels
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what can be read."""
-        with suppress(OSError):
-            yield CounterMetricFamily(self._name, self._text, value=self._read())
+        """Yield the metric, unless no counter can be read."""
+        family = CounterMetricFamily(self._name, self._text, labels=self._labels)
+        for values, read in self._readers.items():
+            with suppress(OSError):
+                family.add_metric(values, read())
+        if family.samples:
+            yield family
 
 
 class ProcCollector(Collector):

@@ -27,6 +27,8 @@ class Mode:
     """The tables of nf_tables that the rules are in, those of IPv4 first; empty in legacy tables."""
     localhost_node_ports: bool = False
     """Whether node ports answer on 127.0.0.1."""
+    relay_rejects_sctp: bool = False
+    """Whether packets to SCTP node ports on loopback are rejected and counted where the relay serves the others."""
     node_ports_on_every_address: bool = False
     """Whether node ports answer on all addresses of a node unless `--nodeport-addresses` says otherwise."""
     lets_health_checks_in: bool = False
@@ -89,6 +91,7 @@ NFTABLES = Mode(
     # A table that is not there is an error to `nft`; here it is one without rules.
     dumps=tuple(("sh", "-c", f"nft list table {family} pyproxy || true") for family in ("ip", "ip6")),
     nft_tables=("ip pyproxy", "ip6 pyproxy"),
+    relay_rejects_sctp=True,
     drops_unallocated=True,
     unserved="refused",
 )

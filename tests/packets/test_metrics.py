@@ -14,7 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.namespace import call_inside
-from tests.lab import Host, tcp, udp
+from tests.lab import Host, Verdict, sctp, tcp, udp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
 from .modes import needs
@@ -28,6 +28,12 @@ SYNC = "kubeproxy_sync_proxy_rules_"
 PARTIAL = "kubeproxy_sync_partial_proxy_rules_duration_seconds_count"
 WEB = service("web", 140, port(80))
 NODE_PORT = service("noded", 142, port(80, name="t", node_port=30142), port(80, "UDP", name="u", node_port=30142))
+MIXED = service(
+    "mixed",
+    143,
+    *(port(80, protocol, name=protocol.lower(), node_port=30143) for protocol in ("TCP", "UDP", "SCTP")),
+)
+LOCAL = service("local", 144, port(80, "SCTP", node_port=30144), externalTrafficPolicy="Local")
 ELSEWHERE = service("elsewhere", 141, port(80, name="tcp"), port(80, "UDP", name="udp"), internalTrafficPolicy="Local")
 
 
@@ -232,6 +238,38 @@ def test_packets_to_localhost_node_ports_are_counted(cluster: Cluster) -> None:
         assert before is not None
         assert {"pod1-1", "pod2-1"} >= {outcome.server for outcome in outcomes}
         wait_until(lambda: value(node, name) == before + 4, "four packets that were counted")
+
+
+@needs("relay_rejects_sctp")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packets_to_sctp_node_ports_on_localhost_are_counted(cluster: Cluster, family: str) -> None:
+    """The relay does not serve SCTP: packets to those node ports on loopback are rejected and counted, and only they."""
+    node, name = cluster.lab["node1"], "kubeproxy_nftables_localhost_nodeport_rejected_packets_total"
+    version = int(family[-1])
+    loopback = "::1" if family == "IPv6" else "127.0.0.1"
+    counted = [sctp(loopback, 30143), sctp(loopback, 30144)]
+    not_counted = [
+        tcp(loopback, 30143),
+        udp(loopback, 30143),
+        sctp(loopback, 30199),
+        sctp(node.address(version), 30143),
+    ]
+
+    def rejected() -> list[float | None]:
+        return [value(node, name, ip_family=each, protocol="SCTP") for each in FAMILIES]
+
+    with cluster.having(*(item for each in (MIXED, LOCAL) for item in (each, *slices(each, "pod1-1")))):
+        assert [None, None] == rejected()
+        with cluster.keeping_flags():
+            cluster.restart(
+                CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249", "--nodeport-addresses=primary,localhost"
+            )
+            assert [0, 0] == rejected()
+            assert ["pod1-1", "pod1-1", None, "pod1-1"] == [outcome.server for outcome in node.probe(*not_counted)]
+            assert [0, 0] == rejected()
+            assert [Verdict.REFUSED] * 2 == [outcome.verdict for outcome in node.probe(*counted)]
+            assert [2 * (each == family) for each in FAMILIES] == rejected()
+        assert [None, None] == rejected()
 
 
 @needs("is_iptables")

@@ -28,7 +28,7 @@ from pyproxy.backends.nftables.elements import (
     Value,
     unpack_number,
 )
-from pyproxy.backends.nftables.layout import TABLE, numbered_chain, slot_chain
+from pyproxy.backends.nftables.layout import LOCALHOST_REJECTIONS, TABLE, numbered_chain, slot_chain
 from pyproxy.backends.nftables.tables import DAMAGED, TableListing, is_dormant, is_marker
 from pyproxy.backends.nftables.text import element_text, family_name, table_text
 from pyproxy.errors import ApplyError
@@ -169,6 +169,9 @@ class NftablesKernel:
         present_chains = TableListing(self._socket, self.family).chains
         others = [name for name in present_chains if name not in known and not is_marker(name)]
         deletes = "".join(f"delete chain {self._name} {name}\n" for name in others)
+        if LOCALHOST_REJECTIONS not in script:
+            # It may not be there; added first, it can be deleted in any case.
+            deletes += "".join(f"{verb} counter {self._name} {LOCALHOST_REJECTIONS}\n" for verb in ("add", "delete"))
         await self._run_nft(f"flush table {self._name}\n{script}{deletes}")
         rest = {
             key: both for key, both in change.items() if key != LAYOUT and not (key in chained and both[1] is not None)

@@ -31,9 +31,12 @@ from pyproxy.node.context import FamilySettings
 TABLE = "pyproxy"
 MOST_PINS = 1 << 20
 """How many clients can be remembered; one more is served without being remembered."""
+_LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 SLOT_CHAINS = "slot-of-"
 """Begins the names of the chains of `PICK`."""
 _PROTOCOLS = ("tcp", "udp", "sctp")
+LOCALHOST_REJECTIONS = "localhost-nodeport-rejected-sctp"
+"""The named counter of packets to SCTP node ports on loopback. A counter inside a rule would change the rule's listing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +50,8 @@ class NftablesSettings(FamilySettings):
 
     None: nobody knows yet, so what is in the kernel stays as it is.
     """
+    relays_localhost: bool = False
+    """The relay serves TCP and UDP node ports on loopback; packets to those of SCTP are rejected and counted."""
 
 
 def layout_of(settings: NftablesSettings) -> Layout:
@@ -56,7 +61,8 @@ def layout_of(settings: NftablesSettings) -> Layout:
 
 def layout_text(settings: NftablesSettings) -> str:
     """Return the body of the table without elements: sets first, then chains."""
-    return "".join((*_sets(settings.family), *_Chains(settings).write()))
+    counters = [f"\tcounter {LOCALHOST_REJECTIONS} {{\n\t}}\n"] if settings.relays_localhost else []
+    return "".join((*_sets(settings.family), *counters, *_Chains(settings).write()))
 
 
 def _choices(family: Family) -> tuple[tuple[str, EndpointChoice, PortSets], ...]:
@@ -245,8 +251,7 @@ class _Chains:
     def _to_node(self) -> str:
         if self._settings.node_port_ips is not None:
             return f"{self._ip} daddr @{NODE_PORT_IPS.name}"
-        loopback = "127.0.0.0/8" if self._settings.family is Family.IPV4 else "::1"
-        return f"{self._ip} daddr != {loopback} fib daddr type local"
+        return f"{self._ip} daddr != {_LOOPBACK[self._settings.family]} fib daddr type local"
 
     def _filters(self) -> Iterator[str]:
         yield _chain("sources", f"{self._key} @firewall {self._key} . {self._ip} saddr != @allowed-sources drop")
@@ -260,8 +265,19 @@ class _Chains:
         )
         for hook in ("prerouting", "output"):
             yield _base_chain(f"filter-{hook}-pre-dnat", "filter", hook, -110, "ct state new jump sources")
-        node_ports = f"{self._to_node()} ct state new jump {NODE_PORTS.prefix}refusals"
-        yield _base_chain("filter-input", "filter", "input", 0, node_ports, "ct state new jump refusals")
+        rules = [f"{self._to_node()} ct state new jump {NODE_PORTS.prefix}refusals", "ct state new jump refusals"]
+        if self._settings.relays_localhost:
+            # Every node port is in one of these sets.
+            yield _chain(
+                "localhost-refusals",
+                *(
+                    f'{self._node_port} @{ports.name} counter name "{LOCALHOST_REJECTIONS}" reject'
+                    for ports in (NODE_PORTS.external_cluster, NODE_PORTS.external_local)
+                ),
+            )
+            loopback = f"{self._ip} daddr {_LOOPBACK[self._settings.family]}"
+            rules.append(f"{loopback} meta l4proto sctp ct state new jump localhost-refusals")
+        yield _base_chain("filter-input", "filter", "input", 0, *rules)
         checks = ["ct state new jump refusals", "ct state new jump unknown-ports"]
         # The priority was a number of ours. IPv4 gives a forwarded packet a new one by itself.
         reset = "ct state new ct status dnat meta priority set none"

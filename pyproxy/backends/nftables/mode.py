@@ -17,7 +17,7 @@ from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import NodeReadiness, family_settings, nftables_config, node_port_ips
+from pyproxy.node.local_traffic import NodeReadiness, family_settings, nftables_config, node_port_ips, relays_localhost
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,7 @@ def nftables_settings(config: Config, family: Family, context: NodeContext) -> N
         node_port_ips=node_port_ips(config, context.node, family, context.local_ips),
         # On trial most addresses of these ranges are kube-proxy's.
         service_cidrs=() if config.service_proxy_name else context.service_cidrs_of(family),
+        relays_localhost=relays_localhost(config, ProxyMode.NFTABLES, family),
     )
 
 

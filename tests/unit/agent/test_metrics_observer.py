@@ -75,6 +75,18 @@ def test_failed_sweeps_are_counted() -> None:
     assert (2, 0) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
 
 
+def test_listeners_of_the_relay_are_counted() -> None:
+    """The gauge follows the sockets that are open in each family; a failed attempt to listen counts in its family."""
+    told = Told(ProxyMode.IPTABLES)
+    for family, change in ((Family.IPV4, 1), (Family.IPV6, 1), (Family.IPV6, 1), (Family.IPV6, -1), (Family.IPV4, -1)):
+        told.observer.listeners_changed(family, change)
+    told.observer.listening_failed(Family.IPV6)
+    prefix = "kubeproxy_nftables_localhost_nodeport_listener"
+
+    assert [0, 1] == [told.value(f"{prefix}s", ip_family=str(family)) for family in Family]
+    assert [None, 1] == [told.value(f"{prefix}_creation_failures_total", ip_family=str(family)) for family in Family]
+
+
 def test_what_is_measured_of_changes() -> None:
     """A change is measured when it is in the kernel: none from before the start, and none of a Service in quarantine."""
     told = Told(ProxyMode.IPTABLES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import socket
 import struct
 import threading
@@ -134,6 +135,8 @@ def refuses(port: int) -> bool:
         socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
     except ConnectionRefusedError:
         return True
+    except ConnectionResetError:
+        pass  # the relay has no room for one more
     return False
 
 
@@ -272,6 +275,20 @@ def test_connections_are_bounded(relay: Relay) -> None:
             return False
 
     wait_until(has_room)
+
+
+def test_connections_and_flows_leave_files_for_the_agent() -> None:
+    """With few files a process has fewer connections and flows, so that the agent's own work goes on."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        few = Relay(Observer())
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert 1024 / 2 >= 6 * few.most_connections + few.most_flows
+    assert few.most_connections >= 64
+    assert few.most_flows >= 128
 
 
 def test_port_of_another_program_is_retried(relay: Relay, caplog: pytest.LogCaptureFixture) -> None:

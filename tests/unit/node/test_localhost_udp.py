@@ -67,7 +67,7 @@ def serve(relay: Relay, family: Family, now: RelayTarget) -> int:
     """Have the relay serve a free port, and return it once it does."""
     with bound(family) as free:
         port = int(free.getsockname()[1])
-    relay.change(family, {(Protocol.UDP, port): now})
+    relay.change(family, {(Protocol.UDP, port): now}).result(SECONDS)
 
     def is_served() -> bool:
         try:
@@ -112,11 +112,11 @@ def test_flow_stays_with_its_endpoint_while_that_serves(relay: Relay) -> None:
     port = serve(relay, V4, target(old))
     with client(port) as asking:
         first = ask(asking)[0]
-        relay.change(V4, {(Protocol.UDP, port): target(new, serving=(old,))})
+        relay.change(V4, {(Protocol.UDP, port): target(new, serving=(old,))}).result(SECONDS)
         with client(port) as other:
             assert b"new" == ask(other)[0]
         kept = ask(asking)[0]
-        relay.change(V4, {(Protocol.UDP, port): target(new)})
+        relay.change(V4, {(Protocol.UDP, port): target(new)}).result(SECONDS)
         wait_until(lambda: ask(asking)[0] == b"new")
 
     assert (b"old", b"old") == (first, kept)
@@ -129,7 +129,7 @@ def test_node_port_without_endpoints_refuses(relay: Relay) -> None:
         ask(asking)
         # What is still in the queue when the socket is closed is lost: no answer, and no refusal.
         asking.settimeout(0.1)
-        relay.change(V4, {(Protocol.UDP, port): None})
+        relay.change(V4, {(Protocol.UDP, port): None}).result(SECONDS)
 
         def is_refused() -> bool:
             try:

@@ -21,6 +21,7 @@ DIFFERENT = (
     replace(IPV4, local_traffic=LocalTraffic(interface="cni0")),
     replace(IPV4, local_traffic=LocalTraffic(interface_prefix="cni0")),
     replace(IPV4, node_port_ips=ips("172.18.0.11")),
+    replace(IPV4, relays_localhost=True),
 )
 """Settings whose rules differ."""
 
