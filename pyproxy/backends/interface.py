@@ -6,7 +6,7 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from pyproxy.backends.listing import RuleListing
 from pyproxy.config.config import ProxyMode
@@ -20,6 +20,13 @@ from pyproxy.plan.service_plan import ServicePlan
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
 V = TypeVar("V")
+
+
+class Unsupported(NamedTuple):
+    """The answer of a probe where the kernel, or a tool, lacks a feature."""
+
+    reason: str
+    """The error of the kernel or the tool."""
 
 
 class Program(Protocol[K, V_co]):

@@ -1,6 +1,6 @@
-"""The command ``cleanup``: takes out of the kernel what is ours, in all modes, variants and families.
+"""The command ``cleanup``: removes our rules from the kernel, in all modes, variants and families.
 
-A second run finds nothing. What is ours, and what stays, is `takeover.stale_rules`' and `backends.ipvs.cleanup`'s decision.
+A second run finds nothing. `takeover.stale_rules` and `backends.ipvs.cleanup` decide what is removed and what is kept.
 """
 
 import asyncio
@@ -10,15 +10,15 @@ from itertools import product
 from pyproxy.config.config import Config, IptablesVariant
 from pyproxy.linux.iptables_programs import Variant, is_available
 from pyproxy.model.address import Family
-from pyproxy.takeover.stale_rules import NFT_FAMILIES, delete_nft_table, nft_tables, remove_own_rules
+from pyproxy.takeover.stale_rules import NFT_FAMILIES, delete_nft_table, nft_tables, remove_own_rules, removed_text
 
 
 def cleanup(config: Config, *, include_kube_proxy: bool) -> int:
-    """Remove our rules and say what was removed; return the exit status.
+    """Remove our rules and print what was removed; return the exit status.
 
     Args:
-        config: which variant, or both.
-        include_kube_proxy: remove what kube-proxy made too, in any mode, even where pyproxy never ran.
+        config: selects one variant of iptables, or both.
+        include_kube_proxy: also remove kube-proxy's rules of any mode, even if pyproxy never ran on this node.
 
     Raises:
         ApplyError: some rules could not be removed.
@@ -27,26 +27,24 @@ def cleanup(config: Config, *, include_kube_proxy: bool) -> int:
 
 
 async def _cleanup(config: Config, *, include_kube_proxy: bool) -> int:
-    asked = config.iptables_variant
-    variants = Variant if asked is IptablesVariant.AUTO else (Variant(asked.value),)
+    chosen = config.iptables_variant
+    variants = Variant if chosen is IptablesVariant.AUTO else (Variant(chosen.value),)
     for variant in variants:
         for family in Family:
             if is_available(family, variant):
-                _say(
-                    f"{family}, iptables-{variant.value}",
-                    await remove_own_rules(family, variant, include_kube_proxy=include_kube_proxy),
-                )
+                removed = await remove_own_rules(family, variant, include_kube_proxy=include_kube_proxy)
+                if removed:
+                    print(f"{family}, iptables-{variant.value}: {removed_text(removed)}")  # noqa: T201  # this command's output
     if shutil.which("nft"):
         for owner, family in product(nft_tables(include_kube_proxy=include_kube_proxy), Family):
-            _say(f"{family}, nftables", await delete_nft_table(f"{NFT_FAMILIES[family]} {owner}"))
-    # Last: a set that a rule names cannot be destroyed.
+            if await delete_nft_table(NFT_FAMILIES[family], owner):
+                print(f"{family}, nftables: removed table {NFT_FAMILIES[family]} {owner}")  # noqa: T201  # see above
+    # Last: the kernel refuses to destroy a set that a rule still names.
     from pyproxy.backends.ipvs.cleanup import remove_ipvs  # noqa: PLC0415  # most nodes never had this mode
 
-    for family, what in remove_ipvs(include_kube_proxy=include_kube_proxy):
-        _say(f"{family}, IPVS", what)
+    for family, gone in remove_ipvs(include_kube_proxy=include_kube_proxy):
+        print(  # noqa: T201  # see above
+            f"{family}, IPVS: removed {gone.virtual_servers} virtual servers, {gone.addresses} addresses"
+            f" and {gone.sets} sets"
+        )
     return 0
-
-
-def _say(where: str, what: str) -> None:
-    if what:
-        print(f"{where}: {what}")  # noqa: T201  # this command's output is for people

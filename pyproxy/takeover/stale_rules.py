@@ -13,6 +13,7 @@ import logging
 import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
 from itertools import product
 
@@ -38,16 +39,35 @@ logger = logging.getLogger(__name__)
 
 NFT_FAMILIES = {Family.IPV4: "ip", Family.IPV6: "ip6"}
 _OWN_NFT_TABLE = "pyproxy"
-_LEFT_ALONE = "kube-proxy's chains are left alone"
-_NEVER_OURS = f"{_LEFT_ALONE}, `cleanup --kube-proxy` removes them: no marker {chain_names.CANARY}"
-_ITS_AGAIN = f"{_LEFT_ALONE}: it has been here since pyproxy"
+
+
+class Kept(Enum):
+    """Why chains with kube-proxy's names were kept."""
+
+    NO_MARKER = "no marker chain of pyproxy"
+    KUBE_PROXY_RETURNED = "kube-proxy has written since pyproxy did"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a clean-up removed from the iptables tables of one family, in one variant."""
+
+    chains: int = 0
+    hooks: int = 0
+    """Rules that jumped to these chains from built-in ones."""
+    kept: Kept | None = None
+    """Set if chains with kube-proxy's names are left."""
+
+    def __bool__(self) -> bool:
+        return self != Removed()
+
 
 Chains = Mapping[str, Collection[str]]
 """Names of chains that can be removed, or rules that hook them in, by table."""
 ChainTest = Callable[[str, str], bool]
 """Says of a table and a chain whether the chain is one of those in question."""
-ChainSelector = Callable[[Chains], tuple[Chains, str]]
-"""Says of all chains of a family which of them go, and what is to be said of those that stay."""
+ChainSelector = Callable[[Chains], tuple[Chains, Kept | None]]
+"""Picks the chains to remove from all chains of a family, and says why others with kube-proxy's names are kept."""
 
 
 async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_kube_proxy: bool) -> None:
@@ -135,30 +155,33 @@ async def remove_stale_side_by_side(used: Variant | None) -> None:
 
 async def _remove_stale_chains(family: Family, variant: Variant, choice: ChainSelector, *, beside_ours: bool) -> None:
     if is_available(family, variant):
-        remove_own_rules = _clean_beside_ours if beside_ours else _clean_tables
-        what = await remove_own_rules(family, variant, choice)
-        level = logging.WARNING if _LEFT_ALONE in what else logging.INFO
-        _log_result(level, f"{family}, iptables-{variant.value}", what)
+        if beside_ours:
+            removed = await _clean_beside_ours(family, variant, choice)
+        else:
+            removed = await _clean_by_restore(family, variant, _existing(family, variant, IPVS_TABLES), choice)
+        if removed:
+            level = logging.WARNING if removed.kept else logging.INFO
+            logger.log(level, "%s, iptables-%s: %s", family, variant.value, removed_text(removed))
 
 
-async def _clean_tables(family: Family, variant: Variant, choice: ChainSelector) -> str:
-    return await _clean_by_restore(family, variant, _existing(family, variant, IPVS_TABLES), choice)
+async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSelector) -> Removed:
+    """Clean the tables that this mode's own rules are in.
 
-
-async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSelector) -> str:
-    """Clean where this mode's own rules are: of table nat, which may be large, only if there was something in the others.
-
-    Every mode, and a trial, has chains of its own in those.
+    Table nat may be large, so it is read only if there was something to remove from the others: every mode, and
+    side-by-side pyproxy, has chains of its own in those.
     """
-    what = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
-    more = await _clean_by_restore(family, variant, _existing(family, variant, (NAT,)), choice) if what else ""
-    return "; ".join(filter(None, (what, more)))
+    first = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
+    if not first:
+        return first
+    nat = await _clean_by_restore(family, variant, _existing(family, variant, (NAT,)), choice)
+    return Removed(first.chains + nat.chains, first.hooks + nat.hooks, first.kept or nat.kept)
 
 
 async def _remove_stale_tables(owners: Collection[str]) -> None:
     if shutil.which("nft"):
         for owner, nft_family in product(owners, NFT_FAMILIES.values()):
-            _log_result(logging.INFO, nft_family, await delete_nft_table(f"{nft_family} {owner}"))
+            if await delete_nft_table(nft_family, owner):
+                logger.info("removed table %s %s", nft_family, owner)
 
 
 def nft_tables(*, include_kube_proxy: bool) -> tuple[str, ...]:
@@ -166,19 +189,30 @@ def nft_tables(*, include_kube_proxy: bool) -> tuple[str, ...]:
     return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if include_kube_proxy else (_OWN_NFT_TABLE,)
 
 
-def _log_result(level: int, where: str, what: str) -> None:
-    if what:
-        logger.log(level, "%s: %s", where, what)
+def removed_text(removed: Removed) -> str:
+    """Return what a clean-up did in words, for a log line or the output of a command."""
+    parts = [f"removed {removed.chains} chains and {removed.hooks} hook rules"] if removed.chains else []
+    match removed.kept:
+        case Kept.NO_MARKER:
+            parts.append(
+                "kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them:"
+                f" no marker {chain_names.CANARY}"
+            )
+        case Kept.KUBE_PROXY_RETURNED:
+            parts.append("kube-proxy's chains are left alone: it has been here since pyproxy")
+        case None:
+            pass
+    return "; ".join(parts)
 
 
-async def remove_own_rules(family: Family, variant: Variant, *, include_kube_proxy: bool) -> str:
-    """Clean one family in one variant; return what to say of it."""
+async def remove_own_rules(family: Family, variant: Variant, *, include_kube_proxy: bool) -> Removed:
+    """Remove our rules of one family in one variant; return what was removed."""
     choice = partial(_choose, include_kube_proxy=include_kube_proxy)
     # A table that is only looked at would be created.
     tables = _existing(family, variant, IPVS_TABLES)
     if variant is Variant.LEGACY:
         try:
-            return _clean_legacy(family, tables, choice) if tables else ""
+            return _clean_legacy(family, tables, choice) if tables else Removed()
         except LibraryError as error:
             logger.warning("%s: cleaning by iptables-legacy-restore: %s", family, error)
     return await _clean_by_restore(family, variant, tables, choice)
@@ -188,10 +222,10 @@ def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[
     return [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
 
 
-def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector) -> str:
+def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector) -> Removed:
     with open_tables(family, names) as tables:
         existing = {name: table.chains() for name, table in tables.items()}
-        chains, remark = choice(existing)
+        chains, kept = choice(existing)
         hooks = 0
         for name, table in tables.items():
             if chains[name]:
@@ -199,16 +233,20 @@ def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector)
                     hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
                 table.delete_chains(chains[name])
                 table.commit()
-    return _removed(chains, hooks, remark)
+    return Removed(_count(chains), hooks, kept)
 
 
-async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: ChainSelector) -> str:
+async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: ChainSelector) -> Removed:
     owned = Ownership(owns=lambda *_: False, shared=(), hooks=_known_hooks(family))
     texts = {name: await saved(family, variant, name, owned) for name in names}
     # In a thread: the agent does this beside its work, and the other mode's rules may be many.
-    chains, hooks, remark = await asyncio.to_thread(_find, family, texts, choice)
+    chains, hooks, kept = await asyncio.to_thread(_find, family, texts, choice)
     await _remove(family, variant, chains, hooks)
-    return _removed(chains, sum(map(len, hooks.values())), remark)
+    return Removed(_count(chains), _count(hooks), kept)
+
+
+def _count(names: Chains) -> int:
+    return sum(map(len, names.values()))
 
 
 async def remove_chains(family: Family, variant: Variant, owns: ChainTest) -> None:
@@ -216,16 +254,16 @@ async def remove_chains(family: Family, variant: Variant, owns: ChainTest) -> No
     await _clean_beside_ours(family, variant, partial(_pick, owns=owns))
 
 
-def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tuple[Chains, Chains, str]:
-    """Return the chains that are chosen, the rules that hook them in, and a remark; all by table."""
+def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tuple[Chains, Chains, Kept | None]:
+    """Return the chains that are chosen and the rules that jump to them, by table, and why other chains are kept."""
     lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in texts.items()}
     existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
-    chains, remark = choice(existing)
+    chains, kept = choice(existing)
     hooks: dict[str, list[str]] = {}
     for name, rules in lines.items():
         jumps = {hook.rule for hook in _hooks(family, name, chains, existing)}
         hooks[name] = [rule for rule in rules if rule in jumps]
-    return chains, hooks, remark
+    return chains, hooks, kept
 
 
 async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
@@ -246,12 +284,12 @@ def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str
     return "\n".join((f"*{table}", *lines, "COMMIT\n"))
 
 
-def _pick(existing: Chains, owns: ChainTest) -> tuple[Chains, str]:
-    return {table: [chain for chain in found if owns(table, chain)] for table, found in existing.items()}, ""
+def _pick(existing: Chains, owns: ChainTest) -> tuple[Chains, None]:
+    return {table: [chain for chain in found if owns(table, chain)] for table, found in existing.items()}, None
 
 
-def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, str]:
-    """Choose what is ours, and if asked kube-proxy's."""
+def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, Kept | None]:
+    """Choose our chains, and with `include_kube_proxy` those of kube-proxy."""
     found = {(table, chain) for table in existing for chain in existing[table]}
     shared = {key for key in found if is_ours(*key) or kube_proxy.is_kube_proxys(*key)}
     has_marker = any(chain == chain_names.CANARY for _, chain in found)
@@ -262,8 +300,8 @@ def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, str]
     else:
         stays = shared
     gone = {key for key in found if key in shared - stays or _is_ours_alone(*key)}
-    remark = (_ITS_AGAIN if has_marker else _NEVER_OURS) if stays else ""
-    return _pick(existing, lambda table, chain: (table, chain) in gone)[0], remark
+    kept = (Kept.KUBE_PROXY_RETURNED if has_marker else Kept.NO_MARKER) if stays else None
+    return _pick(existing, lambda table, chain: (table, chain) in gone)[0], kept
 
 
 def _is_left(table: str, chain: str, owns: ChainTest, *, include_kube_proxy: bool) -> bool:
@@ -292,22 +330,20 @@ def _known_hooks(family: Family) -> tuple[HookKey, ...]:
     return (*ipvs_hooks(family), *kube_proxy.HOOKS, *side_by_side_hooks(family))
 
 
-def _removed(chains: Chains, hooks: int, remark: str) -> str:
-    count = sum(map(len, chains.values()))
-    removed = f"removed {count} chains and {hooks} hook rules" if count else ""
-    return "; ".join(filter(None, (removed, remark)))
+async def delete_nft_table(nft_family: str, name: str) -> bool:
+    """Delete a table of nftables mode, such as ``ip`` ``kube-proxy``; return whether there was one.
 
-
-async def delete_nft_table(name: str) -> str:
-    """Delete a table of nftables mode, such as ``ip kube-proxy``, if it is there; return what to say of it."""
-    if f"table {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
-        return ""
-    argv = ["nft", "delete", "table", *name.split()]
+    Raises:
+        ApplyError: `nft` failed.
+    """
+    if f"table {nft_family} {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
+        return False
+    argv = ["nft", "delete", "table", nft_family, name]
     result = await run(argv)
     if result.status:
         message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
         raise ApplyError(message, retryable=True)
-    return f"removed table {name}"
+    return True
 
 
 async def remove_stale(config: Config, backend: Backend) -> None:

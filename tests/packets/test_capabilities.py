@@ -1,4 +1,4 @@
-"""What the kernel takes: trials that leave nothing behind, and no trial where the rules that are there answer."""
+"""Probes of kernel features: they leave no rules, and are skipped if the rule in question is in place."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy.backends.interface import Unsupported
 from pyproxy.backends.iptables import kernel
 from pyproxy.backends.iptables.accounting import counted_packets, ensure_counter
-from pyproxy.backends.iptables.capabilities import PROBE_CHAIN, chain_rules, why_refused
+from pyproxy.backends.iptables.capabilities import PROBE_CHAIN, chain_rules, probe_rule
 from pyproxy.backends.iptables.mode import IptablesMode, takes_counter, takes_hairpin_rule
 from pyproxy.backends.iptables.rules import source_is_destination
 from pyproxy.backends.iptables.ruleset import NAT, ChainKey
@@ -38,7 +39,7 @@ RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j 
 
 @pytest.fixture
 def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hold the lock, and let nobody wait long for it."""
+    """Hold the xtables lock, and make iptables give up waiting for it after one second."""
     monkeypatch.setattr(kernel, "LOCK_WAIT_SECONDS", 1)
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -46,56 +47,57 @@ def busy_lock(lock: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def hairpin_chain(family: Family) -> str:
-    """Return restore input for a postrouting chain as pyproxy leaves it, as far as it matters here."""
+    """Return restore input for pyproxy's postrouting chain with the hairpin rule only."""
     return f"*nat\n:KUBE-POSTROUTING - [0:0]\n-A KUBE-POSTROUTING {source_is_destination(family)} -j RETURN\nCOMMIT\n"
 
 
-def refusal(family: Family, variant: Variant, rule: str) -> str:
-    """Try a rule."""
-    return asyncio.run(why_refused(family, variant, rule))
+def probe(family: Family, variant: Variant, rule: str) -> Unsupported | None:
+    """Probe a rule."""
+    return asyncio.run(probe_rule(family, variant, rule))
 
 
 @families
 @variants
 def test_this_kernel_takes_the_hairpin_rule(variant: Variant, family: Family) -> None:
-    """The rule that tells hairpin connections by the packet is taken, and the rules are what they were."""
+    """The kernel accepts the hairpin rule, and the probe leaves all rules as they were."""
     load(family, variant, RULES_OF_OTHERS)
     before = dump(family, variant)
 
-    answers = [refusal(family, variant, f"{source_is_destination(family)} -j RETURN") for _ in range(2)]
+    answers = [probe(family, variant, f"{source_is_destination(family)} -j RETURN") for _ in range(2)]
 
-    assert (["", ""], before) == (answers, dump(family, variant))
+    assert ([None, None], before) == (answers, dump(family, variant))
 
 
 @families
 @variants
 @pytest.mark.parametrize("rule", [NEVER_TAKEN, UNKNOWN_MATCH], ids=["bad program", "unknown match"])
 def test_a_refused_rule_leaves_nothing(rule: str, variant: Variant, family: Family) -> None:
-    """A rule that kernel or tools refuse gets a reason, and the rules are what they were."""
+    """A rule that kernel or tools refuse is unsupported for a reason, and the probe leaves all rules as they were."""
     load(family, variant, RULES_OF_OTHERS)
     before = dump(family, variant)
 
-    reason = refusal(family, variant, rule)
+    unsupported = probe(family, variant, rule)
 
-    assert reason
+    assert unsupported
+    assert unsupported.reason
     assert before == dump(family, variant)
 
 
 @families
 @variants
-def test_what_a_killed_trial_left_is_no_obstacle(variant: Variant, family: Family) -> None:
-    """The scratch chain of a trial that was killed is used again, and gone then."""
+def test_the_chain_of_a_killed_probe_is_used_again(variant: Variant, family: Family) -> None:
+    """The chain of a probe that was killed is used again, and removed by the next probe."""
     load(family, variant, f"*filter\n:{PROBE_CHAIN} - [0:0]\n-A {PROBE_CHAIN} -j ACCEPT\nCOMMIT\n")
 
-    reason = refusal(family, variant, f"{source_is_destination(family)} -j RETURN")
+    unsupported = probe(family, variant, f"{source_is_destination(family)} -j RETURN")
 
-    assert ("", False) == (reason, PROBE_CHAIN in dump(family, variant))
+    assert (None, False) == (unsupported, PROBE_CHAIN in dump(family, variant))
 
 
 @families
 @variants
 def test_rules_in_place_are_the_answer(variant: Variant, family: Family) -> None:
-    """Where pyproxy's postrouting chain is in the kernel, nothing is written to find out that it can be."""
+    """If pyproxy's postrouting chain is in the kernel, the probe writes nothing."""
     load(family, variant, hairpin_chain(family))
     generation = NftGeneration()
     before = generation.read(), listed_tables()
@@ -109,7 +111,7 @@ def test_rules_in_place_are_the_answer(variant: Variant, family: Family) -> None
 @families
 @variants
 def test_a_chain_is_read_as_it_is_saved(variant: Variant, family: Family) -> None:
-    """The rules of a chain come as iptables-save writes them."""
+    """The rules of a chain are read as iptables-save prints them."""
     load(family, variant, hairpin_chain(family))
 
     rules = asyncio.run(chain_rules(family, variant, POSTROUTING))
@@ -120,7 +122,7 @@ def test_a_chain_is_read_as_it_is_saved(variant: Variant, family: Family) -> Non
 @families
 @variants
 def test_reading_a_missing_chain_creates_no_table(variant: Variant, family: Family) -> None:
-    """A chain that does not exist has no rules, and asking for it creates no table."""
+    """A chain that does not exist has no rules, and reading it creates no table."""
     before = listed_tables()
 
     rules = asyncio.run(chain_rules(family, variant, POSTROUTING))
@@ -131,7 +133,7 @@ def test_reading_a_missing_chain_creates_no_table(variant: Variant, family: Fami
 @families
 @variants
 def test_counters(variant: Variant, family: Family) -> None:
-    """A counter is made once, and counts from 0; a rule with it that is in the kernel is the answer."""
+    """A counter is created once and starts at 0; a rule that uses it makes the probe write nothing."""
     with pytest.raises(FileNotFoundError):
         counted_packets(INVALID_COUNTER)
     assert asyncio.run(takes_counter(family, variant))
@@ -147,13 +149,13 @@ def test_counters(variant: Variant, family: Family) -> None:
 
 
 def test_a_name_that_is_too_long() -> None:
-    """What the kernel does not take is told in its words."""
-    assert "" != ensure_counter("x" * 40)
+    """A counter that the kernel refuses is unsupported, with the kernel's error."""
+    assert "Invalid argument" in str(ensure_counter("x" * 40))
 
 
 @variants
 def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
-    """In a fresh namespace the mode tries the hairpin rule and builds on it in both families."""
+    """In a fresh namespace the mode probes the hairpin rule and uses it in both families."""
     mode = asyncio.run(IptablesMode.open(Config(iptables_variant=IptablesVariant(variant.value))))
 
     settings = [mode.settings(family, NodeContext(node=Node(name="node1"))) for family in Family]
@@ -166,11 +168,11 @@ def test_the_mode_uses_what_the_kernel_has(variant: Variant) -> None:
 
 @families
 @pytest.mark.usefixtures("busy_lock")
-def test_without_an_answer_every_kernel_will_do(family: Family, caplog: pytest.LogCaptureFixture) -> None:
-    """Where the rule could not be tried, the layout that every kernel takes is chosen, and a warning says why."""
+def test_a_failed_probe_selects_the_layout_for_every_kernel(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """If the probe fails, the layout that every kernel supports is used, and a warning gives the reason."""
     caplog.set_level(logging.WARNING)
 
     assert not asyncio.run(takes_hairpin_rule(family, Variant.LEGACY))
     [message] = caplog.messages
-    assert message.startswith(f"{family}: hairpin connections are told by a chain for each endpoint: ")
+    assert message.startswith(f"{family}: hairpin traffic is matched in a chain for each endpoint: ")
     assert "holding the xtables lock" in message

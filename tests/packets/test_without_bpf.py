@@ -73,4 +73,4 @@ def test_each_endpoint_has_a_chain(cluster: Cluster) -> None:
 
     assert "-m bpf" not in rules
     assert 2 * (3 + 2) <= len(re.findall(r"^-A KUBE-SEP-\S+ -s ", rules, re.MULTILINE))
-    assert "hairpin connections are told by a chain for each endpoint: xt_bpf: " in cluster.agents["node1"].stderr
+    assert "hairpin traffic is matched in a chain for each endpoint: xt_bpf: " in cluster.agents["node1"].stderr

@@ -6,6 +6,7 @@ A counter outlives the rules, is one for both address families, and is never set
 
 import errno
 
+from pyproxy.backends.interface import Unsupported
 from pyproxy.linux.netlink import (
     CREATE,
     EXCL,
@@ -23,15 +24,15 @@ _NAME, _PACKETS = 1, 2
 _BUFFER_BYTES = 1 << 14
 
 
-def ensure_counter(name: str) -> str:
-    """Have a counter, of at most 31 letters; return why there is none, or nothing."""
+def ensure_counter(name: str) -> Unsupported | None:
+    """Create a counter, with a name of at most 31 letters, unless it exists; None: there is one now."""
     message = Message(_NEW, CREATE | EXCL, nfgenmsg(0) + text_attribute(_NAME, name))
     try:
         with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
             refusals = netlink.send([message])
     except OSError as error:
-        return str(error.strerror)
-    return next((refusal.text for refusal in refusals if refusal.code != errno.EEXIST), "")
+        return Unsupported(str(error.strerror))
+    return next((Unsupported(refusal.text) for refusal in refusals if refusal.code != errno.EEXIST), None)
 
 
 def counted_packets(name: str) -> int:

@@ -7,6 +7,7 @@ first looks whether the rule is in the kernel already: that is an answer too.
 names (iptables-legacy, iptables-nft) with 1.8.0.
 """
 
+from pyproxy.backends.interface import Unsupported
 from pyproxy.backends.iptables.kernel import RestoreError, restore
 from pyproxy.backends.iptables.ruleset import FILTER, ChainKey
 from pyproxy.backends.iptables.variant import legacy_tables
@@ -28,11 +29,11 @@ async def chain_rules(family: Family, variant: Variant, key: ChainKey) -> str:
     return (await run(argv)).stdout
 
 
-async def why_refused(family: Family, variant: Variant, rule: str) -> str:
-    """Try a rule such as ``-m bpf --bytecode … -j RETURN``; return why it is refused, or nothing where it is taken.
+async def probe_rule(family: Family, variant: Variant, rule: str) -> Unsupported | None:
+    """Try a rule such as ``-m bpf --bytecode … -j RETURN``, and remove it; None: the kernel accepted it.
 
     Raises:
-        ApplyError: it could not be tried, which says nothing about the rule.
+        ApplyError: the rule could not be tried, so it is not known whether it is supported.
     """
     # Two transactions: iptables-nft-restore does not even send a rule that the same input removes again (1.8.9).
     chain = f"*{FILTER}\n:{PROBE_CHAIN} - [0:0]\n"
@@ -42,6 +43,6 @@ async def why_refused(family: Family, variant: Variant, rule: str) -> str:
         # The nft variant has no lock, and says of every refusal that it may pass.
         if error.retryable and variant is Variant.LEGACY:
             raise
-        return str(error)
+        return Unsupported(str(error))
     await restore(family, variant, f"{chain}-X {PROBE_CHAIN}\nCOMMIT\n")
-    return ""
+    return None

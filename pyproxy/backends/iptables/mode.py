@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyproxy.backends import kube_proxy
+from pyproxy.backends.interface import Unsupported
 from pyproxy.backends.iptables import chain_names
 from pyproxy.backends.iptables.accounting import ensure_counter
-from pyproxy.backends.iptables.capabilities import chain_rules, why_refused
+from pyproxy.backends.iptables.capabilities import chain_rules, probe_rule
 from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.restore_text import Ownership
@@ -149,37 +150,41 @@ async def choose_variant(config: Config) -> tuple[Variant, str]:
 
 
 async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
-    """Say whether hairpin connections can be told by the packet (xt_bpf); nothing is written where that is known."""
+    """Return whether the kernel accepts the hairpin rule, which needs xt_bpf. Nothing is written if the rule is in place."""
     match = source_is_destination(family)
     try:
         if match in await chain_rules(family, variant, ChainKey(NAT, chain_names.POSTROUTING)):
-            logger.info("%s: hairpin connections are told by the packet: the rule is in place", family)
+            logger.info("%s: hairpin traffic is matched by one rule, which is in place", family)
             return True
-        reason = await why_refused(family, variant, f"{match} -j RETURN")
+        unsupported = await probe_rule(family, variant, f"{match} -j RETURN")
     except ApplyError as error:
-        reason = f"could not be tried: {error}"
-    if reason:
-        # This layout needs nothing of the kernel that kube-proxy's does not.
-        logger.warning("%s: hairpin connections are told by a chain for each endpoint: xt_bpf: %s", family, reason)
+        unsupported = Unsupported(f"the probe failed: {error}")
+    if unsupported:
+        # That layout needs no kernel feature that kube-proxy's rules do not need.
+        logger.warning(
+            "%s: hairpin traffic is matched in a chain for each endpoint: xt_bpf: %s", family, unsupported.reason
+        )
     else:
-        logger.info("%s: hairpin connections are told by the packet: the kernel took a trial rule", family)
-    return not reason
+        logger.info("%s: hairpin traffic is matched by one rule: the kernel supports xt_bpf", family)
+    return not unsupported
 
 
 async def takes_counter(family: Family, variant: Variant) -> bool:
-    """Say whether dropped packets can be counted (xt_nfacct); no rule is written where that is known."""
-    reason = ensure_counter(INVALID_COUNTER)
-    if not reason:
+    """Return whether rules can count packets, which needs xt_nfacct. No rule is written if one is in place."""
+    unsupported = ensure_counter(INVALID_COUNTER)
+    if not unsupported:
         try:
-            # The saved text may have more blanks.
+            # Only the name is compared: iptables 1.8.9 prints two spaces before it (libxt_nfacct.c).
             if INVALID_COUNTER in await chain_rules(family, variant, ChainKey(FILTER, chain_names.FORWARD)):
                 return True
-            reason = await why_refused(family, variant, f"{INVALID_COUNT} -j RETURN")
+            unsupported = await probe_rule(family, variant, f"{INVALID_COUNT} -j RETURN")
         except ApplyError as error:
-            reason = f"could not be tried: {error}"
-    if reason:
-        logger.info("packets that conntrack calls INVALID are dropped and not counted: xt_nfacct: %s", reason)
-    return not reason
+            unsupported = Unsupported(f"the probe failed: {error}")
+    if unsupported:
+        logger.info(
+            "packets in conntrack state INVALID are dropped without being counted: xt_nfacct: %s", unsupported.reason
+        )
+    return not unsupported
 
 
 def supported_families(variant: Variant) -> tuple[Family, ...]:

@@ -1,7 +1,9 @@
-"""Takes virtual servers, addresses and sets out of the kernel; the rules around them go with those of other modes.
+"""Removal of virtual servers, addresses and ipsets. The rules beside them are removed with those of the other modes.
 
-Told by the sets: what is in one of ours is ours. Without any set there is nothing of ours, and nothing is touched. So it is
-with kube-proxy's IPVS mode: what is in its sets, or on an address that it bound, is its own.
+IPVS keeps no owner with a virtual server, so the ipsets say which ones are ours: a virtual server is ours if one of our
+sets has its address, protocol and port as a member. Without any of our sets nothing is ours, and nothing is touched. The
+same holds for kube-proxy's IPVS mode: a virtual server belongs to kube-proxy if its sets have it, or if it is on an
+address that is bound to kube-ipvs0.
 """
 
 import asyncio
@@ -10,6 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from time import time
+from typing import NamedTuple
 
 from pyproxy.backends import kube_proxy
 from pyproxy.backends.ipvs.entries import Member, RealServer, VirtualServer
@@ -22,103 +25,136 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import Message
 from pyproxy.model.address import Family
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
+
+
+class RemovedIpvs(NamedTuple):
+    """What was removed in one family."""
+
+    virtual_servers: int
+    addresses: int
+    sets: int
 
 
 @dataclass(frozen=True, slots=True)
 class IpvsState:
-    """What one of the two has in the kernel, in one family."""
+    """What pyproxy, or kube-proxy, has in the kernel in one family."""
 
     sets: IpSets
     names: Collection[str]
-    """Of the sets, without their prefix."""
+    """Names of the sets, without their prefix."""
     virtuals: Collection[VirtualServer]
     ips: Collection[bytes]
-    """Addresses on the device."""
+    """Service addresses that kube-ipvs0 serves."""
     are_bound: bool
-    """They are bound to it, and not routes."""
+    """The addresses are bound to the device, as kube-proxy does; ours are local routes."""
 
     def __bool__(self) -> bool:
         return bool(self.names or self.ips)
 
 
-_Look = Callable[[Family], IpvsState]
+_StateReader = Callable[[Family], IpvsState]
 
 
-def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, str]]:
-    """Remove what is ours at once; return what to say of each family. To be called when no rule uses a set any more.
+def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]:
+    """Remove everything of ours at once, and return what was removed. No rule may use a set any more.
 
     Args:
-        include_kube_proxy: what kube-proxy left as well.
+        include_kube_proxy: also remove what kube-proxy's IPVS mode left.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    looks: list[_Look] = [_own_state, _kube_proxy_state] if include_kube_proxy else [_own_state_not_taken_over]
-    removed = [(family, _remove(look(family))) for look, family in product(looks, Family)]
-    if any(what for _, what in removed) and not any(Vips(family).bound() for family in Family):
+    readers: list[_StateReader] = [_own_state, _kube_proxy_state] if include_kube_proxy else [_own_state_not_taken_over]
+    removed = []
+    for read, family in product(readers, Family):
+        if state := read(family):
+            removed.append((family, _remove(state)))
+    if removed and not any(Vips(family).bound() for family in Family):
         Vips(Family.IPV4).remove_device()
     return removed
 
 
 async def remove_stale_ipvs(*, include_kube_proxy: bool) -> None:
-    """Remove what is ours, virtual servers with connections not before these have ended; may take long.
+    """Remove everything of ours once its connections have ended, which may take long. No rule may use a set any more.
 
-    Another mode takes new connections before IPVS sees them. To be called when no rule uses a set any more.
+    The mode that is in use now translates new connections before IPVS sees them, so the virtual servers only serve
+    connections that are open already.
 
     Args:
-        include_kube_proxy: what kube-proxy left as well.
+        include_kube_proxy: also remove what kube-proxy's IPVS mode left.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    await _until_unused(_own_state)
+    await _wait_for_connections(_own_state)
     if include_kube_proxy:
-        await _until_unused(_kube_proxy_state)
+        await _wait_for_connections(_kube_proxy_state)
     remove_ipvs(include_kube_proxy=include_kube_proxy)
 
 
 async def remove_kube_proxy_ipvs() -> None:
-    """Remove what kube-proxy's IPVS mode left and ours did not take over, not before connections have ended; see above.
+    """Remove what kube-proxy's IPVS mode left and ours did not take over, once its connections have ended.
 
     Raises:
         ApplyError: something could not be removed.
     """
-    await _until_unused(kube_proxy_state)
+    await _wait_for_connections(kube_proxy_state)
     for family in Family:
-        _remove(kube_proxy_state(family))
+        if state := kube_proxy_state(family):
+            _remove(state)
 
 
-async def _until_unused(look: _Look) -> None:
-    while sum(_connections(look(family)) for family in Family):  # noqa: ASYNC110  # the kernel tells nobody when a connection ends
-        await asyncio.sleep(_LOOK_SECONDS)
+async def _wait_for_connections(read: _StateReader) -> None:
+    """Give all real servers weight 0, and wait until their connections have ended or their time is over."""
+    while True:
+        count = 0
+        for family in Family:
+            state, servers = read(family), _open_ipvs()
+            if servers is None:
+                return
+            now = int(time())
+            quiesced: list[Message] = []
+            for virtual in state.virtuals:
+                for endpoint, real_state in servers.reals(virtual):
+                    count += real_state.active if now - (real_state.since or now) < DRAIN_SECONDS else 0
+                    if real_state.weight:
+                        quiesced.append(servers.change_real(RealServer(virtual, endpoint), 0, now))
+            servers.perform_deletes(quiesced)
+        if not count:
+            return
+        # The kernel has no notification for the end of an IPVS connection, so this polls.
+        await asyncio.sleep(_POLL_SECONDS)
 
 
 def _own_state(family: Family) -> IpvsState:
     sets, types = ipvs_sets(family)
-    names, members = _read(sets, types)
-    return IpvsState(sets, names, _virtuals(members), Vips(family).read() if names else (), are_bound=False)
+    names, members = _read_sets(sets, types)
+    virtuals = [VirtualServer(member.ip, member.protocol, member.port) for member in members if member.set in SERVED]
+    return IpvsState(sets, names, virtuals, Vips(family).read() if names else (), are_bound=False)
 
 
 def _own_state_not_taken_over(family: Family) -> IpvsState:
-    """Return what is ours and was not taken over by kube-proxy, which makes its sets anew when it is back."""
-    left = _own_state(family)
-    return replace(left, virtuals=set(left.virtuals).difference(_kube_proxy_state(family).virtuals))
+    """Return our state without the virtual servers that a returned kube-proxy took over: it recreated its own sets."""
+    state = _own_state(family)
+    return replace(state, virtuals=set(state.virtuals).difference(_kube_proxy_state(family).virtuals))
 
 
 def kube_proxy_state(family: Family) -> IpvsState:
-    """Return what kube-proxy left and ours did not take over."""
-    left = _kube_proxy_state(family)
-    return replace(left, virtuals=set(left.virtuals).difference(_own_state(family).virtuals))
+    """Return kube-proxy's state without the virtual servers that our IPVS mode took over."""
+    state = _kube_proxy_state(family)
+    return replace(state, virtuals=set(state.virtuals).difference(_own_state(family).virtuals))
 
 
 def _kube_proxy_state(family: Family) -> IpvsState:
     sets = IpSets(family, kube_proxy.set_prefix(family))
     full_names = {kube_proxy.cut(family, name): name for name in kube_proxy.SETS}
-    names, members = _read(sets, dict.fromkeys(full_names, IpsetType.IP))
+    names, members = _read_sets(sets, dict.fromkeys(full_names, IpsetType.IP))
     ips = Vips(family).bound()
     if not (names or ips):
         return IpvsState(sets, (), (), (), are_bound=True)
+    # Most sets have the whole frontend. Those of TCP and UDP node ports have the port only: kube-proxy creates one virtual
+    # server for it on each address of the node.
     at = {
         VirtualServer(member.ip, member.protocol, member.port)
         for member in members
@@ -130,7 +166,7 @@ def _kube_proxy_state(family: Family) -> IpvsState:
         if (name := full_names[member.set]) in kube_proxy.BY_PORT
     }
     own = node_addresses(family) if ports else ()
-    servers = _servers()
+    servers = _open_ipvs()
     found = [
         virtual
         for virtual, _ in (servers.services(family) if servers else ())
@@ -139,56 +175,30 @@ def _kube_proxy_state(family: Family) -> IpvsState:
     return IpvsState(sets, names, found, ips, are_bound=True)
 
 
-def _remove(left: IpvsState) -> str:
-    if not left:
-        return ""
-    servers = _servers()
+def _remove(state: IpvsState) -> RemovedIpvs:
+    servers = _open_ipvs()
     if servers is not None:
-        servers.perform_deletes([servers.delete(virtual) for virtual in left.virtuals])
-    vips = Vips(left.sets.family)
-    (vips.unbind if left.are_bound else vips.delete)(left.ips)
-    _destroy(left.sets, left.names)
-    return f"removed {len(left.virtuals)} virtual servers, {len(left.ips)} addresses and {len(left.names)} sets"
-
-
-def _destroy(sets: IpSets, names: Collection[str]) -> None:
+        servers.perform_deletes([servers.delete(virtual) for virtual in state.virtuals])
+    vips = Vips(state.sets.family)
+    (vips.unbind if state.are_bound else vips.delete)(state.ips)
+    # Last: until they are gone, the sets say what else is ours, so that a clean-up that failed can be repeated.
     try:
-        sets.destroy(names)
+        state.sets.destroy(state.names)
     except ApplyError as error:
-        message = f"{error}: iptables rules of others, or of another variant, still name them"
+        message = f"{error}: iptables rules of another program, or of another variant, still refer to it"
         raise ApplyError(message, retryable=True) from error
+    return RemovedIpvs(len(state.virtuals), len(state.ips), len(state.names))
 
 
-def _connections(left: IpvsState) -> int:
-    """Return how many connections virtual servers still have, and see that they get no new ones."""
-    servers = _servers()
-    if not left.virtuals or servers is None:
-        return 0
-    now = int(time())
-    found = 0
-    quiet: list[Message] = []
-    for virtual in left.virtuals:
-        for endpoint, state in servers.reals(virtual):
-            found += state.active if now - (state.since or now) < DRAIN_SECONDS else 0
-            if state.weight:
-                quiet.append(servers.change_real(RealServer(virtual, endpoint), 0, now))
-    servers.perform_deletes(quiet)
-    return found
-
-
-def _read(sets: IpSets, types: Mapping[str, IpsetType]) -> tuple[set[str], dict[Member, str]]:
+def _read_sets(sets: IpSets, types: Mapping[str, IpsetType]) -> tuple[set[str], dict[Member, str]]:
     try:
         return sets.read(types)
     except OSError:
-        return set(), {}  # a kernel without ipset has none of ours
+        return set(), {}  # a kernel without ipset has none of our sets
 
 
-def _virtuals(members: Collection[Member]) -> list[VirtualServer]:
-    return [VirtualServer(member.ip, member.protocol, member.port) for member in members if member.set in SERVED]
-
-
-def _servers() -> IpvsConnection | None:
-    """Return the door to IPVS; None where the kernel has none, and so nothing of ours in it."""
+def _open_ipvs() -> IpvsConnection | None:
+    """Return a connection to IPVS; None if the kernel has no IPVS, and so no virtual server of ours."""
     try:
         return IpvsConnection()
     except OSError as error:

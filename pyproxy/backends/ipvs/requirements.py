@@ -1,12 +1,12 @@
-"""What the IPVS mode needs of the kernel, each with an error of its own that names the module.
+"""The kernel features that the IPVS mode needs, each checked by a probe whose error names the missing module.
 
-On a node where the mode was before nothing is tried, and so nothing written.
+A node that already runs the mode has virtual servers and rules that answer the question, so there nothing is written.
 """
 
 from contextlib import closing
 from typing import NoReturn
 
-from pyproxy.backends.iptables.capabilities import chain_rules, why_refused
+from pyproxy.backends.iptables.capabilities import chain_rules, probe_rule
 from pyproxy.backends.iptables.chain_names import POSTROUTING
 from pyproxy.backends.iptables.rules import source_is_destination
 from pyproxy.backends.iptables.ruleset import NAT, ChainKey
@@ -19,118 +19,100 @@ from pyproxy.linux.command import CommandError, run
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family, parse_ip
 
-_INSTEAD = "load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
-_TRIAL = VirtualServer(parse_ip("198.51.100.0"), 6, 20000)
-"""An address for documentation: nobody talks to it."""
-_TRIAL_SETS = "PYPROXY-PROBE-"
+_ALTERNATIVES = "load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
+_PROBE_SERVER = VirtualServer(parse_ip("198.51.100.0"), 6, 20000)
+"""In TEST-NET-2, which is reserved for documentation (RFC 5737), so no real traffic reaches it."""
+_PROBE_SETS = "PYPROXY-PROBE-"
 
 
 async def require_ipvs() -> None:
-    """See that the kernel has IPVS, and load the module if need be.
+    """Check that the kernel has IPVS, and load its module if necessary.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: the kernel has no IPVS.
     """
-    reason = _why_not()
-    if reason:
-        try:
-            reason = (await run(["modprobe", "ip_vs"])).stderr.strip() or reason
-        except CommandError as error:
-            reason = str(error)
-        if _why_not():
-            _refuse("ip_vs", reason)
+    try:
+        IpvsConnection().close()
+    except OSError as error:
+        reason = str(error.strerror)
+    else:
+        return
+    try:
+        reason = (await run(["modprobe", "ip_vs"])).stderr.strip() or reason
+        IpvsConnection().close()
+    except CommandError as error:
+        _raise_missing("ip_vs", str(error))
+    except OSError:
+        _raise_missing("ip_vs", reason)
 
 
 def require_scheduler(scheduler: str) -> None:
-    """See that the kernel has a scheduler; where one of its virtual servers says so, nothing is written.
+    """Check that the kernel has a scheduler. Nothing is written if a virtual server already uses it.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: the kernel does not have the scheduler.
     """
-    servers = IpvsConnection()
-    try:
-        if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
-            return
-        servers.perform([servers.add(_TRIAL, Scheduling(scheduler))])
-        servers.perform_deletes([servers.delete(_TRIAL)])
-    except ApplyError as error:
-        message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
-        raise ConfigError(message) from error
-    finally:
-        servers.close()
+    with closing(IpvsConnection()) as servers:
+        try:
+            if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
+                return
+            # The kernel loads ip_vs_NAME by itself when a virtual server names it (`ip_vs_sched.c`, ip_vs_scheduler_get).
+            servers.perform([servers.add(_PROBE_SERVER, Scheduling(scheduler))])
+            servers.perform_deletes([servers.delete(_PROBE_SERVER)])
+        except ApplyError as error:
+            message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
+            raise ConfigError(message) from error
 
 
 async def require_rules(family: Family, variant: Variant) -> None:
-    """See that the kernel has what the rules beside IPVS need: tables, sets, matches and a device.
+    """Check that the kernel has what the helper rules need: tables, sets, matches and a dummy device.
 
     Raises:
-        ConfigError: it has not.
+        ConfigError: something is missing; the message names the module and the alternatives.
     """
     if "-m ipvs" in await chain_rules(family, variant, ChainKey(NAT, POSTROUTING)):
         return
-    reason = await why_refused(family, variant, "-j RETURN")
-    if reason:
+    if unsupported := await probe_rule(family, variant, "-j RETURN"):
         other = next(each for each in Variant if each is not variant)
         message = (
-            f"--proxy-mode: ipvs needs rules in iptables-{variant.value}, which this kernel does not take"
-            f" ({_in_one_line(reason)}); use --iptables-variant={other.value}, --proxy-mode=nftables or --proxy-mode=iptables"
+            f"--proxy-mode: ipvs needs rules in iptables-{variant.value}, which this kernel does not support"
+            f" ({_first_lines(unsupported.reason)});"
+            f" use --iptables-variant={other.value}, --proxy-mode=nftables or --proxy-mode=iptables"
         )
         raise ConfigError(message)
-    sets = _TrialSets(family)
     try:
-        sets.create()
+        sets = IpSets(family, _PROBE_SETS)
+    except OSError as error:
+        _raise_missing("ip_set", str(error.strerror))
+    # One empty set of each type in use; a rule can match a set only while it exists.
+    types = {kind.name: kind for kind in IpsetType}
+    try:
+        try:
+            sets.create(types, types)
+        except ApplyError as error:
+            _raise_missing("ip_set, ip_set_hash_ip, ip_set_hash_ipport or ip_set_hash_ipportnet", str(error))
         for module, rule in (
-            ("xt_set", f"-m set --match-set {sets.any_name} dst"),
+            ("xt_set", f"-m set --match-set {_PROBE_SETS}{IpsetType.IP.name} dst"),
             ("xt_ipvs", "-m ipvs --ipvs"),
             ("xt_bpf", source_is_destination(family)),
         ):
-            reason = await why_refused(family, variant, f"{rule} -j RETURN")
-            if reason:
-                _refuse(module, _in_one_line(reason))
+            if unsupported := await probe_rule(family, variant, f"{rule} -j RETURN"):
+                _raise_missing(module, _first_lines(unsupported.reason))
     finally:
-        sets.destroy()
+        sets.destroy(types)
+        sets.close()
     try:
         with closing(Vips(family)) as vips:
             vips.ensure_device()
     except ApplyError as error:
-        _refuse("dummy", str(error))
+        _raise_missing("dummy", str(error))
 
 
-class _TrialSets:
-    """A set of each type that is used, without members."""
-
-    def __init__(self, family: Family) -> None:
-        self._types = {kind.name: kind for kind in IpsetType}
-        self.any_name = _TRIAL_SETS + IpsetType.IP.name
-        try:
-            self._sets = IpSets(family, _TRIAL_SETS)
-        except OSError as error:
-            _refuse("ip_set", str(error.strerror))
-
-    def create(self) -> None:
-        try:
-            self._sets.create(self._types, self._types)
-        except ApplyError as error:
-            _refuse("ip_set, ip_set_hash_ip, ip_set_hash_ipport or ip_set_hash_ipportnet", str(error))
-
-    def destroy(self) -> None:
-        self._sets.destroy(self._types)
-        self._sets.close()
-
-
-def _why_not() -> str:
-    try:
-        IpvsConnection().close()
-    except OSError as error:
-        return str(error.strerror)
-    return ""
-
-
-def _in_one_line(reason: str) -> str:
-    # What the program said; behind it stands the input.
+def _first_lines(reason: str) -> str:
+    # The first two lines are the program's error; the lines after them quote the input.
     return " ".join(reason.splitlines()[:2])
 
 
-def _refuse(module: str, reason: str) -> NoReturn:
-    message = f"--proxy-mode: ipvs needs the kernel module {module}, which is not there ({reason}); {_INSTEAD}"
+def _raise_missing(module: str, reason: str) -> NoReturn:
+    message = f"--proxy-mode: ipvs needs the kernel module {module}, which is not available ({reason}); {_ALTERNATIVES}"
     raise ConfigError(message)
