@@ -1,6 +1,6 @@
 """``python -m pyproxy`` is the command ``pyproxy``."""
 
-from pyproxy.cli.commands import main
+from pyproxy.cli.program import main
 
 if __name__ == "__main__":
     main()

@@ -1,17 +1,30 @@
-"""``dump-rules``: what would be programmed for objects in files, or what is in the kernel now. Changes nothing."""
+"""The command ``dump-rules``: the rules for objects in files, or what the kernel has now. Changes nothing."""
 
 import asyncio
+import re
 import sys
 from collections.abc import Iterable
+from enum import Enum
 from typing import TextIO
 
+import click
 import msgspec
 
 from pyproxy.backends.interface import Dumper
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.registry import open_dumper
+from pyproxy.cli.flags import (
+    EXIT_CODES,
+    LOG_ATTRIBUTES,
+    SETTINGS,
+    Flag,
+    FlagCommand,
+    config_flags,
+    configured_settings,
+)
 from pyproxy.cli.listing import listing_text, listing_values
-from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.config import NODE_NAME, Config, ProxyMode
+from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ConfigError
 from pyproxy.manifests.files import FileObjects, read_objects
 from pyproxy.model.address import Family
@@ -24,15 +37,87 @@ from pyproxy.plan.claims import Claims
 from pyproxy.plan.service_plan import ServicePlan, plan_service
 
 _WRONG_INPUT = 2
+"""Exit code."""
+RULE_ATTRIBUTES = (
+    "config",
+    "pyproxy_config",
+    "manifests",
+    "proxy_mode",
+    "iptables_variant",
+    "cluster_cidr",
+    "detect_local_mode",
+    "pod_bridge_interface",
+    "pod_interface_name_prefix",
+    "masquerade_all",
+    "iptables_masquerade_bit",
+    "nodeport_addresses",
+    "iptables_localhost_nodeports",
+    "bind_address",
+    "hostname_override",
+    "service_proxy_name",
+    "ipvs_scheduler",
+)
+"""The attributes of Config that can change a rule; the command has only these flags."""
 
 
-def dump_rules(config: Config, *, service: str | None, output: str, live: bool) -> int:
-    """Print rules; return 2 if some object could not be used as it stands, else 0.
+class DumpFormat(Enum):
+    """An output format; values as ``-o`` takes them."""
+
+    RESTORE = "restore"
+    NFT = "nft"
+    JSON = "json"
+    TEXT = "text"
+
+
+def _parse_service(text: str) -> str:
+    if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
+        message = f"{text!r} is not NAMESPACE/NAME"
+        raise ValueError(message)
+    return text
+
+
+@click.command(
+    "dump-rules",
+    cls=FlagCommand,
+    params=[
+        Flag(["--service"], Grammar("NAMESPACE/NAME", _parse_service), "Show only this Service."),
+        Flag(["-o", "--output"], one_of(DumpFormat), "Output format.  [default: text]"),
+        Flag(
+            ["--live"],
+            SWITCH,
+            "Show the rules that the kernel has now, with packet counters, instead of those that it should have.",
+        ),
+        Flag(["--node"], NODE_NAME, "Same as --hostname-override."),
+        *config_flags((*RULE_ATTRIBUTES, *LOG_ATTRIBUTES)),
+    ],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    service: str | None,
+    output: DumpFormat | None,
+    live: bool | None,
+    **flags: object,
+) -> None:
+    """Show the rules for the objects in files, grouped by Service. Needs neither root nor a cluster, except with --live."""
+    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    if not live and not config.manifests:
+        message = "give --manifests PATH (the rules for the objects there) or --live (the rules in the kernel)"
+        raise click.UsageError(message, ctx)
+    ctx.exit(dump_rules(config, service=service, output=output or DumpFormat.TEXT, live=bool(live)))
+
+
+def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live: bool) -> int:
+    """Print rules; return 2 if an object in the files has a problem, else 0.
 
     Raises:
         ConfigError: the input cannot be read, or the Service is not in it.
     """
-    if (output, config.proxy_mode) == ("nft", ProxyMode.IPTABLES):
+    if (output, config.proxy_mode) == (DumpFormat.NFT, ProxyMode.IPTABLES):
         message = "-o nft: the rules of --proxy-mode=iptables are input for iptables-restore; use -o restore"
         raise ConfigError(message)
     dumper = open_dumper(config)
@@ -41,36 +126,36 @@ def dump_rules(config: Config, *, service: str | None, output: str, live: bool) 
     else:
         objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
         problems = report(objects, sys.stderr)
-        listings = planned_listings(config, objects, dumper)
+        name = own_node_name(config)
+        node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
+        listings = tracked_listings(tracked(objects), node, dumper)
     if service is not None:
         listings = [only_service(listing, service) for listing in listings]
         if not any(listing.services for listing in listings):
-            message = f"--service: no rules of {service} are there"
+            message = f"--service: {service} has no rules"
             raise ConfigError(message)
-    shown = [listing for listing in listings if _is_worth_showing(listing)]
-    sys.stdout.write(_written(shown, output, dumper))
+    # A family without Services is omitted, except IPv4, so that the output is not empty.
+    shown = [
+        listing
+        for listing in listings
+        if listing.services or (listing.family is Family.IPV4 and (listing.chains or listing.common))
+    ]
+    sys.stdout.write(_formatted(shown, output, dumper))
     return _WRONG_INPUT if problems else 0
 
 
 def report(objects: FileObjects, stream: TextIO) -> int:
-    """Print what is wrong with the input, and what was passed over; return the number of problems."""
+    """Print the problems of the input and what was skipped; return the number of problems."""
     for problem in objects.problems:
         print(problem, file=stream)
     if objects.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(objects.skipped.items()))
-        print(f"passed over: {kinds}", file=stream)
+        print(f"skipped: {kinds}", file=stream)
     return len(objects.problems)
 
 
-def planned_listings(config: Config, objects: FileObjects, dumper: Dumper) -> list[RuleListing]:
-    """Return the rules that belong into the kernel for objects."""
-    name = own_node_name(config)
-    node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
-    return tracked_listings(tracked(objects), node, dumper)
-
-
 def tracked(objects: FileObjects) -> Tracker:
-    """Return a tracker that knows the objects of files, but for Nodes."""
+    """Return a tracker with the objects of files, except Nodes."""
     tracker = Tracker()
     tracker.apply(Replaced(Kind.SERVICE, objects.services))
     tracker.apply(Replaced(Kind.ENDPOINT_SLICE, objects.slices))
@@ -79,7 +164,7 @@ def tracked(objects: FileObjects) -> Tracker:
 
 
 def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleListing]:
-    """Return the rules that belong into the kernel of a Node for what a tracker knows."""
+    """Return the rules that the kernel of a Node should have for the objects of a tracker."""
     context = NodeContext(node=node, local_ips=frozenset(node.ips), service_cidrs=tracker.take_service_cidrs())
     return [dumper.planned(family, context, _effective_plans(tracker, node, family)) for family in Family]
 
@@ -103,17 +188,12 @@ def only_service(listing: RuleListing, service: str) -> RuleListing:
     return RuleListing(listing.family, tuple(key for key in listing.chains if key in chains), services=services)
 
 
-def _is_worth_showing(listing: RuleListing) -> bool:
-    """Say whether a family has Services; IPv4 is shown in any case, so that there is something to see."""
-    return bool(listing.services) or (listing.family is Family.IPV4 and bool(listing.chains or listing.common))
-
-
-def _written(listings: Iterable[RuleListing], output: str, dumper: Dumper) -> str:
+def _formatted(listings: Iterable[RuleListing], output: DumpFormat, dumper: Dumper) -> str:
     match output:
-        case "json":
+        case DumpFormat.JSON:
             values = msgspec.json.encode({"families": [listing_values(listing) for listing in listings]})
             return msgspec.json.format(values, indent=2).decode() + "\n"
-        case "restore" | "nft":
+        case DumpFormat.RESTORE | DumpFormat.NFT:
             return "".join(map(dumper.script, listings))
-        case _:
+        case DumpFormat.TEXT:
             return "\n".join(map(listing_text, listings))

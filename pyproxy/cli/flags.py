@@ -1,18 +1,34 @@
-"""Flags and commands for click, made from the fields of Config and read by pflag's rules."""
+"""What all commands share: flags for click, made from the options of Config and read by pflag's rules, and reading them.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+click has the commands, the help and the errors. The arguments of a command are rewritten as ``--flag=value`` before click
+reads them, because pflag's rules are not click's.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from pyproxy import __version__
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import Grammar, Syntax, parse_bool, split_command_line
+from pyproxy.config.settings import ResolvedSettings, resolve_settings
 from pyproxy.errors import ConfigError, PyproxyError
+from pyproxy.logs import set_up_logging
+
+logger = logging.getLogger(__name__)
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+DURATIONS = "DURATION is a number with a unit, or several: 500ms, 30s, 1h30m."
+VERSION_LINE = f"pyproxy {__version__}"
+EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
+LOG_ATTRIBUTES = ("v", "logging_format")
 
 
 class Flag(click.Option):
-    """A flag with a grammar of ours. A switch is no click flag: it has a value, which may be left out."""
+    """A flag whose value is read by a `Grammar`. A switch has a value too, which may be omitted; click's flags have none."""
 
     def __init__(
         self,
@@ -23,7 +39,13 @@ class Flag(click.Option):
         ignored: bool = False,
         **settings: Any,  # noqa: ANN401 (click.Option's)
     ) -> None:
-        super().__init__(names, type=_value_reader(grammar), help=text, **settings)
+        def read(value: str) -> object:
+            try:
+                return grammar.parse(value)
+            except ValueError as error:
+                raise click.BadParameter(str(error)) from None
+
+        super().__init__(names, type=read, help=text, **settings)
         self.grammar = grammar
         self.ignored = ignored
         self.long = next(name[2:] for name in self.opts if name.startswith("--"))
@@ -37,21 +59,11 @@ class Flag(click.Option):
         return f"{names} {self.grammar.metavar}".strip(), record[1]
 
 
-def _value_reader(grammar: Grammar[object]) -> Callable[[str], object]:
-    def read(text: str) -> object:
-        try:
-            return grammar.parse(text)
-        except ValueError as error:
-            raise click.BadParameter(str(error)) from None
-
-    return read
-
-
 class FlagCommand(click.Command):
-    """A command whose words are read by pflag's rules and whose errors are exit codes."""
+    """A command whose arguments are read by pflag's rules and whose errors become exit codes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Rewrite the words as ``--flag=value``, each flag once, for click to read."""
+        """Rewrite the arguments as ``--flag=value``, each flag once, for click to read."""
         known = {flag.long: flag for flag in self.params if isinstance(flag, Flag)}
         try:
             return super().parse_args(ctx, _canonical(args, known))
@@ -59,7 +71,7 @@ class FlagCommand(click.Command):
             raise click.UsageError(str(error), ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's)
-        """Run the command; what the user got wrong is a usage error, anything else that we foresaw a failure."""
+        """Run the command. A ConfigError is a usage error (exit code 2), any other error of ours a failure (1)."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
@@ -68,7 +80,7 @@ class FlagCommand(click.Command):
             raise click.ClickException(str(error)) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags in two lists: those with effect, and those without."""
+        """Write the flags in two lists: those that have an effect, and those that have none."""
         for title, ignored in (("Options", False), ("Flags of kube-proxy that change nothing", True)):
             flags = (param for param in self.get_params(ctx) if getattr(param, "ignored", False) is ignored)
             if records := [record for flag in flags if (record := flag.get_help_record(ctx))]:
@@ -89,21 +101,35 @@ def _canonical(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
 
 
 def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[click.Parameter]:
-    """Return the flags of these attributes of Config, by name; hidden ones are in no help."""
+    """Return the flags of these attributes of Config, sorted by name; hidden ones are not shown in any help."""
     defaults = Config()
-    ordered = sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag)
-    return [_config_flag(attribute, getattr(defaults, attribute), hidden=hidden) for attribute in ordered]
-
-
-def _config_flag(attribute: str, default: object, *, hidden: bool) -> Flag:
-    about = OPTIONS[attribute]
-    shown = "" if default is None or default is False else about.grammar.write(default)
-    text = f"{about.help}  [default: {shown}]" if shown else about.help
-    short = ["-v"] if attribute == "v" else []
-    names = [f"--{about.flag}", *short, attribute]
-    return Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden)
+    flags: list[click.Parameter] = []
+    for attribute in sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag):
+        about, default = OPTIONS[attribute], getattr(defaults, attribute)
+        shown = "" if default is None or default is False else about.grammar.write(default)
+        text = f"{about.help}  [default: {shown}]" if shown else about.help
+        names = [f"--{about.flag}", *(["-v"] if attribute == "v" else []), attribute]
+        flags.append(Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden))
+    return flags
 
 
 def typed_values(ctx: click.Context) -> dict[str, Any]:
-    """Return what the user typed, by attribute of Config; Config fills in the rest."""
+    """Return the values of the flags that the user gave, by attribute of Config."""
     return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+
+
+def configured_settings(ctx: click.Context, **more: object) -> ResolvedSettings:
+    """Resolve flags and configuration files, set up logging as they say, and log a warning for what has no effect.
+
+    Args:
+        ctx: has the flags.
+        more: further values, by attribute of Config.
+
+    Raises:
+        ConfigError: see `resolve_settings`.
+    """
+    settings = resolve_settings(typed_values(ctx) | more)
+    set_up_logging(settings.config.v, settings.config.logging_format)
+    for warning in settings.warnings:
+        logger.warning(warning)
+    return settings

@@ -1,17 +1,16 @@
-"""Listings of rules as text for people, and as JSON values. Byte-stable: sorted, no time, no host."""
+"""Listings of rules as text and as JSON values. The output depends on the rules only: sorted, without time or host."""
 
 from collections.abc import Iterable, Iterator
 
 from pyproxy.backends.listing import ListedRule, RuleListing
-from pyproxy.model.names import ServicePortName
 
 
 def listing_text(listing: RuleListing) -> str:
-    """Write a listing for people: a heading for each Service port, its rules below."""
+    """Return a listing as text: a heading for each Service port, with its rules below."""
     parts = [f"{listing.family}\n"]
     parts += _group("all Services", (*listing.common, *listing.last))
     for name, rules in listing.services.items():
-        parts += _group(_title(name), rules)
+        parts += _group(f"{name} {name.protocol.value}", rules)
     return "".join(parts)
 
 
@@ -31,10 +30,6 @@ def listing_values(listing: RuleListing) -> dict[str, object]:
             for name, rules in listing.services.items()
         ],
     }
-
-
-def _title(name: ServicePortName) -> str:
-    return f"{name} {name.protocol.value}"
 
 
 def _group(title: str, rules: Iterable[ListedRule]) -> Iterator[str]:

@@ -1,7 +1,7 @@
-"""``takeover --dry-run``: what would change if pyproxy took over from the kube-proxy of this node now.
+"""The command ``takeover --dry-run``: what would change if pyproxy took over from the kube-proxy of this node now.
 
-The law of this file: it reads. What belongs into the kernel comes from the same code as for ``dump-rules``, and what would
-be removed from the same code as the removal. No rule is tried, so what a kernel would refuse is not found here.
+It only reads. The rules that the kernel should have come from the same code as in ``dump-rules``, and the rules that would
+be removed from the same code as the removal. No rule is tried out, so a rule that the kernel would refuse is not found.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
+import click
+
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import is_ours
 from pyproxy.backends.iptables.restore_text import Ownership, saved_rules
@@ -21,7 +23,9 @@ from pyproxy.backends.kube_proxy import is_kube_proxys
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.dump_rules import report, tracked, tracked_listings
-from pyproxy.config.config import Config, ProxyMode
+from pyproxy.cli.flags import EXIT_CODES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
+from pyproxy.config.config import OPTIONS, Config, ProxyMode
+from pyproxy.config.grammar import SWITCH
 from pyproxy.errors import ConfigError, SourceError
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family
@@ -31,11 +35,11 @@ from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.node_name import own_node, own_node_name
 from pyproxy.takeover.running_proxy import detect_running_proxy
-from pyproxy.takeover.stale_rules import Chains, IptablesSnapshot, find_stale_rules, kube_proxy_nft_tables
+from pyproxy.takeover.stale_rules import IptablesSnapshot, find_stale_rules, kube_proxy_nft_tables
 
 _LIST_SECONDS = 30.0
 _NEEDED = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE)
-# Chains of kube-proxy's nftables mode (`servicePortChainNameBase`); an endpoint's name goes on behind "__".
+# Chains of kube-proxy's nftables mode (`servicePortChainNameBase`); in the name of an endpoint's chain "__" follows.
 _NFT_CHAIN = re.compile(
     r"(?m)^\tchain \w+-[A-Z2-7]{8}-(?P<namespace>[^/\s]+)/(?P<name>[^/\s]+)/(?P<protocol>\w+)/(?P<port>[a-z0-9-]*)"
 )
@@ -43,49 +47,68 @@ _NFT_CHAIN = re.compile(
 Counts = Mapping[ServicePortName, int]
 
 
-def show_plan(config: Config) -> int:
-    """Print what a take-over would change; return the exit status.
+@click.command(
+    "takeover",
+    cls=FlagCommand,
+    params=[
+        Flag(
+            ["--dry-run"], SWITCH, "Print the changes and write nothing. Required: the takeover itself happens in run."
+        ),
+        *config_flags(OPTIONS, hidden=True),
+    ],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+@click.pass_context
+def command(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None:
+    """Show what run would change in the kernel of this node, compared with the rules that kube-proxy has there now.
 
-    Raises:
-        ConfigError: the mode or the API server is not to be had here, or there is nothing to take over on trial.
-        SourceError: the cluster's objects cannot be read.
+    Takes all flags of run. Writes nothing. Prints a line for each Service port with the number of rules that it has now
+    and the number that it would have with pyproxy.
     """
+    if not dry_run:
+        message = "give --dry-run: the takeover itself happens in run, once kube-proxy is gone"
+        raise click.UsageError(message, ctx)
+    config = configured_settings(ctx).config
     if config.service_proxy_name:
-        message = "--service-proxy-name: a trial takes nothing over; `pyproxy dump-rules` says what it has"
+        message = (
+            "--service-proxy-name: pyproxy takes nothing over when it runs side-by-side with kube-proxy; for its rules"
+            " use `pyproxy dump-rules`"
+        )
         raise ConfigError(message)
     for line in asyncio.run(_plan(config)):
-        print(line)  # noqa: T201  # this command's output is for people
-    return 0
+        click.echo(line)
 
 
 async def _plan(config: Config) -> list[str]:
     config = replace(config, proxy_mode=await _mode(config))
-    tracker, node = await _known(config)
+    tracker, node = await _known_objects(config)
     planned = {listing.family: listing for listing in tracked_listings(tracker, node, open_dumper(config))}
-    used = await _used_variant(config)
+    used = None
+    if config.proxy_mode is not ProxyMode.NFTABLES:
+        from pyproxy.backends.iptables.mode import choose_variant  # noqa: PLC0415  # not needed in nftables mode
+
+        used = (await choose_variant(config))[0]
     saved = await find_stale_rules(used, is_ours_in_ipvs if config.proxy_mode is ProxyMode.IPVS else is_ours)
     tables = await kube_proxy_nft_tables()
-    alive = await detect_running_proxy(config)
+    running = await detect_running_proxy(config)
     lines = [f"mode {config.proxy_mode.value}{f', iptables-{used.value}' if used else ''}; nothing is written"]
-    lines += [f"a kube-proxy lives on this node, and `run` would wait for its end: {alive}"] if alive else []
+    if running:
+        lines.append(f"kube-proxy is running on this node, and `run` would wait until it has stopped: {running}")
     for family, listing in planned.items():
         mine = [each for each in saved if each.family is family]
-        lines += [
-            "",
-            f"{family}:",
-            *_chain_lines(listing, mine, used),
-            *_left_lines(mine),
-            *_table_lines(tables, family),
-        ]
-        lines += _ipvs_lines(family)
-        lines += _service_lines(_its_counts(mine, tables.get(family, "")), _counts(listing))
+        table = tables.get(family, "")
+        lines += ["", f"{family}:", *_chain_lines(listing, mine, used), *_removal_lines(family, mine, table)]
+        counts = {name: len(rules) for name, rules in listing.services.items()}
+        lines += _service_lines(_present_counts(mine, table), counts)
     return lines
 
 
 async def _mode(config: Config) -> ProxyMode:
+    """Return the mode that the agent would use; auto is decided on the node."""
     if config.proxy_mode is not ProxyMode.AUTO:
         return config.proxy_mode
-    from pyproxy.backends.nftables.mode import NftablesMode  # noqa: PLC0415  # each mode brings its own modules
+    from pyproxy.backends.nftables.mode import NftablesMode  # noqa: PLC0415  # imported only for this decision
 
     with suppress(ConfigError):
         await NftablesMode.open(config)
@@ -93,18 +116,7 @@ async def _mode(config: Config) -> ProxyMode:
     return ProxyMode.IPTABLES
 
 
-async def _used_variant(config: Config) -> Variant | None:
-    if config.proxy_mode is ProxyMode.NFTABLES:
-        return None
-    from pyproxy.backends.iptables.mode import choose_variant  # noqa: PLC0415  # see above
-
-    return (await choose_variant(config))[0]
-
-
-# What is wanted
-
-
-async def _known(config: Config) -> tuple[Tracker, Node]:
+async def _known_objects(config: Config) -> tuple[Tracker, Node]:
     name = own_node_name(config)
     if config.manifests:
         from pyproxy.manifests.files import read_objects  # noqa: PLC0415  # YAML
@@ -113,18 +125,18 @@ async def _known(config: Config) -> tuple[Tracker, Node]:
         report(objects, sys.stderr)
         found = next((node for node in objects.nodes if node.name == name), None)
         return tracked(objects), own_node(config, found, name)
-    tracker = await _listed(config, name)
+    tracker = await _listed_objects(config, name)
     return tracker, own_node(config, tracker.node, name)
 
 
-async def _listed(config: Config, node_name: str) -> Tracker:
-    """Return what the API server lists.
+async def _listed_objects(config: Config, node_name: str) -> Tracker:
+    """List the objects at the API server.
 
     Raises:
         SourceError: it did not answer in time.
     """
-    from pyproxy.kubeapi import access, api  # noqa: PLC0415  # HTTP
-    from pyproxy.kubeapi.load_access import load_access  # noqa: PLC0415  # see above
+    from pyproxy.kubeapi import access, api  # noqa: PLC0415  # HTTP: objects may come from files
+    from pyproxy.kubeapi.load_access import load_access  # noqa: PLC0415  # as above
 
     settings = access.AccessSettings(kubeconfig=config.kubeconfig, master=config.master, api_servers=config.api_servers)
     tracker = Tracker()
@@ -150,18 +162,11 @@ async def _listed(config: Config, node_name: str) -> Tracker:
     return tracker
 
 
-def _counts(listing: RuleListing) -> Counts:
-    return {name: len(rules) for name, rules in listing.services.items()}
-
-
-# What is there
-
-
-def _its_counts(saved: Iterable[IptablesSnapshot], nft_table: str) -> Counts:
-    """Return how many rules, or chains of nftables, each Service port has that are kube-proxy's, or ours before."""
+def _present_counts(saved: Iterable[IptablesSnapshot], nft_table: str) -> Counts:
+    """Return how many rules (in nftables: chains) of kube-proxy or an earlier pyproxy each Service port has now."""
     counts: Counter[ServicePortName] = Counter()
     for each in saved:
-        counts.update(_counts(_live_listing(each)))
+        counts.update({name: len(rules) for name, rules in _live_listing(each).services.items()})
     for found in _NFT_CHAIN.finditer(nft_table):
         service = NamespacedName(found["namespace"], found["name"])
         counts[ServicePortName(service, found["port"], Protocol(found["protocol"]))] += 1
@@ -176,21 +181,24 @@ def _live_listing(saved: IptablesSnapshot) -> RuleListing:
     )
 
 
-# What is said
-
-
 def _chain_lines(planned: RuleListing, saved: Iterable[IptablesSnapshot], used: Variant | None) -> Iterator[str]:
-    """Say what becomes of the chains that kube-proxy and the iptables mode both have."""
+    """Yield what happens to the chains whose names kube-proxy and the iptables mode share."""
     for each in saved:
         if each.variant is used:
-            live = _live_listing(each)
-            before, after = _texts(live), _texts(planned)
-            kinds = Counter(_fate(before.get(key), after.get(key)) for key in {*before, *after})
+            before, after = _chain_texts(_live_listing(each)), _chain_texts(planned)
+            kinds = Counter[str]()
+            for key in {*before, *after}:
+                if key not in before:
+                    kinds["appear"] += 1
+                elif key not in after:
+                    kinds["go"] += 1
+                else:
+                    kinds["stay" if before[key] == after[key] else "change"] += 1
             text = ", ".join(f"{kinds[kind]} {kind}" for kind in ("change", "appear", "go", "stay"))
             yield f"  chains in iptables-{each.variant.value}: {text}"
 
 
-def _texts(listing: RuleListing) -> dict[ChainKey, str]:
+def _chain_texts(listing: RuleListing) -> dict[ChainKey, str]:
     texts = {ChainKey(*key): "" for key in listing.chains}
     for rule in (*listing.common, *(rule for rules in listing.services.values() for rule in rules), *listing.last):
         key = ChainKey(rule.table, rule.chain)
@@ -199,33 +207,16 @@ def _texts(listing: RuleListing) -> dict[ChainKey, str]:
     return texts
 
 
-def _fate(before: str | None, after: str | None) -> str:
-    if before == after:
-        return "stay"
-    if before is None:
-        return "appear"
-    return "go" if after is None else "change"
-
-
-def _left_lines(saved: Iterable[IptablesSnapshot]) -> Iterator[str]:
-    for each in saved:
-        if count := _count(each.left):
-            yield f"  removed from iptables-{each.variant.value}, once our rules are complete: {count} chains"
-
-
-def _count(chains: Chains) -> int:
-    return sum(map(len, chains.values()))
-
-
-def _table_lines(tables: Mapping[Family, str], family: Family) -> Iterator[str]:
-    if family in tables:
-        count = tables[family].count("\n\tchain ")
-        yield f"  removed from nftables, once our rules are complete: table kube-proxy with {count} chains"
-
-
-def _ipvs_lines(family: Family) -> Iterator[str]:
+def _removal_lines(family: Family, saved: Iterable[IptablesSnapshot], nft_table: str) -> Iterator[str]:
+    """Yield what would be removed from iptables, nftables and IPVS in one family."""
     from pyproxy.backends.ipvs.cleanup import kube_proxy_state  # noqa: PLC0415  # most nodes never had this mode
 
+    for each in saved:
+        if count := sum(map(len, each.left.values())):
+            yield f"  removed from iptables-{each.variant.value}, once our rules are complete: {count} chains"
+    if nft_table:
+        count = nft_table.count("\n\tchain ")
+        yield f"  removed from nftables, once our rules are complete: table kube-proxy with {count} chains"
     if left := kube_proxy_state(family):
         yield (
             f"  removed from IPVS, once our rules are complete and connections have ended: {len(left.virtuals)} virtual"
@@ -235,7 +226,7 @@ def _ipvs_lines(family: Family) -> Iterator[str]:
 
 def _service_lines(before: Counts, after: Counts) -> Iterator[str]:
     if before or after:
-        yield "  rules of each Service port, those that are there and those of pyproxy:"
+        yield "  rules of each Service port, now and with pyproxy:"
     for name in sorted({*before, *after}):
-        remark = "" if name in before and name in after else "  (only there)" if name in before else "  (only here)"
+        remark = "" if name in before and name in after else "  (only now)" if name in before else "  (only pyproxy)"
         yield f"    {name} {name.protocol.value}: {before.get(name, 0)} -> {after.get(name, 0)}{remark}"

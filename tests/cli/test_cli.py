@@ -1,6 +1,6 @@
-"""The command line as a user types it: what it becomes, what it prints, how it exits, and that docs/cli.md is its help.
+"""The command line as a user types it: the Config that results, output, exit codes, and that docs/cli.md is its help.
 
-What the commands do once they have their Config is covered where they are.
+What the commands do with their Config is tested beside the code that does it.
 """
 
 import json
@@ -17,8 +17,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
-from pyproxy.cli.commands import SETTINGS, configure
-from pyproxy.cli.flags import FlagCommand, config_flags
+from pyproxy.cli.flags import SETTINGS, FlagCommand, config_flags, configured_settings
 from pyproxy.config.config import OPTIONS, Config, IptablesVariant, NodePortAddresses, ProxyMode
 from pyproxy.errors import ApplyError
 from pyproxy.logs import V2, LogFormat
@@ -30,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def loggers_as_they_were() -> Iterator[None]:
-    """Put pytest's own log capture back after a command has set up logging."""
+    """Restore pytest's log capture after a command has set up logging."""
     root, ours = logging.getLogger(), logging.getLogger("pyproxy")
     handlers, levels = root.handlers[:], (root.level, ours.level)
     yield
@@ -46,7 +45,7 @@ def parsed(*words: str) -> tuple[Result, Config | None]:
     @click.command("probe", cls=FlagCommand, params=config_flags(OPTIONS), context_settings=SETTINGS)
     @click.pass_context
     def probe(ctx: click.Context, /, **_: object) -> None:
-        configs.append(configure(ctx))
+        configs.append(configured_settings(ctx).config)
 
     result = CliRunner().invoke(probe, words, catch_exceptions=False)
     return result, configs[0] if configs else None
@@ -174,15 +173,15 @@ def test_a_command_line_becomes_a_config(words: list[str], values: dict[str, Any
     ],
 )
 def test_wrong_input_exits_2_and_names_the_flag(words: list[str], message: str) -> None:
-    """What the user got wrong is one line on standard error and exit code 2, also for flags that change nothing."""
+    """Wrong input gives one line on standard error and exit code 2, also for flags that have no effect."""
     result, config = parsed(*words)
 
     assert (2, None, "") == (result.exit_code, config, result.stdout)
     assert message in result.stderr
 
 
-def test_a_foreseen_failure_exits_1() -> None:
-    """An error that is not the user's is one line on standard error and exit code 1."""
+def test_a_failure_exits_1() -> None:
+    """An error that is not caused by wrong input gives one line on standard error and exit code 1."""
 
     @click.command(cls=FlagCommand)
     def failing() -> None:
@@ -195,7 +194,7 @@ def test_a_foreseen_failure_exits_1() -> None:
 
 
 def test_the_command_line_of_kubeadm() -> None:
-    """What kubeadm's DaemonSet gives kube-proxy works as it is: the file says the most, and nothing is warned of."""
+    """The arguments of kubeadm's DaemonSet work unchanged, without a warning."""
     file = ROOT / "tests" / "inputs" / "kubeadm-config.yaml"
     result, config = parsed(f"--config={file}", "--hostname-override=Node-1")
 
@@ -210,7 +209,7 @@ def test_the_command_line_of_kubeadm() -> None:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    """Give a file that says some of everything: something to be overruled, and something to be warned of."""
+    """Give a file with fields that flags override and fields that cause warnings."""
     path = tmp_path / "config.conf"
     lines = (
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1",
@@ -226,7 +225,7 @@ def config_file(tmp_path: Path) -> Path:
 
 
 def test_flags_win_over_the_file(config_file: Path) -> None:
-    """A value is the flag's where it was given, else the file's, else the default."""
+    """A value comes from the flag if that was given, else from the file, else it is the default."""
     _, config = parsed(f"--config={config_file}", "--hostname-override=flag", "-v=1")
 
     assert ("flag", -5, 1, Config().conntrack_min) == (
@@ -234,8 +233,8 @@ def test_flags_win_over_the_file(config_file: Path) -> None:
     )
 
 
-def test_warnings_of_the_file_are_logged_as_the_file_says(config_file: Path) -> None:
-    """What is logged about the file has the format that the file asks for."""
+def test_warnings_about_the_file_have_the_log_format_of_the_file(config_file: Path) -> None:
+    """The file's own log format applies to warnings about the file."""
     result, _ = parsed(f"--config={config_file}")
 
     assert [
@@ -256,7 +255,7 @@ def test_a_mistake_in_the_file_exits_2(config_file: Path) -> None:
 
 
 def test_contradictions_in_the_file_exit_2(config_file: Path) -> None:
-    """What only contradicts another field names both fields, and the file."""
+    """A contradiction between two fields gives an error that names both and the file."""
     config_file.write_text(config_file.read_text() + "\ndetectLocalMode: BridgeInterface")
     finished = pyproxy("run", f"--config={config_file}")
 
@@ -265,8 +264,8 @@ def test_contradictions_in_the_file_exit_2(config_file: Path) -> None:
     assert finished.stderr.endswith(f"Error: {message}\n")
 
 
-def test_each_flag_that_changes_nothing_is_warned_of_once() -> None:
-    """Each flag without effect is warned of once, however often it is given."""
+def test_each_flag_without_effect_causes_one_warning() -> None:
+    """Each flag without effect causes one warning, however often it is given."""
     words = ["--profiling", "--hostname-override=node-1", "--profiling", "--logtostderr=true", "--v=2"]
 
     result, _ = parsed(*words)
@@ -279,11 +278,11 @@ def test_each_flag_that_changes_nothing_is_warned_of_once() -> None:
 
 
 def test_log_lines_have_klogs_header() -> None:
-    """A line of text starts with level, date and time as klog's does."""
+    """A text line starts with level, date and time like klog's."""
     result, _ = parsed("--profiling")
 
     assert re.match(
-        r"W\d{4} \d{2}:\d{2}:\d{2}\.\d{6} +\d+ pyproxy\.cli\.commands\] --profiling is accepted", result.stderr
+        r"W\d{4} \d{2}:\d{2}:\d{2}\.\d{6} +\d+ pyproxy\.cli\.flags\] --profiling is accepted", result.stderr
     )
 
 
@@ -311,7 +310,7 @@ def test_verbosity(verbosity: int, level: int) -> None:
 
 @pytest.mark.parametrize("words", [["--version"], ["version"], ["run", "--version"], ["run", "--version=raw"]])
 def test_version(words: list[str]) -> None:
-    """The version is one line on standard output, however it is asked for."""
+    """Each way to print the version prints the same line on standard output."""
     finished = pyproxy(*words)
 
     assert (0, "pyproxy 0.1.0\n", "") == (finished.returncode, finished.stdout, finished.stderr)
@@ -332,7 +331,7 @@ def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["dump-rules"], "say which objects: --manifests PATH"),
+        (["dump-rules"], "give --manifests PATH (the rules for the objects there) or --live"),
         (["dump-rules", "--manifests=x", "--service=web"], "'--service': 'web' is not NAMESPACE/NAME"),
         (["dump-rules", "--manifests=x", "-o", "yaml"], "'yaml' is not one of restore, nft, json, text"),
         (["dump-rules", "--manifests=x", "--proxy-mode=auto"], "is decided on the node"),
@@ -343,7 +342,7 @@ def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_commands_exit_2(words: list[str], message: str) -> None:
-    """Each command says what is wrong with its words on standard error and exits 2."""
+    """Each command reports wrong arguments on standard error and exits 2."""
     finished = pyproxy(*words)
 
     assert (2, "") == (finished.returncode, finished.stdout)
@@ -351,7 +350,7 @@ def test_wrong_commands_exit_2(words: list[str], message: str) -> None:
 
 
 def test_every_command_lists_the_exit_codes() -> None:
-    """Help says what 0, 1 and 2 mean."""
+    """Help explains exit codes 0, 1 and 2."""
     helps = [pyproxy(*words, "--help").stdout for words in ([], ["run"], ["dump-rules"], ["cleanup"])]
 
     assert [True] * 4 == ["Exit codes: 0 done, 1 failed, 2 wrong flags or input." in text for text in helps]
@@ -359,7 +358,7 @@ def test_every_command_lists_the_exit_codes() -> None:
 
 @pytest.mark.parametrize("command", ["", "run", "check-config", "dump-rules", "cleanup", "version"])
 def test_the_docs_show_the_help(command: str) -> None:
-    """docs/cli.md has what --help prints on a terminal of 100 columns, word for word."""
+    """docs/cli.md has the exact output of --help on a terminal of 100 columns."""
     finished = pyproxy(*command.split(), "--help", COLUMNS="100")
 
     assert finished.stdout in (ROOT / "docs" / "cli.md").read_text()
@@ -372,8 +371,8 @@ def test_the_docs_show_nothing_else() -> None:
     assert (0, "") == (check.returncode, check.stderr)
 
 
-def test_check_config_says_what_would_be_in_effect(config_file: Path) -> None:
-    """What is fine exits 0, with the mode, and with flags and fields that count; warnings go to standard error."""
+def test_check_config_prints_the_resulting_configuration(config_file: Path) -> None:
+    """A usable configuration exits 0 and prints the mode and the flags and fields in effect; warnings go to stderr."""
     finished = pyproxy("check-config", f"--config={config_file}", "--proxy-mode=nftables", "--hostname-override=a")
 
     assert 0 == finished.returncode
@@ -404,15 +403,15 @@ def test_check_config_names_file_object_and_field(tmp_path: Path, config_file: P
 
 
 def test_check_config_without_the_kubeconfig(tmp_path: Path) -> None:
-    """A ConfigMap can be checked where the node's kubeconfig is not; what was not looked at is said."""
+    """A ConfigMap can be checked where the node's kubeconfig is missing; the output says that it was not checked."""
     finished = pyproxy("check-config", f"--kubeconfig={tmp_path}/missing")
 
     assert 0 == finished.returncode
-    assert f"kubeconfig {tmp_path}/missing is not on this machine, and was not looked at" in finished.stdout
+    assert f"kubeconfig {tmp_path}/missing is not on this machine and was not checked" in finished.stdout
 
 
 def test_write_config_to(tmp_path: Path, config_file: Path) -> None:
-    """The configuration of flags and file is written, and nothing else is done; what cannot be in it is named."""
+    """The configuration of flags and file is written and nothing else is done; settings it cannot hold are logged."""
     written = tmp_path / "written"
     words = ("run", f"--config={config_file}", f"--write-config-to={written}", "--manifests=/nowhere", "--v=1")
     finished = pyproxy(*words)
@@ -425,7 +424,7 @@ def test_write_config_to(tmp_path: Path, config_file: Path) -> None:
 
 @pytest.mark.parametrize("server", ["metrics", "healthz"])
 def test_a_deprecated_port_of_zero_is_no_server(server: str) -> None:
-    """As in kube-proxy, --metrics-port=0 and --healthz-port=0 switch a server off, and other ports mean nothing."""
+    """As in kube-proxy, --metrics-port=0 and --healthz-port=0 disable a server, and other values have no effect."""
     _, config = parsed(f"--{server}-port=0", f"--{server}-bind-address=127.0.0.1:1")
     _, other = parsed(f"--{server}-port=1")
 

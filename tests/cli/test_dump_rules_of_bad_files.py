@@ -36,7 +36,7 @@ INPUTS = Path(__file__).parents[1] / "inputs"
         (
             "tutorial-deployment.yaml",
             "39: Service default/hello: spec.clusterIP: missing",
-            "passed over: 1 Deployment, 1 Pod",
+            "skipped: 1 Deployment, 1 Pod",
             "KUBE-SERVICES",
         ),
     ],
@@ -54,7 +54,7 @@ def test_mistakes_exit_2(name: str, complaint: str, skipped: str, shown: str) ->
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("tutorial-endpoints.yaml", ""), ("kubectl-list.yaml", "passed over: 1 ConfigMap\n")]
+    ("name", "said"), [("tutorial-endpoints.yaml", ""), ("kubectl-list.yaml", "skipped: 1 ConfigMap\n")]
 )
 def test_good_files_exit_0(name: str, said: str) -> None:
     """A file without a mistake is shown; of kinds that are not ours there is only a count."""

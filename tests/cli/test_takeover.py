@@ -1,4 +1,4 @@
-"""``pyproxy takeover`` as a user types it, in a network namespace where nobody has rules."""
+"""``pyproxy takeover`` as a user types it, in a network namespace without rules."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ def takeover(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
 
 
-def test_only_a_dry_run_is_to_be_had() -> None:
-    """Without --dry-run nothing is done, and the message says where the take-over happens."""
+def test_only_a_dry_run_is_available() -> None:
+    """Without --dry-run nothing is done, and the message says where the takeover happens."""
     done = takeover("--proxy-mode=nftables")
 
     assert (2, "") == (done.returncode, done.stdout)
-    assert "Error: say --dry-run: the take-over itself happens in run" in done.stderr
+    assert "Error: give --dry-run: the takeover itself happens in run" in done.stderr
 
 
-def test_a_trial_takes_nothing_over() -> None:
-    """Beside kube-proxy nothing of its is touched, and a list of what goes would be wrong."""
+def test_side_by_side_takes_nothing_over() -> None:
+    """Side-by-side with kube-proxy there is nothing to take over, so the command is an error."""
     done = takeover("--dry-run", "--manifests=/dev/null", "--service-proxy-name=trial")
 
     assert (2, "") == (done.returncode, done.stdout)
-    assert "Error: --service-proxy-name: a trial takes nothing over" in done.stderr
+    assert "Error: --service-proxy-name: pyproxy takes nothing over when it runs side-by-side" in done.stderr
 
 
 @needs_root
 @pytest.mark.parametrize("mode", ["iptables", "nftables"])
 def test_objects_from_a_file(tmp_path: Path, mode: str) -> None:
-    """Objects can come from files; what is wrong with them is told, and the rest is planned."""
+    """Objects can come from files; each problem in them is printed, and the rest is planned."""
     path = tmp_path / "objects.yaml"
     path.write_text(OBJECTS)
     argv = ["unshare", "--net", PYPROXY, "takeover", "--dry-run", f"--manifests={path}", "--hostname-override=node1"]
@@ -58,5 +58,5 @@ def test_objects_from_a_file(tmp_path: Path, mode: str) -> None:
     done = subprocess.run([*argv, f"--proxy-mode={mode}"], capture_output=True, text=True, check=False, timeout=60)
 
     assert 0 == done.returncode
-    assert "default/web tcp: 0 -> 1  (only here)" in done.stdout
+    assert "default/web tcp: 0 -> 1  (only pyproxy)" in done.stdout
     assert "Service default/bad: spec.ports[0].port" in done.stderr

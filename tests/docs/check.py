@@ -10,16 +10,15 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from pyproxy.cli.commands import pyproxy
 from pyproxy.cli.flags import Flag
+from pyproxy.cli.program import COMMANDS, load_command
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 CODE = tuple(path for folder in ("pyproxy", "tests") for path in sorted((ROOT / folder).rglob("*.py")))
 DIFFERENCES = ROOT / "docs" / "differences.md"
 _FLAGS = {
-    name: {flag.long for flag in command.params if isinstance(flag, Flag)} | {"help"}
-    for name, command in pyproxy.commands.items()
+    name: {flag.long for flag in load_command(name).params if isinstance(flag, Flag)} | {"help"} for name in COMMANDS
 }
 _EVERY_FLAG = set().union(*_FLAGS.values())
 _FOREIGN_FLAGS = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from pyproxy.cli.commands import pyproxy
+from pyproxy.cli.program import COMMANDS, load_command, pyproxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 WIDTH = 98
@@ -29,8 +29,8 @@ This page is the output of `--help`, written by `python tests/docs/cli_page.py`;
 def commands() -> Iterator[tuple[str, click.Command]]:
     """Return each command with the words that call it."""
     yield "pyproxy", pyproxy
-    for name, command in sorted(pyproxy.commands.items()):
-        yield f"pyproxy {name}", command
+    for name in sorted(COMMANDS):
+        yield f"pyproxy {name}", load_command(name)
 
 
 def page() -> str:

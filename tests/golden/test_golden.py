@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from pyproxy.cli.commands import pyproxy
+from pyproxy.cli.program import pyproxy
 
 FOLDER = Path(__file__).parent
 CASES = sorted(path.parent for path in FOLDER.glob("*/state.yaml"))

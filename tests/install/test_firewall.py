@@ -152,7 +152,7 @@ def test_everyday_firewall(node: Node) -> None:
             "--hostname-override=node1",
         )
         assert "default/web tcp: " in plan
-        assert "(only here)" not in plan
+        assert "(only pyproxy)" not in plan
     cluster.start()
     assert ({"pod1-1", "pod2-1"}, hooks) == (node.servers(), node.hooks())
 

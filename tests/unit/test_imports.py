@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-AGENT = ("pyproxy.cli", "pyproxy.agent.daemon", "pyproxy.backends.iptables.mode")
+AGENT = ("pyproxy.cli", "pyproxy.cli.run", "pyproxy.backends.iptables.mode")
 API = ("pyproxy.kubeapi.api", "pyproxy.kubeapi.load_access")
 FILES = ("pyproxy.manifests.files",)
 METRICS = ("pyproxy.agent.metrics_server",)
