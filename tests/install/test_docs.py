@@ -71,7 +71,7 @@ def answer(lab: Lab) -> str | None:
 
 def test_an_empty_machine(machine: Machine) -> None:
     """A reader who copies the commands gets an answer from a Service; and then a machine without a trace of it."""
-    blocks = commands("Systemd: an empty machine")
+    blocks = commands("Systemd: machine without a cluster")
     [back] = [number for number, block in enumerate(blocks) if "disable --now pyproxy" in block]
 
     said = paste(machine, blocks[:back])
@@ -117,8 +117,8 @@ def _collection(kind: str) -> str:
 @pytest.mark.usefixtures("cluster")
 def test_in_place_of_kube_proxy(machine: Machine, lab: Lab) -> None:
     """The commands bring pyproxy in kube-proxy's place, and kube-proxy back; the Service answers all the time."""
-    [install, *_] = commands("Systemd: an empty machine")
-    [there, back] = commands("Systemd: in place of kube-proxy.service")
+    [install, *_] = commands("Systemd: machine without a cluster")
+    [there, back] = commands("Systemd: replace kube-proxy.service")
     paste(machine, [install])
     wait_until(lambda: answer(lab) == "pod1-1", "kube-proxy's rules", timeout_seconds=PATIENCE_SECONDS)
     with lab.client_pod.load(tcp("10.96.0.10", 80, timeout_seconds=4.0), per_second=20) as load:
