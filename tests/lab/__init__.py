@@ -1,4 +1,4 @@
-"""A small cluster out of network namespaces, and real packets through it.
+"""A small cluster made of network namespaces, through which tests send real packets.
 
     with Lab(Shape(nodes=2)) as lab:
         for pod in lab.pods:
@@ -8,7 +8,10 @@
         [outcome] = lab.client_pod.probe(tcp("10.96.0.10", 80))
         assert (outcome.verdict, outcome.server) == (Verdict.REPLY, "pod1-1")
 
-Needs root, iproute2, nsenter, and a kernel with namespaces, veth and bridge. Nothing here knows what a Service is.
+Needs root, iproute2, nsenter, and a kernel with namespaces, veth and bridge. The lab has no notion of Services.
+
+Each namespace has a worker, a process that runs the servers and sends the probes. `fork_server` forks the workers: a
+lab with two nodes has 11 namespaces, and starting Python in each would take some 1.4 s of CPU time instead of 0.15 s.
 """
 
 from .host import Connection, Host, Load, probe_all

@@ -1,6 +1,7 @@
 """The first two packets of an SCTP association, as bytes (RFC 9260, section 3).
 
-They are for kernels without SCTP: NAT translates these packets all the same, and an INIT is to SCTP what a SYN is to TCP.
+They are for kernels without SCTP sockets, which nevertheless translate SCTP packets. An INIT corresponds to a SYN of
+TCP.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def _has_sctp() -> bool:
 
 
 HAS_SCTP: Final = _has_sctp()
-"""Whether the kernel has SCTP sockets: then it answers every INIT itself."""
+"""Whether the kernel has SCTP sockets; such a kernel answers every INIT itself."""
 
 INIT: Final = 1
 INIT_ACK: Final = 2
@@ -52,16 +53,16 @@ class Packet:
     source_port: int
     port: int
     verification_tag: int
-    """The receiver's own tag; 0 in an INIT, whose sender does not know it yet."""
+    """The receiver's tag; 0 in an INIT, because the sender does not know it yet."""
     chunk: int
     initiate_tag: int = 0
-    """The tag the sender wants to see in answers; 0 in an ABORT."""
+    """The tag that answers must carry; 0 in an ABORT."""
     cookie: bytes = b""
-    """What an INIT ACK hands out; here, the server's line."""
+    """The state cookie of an INIT ACK; here the server's line."""
 
 
 def crc32c(data: bytes) -> int:
-    """Return the checksum of SCTP."""
+    """Return the CRC32c checksum, which SCTP uses."""
     value = 0xFFFFFFFF
     for byte in data:
         value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]
@@ -69,7 +70,7 @@ def crc32c(data: bytes) -> int:
 
 
 def encode(packet: Packet) -> bytes:
-    """Write the packet with a right checksum."""
+    """Return the bytes of the packet, with its checksum."""
     body = b""
     if packet.chunk != ABORT:
         body = _INIT.pack(packet.initiate_tag, 0xFFFF, 1, 1, packet.initiate_tag)
@@ -77,12 +78,12 @@ def encode(packet: Packet) -> bytes:
         body += _PARAMETER.pack(_STATE_COOKIE, _PARAMETER.size + len(packet.cookie)) + packet.cookie
     chunk = _CHUNK.pack(packet.chunk, 0, _CHUNK.size + len(body)) + body + bytes(-len(body) % 4)
     zeroed = _HEADER.pack(packet.source_port, packet.port, packet.verification_tag, bytes(4)) + chunk
-    # The checksum alone travels in little-endian order.
+    # Only the checksum is in little-endian order.
     return zeroed[:8] + struct.pack("<I", crc32c(zeroed)) + zeroed[12:]
 
 
 def decode(data: bytes) -> Packet | None:
-    """Read a packet of these three kinds; None if it is of another kind or its checksum is wrong."""
+    """Parse an INIT, INIT ACK or ABORT; return None for another chunk or a wrong checksum."""
     if len(data) < _HEADER.size + _CHUNK.size:
         return None
     source_port, port, tag, checksum = _HEADER.unpack_from(data)
@@ -98,12 +99,12 @@ def decode(data: bytes) -> Packet | None:
 
 
 def quoted_source_port(data: bytes) -> int | None:
-    """Return the source port of a packet of which only the beginning is known, as ICMP errors quote it."""
+    """Return the source port of a truncated packet, as quoted in ICMP errors."""
     return int.from_bytes(data[:2], "big") if len(data) >= 2 else None
 
 
 def _cookie(parameters: bytes) -> bytes:
-    """Return the state cookie if it is the first parameter, as in every INIT ACK of this module."""
+    """Return the state cookie if it is the first parameter, as in all INIT ACKs of this module."""
     if len(parameters) < _PARAMETER.size:
         return b""
     kind, length = _PARAMETER.unpack_from(parameters)
@@ -116,6 +117,6 @@ def initial(source_port: int, port: int, tag: int) -> Packet:
 
 
 def reply_to(packet: Packet, kind: Literal[2, 6], cookie: bytes = b"") -> Packet:
-    """Return the INIT ACK or the ABORT that answers an INIT; the server uses the client's own tag as its."""
+    """Return the INIT ACK or ABORT that answers an INIT; the server reuses the client's tag as its own."""
     own_tag = packet.initiate_tag if kind == INIT_ACK else 0
     return Packet(packet.port, packet.source_port, packet.initiate_tag, kind, own_tag, cookie)

@@ -1,7 +1,6 @@
-"""The client side of probes: one socket per probe, in the resident's event loop.
+"""The client side of probes: one socket per probe, in the event loop of the worker.
 
-Law: whatever the network does becomes an `Outcome`; only faults of the lab raise. A probe never waits longer than its
-time-out.
+Every network error becomes an `Outcome`; exceptions are bugs in the lab. A probe never waits longer than its time-out.
 """
 
 from __future__ import annotations
@@ -22,22 +21,22 @@ from .datagram import (
     LARGEST_DATAGRAM,
     IcmpError,
     family_of,
+    queue_icmp_errors,
     queued_icmp_errors,
     source_address,
-    tell_errors_apart,
     without_ip_header,
 )
 from .values import DEFAULT_TIMEOUT_SECONDS, Identity, Outcome, Probe, Protocol, RefusedBy, Verdict
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _raw_ports = itertools.cycle(range(20000, 30000))
-"""Source ports for SCTP, which the kernel does not choose for a raw socket; below those it chooses for others."""
+"""Source ports for SCTP: the kernel assigns none to a raw socket. They are below the kernel's ephemeral range."""
 
 
 _fresh_ports = itertools.cycle(random.sample(range(33000, 61000), k=28000))
-"""Source ports for TCP and UDP. The kernel gives one again for another destination, as it may; but where two addresses of
-a Service lead to one endpoint, and its port is not changed on the way (IPVS), the second connection waits for the end of
-the first in connection tracking."""
+"""Source ports for TCP and UDP. The kernel may reuse a source port for another destination. If both destinations are
+addresses of one Service that lead to one endpoint, and the source port is kept (IPVS), the second connection has to
+wait until the conntrack entry of the first has expired."""
 
 
 async def send(probe: Probe) -> Outcome:
@@ -50,7 +49,7 @@ async def send(probe: Probe) -> Outcome:
 
 
 def open_channel(probe: Probe) -> Channel:
-    """Return the channel for the probe's protocol; its socket is bound, and nothing is sent yet."""
+    """Return a channel for the protocol of the probe; its socket is bound, nothing is sent yet."""
     return _CHANNELS[probe.protocol](probe)
 
 
@@ -76,10 +75,10 @@ class Channel(ABC):
         self._to = (str(probe.to.ip), probe.to.port)
         self._timeout_seconds = probe.timeout_seconds or DEFAULT_TIMEOUT_SECONDS
         self._socket = sock = socket.socket(family_of(probe.to.ip), self.kind | socket.SOCK_NONBLOCK, self.protocol)
-        tell_errors_apart(sock)
+        queue_icmp_errors(sock)
         if probe.source_port:
-            # Only then: where the kernel chooses, it may give two sockets that both allow it the same port, and of two
-            # UDP sockets to one server only one gets the answers.
+            # Only with a fixed port: otherwise the kernel may assign one port to two sockets that both set this option,
+            # and of two UDP sockets connected to one server only one receives the answers.
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         wildcard = "::" if sock.family == socket.AF_INET6 else ""
         source = str(probe.source or wildcard)
@@ -90,28 +89,28 @@ class Channel(ABC):
             _bind_to_fresh_port(sock, source)
 
     async def first(self) -> Outcome:
-        """Reach the server."""
+        """Connect, send the first question, and return the outcome."""
         return await self._outcome(is_first=True)
 
     async def again(self) -> Outcome:
-        """Ask once more through the same socket."""
+        """Send one more question through the same socket."""
         return await self._outcome(is_first=False)
 
     def close(self) -> None:
-        """Close the socket, in the orderly way of the protocol."""
+        """Close the socket gracefully."""
         self._socket.close()
 
     def abandon(self) -> None:
-        """Close the socket in the way that leaves nothing behind."""
+        """Close the socket without leaving state in the kernel."""
         self.close()
 
     @abstractmethod
     async def _connect(self) -> None:
-        """Make the server known to the socket."""
+        """Connect the socket to the server."""
 
     @abstractmethod
     async def _ask(self, *, is_first: bool) -> str:
-        """Send a question, where the protocol needs one, and return the server's line."""
+        """Send a question, if the protocol needs one, and return the server's line."""
 
     async def _outcome(self, *, is_first: bool) -> Outcome:
         try:
@@ -127,7 +126,8 @@ class Channel(ABC):
     def _failure(self, error: OSError) -> Outcome:
         number = error.errno or 0
         if number == errno.EPERM:
-            # A packet dropped in the sender's own OUTPUT hook; without a word (IPVS says one) that is silence.
+            # Dropped in the OUTPUT hook of the sender. IPVS also sends an ICMP error; without one it counts as a
+            # time-out.
             if queued_icmp_errors(self._socket):
                 return Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED")
             return Outcome(Verdict.TIMEOUT)
@@ -139,12 +139,12 @@ class Channel(ABC):
         return Outcome(Verdict.REFUSED, refused_by=refused_by, error=name)
 
     def _icmp_errors(self) -> list[IcmpError]:
-        """Return what ICMP messages said about packets of this channel."""
+        """Return the ICMP errors about packets of this channel."""
         return queued_icmp_errors(self._socket)
 
 
 class TcpChannel(Channel):
-    """A TCP connection; the server speaks first, then answers line by line."""
+    """A TCP connection; the server sends the first line, then answers line by line."""
 
     kind = socket.SOCK_STREAM
 
@@ -155,7 +155,7 @@ class TcpChannel(Channel):
         self._received = b""
 
     def abandon(self) -> None:
-        """Reset the connection: no TIME_WAIT, so that a probe with a fixed source port can be sent again at once."""
+        """Reset the connection, to avoid TIME_WAIT: a probe with a fixed source port can then be repeated immediately."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         self.close()
 
@@ -168,7 +168,7 @@ class TcpChannel(Channel):
         token = str(next(self._tokens))
         await asyncio.get_running_loop().sock_sendall(self._socket, f"{token}\n".encode())
         while not (line := await self._line()).endswith(f" {token}"):
-            pass  # an answer to a question that has timed out
+            pass  # the answer to an earlier question that timed out
         return line
 
     async def _line(self) -> str:
@@ -182,7 +182,7 @@ class TcpChannel(Channel):
 
 
 class UdpChannel(Channel):
-    """A connected UDP socket: the kernel lets only answers from the address asked through."""
+    """A connected UDP socket: the kernel delivers only answers from the address that the question was sent to."""
 
     kind = socket.SOCK_DGRAM
 
@@ -204,22 +204,22 @@ class UdpChannel(Channel):
 
 
 class SctpConnectionChannel(TcpChannel):
-    """An SCTP association by the kernel, in the style of a TCP connection.
+    """An SCTP association of the kernel, used like a TCP connection.
 
-    It has one address, as a connection through NAT must: an INIT of a socket that is bound to all addresses lists them all,
-    and NAT does not translate that list.
+    The socket is bound to one address. The INIT of a socket that is bound to all addresses lists them all, and NAT does
+    not translate that list.
     """
 
     protocol = association.IPPROTO_SCTP
 
     def __init__(self, probe: Probe) -> None:
-        """Open and bind the socket, and one that is told of ICMP messages, which an SCTP socket does not keep."""
+        """Open and bind the socket, and a raw socket for ICMP errors, which an SCTP socket does not queue."""
         source = probe.source or source_address(probe.to.ip)
         super().__init__(replace(probe, source=source, source_port=probe.source_port or next(_fresh_ports)))
         self._errors = socket.socket(
             self._socket.family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, association.IPPROTO_SCTP
         )
-        tell_errors_apart(self._errors)
+        queue_icmp_errors(self._errors)
 
     def close(self) -> None:
         """Close both sockets."""
@@ -233,12 +233,12 @@ class SctpConnectionChannel(TcpChannel):
 
         def look() -> None:
             with suppress(BlockingIOError):
-                self._errors.recv(LARGEST_DATAGRAM)  # a raw socket sees the packets of others, too
+                self._errors.recv(LARGEST_DATAGRAM)  # a raw socket receives the packets of other sockets as well
             if (errors := self._icmp_errors()) and not refusal.done():
                 refusal.set_exception(errors[0])
 
-        # An ICMP message that arrives while the kernel still sends the INIT, as on one processor it does, is no error of
-        # the socket: it tries on until it gives up (net/sctp/input.c, sctp_v4_err_handle).
+        # On a single processor the ICMP message arrives while the kernel still sends the INIT and owns the socket. The
+        # socket then ignores it and retries until it gives up (net/sctp/input.c, sctp_v4_err_handle).
         asyncio.get_running_loop().add_reader(self._errors, look)
         try:
             await asyncio.wait((connecting, refusal), return_when=asyncio.FIRST_COMPLETED)
@@ -254,13 +254,13 @@ class SctpConnectionChannel(TcpChannel):
 
 
 class SctpInitChannel(Channel):
-    """A raw socket that sends INIT chunks and sees all SCTP packets from the server."""
+    """A raw socket that sends INIT chunks and receives all SCTP packets from the server."""
 
     kind = socket.SOCK_RAW
     protocol = association.IPPROTO_SCTP
 
     def __init__(self, probe: Probe) -> None:
-        """Open and bind the socket; on a raw socket only the address counts."""
+        """Open and bind the socket; a raw socket ignores the port."""
         super().__init__(probe)
         self._port = probe.to.port
         self._source_port = probe.source_port or next(_raw_ports)
@@ -274,7 +274,7 @@ class SctpInitChannel(Channel):
         while True:
             packet = await self._packet()
             if packet is None or (packet.port, packet.source_port) != (self._source_port, self._port):
-                continue  # for another probe of this host: raw sockets all see all packets
+                continue  # for another probe of this host: every raw socket receives all packets
             if packet.verification_tag == tag and packet.chunk == association.ABORT:
                 raise ConnectionRefusedError(errno.ECONNREFUSED, "ABORT")
             if packet.verification_tag == tag and packet.chunk == association.INIT_ACK:
@@ -284,10 +284,10 @@ class SctpInitChannel(Channel):
         try:
             data = await asyncio.get_running_loop().sock_recv(self._socket, LARGEST_DATAGRAM)
         except OSError as error:
-            # Told to every raw socket connected to that address; the quoted packet says whose it is.
-            told = queued_icmp_errors(self._socket)
-            own = [icmp for icmp in told if association.quoted_source_port(icmp.quoted) == self._source_port]
-            if told and not own:
+            # Every raw socket connected to the address gets the error; the quoted packet has the source port.
+            queued = queued_icmp_errors(self._socket)
+            own = [icmp for icmp in queued if association.quoted_source_port(icmp.quoted) == self._source_port]
+            if queued and not own:
                 return None
             raise (own[0] if own else error) from None
         return association.decode(without_ip_header(self._socket, data))
@@ -296,6 +296,6 @@ class SctpInitChannel(Channel):
 _CHANNELS: dict[Protocol, type[Channel]] = {
     Protocol.TCP: TcpChannel,
     Protocol.UDP: UdpChannel,
-    # A kernel that has SCTP answers INIT chunks itself, with an ABORT to those that it did not send.
+    # A kernel with SCTP answers INITs itself, and aborts associations that it did not start.
     Protocol.SCTP: SctpConnectionChannel if HAS_SCTP else SctpInitChannel,
 }

@@ -1,7 +1,7 @@
-"""Datagrams that know which address they were sent to, and answers that come from it.
+"""Datagrams with the address that they were sent to, and answers sent from that address.
 
-Law: this is the only module that knows the kernel's packet-info and error-queue structures. A host has several
-addresses; a plain socket would answer from the one the route prefers, and a translated client would not know it.
+A host has several addresses. A plain socket would answer from the one that the route prefers, and conntrack would not
+recognise that answer. This is the only module that uses the kernel's packet-info and error-queue structures.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .values import IPAddress, SocketAddress
 
 LARGEST_DATAGRAM = 65536
 
-# Of <linux/in.h> and <linux/in6.h>; the socket module of Python 3.11 has only some of them.
+# From <linux/in.h> and <linux/in6.h>; the socket module of Python 3.11 has only some of them.
 _IP_PKTINFO = 8
 _IP_RECVERR = 11
 _IPV6_RECVERR = 25
@@ -28,7 +28,7 @@ _FROM_ICMP = (2, 3)  # SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """What arrived; ports are 0 on a raw socket, where they are part of the payload."""
+    """A received datagram; ports are 0 on a raw socket, where they are part of the payload."""
 
     payload: bytes
     local: SocketAddress
@@ -41,10 +41,10 @@ def family_of(address: IPAddress) -> socket.AddressFamily:
 
 
 def source_address(to: IPAddress) -> IPAddress | None:
-    """Return the address from which this host reaches another one; None if it has no route."""
+    """Return the source address that the kernel uses for a destination; None if there is no route."""
     with socket.socket(family_of(to), socket.SOCK_DGRAM) as sock:
         try:
-            sock.connect((str(to), 9))  # a datagram socket sends nothing for that; any port will do
+            sock.connect((str(to), 9))  # connecting a datagram socket sends nothing; the port does not matter
         except OSError:
             return None
         return ip_address(sock.getsockname()[0])
@@ -54,7 +54,7 @@ def open_server(family: socket.AddressFamily, kind: socket.SocketKind, protocol:
     """Open a non-blocking socket on every address of the family."""
     sock = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
     if family == socket.AF_INET6:
-        if kind != socket.SOCK_RAW:  # always so on a raw socket, which refuses to be told
+        if kind != socket.SOCK_RAW:  # a raw socket is always IPv6-only, and rejects the option
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     else:
@@ -64,7 +64,7 @@ def open_server(family: socket.AddressFamily, kind: socket.SocketKind, protocol:
 
 
 def receive(sock: socket.socket) -> Datagram:
-    """Take the next datagram, with the address it was sent to; raises BlockingIOError if there is none."""
+    """Receive the next datagram, with the address it was sent to; raises BlockingIOError if there is none."""
     payload, ancillary, _, peer = sock.recvmsg(LARGEST_DATAGRAM, 256)
     is_raw = sock.type == socket.SOCK_RAW
     local: IPAddress | None = None
@@ -73,13 +73,13 @@ def receive(sock: socket.socket) -> Datagram:
             local = IPv4Address(_IN_PKTINFO.unpack(data)[2])
         elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
             local = IPv6Address(_IN6_PKTINFO.unpack(data)[0])
-    assert local is not None, "the kernel gives what open_server asked for"
+    assert local is not None, "open_server enables packet info"
     port = 0 if is_raw else sock.getsockname()[1]
     return Datagram(without_ip_header(sock, payload), SocketAddress(local, port), address_of(peer, is_raw=is_raw))
 
 
 def answer(sock: socket.socket, question: Datagram, payload: bytes) -> None:
-    """Send the payload back, from the address the question was sent to."""
+    """Send an answer, from the address that the question was sent to."""
     if question.local.ip.version == 4:
         control = (socket.IPPROTO_IP, _IP_PKTINFO, _IN_PKTINFO.pack(0, question.local.ip.packed, bytes(4)))
     else:
@@ -88,21 +88,21 @@ def answer(sock: socket.socket, question: Datagram, payload: bytes) -> None:
 
 
 def without_ip_header(sock: socket.socket, payload: bytes) -> bytes:
-    """Cut the IP header off, which raw IPv4 sockets alone deliver."""
+    """Remove the IP header, which only raw IPv4 sockets deliver."""
     if sock.type == socket.SOCK_RAW and sock.family == socket.AF_INET:
         return payload[(payload[0] & 0x0F) * 4 :]
     return payload
 
 
 def address_of(sockaddr: tuple[str, int], *, is_raw: bool = False) -> SocketAddress:
-    """Turn Python's socket address into ours; raw sockets carry a protocol number in the place of the port."""
+    """Convert a socket address of Python; raw sockets have a protocol number in place of the port."""
     host, port = sockaddr[:2]
     ip: IPAddress = IPv6Address(host) if ":" in host else IPv4Address(host)
     return SocketAddress(ip, 0 if is_raw else port)
 
 
-def tell_errors_apart(sock: socket.socket) -> None:
-    """Have the kernel queue ICMP errors with their origin, which tells them from a reset."""
+def queue_icmp_errors(sock: socket.socket) -> None:
+    """Make the kernel queue ICMP errors with their origin, which distinguishes them from a reset."""
     if sock.family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
     else:
@@ -110,16 +110,16 @@ def tell_errors_apart(sock: socket.socket) -> None:
 
 
 class IcmpError(OSError):
-    """What an ICMP message said about a packet of ours."""
+    """An ICMP error about a packet that this socket sent."""
 
     def __init__(self, number: int, quoted: bytes) -> None:
-        """Keep what it quotes: the packet as it left, from its transport header on."""
+        """Keep the packet that the ICMP message quotes, from its transport header on."""
         super().__init__(number, "ICMP")
         self.quoted = quoted
 
 
 def queued_icmp_errors(sock: socket.socket) -> list[IcmpError]:
-    """Take all the ICMP errors that `tell_errors_apart` made the kernel queue."""
+    """Return and remove the ICMP errors that the kernel has queued since `queue_icmp_errors`."""
     errors: list[IcmpError] = []
     while True:
         try:

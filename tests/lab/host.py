@@ -1,6 +1,6 @@
-"""A host of the lab as tests use it: serve, probe, connect, load, run.
+"""A host of the lab, as tests use it: serve, probe, connect, load, run.
 
-Law: a host does nothing itself; it asks the resident of its namespace, or starts a program there.
+A host does no network operation itself: it sends requests to the worker of its namespace, or starts programs there.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Self, cast
 
 from .messages import Ask, Close, Open, ReportLoad, Send, Serve, StartLoad, StopLoad, StopServing
 from .namespace import Namespace
-from .nursery import Resident
 from .process import Process
-from .shape import NodePlan, PodPlan, StrangerPlan
+from .shape import ExternalHostPlan, NodePlan, PodPlan
 from .values import IPAddress, LabError, LoadReport, Outcome, Ports, Probe, Verdict
+from .workers import WorkerHandle
 
 
 class Host:
@@ -25,19 +25,19 @@ class Host:
 
     def __init__(
         self,
-        plan: NodePlan | PodPlan | StrangerPlan,
+        plan: NodePlan | PodPlan | ExternalHostPlan,
         namespace: Namespace,
-        resident: Resident,
+        worker: WorkerHandle,
         *,
         directory: Path,
         timeout_seconds: float,
     ) -> None:
-        """Stand for the host of that plan; programs write to the directory, probes wait that long."""
+        """Wrap the host of a plan; programs write their output to the directory, probes use this time-out."""
         self.plan = plan
         self.name = plan.name
         self.addresses = plan.addresses
         self.namespace = namespace
-        self.resident = resident
+        self.worker = worker
         self.processes: list[Process] = []
         self._directory = directory
         self._timeout_seconds = timeout_seconds
@@ -66,28 +66,29 @@ class Host:
         return self.address(6)
 
     def serve(self, *, tcp: Iterable[int] = (), udp: Iterable[int] = (), sctp: Iterable[int] = ()) -> None:
-        """Answer on these ports too, under the host's name; they are open when this returns."""
-        self.resident.call(Serve(Ports(tuple(tcp), tuple(udp), tuple(sctp))))
+        """Serve on these ports as well, under the host's name; they are open when this returns."""
+        self.worker.call(Serve(Ports(tuple(tcp), tuple(udp), tuple(sctp))))
 
     def stop_serving(self, ports: Ports | None = None, *, keep_connections: bool = False) -> None:
         """Close these ports, or all.
 
-        Made connections end with them, as with a server's process; `keep_connections` is a server that drains.
+        Established connections are reset, as when a server process exits. With `keep_connections` they stay open, as
+        when a server drains.
         """
-        self.resident.call(StopServing(ports, keep_connections))
+        self.worker.call(StopServing(ports, keep_connections))
 
     def probe(self, *probes: Probe) -> list[Outcome]:
-        """Send the probes, all at once, and return what each met."""
+        """Send the probes concurrently, and return the outcome of each."""
         return probe_all([(self, probe) for probe in probes])
 
     def timed(self, probe: Probe) -> Probe:
-        """Return the probe with the lab's time-out, unless it has its own."""
+        """Return the probe with the lab's time-out, unless it has one."""
         return probe if probe.timeout_seconds else replace(probe, timeout_seconds=self._timeout_seconds)
 
     def connect(self, probe: Probe) -> Connection:
-        """Open a connection and keep it; raises unless a server answers."""
-        number, outcome = self.resident.call(Open(self.timed(probe)))
-        connection = Connection(self.resident, number, outcome)
+        """Open a connection and keep it open; raises LabError unless a server answers."""
+        number, outcome = self.worker.call(Open(self.timed(probe)))
+        connection = Connection(self.worker, number, outcome)
         if outcome.verdict is not Verdict.REPLY:
             connection.close()
             message = f"{self.name} to {probe.to}: {outcome}"
@@ -95,15 +96,15 @@ class Host:
         return connection
 
     def load(self, probe: Probe, *, per_second: float) -> Load:
-        """Send the probe again and again, each time from a new socket, until the load is stopped."""
-        return Load(self.resident, self.resident.call(StartLoad(self.timed(probe), per_second)))
+        """Send the probe repeatedly, each time from a new socket, until the load is stopped."""
+        return Load(self.worker, self.worker.call(StartLoad(self.timed(probe), per_second)))
 
     def run(self, *argv: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
-        """Run a short command on the host and return its output; raises if it fails."""
+        """Run a short command on the host and return its output; raises LabError if it fails."""
         return self.namespace.run(argv, stdin=stdin, env=env)
 
     def start(self, *argv: str, env: Mapping[str, str] | None = None) -> Process:
-        """Start a program on the host; the lab stops it at the latest when it ends itself."""
+        """Start a program on the host; it is stopped when the lab is closed, or earlier by the test."""
         program = Path(argv[0]).name
         self._starts[program] += 1
         files = self._directory / f"{self.name}-{program}-{self._starts[program]}"
@@ -115,23 +116,23 @@ class Host:
 class Connection:
     """A client socket kept open: a TCP connection, or a UDP socket that keeps its source port."""
 
-    def __init__(self, resident: Resident, number: int, greeting: Outcome) -> None:
-        """Stand for the resident's socket of that number."""
+    def __init__(self, worker: WorkerHandle, number: int, greeting: Outcome) -> None:
+        """Wrap the open socket that has this number in the worker."""
         self.greeting = greeting
-        self._resident = resident
+        self._worker = worker
         self._number: int | None = number
 
     def ask(self) -> Outcome:
-        """Send one more line or datagram and return who answered."""
+        """Send one more line or datagram, and return the outcome."""
         if self._number is None:
             message = "the connection is closed"
             raise LabError(message)
-        return self._resident.call(Ask(self._number))
+        return self._worker.call(Ask(self._number))
 
     def close(self) -> None:
-        """Close it; closing twice is fine."""
+        """Close the socket; may be called twice."""
         if self._number is not None:
-            self._resident.call(Close(self._number))
+            self._worker.call(Close(self._number))
         self._number = None
 
     def __enter__(self) -> Self:
@@ -146,24 +147,24 @@ class Connection:
 class Load:
     """A stream of requests that runs while the test does something."""
 
-    def __init__(self, resident: Resident, number: int) -> None:
-        """Stand for the resident's load of that number."""
-        self._resident = resident
+    def __init__(self, worker: WorkerHandle, number: int) -> None:
+        """Wrap the load that has this number in the worker."""
+        self._worker = worker
         self._number = number
         self._final: LoadReport | None = None
 
     def report(self) -> LoadReport:
-        """Tell what it met so far; after the end, all it met."""
-        return self._final or self._resident.call(ReportLoad(self._number))
+        """Return the results so far; after `stop`, all results."""
+        return self._final or self._worker.call(ReportLoad(self._number))
 
     def stop(self) -> LoadReport:
-        """End it, and tell all it met; stopping twice is fine."""
+        """Stop the load and return all results; may be called twice."""
         if self._final is None:
-            self._final = self._resident.call(StopLoad(self._number))
+            self._final = self._worker.call(StopLoad(self._number))
         return self._final
 
     def __enter__(self) -> Self:
-        """Stop at the end of the block; `report` then tells all."""
+        """Stop at the end of the block; `report` then returns all results."""
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -172,17 +173,17 @@ class Load:
 
 
 def probe_all(flows: Sequence[tuple[Host, Probe]]) -> list[Outcome]:
-    """Send probes from many hosts, of one lab or several, all at once; the outcomes are in the order of the flows."""
+    """Send probes from several hosts, of one lab or several, concurrently; the outcomes are in the order of the flows."""
     by_host: dict[Host, list[int]] = {}
     for index, (host, _) in enumerate(flows):
         by_host.setdefault(host, []).append(index)
     requests = {
-        host: host.resident.send(Send(tuple(host.timed(flows[index][1]) for index in indexes)))
+        host: host.worker.send(Send(tuple(host.timed(flows[index][1]) for index in indexes)))
         for host, indexes in by_host.items()
     }
     outcomes: dict[int, Outcome] = {}
     for host, indexes in by_host.items():
-        answer = cast("tuple[Outcome, ...]", host.resident.receive(requests[host]))
+        answer = cast("tuple[Outcome, ...]", host.worker.receive(requests[host]))
         outcomes |= zip(indexes, answer, strict=True)
     return [outcomes[index] for index in range(len(flows))]
 
@@ -191,5 +192,5 @@ def _of_version(addresses: Iterable[IPAddress], version: int) -> IPAddress:
     for address in addresses:
         if address.version == version:
             return address
-    message = f"no IPv{version} address here"
+    message = f"the host has no IPv{version} address"
     raise LabError(message)

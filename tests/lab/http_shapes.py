@@ -1,6 +1,6 @@
-"""Shapes of HTTP requests, good and bad, to be sent as they are; what kube-proxy 1.37 (Go's net/http) answers to each.
+"""Valid and malformed HTTP requests, sent byte for byte, and the status with which kube-proxy 1.37 (Go) answers each.
 
-`tests/cluster/test_peer_http.py` compares both proxies with all of them, so the table is known to be true.
+`tests/cluster/test_peer_http.py` sends all of them to both proxies, which verifies the table.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ class Shape(NamedTuple):
 
     request: bytes
     statuses: tuple[int, int, int]
-    """Of the health server, a health check node port and the metrics server; 0: no answer, and the connection closed."""
+    """Status of the health server, of a health check node port and of the metrics server; 0: closed without an answer."""
     ends: bool = False
-    """Whether the client closes its side behind the request."""
+    """Whether the client closes its side of the connection after the request."""
 
 
 def _all(status: int) -> tuple[int, int, int]:
@@ -149,15 +149,15 @@ class Reply(NamedTuple):
     """The first answer on a connection."""
 
     status: int
-    """0: there was none."""
+    """0 if there was no answer."""
     headers: dict[str, str]
-    """By name in lower case."""
+    """Values by lower-case name."""
     body: bytes
-    """As long as Content-Length says, or up to the end; what is there behind the headers where a HEAD was asked."""
+    """Limited by Content-Length, if given; after HEAD, whatever follows the headers."""
 
 
 def send(where: tuple[str, int], shape: Shape, patience_seconds: float) -> Reply:
-    """Send a request as it is and return the first answer; raises TimeoutError if there is none in time."""
+    """Send the bytes of a request and return the first answer; raises TimeoutError if there is none in time."""
     data = b""
     with socket.create_connection(where, timeout=patience_seconds) as connection:
         try:

@@ -1,6 +1,6 @@
-"""A steady stream of requests, for what must not be seen by users: rollouts, restarts, take-overs.
+"""A steady stream of requests, for tests of events that clients must not notice: rollouts, restarts, takeovers.
 
-Law: requests start by the clock, not when the one before is over, so that a stall is seen as the failures it causes.
+Requests start at fixed intervals and do not wait for the one before. So a stall shows as the failures that it causes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .values import LoadFailure, LoadReport, Probe, Verdict
 
 
 class Load:
-    """One stream; runs from its creation until it is stopped."""
+    """One stream of requests; runs until it is stopped."""
 
     def __init__(self, probe: Probe, per_second: float) -> None:
         """Start in the running event loop."""
@@ -28,11 +28,11 @@ class Load:
         self._pace = asyncio.create_task(self._run())
 
     def report(self) -> LoadReport:
-        """Tell what was met so far."""
+        """Return the results so far."""
         return LoadReport(self._requests, dict(self._replies), tuple(self._failures))
 
     async def stop(self) -> LoadReport:
-        """Start no more, wait for what is in flight, and tell all."""
+        """Stop, wait for the requests in flight, and return the results."""
         self._pace.cancel()
         await asyncio.gather(self._pace, *self._in_flight, return_exceptions=True)
         return self.report()

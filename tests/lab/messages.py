@@ -1,7 +1,6 @@
-"""What the lab may ask of the resident of a namespace.
+"""The requests that the lab sends to workers.
 
-Law: each request names the type of its answer. Requests travel as pickles, each with a number; answers may come in any
-order.
+Each request class names the type of its answer. Requests are pickled and numbered; answers may arrive in any order.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ AnswerT_co = TypeVar("AnswerT_co", covariant=True)
 
 
 class Request(Generic[AnswerT_co]):
-    """A request that is answered by an `AnswerT_co`."""
+    """A request whose answer is an `AnswerT_co`."""
 
     __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Serve(Request[None]):
-    """Answer on these ports too; answered once all are open."""
+    """Serve on these ports as well; answered once all are open."""
 
     ports: Ports
 
@@ -45,28 +44,28 @@ class Send(Request[tuple[Outcome, ...]]):
 
 @dataclass(frozen=True, slots=True)
 class Open(Request[tuple[int, Outcome]]):
-    """Send a probe and keep its socket; answered by the socket's number."""
+    """Send a probe and keep its socket open; answered with the number of the socket, and the outcome."""
 
     probe: Probe
 
 
 @dataclass(frozen=True, slots=True)
 class Ask(Request[Outcome]):
-    """Ask again through a kept socket."""
+    """Send one more question through an open socket."""
 
     channel: int
 
 
 @dataclass(frozen=True, slots=True)
 class Close(Request[None]):
-    """Close a kept socket."""
+    """Close an open socket."""
 
     channel: int
 
 
 @dataclass(frozen=True, slots=True)
 class StartLoad(Request[int]):
-    """Send a probe again and again; answered by the number of the load."""
+    """Send a probe repeatedly; answered with the number of the load."""
 
     probe: Probe
     per_second: float
@@ -74,21 +73,21 @@ class StartLoad(Request[int]):
 
 @dataclass(frozen=True, slots=True)
 class ReportLoad(Request[LoadReport]):
-    """Tell what the load met so far."""
+    """Return the results of a load so far."""
 
     load: int
 
 
 @dataclass(frozen=True, slots=True)
 class StopLoad(Request[LoadReport]):
-    """Send no more, wait for what is in flight, and tell all."""
+    """Stop a load, wait for the requests in flight, and return the results."""
 
     load: int
 
 
 @dataclass(frozen=True, slots=True)
-class Birth:
-    """Ask the zygote for a resident."""
+class SpawnRequest:
+    """Start a worker: sent to the fork server, together with the worker's control socket."""
 
     name: str
     namespace_path: str
@@ -97,6 +96,6 @@ class Birth:
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that failed by a fault of the lab or of its user."""
+    """The answer to a request that raised an exception: a bug in the lab or in the test."""
 
     reason: str

@@ -1,8 +1,8 @@
-"""Named network namespaces: made, entered by commands, and removed, also those of a run that died.
+"""Named network namespaces: creating them, running commands in them, removing them.
 
-Law: nothing here changes the namespace of the caller. A name carries the pid of its maker; a name whose maker is gone
-is debris, and so are the processes in it. (A guest kernel that shares this file system mounts its own /run: it cannot
-tell whether a maker lives.)
+Nothing here changes the namespace of the caller. A name contains the pid of the process that created it. If that
+process no longer runs, the namespace is abandoned: it is removed, with the processes in it. (A guest kernel that shares
+this file system mounts its own /run, because pids of the host mean nothing there.)
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ class Namespace:
 
     @property
     def path(self) -> Path:
-        """The file that stands for the namespace."""
+        """The file by which the namespace can be entered."""
         return DIRECTORY / self.name
 
     def command(self, argv: Sequence[str]) -> list[str]:
-        """Return the command that runs argv inside; it replaces itself, so the pid is argv's own."""
+        """Return the command that runs argv inside; it calls exec, so its pid becomes that of argv."""
         return ["nsenter", f"--net={self.path}", "--", *argv]
 
     def run(self, argv: Sequence[str], *, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
-        """Run a short command inside and return its standard output; a failure raises with what it said."""
+        """Run a short command inside and return its standard output; raises LabError with its error output."""
         return _run(self.command(argv), stdin=stdin, env=env)
 
     def ip_batch(self, lines: Iterable[str]) -> Batch:
@@ -51,13 +51,13 @@ class Namespace:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One `ip` process at work on its lines."""
+    """One running `ip` process with its input lines."""
 
     process: subprocess.Popen[str]
     lines: Sequence[str]
 
     def failure(self) -> str | None:
-        """Wait for the end; None if all went well, else what `ip` said and the lines it named."""
+        """Wait until it exits; return None for success, else the error output and the lines that failed."""
         assert self.process.stderr
         with self.process.stderr as stderr:
             said = stderr.read().strip()
@@ -68,46 +68,46 @@ class Batch:
 
 
 def new_prefix() -> str:
-    """Return the beginning of the names of one lab: unique among all runs on this machine."""
+    """Return a prefix for the names of one lab, unique among all runs on this machine."""
     prefix = f"pyp-{os.getpid()}-{next(_numbers)}-"
     _used_prefixes.add(prefix)
     return prefix
 
 
 def create(names: Sequence[str]) -> list[Namespace]:
-    """Create the namespaces in one go."""
+    """Create the namespaces with one `ip` process."""
     finish([ip_batch(f"netns add {name}" for name in names)])
     return [Namespace(name) for name in names]
 
 
 def remove(prefix: str) -> None:
-    """Remove all namespaces whose names begin so; the kernel frees each one after its last process is gone."""
+    """Remove all namespaces with this prefix; the kernel frees each one after its last process has exited."""
     _delete([path.name for path in _entries() if path.name.startswith(prefix)])
 
 
-def is_debris(name: str) -> bool:
-    """Say whether the name was given by a run that is gone."""
+def is_abandoned(name: str) -> bool:
+    """Return whether the name belongs to a run that no longer exists."""
     match = _NAME.fullmatch(name)
     if not match:
         return False
     pid = int(match["pid"])
-    if pid == os.getpid():  # of an earlier process with the same pid, unless we made it ourselves
+    if pid == os.getpid():  # from an earlier process with the same pid, unless this one created it
         return f"pyp-{pid}-{match['number']}-" not in _used_prefixes
     return not Path(f"/proc/{pid}").exists()
 
 
-def remove_debris() -> None:
-    """Remove the namespaces of runs that died, and what still runs in them."""
-    names = [path.name for path in _entries() if is_debris(path.name)]
+def remove_abandoned() -> None:
+    """Kill the processes in the namespaces of dead runs, and remove the namespaces."""
+    names = [path.name for path in _entries() if is_abandoned(path.name)]
     for name in names:
-        with suppress(LabError, ProcessLookupError):  # another run may be doing the same
+        with suppress(LabError, ProcessLookupError):  # another run may be cleaning up at the same time
             for pid in _run(["ip", "netns", "pids", name]).split():
                 os.kill(int(pid), signal.SIGKILL)
     _delete(names)
 
 
 def ip_batch(lines: Iterable[str], *options: str) -> Batch:
-    """Start one `ip` process for all the lines; `finish` waits for it."""
+    """Start one `ip` process for all lines; `finish` waits for it."""
     batch = Batch(
         subprocess.Popen(["ip", *options, "-batch", "-"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True),
         list(lines),
@@ -119,7 +119,7 @@ def ip_batch(lines: Iterable[str], *options: str) -> Batch:
 
 
 def finish(batches: Iterable[Batch]) -> None:
-    """Wait for all the batches, then raise for those that failed."""
+    """Wait for all batches, then raise LabError if any failed."""
     failures = [failure for batch in batches if (failure := batch.failure())]
     if failures:
         raise LabError("\n".join(failures))
@@ -130,7 +130,7 @@ def _entries() -> list[Path]:
 
 
 def _delete(names: Sequence[str]) -> None:
-    """Delete the namespaces; it is no fault if another run was quicker."""
+    """Delete the namespaces; succeeds if another run has deleted them already."""
     if not names:
         return
     try:

@@ -1,6 +1,6 @@
-"""Programs that run inside a namespace for a while, as systemd would run them: readiness by NOTIFY_SOCKET.
+"""Long-running programs in a namespace, started as systemd would: readiness is signalled through NOTIFY_SOCKET.
 
-Law: a process is waited for by its own words and its own end, never by sleeping, and is ended by its pid.
+Waiting uses notifications and the exit of the process, never a sleep. Processes are ended by their pid.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class Process:
         self.stdout_path = Path(f"{files}.stdout")
         self.stderr_path = Path(f"{files}.stderr")
         notify_path = Path(f"{files}.notify")
-        self._said: list[str] = []
+        self._notifications: list[str] = []
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        # In the file system: an abstract address would belong to the namespace of this process.
+        # A path in the file system, because an abstract address is visible only in the network namespace of this
+        # process.
         self._notify.bind(str(notify_path))
         with self.stdout_path.open("w") as stdout, self.stderr_path.open("w") as stderr:
             self._process = subprocess.Popen(
@@ -52,51 +53,51 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The program's own pid."""
+        """The pid of the program."""
         return self._process.pid
 
     @property
     def stdout(self) -> str:
-        """What it has written to standard output so far."""
+        """Standard output so far."""
         return self.stdout_path.read_text()
 
     @property
     def stderr(self) -> str:
-        """What it has written to standard error so far."""
+        """Standard error so far."""
         return self.stderr_path.read_text()
 
     @property
     def is_running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether the process is still running."""
         return self._process.poll() is None
 
     def wait_until_ready(self, timeout_seconds: float = READY_SECONDS) -> None:
-        """Wait until it says READY=1."""
-        self.wait_until_said(READY, timeout_seconds)
+        """Wait until the process sends READY=1."""
+        self.wait_until_notified(READY, timeout_seconds)
 
-    def wait_until_said(self, assignment: str, timeout_seconds: float = READY_SECONDS) -> None:
-        """Wait for a line on NOTIFY_SOCKET, such as `STATUS=synced`, and forget it and those before it."""
+    def wait_until_notified(self, assignment: str, timeout_seconds: float = READY_SECONDS) -> None:
+        """Wait for a line on NOTIFY_SOCKET, such as `STATUS=synced`, and consume it and the lines before it."""
         deadline = time.monotonic() + timeout_seconds
-        while not self._has_said(assignment):
+        while not self._is_notified(assignment):
             left = deadline - time.monotonic()
             if left <= 0:
-                raise LabError(self._report(f"did not say {assignment} for {timeout_seconds} s"))
-            if self._has_ended_before_speaking(left):
-                raise LabError(self._report(f"ended before it said {assignment}"))
+                raise LabError(self._report(f"did not send {assignment} within {timeout_seconds} s"))
+            if self._has_ended_silently(left):
+                raise LabError(self._report(f"ended before it sent {assignment}"))
 
     def signal(self, number: int) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         self._process.send_signal(number)
 
     def wait(self, timeout_seconds: float = READY_SECONDS) -> int:
-        """Wait for its end and return its exit status, negative for a signal."""
+        """Wait until the process exits, and return its exit status, negative for a signal."""
         try:
             return self._process.wait(timeout_seconds)
         except subprocess.TimeoutExpired as error:
             raise LabError(self._report(f"still running after {timeout_seconds} s")) from error
 
     def stop(self, timeout_seconds: float = _STOP_SECONDS) -> int:
-        """Ask it to end, by SIGTERM, and return its exit status; kill it if it does not."""
+        """Send SIGTERM and return the exit status; kill the process if it does not exit in time."""
         self._process.terminate()
         try:
             return self._process.wait(timeout_seconds)
@@ -104,28 +105,28 @@ class Process:
             return self.kill()
 
     def kill(self) -> int:
-        """End it at once, by SIGKILL, as a crash would."""
+        """Send SIGKILL, like a crash, and return the exit status."""
         self._process.kill()
         return self._process.wait()
 
     def close(self) -> None:
-        """Stop it and give its file descriptors back."""
+        """Stop the process and close the file descriptors."""
         self.stop()
         self._notify.close()
         os.close(self._pidfd)
 
-    def _has_said(self, assignment: str) -> bool:
-        """Listen to what is there already."""
+    def _is_notified(self, assignment: str) -> bool:
+        """Read the pending notifications; return whether the assignment was among all received ones, and consume it."""
         with suppress(BlockingIOError):
             while True:
-                self._said += self._notify.recv(_LARGEST_NOTIFICATION).decode().splitlines()
-        if assignment not in self._said:
+                self._notifications += self._notify.recv(_LARGEST_NOTIFICATION).decode().splitlines()
+        if assignment not in self._notifications:
             return False
-        del self._said[: self._said.index(assignment) + 1]
+        del self._notifications[: self._notifications.index(assignment) + 1]
         return True
 
-    def _has_ended_before_speaking(self, timeout_seconds: float) -> bool:
-        """Wait until it speaks or ends; its last words count even if it has ended since."""
+    def _has_ended_silently(self, timeout_seconds: float) -> bool:
+        """Wait for a notification or the exit; return False if there is still a notification to read."""
         poll = select.poll()
         poll.register(self._notify, select.POLLIN)
         poll.register(self._pidfd, select.POLLIN)

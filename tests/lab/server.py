@@ -1,8 +1,9 @@
 """The servers of one namespace: TCP, UDP and SCTP, in both families.
 
-Law: every question is answered at once by the server's identity. TCP: a line when the connection is made, and one for
-each further line, which echoes it. UDP: a datagram that echoes the question. SCTP: as TCP where the kernel has it; else an
-INIT ACK whose cookie is the line, and an ABORT for a port that is not served. Runs in the resident's event loop.
+Every question is answered immediately with the server's identity. TCP: a line when the connection is accepted, and one
+for each line received, which echoes it. UDP: a datagram that echoes the question. SCTP: like TCP if the kernel supports
+it; otherwise an INIT ACK whose cookie is the line, and an ABORT for a port that is not served. Runs in the event loop
+of the worker.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from .values import Identity, IPAddress, Ports, Protocol, SocketAddress
 
 Key: TypeAlias = tuple[Protocol, int]
 BACKLOG = 4096
-"""As many clients may connect at once; the kernel cuts it down to net.core.somaxconn."""
+"""How many connections may wait to be accepted; the kernel limits it to net.core.somaxconn."""
 
 
 class Server:
-    """All the ports served under one name."""
+    """All ports that one host serves."""
 
     def __init__(self, name: str, families: tuple[socket.AddressFamily, ...]) -> None:
-        """Serve nothing yet."""
+        """Create a server without open ports."""
         self._name = name
         self._families = families
         self._listeners: dict[Key, list[StreamListener | DatagramListener]] = {}
@@ -58,7 +59,7 @@ class Server:
                 self._sctp = [self._sctp_listener(family) for family in self._families]
 
     def stop(self, ports: Ports | None, *, keep_connections: bool) -> None:
-        """Close the ports, None meaning all; kept connections are served on, as a pod does while it drains."""
+        """Close the ports, or all if None; connections that are kept are still answered, as by a pod that drains."""
         for key in self._open_keys(ports):
             for listener in self._listeners.pop(key):
                 listener.close(keep_connections=keep_connections)
@@ -96,16 +97,16 @@ class Server:
 
 
 class StreamListener:
-    """One listening TCP or SCTP socket and the connections made through it."""
+    """One listening TCP or SCTP socket and the connections accepted from it."""
 
     def __init__(self) -> None:
-        """Only `on_all` and `on_one` make listeners that listen."""
+        """Create a listener that does not listen; use `on_all` or `on_one`."""
         self._server: asyncio.Server | None = None
         self._transports: set[asyncio.WriteTransport] = set()
 
     @classmethod
     async def on_all(cls, name: str, family: socket.AddressFamily, port: int) -> StreamListener:
-        """Listen by TCP on every address of the family."""
+        """Listen for TCP on every address of the family."""
         listener = cls()
         loop = asyncio.get_running_loop()
         wildcard = "0.0.0.0" if family == socket.AF_INET else "::"  # noqa: S104 - a server of a lab namespace
@@ -116,7 +117,7 @@ class StreamListener:
 
     @classmethod
     async def on_one(cls, name: str, address: IPAddress, port: int) -> StreamListener:
-        """Listen by SCTP on one address, so that associations have no other that NAT does not know of."""
+        """Listen for SCTP on one address, so that an association has no other addresses, which NAT does not translate."""
         listener = cls()
         sock = socket.socket(family_of(address), socket.SOCK_STREAM | socket.SOCK_NONBLOCK, association.IPPROTO_SCTP)
         sock.bind((str(address), port))
@@ -126,7 +127,7 @@ class StreamListener:
         return listener
 
     def close(self, *, keep_connections: bool) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         if self._server:
             self._server.close()
         if not keep_connections:
@@ -138,7 +139,7 @@ class StreamSession(asyncio.Protocol):
     """One accepted connection."""
 
     def __init__(self, name: str, transports: set[asyncio.WriteTransport]) -> None:
-        """Register in the listener's transports for as long as the connection lives."""
+        """Register in the transports of the listener until the connection is closed."""
         self._name = name
         self._transports = transports
         self._transport: asyncio.WriteTransport | None = None
@@ -146,10 +147,10 @@ class StreamSession(asyncio.Protocol):
         self._unfinished = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Greet."""
+        """Send the identity."""
         assert isinstance(transport, asyncio.WriteTransport)
         local, peer = transport.get_extra_info("sockname"), transport.get_extra_info("peername")
-        if peer is None:  # reset between the kernel's accept and ours
+        if peer is None:  # reset before asyncio accepted it
             transport.abort()
             return
         self._transport = transport
@@ -158,13 +159,13 @@ class StreamSession(asyncio.Protocol):
         transport.write(self._identity + b"\n")
 
     def data_received(self, data: bytes) -> None:
-        """Answer each whole line."""
+        """Answer each complete line."""
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         if self._transport:
             self._transport.writelines(self._identity + b" " + line + b"\n" for line in lines)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - named by asyncio
-        """Forget it."""
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - signature of asyncio
+        """Remove it from the transports."""
         if self._transport:
             self._transports.discard(self._transport)
 
@@ -173,7 +174,7 @@ class DatagramListener:
     """One socket that answers datagrams."""
 
     def __init__(self, sock: socket.socket, reply: Callable[[Datagram], bytes | None]) -> None:
-        """Answer from now on; None as a reply means silence."""
+        """Start answering; no answer is sent if `reply` returns None."""
         self._socket = sock
         self._reply = reply
         asyncio.get_running_loop().add_reader(sock, self._answer_all)
@@ -182,29 +183,29 @@ class DatagramListener:
         for question in _pending(self._socket):
             reply = self._reply(question)
             if reply is not None:
-                # The way back may be closed by a rule or a missing route: then the client sees silence.
+                # A rule or a missing route may block the answer: the client then sees a time-out.
                 with suppress(OSError):
                     answer(self._socket, question, reply)
 
     def close(self, *, keep_connections: bool) -> None:  # noqa: ARG002 - datagrams have no connections
-        """Answer no more."""
+        """Stop answering."""
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
 
 
 def own_addresses(families: Iterable[socket.AddressFamily]) -> list[IPAddress]:
-    """Return the addresses of this namespace in these families, without loopback and link-local ones."""
+    """Return the addresses of this namespace in these families, except loopback and link-local addresses."""
     listing = json.loads(subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout)
     infos = [info for link in listing for info in link["addr_info"] if info["scope"] == "global"]
     return [ip for info in infos if family_of(ip := ip_address(info["local"])) in families]
 
 
 def _pending(sock: socket.socket) -> Iterator[Datagram]:
-    """Take all the datagrams that are there."""
+    """Yield all pending datagrams."""
     while True:
         try:
             yield receive(sock)
         except BlockingIOError:
             return
         except ConnectionRefusedError:
-            continue  # a client that went away before its answer came
+            continue  # an earlier client closed its socket before it got the answer

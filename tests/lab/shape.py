@@ -1,12 +1,12 @@
-"""Which hosts a lab has, and under which addresses.
+"""The hosts of a lab and their addresses.
 
-Law: arithmetic only; the same shape always gives the same names and addresses, so that two labs can be compared.
+Pure: the same shape always gives the same names and addresses, so that two labs can be compared.
 
     segment 172.18.0.0/24, fd00:172:18::/64          every host on it also has the same host number in
         .1        router: forwards nothing           172.19.0.0/24 and fd00:172:19::/64
         .11 ...   node1 ...    pods in 10.244.1.0/24, fd00:10:244:1::/64 ...
         .101 ...  outside1 ... clients that reach the Service ranges through node1 ...
-        .200      database     a host that is no part of the cluster
+        .200      database     a host outside the cluster
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SECOND_SEGMENT = (ip_network("172.19.0.0/24"), ip_network("fd00:172:19::/64"))
 CLUSTER_CIDRS = (ip_network("10.244.0.0/16"), ip_network("fd00:10:244::/48"))
 SERVICE_CIDRS = (ip_network("10.96.0.0/16"), ip_network("fd00:10:96::/112"))
 EXTERNAL_CIDRS = (ip_network("203.0.113.0/24"), ip_network("2001:db8:113::/64"))
-"""External and load-balancer addresses; the world routes them to a node, as a load balancer would."""
+"""External and load balancer addresses; hosts outside the cluster route them to a node, as a load balancer would."""
 
 ROUTER_NUMBER = 1
 FIRST_NODE_NUMBER = 11
@@ -38,7 +38,7 @@ MOST_PODS = 80
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What may differ between labs."""
+    """The parameters of a lab."""
 
     nodes: int = 2
     pods_per_node: int = 2
@@ -46,9 +46,9 @@ class Shape:
     ipv6: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse what the address plan has no room for."""
+        """Reject a shape that does not fit the address plan."""
         if not (1 <= self.nodes <= MOST_NODES and 0 <= self.pods_per_node <= MOST_PODS and (self.ipv4 or self.ipv6)):
-            message = f"no lab can be built in this shape: {self}"
+            message = f"the address plan does not support this shape: {self}"
             raise ValueError(message)
 
     @property
@@ -59,7 +59,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class PodPlan:
-    """A pod: its own namespace behind the pod bridge of its node."""
+    """A pod: a namespace connected to the pod bridge of its node."""
 
     name: str
     addresses: tuple[IPAddress, ...]
@@ -71,23 +71,23 @@ class NodePlan:
 
     name: str
     addresses: tuple[IPAddress, ...]
-    """What its Node object says as InternalIP, one per family."""
+    """The InternalIPs of its Node object, one per family."""
     second_addresses: tuple[IPAddress, ...]
     pod_cidrs: tuple[IPNetwork, ...]
     gateways: tuple[IPAddress, ...]
-    """Its own addresses on the pod bridge, which its pods route through."""
+    """The addresses of the pod bridge, which are the gateways of its pods."""
     pods: tuple[PodPlan, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class StrangerPlan:
-    """A host on the segment that is no part of the cluster."""
+class ExternalHostPlan:
+    """A host on the segment outside the cluster."""
 
     name: str
     addresses: tuple[IPAddress, ...]
     second_addresses: tuple[IPAddress, ...]
     via: NodePlan | None
-    """The node through which it reaches Service, external and load-balancer addresses; None if it does not."""
+    """The node through which it routes Service, external and load balancer addresses; None if it has no such route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Plan:
 
     shape: Shape
     nodes: tuple[NodePlan, ...]
-    strangers: tuple[StrangerPlan, ...]
+    external_hosts: tuple[ExternalHostPlan, ...]
     router: tuple[IPAddress, ...]
 
 
@@ -106,13 +106,13 @@ DATABASE = "database"
 
 
 def plan(shape: Shape) -> Plan:
-    """Give every host of the shape its name and addresses."""
+    """Return the hosts of a shape, with names and addresses."""
     nodes = tuple(_node(shape, number) for number in range(1, shape.nodes + 1))
     outside = (
-        _stranger(shape, f"outside{number}", FIRST_OUTSIDE_NUMBER + number - 1, via=node)
+        _external_host(shape, f"outside{number}", FIRST_OUTSIDE_NUMBER + number - 1, via=node)
         for number, node in enumerate(nodes, start=1)
     )
-    database = _stranger(shape, DATABASE, DATABASE_NUMBER, via=None)
+    database = _external_host(shape, DATABASE, DATABASE_NUMBER, via=None)
     return Plan(shape, nodes, (*outside, database), _addresses(shape, SEGMENT, ROUTER_NUMBER))
 
 
@@ -134,13 +134,13 @@ def _node(shape: Shape, number: int) -> NodePlan:
     )
 
 
-def _stranger(shape: Shape, name: str, number: int, *, via: NodePlan | None) -> StrangerPlan:
+def _external_host(shape: Shape, name: str, number: int, *, via: NodePlan | None) -> ExternalHostPlan:
     addresses = _addresses(shape, SEGMENT, number)
-    return StrangerPlan(name, addresses, _addresses(shape, SECOND_SEGMENT, number), via)
+    return ExternalHostPlan(name, addresses, _addresses(shape, SECOND_SEGMENT, number), via)
 
 
 def _addresses(shape: Shape, networks: tuple[IPNetwork, ...], number: int) -> tuple[IPAddress, ...]:
-    """Return the host's address in each network in use; IPv6 shows the decimal digits of the number, for the reader."""
+    """Return the host's address in each network in use; in IPv6 the hex digits are the decimal number."""
     return tuple(
         network.network_address + (number if network.version == 4 else int(str(number), 16))
         for network in networks

@@ -1,7 +1,7 @@
-"""The lab: a small cluster of network namespaces, from the first veth pair to the last process.
+"""The lab: a small cluster of network namespaces.
 
-Law: leaving the lab, whichever way, removes everything it made; entering it removes what earlier runs left behind. The
-namespace of the caller stays as it was.
+Leaving the lab removes everything that it created, also after an exception. Entering a lab removes what killed runs
+have left. The namespace of the caller is never changed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from typing import Self
 
 from . import namespace, wiring
 from .host import Host
-from .messages import Birth
+from .messages import SpawnRequest
 from .namespace import Namespace
-from .nursery import Nursery
-from .shape import CLIENT_POD, DATABASE, NodePlan, Plan, PodPlan, Shape, StrangerPlan, plan
+from .shape import CLIENT_POD, DATABASE, ExternalHostPlan, NodePlan, Plan, PodPlan, Shape, plan
 from .values import DEFAULT_TIMEOUT_SECONDS, LabError
+from .workers import WorkerPool
 
 PORTS_SECONDS = 10.0
 
@@ -31,7 +31,7 @@ class Lab:
     """A running lab; a context manager."""
 
     def __init__(self, shape: Shape | None = None, *, timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> None:
-        """Plan a lab; entering builds it. A slow machine, such as an emulated one, wants a longer time-out."""
+        """Plan a lab; entering builds it. A slow machine, such as an emulated one, needs a longer time-out."""
         self._timeout_seconds = timeout_seconds
         self.plan: Plan = plan(shape or Shape())
         self.hosts: dict[str, Host] = {}
@@ -46,12 +46,12 @@ class Lab:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take the lab down."""
+        """Remove the lab."""
         self._undo.close()
         self.hosts.clear()
 
     def __getitem__(self, name: str) -> Host:
-        """Return the host of that name."""
+        """Return the host with this name."""
         return self.hosts[name]
 
     @property
@@ -66,17 +66,17 @@ class Lab:
 
     @property
     def client_pod(self) -> Host:
-        """A pod on the first node for questions only."""
+        """A pod on the first node that serves nothing."""
         return self.hosts[CLIENT_POD]
 
     @property
     def outside(self) -> list[Host]:
-        """Clients out of the cluster; the n-th reaches Service and external addresses through the n-th node."""
-        return [self.hosts[stranger.name] for stranger in self.plan.strangers if stranger.via]
+        """Clients outside the cluster; the n-th reaches Service and external addresses through the n-th node."""
+        return [self.hosts[host.name] for host in self.plan.external_hosts if host.via]
 
     @property
     def database(self) -> Host:
-        """A host that is no part of the cluster."""
+        """A host outside the cluster without routes to Service addresses."""
         return self.hosts[DATABASE]
 
     def pods_of(self, node: Host) -> list[Host]:
@@ -85,23 +85,23 @@ class Lab:
         return [self.hosts[pod.name] for pod in pods if pod.name != CLIENT_POD]
 
     def _build(self, undo: ExitStack) -> None:
-        _remove_debris()
+        _remove_abandoned()
         prefix = namespace.new_prefix()
         directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix=prefix)))
         undo.callback(namespace.remove, prefix)
-        nursery = Nursery(directory / "residents.stderr")
-        undo.callback(nursery.close)
+        pool = WorkerPool(directory / "workers.stderr")
+        undo.callback(pool.close)
         names = wiring.host_names(self.plan)
         created = namespace.create([f"{prefix}{name}" for name in names])
         namespaces = dict(zip(names, created, strict=True))
-        residents = nursery.bear(_births(self.plan, namespaces))
+        workers = pool.spawn(_spawn_requests(self.plan, namespaces))
         self._wire(namespaces)
         undo.callback(self._stop_processes)
         for host in _planned_hosts(self.plan):
             self.hosts[host.name] = Host(
                 host,
                 namespaces[host.name],
-                residents[host.name],
+                workers[host.name],
                 directory=directory,
                 timeout_seconds=self._timeout_seconds,
             )
@@ -120,28 +120,28 @@ class Lab:
                 process.close()
 
 
-def _remove_debris() -> None:
-    """Remove what runs that died could not."""
-    namespace.remove_debris()
+def _remove_abandoned() -> None:
+    """Remove the namespaces and temporary directories of runs that were killed."""
+    namespace.remove_abandoned()
     for directory in Path(tempfile.gettempdir()).iterdir():
-        if namespace.is_debris(directory.name):
-            shutil.rmtree(directory, ignore_errors=True)  # another run may be doing the same
+        if namespace.is_abandoned(directory.name):
+            shutil.rmtree(directory, ignore_errors=True)  # another run may be cleaning up at the same time
 
 
-def _births(plan: Plan, namespaces: dict[str, Namespace]) -> list[Birth]:
+def _spawn_requests(plan: Plan, namespaces: dict[str, Namespace]) -> list[SpawnRequest]:
     sysctls = wiring.sysctls(plan)
-    return [Birth(name, str(space.path), sysctls[name]) for name, space in namespaces.items()]
+    return [SpawnRequest(name, str(space.path), sysctls[name]) for name, space in namespaces.items()]
 
 
-def _planned_hosts(plan: Plan) -> Iterator[NodePlan | PodPlan | StrangerPlan]:
+def _planned_hosts(plan: Plan) -> Iterator[NodePlan | PodPlan | ExternalHostPlan]:
     yield from plan.nodes
     for node in plan.nodes:
         yield from node.pods
-    yield from plan.strangers
+    yield from plan.external_hosts
 
 
 def _wait_until_ports_forward(bridge: Namespace) -> None:
-    """Wait until no port of the bridge would lose a frame: the kernel opens them in its own time."""
+    """Wait until all ports of the bridge forward frames; the kernel changes their state asynchronously."""
     deadline = time.monotonic() + PORTS_SECONDS
     while True:
         ports = json.loads(bridge.run(["bridge", "-json", "link", "show"]))

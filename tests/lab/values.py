@@ -1,7 +1,4 @@
-"""What a probe asks and what came back.
-
-Law: plain immutable values that travel between processes; no socket, no clock, no process here.
-"""
+"""Probes and their outcomes: plain immutable values that are pickled between processes."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from typing import TypeAlias, TypedDict, Unpack
 IPAddress: TypeAlias = IPv4Address | IPv6Address
 
 DEFAULT_TIMEOUT_SECONDS = 0.5
-"""Shorter than the kernel's one second before it repeats a SYN, so that one lost first packet is one TIMEOUT."""
+"""Shorter than the second after which the kernel retransmits a SYN, so that one lost SYN is one TIMEOUT."""
 
 
 class LabError(Exception):
-    """The lab itself failed; what a probe meets on its way is an `Outcome`, never an exception."""
+    """An error of the lab itself. Errors of the network are an `Outcome`, never an exception."""
 
 
 class Protocol(enum.Enum):
@@ -37,12 +34,12 @@ class SocketAddress:
     port: int
 
     def __str__(self) -> str:
-        """Write it as URLs do."""
+        """Return the address and port in the form of URLs."""
         return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
 
     @classmethod
     def parse(cls, text: str) -> SocketAddress:
-        """Read what `str` wrote."""
+        """Parse what `str` returns."""
         host, _, port = text.rpartition(":")
         return cls(ip_address(host.strip("[]")), int(port))
 
@@ -58,25 +55,25 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The one line every server answers with: who it is, where it was reached, and whom it sees."""
+    """The line that every server answers with: its name, the address it was reached at, and the client's address."""
 
     server: str
     reached: SocketAddress
     client: SocketAddress
 
     def __str__(self) -> str:
-        """Write the line, without its line end."""
+        """Return the line, without its line end."""
         return f"{self.server} {self.reached} {self.client}"
 
     @classmethod
     def parse(cls, line: str) -> Identity:
-        """Read the line; words after the third are an echo of what the client sent."""
+        """Parse the line; words after the third echo what the client sent."""
         server, reached, client, *_ = line.split()
         return cls(server, SocketAddress.parse(reached), SocketAddress.parse(client))
 
 
 class ProbeOptions(TypedDict, total=False):
-    """What a probe may leave open."""
+    """The optional properties of a probe."""
 
     source: str | IPAddress
     source_port: int
@@ -85,7 +82,7 @@ class ProbeOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One request to send from some host."""
+    """One request to send from a host."""
 
     protocol: Protocol
     to: SocketAddress
@@ -124,30 +121,30 @@ def _probe(protocol: Protocol, address: str | IPAddress, port: int, options: Pro
 
 
 class Verdict(enum.Enum):
-    """What became of a probe, as its client saw it."""
+    """The result of a probe, as the client sees it."""
 
     REPLY = "reply"
     """A server answered."""
     REFUSED = "refused"
-    """Somebody said no at once: see `Outcome.refused_by`."""
+    """Refused immediately: see `Outcome.refused_by`."""
     TIMEOUT = "timeout"
-    """Silence: dropped on the way there or back."""
+    """No answer: the question or the answer was dropped."""
     UNREACHABLE = "unreachable"
     """No route, or an ICMP error other than port unreachable: see `Outcome.error`."""
 
 
 class RefusedBy(enum.Enum):
-    """How a refusal was told."""
+    """How a connection was refused."""
 
     RESET = "reset"
-    """By the peer's own protocol: a TCP RST, an SCTP ABORT, or the end of a connection where a line was due (EPIPE)."""
+    """By the protocol: a TCP RST, an SCTP ABORT, or a connection closed before the expected line (EPIPE)."""
     PORT_UNREACHABLE = "port unreachable"
-    """By ICMP port unreachable: from a REJECT rule, or from a host without a UDP socket on that port."""
+    """By ICMP port unreachable, from a REJECT rule or from a host without a UDP socket on that port."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one probe met."""
+    """The outcome of one probe."""
 
     verdict: Verdict
     identity: Identity | None = None
@@ -155,7 +152,7 @@ class Outcome:
     refused_by: RefusedBy | None = None
     """None unless the verdict is REFUSED."""
     error: str = ""
-    """The kernel's name for the error, such as ECONNREFUSED; empty for an answer and for silence."""
+    """The kernel's name for the error, such as ECONNREFUSED; empty for a reply and for a time-out."""
 
     @property
     def server(self) -> str | None:
@@ -174,18 +171,18 @@ class Outcome:
 
     @property
     def client_ip(self) -> IPAddress | None:
-        """The client's address as the server saw it: the node's own if the packet was masqueraded."""
+        """The client's address as the server saw it; an address of the node if the packet was masqueraded."""
         return self.identity.client.ip if self.identity else None
 
     def without_client_port(self) -> Outcome:
-        """Return what must be equal when the same packet is sent twice, or in two labs."""
+        """Return the outcome without the client's port, which differs between two sends of the same packet."""
         if self.identity is None:
             return self
         client = replace(self.identity.client, port=0)
         return replace(self, identity=replace(self.identity, client=client))
 
     def __str__(self) -> str:
-        """Write it in a few words, for failure messages and for the demo."""
+        """Return a short description, for failure messages and the demo."""
         if self.identity:
             return f"{self.identity.server} at {self.identity.reached} sees {self.identity.client}"
         detail = self.refused_by.value if self.refused_by else self.error
@@ -194,19 +191,19 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class LoadFailure:
-    """One request of a load that got no answer."""
+    """A request of a load that got no answer."""
 
     at_seconds: float
-    """Since the load was started."""
+    """Seconds since the load was started."""
     outcome: Outcome
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What a load met so far."""
+    """The results of a load so far."""
 
     requests: int
-    """Requests that are over; those still in flight are not counted."""
+    """Completed requests; requests in flight are not counted."""
     replies: Mapping[str, int] = field(default_factory=dict)
-    """Answers by the server's name."""
+    """The number of answers by server name."""
     failures: tuple[LoadFailure, ...] = ()

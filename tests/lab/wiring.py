@@ -1,11 +1,11 @@
-"""How the hosts of a lab are wired: the text for `ip -batch` and the sysctls.
+"""How the hosts of a lab are connected: lines for `ip -batch`, and sysctls.
 
-Law: text only; nothing is run here. Every line works on the namespace it is for, or creates a device directly inside
-namespaces, so that the namespace of the caller never sees one.
+Pure: nothing is run here. Every line configures one namespace, or creates a device directly inside namespaces, so that
+no device ever appears in the namespace of the caller.
 
-Pods have single addresses (/32, /128) and reach even their neighbours through the node. So a Service reached from a pod
-of the same node is translated on the way back without bridge-netfilter, which not every kernel has; and the pod
-bridge is still a bridge, for the rules that ask for its name.
+Pods have single addresses (/32, /128) and reach other pods of their node through the node. So the answer to a pod of
+the same node is translated without bridge-netfilter, which not every kernel has. The pods are still ports of a bridge,
+for rules that match its name.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .shape import (
     SECOND_SEGMENT,
     SEGMENT,
     SERVICE_CIDRS,
+    ExternalHostPlan,
     IPNetwork,
     NodePlan,
     Plan,
     PodPlan,
-    StrangerPlan,
 )
 from .values import IPAddress
 
@@ -29,7 +29,7 @@ SWITCH = "switch"
 """The namespace that holds the segment's bridge and the router's address."""
 POD_BRIDGE = "cni0"
 UPLINK = "eth0"
-"""Every host calls its only way out so."""
+"""The name of the only external interface of every host."""
 FIRST_UPLINK_INDEX = 1000
 FIRST_PORT_INDEX = 10000
 
@@ -41,12 +41,12 @@ def host_names(plan: Plan) -> list[str]:
 
 
 def links(plan: Plan, namespace: Mapping[str, str]) -> Iterator[str]:
-    """Write the lines that create all veth pairs, each end in its own namespace; namespace names by host name."""
+    """Yield the lines that create all veth pairs; `namespace` has the namespace name of each host."""
     pairs = [(name, SWITCH, name) for name in _names_on_segment(plan)]
     pairs += [(pod.name, node.name, port_of(pod)) for node in plan.nodes for pod in node.pods]
     for number, (host, bridge, port) in enumerate(pairs, start=1):
-        # Where both ends of a pair have the same index, the kernel takes the port for an ordinary device and
-        # may tell its bridge a second later that it has carrier (linkwatch_urgent_event); frames are lost until then.
+        # If both ends of a pair have the same index, the kernel treats the port as an ordinary device, and may report
+        # its carrier to the bridge a second late (linkwatch_urgent_event); frames are lost until then.
         here, there = FIRST_UPLINK_INDEX + number, FIRST_PORT_INDEX + number
         yield (
             f"link add name {UPLINK} netns {namespace[host]} index {here}"
@@ -55,11 +55,11 @@ def links(plan: Plan, namespace: Mapping[str, str]) -> Iterator[str]:
 
 
 def configurations(plan: Plan) -> dict[str, list[str]]:
-    """Write, for each host, the lines to run inside its namespace."""
+    """Return, for each host, the lines to run inside its namespace."""
     lines = {SWITCH: [*_switch(plan)]}
     lines |= {node.name: [*_node(plan, node)] for node in plan.nodes}
     lines |= {pod.name: [*_pod(node, pod)] for node in plan.nodes for pod in node.pods}
-    return lines | {stranger.name: [*_stranger(plan, stranger)] for stranger in plan.strangers}
+    return lines | {host.name: [*_external_host(plan, host)] for host in plan.external_hosts}
 
 
 def port_of(pod: PodPlan) -> str:
@@ -68,7 +68,7 @@ def port_of(pod: PodPlan) -> str:
 
 
 def sysctls(plan: Plan) -> dict[str, dict[str, str]]:
-    """Return, for each host, what to write below /proc/sys; a file this kernel does not have is passed over."""
+    """Return, for each host, what to write below /proc/sys; files that this kernel does not have are ignored."""
     of_any = _of_any_host(ipv6=6 in plan.shape.versions)
     nodes = {node.name for node in plan.nodes}
     return {name: of_any | (_OF_A_NODE if name in nodes else {}) for name in host_names(plan)}
@@ -76,23 +76,24 @@ def sysctls(plan: Plan) -> dict[str, dict[str, str]]:
 
 def _of_any_host(*, ipv6: bool) -> dict[str, str]:
     values = {
-        # The kernel sends one ICMP error per second to an address, and a thousand in all: a batch of probes that
-        # meets REJECT rules would see mostly silence. No type is limited here, or only type 0, which is no error.
+        # The kernel limits ICMP errors to one per second and address, and a thousand per second in total: most of a
+        # batch of probes to REJECT rules would time out. These masks limit no type (IPv4), or only type 0, which is not
+        # an error (IPv6).
         "net/ipv4/icmp_ratemask": "0",
         "net/ipv6/icmp/ratemask": "0",
-        # Frames between the ports of a bridge are not routed, so netfilter's IP hooks shall not see them.
+        # Frames between the ports of a bridge are not routed, so they should not pass netfilter's IP hooks.
         "net/bridge/bridge-nf-call-iptables": "0",
         "net/bridge/bridge-nf-call-ip6tables": "0",
     }
     for scope in ("all", "default"):
-        # A new namespace copies the host's IPv4 settings, whatever they are.
+        # A new namespace inherits the IPv4 settings of the host.
         values[f"net/ipv4/conf/{scope}/rp_filter"] = "0"
         values[f"net/ipv6/conf/{scope}/disable_ipv6"] = "0" if ipv6 else "1"
-        # An address is usable at once, instead of after a second of looking for another owner.
+        # Without duplicate address detection an address is usable immediately, not after a second.
         values[f"net/ipv6/conf/{scope}/accept_dad"] = "0"
         values[f"net/ipv6/conf/{scope}/accept_ra"] = "0"
-        # A pod that its node has told of a shorter way to its neighbour would answer past the node, untranslated. For
-        # IPv4 the nodes do not tell; for IPv6 they always do, so the others do not listen.
+        # A pod that accepted a redirect from its node would answer its neighbour directly, without translation. For
+        # IPv4 the nodes send no redirects; for IPv6 they always do, so the hosts ignore them.
         values[f"net/ipv6/conf/{scope}/accept_redirects"] = "0"
     return values
 
@@ -107,7 +108,7 @@ _OF_A_NODE = {
 
 
 def _names_on_segment(plan: Plan) -> list[str]:
-    return [*(node.name for node in plan.nodes), *(stranger.name for stranger in plan.strangers)]
+    return [*(node.name for node in plan.nodes), *(host.name for host in plan.external_hosts)]
 
 
 def _switch(plan: Plan) -> Iterator[str]:
@@ -125,7 +126,7 @@ def _node(plan: Plan, node: NodePlan) -> Iterator[str]:
     for other in plan.nodes:
         if other is not node:
             yield from _routes(other.pod_cidrs, other.addresses)
-    # Also what makes a Service address reachable for the node itself: the route is looked up before translation.
+    # The node also needs this route to reach Service addresses: the route is looked up before translation.
     yield from (f"route add default via {router}" for router in plan.router)
 
 
@@ -139,13 +140,13 @@ def _pod(node: NodePlan, pod: PodPlan) -> Iterator[str]:
         yield f"route add default via {gateway} dev {UPLINK} onlink"
 
 
-def _stranger(plan: Plan, stranger: StrangerPlan) -> Iterator[str]:
+def _external_host(plan: Plan, host: ExternalHostPlan) -> Iterator[str]:
     yield "link set dev lo up"
-    yield from _uplink(stranger.addresses, stranger.second_addresses)
+    yield from _uplink(host.addresses, host.second_addresses)
     for node in plan.nodes:
         yield from _routes(node.pod_cidrs, node.addresses)
-    if stranger.via:
-        yield from _routes((*SERVICE_CIDRS, *EXTERNAL_CIDRS), stranger.via.addresses)
+    if host.via:
+        yield from _routes((*SERVICE_CIDRS, *EXTERNAL_CIDRS), host.via.addresses)
 
 
 def _bridge(name: str, addresses: Iterable[IPAddress], networks: Iterable[IPNetwork]) -> Iterator[str]:
@@ -157,7 +158,8 @@ def _bridge(name: str, addresses: Iterable[IPAddress], networks: Iterable[IPNetw
 def _uplink(addresses: Iterable[IPAddress], second_addresses: Iterable[IPAddress]) -> Iterator[str]:
     yield f"link set dev {UPLINK} up"
     lines = [*_addresses(addresses, SEGMENT, UPLINK), *_addresses(second_addresses, SECOND_SEGMENT, UPLINK)]
-    # The kernel prefers the oldest IPv4 address as a source, but the youngest IPv6 address; the first shall be it.
+    # As a source the kernel prefers the IPv4 address added first, but the IPv6 address added last. The first address
+    # should be preferred in both families.
     yield from (line for line in lines if "nodad" not in line)
     yield from (line for line in reversed(lines) if "nodad" in line)
 

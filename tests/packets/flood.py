@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
-from tests.lab.datagram import answer, open_server, receive, tell_errors_apart
+from tests.lab.datagram import answer, open_server, queue_icmp_errors, receive
 
 CLIENTS = ("10.9.0.0/16", "fd00:9::/112")
 """Addresses of which each asks once; they and the endpoints' are to be local to the namespace."""
@@ -231,7 +231,7 @@ def send(version: int, ip: str, port: int) -> None:
     """Send the flood."""
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
-        tell_errors_apart(sock)
+        queue_icmp_errors(sock)
         if version == 6:
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
         sock.bind(("", _PORT))

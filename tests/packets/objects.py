@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, NodePlan, Plan, PodPlan, Shape, StrangerPlan, plan
+from tests.lab.shape import EXTERNAL_CIDRS, SERVICE_CIDRS, ExternalHostPlan, NodePlan, Plan, PodPlan, Shape, plan
 
 JsonObject: TypeAlias = dict[str, Any]
 TargetPorts: TypeAlias = int | Mapping[str, int]
@@ -26,9 +26,9 @@ SECOND_PORT = 9090
 ZONES = {"node1": "zone-a", "node2": "zone-b"}
 PLAN: Plan = plan(Shape(nodes=2, pods_per_node=3))
 """Hosts and addresses of the lab that all suites run in."""
-_HOSTS: tuple[NodePlan | StrangerPlan | PodPlan, ...] = (
+_HOSTS: tuple[NodePlan | ExternalHostPlan | PodPlan, ...] = (
     *PLAN.nodes,
-    *PLAN.strangers,
+    *PLAN.external_hosts,
     *(pod for node in PLAN.nodes for pod in node.pods),
 )
 ADDRESSES: dict[str, tuple[str, ...]] = {host.name: tuple(map(str, host.addresses)) for host in _HOSTS}

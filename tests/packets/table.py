@@ -25,7 +25,7 @@ from math import ceil, log
 import pytest
 
 from tests.lab import IPAddress, Outcome, Probe, Protocol, RefusedBy, SocketAddress, Verdict
-from tests.lab.shape import NodePlan, StrangerPlan
+from tests.lab.shape import ExternalHostPlan, NodePlan
 
 from .objects import ADDRESSES, NODE_OF, PLAN, PORT, VERSIONS, JsonObject, node_plan, public
 
@@ -109,7 +109,7 @@ def address_of(name: str, version: int) -> IPAddress:
     if number := re.fullmatch(r"public(\d+)", name):
         return ip_address(public(int(number[1]))[index])
     if name.endswith("'"):
-        hosts: tuple[NodePlan | StrangerPlan, ...] = (*PLAN.nodes, *PLAN.strangers)
+        hosts: tuple[NodePlan | ExternalHostPlan, ...] = (*PLAN.nodes, *PLAN.external_hosts)
         return next(host.second_addresses[index] for host in hosts if f"{host.name}'" == name)
     return ip_address(ADDRESSES[name][index])
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 
 from tests.lab import CLUSTER_CIDRS, EXTERNAL_CIDRS, SEGMENT, IPAddress, Lab, Plan, Shape
-from tests.lab.shape import IPNetwork, NodePlan, StrangerPlan, plan
+from tests.lab.shape import ExternalHostPlan, IPNetwork, NodePlan, plan
 
 VERSIONS = (4, 6)
 FAMILIES = ("IPv4", "IPv6")
@@ -18,7 +18,7 @@ SECOND_PORT = 9090
 """And here."""
 SHAPE = Shape(nodes=2, pods_per_node=3)
 PLAN: Plan = plan(SHAPE)
-_ON_SEGMENT: tuple[NodePlan | StrangerPlan, ...] = (*PLAN.nodes, *PLAN.strangers)
+_ON_SEGMENT: tuple[NodePlan | ExternalHostPlan, ...] = (*PLAN.nodes, *PLAN.external_hosts)
 _PODS = [pod for node in PLAN.nodes for pod in node.pods]
 ADDRESSES = {host.name: host.addresses for host in _ON_SEGMENT} | {pod.name: pod.addresses for pod in _PODS}
 SECOND_ADDRESSES = {host.name: host.second_addresses for host in _ON_SEGMENT}

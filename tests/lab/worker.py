@@ -1,7 +1,7 @@
-"""The resident of a namespace: the one process that serves and probes there.
+"""The worker: the one process per namespace that runs the servers and sends the probes there.
 
-Law: it does what the control socket asks, many things at a time, and is gone when that socket ends, whichever way the
-process that built the lab ends.
+It handles requests from the control socket concurrently, and exits when that socket is closed. So it never outlives
+the process that built the lab, even if that one is killed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from . import client
 from .load import Load
 from .messages import (
     Ask,
-    Birth,
     Close,
     Failure,
     Open,
@@ -26,6 +25,7 @@ from .messages import (
     Request,
     Send,
     Serve,
+    SpawnRequest,
     StartLoad,
     StopLoad,
     StopServing,
@@ -33,28 +33,28 @@ from .messages import (
 from .server import Server
 
 
-def live(birth: Birth, control: Connection) -> None:
-    """Be the resident, inside the namespace already, until the control socket ends."""
-    for name, value in birth.sysctls.items():
+def work(request: SpawnRequest, control: Connection) -> None:
+    """Run a worker in this process, which is already in the namespace, until the control socket is closed."""
+    for name, value in request.sysctls.items():
         path = Path("/proc/sys") / name
         if path.exists():
             path.write_text(value)
-    asyncio.run(Resident(birth.name, control).run())
+    asyncio.run(Worker(request.name, control).run())
 
 
 def families() -> tuple[socket.AddressFamily, ...]:
-    """Return the families whose addresses can be used here."""
+    """Return the address families that can be used in this namespace."""
     disabled = Path("/proc/sys/net/ipv6/conf/all/disable_ipv6")
     if disabled.exists() and disabled.read_text().strip() == "0":
         return (socket.AF_INET, socket.AF_INET6)
     return (socket.AF_INET,)
 
 
-class Resident:
-    """Answers requests in the order in which they are done."""
+class Worker:
+    """Handles requests concurrently, and answers each when it is done."""
 
     def __init__(self, name: str, control: Connection) -> None:
-        """Serve nothing yet."""
+        """Create a worker that serves nothing yet."""
         self._control = control
         self._server = Server(name, families())
         self._numbers = itertools.count(1)
@@ -64,7 +64,7 @@ class Resident:
         self._over = asyncio.Event()
 
     async def run(self) -> None:
-        """Report for duty, then work until the control socket ends."""
+        """Send the pid to the lab, then handle requests until the control socket is closed."""
         asyncio.get_running_loop().add_reader(self._control.fileno(), self._read)
         self._control.send((0, os.getpid()))
         await self._over.wait()
@@ -83,7 +83,7 @@ class Resident:
         result: object
         try:
             result = await self._do(request)
-        except Exception:  # noqa: BLE001 - the boundary of the process: the fault is raised where the request came from
+        except Exception:  # noqa: BLE001 - process boundary: the handle raises it in the test process
             result = Failure(traceback.format_exc())
         self._control.send((number, result))
 
