@@ -34,7 +34,7 @@ from pyproxy.node.local_traffic import follows_local_ips, node_port_networks, re
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.node.own_node import OwnNode
 from pyproxy.plan.localhost import relay_changes
-from pyproxy.plan.service_plan import plan_service
+from pyproxy.plan.planner import Planner
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,7 @@ class Agent:
         self._own_node = OwnNode(config, node_name)
         self._health = health
         self._tracker = Tracker()
+        self._planner = Planner(backend.families)
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
@@ -197,13 +198,11 @@ class Agent:
         if self._stale_addresses and not await self._read_addresses():
             return False
         node = self._own_node.node
-        every_service = self._tracker.take_node_changed()
         service_cidrs = self._tracker.take_service_cidrs()
         context = NodeContext(node=node, local_ips=self._local_ips, service_cidrs=service_cidrs)
         self._update_programs(context)
-        dirty = self._tracker.take_dirty()
         self._observer.planned(self._tracker.take_triggers())
-        await self._plan({*dirty, *self._tracker.services} if every_service else dirty, node)
+        await self._plan(node)
         pending = [reconciler for reconciler in self._reconcilers.values() if reconciler.pending]
         reports = await asyncio.gather(*(reconciler.sync() for reconciler in pending))
         failed: set[Family] = set()
@@ -268,13 +267,11 @@ class Agent:
             else:
                 known.replace_program(program)
 
-    async def _plan(self, names: Collection[NamespacedName], node: Node) -> None:
-        for count, name in enumerate(names, start=1):
-            service = self._tracker.services.get(name)
-            slices = tuple(self._tracker.slices(name))
-            self._health.plan(name, service, slices, node)
-            for family, reconciler in self._reconcilers.items():
-                reconciler.stage(name, plan_service(service, slices, node, family) if service else {})
+    async def _plan(self, node: Node) -> None:
+        for count, planned in enumerate(self._planner.take_changes(self._tracker, node), start=1):
+            self._health.plan(planned.name, planned.service, planned.slices, node)
+            for family, plans in planned.plans.items():
+                self._reconcilers[family].stage(plans)
             if count % _PLANS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 

@@ -8,7 +8,7 @@ change and drift repair are one code with another "what is there".
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
@@ -19,8 +19,8 @@ from pyproxy.errors import ApplyError
 from pyproxy.logs import V2
 from pyproxy.model.address import Family
 from pyproxy.model.event import event_extra
-from pyproxy.model.names import NamespacedName, ServicePortName
-from pyproxy.plan.claims import Claims
+from pyproxy.model.names import ServicePortName
+from pyproxy.plan.planner import FinalPlans
 from pyproxy.plan.service_plan import ServicePlan
 
 logger = logging.getLogger(__name__)
@@ -29,12 +29,9 @@ K = TypeVar("K")
 V = TypeVar("V")
 _MOST_PERIODS_BETWEEN_TRIES = 32
 _PLANS_PER_SLICE = 200
-"""Plans compiled before the loop gets a turn: some 10 ms."""
+"""FinalPlans compiled before the loop gets a turn: some 10 ms."""
 _KEYS_PER_SLICE = 5_000
 """Keys compared before the loop gets a turn: less than that."""
-
-Plans = Mapping[ServicePortName, ServicePlan | None]
-"""Plans by name; None: the port is gone."""
 
 
 @dataclass(slots=True)
@@ -84,8 +81,6 @@ class Reconciler(Generic[K, V]):
         self.quarantined: dict[ServicePortName, Quarantine] = {}
         self._program = program
         self._kernel = kernel
-        self._claims = Claims()
-        self._ports: dict[NamespacedName, Collection[ServicePortName]] = {}
         self._applied_plans: dict[ServicePortName, ServicePlan] = {}
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
         self._applied: dict[K, V] = {}
@@ -126,26 +121,13 @@ class Reconciler(Generic[K, V]):
         self._is_compiled = False
         self._is_known = False
 
-    def stage(self, service: NamespacedName, plans: Mapping[ServicePortName, ServicePlan]) -> None:
-        """Note the new plans of a Service (none: it is gone), for the next sync."""
-        ports = self._ports.pop(service, ())
-        if not plans and not ports:
-            return
-        affected: set[ServicePortName] = set()
-        for name in {*ports, *plans}:
-            plan = plans.get(name)
-            if self._claims.requested(name) != plan:
-                affected.update(self._claims.update(name, plan), (name,))
-        if plans:
-            self._ports[service] = tuple(plans)
-        for name in affected:
-            self._stage_port(name, self._claims.effective(name))
-
-    def _stage_port(self, name: ServicePortName, plan: ServicePlan | None) -> None:
-        if self._applied_plans.get(name) == plan and name not in self.quarantined:
-            self._staged.pop(name, None)
-        else:
-            self._staged[name] = plan
+    def stage(self, plans: FinalPlans) -> None:
+        """Keep plans for the next sync; a plan that the kernel already has is not staged."""
+        for name, plan in plans.items():
+            if self._applied_plans.get(name) == plan and name not in self.quarantined:
+                self._staged.pop(name, None)
+            else:
+                self._staged[name] = plan
 
     def release_due(self) -> None:
         """Count one sync period; stage again the quarantined ports whose time has come."""
@@ -189,7 +171,7 @@ class Reconciler(Generic[K, V]):
             report.entries_changed,
         )
 
-    async def _sync(self, staged: Plans, report: SyncReport) -> None:
+    async def _sync(self, staged: FinalPlans, report: SyncReport) -> None:
         suspects = {name: staged[name] for name in self.quarantined if name in staged}
         trusted = {name: plan for name, plan in staged.items() if name not in suspects} if suspects else staged
         touched: dict[K, None] = {}
@@ -207,7 +189,7 @@ class Reconciler(Generic[K, V]):
         for name, plan in suspects.items():
             await self._apply_plans({name: plan}, (), report)
 
-    async def _apply_plans(self, plans: Plans, touched: Iterable[K], report: SyncReport) -> None:
+    async def _apply_plans(self, plans: FinalPlans, touched: Iterable[K], report: SyncReport) -> None:
         """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
         before = {name: self._applied_plans.get(name) for name in plans}
         keys = dict.fromkeys(touched)
@@ -229,7 +211,7 @@ class Reconciler(Generic[K, V]):
             self._remember(name, plan)
             report.taken[name] = (before[name], plan)
 
-    async def _bisect(self, plans: Plans, keys: Iterable[K], error: ApplyError, report: SyncReport) -> None:
+    async def _bisect(self, plans: FinalPlans, keys: Iterable[K], error: ApplyError, report: SyncReport) -> None:
         self._applied = await self._kernel.read()
         if len(plans) == 1:
             (name, plan), *_ = plans.items()
@@ -245,7 +227,7 @@ class Reconciler(Generic[K, V]):
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             await self._apply_plans({name: plans[name] for name in half}, (), report)
 
-    async def _load(self, plans: Plans, keys: dict[K, None], size: int) -> int:
+    async def _load(self, plans: FinalPlans, keys: dict[K, None], size: int) -> int:
         """Compile plans in portions, each while the kernel takes in the one before; their keys are added to those given."""
         names, written = list(plans), 0
         writing = asyncio.create_task(self._write(keys.copy()))
@@ -259,7 +241,7 @@ class Reconciler(Generic[K, V]):
         finally:
             await asyncio.gather(writing, return_exceptions=True)
 
-    async def _put(self, plans: Plans) -> set[K]:
+    async def _put(self, plans: FinalPlans) -> set[K]:
         touched: set[K] = set()
         for count, (name, plan) in enumerate(plans.items(), start=1):
             touched |= self._program.put(name, plan)

@@ -4,7 +4,7 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 `Program` says which entries should exist, without any effect; its `Kernel` reads and writes them. The agent compares both.
 """
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -43,6 +43,18 @@ class Program(Protocol[K, V_co]):
     def keys(self) -> Iterator[K]:
         """Yield every key that should have a value."""
         ...
+
+
+def desired_entries(program: Program[K, V], plans: Mapping[ServicePortName, ServicePlan]) -> dict[K, V]:
+    """Return every entry that should exist for plans, in the program's order.
+
+    Args:
+        program: an empty program, which takes in the plans.
+        plans: final plans of all Service ports.
+    """
+    for name, plan in plans.items():
+        program.put(name, plan)
+    return {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +149,9 @@ class Backend(Protocol):
 class Dumper(Protocol):
     """Lists the rules of one mode."""
 
-    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+    def planned(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> RuleListing:
         """Return what belongs into the kernel."""
         ...
 

@@ -33,8 +33,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
 from pyproxy.node.node_name import own_node, own_node_name
-from pyproxy.plan.claims import Claims
-from pyproxy.plan.service_plan import ServicePlan, plan_service
+from pyproxy.plan.planner import final_plans
 
 _WRONG_INPUT = 2
 """Exit code."""
@@ -166,19 +165,7 @@ def tracked(objects: FileObjects) -> Tracker:
 def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleListing]:
     """Return the rules that the kernel of a Node should have for the objects of a tracker."""
     context = NodeContext(node=node, local_ips=frozenset(node.ips), service_cidrs=tracker.take_service_cidrs())
-    return [dumper.planned(family, context, _effective_plans(tracker, node, family)) for family in Family]
-
-
-def _effective_plans(tracker: Tracker, node: Node, family: Family) -> list[ServicePlan]:
-    claims = Claims()
-    plans = [
-        plan
-        for service in tracker.services.values()
-        for plan in plan_service(service, tracker.slices(service.name), node, family).values()
-    ]
-    for plan in plans:
-        claims.update(plan.name, plan)
-    return [effective for plan in plans if (effective := claims.effective(plan.name)) is not None]
+    return [dumper.planned(family, context, final_plans(tracker, node, family)) for family in Family]
 
 
 def only_service(listing: RuleListing, service: str) -> RuleListing:

@@ -113,13 +113,13 @@ class NftAgent:
     def put(self, *plans: ServicePlan) -> int:
         """Take in plans and write them; return how many entries changed."""
         for each in plans:
-            self.reconciler.stage(each.name.service, {each.name: each})
+            self.reconciler.stage({each.name: each})
         return self.sync()
 
     def remove(self, *plans: ServicePlan) -> int:
         """Take plans away."""
         for each in plans:
-            self.reconciler.stage(each.name.service, {})
+            self.reconciler.stage({each.name: None})
         return self.sync()
 
     def sync(self) -> int:

@@ -88,7 +88,7 @@ def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[s
         slow = islice(zip(cycle(SETS_OF_PODS), cycle(PAUSES), strict=False), CHANGES)
         for pods, pause in chain(quick, slow):
             changed = served(family, *pods, **kind)
-            agent.reconciler.stage(changed.name.service, {changed.name: changed})
+            agent.reconciler.stage({changed.name: changed})
             succeeded(await agent.reconciler.sync())
             # Not to wait for something: what lingers is to be met at every age.
             await asyncio.sleep(pause)

@@ -66,10 +66,10 @@ async def left_when_gone(
     agent: NftAgent, gone: set[ElementKey], first: ServicePlan, second: ServicePlan
 ) -> set[ElementKey]:
     """Take plans away one after the other, and return which endpoints are there when those of the first are gone."""
-    agent.reconciler.stage(first.name.service, {})
+    agent.reconciler.stage({first.name: None})
     succeeded(await agent.reconciler.sync())
     await asyncio.sleep(GRACE_SECONDS / 2)
-    agent.reconciler.stage(second.name.service, {})
+    agent.reconciler.stage({second.name: None})
     succeeded(await agent.reconciler.sync())
     while gone & (left := endpoints_in(agent.kernel._read())):  # noqa: ASYNC110  # the kernel tells nobody
         await asyncio.sleep(GRACE_SECONDS / 50)

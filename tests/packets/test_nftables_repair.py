@@ -168,7 +168,7 @@ def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:
     removed = plan(agent.family, 1, 1, 2, 3)
 
     async def remove_and_disturb() -> None:
-        agent.reconciler.stage(removed.name.service, {})
+        agent.reconciler.stage({removed.name: None})
         succeeded(await agent.reconciler.sync())
         agent.nft("delete element TABLE pick { 0:3 }")
         agent.kernel._counter.settle()

@@ -8,12 +8,13 @@ from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.change import Kind, ObjectChange, Put, Replaced
-from pyproxy.model.names import NamespacedName, ServicePortName
+from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
-from pyproxy.plan.service_plan import ServicePlan, plan_service
+from pyproxy.plan.planner import PlannedService, Planner, final_plans
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.kernel import TableKernel
-from tests.properties.planning import Plans, asked_plans, granted_plans, ruleset_of, run_now, succeeded
+from tests.properties.planning import ruleset_of, run_now, succeeded
 
 NOBODY = Node(name="node1")
 """What is known of this node while its Node is not."""
@@ -24,6 +25,7 @@ class NodeAgent:
 
     def __init__(self, settings: IptablesSettings, kernel: Kernel[RulesetKey, str]) -> None:
         self.tracker = Tracker()
+        self._planner = Planner([settings.family])
         self.settings = settings
         self.reconciler: Reconciler[RulesetKey, str] = Reconciler(settings.family, IptablesProgram(settings), kernel)
 
@@ -39,9 +41,7 @@ class NodeAgent:
         """Take changes in and plan what they touch."""
         for change in changes:
             self.tracker.apply(change)
-        every_service = self.tracker.take_node_changed()
-        dirty = self.tracker.take_dirty()
-        self._plan({*dirty, *self.tracker.services} if every_service else dirty)
+        self._stage(self._planner.take_changes(self.tracker, self.node))
 
     def tell_again(self) -> None:
         """Take in everything that is known once more, as an informer's resync does, and plan all of it again."""
@@ -49,15 +49,12 @@ class NodeAgent:
         slices = (one for name in self.tracker.services for one in self.tracker.slices(name))
         nodes = [self.tracker.node] if self.tracker.node else []
         self.tell([Replaced(Kind.SERVICE, services), *map(Put, slices), *map(Put, nodes)])
-        self._plan(self.tracker.services)
+        self._stage(self._planner.plan(self.tracker.services, self.tracker, self.node))
 
-    def _plan(self, names: Iterable[NamespacedName]) -> None:
-        for name in names:
-            service = self.tracker.services.get(name)
-            plans: Plans = {}
-            if service is not None:
-                plans = plan_service(service, self.tracker.slices(name), self.node, self.settings.family)
-            self.reconciler.stage(name, plans)
+    def _stage(self, services: Iterable[PlannedService]) -> None:
+        for planned in services:
+            for plans in planned.plans.values():
+                self.reconciler.stage(plans)
 
     def configure(self, settings: IptablesSettings) -> None:
         """Change the settings of the family."""
@@ -66,7 +63,7 @@ class NodeAgent:
 
     def plans(self) -> dict[ServicePortName, ServicePlan]:
         """Return the plans of everything that was told, made from scratch."""
-        return granted_plans(asked_plans(self.tracker, self.node, self.settings.family))
+        return final_plans(self.tracker, self.node, self.settings.family)
 
     def wanted(self) -> dict[RulesetKey, str]:
         """Return what an agent would program that is started now, made from scratch."""

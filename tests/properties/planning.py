@@ -4,18 +4,16 @@ from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from pyproxy.agent.reconcile import SyncReport
-from pyproxy.backends.interface import Program
+from pyproxy.backends.interface import Program, desired_entries
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.restore_text import restore_text
 from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
-from pyproxy.model.node import Node
-from pyproxy.model.service import Service
 from pyproxy.model.tracker import Tracker
-from pyproxy.plan.claims import Claims
-from pyproxy.plan.service_plan import ServicePlan, plan_service
+from pyproxy.plan.planner import final_plans
+from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.strategies import Cluster
 from tests.properties.tables import Tables
 
@@ -35,31 +33,9 @@ def tracked(cluster: Cluster) -> Tracker:
     return tracker
 
 
-def asked_plans(tracker: Tracker, node: Node, family: Family) -> dict[ServicePortName, ServicePlan]:
-    """Return the plan of every port, with everything that it claims."""
-    found: dict[ServicePortName, ServicePlan] = {}
-    for service in tracker.services.values():
-        found |= service_plans(tracker, service, node, family)
-    return found
-
-
-def service_plans(tracker: Tracker, service: Service, node: Node, family: Family) -> Plans:
-    """Return the plans of a Service's ports."""
-    return plan_service(service, tracker.slices(service.name), node, family)
-
-
-def granted_plans(asked: Plans) -> dict[ServicePortName, ServicePlan]:
-    """Return the plan of every port, without the claims that another port has."""
-    claims = Claims()
-    for name, plan in asked.items():
-        claims.update(name, plan)
-    granted = {name: claims.effective(name) for name in asked}
-    return {name: plan for name, plan in granted.items() if plan is not None}
-
-
 def plans_of(cluster: Cluster, family: Family) -> dict[ServicePortName, ServicePlan]:
     """Return the plans of a cluster as they are programmed."""
-    return granted_plans(asked_plans(tracked(cluster), cluster.node, family))
+    return final_plans(tracked(cluster), cluster.node, family)
 
 
 def filled(program: P, plans: Plans) -> P:
@@ -71,14 +47,14 @@ def filled(program: P, plans: Plans) -> P:
 
 def wanted(program: Program[K, V]) -> dict[K, V]:
     """Return everything that a program wants."""
-    values = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # a program is no mapping
-    assert None not in values.values()
-    return {key: value for key, value in values.items() if value is not None}
+    entries = desired_entries(program, {})
+    assert entries.keys() == set(program.keys())
+    return entries
 
 
 def ruleset_of(plans: Plans, settings: IptablesSettings) -> dict[RulesetKey, str]:
     """Return the rules that are wanted for plans."""
-    return wanted(filled(IptablesProgram(settings), plans))
+    return desired_entries(IptablesProgram(settings), plans)
 
 
 def difference(

@@ -94,8 +94,7 @@ class Node:
 async def _synced(plans: Plans, chosen: IpvsSettings, kernel: IpvsKernel) -> int:
     """Let an agent start; return how many entries it has changed."""
     reconciler: Reconciler[IpvsKey, IpvsValue] = Reconciler(chosen.family, IpvsProgram(chosen), kernel)
-    for name in {port.service for port in plans}:
-        reconciler.stage(name, {port: plan for port, plan in plans.items() if port.service == name})
+    reconciler.stage(plans)
     report = succeeded(await reconciler.sync())
     assert not report.refused
     return report.entries_changed

@@ -29,14 +29,12 @@ from pyproxy.backends.nftables.layout import NftablesSettings, layout_of, layout
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import elements_text, table_text
 from pyproxy.model.address import Family
-from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan
 from tests.packets.each import families
-from tests.packets.nft_agent import NftAgent, cluster_ip, node_namespace, node_settings, plan
+from tests.packets.nft_agent import cluster_ip, node_namespace, node_settings, plan
 from tests.packets.own_namespace import run
 from tests.properties.planning import Plans, filled, plans_of, wanted
 from tests.properties.strategies import Cluster, clusters, nftables_settings
-from tests.properties.world import WORLD
 
 Elements = Mapping[bytes, bytes]
 """Elements of one set: keys without the set's number, and values."""
@@ -235,21 +233,15 @@ def test_walk(family: Family, data: st.DataObject, states: list[Cluster]) -> Non
     """After every change, of Services or settings, the kernel has what is wanted, and a second sync writes nothing."""
     with node_namespace(node_settings(family)) as start:
         agent = start()
+        before: Plans = {}
         for state in states:
             if data.draw(st.booleans()):
                 agent.configure(data.draw(nftables_settings(family)))
-            tell(agent, plans_of(state, family))
+            plans = plans_of(state, family)
+            agent.reconciler.stage({**dict.fromkeys(before), **plans})
+            before = plans
             agent.sync()
             agent.reconciler.mark_stale()
 
             assert agent.wanted() == agent.read()
             assert 0 == agent.commits_during(agent.sync)
-
-
-def tell(agent: NftAgent, plans: Mapping[ServicePortName, ServicePlan]) -> None:
-    """Stage the plans of all Services there are."""
-    services: dict[object, dict[ServicePortName, ServicePlan]] = defaultdict(dict)
-    for name, each in plans.items():
-        services[name.service][name] = each
-    for service in WORLD.service_names:
-        agent.reconciler.stage(service, services[service])

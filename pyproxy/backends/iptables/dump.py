@@ -1,8 +1,9 @@
 """``dump-rules`` in the iptables mode."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
+from pyproxy.backends.interface import desired_entries
 from pyproxy.backends.iptables.accounting import has_counter
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import from_side_by_side, is_side_by_side, to_side_by_side
@@ -10,7 +11,7 @@ from pyproxy.backends.iptables.kernel import saved
 from pyproxy.backends.iptables.mode import choose_variant, iptables_settings, ownership, side_by_side_ownership
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
-from pyproxy.backends.iptables.ruleset import TABLES, ChainKey, HookKey
+from pyproxy.backends.iptables.ruleset import TABLES, ChainKey, HookKey, RulesetKey
 from pyproxy.backends.iptables.side_by_side import SideBySideProgram
 from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
 from pyproxy.backends.listing import ListedRule, RuleListing
@@ -18,6 +19,7 @@ from pyproxy.config.config import Config
 from pyproxy.linux.iptables_programs import is_available
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
 
@@ -28,7 +30,9 @@ class IptablesDumper:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+    def planned(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> RuleListing:
         """See `Dumper`."""
         is_side_by_side = bool(self._config.service_proxy_name)
         settings = iptables_settings(self._config, family, context)
@@ -42,9 +46,7 @@ class IptablesDumper:
             ),
         )
         program = (SideBySideProgram if is_side_by_side else IptablesProgram)(settings)
-        for plan in plans:
-            program.put(plan.name, plan)
-        return _listed(family, *_program_rules(program))
+        return _listed(family, *_entry_rules(desired_entries(program, plans)))
 
     async def live(self) -> list[RuleListing]:
         """See `Dumper`; with packet counters."""
@@ -77,14 +79,13 @@ def _rules_to_side_by_side(rules: Iterable[ListedRule]) -> tuple[ListedRule, ...
     return tuple(rule._replace(chain=to_side_by_side(rule.chain), rule=to_side_by_side(rule.rule)) for rule in rules)
 
 
-def _program_rules(program: IptablesProgram | SideBySideProgram) -> tuple[list[ChainKey], list[ListedRule]]:
-    keys = tuple(program.keys())
+def _entry_rules(entries: Mapping[RulesetKey, str]) -> tuple[list[ChainKey], list[ListedRule]]:
     # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
-    hooks = [key for key in keys if isinstance(key, HookKey)][::-1]
+    hooks = [key for key in entries if isinstance(key, HookKey)][::-1]
     rules = [ListedRule(*hook) for hook in hooks]
-    chains = sorted(key for key in keys if isinstance(key, ChainKey))
+    chains = sorted(key for key in entries if isinstance(key, ChainKey))
     for key in chains:
-        rules += [ListedRule(*key, rule) for rule in (program.value(key) or "").splitlines()]
+        rules += [ListedRule(*key, rule) for rule in entries[key].splitlines()]
     return chains, rules
 
 

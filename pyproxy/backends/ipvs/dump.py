@@ -1,7 +1,8 @@
 """``dump-rules`` in the IPVS mode: virtual and real servers, addresses, members of sets and rules, by Service."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+from pyproxy.backends.interface import desired_entries
 from pyproxy.backends.iptables.kernel import saved
 from pyproxy.backends.iptables.mode import choose_variant
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
@@ -18,6 +19,7 @@ from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
 from pyproxy.linux.iptables_programs import is_available
 from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
 
@@ -30,12 +32,12 @@ class IpvsDumper:
     def __init__(self, config: Config) -> None:
         self._config = config
 
-    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+    def planned(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> RuleListing:
         """See `Dumper`."""
         program = IpvsProgram(ipvs_settings(self._config, family, context))
-        for plan in plans:
-            program.put(plan.name, plan)
-        entries = {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
+        entries: dict[IpvsKey, IpvsValue] = desired_entries(program, plans)
         # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
         rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
         for key in sorted(key for key in entries if isinstance(key, ChainKey)):

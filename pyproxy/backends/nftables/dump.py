@@ -1,11 +1,12 @@
 """``dump-rules`` in the nftables mode: elements, by Service; and a script with the layout for ``nft -f``."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+from pyproxy.backends.interface import desired_entries
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.nftables.attribution import list_elements
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
-from pyproxy.backends.nftables.elements import LAYOUT, SETS
+from pyproxy.backends.nftables.elements import LAYOUT, SETS, ElementKey, Value
 from pyproxy.backends.nftables.kernel import NftablesKernel
 from pyproxy.backends.nftables.layout import TABLE, layout_text
 from pyproxy.backends.nftables.mode import nftables_settings
@@ -16,6 +17,7 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.command import run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
+from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import nftables_config
 from pyproxy.plan.service_plan import ServicePlan
@@ -29,13 +31,12 @@ class NftablesDumper:
         self._tables: dict[Family, str] = {}
         """Each family's table without elements."""
 
-    def planned(self, family: Family, context: NodeContext, plans: Iterable[ServicePlan]) -> RuleListing:
+    def planned(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> RuleListing:
         """See `Dumper`."""
         settings = nftables_settings(self._config, family, context)
-        program = NftablesProgram(settings)
-        for plan in plans:
-            program.put(plan.name, plan)
-        entries = {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
+        entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
         chained = {key: b"" for key in entries if key != LAYOUT and SETS[key[0]].leads_to_chains}
         table, _, _ = table_text(family, layout_text(settings), chained).partition("add element")
         self._tables[family] = table
