@@ -1,41 +1,43 @@
-"""The node's own addresses, and word of their changes. The one module that imports pyroute2."""
+"""The node's own addresses, and notifications of their changes. The only module that imports pyroute2."""
 
 import asyncio
 import socket
 from collections.abc import Callable
+from typing import Self
 
 from pyproxy.errors import ApplyError
+from pyproxy.linux.uapi.rtnetlink import Rtmgrp
 from pyproxy.model.address import parse_ip
 
 IPVS_DEVICE = "kube-ipvs0"
-_RTMGRP_IPV4_IFADDR = 0x10
-_RTMGRP_IPV6_IFADDR = 0x100
+"""The dummy device that holds the addresses of Services in IPVS mode; its name is kube-proxy's."""
+_NOTIFICATION_BYTES = 1 << 16
 
 
 async def local_addresses() -> frozenset[bytes]:
     """Return every address of every interface of this network namespace, up or down, packed.
 
-    The device that holds addresses of Services in IPVS mode is left out: those are not the node's.
+    The addresses of kube-ipvs0 are left out: they belong to Services, not to the node.
 
     Raises:
-        ApplyError: the kernel does not tell, for now.
+        ApplyError: the addresses cannot be read; a later call may succeed.
     """
-    others = _index(IPVS_DEVICE)
-    return await _addresses(lambda index: index != others)
+    ipvs_device = _index(IPVS_DEVICE)
+    return await _addresses(lambda index: index != ipvs_device)
 
 
 async def interface_addresses(name: str) -> frozenset[bytes]:
-    """Return every address of one interface, packed; none where there is no such interface.
+    """Return every address of one interface, packed; an empty set if the interface does not exist.
 
     Raises:
-        ApplyError: see `local_addresses`.
+        ApplyError: the addresses cannot be read; a later call may succeed.
     """
     wanted = _index(name)
     return await _addresses(lambda index: index == wanted) if wanted else frozenset()
 
 
 def _index(interface: str) -> int:
-    """Return the number of an interface, 0 if there is none of this name."""
+    """Return the index of an interface, or 0 if no interface has this name."""
     try:
         return socket.if_nametoindex(interface)
     except OSError:
@@ -48,6 +50,8 @@ async def _addresses(is_wanted: Callable[[int], bool]) -> frozenset[bytes]:
     try:
         async with AsyncIPRoute() as route:
             messages = await route.addr("dump")
+            # IFA_LOCAL is the interface's own address, IFA_ADDRESS that of the peer on a point-to-point link. IPv6 has only
+            # the second one.
             found = [
                 message.get("local") or message.get("address")
                 async for message in messages
@@ -60,26 +64,37 @@ async def _addresses(is_wanted: Callable[[int], bool]) -> frozenset[bytes]:
 
 
 class AddressNotifications:
-    """Calls back when an address of this network namespace comes or goes."""
+    """Calls a function when an address of this network namespace is added or removed. Create it in the event loop."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
-        self._netlink = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._netlink.bind((0, _RTMGRP_IPV4_IFADDR | _RTMGRP_IPV6_IFADDR))
-        asyncio.get_running_loop().add_reader(self._netlink, self._read)
+        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        self._netlink = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        try:
+            self._netlink.bind((0, Rtmgrp.IPV4_IFADDR | Rtmgrp.IPV6_IFADDR))
+            asyncio.get_running_loop().add_reader(self._netlink, self._read)
+        except BaseException:
+            self._netlink.close()
+            raise
+
+    def __enter__(self) -> Self:
+        """Return the object; the end of the block stops the notifications."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop the notifications and close the socket."""
+        self.close()
 
     def _read(self) -> None:
         try:
-            self._netlink.recv(1 << 16)
+            self._netlink.recv(_NOTIFICATION_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            pass  # ENOBUFS: some were lost, which is word of a change too
+            pass  # ENOBUFS: the kernel dropped notifications, which also means that addresses changed.
         self._on_change()
 
     def close(self) -> None:
-        """Stop listening."""
+        """Stop the notifications and close the socket."""
         asyncio.get_running_loop().remove_reader(self._netlink)
         self._netlink.close()

@@ -1,4 +1,7 @@
-"""The one door to other programs: fixed locale, an argument list, and an error that carries its evidence."""
+"""Child processes: a fixed locale, an argument list instead of a shell, and a result with the complete output.
+
+All other programs of the node that pyproxy calls (``nft``, ``iptables``) run through `run`.
+"""
 
 import asyncio
 import os
@@ -10,7 +13,7 @@ from pyproxy.errors import ApplyError
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a program did."""
+    """Exit status and output of a program."""
 
     status: int
     stdout: str
@@ -22,10 +25,10 @@ class CommandError(ApplyError):
 
 
 async def run(argv: Sequence[str], *, stdin: str = "", timeout_seconds: float = 120.0) -> Result:
-    """Run a program to its end and return what it said.
+    """Run a program, wait until it exits, and return status and output.
 
     Raises:
-        CommandError: the program is missing, or did not end in time (it is then killed).
+        CommandError: the program is missing, or did not exit in time and was killed.
     """
     try:
         process = await asyncio.create_subprocess_exec(
@@ -33,6 +36,7 @@ async def run(argv: Sequence[str], *, stdin: str = "", timeout_seconds: float = 
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # The output of iptables and nft is parsed, so it must not be translated.
             env={**os.environ, "LC_ALL": "C"},
         )
     except OSError as error:
@@ -42,7 +46,7 @@ async def run(argv: Sequence[str], *, stdin: str = "", timeout_seconds: float = 
         async with asyncio.timeout(timeout_seconds):
             stdout, stderr = await process.communicate(stdin.encode())
     except TimeoutError:
-        message = f"{argv[0]} did not end within {timeout_seconds:g} s"
+        message = f"{argv[0]} did not exit within {timeout_seconds:g} s"
         raise CommandError(message, retryable=True) from None
     finally:
         if process.returncode is None:

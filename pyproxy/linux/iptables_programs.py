@@ -1,4 +1,4 @@
-"""The programs of iptables: two variants, for each of two families."""
+"""Names of the iptables programs: two variants, each for two families."""
 
 import shutil
 from enum import Enum
@@ -6,8 +6,8 @@ from enum import Enum
 from pyproxy.model.address import Family
 
 LOCK_WAIT_SECONDS = 5
-# iptables(8): a resource problem, which is what a busy lock is.
 STATUS_RESOURCE_PROBLEM = 4
+"""Exit status for a resource problem (iptables(8)); a busy xtables lock is one."""
 
 
 class Variant(Enum):
@@ -24,5 +24,5 @@ def program(family: Family, variant: Variant, verb: str = "") -> str:
 
 
 def is_available(family: Family, variant: Variant) -> bool:
-    """Say whether the programs of a variant are installed."""
+    """Return whether the programs of a variant are installed."""
     return shutil.which(program(family, variant, "restore")) is not None

@@ -1,7 +1,12 @@
-"""Which destinations the kernel delivers to this node itself, as `addrtype LOCAL` and `fib daddr type local` see it.
+"""The destinations that the kernel delivers to this node itself, as `addrtype LOCAL` and `fib daddr type local` match them.
 
-More than the addresses of interfaces: 127.0.0.0/8 as a whole, and what `ip route add local` says; and less, as an
-interface that is down keeps its IPv4 addresses.
+They are the routes of type "local" in the table "local" (`linux/rtnetlink.h`):
+
+    RTM_GETROUTE  nlmsghdr, struct rtmsg, RTA_DST address, RTA_OIF u32 in the machine's order, and others
+    struct rtmsg  u8 each: family, prefix length of destination and of source, TOS, table, protocol, scope, type; u32 flags
+
+These are not the same as the addresses of interfaces: 127.0.0.0/8 is local as a whole, `ip route add local` makes other
+ranges local, and an interface that is down keeps its IPv4 addresses but not their local routes.
 """
 
 import errno
@@ -12,40 +17,36 @@ import sys
 from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import IPVS_DEVICE
 from pyproxy.linux.netlink import NetlinkSocket, attributes
+from pyproxy.linux.uapi.rtnetlink import Rta, Rtm, Rtn, RtTable
 from pyproxy.model.address import Family, Network
 
-# linux/rtnetlink.h
-_RTM_GETROUTE = 26
 _RTMSG = struct.Struct("=BBBBBBBBI")
-"""Family, length of destination and source, tos, table, protocol, scope, type, flags."""
-_TABLE_LOCAL, _TYPE_LOCAL = 255, 2
-_DESTINATION, _OUT_INTERFACE = 1, 4
 _FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
 def local_networks(family: Family) -> frozenset[Network]:
-    """Return what is local to this network namespace, but for the addresses of Services in IPVS mode. Blocking.
+    """Return what is local to this network namespace, without the addresses of Services in IPVS mode. Blocks briefly.
 
     Raises:
-        ApplyError: the kernel refused, for now.
+        ApplyError: the kernel refused; a later call may succeed.
     """
     try:
-        services = socket.if_nametoindex(IPVS_DEVICE)
+        ipvs_device = socket.if_nametoindex(IPVS_DEVICE)
     except OSError:
-        services = 0
-    body = _RTMSG.pack(_FAMILIES[family], 0, 0, 0, _TABLE_LOCAL, 0, 0, _TYPE_LOCAL, 0)
+        ipvs_device = 0  # no interface has this index
+    body = _RTMSG.pack(_FAMILIES[family], 0, 0, 0, RtTable.LOCAL, 0, 0, Rtn.LOCAL, 0)
     found: set[Network] = set()
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as netlink:
-            for data, start, end in netlink.dump_whole(_RTM_GETROUTE, body, header=_RTMSG.size):
+            for data, start, end in netlink.dump_whole(Rtm.GETROUTE, body, header=_RTMSG.size):
                 _, prefix, _, _, table, _, _, kind, _ = _RTMSG.unpack_from(data, start - _RTMSG.size)
                 values = {key: bytes(data[left:right]) for key, left, right in attributes(data, start, end)}
-                device = int.from_bytes(values.get(_OUT_INTERFACE, b""), sys.byteorder)
-                # Kernels before 4.20 dump every table.
-                if (table, kind) == (_TABLE_LOCAL, _TYPE_LOCAL) and (not services or device != services):
-                    found.add(Network(values.get(_DESTINATION, bytes(family.bits // 8)), prefix))
+                device = int.from_bytes(values.get(Rta.OIF, b""), sys.byteorder)
+                # Linux before 4.20 ignores the table in the request and dumps all of them.
+                if (table, kind) == (RtTable.LOCAL, Rtn.LOCAL) and (not ipvs_device or device != ipvs_device):
+                    found.add(Network(values.get(Rta.DST, bytes(family.bits // 8)), prefix))
     except OSError as error:
-        if error.errno == errno.ENOENT:  # no route of this family was ever made
+        if error.errno == errno.ENOENT:  # This namespace never had a route of this family.
             return frozenset()
         message = f"the addresses of this node cannot be read: {error.strerror}"
         raise ApplyError(message, retryable=True) from error

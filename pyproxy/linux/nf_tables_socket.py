@@ -1,6 +1,8 @@
-"""One long-lived netlink socket to nf_tables: transactions and dumps.
+"""A netlink socket of nf_tables: transactions and dumps.
 
-Long-lived, because closing one that has changed something waits for the kernel to free what was replaced.
+The socket stays open as long as its user. Closing a netfilter socket waits until the kernel has freed what earlier
+transactions replaced (`nft_rcv_nl_event` flushes that work), which takes milliseconds; a change on an open socket takes
+microseconds.
 """
 
 import errno
@@ -22,6 +24,9 @@ from pyproxy.linux.netlink import (
 from pyproxy.linux.nf_tables_messages import batch
 
 _LARGEST_BATCH_BYTES = 8 << 20
+"""A longer change becomes several transactions: the kernel copies a whole transaction into one socket buffer."""
+_RETRYABLE = frozenset({errno.ENOBUFS, errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.EMSGSIZE, errno.EPERM})
+"""Lost answers, too little memory, and missing privileges: reasons that do not depend on the content of a transaction."""
 
 
 class TransactionRefusedError(ApplyError):
@@ -29,45 +34,43 @@ class TransactionRefusedError(ApplyError):
 
 
 class NfTablesSocket(NetlinkSocket):
-    """Not to be used by two threads at once."""
+    """A socket of nf_tables, for one thread at a time."""
 
     def __init__(self) -> None:
-        # A whole transaction is one message to the socket.
+        # Twice the size, because the kernel counts its own overhead against the send buffer.
         super().__init__(NETLINK_NETFILTER, buffer_bytes=2 * _LARGEST_BATCH_BYTES)
 
     def read(self, request: tuple[int, bytes]) -> list[tuple[memoryview, int, int]]:
-        """Return the messages that answer a request for a dump: bytes, start and end of the attributes.
+        """Return the answers to the request for a dump: bytes, and start and end of the attributes.
 
         Raises:
-            OSError: the kernel refused; ENOENT where the table or the set does not exist.
+            OSError: the kernel refused; ENOENT if the table or the set does not exist.
         """
         return self.dump_whole(*request, header=NFGENMSG_BYTES)
 
     def commit(self, messages: list[bytes]) -> int:
-        """Perform changes, in as few transactions as the socket takes, and return how many these were.
+        """Perform messages in as few transactions as possible, and return the number of transactions.
 
         Raises:
-            TransactionRefusedError: the kernel refused one; those before it were performed.
+            TransactionRefusedError: the kernel refused a transaction; the ones before it were performed.
         """
         commits = 0
         for part in parts(messages):
-            self._commit(part)
+            sequence = next(self._sequences)
+            try:
+                self._socket.send(batch(part, sequence))
+                self._read_answers(sequence)
+            except OSError as error:
+                message = f"nf_tables: {error.strerror}"
+                raise TransactionRefusedError(message, retryable=error.errno in _RETRYABLE) from error
             commits += 1
         return commits
 
-    def _commit(self, messages: list[bytes]) -> None:
-        sequence = next(self._sequences)
-        try:
-            self._socket.send(batch(messages, sequence))
-            self._await(sequence)
-        except OSError as error:
-            message = f"nf_tables: {error.strerror}"
-            # Lost answers and lack of memory say nothing about the content.
-            lost = error.errno in (errno.ENOBUFS, errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.EMSGSIZE)
-            raise TransactionRefusedError(message, retryable=lost or error.errno == errno.EPERM) from error
+    def _read_answers(self, sequence: int) -> None:
+        """Read the answers of a transaction and raise the first refusal.
 
-    def _await(self, sequence: int) -> None:
-        """Read the answers of a transaction, which the kernel has all sent by now; the first refusal is raised."""
+        The send returns when the transaction has ended, so all answers are in the queue and reading need not wait.
+        """
         refusal: OSError | None = None
         acknowledged = False
         while True:
@@ -88,7 +91,7 @@ class NfTablesSocket(NetlinkSocket):
 
 
 def parts(messages: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Yield messages in as few lists as there can be when each is one transaction."""
+    """Yield messages in as few lists as possible, each small enough for one transaction."""
     part: list[bytes] = []
     size = 0
     for message in messages:

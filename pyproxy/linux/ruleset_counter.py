@@ -1,8 +1,13 @@
-"""A cheap look at whether somebody else changed the rules: a few microseconds, no process, no dump.
+"""Detection of external changes of the rules: a few microseconds, without a process and without a dump.
 
-The nft variant: the kernel counts generations of its ruleset, one for each commit of anybody
-(`nf_tables_api.c`, NFT_MSG_GETGEN). The legacy variant: the kernel tells number and size of the entries
-of a table (`ip_tables.c`, IPT_SO_GET_INFO); a change that keeps both is not seen here, only by a full read.
+nf_tables, so also the nft variant of iptables: the kernel counts generations of the ruleset of a network namespace, one for
+each committed transaction (`nf_tables_commit`). GETGEN returns the number; its answer is
+
+    nlmsghdr, nfgenmsg, NFTA_GEN_ID u32 in network byte order, then the process that made the generation
+
+A generation that pyproxy did not make is an external change. Legacy tables have no such counter. IPT_SO_GET_INFO returns
+the number and the total size of a table's entries (struct ipt_getinfo in `linux/netfilter_ipv4/ip_tables.h`); a change that
+keeps both is only found by a full read.
 """
 
 import ctypes
@@ -12,48 +17,57 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Protocol, Self
 
-from pyproxy.linux.netlink import NETLINK_NETFILTER, NF_TABLES, NFGENMSG_BYTES, NetlinkSocket, attributes, nfgenmsg
+from pyproxy.linux.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, NetlinkSocket, attributes
+from pyproxy.linux.nf_tables_messages import request
+from pyproxy.linux.uapi.nf_tables import NftaGen, NftMsg
 from pyproxy.model.address import Family
 
-_GET_GENERATION = NF_TABLES << 8 | 16
-"""NFT_MSG_GETGEN of `linux/netfilter/nf_tables.h`; the answer has one attribute that counts, NFTA_GEN_ID."""
-_GENERATION_ID = 1
-
+_GET_GENERATION = request(NftMsg.GETGEN)
+_GENERATION_ID = NftaGen.ID
 _IPT_SO_GET_INFO = 64
+"""`IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`."""
 _IPT_GETINFO = struct.Struct("=32sI5I5III")
 """struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class RulesetCounter(Protocol):
-    """Remembers a state of the rules that is known, and says whether it is still that one."""
+    """Remembers a known state of the rules, and compares the present state with it."""
 
     def settle(self) -> None:
-        """Call what is there now the known state; whoever reads the rules does so afterwards."""
+        """Make the present state the known one. Call it before a read of the rules, so that no change goes unnoticed."""
         ...
 
     def changed_externally(self) -> bool:
-        """Say whether the rules are not those of the known state."""
+        """Return whether the rules differ from the known state."""
         ...
 
     def committed(self, commits: int) -> None:
-        """Account for that many successful commits of our own."""
+        """Advance the known state by that many successful commits of this process."""
         ...
 
 
 class NftGeneration:
-    """The generation of this network namespace's nf_tables ruleset, of which both families' tables are part."""
+    """The generation of the nf_tables ruleset of this network namespace, which the tables of both families share."""
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-        # The families read their tables in threads, each beginning with the generation.
+        # Each family reads its table in a thread, and begins with the generation.
         self._lock = threading.Lock()
         self._counters: list[_NftCounter] = []
 
+    def __enter__(self) -> Self:
+        """Return the object; the end of the block closes its socket."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket."""
+        self.close()
+
     def counter(self) -> RulesetCounter:
-        """Return a counter; every counter knows of the commits that are accounted for in any other."""
+        """Return a counter. Commits that are reported to one counter count in all of them."""
         counter = _NftCounter(self)
         self._counters.append(counter)
         return counter
@@ -61,7 +75,7 @@ class NftGeneration:
     def read(self) -> int:
         """Return the present generation."""
         with self._lock:
-            data, start, end = self._netlink.ask(_GET_GENERATION, nfgenmsg(0), header=NFGENMSG_BYTES)
+            data, start, end = self._netlink.ask(*_GET_GENERATION, header=NFGENMSG_BYTES)
         found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
         return int.from_bytes(found[_GENERATION_ID])
 
@@ -70,7 +84,7 @@ class NftGeneration:
         self._netlink.close()
 
     def committed(self, commits: int) -> None:
-        """Account for commits of our own, each of which adds exactly one."""
+        """Add commits of this process to the generation that all counters expect; each commit adds exactly one."""
         for counter in self._counters:
             counter.expected = counter.expected + commits & 0xFFFFFFFF
 
@@ -91,26 +105,35 @@ class _NftCounter:
 
 
 class LegacyCounter:
-    """Number and size of the entries of one family's legacy tables."""
+    """Number and size of the entries in one family's legacy tables."""
 
     def __init__(self, family: Family, tables: Iterable[str]) -> None:
         ipv4 = family is Family.IPV4
+        # The kernel answers IPT_SO_GET_INFO on any raw socket of the family.
         domain = socket.AF_INET if ipv4 else socket.AF_INET6
         self._raw = socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
         self._level = socket.IPPROTO_IP if ipv4 else socket.IPPROTO_IPV6
         self._tables = tuple(tables)
         self._known = self.read()
 
+    def __enter__(self) -> Self:
+        """Return the object; the end of the block closes its socket."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the socket."""
+        self.close()
+
     def settle(self) -> None:
-        """See `RulesetCounter`."""
+        """Make the present state the known one."""
         self._known = self.read()
 
     def changed_externally(self) -> bool:
-        """See `RulesetCounter`."""
+        """Return whether number or size of the entries changed in any table."""
         return self.read() != self._known
 
-    def committed(self, commits: int) -> None:  # noqa: ARG002  # the legacy tables count no commits
-        """See `RulesetCounter`. What another agent did at the same moment is taken for ours, until the next full read."""
+    def committed(self, commits: int) -> None:  # noqa: ARG002  # legacy tables do not count commits
+        """Make the present state the known one. A simultaneous external change stays unnoticed until the next full read."""
         self._known = self.read()
 
     def close(self) -> None:
@@ -118,19 +141,17 @@ class LegacyCounter:
         self._raw.close()
 
     def read(self) -> tuple[tuple[int, int] | None, ...]:
-        """Return number and size in bytes of the entries of each table; None where there is no table yet."""
-        return tuple(_legacy_info(self._raw, self._level, table) for table in self._tables)
+        """Return number and size in bytes of the entries of each table; None for a table that does not exist."""
+        return tuple(self._info(table) for table in self._tables)
 
-
-def _legacy_info(raw: socket.socket, level: int, table: str) -> tuple[int, int] | None:
-    """Return number of entries and their size in bytes; None where the table does not exist yet."""
-    # socket.getsockopt hands the kernel no input, and the kernel wants the name of the table there.
-    buffer = ctypes.create_string_buffer(_IPT_GETINFO.pack(table.encode(), *[0] * 13), _IPT_GETINFO.size)
-    length = ctypes.c_uint32(_IPT_GETINFO.size)
-    if _LIBC.getsockopt(raw.fileno(), level, _IPT_SO_GET_INFO, buffer, ctypes.byref(length)):
-        code = ctypes.get_errno()
-        if code in (errno.ENOENT, errno.ENOPROTOOPT):
-            return None
-        raise OSError(code, os.strerror(code))
-    fields = _IPT_GETINFO.unpack(buffer.raw)
-    return fields[12], fields[13]
+    def _info(self, table: str) -> tuple[int, int] | None:
+        # By ctypes, because socket.getsockopt cannot pass input, and the kernel reads the table's name from the buffer.
+        buffer = ctypes.create_string_buffer(_IPT_GETINFO.pack(table.encode(), *[0] * 13), _IPT_GETINFO.size)
+        length = ctypes.c_uint32(_IPT_GETINFO.size)
+        if _LIBC.getsockopt(self._raw.fileno(), self._level, _IPT_SO_GET_INFO, buffer, ctypes.byref(length)):
+            code = ctypes.get_errno()
+            if code in (errno.ENOENT, errno.ENOPROTOOPT):
+                return None
+            raise OSError(code, os.strerror(code))
+        *_, entries, size = _IPT_GETINFO.unpack(buffer.raw)
+        return entries, size

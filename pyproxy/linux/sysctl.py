@@ -1,4 +1,8 @@
-"""Kernel settings. One that cannot be written is a warning: a read-only /proc/sys must never stop Services."""
+"""Kernel settings in /proc/sys.
+
+A setting that cannot be written is a warning, not an error: Services work without it, and in many containers /proc/sys is
+read-only.
+"""
 
 import logging
 import os
@@ -9,8 +13,10 @@ logger = logging.getLogger(__name__)
 
 _SYS = Path("/proc/sys")
 _HASH_SIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
-_BUCKET_LOAD = 4
+_ENTRIES_PER_BUCKET = 4
+"""Connections per bucket of the hash table, the ratio that kube-proxy sets."""
 _MOST_BY_CORES = 1 << 20
+"""Upper limit of `max_per_core` times the number of CPUs, as in kube-proxy."""
 
 
 def read_sysctl(name: str) -> int | None:
@@ -19,13 +25,13 @@ def read_sysctl(name: str) -> int | None:
 
 
 def write_sysctl(name: str, value: int) -> bool:
-    """Set a setting if it has another value; say whether it has the value now."""
+    """Write a setting unless it already has the value; return whether it has the value now."""
     return _write(_SYS / name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConntrackLimits:
-    """Settings of connection tracking; 0 leaves the kernel's value."""
+    """Settings of connection tracking; 0 keeps the kernel's value."""
 
     max_per_core: int
     min: int
@@ -37,7 +43,7 @@ class ConntrackLimits:
 
 
 def apply_conntrack_limits(limits: ConntrackLimits) -> None:
-    """Set what kube-proxy sets at start (`cmd/kube-proxy/app/conntrack.go`); the table is only ever made larger."""
+    """Write what kube-proxy writes at start (`cmd/kube-proxy/app/conntrack.go`); the table is never made smaller."""
     if limits.max_per_core:
         per_cores = min(limits.max_per_core * (os.cpu_count() or 1), _MOST_BY_CORES)
         _raise_table_size(max(limits.min, per_cores))
@@ -50,7 +56,7 @@ def apply_conntrack_limits(limits: ConntrackLimits) -> None:
     }
     for name, value in values.items():
         if value:
-            # A part of a second is no reason to write 0, with which the kernel would forget each connection at once.
+            # The kernel takes whole seconds, and with 0 it would drop each connection at once.
             write_sysctl(f"net/netfilter/nf_conntrack_{name}", max(1, int(value)))
 
 
@@ -58,13 +64,13 @@ def _raise_table_size(wanted: int) -> None:
     present = read_sysctl("net/netfilter/nf_conntrack_max")
     if present is not None and present >= wanted:
         return
-    # The hash belongs to the whole machine. Where the limit may not be set (a container, another network
-    # namespace), the machine is not ours to change either.
+    # The hash table belongs to the whole machine. Where the limit is read-only (a container, another network namespace),
+    # the hash table is not changed either.
     if not write_sysctl("net/netfilter/nf_conntrack_max", wanted):
         return
     buckets = _read(_HASH_SIZE)
-    if buckets is not None and buckets < wanted // _BUCKET_LOAD:
-        _write(_HASH_SIZE, wanted // _BUCKET_LOAD)
+    if buckets is not None and buckets < wanted // _ENTRIES_PER_BUCKET:
+        _write(_HASH_SIZE, wanted // _ENTRIES_PER_BUCKET)
 
 
 def _read(path: Path) -> int | None:

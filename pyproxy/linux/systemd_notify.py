@@ -1,4 +1,4 @@
-"""Tells the supervisor how we are: the datagrams of sd_notify(3). Without a supervisor it does nothing."""
+"""Status messages to systemd: the datagrams of sd_notify(3). Without systemd nothing is sent."""
 
 import math
 import os
@@ -10,6 +10,7 @@ def notify(state: str) -> None:
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return
+    # A leading "@" means an abstract socket, whose address begins with a zero byte (unix(7)).
     if address.startswith("@"):
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as supervisor:
@@ -18,8 +19,8 @@ def notify(state: str) -> None:
 
 
 def watchdog_seconds() -> float:
-    """Return after how long without ``WATCHDOG=1`` the supervisor ends this process; infinite where it does not watch."""
-    # Set for the process that was started, and inherited by whatever that starts.
+    """Return after how long without ``WATCHDOG=1`` systemd kills this process; infinity if it does not watch it."""
+    # Child processes inherit the variables; WATCHDOG_PID says which process they are meant for.
     watched = os.environ.get("WATCHDOG_PID", "") in {"", str(os.getpid())}
     microseconds = os.environ.get("WATCHDOG_USEC", "")
     return int(microseconds) / 1e6 if watched and microseconds.isdecimal() and int(microseconds) else math.inf

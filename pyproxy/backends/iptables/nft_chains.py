@@ -9,31 +9,24 @@ from pyproxy.backends.iptables.ruleset import HookKey
 from pyproxy.backends.listing import Counters
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import attributes, text_attribute
-from pyproxy.linux.nf_tables_messages import (
-    CHAIN_NAME,
-    CHAIN_TABLE,
-    GET_CHAIN,
-    GET_RULE,
-    RULE_CHAIN,
-    RULE_EXPRESSIONS,
-    RULE_HANDLE,
-    RULE_TABLE,
-    RULE_USERDATA,
-    delete_chain,
-    delete_rule,
-    flush_chain,
-    request,
-)
+from pyproxy.linux.nf_tables_messages import delete_chain, delete_rule, flush_chain, request
 from pyproxy.linux.nf_tables_socket import NfTablesSocket
+from pyproxy.linux.uapi.nf_tables import (
+    NftaChain,
+    NftaCounter,
+    NftaData,
+    NftaExpr,
+    NftaImmediate,
+    NftaMatch,
+    NftaRule,
+    NftaVerdict,
+    NftMsg,
+    NftVerdict,
+)
 from pyproxy.model.address import Family
 
-# `linux/netfilter/nf_tables.h`: NFTA_EXPR_*, NFTA_MATCH_*, NFTA_IMMEDIATE_*, NFTA_DATA_*, NFTA_VERDICT_*.
-_EXPRESSION_NAME, _EXPRESSION_DATA = 1, 2
-_MATCH_NAME, _MATCH_REVISION, _MATCH_INFO = 1, 2, 3
-_COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
-_IMMEDIATE_DATA, _DATA_VERDICT, _VERDICT_CODE, _VERDICT_CHAIN = 2, 2, 1, 2
 _VERDICTS = {0: "DROP", 1: "ACCEPT"}
-_JUMPS = (0xFFFFFFFD, 0xFFFFFFFC)
+_JUMPS = (NftVerdict.JUMP, NftVerdict.GOTO)
 _REMARK = 0
 """The type of a comment in the user data of a rule (libnftnl's udata): newer versions of iptables have it there."""
 _ADDRESS_PARTS = ("payload", "bitwise", "cmp")
@@ -50,8 +43,8 @@ def chain_names(family: Family, table: str) -> list[str]:
     with _netlink() as netlink:
         return [
             name.decode()
-            for values in _dump(netlink, request(GET_CHAIN, family))
-            if values.get(CHAIN_TABLE) == table.encode() + b"\0" and (name := values[CHAIN_NAME].rstrip(b"\0"))
+            for values in _dump(netlink, request(NftMsg.GETCHAIN, family))
+            if values.get(NftaChain.TABLE) == table.encode() + b"\0" and (name := values[NftaChain.NAME].rstrip(b"\0"))
         ]
 
 
@@ -131,11 +124,11 @@ def _find(
 
 
 def _rules(netlink: NfTablesSocket, family: Family, table: str, chain: str) -> list[FoundRule]:
-    of_chain = text_attribute(RULE_TABLE, table) + text_attribute(RULE_CHAIN, chain)
-    names = {RULE_TABLE: table.encode() + b"\0", RULE_CHAIN: chain.encode() + b"\0"}
+    of_chain = text_attribute(NftaRule.TABLE, table) + text_attribute(NftaRule.CHAIN, chain)
+    names = {NftaRule.TABLE: table.encode() + b"\0", NftaRule.CHAIN: chain.encode() + b"\0"}
     return [
         _rule(values)
-        for values in _dump(netlink, request(GET_RULE, family, of_chain))
+        for values in _dump(netlink, request(NftMsg.GETRULE, family, of_chain))
         if names.items() <= values.items()
     ]
 
@@ -155,18 +148,18 @@ def _rule(values: Values) -> FoundRule:
     matches: list[Match] = []
     counters = Counters(0, 0)
     has_pod_cidrs, has_addresses = True, False
-    for name, data in _expressions(values.get(RULE_EXPRESSIONS, b"")):
+    for name, data in _expressions(values.get(NftaRule.EXPRESSIONS, b"")):
         if name == "match":
             matches.append(_match(data))
         elif name == "counter":
-            counters = Counters(int.from_bytes(data[_COUNTER_PACKETS]), int.from_bytes(data[_COUNTER_BYTES]))
+            counters = Counters(int.from_bytes(data[NftaCounter.PACKETS]), int.from_bytes(data[NftaCounter.BYTES]))
         elif name == "immediate":
             target = _verdict(data)
         elif name in _ADDRESS_PARTS:
             has_addresses = True
         else:
             has_pod_cidrs = False
-    user = values.get(RULE_USERDATA, b"")
+    user = values.get(NftaRule.USERDATA, b"")
     if len(user) > 1 and user[0] == _REMARK:
         remark = user[2 : 2 + user[1]].rstrip(b"\0").decode(errors="replace")
     parts: Parts | None = None
@@ -174,26 +167,26 @@ def _rule(values: Values) -> FoundRule:
         parts = parts_of_matches(target, matches, has_addresses=has_addresses)
     if parts is not None and not parts.comment:
         parts = parts._replace(comment=remark)
-    return FoundRule(parts, counters, int.from_bytes(values[RULE_HANDLE]))
+    return FoundRule(parts, counters, int.from_bytes(values[NftaRule.HANDLE]))
 
 
 def _expressions(packed: bytes) -> Iterator[tuple[str, Values]]:
     for _, item in _pairs(packed):
         found = dict(_pairs(item))
-        yield found[_EXPRESSION_NAME].rstrip(b"\0").decode(), dict(_pairs(found.get(_EXPRESSION_DATA, b"")))
+        yield found[NftaExpr.NAME].rstrip(b"\0").decode(), dict(_pairs(found.get(NftaExpr.DATA, b"")))
 
 
 def _match(data: Values) -> Match:
-    name = data[_MATCH_NAME].rstrip(b"\0").decode()
-    return Match(name, int.from_bytes(data[_MATCH_REVISION]), data[_MATCH_INFO])
+    name = data[NftaMatch.NAME].rstrip(b"\0").decode()
+    return Match(name, int.from_bytes(data[NftaMatch.REV]), data[NftaMatch.INFO])
 
 
 def _verdict(data: Values) -> str:
     """Return the chain that a rule jumps to, or its verdict."""
-    verdict = dict(_pairs(dict(_pairs(data.get(_IMMEDIATE_DATA, b""))).get(_DATA_VERDICT, b"")))
-    code = int.from_bytes(verdict.get(_VERDICT_CODE, b""))
+    verdict = dict(_pairs(dict(_pairs(data.get(NftaImmediate.DATA, b""))).get(NftaData.VERDICT, b"")))
+    code = int.from_bytes(verdict.get(NftaVerdict.CODE, b""), signed=True)
     if code in _JUMPS:
-        return verdict[_VERDICT_CHAIN].rstrip(b"\0").decode()
+        return verdict[NftaVerdict.CHAIN].rstrip(b"\0").decode()
     return _VERDICTS.get(code, "") if verdict else ""
 
 

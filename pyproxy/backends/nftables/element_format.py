@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from pyproxy.backends.nftables.elements import ElementSet, KeyField
 from pyproxy.linux.netlink import ATTRIBUTE, CREATE, NESTED, attribute, attributes, nest, text_attribute
-from pyproxy.linux.nf_tables_messages import LIST_ITEM, message, number_attribute, request
+from pyproxy.linux.nf_tables_messages import message, number_attribute, request
+from pyproxy.linux.uapi.nf_tables import NftaList
 from pyproxy.model.address import Family
 
 _GET_ELEMENT, _NEW_ELEMENT, _DELETE_ELEMENT = 13, 12, 14
@@ -60,7 +61,7 @@ class ElementFormat:
     def jump(self, key: bytes, chain: str) -> bytes:
         """Return the message that adds an element of a verdict map."""
         verdict = nest(_DATA_VERDICT, number_attribute(_VERDICT_CODE, _JUMP), text_attribute(_VERDICT_CHAIN, chain))
-        item = nest(LIST_ITEM, nest(_ELEMENT_KEY, attribute(_DATA_VALUE, key)), nest(_ELEMENT_DATA, verdict))
+        item = nest(NftaList.ELEM, nest(_ELEMENT_KEY, attribute(_DATA_VALUE, key)), nest(_ELEMENT_DATA, verdict))
         return message(_NEW_ELEMENT, CREATE, self._family, self._of_set + nest(LIST_ELEMENTS, item))
 
     def parse(self, data: memoryview, start: int, end: int) -> Iterator[tuple[bytes, bytes]]:
@@ -136,7 +137,7 @@ class ElementFormat:
             # Type, length, text, zero: what nft writes for a comment (libnftnl's udata).
             before_comment = ATTRIBUTE.pack(4 + 2 + comment + 1, _ELEMENT_USERDATA) + bytes((_COMMENT, comment + 1))
             length += 4 + (2 + comment + 1 + 3 & ~3)
-        before_key = ATTRIBUTE.pack(length, LIST_ITEM | NESTED) + self._value_header(_ELEMENT_KEY, self._key_size)
+        before_key = ATTRIBUTE.pack(length, NftaList.ELEM | NESTED) + self._value_header(_ELEMENT_KEY, self._key_size)
         return before_key, before_data, before_comment
 
     @staticmethod

@@ -6,22 +6,9 @@ from hashlib import sha256
 from pyproxy.backends.nftables.elements import Layout
 from pyproxy.backends.nftables.layout import SLOT_CHAINS, TABLE
 from pyproxy.linux.netlink import attributes, text_attribute
-from pyproxy.linux.nf_tables_messages import (
-    CHAIN_HOOK,
-    CHAIN_NAME,
-    CHAIN_POLICY,
-    CHAIN_TABLE,
-    GET_CHAIN,
-    GET_RULE,
-    GET_TABLE,
-    RULE_CHAIN,
-    RULE_EXPRESSIONS,
-    RULE_TABLE,
-    TABLE_FLAGS,
-    TABLE_NAME,
-    request,
-)
+from pyproxy.linux.nf_tables_messages import request
 from pyproxy.linux.nf_tables_socket import NfTablesSocket
+from pyproxy.linux.uapi.nf_tables import NftaChain, NftaRule, NftaTable, NftMsg
 from pyproxy.model.address import Family
 
 _MARKER = "layout-"
@@ -32,8 +19,8 @@ DAMAGED = Layout("")
 
 def is_dormant(netlink: NfTablesSocket, family: Family) -> bool:
     """Say whether no packet meets our table."""
-    tables = _dump(netlink, request(GET_TABLE, family))
-    return any(any(values[TABLE_FLAGS]) for values in tables if values[TABLE_NAME] == _OUR_TABLE)
+    tables = _dump(netlink, request(NftMsg.GETTABLE, family))
+    return any(any(values[NftaTable.FLAGS]) for values in tables if values[NftaTable.NAME] == _OUR_TABLE)
 
 
 class TableListing:
@@ -41,17 +28,17 @@ class TableListing:
 
     def __init__(self, netlink: NfTablesSocket, family: Family) -> None:
         self.chains = {
-            _name(values[CHAIN_NAME]): values.get(CHAIN_HOOK, b"") + values.get(CHAIN_POLICY, b"")
-            for values in _dump(netlink, request(GET_CHAIN, family))
-            if values.get(CHAIN_TABLE) == _OUR_TABLE
+            _name(values[NftaChain.NAME]): values.get(NftaChain.HOOK, b"") + values.get(NftaChain.POLICY, b"")
+            for values in _dump(netlink, request(NftMsg.GETCHAIN, family))
+            if values.get(NftaChain.TABLE) == _OUR_TABLE
         }
         """The hook and the policy of each."""
         self.rules: dict[str, list[bytes]] = {}
         """The expressions of the rules of each chain that has some."""
-        of_table = request(GET_RULE, family, text_attribute(RULE_TABLE, TABLE))
+        of_table = request(NftMsg.GETRULE, family, text_attribute(NftaRule.TABLE, TABLE))
         for values in _dump(netlink, of_table) if self.chains else ():
-            if values.get(RULE_TABLE) == _OUR_TABLE:
-                self.rules.setdefault(_name(values[RULE_CHAIN]), []).append(values[RULE_EXPRESSIONS])
+            if values.get(NftaRule.TABLE) == _OUR_TABLE:
+                self.rules.setdefault(_name(values[NftaRule.CHAIN]), []).append(values[NftaRule.EXPRESSIONS])
 
     @property
     def markers(self) -> list[str]:

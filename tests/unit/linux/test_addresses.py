@@ -11,7 +11,7 @@ from pyproxy.model.address import parse_ip
 
 
 def test_addresses_of_loopback() -> None:
-    """Loopback has its address, alone and among all; an interface that is not there has none."""
+    """Loopback has its address, alone and among all addresses; an interface that does not exist has none."""
 
     async def read() -> list[bool]:
         found = [await interface_addresses("lo"), await local_addresses(), await interface_addresses("nosuch0")]
@@ -20,8 +20,8 @@ def test_addresses_of_loopback() -> None:
     assert [True, True, False] == asyncio.run(read())
 
 
-def test_a_kernel_that_does_not_tell() -> None:
-    """Where no socket is to be had, nobody is ended by it: what reads the addresses is told, and can try again."""
+def test_failed_read() -> None:
+    """A read without a free file descriptor raises an error that says that a retry may succeed."""
 
     async def read_without_descriptors() -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,4 +1,4 @@
-"""Sockets that listen, from the kernel's table of them."""
+"""Listening sockets, parsed from ``/proc/net/tcp6``."""
 
 from pyproxy.linux.listening import listening_sockets
 
@@ -12,7 +12,7 @@ TABLE = """\
 
 
 def test_sockets_of_a_port() -> None:
-    """Those that listen on the port count, on any address; not its connections, nor other ports."""
+    """Sockets that listen on the port count, whatever their address; its connections and other ports do not."""
     assert {"4711", "4712"} == listening_sockets(TABLE, 10249)
     assert {"4714"} == listening_sockets(TABLE, 10256)
     assert set() == listening_sockets("", 10249)

@@ -1,4 +1,4 @@
-"""What is local to a node, read from the kernel."""
+"""The local destinations of a node, read from the kernel."""
 
 import resource
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("needs_root")
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    """Be in a namespace with a loopback, which has one more address in each family, and one made local by a route."""
+    """Enter a namespace whose loopback has, in each family, one more address and one range that a route makes local."""
     with own_namespace():
         run("ip", "link", "set", "lo", "up")
         for family, address, route in (
@@ -29,22 +29,22 @@ def namespace() -> Iterator[None]:
 
 
 def texts(family: Family) -> set[str]:
-    """Return what is local, as text."""
+    """Return the local networks as text."""
     return {str(network) for network in local_networks(family)}
 
 
 def test_ipv4() -> None:
-    """Loopback counts as a whole, then come single addresses, and what a route says; broadcast addresses do not count."""
+    """The loopback range, single addresses and ranges of local routes count; broadcast addresses do not."""
     assert {"127.0.0.0/8", "127.0.0.1/32", "192.0.2.1/32", "198.51.100.0/24"} == texts(Family.IPV4)
 
 
 def test_ipv6() -> None:
-    """The same in IPv6, where anycast and multicast do not count."""
+    """IPv6 is the same; anycast and multicast addresses do not count."""
     assert {"::1/128", "2001:db8::1/128", "fd00::/8"} == texts(Family.IPV6)
 
 
 def test_addresses_of_services() -> None:
-    """What the IPVS mode gives to its device is not the node's."""
+    """Addresses on the device of the IPVS mode are not local to the node."""
     run("ip", "link", "add", IPVS_DEVICE, "type", "veth", "peer", "name", "other")
     run("ip", "link", "set", IPVS_DEVICE, "up")
     run("ip", "address", "add", "10.96.0.1/32", "dev", IPVS_DEVICE)
@@ -54,7 +54,7 @@ def test_addresses_of_services() -> None:
 
 
 def test_no_socket() -> None:
-    """Where the kernel cannot be asked, it is tried again."""
+    """A read without a free file descriptor raises an error that says that a retry may succeed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:

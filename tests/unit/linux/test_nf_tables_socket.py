@@ -1,4 +1,4 @@
-"""How many changes are one transaction. What the kernel answers is `tests.packets`' business."""
+"""How messages are divided into transactions. `tests.packets` tests the answers of the kernel."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from pyproxy.linux.nf_tables_socket import _LARGEST_BATCH_BYTES, parts
     ],
 )
 def test_changes_are_as_few_transactions_as_fit(sizes: list[int], expected: list[int]) -> None:
-    """All in one, unless that is more than the socket takes at once; none is lost, and their order stays."""
+    """One transaction takes all messages unless it would be too long; no message is lost, and the order stays."""
     messages = [bytes(size) for size in sizes]
     found = list(parts(messages))
 

@@ -1,4 +1,4 @@
-"""What a supervisor says of its watchdog, as sd_watchdog_enabled(3) has it."""
+"""The environment variables of the watchdog, as sd_watchdog_enabled(3) describes them."""
 
 import math
 import os
@@ -20,7 +20,7 @@ from pyproxy.linux.systemd_notify import watchdog_seconds
     ],
 )
 def test_watchdog(environment: dict[str, str], seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time is in microseconds, and is for the process that is named, or for all."""
+    """The time is in microseconds, and applies to the named process, or to any process if none is named."""
     for name in ("WATCHDOG_USEC", "WATCHDOG_PID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

@@ -1,0 +1,66 @@
+"""`linux/netlink.h`: protocols, flags and types of every netlink message."""
+
+from enum import IntEnum
+
+
+class NetlinkProtocol(IntEnum):
+    """`NETLINK_*`: the third argument of socket(2)."""
+
+    ROUTE = 0
+    NETFILTER = 12
+    GENERIC = 16
+
+
+class NetlinkOption(IntEnum):
+    """`NETLINK_*`: options of a socket at the level SOL_NETLINK."""
+
+    CAP_ACK = 10
+    EXT_ACK = 11
+    GET_STRICT_CHK = 12
+
+
+class Nlmsg(IntEnum):
+    """`NLMSG_*`: message types below `MIN_TYPE` mean the same in all protocols."""
+
+    ERROR = 2
+    DONE = 3
+    MIN_TYPE = 0x10
+
+
+class NlmF(IntEnum):
+    """`NLM_F_*`: flags of all messages."""
+
+    REQUEST = 0x1
+    ACK = 0x4
+    DUMP_INTR = 0x10
+
+
+class NlmFGet(IntEnum):
+    """`NLM_F_*`: flags of requests that read. The header gives the same bits other names in requests that create."""
+
+    DUMP = 0x300
+
+
+class NlmFNew(IntEnum):
+    """`NLM_F_*`: flags of requests that create."""
+
+    REPLACE = 0x100
+    EXCL = 0x200
+    CREATE = 0x400
+    APPEND = 0x800
+
+
+class NlmsgerrAttr(IntEnum):
+    """`NLMSGERR_ATTR_*`: attributes behind an error, on a socket with `NetlinkOption.EXT_ACK`."""
+
+    MSG = 1
+
+
+class NlaF(IntEnum):
+    """`NLA_F_*`: the two upper bits of an attribute's type."""
+
+    NET_BYTEORDER = 1 << 14
+    NESTED = 1 << 15
+
+
+NLA_TYPE_MASK = 0xFFFF & ~(NlaF.NESTED | NlaF.NET_BYTEORDER)
