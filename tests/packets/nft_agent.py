@@ -102,7 +102,7 @@ class NftAgent:
 
     def close(self) -> None:
         """Let go of the kernel, as the end of a process does."""
-        self.kernel._socket.close()
+        self.kernel.close()
         self.generation.close()
         self._monitor.close()
 
@@ -145,8 +145,8 @@ class NftAgent:
 
     async def swept(self) -> None:
         """Wait until what lingers is gone."""
-        while self.kernel._sweeping is not None:
-            await self.kernel._sweeping
+        while (task := self.kernel._sweeper.task) is not None:
+            await task
 
     def read(self) -> dict[ElementKey, Value]:
         """Return what is in the kernel."""

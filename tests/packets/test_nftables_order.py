@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from pyproxy.backends.nftables.elements import ADDRESSED, ElementKey
+from pyproxy.backends.nftables.elements import ADDRESSED, LAYOUT, PICK, ElementKey
 from pyproxy.linux.netlink import HEADER
 from pyproxy.model.address import Family
+from pyproxy.model.node import LocalTraffic
 from pyproxy.plan.service_plan import ServicePlan
 from tests.properties.planning import succeeded
 
@@ -55,6 +56,26 @@ def test_each_thing_stays_for_the_whole_time(family: Family) -> None:
         of_second = endpoints_in(agent.read()) - of_first
 
         assert of_second <= agent.do(left_when_gone(agent, of_first, first, second))
+
+
+@pytest.mark.parametrize("family", Family, ids=str)
+def test_used_again_with_other_rules(family: Family) -> None:
+    """A chain that is used again, in the change that replaces the rules, is not deleted as unused."""
+    with node_namespace(node_settings(family), grace={"grace_seconds": GRACE_SECONDS}) as start:
+        agent = start()
+        agent.put(plan(family, 1, 1, 2, 3))
+        present = agent.read()[LAYOUT]
+        agent.configure(node_settings(family, local_traffic=LocalTraffic(interface="other0")))
+        [pick] = [key for key in agent.read() if key[0] == PICK.number]
+
+        async def remove_and_use_again() -> None:
+            await agent.kernel.apply({pick: (b"", None)})
+            await agent.kernel.apply({pick: (None, b""), LAYOUT: (agent.program.value(LAYOUT), present)})
+            await agent.swept()
+
+        agent.do(remove_and_use_again())
+
+        assert pick in agent.read()
 
 
 def endpoints_in(entries: Iterable[ElementKey]) -> set[ElementKey]:

@@ -6,13 +6,23 @@ from contextlib import suppress
 
 import pytest
 
-from pyproxy.backends.nftables.elements import ADDRESSED, SETS, ElementKey, ElementSet, KeyField, Value
+from pyproxy.backends.nftables.elements import (
+    ADDRESSED,
+    CLUSTER_IPS,
+    LAYOUT,
+    SETS,
+    ElementKey,
+    ElementSet,
+    KeyField,
+    Value,
+)
 from pyproxy.backends.nftables.text import elements_text
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
+from pyproxy.model.node import LocalTraffic
 from tests.properties.planning import succeeded
 
-from .nft_agent import NftAgent, Start, everything, plan
+from .nft_agent import NftAgent, Start, everything, node_settings, plan
 from .own_namespace import run
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -161,6 +171,21 @@ def test_change_after_a_disturbance_does_not_take_it_in(agent: NftAgent) -> None
 
     assert "counter" not in run("nft", "list", "ruleset")
     assert agent.wanted() == agent.read()
+
+
+def test_external_change_just_before_other_rules_is_found(agent: NftAgent) -> None:
+    """An element that is added externally between the read and the replacement of the rules is found by the next look."""
+    other = node_settings(agent.family, local_traffic=LocalTraffic(interface="other0"))
+    wanted = agent.program.value(LAYOUT)
+    agent.configure(other)
+    present = agent.program.value(LAYOUT)
+    key, value = element_of(agent, CLUSTER_IPS)
+    added = ElementKey(key[:1] + other_key(CLUSTER_IPS, key[1:], agent.family))
+    agent.nft(f"add element {text_of(agent, added, value)}")
+
+    agent.do(agent.kernel.apply({LAYOUT: (present, wanted)}))
+
+    assert agent.kernel.changed_externally()
 
 
 def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:

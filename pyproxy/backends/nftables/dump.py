@@ -1,4 +1,4 @@
-"""``dump-rules`` in the nftables mode: elements, by Service; and a script with the layout for ``nft -f``."""
+"""``dump-rules`` in the nftables mode: elements by Service, or a whole script for ``nft -f``."""
 
 from collections.abc import Mapping
 
@@ -24,17 +24,17 @@ from pyproxy.plan.service_plan import ServicePlan
 
 
 class NftablesDumper:
-    """See `backends.interface.Dumper`."""
+    """Lists the elements of both families; implements `backends.interface.Dumper`."""
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
         self._tables: dict[Family, str] = {}
-        """Each family's table without elements."""
+        """The script of each family's table without elements, from the last call of `planned` or `live`."""
 
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
-        """See `Dumper`."""
+        """Return the elements that these plans need in one family's table."""
         settings = nftables_settings(self._config, family, context)
         entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
         chained = {key: b"" for key in entries if key != LAYOUT and SETS[key[0]].leads_to_chains}
@@ -43,18 +43,29 @@ class NftablesDumper:
         return list_elements(family, entries)
 
     async def live(self) -> list[RuleListing]:
-        """See `Dumper`."""
-        generation = NftGeneration()
+        """Return the elements in the kernel, of each family that has our table.
+
+        Raises:
+            ApplyError: a table cannot be read.
+        """
         listings = []
-        for family in Family:
-            entries = await NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)).read()
-            if entries:
-                self._tables[family] = await _list_table(family)
+        with NftGeneration() as generation:
+            for family in Family:
+                with NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)) as kernel:
+                    entries = await kernel.read()
+                if not entries:
+                    continue
+                argv = ["nft", "--stateless", "--terse", "list", "table", family_name(family), TABLE]
+                result = await run(argv)
+                if result.status:
+                    message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
+                    raise ApplyError(message, retryable=True)
+                self._tables[family] = result.stdout
                 listings.append(list_elements(family, entries))
         return listings
 
     def script(self, listing: RuleListing) -> str:
-        """See `Dumper`."""
+        """Return a listing as input for ``nft -f``: the table without elements, then the elements by Service port."""
         parts = [self._tables[listing.family]]
         groups = [
             ("", listing.common),
@@ -64,12 +75,3 @@ class NftablesDumper:
             parts += [f"# {title}\n"] if title else []
             parts += [f"add element {rule.table} {rule.rule}\n" for rule in rules if rule.chain != LAYOUT[1:].decode()]
         return "".join(parts)
-
-
-async def _list_table(family: Family) -> str:
-    argv = ["nft", "--stateless", "--terse", "list", "table", family_name(family), TABLE]
-    result = await run(argv)
-    if result.status:
-        message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
-        raise ApplyError(message, retryable=True)
-    return result.stdout

@@ -1,8 +1,19 @@
 """Keys and values of the nftables mode: elements of a fixed list of sets and maps.
 
-An element is bytes exactly as the kernel keeps them: each field of a concatenation in network order, filled
-up with zeros to 4 bytes, except for numbers, which are in the order of the machine. That makes a message to
-the kernel a concatenation, and the comparison of what is wanted with what it has a comparison of bytes.
+Keys and data are the bytes that the kernel stores: the fields of a concatenation one after the other, each padded with zeros
+to a multiple of 4 bytes. Addresses, protocols and ports are in network byte order; numbers that ``meta`` and ``numgen`` put
+into a register are in the machine's byte order. So packing an element copies bytes, and comparing plan and kernel compares
+bytes.
+
+The rules look up one map after the other (`layout` has them):
+
+    address . protocol . port          -> counts: how many endpoints there are
+    count                              -> pick: a chain that draws a slot, 0 to count - 1
+    address . protocol . port . slot   -> endpoints: address . port
+
+All maps that lead from a Service to an endpoint have plain data. A map with verdicts would cost more with every Service,
+because each transaction with a new jump makes the kernel validate all chains that can be reached, element by element
+(`nft_chain_validate`). Only the few numbers in use lead to chains.
 """
 
 import sys
@@ -16,96 +27,96 @@ from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol
 
 ElementKey = NewType("ElementKey", bytes)
-"""One byte for the set (`ElementSet.number`), then the key; for an interval both its ends. `LAYOUT` is one, too."""
+"""One byte for the set (`ElementSet.number`), then the key, which for a range has both ends. `LAYOUT` is also one."""
 
 
 class KeyField(Enum):
-    """A field of a key or of data; the value is the type's name, which for an address depends on the family."""
+    """A field of a key or of data. The value is nft's name of the type; that of an address depends on the family."""
 
     ADDRESS = "addr"
     PROTOCOL = "inet_proto"
     PORT = "inet_service"
     NUMBER = "classid"
-    """A count, a slot, an id, seconds. ``classid`` is the type of the packet's priority, through which it passes."""
+    """A count, slot, endpoint ID, or number of seconds. ``classid`` is the type of ``meta priority``, which carries it."""
     VERDICT = "verdict"
 
     def size(self, family: Family) -> int:
-        """Return the bytes that the field takes, filled up."""
+        """Return the size of the field in bytes, with padding."""
         return family.bits // 8 if self is KeyField.ADDRESS else 4
 
     def type_name(self, family: Family) -> str:
-        """Return the name of the type in rules."""
+        """Return nft's name of the type."""
         return f"ipv{family.value}_addr" if self is KeyField.ADDRESS else self.value
 
 
 @dataclass(frozen=True, slots=True)
 class ElementSet:
-    """A set, or a map, of which each family's table has one."""
+    """A set or map; the table of each family has one."""
 
     number: int
-    """Begins the keys of its elements, and sorts them."""
+    """The first byte of `ElementKey`, so keys sort by set."""
     name: str
     key: tuple[KeyField, ...]
     data: tuple[KeyField, ...] = ()
     is_interval: bool = False
-    """Keys are ranges: each field has two ends."""
+    """Whether keys are ranges: each field has a first and a last value."""
     is_named: bool = False
-    """Elements carry the name of their Service port as comment."""
+    """Whether the comment of each element is the name of its Service port."""
     prefix: bytes = field(init=False, compare=False)
-    """The byte that begins the keys of its elements."""
+    """`number` as bytes."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prefix", bytes((self.number,)))
 
     @property
     def leads_to_chains(self) -> bool:
-        """Say whether the data is a verdict: each element comes and goes with a chain of its own."""
+        """Whether the data is a verdict; each element then has its own chain, created and deleted with it."""
         return KeyField.VERDICT in self.data
 
     def key_size(self, family: Family) -> int:
-        """Return the bytes of one key, or of one end of it."""
+        """Return the size of a key, or of one end of a range, in bytes."""
         return sum(field.size(family) for field in self.key)
 
     def data_size(self, family: Family) -> int:
-        """Return the bytes of the data; none for a set."""
+        """Return the size of the data in bytes, 0 for a set."""
         return sum(field.size(family) for field in self.data)
 
 
 @dataclass(frozen=True, slots=True)
 class PortSets:
-    """The sets for what is addressed to a Service port: by address and port, or by node port."""
+    """The sets for packets to a Service port, which are looked up by address and port, or by node port."""
 
     prefix: str
-    """Before the names of sets and chains."""
+    """Prefix of the names of sets and chains."""
     external_cluster: ElementSet
-    """Has policy Cluster for traffic from outside: packets must come back through this node."""
+    """External frontends with traffic policy Cluster, which are masqueraded so that replies return through this node."""
     external_local: ElementSet
-    """Has policy Local for traffic from outside."""
+    """External frontends with traffic policy Local."""
     timeouts: ElementSet
-    """To how long a client stays with an endpoint, in seconds."""
+    """Map from a frontend to the time-out of session affinity in seconds."""
     main: "EndpointChoice"
     local: "EndpointChoice"
-    """For traffic from outside, where its policy is Local."""
+    """The endpoints for external traffic with policy Local."""
     rejected: ElementSet
     dropped: ElementSet
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointChoice:
-    """The sets out of which one endpoint is chosen."""
+    """The maps by which the rules choose one endpoint of a frontend."""
 
     prefix: str
-    """Before the names of sets and chains."""
+    """Prefix of the names of sets and chains."""
     counts: ElementSet
-    """To how many endpoints there are."""
+    """From a frontend to the number of its endpoints."""
     endpoints: ElementSet
-    """With a slot (0 to count - 1), or for clients that stay with an endpoint its id, to the endpoint."""
+    """From frontend and slot to the endpoint; with session affinity, from frontend and endpoint ID."""
     slots: ElementSet
-    """With a slot to the id of an endpoint; only where clients stay with an endpoint."""
+    """From frontend and slot to the endpoint ID; only with session affinity."""
     find: ElementSet
-    """From a count to the chain that finds the endpoint that a client stays with, or draws one."""
+    """From a count to the chain that finds the endpoint of a pinned client, or draws one."""
     sticky: ElementSet
-    """From seconds to the chain that keeps a client with its endpoint for so long."""
+    """From a time-out in seconds to the chain that pins a client to its endpoint for that time."""
 
 
 _ADDRESSED = (KeyField.ADDRESS, KeyField.PROTOCOL, KeyField.PORT)
@@ -120,9 +131,9 @@ ALLOWED_SOURCES = ElementSet(5, "allowed-sources", (*_ADDRESSED, KeyField.ADDRES
 PICK = ElementSet(6, "pick", (KeyField.NUMBER,), (KeyField.VERDICT,))
 """From a count to the chain that draws a slot."""
 PINS = ElementSet(7, "pins", (KeyField.ADDRESS, KeyField.NUMBER))
-"""Clients, each with the id of an endpoint that it stays with. The kernel makes them; they are no entries."""
+"""Session affinity: clients with the ID of their endpoint. Rules add them, so they are not entries."""
 SERVICE_CIDRS = ElementSet(8, "service-cidrs", (KeyField.ADDRESS, KeyField.PROTOCOL), is_interval=True)
-"""All protocols of each range. With a second field the kernel keeps both ends of a range in one element."""
+"""The ServiceCIDRs, with all protocols. With a second field the kernel stores both ends of a range in one element."""
 
 
 def _choice(number: int, prefix: str, key: tuple[KeyField, ...]) -> EndpointChoice:
@@ -164,50 +175,59 @@ def _all_sets() -> dict[int, ElementSet]:
 
 
 SETS: Mapping[int, ElementSet] = _all_sets()
-"""Every set by number; `PINS` is not among them."""
+"""All sets by number, without `PINS`."""
+
+_CHOICES = tuple(choice for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
+CHAINED = frozenset(kind.number for kind in SETS.values() if kind.leads_to_chains)
+"""Numbers of the sets whose elements lead to chains."""
+ENDPOINTS = frozenset(choice.endpoints.number for choice in _CHOICES)
+SLOTS = frozenset(choice.slots.number for choice in _CHOICES)
 
 ID_BIT = 1 << 31
-"""Tells the id of a Service port's endpoint from a slot."""
+"""Set in each endpoint ID, so that none equals a slot."""
 
 LAYOUT = ElementKey(b"\0layout")
-"""The key of everything that does not depend on Services; its value is a `Layout`."""
+"""The key of everything that does not depend on Services: the existence of the table. Its value is a `Layout`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Sets, chains and rules of a family's table; two are equal if their versions are."""
+    """Sets, chains and rules of a family's table, identified by a version."""
 
     version: str
-    """A digest of the text; empty for a table that is not as it was made."""
+    """A digest of the text; empty for a table that was changed since it was created."""
 
 
 Value = bytes | Layout
-"""Data of an element and behind it the comment, if any; nothing for an element of a set."""
+"""Data of an element followed by its comment, if any. An element of a set without a comment has an empty value."""
+
+ElementChange = Mapping[ElementKey, tuple[Value | None, Value | None]]
+"""Present and wanted value by key; None means that the element does not exist."""
 
 
 def pack_number(number: int) -> bytes:
-    """Return a number as the kernel keeps it."""
+    """Return a number as the kernel stores it."""
     return _SMALL_NUMBERS[number] if number < len(_SMALL_NUMBERS) else number.to_bytes(4, sys.byteorder)
 
 
 def unpack_number(data: bytes) -> int:
-    """Return the number that the kernel keeps so."""
+    """Return the number that the kernel stores as these bytes."""
     return int.from_bytes(data[:4], sys.byteorder)
 
 
 @lru_cache(maxsize=1024)
 def pack_port(port: int) -> bytes:
-    """Return a port as the kernel keeps it in a concatenation."""
+    """Return a port as the kernel stores it in a concatenation."""
     return port.to_bytes(2) + b"\0\0"
 
 
 def pack_protocol(protocol: Protocol) -> bytes:
-    """Return a protocol as the kernel keeps it in a concatenation."""
+    """Return a protocol as the kernel stores it in a concatenation."""
     return _PROTOCOLS[protocol]
 
 
 def pack_slots(count: int) -> Sequence[bytes]:
-    """Return the numbers from 0 to count - 1 as the kernel keeps them."""
+    """Return the numbers from 0 to count - 1 as the kernel stores them."""
     return _SMALL_NUMBERS[:count] if count <= len(_SMALL_NUMBERS) else [*map(pack_number, range(count))]
 
 

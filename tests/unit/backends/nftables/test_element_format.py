@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from pyproxy.backends.nftables.element_format import LIST_ELEMENTS, ElementFormat
+from pyproxy.backends.nftables.element_format import ElementFormat
 from pyproxy.backends.nftables.elements import ADDRESSED, ALLOWED_SOURCES, SETS, ElementSet, KeyField
 from pyproxy.linux.netlink import HEADER, attributes
 from pyproxy.linux.nf_tables_messages import BODY_AT, batch, message
+from pyproxy.linux.uapi.nf_tables import NftaSetElemList
 from pyproxy.model.address import Family
 
 families = pytest.mark.parametrize("family", Family, ids=str)
@@ -78,7 +79,7 @@ def test_lengths_add_up(kind: ElementSet, family: Family) -> None:
         [(start, end)] = [
             (left, right)
             for number, left, right in attributes(memoryview(each), BODY_AT, length)
-            if number == LIST_ELEMENTS
+            if number == NftaSetElemList.ELEMENTS
         ]
         ends = [right for _, _, right in attributes(memoryview(each), start, end)]
         starts = [left - 4 for _, left, _ in attributes(memoryview(each), start, end)]
