@@ -1,4 +1,4 @@
-# Every target does its own set-up: `make` and `git` are the only things that a fresh Debian 12 machine needs.
+# Every target installs what it needs: a fresh Debian 12 machine needs only `make` and `git`.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -7,7 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
-# The interpreter's own warnings are errors in tests (pyproject.toml); CI can be repeated by its seed.
+# The fixed seed of random examples, so that a run of CI can be reproduced.
 SEED ?= 20261121
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
@@ -19,15 +19,15 @@ help: ## Show this list
 
 install: $(VENV)/installed ## Install .venv/bin/pyproxy
 
-dist: dist/.made ## Make a wheel, and an archive that installs on a node without a package index
+dist: dist/.made ## Build a wheel, and an archive that installs on a node without a package index
 
 demo: $(VENV)/tested ## Send real packets through every kind of Service, in network namespaces
 	$(BIN)/python -m tests.demo
 
-demo-shell: $(VENV)/tested ## The same, then a prompt in the client
+demo-shell: $(VENV)/tested ## Run the demo, then open a prompt in the client
 	$(BIN)/python -m tests.demo --shell
 
-lint: $(VENV)/tested ## Style, types, import contracts, docs
+lint: $(VENV)/tested ## Check style, types, import contracts and docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -35,18 +35,18 @@ lint: $(VENV)/tested ## Style, types, import contracts, docs
 	$(BIN)/python tests/docs/cli_page.py --check
 	$(BIN)/python -m tests.docs.check
 
-# The guest has every mode, and is slow: of the packet suites those that say most, in IPVS mode, and what needs its kernel.
+# The guest supports every mode but is slow: it runs the most important packet suites in IPVS mode, and tests that need its kernel.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
 	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
 SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addresses.py -k sctp
 WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
 
-test: $(VENV)/tested ## Pure tests, the command line, and packets on this kernel and in a guest with IPVS
+test: $(VENV)/tested ## Run pure tests, the command line, and packet tests on this kernel and in a guest with IPVS
 	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS) --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest $(WITHOUT_IPVS) $(PYTEST) $(SCTP_TESTS)
 
-test-guest: $(VENV)/tested ## All tests of the IPVS mode, and what only the guest's kernel has
+test-guest: $(VENV)/tested ## Run all tests of the IPVS mode, and tests that need the guest's kernel
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
 		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes \
@@ -56,19 +56,19 @@ test-guest: $(VENV)/tested ## All tests of the IPVS mode, and what only the gues
 	$(BIN)/python -m tests.guest --seconds 1200 $(WITHOUT_IPVS) $(PYTEST) tests/packets/test_cluster_ips.py \
 		tests/packets/test_affinity.py
 
-test-cluster: $(VENV)/tested peers ## Against the real API server and the real kube-proxy
+test-cluster: $(VENV)/tested peers ## Test against the real API server and the real kube-proxy
 	$(PYTEST) tests/cluster tests/install --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest --seconds 1200 $(PYTEST) tests/cluster/test_peer_ipvs.py --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) tests/cluster/test_takeover_ipvs.py
 
-bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, some ten minutes
+bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, about ten minutes
 	$(BIN)/python -m tests.cluster.bench
 
-test-long: $(VENV)/tested peers ## Long runs with a random seed
+test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed
 	$(PYTEST) tests --long
 	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py --long
 
-# -- set-up ------------------------------------------------------------------------------------------------
+# -- setup -------------------------------------------------------------------------------------------------
 
 $(VENV)/apt: tests/apt-packages
 	@mkdir -p $(VENV)
@@ -77,7 +77,7 @@ $(VENV)/apt: tests/apt-packages
 
 $(VENV)/installed: $(VENV)/apt requirements-build.lock requirements.lock pyproject.toml
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@# The build tool first and from a lock: python-iptables comes as source, and nothing unlocked may be fetched.
+	@# The build tools first and from a lock file: python-iptables is built from source, without fetching unlocked packages.
 	$(PIP) --require-hashes -r requirements-build.lock
 	$(PIP) --require-hashes --no-build-isolation -r requirements.lock
 	$(PIP) --no-deps --no-build-isolation --editable .
@@ -87,7 +87,7 @@ $(VENV)/tested: $(VENV)/installed tests/requirements.lock
 	$(PIP) --require-hashes -r tests/requirements.lock
 	@touch $@
 
-# What is in the archive.
+# Files of the archive.
 DISTRIBUTED := $(shell find pyproxy systemd packaging -name __pycache__ -prune -o -type f -print)
 
 dist/.made: $(VENV)/installed $(DISTRIBUTED) README.md LICENSE
@@ -101,11 +101,11 @@ peers: $(VENV)/tested
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--custom-compile-command "make lock"
 
-lock: $(VENV)/tested ## Resolve the dependencies anew and write the lock files
+lock: $(VENV)/tested ## Resolve the dependencies and write the lock files
 	$(LOCK) --upgrade pyproject.toml -o requirements.lock
 	$(LOCK) --group pyproject.toml:build -o requirements-build.lock
 	$(LOCK) pyproject.toml --group dev --constraint requirements.lock -o tests/requirements.lock
 	$(LOCK) --group pyproject.toml:go -o tests/cluster/go.lock
 
-clean: ## Remove what the targets made
+clean: ## Remove everything that the targets created
 	rm -rf $(VENV) .cache build dist *.egg-info

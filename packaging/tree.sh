@@ -1,7 +1,7 @@
 #!/bin/sh
-# Make a directory that is all of pyproxy: tree.sh PYTHON DIRECTORY. It belongs at /opt/pyproxy on a machine with the
-# same minor version of Python, and needs nothing else of Python's there: no pip, no venv, no package index.
-# PYTHON has pip, and the build tools of requirements-build.lock.
+# Build a directory with pyproxy and all its dependencies. Usage: tree.sh PYTHON DIRECTORY
+# Install the directory as /opt/pyproxy on a machine with the same minor version of Python. pip, venv and a package index are
+# not needed there. PYTHON must have pip and the build tools of requirements-build.lock.
 set -eu
 python=$1
 tree=$2
@@ -11,7 +11,7 @@ packages=$tree/lib/python$version/site-packages
 source=$(mktemp -d)
 trap 'rm -rf "$source"' EXIT
 
-# Built from a copy: setuptools leaves what it made beside its sources, and takes it for current the next time.
+# Build from a copy: setuptools leaves build results next to the sources and would reuse them in the next build.
 cp -R "$here/../pyproxy" "$here/../pyproject.toml" "$here/../README.md" "$here/../LICENSE" "$source"
 
 rm -rf "$tree"
@@ -20,7 +20,7 @@ set -- install --quiet --disable-pip-version-check --no-build-isolation --no-com
 "$python" -m pip "$@" --require-hashes --requirement "$here/../requirements.lock"
 "$python" -m pip "$@" --no-deps "$source" 2>&1 | grep -v '/bin already exists' || true
 
-# A virtual environment by hand: this file and the link are what makes one.
+# A minimal virtual environment: this file and the link are sufficient.
 printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$tree/pyvenv.cfg"
 ln -s "/usr/bin/python$version" "$tree/bin/python3"
 install -m 755 "$here/pyproxy" "$tree/bin/pyproxy"
@@ -33,5 +33,5 @@ grep -v -e '^#' -e '^$' "$here/unused" | while read -r pattern; do
         *) rm -rf "${packages:?}"/$pattern ;; # the name may have a wildcard
     esac
 done
-# Compiled now, as the installed tree is read-only to the agent; checked by content, so that a copy's dates do not matter.
+# Compile now, because the installed tree is read-only for the agent. unchecked-hash, because copying changes timestamps.
 "$python" -m compileall -q --invalidation-mode unchecked-hash "$packages"

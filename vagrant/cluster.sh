@@ -1,12 +1,13 @@
 #!/bin/sh
-# Make this machine part of a kubeadm cluster without kube-proxy: cluster.sh NAME ADDRESS CONTROL-PLANE-ADDRESS. The one
-# whose address is the control plane's becomes that. Not run in tests: it needs the packages and images of Kubernetes.
+# Join this machine to a kubeadm cluster without kube-proxy. Usage: cluster.sh NAME ADDRESS CONTROL-PLANE-ADDRESS
+# If both addresses are equal, the machine becomes the control plane. Not run in tests, because it downloads packages and
+# images of Kubernetes.
 set -eu
 name=$1
 address=$2
 control=$3
 version=v1.37
-# Only for machines on a private network of this computer: whoever is on it may join.
+# Only for a private network of this computer: the token is public, so any machine on the network can join.
 token=pyprxy.0123456789abcdef
 export DEBIAN_FRONTEND=noninteractive
 
@@ -21,15 +22,15 @@ if ! command -v kubeadm >/dev/null; then
     apt-get install -y -qq kubeadm kubectl kubelet
 fi
 
-# containerd with systemd's cgroups, as kubelet has them, and Debian's place for network plugins.
+# containerd with the systemd cgroup driver, like the kubelet, and Debian's directory for network plugins.
 mkdir -p /etc/containerd /etc/cni/net.d
 containerd config default |
     sed -e 's/SystemdCgroup = false/SystemdCgroup = true/' -e 's#bin_dir = .*#bin_dir = "/usr/lib/cni"#' \
         >/etc/containerd/config.toml
 systemctl restart containerd
 
-# The pod network: a bridge on each machine, and a route to that of each other. The last number of the address makes the
-# machine's block of pods' addresses.
+# The pod network: a bridge on each machine, and routes to the bridges of the other machines. The last byte of the machine's
+# address is part of its pod CIDR.
 number=${address##*.}
 cat >/etc/cni/net.d/10-lab.conflist <<EOF
 {
@@ -61,7 +62,7 @@ Wants=network-online.target
 Type=oneshot
 RemainAfterExit=yes
 ExecStart=/bin/sh -c 'for other in 10 11 12; do [ \$\$other = $number ] || ip route replace 10.244.\$\$other.0/24 via ${address%.*}.\$\$other; done'
-# Pods reach the world through the first card.
+# Pods reach the Internet through the first interface.
 ExecStart=/bin/sh -c 'iptables -t nat -C POSTROUTING -s 10.244.$number.0/24 ! -d 10.0.0.0/8 -j MASQUERADE || iptables -t nat -A POSTROUTING -s 10.244.$number.0/24 ! -d 10.0.0.0/8 -j MASQUERADE'
 
 [Install]
@@ -70,7 +71,7 @@ EOF
 systemctl daemon-reload
 systemctl enable --quiet --now lab-routes
 
-# Not 10.0.2.15, which every machine has on its first card.
+# Not 10.0.2.15, which every machine has on its first interface.
 echo "KUBELET_EXTRA_ARGS=--node-ip=$address" >/etc/default/kubelet
 swapoff --all
 modprobe br_netfilter
@@ -83,7 +84,7 @@ if [ "$address" = "$control" ]; then
     kubeadm init --node-name "$name" --apiserver-advertise-address "$address" --pod-network-cidr 10.244.0.0/16 \
         --token "$token" --token-ttl 0 --skip-phases addon/kube-proxy
     export KUBECONFIG=/etc/kubernetes/admin.conf
-    # pyproxy is a service of systemd here, and uses the kubelet's credentials.
+    # pyproxy runs as a systemd service and uses the kubelet's credentials.
     kubectl apply --filename /vagrant/manifests/base/rbac.yaml
     kubectl create clusterrolebinding pyproxy-on-nodes --clusterrole pyproxy --group system:nodes
     kubectl taint nodes --all node-role.kubernetes.io/control-plane- || true

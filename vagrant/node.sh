@@ -1,6 +1,6 @@
 #!/bin/sh
-# Make this machine run pyproxy from the tree in /vagrant, as a service of systemd: node.sh cluster|files NAME ADDRESS.
-# ADDRESS is the machine's own on the private network. Can be run again, to bring a changed tree or changed files in.
+# Install pyproxy from the tree in /vagrant as a systemd service. Usage: node.sh cluster|files NAME ADDRESS
+# ADDRESS is the machine's address on the private network. Run it again after changing the tree or the files.
 set -eu
 lab=$1
 name=$2
@@ -14,12 +14,12 @@ fail() {
 
 [ "$(id -u)" = 0 ] || fail "needs root"
 case $address in
-    10.0.2.*) fail "$address is Vagrant's own network, where every machine has the same address:" \
-        "give the address of the private network" ;;
-    127.*) fail "$address is this machine to itself only: give the address of the private network" ;;
+    10.0.2.*) fail "$address is on Vagrant's own network, where every machine has the same address:" \
+        "use the address on the private network" ;;
+    127.*) fail "$address is a loopback address: use the address on the private network" ;;
 esac
-ip -oneline address show | grep -q " inet $address/" || fail "$address is on no card of this machine: in the Vagrantfile" \
-    "it is the ip of private_network; kubelet and kubeadm need the same one (--node-ip, --apiserver-advertise-address)"
+ip -oneline address show | grep -q " inet $address/" || fail "no interface of this machine has $address: use the ip of" \
+    "private_network in the Vagrantfile, also for kubelet (--node-ip) and kubeadm (--apiserver-advertise-address)"
 
 for package in iptables nftables python3; do
     dpkg-query --show --showformat '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="${missing:-} $package"
@@ -30,12 +30,11 @@ if [ -n "${missing:-}" ]; then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $missing
 fi
 
-# The name is the private address, and not 127.0.1.1, which is what the box says.
+# The host name resolves to the private address, not to 127.0.1.1 as in the box.
 sed -i "/^127\.0\.[12]\.1[[:space:]]/d; /[[:space:]]$name\$/d" /etc/hosts
 echo "$address $name" >>/etc/hosts
 
-# What a node needs besides pyproxy: it forwards, and iptables sees what passes a bridge. A "-" forgives the kernel that
-# has no such setting.
+# A node must forward packets, and iptables must see bridged packets. "-" ignores settings that the kernel does not have.
 mkdir -p /etc/modules-load.d /etc/sysctl.d
 echo br_netfilter >/etc/modules-load.d/pyproxy-lab.conf
 modprobe --quiet br_netfilter || true
@@ -47,7 +46,7 @@ net.ipv6.conf.all.forwarding = 1
 EOF
 /lib/systemd/systemd-sysctl /etc/sysctl.d/90-pyproxy-lab.conf
 
-# The archive of `make dist`, or one that is made here, in a copy.
+# Use the archive of `make dist`, or build one here from a copy of the tree.
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 set -- "$tree"/dist/pyproxy-*.tar.gz
@@ -70,7 +69,7 @@ case $lab in
         echo "$name" >/srv/lab/index.html
         cat >/etc/systemd/system/lab-web.service <<EOF
 [Unit]
-Description=A web server that says which machine it is on
+Description=Web server that returns the name of its machine
 After=network-online.target
 Wants=network-online.target
 
@@ -87,10 +86,10 @@ EOF
         flags="$flags --manifests=/etc/pyproxy/manifests"
         ;;
     cluster)
-        # Of the kubelet, which kubeadm has made; cluster.sh lets nodes see Services.
+        # The kubelet's kubeconfig, which kubeadm creates. cluster.sh gives nodes the permissions of pyproxy.
         flags="$flags --kubeconfig=/etc/kubernetes/kubelet.conf"
         ;;
-    *) fail "$lab is no kind of lab: cluster or files" ;;
+    *) fail "unknown lab $lab: use cluster or files" ;;
 esac
 echo "PYPROXY_FLAGS=$flags ${PYPROXY_MORE_FLAGS:-}" >/etc/default/pyproxy
 systemctl enable --quiet pyproxy

@@ -69,7 +69,7 @@ def test_scripts_are_sound(pattern: str) -> None:
     [
         ("10.0.2.15", "where every machine has the same address"),
         ("127.0.1.1", "is this machine to itself only"),
-        ("192.168.56.99", "is on no card of this machine"),
+        ("192.168.56.99", "no interface of this machine has"),
     ],
 )
 def test_a_wrong_address_is_refused(machines: dict[str, Machine], address: str, reason: str) -> None:
