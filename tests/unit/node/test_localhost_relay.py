@@ -75,7 +75,7 @@ def saying(text: bytes) -> Serve:
     """Return what greets and goes."""
 
     def serve(connection: socket.socket) -> None:
-        with connection:
+        with connection, suppress(OSError):  # the client may be gone before
             connection.sendall(text)
 
     return serve
