@@ -127,11 +127,11 @@ def nft_word(family: Family) -> str:
     return "ip" if family is Family.IPV4 else "ip6"
 
 
-def hide_extension(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have programs of iptables, and libraries, not find the extension of `WITH_MISSING`, as in a small container."""
+def hide_extension(directory: Path, monkeypatch: pytest.MonkeyPatch, missing: str = _MISSING) -> None:
+    """Have programs of iptables, and libraries, not find an extension, as in a small container."""
     [installed] = (path for path in Path("/usr/lib").glob("*/xtables") if path.is_dir())
     for path in installed.iterdir():
-        if path.name != f"libxt_{_MISSING}.so":
+        if path.name != f"libxt_{missing}.so":
             (directory / path.name).symlink_to(path)
     monkeypatch.setenv("XTABLES_LIBDIR", str(directory))
 
