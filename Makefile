@@ -37,7 +37,9 @@ lint: $(VENV)/tested ## Check style, types, import contracts and docs
 
 # The guest supports every mode but is slow: it runs the most important packet suites in IPVS mode, and tests that need its kernel.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
-	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/guest/test_drain.py tests/properties/test_ipvs.py
+	$(addprefix tests/packets/test_flags.py::test_node_ports_answer_on_,ipv4_localhost_by_name ipv6_localhost_by_name) \
+	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/properties/test_ipvs.py \
+	tests/guest/test_drain.py tests/guest/test_foreign_objects.py
 SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addresses.py -k sctp
 WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
 
@@ -63,6 +65,7 @@ test-cluster: $(VENV)/tested peers ## Test against the real API server and the r
 
 bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, about ten minutes
 	$(BIN)/python -m tests.cluster.bench
+	$(BIN)/python -m tests.bench.relay
 
 test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed
 	$(PYTEST) tests --long

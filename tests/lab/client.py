@@ -29,6 +29,8 @@ from .datagram import (
 from .values import DEFAULT_TIMEOUT_SECONDS, Identity, Outcome, Probe, Protocol, RefusedBy, Verdict
 
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+_SLICES = 8
+"""Of a time-out."""
 _raw_ports = itertools.cycle(range(20000, 30000))
 """Source ports for SCTP: the kernel assigns none to a raw socket. They are below the kernel's ephemeral range."""
 
@@ -113,15 +115,23 @@ class Channel(ABC):
         """Send a question, if the protocol needs one, and return the server's line."""
 
     async def _outcome(self, *, is_first: bool) -> Outcome:
+        exchange = asyncio.ensure_future(self._exchange(is_first=is_first))
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                if is_first:
-                    await self._connect()
-                return Outcome(Verdict.REPLY, Identity.parse(await self._ask(is_first=is_first)))
-        except TimeoutError:
+            for _ in range(_SLICES):
+                # While the whole machine is stopped, no answer can come: that counts as one slice at most.
+                await asyncio.wait([exchange], timeout=self._timeout_seconds / _SLICES)
+                if exchange.done():
+                    return exchange.result()
             return Outcome(Verdict.TIMEOUT)
         except OSError as error:
             return self._failure(error)
+        finally:
+            exchange.cancel()
+
+    async def _exchange(self, *, is_first: bool) -> Outcome:
+        if is_first:
+            await self._connect()
+        return Outcome(Verdict.REPLY, Identity.parse(await self._ask(is_first=is_first)))
 
     def _failure(self, error: OSError) -> Outcome:
         number = error.errno or 0
