@@ -102,7 +102,7 @@ def metrics_server(metrics: Metrics, board: StatusBoard, config: Config) -> WSGI
 
 def _flags_text(config: Config) -> str:
     """Write all flags with the values that they have in effect, wherever these come from."""
-    values = ((about.flag, about.grammar, getattr(config, name)) for name, about in OPTIONS.items())
+    values = ((about.flag, about.grammar, about.value(config)) for about in OPTIONS.values())
     lines = sorted(
         f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
     )
@@ -114,9 +114,9 @@ def _configuration_page(config: Config) -> HttpPage:
     from pyproxy.config.effective_config import effective_configuration  # noqa: PLC0415  # only where somebody asks
 
     own = {
-        about.flag: about.grammar.write(getattr(config, name))
-        for name, about in OPTIONS.items()
-        if about.own and getattr(config, name) is not None
+        about.flag: about.grammar.write(about.value(config))
+        for about in OPTIONS.values()
+        if about.own and about.value(config) is not None
     }
     tree = {"kubeproxy.config.k8s.io": effective_configuration(config), "pyproxy.io": own}
     return HttpPage(json.dumps(tree, separators=(",", ":")), "application/json")

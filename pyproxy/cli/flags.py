@@ -105,7 +105,8 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
     defaults = Config()
     flags: list[click.Parameter] = []
     for attribute in sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag):
-        about, default = OPTIONS[attribute], getattr(defaults, attribute)
+        about = OPTIONS[attribute]
+        default = about.value(defaults)
         shown = "" if default is None or default is False else about.grammar.write(default)
         text = f"{about.help}  [default: {shown}]" if shown else about.help
         names = [f"--{about.flag}", *(["-v"] if attribute == "v" else []), attribute]

@@ -1,15 +1,18 @@
-"""What the user can ask for: one frozen Config, the only place where the default of a flag with effect is written.
+"""What the user can choose: one frozen Config, the only place where the default of an option is written.
 
-A field of Config is a flag: ``proxy_mode`` is ``--proxy-mode``, ``iptables_sync_period_seconds`` is
-``--iptables-sync-period``. Command line, help and docs are made from these fields, and a configuration file is read
-into the same values (`config.config_file`). Nothing here looks at the machine. Names, types and defaults are those of kube-proxy 1.37
-(``cmd/kube-proxy/app/options.go``), limits those of its ``apis/config/validation``, unless the help says otherwise.
+An option is a field of Config or of one of its groups, and is a flag: ``proxy_mode`` is ``--proxy-mode``, ``ipvs.scheduler``
+is ``--ipvs-scheduler``. The command line, its help and docs/cli.md are made from the options, and configuration files are
+read into the same values (`config.config_file`). Nothing here reads the state of the machine. Names, types and defaults
+are those of kube-proxy 1.37 (``cmd/kube-proxy/app/options.go``), limits those of its ``apis/config/validation``, unless
+the help says otherwise.
+
+An option is identified by its attribute, the name of its flag in snake_case: ``ipvs_scheduler``.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
+from typing import Any
 
 from pyproxy.config.grammar import (
     ADDRESS,
@@ -31,10 +34,12 @@ from pyproxy.config.grammar import (
     write_duration,
     write_list,
 )
-from pyproxy.config.ignored_flags import HEALTHZ_PORT, METRICS_PORT
-from pyproxy.config.ipvs_flags import IpvsFlags
+from pyproxy.config.ignored_options import HEALTHZ_PORT, METRICS_PORT, IgnoredOptions
+from pyproxy.config.ipvs_options import IpvsOptions
 from pyproxy.config.option import (
+    group,
     interface_name,
+    label_value,
     not_negative,
     one_for_each_family,
     option,
@@ -46,25 +51,35 @@ from pyproxy.errors import ConfigError
 from pyproxy.logs import LogFormat
 from pyproxy.model.address import ListenAddress, Network, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
+from pyproxy.model.suggestion import suggestion
 
 
 class ProxyMode(Enum):
     """A way to program the kernel; values as ``--proxy-mode`` takes them."""
 
     AUTO = "auto"
-    """The nftables mode where kernel and ``nft`` have all that it needs, else the iptables mode."""
+    """The nftables mode if kernel and ``nft`` support everything that it needs, else the iptables mode."""
     IPTABLES = "iptables"
     IPVS = "ipvs"
     NFTABLES = "nftables"
 
 
 class IptablesVariant(Enum):
-    """Which kernel interface behind ``iptables`` to program; values as ``--iptables-variant`` takes them."""
+    """The kernel interface behind ``iptables``; values as ``--iptables-variant`` takes them."""
 
     AUTO = "auto"
-    """The one that the node uses already."""
+    """The variant that the node already uses."""
     LEGACY = "legacy"
     NFT = "nft"
+
+
+class Takeover(Enum):
+    """How to deal with kube-proxy on the node; values as ``--takeover`` takes them."""
+
+    AUTO = "auto"
+    """Wait for a running kube-proxy to stop; remove its stale rules once our own rules are complete."""
+    NEVER = "never"
+    """Neither wait nor remove."""
 
 
 class NodePortAddresses(Enum):
@@ -93,14 +108,13 @@ def _node_port_block(text: str) -> Network:
     try:
         return parse_network(text)
     except ValueError:
-        close = get_close_matches(text.lower(), _KEYWORDS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = suggestion(text, _KEYWORDS)
         message = f"{text!r} is not a CIDR block or one of the keywords {', '.join(_KEYWORDS)}{hint}"
         raise ValueError(message) from None
 
 
 def _keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
-    """Take each keyword at most once, as kube-proxy's validation does; a block may be repeated."""
+    """Accept each keyword at most once, as kube-proxy's validation does; a block may be repeated."""
     for word in NodePortAddresses:
         if value.count(word) > 1:
             message = f"has the keyword {word} twice"
@@ -112,191 +126,228 @@ NODEPORT_ADDRESSES = Grammar("CIDR|KEYWORD,...", _parse_nodeport_addresses, writ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Config(IpvsFlags):
+class Config:
     """Everything that the user can choose. Times are in seconds; an empty text means that nothing was given.
 
     Raises:
         ConfigError: a value is out of its limits, or two values contradict each other; the message names the flag.
     """
 
-    config: str = option("", PATH, "KubeProxyConfiguration file (v1alpha1), as kubeadm writes it; flags win over it.")
+    config: str = option(
+        "", PATH, "KubeProxyConfiguration file (v1alpha1), such as the one that kubeadm writes. Flags override it."
+    )
     pyproxy_config: str = option(
         "",
         PATH,
-        "PyproxyConfiguration file, for what is pyproxy's own; wins over --config, and flags win over it.",
+        "PyproxyConfiguration file, for pyproxy's own settings. Overrides --config; flags override both.",
         own=True,
     )
     write_config_to: str = option(
-        "", PATH, "Write the configuration as a KubeProxyConfiguration, defaults included, to this file and exit."
+        "", PATH, "Write the configuration, including defaults, as a KubeProxyConfiguration to this file and exit."
     )
     manifests: str = option(
         "",
         PATH,
-        "Directory or file with Kubernetes objects in YAML or JSON, or - for standard input; replaces the API server.",
+        "Directory or file with Kubernetes objects in YAML or JSON, or - for standard input. Replaces the API server.",
         own=True,
     )
     kubeconfig: str = option(
         "",
         PATH,
-        "Kubeconfig that says how to reach the API server. Without it and --master: the pod's service account.",
+        "Kubeconfig file with address and credentials of the API server. Without this flag and --master, pyproxy uses"
+        " the pod's service account.",
     )
-    master: str = option("", URL, "URL of the API server; wins over the one in the kubeconfig.")
+    master: str = option("", URL, "URL of the API server. Overrides the URL in the kubeconfig.")
     api_servers: tuple[str, ...] = option(
         (),
         URLS,
-        "URLs of several API servers, in place of the kubeconfig's: one is used for as long as it answers, then the next.",
+        "URLs of several API servers, instead of the one in the kubeconfig. pyproxy uses one server until it fails, then"
+        " the next one.",
         own=True,
     )
     hostname_override: str = option(
-        "", NODE_NAME, "Name of this node's Node object; without it, the host name. Trimmed and lower-cased."
+        "",
+        NODE_NAME,
+        "Name of this node's Node object, instead of the host name. White space around it is removed, and upper case"
+        " becomes lower case.",
     )
     bind_address: bytes = option(
         parse_ip("0.0.0.0"),  # noqa: S104 (nothing listens on it)
         ADDRESS,
-        "Primary IP of this node; 0.0.0.0 and :: mean the Node object's. Despite its name nothing listens on it.",
+        "Primary IP of this node; 0.0.0.0 or :: selects the IP of the Node object. Despite its name nothing listens on"
+        " it.",
     )
     proxy_mode: ProxyMode = option(
         ProxyMode.IPTABLES,
         one_of(ProxyMode, empty=ProxyMode.IPTABLES),
-        "How to program the kernel; auto: nftables where kernel and nft have all it needs, else iptables.",
+        "How to program the kernel. auto selects nftables if kernel and nft support everything it needs, else iptables.",
     )
     iptables_variant: IptablesVariant = option(
         IptablesVariant.AUTO,
         one_of(IptablesVariant),
-        "Kernel interface behind iptables; auto uses the one that this node's kubelet and other rules use.",
+        "Kernel interface behind iptables. auto selects the one that the kubelet and other rules on this node use.",
+        own=True,
+    )
+    takeover: Takeover = option(
+        Takeover.AUTO,
+        one_of(Takeover),
+        "How to deal with kube-proxy on this node. auto waits until kube-proxy has stopped, and removes its rules once"
+        " pyproxy's own rules are complete; never does neither.",
+        own=True,
+    )
+    service_proxy_name: str = option(
+        "",
+        TEXT,
+        "Run side-by-side with kube-proxy: serve only Services whose label service.kubernetes.io/service-proxy-name has"
+        " this value, and do not touch kube-proxy's rules. For iptables and nftables mode.",
+        check=label_value,
         own=True,
     )
     cluster_cidr: tuple[Network, ...] = option(
         (),
         CIDRS,
-        "Addresses of the cluster's pods, one block for each IP family; for --detect-local-mode=ClusterCIDR.",
+        "CIDR blocks of the cluster's pods, one for each IP family; for --detect-local-mode=ClusterCIDR.",
         check=one_for_each_family,
     )
     detect_local_mode: DetectLocalMode = option(
         DetectLocalMode.CLUSTER_CIDR,
         one_of(DetectLocalMode, empty=DetectLocalMode.CLUSTER_CIDR),
-        "How to tell that a packet comes from a pod.",
+        "How to recognise packets from pods of this node.",
     )
     pod_bridge_interface: str = option(
         "",
         TEXT,
-        "Bridge that pods' packets come in on; for --detect-local-mode=BridgeInterface.",
+        "Bridge interface on which packets from pods arrive; for --detect-local-mode=BridgeInterface.",
         check=interface_name(15),
     )
     pod_interface_name_prefix: str = option(
         "",
         TEXT,
-        "How the names of pods' interfaces begin; for --detect-local-mode=InterfaceNamePrefix.",
+        "Prefix of the names of the pods' interfaces; for --detect-local-mode=InterfaceNamePrefix.",
         check=interface_name(14),
     )
     masquerade_all: bool = option(False, SWITCH, "Masquerade all traffic to cluster IPs.")
     iptables_masquerade_bit: int = option(
-        14, INT, "Bit of the packet mark, 0 to 31, that says: masquerade this packet.", check=within(0, 31)
+        14, INT, "Bit of the packet mark, 0 to 31, that marks packets to masquerade.", check=within(0, 31)
     )
     nodeport_addresses: tuple[Network | NodePortAddresses, ...] = option(
         (),
         NODEPORT_ADDRESSES,
-        "Local addresses on which node ports answer: CIDR blocks and the keywords primary (the Node object's), localhost"
-        " (127.0.0.0/8 and ::1/128) and all. Without the flag: all; in nftables mode primary.",
+        "Local addresses that serve node ports: CIDR blocks and the keywords primary (the IP of the Node object),"
+        " localhost (127.0.0.0/8 and ::1/128) and all. Without this flag: all; in nftables mode primary.",
         check=_keywords_once,
     )
-    iptables_localhost_nodeports: bool = option(True, SWITCH, "Let node ports answer on IPv4 loopback addresses too.")
+    iptables_localhost_nodeports: bool = option(True, SWITCH, "Also serve node ports on IPv4 loopback addresses.")
     iptables_min_sync_period_seconds: float | None = option(
         None,
         DURATION,
-        "Shortest time between two writes to the kernel; 0: none. Without the flag: chosen by what a write costs.",
+        "Shortest time between two syncs; 0 for no limit. Without this flag the time depends on how long a sync takes.",
         check=not_negative,
     )
     iptables_sync_period_seconds: float = option(
         30.0,
         DURATION,
-        "Longest time until a failed sync is repeated. External changes are detected at any time, not by this period.",
+        "Longest time until a failed sync is retried, and time between two retries of quarantined Services. It is not a"
+        " resync period: external changes are detected independently of it. Only if the kernel cannot report every change"
+        " (legacy iptables), all rules are compared every ten periods.",
         check=positive,
     )
     conntrack_max_per_core: int = option(
         32768,
         INT,
-        "Connections to track for each CPU; 0 leaves the kernel's limit, and --conntrack-min, alone.",
+        "Largest number of tracked connections per CPU; 0 keeps the kernel's limit and ignores --conntrack-min.",
         check=not_negative,
     )
     conntrack_min: int = option(
-        131072, INT, "Connections to track at least, whatever --conntrack-max-per-core comes to.", check=not_negative
+        131072,
+        INT,
+        "Lower bound for the largest number of tracked connections, regardless of --conntrack-max-per-core.",
+        check=not_negative,
     )
     conntrack_tcp_timeout_established_seconds: float = option(
         86400.0,
         DURATION,
-        "How long an idle TCP connection is tracked; 0 leaves the kernel's value.",
+        "Time for which an idle TCP connection is tracked; 0 keeps the kernel's value.",
         check=not_negative,
     )
     conntrack_tcp_timeout_close_wait_seconds: float = option(
         3600.0,
         DURATION,
-        "How long a TCP connection in CLOSE_WAIT is tracked; 0 leaves the kernel's value.",
+        "Time for which a TCP connection in CLOSE_WAIT is tracked; 0 keeps the kernel's value.",
         check=not_negative,
     )
     conntrack_tcp_be_liberal: bool = option(
-        False, SWITCH, "Let TCP packets outside the window pass as part of their connection."
+        False, SWITCH, "Track TCP packets outside the window as part of their connection instead of as invalid."
     )
     conntrack_udp_timeout_seconds: float = option(
-        0.0, DURATION, "How long a UDP flow without reply is tracked; 0 leaves the kernel's value.", check=not_negative
+        0.0,
+        DURATION,
+        "Time for which a UDP flow without replies is tracked; 0 keeps the kernel's value.",
+        check=not_negative,
     )
     conntrack_udp_timeout_stream_seconds: float = option(
-        0.0, DURATION, "How long a UDP flow with replies is tracked; 0 leaves the kernel's value.", check=not_negative
+        0.0,
+        DURATION,
+        "Time for which a UDP flow with replies is tracked; 0 keeps the kernel's value.",
+        check=not_negative,
     )
     metrics_bind_address: ListenAddress | ListenSelector | None = option(
         ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
         listen_selector(METRICS_PORT),
-        "Where metrics are served: on an address, or on all that are in a CIDR block or of an interface; empty or port 0:"
-        " nowhere.",
+        "Address of the metrics server: an IP, or a CIDR block or interface for all local addresses in it. Empty or"
+        " port 0 disables the server.",
     )
     healthz_bind_address: ListenAddress | None = option(
-        ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers ask from outside)
+        ListenAddress(parse_ip("0.0.0.0"), HEALTHZ_PORT),  # noqa: S104 (load balancers connect from outside)
         listen_address(HEALTHZ_PORT),
-        "Where health is served; empty or port 0: nowhere. 0.0.0.0 and :: are every address of both families.",
+        "Address of the health server; 0.0.0.0 or :: for all addresses of both families. Empty or port 0 disables the"
+        " server.",
     )
     bind_address_hard_fail: bool = option(
-        False, SWITCH, "Exit when an address for health or metrics cannot be had; without it, it is tried again."
+        False, SWITCH, "Exit if pyproxy cannot listen on the address for health or metrics, instead of retrying."
     )
     init_only: bool = option(
-        False, SWITCH, "Only set the kernel settings that need full privileges, then exit; for an init container."
+        False, SWITCH, "Only set the kernel parameters that need full privileges, then exit; for an init container."
     )
     oom_score_adj: int = option(
         -999,
         INT,
-        "Value for /proc/self/oom_score_adj, -1000 to 1000; the lower, the later the kernel kills pyproxy.",
+        "Value for /proc/self/oom_score_adj, -1000 to 1000; the kernel kills processes with low values last.",
         check=within(-1000, 1000),
     )
-    v: int = option(0, COUNT, "Log level: 2 and 3 tell each sync, 4 and above every step.")
-    logging_format: LogFormat = option(LogFormat.TEXT, one_of(LogFormat), "How log lines look.")
+    v: int = option(0, COUNT, "Log level: 2 and 3 log each sync, 4 and above every step.")
+    logging_format: LogFormat = option(LogFormat.TEXT, one_of(LogFormat), "Format of log lines.")
+    ipvs: IpvsOptions = group(IpvsOptions(), prefix="ipvs")
+    ignored: IgnoredOptions = group(IgnoredOptions())
 
     def __post_init__(self) -> None:
-        for attribute, about in OPTIONS.items():
-            about.require_usable(getattr(self, attribute))
+        for about in OPTIONS.values():
+            about.require_usable(about.value(self))
         self._require_ordered_periods()
         self._require_interface()
         self._require_one_source()
 
     @property
     def min_sync_period_seconds(self) -> float | None:
-        """Return the shortest time between two writes in this mode; None: chosen by what a write costs."""
+        """Return the shortest time between two syncs in this mode; None if it depends on how long a sync takes."""
         is_ipvs = self.proxy_mode is ProxyMode.IPVS
-        return self.ipvs_min_sync_period_seconds if is_ipvs else self.iptables_min_sync_period_seconds
+        return self.ipvs.min_sync_period_seconds if is_ipvs else self.iptables_min_sync_period_seconds
 
     @property
     def sync_period_seconds(self) -> float:
-        """Return the time between two looks at what failed, and at what others did, in this mode."""
-        return self.ipvs_sync_period_seconds if self.proxy_mode is ProxyMode.IPVS else self.iptables_sync_period_seconds
+        """Return the longest time until a failed sync is retried in this mode."""
+        return self.ipvs.sync_period_seconds if self.proxy_mode is ProxyMode.IPVS else self.iptables_sync_period_seconds
 
     @property
     def own_ports(self) -> dict[int, str]:
-        """Return the ports that this configuration makes the agent listen on, and how messages name each."""
+        """Return the ports on which the agent listens with this configuration, with the name of each for messages."""
         servers = {"metrics-bind-address": self.metrics_bind_address, "healthz-bind-address": self.healthz_bind_address}
         return {address.port: f"pyproxy (--{flag})" for flag, address in servers.items() if address is not None}
 
     def _require_ordered_periods(self) -> None:
         for mode, shortest, longest in (
             ("iptables", self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds),
-            ("ipvs", self.ipvs_min_sync_period_seconds, self.ipvs_sync_period_seconds),
+            ("ipvs", self.ipvs.min_sync_period_seconds, self.ipvs.sync_period_seconds),
         ):
             if shortest is not None and shortest > longest:
                 message = (
@@ -320,14 +371,30 @@ class Config(IpvsFlags):
             message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
             raise ConfigError(message)
         if self.api_servers and (self.manifests or self.master):
-            message = "--api-servers: are the API servers; --manifests and --master cannot be given with it"
+            message = "--api-servers: selects the API servers; --manifests and --master cannot be given with it"
             raise ConfigError(message)
 
 
 OPTIONS = options_of(Config)
-"""Attribute of Config to what is known of its flag."""
+"""All options, by attribute."""
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Return a Config with these values, by attribute, and defaults for all other options.
+
+    Raises:
+        ConfigError: see `Config`.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for attribute, value in values.items():
+        about = OPTIONS[attribute]
+        grouped.setdefault(about.group, {})[about.name] = value
+    ungrouped = grouped.pop("", {})
+    defaults = Config()
+    groups = {name: replace(getattr(defaults, name), **inner) for name, inner in grouped.items()}
+    return Config(**ungrouped, **groups)
 
 
 def ignored_warnings(given: Iterable[str]) -> tuple[str, ...]:
-    """Return a warning for each given attribute that pyproxy does not act on."""
+    """Return a warning for each given attribute that has no effect."""
     return tuple(f"--{OPTIONS[name].flag} {OPTIONS[name].ignored}" for name in given if OPTIONS[name].ignored)

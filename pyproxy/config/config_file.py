@@ -1,47 +1,58 @@
-"""Configuration files to the values that flags would have given: kube-proxy's, and pyproxy's own beside it.
+"""Configuration files to the values that flags would have: kube-proxy's, and pyproxy's own beside it.
 
-kube-proxy's is a KubeProxyConfiguration, whose fields stand in `config_fields`. pyproxy's own settings have a file and a
-kind of their own, so that kube-proxy's stays one that kube-proxy takes: each own flag is a field of it, and so are fields
-of kube-proxy's that may have values here that kube-proxy does not know. Own file before kube-proxy's, flags before both.
+kube-proxy's is a KubeProxyConfiguration (`kube_proxy_configuration`). pyproxy's own settings have a kind of their own, so
+that kube-proxy can still read its file: a PyproxyConfiguration has a field for each own option, and for those options of
+kube-proxy that accept values here that kube-proxy does not know. Flags override the own file, which overrides
+kube-proxy's.
 
-What kube-proxy takes for «not given» is so here: null, an empty text or list, and for most fields zero
-(``apis/config/v1alpha1/defaults.go``), so that a file that kubeadm wrote says little. Fields that nobody knows are
-warned of and passed over, as kube-proxy does; a value of the wrong kind is an error, and all errors are told at once.
+As in kube-proxy, null, an empty text or list, and in most fields zero mean the default
+(``apis/config/v1alpha1/defaults.go``). An unknown field causes a warning and is ignored, as in kube-proxy. A value of the
+wrong type or out of its limits is an error; all errors of a file are reported at once.
 """
 
 import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
-from pyproxy.config.config_fields import ANY, API_VERSION, FIELDS, KIND, ConfigField
-from pyproxy.config.ignored_flags import HEALTHZ_PORT, METRICS_PORT
+from pyproxy.config.config_fields import ConfigField, fields_of, sets
+from pyproxy.config.grammar import DURATION, Grammar, write_bool
+from pyproxy.config.ignored_options import HEALTHZ_PORT, METRICS_PORT
+from pyproxy.config.kube_proxy_configuration import API_VERSION, KubeProxyConfiguration
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family, ListenAddress, family_of, parse_ip
+from pyproxy.model.suggestion import suggestion
 from pyproxy.yaml_documents import YamlDocument, YamlError, yaml_documents
 
 OWN_API_VERSION = "pyproxy.io/v1alpha1"
-OWN_KIND = "PyproxyConfiguration"
 _ACRONYMS = {"Ip": "IP", "Ips": "IPs", "Cidr": "CIDR", "Cidrs": "CIDRs"}
+_AnyValue = bool | int | str | list[str] | None
+"""What a flag can be given as: the type of every field of a PyproxyConfiguration."""
 
 
-def _own_fields() -> Iterator[tuple[str, ConfigField]]:
-    yield "mode", ConfigField("proxy_mode", ANY)
-    yield "metricsBindAddress", ConfigField("metrics_bind_address", ANY)
+def _own_configuration() -> type[msgspec.Struct]:
+    """Make the struct of a PyproxyConfiguration: a field for each own option, in camelCase."""
+    names = {"proxy_mode": "mode", "metrics_bind_address": "metricsBindAddress"}
     for attribute, about in OPTIONS.items():
         if about.own and attribute != "pyproxy_config":
-            first, *more = (word.title() for word in about.flag.split("-"))
-            yield (
-                first.lower() + "".join(_ACRONYMS.get(word, word) for word in more),
-                ConfigField(attribute, ANY, keeps_zero=True),
+            first, *more = about.flag.split("-")
+            names[attribute] = first + "".join(_ACRONYMS.get(word, word) for word in map(str.title, more))
+    return msgspec.defstruct(
+        "PyproxyConfiguration",
+        [
+            (
+                attribute,
+                Annotated[_AnyValue, sets(attribute, keeps_zero=OPTIONS[attribute].own)],
+                msgspec.field(name=name, default=None),
             )
-
-
-OWN_FIELDS: Mapping[str, ConfigField] = dict(_own_fields())
+            for attribute, name in names.items()
+        ],
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,52 +60,53 @@ class Schema:
     """A kind of configuration file."""
 
     flag: str
-    """Which names the file."""
+    """The flag that names the file."""
     api_version: str
-    kind: str
+    configuration: type[msgspec.Struct]
+    """Its name is the ``kind``."""
     fields: Mapping[str, ConfigField]
 
-    @property
-    def sections(self) -> set[str]:
-        """Return the paths that have fields below them."""
-        return {path[:at] for path in self.fields for at, letter in enumerate(path) if letter == "."}
 
-
-_KUBE_PROXYS = Schema("--config", API_VERSION, KIND, FIELDS)
-_OWN = Schema("--pyproxy-config", OWN_API_VERSION, OWN_KIND, OWN_FIELDS)
+_KUBE_PROXYS = Schema("--config", API_VERSION, KubeProxyConfiguration, fields_of(KubeProxyConfiguration))
+_OWN = _own_configuration()
+_OWNS = Schema("--pyproxy-config", OWN_API_VERSION, _OWN, fields_of(_OWN))
+FIELDS = _KUBE_PROXYS.fields
+"""Fields of a KubeProxyConfiguration by path."""
+OWN_FIELDS = _OWNS.fields
+"""Fields of a PyproxyConfiguration."""
 
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """What a file says."""
+    """The content of a file."""
 
     path: str
     values: Mapping[str, Any]
-    """By attribute of Config. What the file leaves to the defaults, and what flags say otherwise, is not here."""
+    """By attribute of Config; without those that the file leaves to the default, and those that flags override."""
     warnings: tuple[str, ...]
     fields: Mapping[str, str]
     """Flag to the field that its value came from, or would have come from."""
     text: str = field(repr=False)
 
-    def blamed(self, message: str) -> str:
-        """Return a message of Config with file and fields in place of the flags that nobody gave."""
+    def with_fields(self, message: str) -> str:
+        """Return a message of Config with the file and its fields instead of flags that were not given."""
 
         def field_of(match: re.Match[str]) -> str:
             return self.fields.get(match[1], match[0])
 
-        told = re.sub(r"--([a-z][a-z-]*[a-z])", field_of, message)
-        return message if told == message else f"{self.path}: {told}"
+        changed = re.sub(r"--([a-z][a-z-]*[a-z])", field_of, message)
+        return message if changed == message else f"{self.path}: {changed}"
 
     def origins(self) -> dict[str, str]:
-        """Return for each attribute of `values` where its value stands."""
+        """Return for each attribute of `values` the file and field that it comes from."""
         return {name: f"{self.path}: {self.fields.get(OPTIONS[name].flag, 'bindAddress')}" for name in self.values}
 
 
 def read_files(given: Mapping[str, Any]) -> list[ConfigFile]:
-    """Read the files that flags name, the one that counts most first.
+    """Read the files that flags name, the one with the highest precedence first.
 
     Args:
-        given: by attribute of Config, what flags say.
+        given: values of flags, by attribute of Config.
 
     Raises:
         ConfigError: see `read_config_file`.
@@ -108,185 +120,227 @@ def read_files(given: Mapping[str, Any]) -> list[ConfigFile]:
 
 
 def read_config_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
-    """Read a file of kube-proxy's.
+    """Read a KubeProxyConfiguration.
 
     Args:
-        path: of the file.
-        typed: by attribute of Config, what wins over the file.
+        path: path of the file.
+        typed: values that override the file, by attribute of Config.
 
     Raises:
-        ConfigError: the file cannot be read, is none of its kind, or values are out of their limits; names file and
-            field of each.
+        ConfigError: the file cannot be read, is of another kind, or has wrong values; names file and field of each.
     """
-    reader = _ConfigReader(_KUBE_PROXYS, path, typed)
-    reader.mode = typed.get("proxy_mode") or reader.own_mode()
-    file = reader.read()
-    values = {**file.values}
-    if "manifests" in typed:  # which replace the API server
+    file = _ConfigReader(_KUBE_PROXYS, path, typed).read()
+    values = dict(file.values)
+    if "manifests" in typed:
+        # Manifests replace the API server.
         values.pop("kubeconfig", None)
-    return replace(file, values=_with_listen_defaults(values, typed))
+    address = values.get("bind_address")
+    if address is not None and family_of(address) is Family.IPV6:
+        # On a node with an IPv6 address servers listen on IPv6 by default.
+        defaults = {
+            "metrics_bind_address": ListenAddress(parse_ip("::1"), METRICS_PORT),
+            "healthz_bind_address": ListenAddress(parse_ip("::"), HEALTHZ_PORT),
+        }
+        values = {name: value for name, value in defaults.items() if name not in typed} | values
+    return replace(file, values=values)
 
 
 def read_own_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
     """Read a PyproxyConfiguration; arguments, result and errors are those of `read_config_file`."""
-    return _ConfigReader(_OWN, path, typed).read()
+    return _ConfigReader(_OWNS, path, typed).read()
+
+
+_NOT_GIVEN: Any = object()
 
 
 @dataclass(slots=True)
 class _ConfigReader:
-    """Reads one file, and gathers what is wrong with it."""
+    """Reads one file, and collects its errors and warnings."""
 
     schema: Schema
     path: str
     typed: Mapping[str, Any]
-    mode: ProxyMode = ProxyMode.IPTABLES
-    _text: str = field(init=False)
     _document: YamlDocument = field(init=False)
-    _found: list[tuple[str, object]] = field(init=False)
-    _warnings: list[str] = field(default_factory=list)
-    _errors: dict[str, None] = field(default_factory=dict)
-    """In order, each once."""
-
-    def __post_init__(self) -> None:
-        self._text = _text(self.schema, self.path)
-        self._document, others = _document(self.schema, self.path, self._text)
-        if others:
-            self._warn(f"only the first document counts, and {others} more are passed over")
-        found = _leaves(self._document.tree, "", self.schema.sections)
-        self._found = [(name, value) for name, value in found if value is not None]
-
-    def own_mode(self) -> ProxyMode:
-        """Return the mode that the file asks for."""
-        value = self._value("mode", dict(self._found).get("mode", ""))
-        return Config().proxy_mode if value is _NOT_GIVEN else value
+    _warnings: dict[str, int] = field(default_factory=dict)
+    """Each with its line."""
+    _errors: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> ConfigFile:
-        """Return what the file says.
+        """Read the file.
 
         Raises:
             ConfigError: see `read_config_file`.
         """
+        text, tree = self._load()
+        configuration = self._converted(tree)
+        for name in _unknown_fields(tree, self.schema.fields):
+            self._warn(name, f"is unknown and ignored{suggestion(name, self.schema.fields)}")
+        found = {
+            name: value for name, each in self.schema.fields.items() if (value := each.value(configuration)) is not None
+        }
+        mode = self.typed.get("proxy_mode") or self._value("mode", found.get("mode", ""))
         values: dict[str, Any] = {}
-        # The first field of a flag is the one to name where none was given.
-        known = reversed([*self.schema.fields.items()])
-        fields = {OPTIONS[each.attribute].flag: name for name, each in known if each.attribute}
-        for name, raw in self._found:
-            if name not in self.schema.fields:
-                self._note_unknown(name, raw)
-                continue
+        # A message about a flag that no field sets names the first field that could.
+        fields = {
+            OPTIONS[each.attribute].flag: name
+            for name, each in reversed([*self.schema.fields.items()])
+            if each.attribute
+        }
+        for name, raw in found.items():
             value = self._value(name, raw)
-            if value is _NOT_GIVEN or not _applies(name, self.mode):
+            if value is _NOT_GIVEN or not _applies(name, Config().proxy_mode if mode is _NOT_GIVEN else mode):
                 continue
-            attribute = self.schema.fields[name].attribute
-            if ignored := self.schema.fields[name].ignored or _ignored(attribute, value):
-                self._warn(f"{name} {ignored}")
+            attribute, ignored = self.schema.fields[name].attribute, self.schema.fields[name].ignored
+            if attribute and value != OPTIONS[attribute].value(Config()):
+                ignored = OPTIONS[attribute].ignored
+            if ignored:
+                self._warn(name, ignored)
             if attribute and attribute not in self.typed:
                 values[attribute] = value
                 fields[OPTIONS[attribute].flag] = name
         if self._errors:
-            raise ConfigError("\n".join(self._errors))
+            raise ConfigError("\n".join(sorted(self._errors, key=self._errors.__getitem__)))
         given = {OPTIONS[attribute].flag for attribute in self.typed}
         fields = {flag: name for flag, name in fields.items() if flag not in given}
-        return ConfigFile(self.path, values, tuple(self._warnings), fields, self._text)
+        return ConfigFile(
+            self.path, values, tuple(sorted(self._warnings, key=self._warnings.__getitem__)), fields, text
+        )
 
-    def _note_unknown(self, name: str, raw: object) -> None:
-        if name in self.schema.sections:
-            self._blame(name, f"{json.dumps(raw)} is not a mapping of fields")
-            return
-        close = get_close_matches(name, self.schema.fields, n=1, cutoff=0.8)
-        hint = f" (did you mean {close[0]}?)" if close else ""
-        self._warn(f"{name} is unknown, and passed over{hint}")
+    def _load(self) -> tuple[str, dict[str, Any]]:
+        """Return the text of the file, and its first document without ``apiVersion`` and ``kind``."""
+        kind = self.schema.configuration.__name__
+        try:
+            text = Path(self.path).read_text()
+        except (OSError, UnicodeDecodeError) as unreadable:
+            message = f"{self.schema.flag}: {self.path}: {getattr(unreadable, 'strerror', 'is not UTF-8')}"
+            raise ConfigError(message) from unreadable
+        match list(yaml_documents(text)):
+            case [YamlDocument(tree=dict() as tree) as document, *others]:
+                self._document = document
+            case [YamlError() as error, *_]:
+                message = f"{self.path}: {error}"
+                raise ConfigError(message)
+            case _:
+                message = f"{self.path}: is not a {kind}"
+                raise ConfigError(message)
+        for name, wanted in (("apiVersion", self.schema.api_version), ("kind", kind)):
+            if tree.get(name) != wanted:
+                message = f"{self.path}: {name}: {json.dumps(tree.get(name))} is not {wanted}"
+                raise ConfigError(message)
+        if others:
+            # kube-proxy reads the first document and ignores what follows.
+            self._warnings[f"{self.path}: only the first document is read, and {len(others)} more are ignored"] = 0
+        return text, {name: value for name, value in tree.items() if name not in {"apiVersion", "kind"}}
 
-    def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the attribute's type
+    def _converted(self, tree: dict[str, Any]) -> msgspec.Struct:
+        """Convert a document to the struct of its kind; report and leave out each field of a wrong type."""
+        while True:
+            try:
+                return msgspec.convert(tree, self.schema.configuration)
+            except msgspec.ValidationError as error:
+                path, reason = _type_error(error)
+                self._blame(path, reason)
+                tree = _without(tree, re.sub(r"\[.*", "", path).split("."))
+
+    def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the option's type
         try:
             return _checked_value(self.schema.fields[name], raw)
         except ValueError as error:
             self._blame(name, str(error))
             return _NOT_GIVEN
 
-    def _warn(self, message: str) -> None:
-        self._warnings.append(f"{self.path}: {message}")
+    def _warn(self, name: str, message: str) -> None:
+        self._warnings[f"{self.path}: {name} {message}"] = self._document.line(name)
 
     def _blame(self, name: str, reason: str) -> None:
-        self._errors[f"{self.path}: line {self._document.line(name)}: {name}: {reason}"] = None
+        line = self._document.line(name)
+        self._errors[f"{self.path}: line {line}: {name}: {reason}"] = line
 
 
-def _text(schema: Schema, path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as unreadable:
-        message = f"{schema.flag}: {path}: {getattr(unreadable, 'strerror', 'is not UTF-8')}"
-        raise ConfigError(message) from unreadable
+def _unknown_fields(tree: Mapping[str, Any], known: Mapping[str, ConfigField], section: str = "") -> Iterator[str]:
+    """Yield the paths of the fields in a document that are not known."""
+    for name, value in tree.items():
+        path = f"{section}{name}"
+        if any(each.startswith(f"{path}.") for each in known):
+            # A section that is not a mapping is reported as an error of its type.
+            yield from _unknown_fields(value if isinstance(value, dict) else {}, known, f"{path}.")
+        elif path not in known:
+            yield path
 
 
-def _document(schema: Schema, path: str, text: str) -> tuple[YamlDocument, int]:
-    """Return the first document, which kube-proxy takes whatever follows, and the number of those that follow."""
-    match list(yaml_documents(text)):
-        case [YamlDocument(tree=dict() as tree) as document, *others]:
-            pass
-        case [YamlError() as error, *_]:
-            message = f"{path}: {error}"
-            raise ConfigError(message)
-        case _:
-            message = f"{path}: is no {schema.kind}"
-            raise ConfigError(message)
-    for name, wanted in (("apiVersion", schema.api_version), ("kind", schema.kind)):
-        if tree.get(name) != wanted:
-            message = f"{path}: {name}: {json.dumps(tree.get(name))} is not {wanted}"
-            raise ConfigError(message)
-    del tree["apiVersion"], tree["kind"]
-    return document, len(others)
+# msgspec names types as JSON does, and begins the path of a field with "$".
+_VALIDATION_ERROR = re.compile(r"(?P<reason>.*?)(?: - at `\$\.(?P<path>.*)`)?")
+_MISMATCH = re.compile(r"Expected `(?P<wanted>.*)`, got `(?P<found>.*)`")
+_TYPE_NAMES = {
+    "bool": "a boolean",
+    "int": "an integer",
+    "str": "a string",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
 
 
-def _leaves(tree: object, section: str, sections: set[str]) -> Iterator[tuple[str, object]]:
-    """Yield each field below a section with its value; a section that is none is a field that nobody knows."""
-    for name, value in tree.items() if isinstance(tree, dict) else ():
-        path = f"{section}.{name}".lstrip(".")
-        if path in sections and isinstance(value, dict):
-            yield from _leaves(value, path, sections)
-        else:
-            yield path, value
+def _type_error(error: msgspec.ValidationError) -> tuple[str, str]:
+    """Return the path of the field that an error is about, and the reason in words."""
+    match = _VALIDATION_ERROR.fullmatch(str(error))
+    path, reason = (match["path"], match["reason"]) if match else ("", str(error))
+    if mismatch := _MISMATCH.fullmatch(reason):
+        wanted = [_TYPE_NAMES[name] for name in mismatch["wanted"].split(" | ") if name != "null"]
+        words = " or ".join(filter(None, (", ".join(wanted[:-1]), wanted[-1])))
+        reason = f"must be {words}, not {_TYPE_NAMES[mismatch['found']]}"
+    return path, reason.replace("`", "")
 
 
-_NOT_GIVEN: Any = object()
+def _without(tree: dict[str, Any], steps: list[str]) -> dict[str, Any]:
+    """Return a copy of a tree without the value at a path; aliases of YAML may share its parts."""
+    first, *more = steps
+    if not more:
+        return {name: value for name, value in tree.items() if name != first}
+    return tree | {first: _without(tree[first], more)}
 
 
 def _checked_value(field: ConfigField, raw: object) -> object:
-    text = field.type.read(raw)
-    if not text or (not field.attribute and raw is False):
-        return _NOT_GIVEN
+    """Return the value of an option.
+
+    Raises:
+        ValueError: it is not valid, or out of its limits.
+    """
     if not field.attribute:
-        return text
+        return raw or _NOT_GIVEN
     option = OPTIONS[field.attribute]
+    text = _flag_text(raw, option.grammar)
+    if not text:
+        return _NOT_GIVEN
     value = option.grammar.parse(text)
-    # None is a value: «no server», which an address with port 0 asks for.
+    # None is a value: an address with port 0 disables the server.
     if value is not None and not value and not field.keeps_zero:
         return _NOT_GIVEN
     option.require_limits(value)
     return value
 
 
+def _flag_text(value: object, grammar: Grammar[object]) -> str:
+    """Return the text that the flag would have for the value of a field."""
+    match value:
+        case bool():
+            return write_bool(value)
+        case int() if grammar is DURATION:
+            return f"{value}ns"
+        case dict():
+            # Go's decoder takes null for the zero value, false.
+            return ",".join(f"{name}={write_bool(bool(each))}" for name, each in value.items())
+        case list():
+            return ",".join(map(str, value))
+        case _:
+            return str(value)
+
+
 def _applies(name: str, mode: ProxyMode) -> bool:
-    """Say whether a mode reads a field: nftables has its block, the others (ipvs beside its own) that of iptables."""
+    """Return whether a mode reads a field: nftables reads its own section, ipvs that of iptables and its own."""
     match name.partition(".")[0]:
         case "nftables":
             return mode in {ProxyMode.NFTABLES, ProxyMode.AUTO}
         case "iptables":
             return mode is not ProxyMode.NFTABLES
     return True
-
-
-def _ignored(attribute: str, value: object) -> str:
-    return "" if value == getattr(Config(), attribute) else OPTIONS[attribute].ignored
-
-
-def _with_listen_defaults(values: dict[str, Any], typed: Mapping[str, Any]) -> dict[str, Any]:
-    """Let servers listen on IPv6 where the node's address is one and nobody says where."""
-    address = values.get("bind_address")
-    if address is None or family_of(address) is Family.IPV4:
-        return values
-    defaults = {
-        "metrics_bind_address": ListenAddress(parse_ip("::1"), METRICS_PORT),
-        "healthz_bind_address": ListenAddress(parse_ip("::"), HEALTHZ_PORT),
-    }
-    return {name: value for name, value in defaults.items() if name not in typed} | values

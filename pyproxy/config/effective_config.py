@@ -1,27 +1,32 @@
-"""A Config as a KubeProxyConfiguration that says everything: what ``--write-config-to`` writes, and ``/configz`` shows."""
+"""A Config as a complete KubeProxyConfiguration: what ``--write-config-to`` writes, and ``/configz`` shows."""
 
 import logging
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
-from pyproxy.config.config_fields import API_VERSION, FIELDS, KIND, ConfigField
+from pyproxy.config.config_fields import ConfigField
+from pyproxy.config.config_file import FIELDS
+from pyproxy.config.grammar import DURATION
+from pyproxy.config.kube_proxy_configuration import API_VERSION, KubeProxyConfiguration, VModuleItem
 from pyproxy.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 
 def effective_configuration(config: Config) -> dict[str, Any]:
-    """Return a configuration as a KubeProxyConfiguration (v1alpha1), as JSON has it: every field, defaults included.
+    """Return a configuration as a KubeProxyConfiguration (v1alpha1) in JSON's types: every field, defaults included.
 
-    kube-proxy takes it, too: so ``--proxy-mode=auto`` becomes the empty text, its word for the best mode; who knows
-    the mode puts it into the Config first. What is pyproxy's own is not in it. A shortest sync period that nobody has
-    chosen is 0s, which stands for the default.
+    kube-proxy can read it: ``--proxy-mode=auto`` becomes the empty text, kube-proxy's word for the best mode, unless the
+    caller has put the selected mode into the Config. pyproxy's own options are not in it. A minimal sync period that was
+    not set is 0s, which means the default.
     """
-    tree: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KIND}
+    tree: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KubeProxyConfiguration.__name__}
     for path, field in FIELDS.items():
-        value = _value(config, field)
-        if field.may_be_left_out and not value:
+        value = _file_value(config, field)
+        if field.omit_empty and not value:
             continue
         *sections, name = path.split(".")
         branch = tree
@@ -35,13 +40,55 @@ def effective_configuration(config: Config) -> dict[str, Any]:
     return tree
 
 
+def _file_value(config: Config, field: ConfigField) -> object:
+    """Return the value of a field as kube-proxy writes it."""
+    if not field.attribute:
+        return False if isinstance(field.type, msgspec.inspect.BoolType) else ""
+    option = OPTIONS[field.attribute]
+    value = option.value(config)
+    if option.grammar is DURATION:
+        return go_duration(value or 0.0)
+    written: object
+    match field.type, value:
+        case msgspec.inspect.DictType(), _:
+            written = dict(value)
+        case msgspec.inspect.ListType(item_type=msgspec.inspect.StructType()), _:
+            written = [msgspec.to_builtins(VModuleItem.from_text(item)) for item in value.split(",") if item]
+        case msgspec.inspect.ListType(), _:
+            written = [str(item) for item in value] or None
+        case _, float() if value.is_integer():
+            written = int(value)
+        case _, bool() | int() | float():
+            written = value
+        case _:
+            written = option.grammar.write(value)
+    return written
+
+
+def go_duration(seconds: float) -> str:
+    """Write a duration as Go's ``Duration.String`` does: ``24h0m0s``, ``1m30s``, ``500ms``."""
+
+    def shortest(number: float) -> str:
+        return f"{number:.9f}".rstrip("0").rstrip(".")
+
+    if seconds < 0:
+        return f"-{go_duration(-seconds)}"
+    if 0 < seconds < 1:
+        unit, factor = next(pair for pair in (("ms", 10**3), ("µs", 10**6), ("ns", 10**9)) if seconds * pair[1] >= 1)
+        return f"{shortest(seconds * factor)}{unit}"
+    minutes, rest = divmod(seconds, 60)
+    hours, minutes = divmod(int(minutes), 60)
+    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{head}{shortest(rest)}s"
+
+
 def write_configuration(config: Config, path: str) -> None:
     """Write a configuration to a file, as kube-proxy's ``--write-config-to`` does.
 
     Raises:
         ConfigError: the file cannot be written.
     """
-    import yaml  # noqa: PLC0415  # an agent has no use for it
+    import yaml  # noqa: PLC0415  # an agent does not need it
 
     try:
         Path(path).write_text(yaml.safe_dump(effective_configuration(config), allow_unicode=True))
@@ -49,18 +96,8 @@ def write_configuration(config: Config, path: str) -> None:
         message = f"--write-config-to: {path}: {error.strerror}"
         raise ConfigError(message) from error
     defaults = Config()
-    own = (f"--{about.flag}" for name, about in OPTIONS.items() if about.own and _differs(name, config, defaults))
-    left_out = ", ".join(own)
-    logger.info(
-        "wrote the configuration to %s%s", path, f"; not in it, as pyproxy's own: {left_out}" if left_out else ""
-    )
-
-
-def _differs(attribute: str, one: Config, other: Config) -> bool:
-    return bool(getattr(one, attribute) != getattr(other, attribute))
-
-
-def _value(config: Config, field: ConfigField) -> object:
-    if not field.attribute:
-        return field.type.empty
-    return field.type.write(getattr(config, field.attribute), OPTIONS[field.attribute].grammar)
+    own = [
+        f"--{about.flag}" for about in OPTIONS.values() if about.own and about.value(config) != about.value(defaults)
+    ]
+    omitted = f"; it does not have pyproxy's own settings: {', '.join(own)}" if own else ""
+    logger.info("wrote the configuration to %s%s", path, omitted)

@@ -1,7 +1,7 @@
 """Flags as Go's pflag reads them, so that a command line written for kube-proxy means the same here.
 
-Two things live here and nothing else: how words become (flag, value) pairs, and how the text of a value becomes
-a value. Which flags there are, their defaults and their limits is `config`'s; help and exit codes are `cli`'s.
+This module splits the arguments of a command into pairs of flag and text, and converts texts to values and back. `config`
+has the flags, their defaults and their limits; `cli` has help and exit codes.
 """
 
 import csv
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
-from difflib import get_close_matches
 from enum import Enum
 from math import isfinite
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family, ListenAddress, Network, ip_text, parse_ip, parse_network
+from pyproxy.model.suggestion import suggestion
 from pyproxy.model.urls import without_credentials
 
 T = TypeVar("T")
@@ -30,41 +30,39 @@ class FlagError(ConfigError):
 
 @dataclass(frozen=True, slots=True)
 class Syntax:
-    """The flags that a command has, as far as splitting its command line needs to know them."""
+    """The flags of a command, with what is needed to split its command line."""
 
     switches: Mapping[str, bool]
-    """Long name to whether the flag may stand without a value, which then is ``true``."""
+    """Long name to whether the flag may be given without a value, which is then ``true``."""
     shorthands: Mapping[str, str]
     """Letter to long name."""
 
     def is_switch(self, name: str) -> bool:
-        """Tell whether a flag may stand without a value.
+        """Return whether a flag may be given without a value.
 
         Raises:
-            FlagError: there is no such flag; names the one that was probably meant.
+            FlagError: there is no such flag; the message suggests a similar one.
         """
         if name in self.switches:
             return self.switches[name]
-        close = get_close_matches(name, self.switches, n=1)
-        hint = f" (did you mean --{close[0]}?)" if close else ""
-        message = f"unknown flag: --{name}{hint}"
+        message = f"unknown flag: --{name}{suggestion(name, self.switches, '--')}"
         raise FlagError(message)
 
 
 class CommandLine(NamedTuple):
-    """A command line taken apart."""
+    """A command line, split."""
 
     flags: tuple[tuple[str, str], ...]
-    """Long name and text of the value, in the order given."""
+    """Long name and text of each value, in the order given."""
     arguments: tuple[str, ...]
-    """What is no flag."""
+    """Arguments that are not flags or their values."""
 
 
 def split_command_line(words: Sequence[str], syntax: Syntax) -> CommandLine:
-    """Take a command line apart by pflag's rules (``FlagSet.parseArgs``), not getopt's.
+    """Split a command line by pflag's rules (``FlagSet.parseArgs``), which differ from getopt's.
 
-    ``_`` in a name is ``-``, as kube-proxy's ``WordSepNormalizeFunc`` has it. A switch never takes the next word.
-    Any other flag does, even if that word begins with a dash.
+    ``_`` in a name is read as ``-``, as by kube-proxy's ``WordSepNormalizeFunc``. A switch never takes the next word as
+    its value. Any other flag does, even if that word begins with a dash.
 
     Raises:
         FlagError: an unknown flag, a missing value, or a word such as ``--=x``.
@@ -103,7 +101,7 @@ def _short_flags(letters: str, rest: Iterator[str], syntax: Syntax) -> Iterator[
             message = f"unknown shorthand flag: {letter!r} in -{letters}"
             raise FlagError(message)
         name = syntax.shorthands[letter]
-        # ``-v=`` is no empty value in pflag: the equals sign must have something behind it to be one.
+        # In pflag ``-v=`` does not have an empty value: the value is the equals sign itself.
         if tail.startswith("=") and tail != "=":
             yield name, tail[1:]
             return
@@ -123,24 +121,24 @@ def _next_word(rest: Iterator[str], flag: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Grammar(Generic[T_co]):
-    """How the value of a flag is written."""
+    """The notation of a flag's value."""
 
     metavar: str
-    """What stands for the value in help; empty for a switch."""
+    """Placeholder for the value in help; empty for a switch."""
     parse: Callable[[str], T_co]
-    """Text to value; raises ValueError with a message for people."""
+    """Converts text to a value; raises ValueError with a message for people."""
     write: Callable[[Any], str] = str
-    """Value to text."""
+    """Converts a value to text."""
     repeats: bool = False
-    """True where several occurrences are one list, as if written with commas; otherwise the last one wins."""
+    """Whether several occurrences are joined to one list; otherwise the last one wins."""
 
     @property
     def is_switch(self) -> bool:
-        """Tell whether the flag may stand without a value."""
+        """Return whether the flag may be given without a value."""
         return not self.metavar
 
 
-# What strconv.ParseBool takes; "yes" and "on" are errors there too.
+# The spellings that strconv.ParseBool accepts; "yes" and "on" are errors there as well.
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
 
@@ -155,14 +153,14 @@ def parse_bool(text: str) -> bool:
     raise ValueError(message)
 
 
-def write_bool(value: bool) -> str:  # noqa: FBT001 (a value to be written, no switch of behaviour)
+def write_bool(value: bool) -> str:  # noqa: FBT001 (a value, not a switch of behaviour)
     """Write a truth value as Go does."""
     return "true" if value else "false"
 
 
 def parse_int32(text: str) -> int:
     """Read a number as Go's ``strconv.ParseInt(text, 0, 32)``: decimal, 0x, 0o, 0b, and 010 is eight."""
-    # Python wants 0o10 where Go also takes 010; and it would strip blanks and read other scripts' digits.
+    # Python requires 0o10 where Go also accepts 010; and int() strips white space and reads digits of other scripts.
     python = re.sub(r"^([+-]?)0(?=[0-7_])", r"\g<1>0o", text)
     try:
         value = int(python, 0) if re.fullmatch(r"[0-9A-Za-z_+-]+", text) else None
@@ -175,15 +173,15 @@ def parse_int32(text: str) -> int:
 
 
 def parse_uint32(text: str) -> int:
-    """Read a decimal number without sign, as component-base reads ``-v``."""
+    """Read a decimal number without a sign, as component-base reads ``-v``."""
     if not re.fullmatch(r"[0-9]+", text) or int(text) >= 2**32:
-        message = f"{text!r} is not a whole number from 0"
+        message = f"{text!r} is not a whole number from 0 to 4294967295"
         raise ValueError(message)
     return int(text)
 
 
 def parse_float(text: str) -> float:
-    """Read a decimal number; infinity is none, as no file can be written with it."""
+    """Read a decimal number. Infinity is an error, because a file cannot hold it."""
     with suppress(ValueError):
         if isfinite(value := float(text)):
             return value
@@ -194,7 +192,7 @@ def parse_float(text: str) -> float:
 _NANOSECONDS = {
     "ns": 1,
     "us": 10**3,
-    "µs": 10**3,  # U+00B5, the micro sign; Go takes it and the Greek letter
+    "µs": 10**3,  # U+00B5, the micro sign; Go accepts it and the Greek letter
     "μs": 10**3,  # U+03BC
     "ms": 10**6,
     "s": 10**9,
@@ -207,7 +205,7 @@ _DURATION_PART = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(" + "|".join(_NANOSECON
 def parse_duration(text: str) -> float:
     """Read a duration as Go's ``time.ParseDuration`` does and return seconds.
 
-    What is finer than a nanosecond is cut off, and a duration fits 64 bits of nanoseconds (292 years).
+    Fractions of a nanosecond are cut off. A duration has at most 64 bits of nanoseconds (292 years).
     """
     unsigned = text[1:] if text[:1] in {"+", "-"} else text
     if unsigned == "0":
@@ -224,7 +222,7 @@ def parse_duration(text: str) -> float:
 
 
 def write_duration(seconds: float) -> str:
-    """Write seconds in the largest unit that leaves a whole number: ``24h``, ``90s``, ``500ms``."""
+    """Write seconds in the largest unit that gives a whole number: ``24h``, ``90s``, ``500ms``."""
     nanoseconds = round(seconds * 10**9)
     if nanoseconds == 0:
         return "0s"
@@ -233,16 +231,16 @@ def write_duration(seconds: float) -> str:
 
 
 def parse_strings(text: str) -> tuple[str, ...]:
-    """Read a list as pflag's stringSlice does: one record of comma-separated values, where quotes protect a comma."""
+    """Read a list as pflag's stringSlice does: one record of comma-separated values, in which quotes protect a comma."""
     try:
         return tuple(next(csv.reader([text], strict=True), ()))
     except csv.Error as error:
-        message = f"{text!r} is not a list with commas: {error}"
+        message = f"{text!r} is not a comma-separated list: {error}"
         raise ValueError(message) from None
 
 
 def parse_networks(text: str) -> tuple[Network, ...]:
-    """Read CIDR blocks with commas between them."""
+    """Read comma-separated CIDR blocks."""
     return tuple(_network(item.strip()) for item in parse_strings(text))
 
 
@@ -251,7 +249,7 @@ def _network(text: str) -> Network:
 
 
 def _explained(parse: Callable[[str], T], text: str, what: str) -> T:
-    """Parse a text; what is not of its kind is told in words of ours, not of the parser's."""
+    """Parse a text; raise ValueError with our message instead of the parser's."""
     try:
         return parse(text)
     except ValueError:
@@ -260,12 +258,12 @@ def _explained(parse: Callable[[str], T], text: str, what: str) -> T:
 
 
 def write_urls(urls: Sequence[str]) -> str:
-    """Write URLs with commas, for people."""
+    """Write a comma-separated list of URLs for people, without credentials."""
     return without_credentials(write_list(urls))
 
 
 def write_list(values: Sequence[object]) -> str:
-    """Write a list with commas."""
+    """Write a comma-separated list."""
     return ",".join(map(str, values))
 
 
@@ -287,13 +285,24 @@ def write_gates(gates: Sequence[tuple[str, bool]]) -> str:
     return ",".join(f"{name}={write_bool(value)}" for name, value in gates)
 
 
+def parse_vmodule(text: str) -> str:
+    """Check ``pattern=N`` with commas, as component-base's ``VModuleConfiguration`` does, and return the text."""
+    for item in filter(None, text.split(",")):
+        pattern, equals, level = item.partition("=")
+        if not pattern or not equals:
+            message = f"{item!r} is not PATTERN=LEVEL"
+            raise ValueError(message)
+        parse_uint32(level)
+    return text
+
+
 def parse_address(text: str) -> bytes:
     """Read an IP address and pack it."""
     return _explained(parse_ip, text, "an IP address")
 
 
 def parse_listen_address(text: str, default_port: int) -> ListenAddress | None:
-    """Read ``IP:port``, ``[IPv6]:port`` or a bare IP; an empty text and port 0 mean no server."""
+    """Read ``IP:port``, ``[IPv6]:port`` or a bare IP; an empty text or port 0 disables the server (None)."""
     if not text:
         return None
     bracketed = re.fullmatch(r"\[(?P<ip>[^\]]*)\]:(?P<port>[0-9]{1,5})", text)
@@ -306,21 +315,21 @@ def parse_listen_address(text: str, default_port: int) -> ListenAddress | None:
 
 def _port(text: str) -> int:
     if int(text) >= 2**16:
-        message = f"{text} is not a port"
+        message = f"{text} is not a port number"
         raise ValueError(message)
     return int(text)
 
 
 def listen_address(default_port: int) -> Grammar[ListenAddress | None]:
-    """Return the grammar of a listen address whose port may be left out."""
+    """Return the grammar of a listen address with an optional port."""
     return Grammar("IP:PORT", lambda text: parse_listen_address(text, default_port), lambda value: str(value or ""))
 
 
 class ListenSelector(NamedTuple):
-    """Where a server listens that does not know its addresses yet."""
+    """The local addresses on which a server listens, before they are known."""
 
     where: Network | str
-    """A CIDR block, or the name of an interface: all its addresses in this network namespace."""
+    """A CIDR block or the name of an interface: all its addresses in this network namespace."""
     port: int
 
     def __str__(self) -> str:
@@ -330,11 +339,11 @@ class ListenSelector(NamedTuple):
 
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
 _LETTERS = re.compile(r"(?=.*[A-Za-z])[^\s/:]{1,15}")
-"""What may be the name of an interface, and no mistyped address: the kernel's dev_valid_name(), and one letter at least."""
+"""A possible name of an interface (the kernel's dev_valid_name()) with at least one letter, so not a mistyped address."""
 
 
 def parse_listen_selector(text: str, default_port: int) -> ListenAddress | ListenSelector | None:
-    """Read what `parse_listen_address` does, or a CIDR block or the name of an interface in place of the address."""
+    """Read what `parse_listen_address` reads; the address may also be a CIDR block or the name of an interface."""
     match = _HOST_AND_PORT.fullmatch(text)
     host = (match["bracketed"] or match["plain"] or "") if match else text
     if "/" in host:
@@ -355,11 +364,11 @@ def listen_selector(default_port: int) -> Grammar[ListenAddress | ListenSelector
 
 
 def one_of(kind: type[EnumT], *, empty: EnumT | None = None) -> Grammar[EnumT]:
-    """Return the grammar of a word out of an Enum's values.
+    """Return the grammar of one of an Enum's values.
 
     Args:
-        kind: the words are its members' values, case counts.
-        empty: what an empty text means; None where it is an error.
+        kind: its members' values are accepted; case counts.
+        empty: the member for an empty text; None if an empty text is an error.
     """
     words = [str(member.value) for member in kind]
 
@@ -369,9 +378,7 @@ def one_of(kind: type[EnumT], *, empty: EnumT | None = None) -> Grammar[EnumT]:
         try:
             return kind(text)
         except ValueError:
-            close = get_close_matches(text.lower(), map(str.lower, words), n=1)
-            hint = next((f"; did you mean {word}?" for word in words if [word.lower()] == close), "")
-            message = f"{text!r} is not one of {', '.join(words)}{hint}"
+            message = f"{text!r} is not one of {', '.join(words)}{suggestion(text, words)}"
             raise ValueError(message) from None
 
     return Grammar("|".join(words), parse, lambda member: str(member.value))
@@ -389,4 +396,5 @@ CIDRS = Grammar("CIDR,...", parse_networks, write_list)
 CIDRS_REPEATED = Grammar("CIDR,...", parse_networks, write_list, repeats=True)
 URL = Grammar("URL", str, without_credentials)
 URLS = Grammar("URL,...", parse_strings, write_urls, repeats=True)
+VMODULE = Grammar("PATTERN=LEVEL,...", parse_vmodule)
 GATES = Grammar("NAME=BOOL,...", parse_gates, write_gates, repeats=True)

@@ -1,11 +1,11 @@
-"""What a field of Config says of itself beyond its type: help, way of writing, limits, whether pyproxy acts on it.
+"""What an option of Config knows besides its type and default: flag, help, grammar, limits, and whether it has an effect.
 
-A check raises ValueError with the words that follow the value in «--flag: VALUE must be …». Which fields there are
-is `config`'s.
+An option is declared by `option` as a field of Config, or of a group of options that Config has as a field (`group`). A
+check raises ValueError with the words that follow the value in ``--flag: VALUE is not ...``. `config` has the options.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
@@ -18,21 +18,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What is known of a flag apart from its default."""
+    """An option, without its default."""
 
+    group: str
+    """Field of Config that holds the group of the option; empty for an option of Config itself."""
+    name: str
+    """Field of the group, or of Config."""
     flag: str
     """Long name without dashes."""
     help: str
     grammar: Grammar[object]
     check: Callable[[Any], None]
-    """Raises ValueError when a value, wherever it comes from, cannot be used."""
+    """Raises ValueError for a value out of its limits."""
     ignored: str
-    """What the warning says when the flag is given; empty means that pyproxy acts on it."""
+    """Text of the warning when the option is set; empty if it has an effect."""
     own: bool
-    """kube-proxy does not have it: in a file it stands in a PyproxyConfiguration."""
+    """Whether kube-proxy does not have it; such an option is a field of a PyproxyConfiguration."""
+
+    def value(self, config: object) -> Any:  # noqa: ANN401  # the option's type
+        """Return the value of the option in a Config."""
+        return getattr(getattr(config, self.group) if self.group else config, self.name)
 
     def require_usable(self, value: object) -> None:
-        """Let usable values pass.
+        """Check a value.
 
         Raises:
             ConfigError: the value is out of its limits; the message names the flag.
@@ -44,10 +52,10 @@ class Option:
             raise ConfigError(message) from None
 
     def require_limits(self, value: object) -> None:
-        """Let usable values pass.
+        """Check a value.
 
         Raises:
-            ValueError: the value is out of its limits; the message tells the value, and not whose it is.
+            ValueError: the value is out of its limits; the message has the value but not the flag.
         """
         try:
             self.check(value)
@@ -57,10 +65,10 @@ class Option:
 
 
 def _anything(_: object) -> None:
-    """Take every value."""
+    """Accept every value."""
 
 
-def option(  # noqa: PLR0913  # what a flag says of itself, by name
+def option(  # noqa: PLR0913  # all keywords of a declaration
     default: T,
     grammar: Grammar[object],
     text: str,
@@ -69,21 +77,36 @@ def option(  # noqa: PLR0913  # what a flag says of itself, by name
     ignored: str = "",
     own: bool = False,
 ) -> T:
-    """Declare a field that is a flag; its name is the flag's in snake_case, ``_seconds`` added for a duration."""
+    """Declare a field that is an option.
+
+    Its name is the flag's in snake_case, with ``_seconds`` added for a duration. For the arguments see `Option`.
+    """
     about = {"help": text, "grammar": grammar, "check": check, "ignored": ignored, "own": own}
     return field(default=default, metadata=about)
 
 
+def group(default: T, prefix: str = "") -> T:
+    """Declare a field that holds a group of options; the prefix and a hyphen precede their names in flags."""
+    return field(default=default, metadata={"prefix": prefix})
+
+
 def options_of(config: type[Any]) -> Mapping[str, Option]:
-    """Return what is known of the flag behind each field of a dataclass, in the order of the fields."""
-    return {
-        declared.name: Option(declared.name.removesuffix("_seconds").replace("_", "-"), **declared.metadata)
-        for declared in fields(config)
-    }
+    """Return the options of a Config by attribute: the name of the flag in snake_case, with ``_seconds`` for a duration."""
+    return dict(_options(config, "", ""))
+
+
+def _options(owner: type[Any], group_name: str, prefix: str) -> Iterator[tuple[str, Option]]:
+    for declared in fields(owner):
+        if "grammar" in declared.metadata:
+            attribute = f"{prefix}_{declared.name}" if prefix else declared.name
+            flag = attribute.removesuffix("_seconds").replace("_", "-")
+            yield attribute, Option(group_name, declared.name, flag, **declared.metadata)
+        else:
+            yield from _options(type(declared.default), declared.name, declared.metadata["prefix"])
 
 
 def within(low: float, high: float) -> Callable[[float], None]:
-    """Return a check that takes numbers from low to high."""
+    """Return a check that accepts numbers from low to high."""
 
     def check(value: float) -> None:
         if not low <= value <= high:
@@ -94,37 +117,51 @@ def within(low: float, high: float) -> Callable[[float], None]:
 
 
 def positive(value: float) -> None:
-    """Take numbers above 0."""
+    """Accept numbers above 0."""
     if not value > 0:
         message = "is not greater than 0"
         raise ValueError(message)
 
 
 def not_negative(value: float | None) -> None:
-    """Take numbers from 0, and the absence of one."""
+    """Accept numbers from 0, and None."""
     if value is not None and not value >= 0:
         message = "is less than 0"
         raise ValueError(message)
 
 
-# The kernel's dev_valid_name() refuses blanks, "/" and ":", and more than IFNAMSIZ - 1 = 15 bytes. Quotes and
-# backslashes mean something to iptables-restore, and "+" at the end is iptables' own wildcard.
+# The kernel's dev_valid_name() refuses white space, "/" and ":", and more than IFNAMSIZ - 1 = 15 bytes. Quotes and
+# backslashes have a meaning in the input of iptables-restore, and "+" at the end is the wildcard of iptables.
 _INTERFACE = re.compile(r"[^\s/:\"'\\\x00-\x1f\x7f]*(?<!\+)")
 
 
 def interface_name(longest: int) -> Callable[[str], None]:
-    """Return a check that takes names of interfaces, or beginnings of names, of so many bytes at most."""
+    """Return a check that accepts names of interfaces, or prefixes of names, of at most this many bytes."""
 
     def check(value: str) -> None:
         if not _INTERFACE.fullmatch(value) or value in {".", ".."} or len(value.encode()) > longest:
-            message = f"is not a name, of at most {longest} bytes, that an interface can have (without + at the end)"
+            message = f"is not a valid interface name of at most {longest} bytes (without + at the end)"
             raise ValueError(message)
 
     return check
 
 
+# A label value of Kubernetes (apimachinery, `IsValidLabelValue`).
+_LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
+
+
+def label_value(value: str) -> None:
+    """Accept values that a label of Kubernetes can have."""
+    if not _LABEL_VALUE.fullmatch(value):
+        message = (
+            "is not a valid label value: at most 63 letters, digits, '-', '_' and '.', beginning and ending with a"
+            " letter or digit"
+        )
+        raise ValueError(message)
+
+
 def one_for_each_family(networks: tuple[Network, ...]) -> None:
-    """Take at most one CIDR block for each IP family."""
+    """Accept at most one CIDR block for each IP family."""
     if len({network.family for network in networks}) < len(networks):
         message = "has two CIDR blocks of one IP family"
         raise ValueError(message)

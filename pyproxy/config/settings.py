@@ -1,7 +1,7 @@
-"""What the user asked for, all things considered: flags over pyproxy's own file over kube-proxy's file over defaults.
+"""The settings that result from flags, pyproxy's own file, kube-proxy's file and defaults, in this order of precedence.
 
-Law of this file: it puts together what others read. A command line is `cli`'s, a file `config.config_file`'s, a default
-and a limit `config`'s.
+It combines values that other modules read: `cli` the command line, `config.config_file` the files, `config` defaults and
+limits.
 """
 
 from collections import ChainMap
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pyproxy.config.config import OPTIONS, Config, ignored_warnings
+from pyproxy.config.config import OPTIONS, Config, build_config, ignored_warnings
 from pyproxy.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -18,27 +18,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedSettings:
-    """A Config, and how it came about."""
+    """A Config, and where its values come from."""
 
     config: Config
     warnings: tuple[str, ...] = ()
-    """Of flags, and of fields in files, that change nothing."""
+    """One for each flag or field of a file that has no effect."""
     origins: Mapping[str, str]
-    """Attribute of Config to the flag, or ``FILE: FIELD``, that its value came from; all others are defaults."""
+    """Attribute of Config to the flag, or ``FILE: FIELD``, that its value came from; other values are defaults."""
     texts: dict[str, str]
     """Path of each configuration file to its content when it was read."""
 
     def origin(self, attribute: str) -> str:
-        """Return where a value came from, in words."""
+        """Return where a value came from, for people."""
         return self.origins.get(attribute, "default")
 
     def in_words(self) -> str:
-        """Return the mode, and where each setting that is not a default comes from, in one line."""
+        """Return the mode, and the origin of each setting that is not a default, in one line."""
         values_by_source: dict[str, list[str]] = {}
         for attribute, origin in self.origins.items():
-            about, value = OPTIONS[attribute], getattr(self.config, attribute)
+            about = OPTIONS[attribute]
+            value = about.value(self.config)
             place, colon, name = origin.rpartition(": ")
-            if not colon or value != getattr(Config(), attribute):
+            if not colon or value != about.value(Config()):
                 text = "" if value is None else about.grammar.write(value)
                 values_by_source.setdefault(place or "flags", []).append(f"{name}={text}")
         places = (f"{place}: {', '.join(settings)}" for place, settings in values_by_source.items())
@@ -46,10 +47,10 @@ class ResolvedSettings:
 
 
 def resolve_settings(given: Mapping[str, Any]) -> ResolvedSettings:
-    """Return what comes of flags and of the files that they name.
+    """Combine flags and the files that they name.
 
     Args:
-        given: by attribute of Config, what flags say.
+        given: values of flags, by attribute of Config.
 
     Raises:
         ConfigError: see `Config` and `config.config_file`.
@@ -64,11 +65,11 @@ def resolve_settings(given: Mapping[str, Any]) -> ResolvedSettings:
         if values.get(f"{server}_port") == 0:
             values[f"{server}_bind_address"] = None
     try:
-        config = Config(**values)
+        config = build_config(values)
     except ConfigError as error:
         message = str(error)
         for file in files:
-            message = file.blamed(message)
+            message = file.with_fields(message)
         raise ConfigError(message) from error
     origins = {name: f"--{OPTIONS[name].flag}" for name in given}
     for file in files:

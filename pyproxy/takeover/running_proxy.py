@@ -12,8 +12,7 @@ import re
 from collections.abc import Collection
 from time import monotonic
 
-from pyproxy.config.config import Config
-from pyproxy.config.takeover_flags import Takeover
+from pyproxy.config.config import Config, Takeover
 from pyproxy.linux.listening import who_listens
 from pyproxy.linux.systemd_notify import notify
 from pyproxy.model.address import ListenAddress, ip_text, parse_ip

@@ -28,8 +28,7 @@ from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, 
 from pyproxy.backends.iptables.side_by_side import side_by_side_hooks
 from pyproxy.backends.iptables.variant import legacy_tables
 from pyproxy.backends.ipvs.static_rules import ipvs_hooks, is_ours, is_ours_alone
-from pyproxy.config.config import Config, ProxyMode
-from pyproxy.config.takeover_flags import Takeover
+from pyproxy.config.config import Config, ProxyMode, Takeover
 from pyproxy.errors import ApplyError
 from pyproxy.linux.command import run
 from pyproxy.linux.iptables_programs import Variant, is_available

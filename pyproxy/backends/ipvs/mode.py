@@ -63,7 +63,7 @@ class IpvsMode:
             )
             raise ConfigError(message)
         await require_ipvs()
-        require_scheduler(config.ipvs_scheduler or _DEFAULT_SCHEDULER)
+        require_scheduler(config.ipvs.scheduler or _DEFAULT_SCHEDULER)
         variant, reason = await choose_variant(config)
         logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason)
         mode = cls(config, variant)
@@ -79,7 +79,7 @@ class IpvsMode:
 
     def settings(self, family: Family, context: NodeContext) -> IpvsSettings:
         """See `Backend`."""
-        if self._config.ipvs_strict_arp and context.local_ips != self._known_ips:
+        if self._config.ipvs.strict_arp and context.local_ips != self._known_ips:
             self._known_ips = frozenset(context.local_ips)
             _be_strict_about_arp()
         return ipvs_settings(self._config, family, context)
@@ -99,7 +99,7 @@ class IpvsMode:
             vips=Vips(family),
             rules=IptablesKernel(family, self.iptables_variant, counter, ownership(family), IPVS_TABLES),
         )
-        return IpvsKernel(family, handles, self._config.ipvs_exclude_cidrs, SERVED)
+        return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs, SERVED)
 
     def owns_chain(self, table: str, chain: str) -> bool:
         """See `Backend`."""
@@ -125,8 +125,8 @@ class IpvsMode:
         self._set_timeouts()
 
     def _set_timeouts(self) -> None:
-        config = self._config
-        wanted = (config.ipvs_tcp_timeout_seconds, config.ipvs_tcpfin_timeout_seconds, config.ipvs_udp_timeout_seconds)
+        ipvs = self._config.ipvs
+        wanted = (ipvs.tcp_timeout_seconds, ipvs.tcpfin_timeout_seconds, ipvs.udp_timeout_seconds)
         if any(wanted):
             servers = IpvsConnection()
             servers.perform([servers.timeouts(*map(int, wanted))])
@@ -154,7 +154,7 @@ def ipvs_settings(config: Config, family: Family, context: NodeContext) -> IpvsS
         local_ips=own,
         node_port_ips=tuple(sorted(ip for ip in (own if asked is None else asked) if _may_serve_node_ports(ip))),
         source_ip=node_ip if node_ip in own else b"",
-        scheduler=config.ipvs_scheduler or _DEFAULT_SCHEDULER,
+        scheduler=config.ipvs.scheduler or _DEFAULT_SCHEDULER,
     )
 
 

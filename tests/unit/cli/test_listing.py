@@ -1,4 +1,4 @@
-"""Listings of rules, for people and for programs."""
+"""Listings of rules as text, as restore input and as JSON values."""
 
 from pyproxy.backends.iptables.restore_text import listing_restore
 from pyproxy.backends.listing import Counters, ListedRule, RuleListing
@@ -17,7 +17,7 @@ LISTING = RuleListing(
 
 
 def test_text() -> None:
-    """For people: rules that all Services share, then a heading for each port; packets before a rule that counts."""
+    """Text has the shared rules, then a heading for each Service port, and packet counters where they are known."""
     assert listing_text(LISTING) == (
         "IPv4\n"
         "\nall Services\n"
@@ -30,7 +30,7 @@ def test_text() -> None:
 
 
 def test_restore() -> None:
-    """As restore input: by table, each port below its name, and last what has to stand last."""
+    """Restore input is grouped by table, with a comment for each Service port, and ends with the rules that must be last."""
     assert listing_restore(LISTING) == (
         "# IPv4\n"
         "*filter\n"
@@ -49,7 +49,7 @@ def test_restore() -> None:
 
 
 def test_values() -> None:
-    """For programs: the same rules as values, with counters where there are any."""
+    """JSON values have the same rules, with counters where they are known."""
     web = {"table": "nat", "chain": "KUBE-SERVICES", "rule": WEB.rule, "packets": 3, "bytes": 180}
     refused = {"table": "filter", "chain": "KUBE-SERVICES", "rule": REFUSED.rule}
     values = listing_values(LISTING)
@@ -61,6 +61,6 @@ def test_values() -> None:
 
 
 def rules_of(values: object) -> list[object]:
-    """Return the rules' texts out of values."""
+    """Return the texts of the rules in values."""
     assert isinstance(values, list)
     return [value["rule"] for value in values]

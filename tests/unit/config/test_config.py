@@ -1,11 +1,11 @@
-"""Config: kube-proxy's defaults, its limits, and what each field says of its flag. Not here: how flags are written."""
+"""Config: kube-proxy's defaults and limits, and the flag of each option. `test_grammar` has the notation of flags."""
 
-from dataclasses import FrozenInstanceError, fields
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
 
-from pyproxy.config.config import OPTIONS, Config, NodePortAddresses, ProxyMode, ignored_warnings
+from pyproxy.config.config import OPTIONS, Config, NodePortAddresses, ProxyMode, build_config, ignored_warnings
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
@@ -84,9 +84,9 @@ KUBE_PROXY_DEFAULTS = {
 
 
 def test_flags_and_defaults_are_those_of_kube_proxy() -> None:
-    """Every flag of kube-proxy is here with its default, and every other one is declared as pyproxy's own."""
+    """Each flag of kube-proxy exists with its default, and every other flag is declared as pyproxy's own."""
     config = Config()
-    values = {about.flag: (about.grammar, getattr(config, name)) for name, about in OPTIONS.items() if not about.own}
+    values = {about.flag: (about.grammar, about.value(config)) for about in OPTIONS.values() if not about.own}
 
     written = {flag: "" if value is None else grammar.write(value) for flag, (grammar, value) in values.items()}
 
@@ -94,9 +94,9 @@ def test_flags_and_defaults_are_those_of_kube_proxy() -> None:
 
 
 def test_a_default_is_read_as_it_is_written() -> None:
-    """The text of a default, given as the flag's value, is the default again."""
+    """Writing a default as text and parsing it gives the default."""
     config = Config()
-    defaults = {name: getattr(config, name) for name in OPTIONS if getattr(config, name) is not None}
+    defaults = {name: about.value(config) for name, about in OPTIONS.items() if about.value(config) is not None}
 
     assert defaults == {
         name: OPTIONS[name].grammar.parse(OPTIONS[name].grammar.write(defaults[name])) for name in defaults
@@ -104,19 +104,23 @@ def test_a_default_is_read_as_it_is_written() -> None:
 
 
 def test_every_flag_has_help() -> None:
-    """Help is a sentence for each flag."""
+    """Each flag has a sentence of help."""
     assert [] == [about.flag for about in OPTIONS.values() if not about.help.endswith(".")]
 
 
 def test_config_cannot_be_changed() -> None:
-    """Nobody can change a Config that others hold."""
+    """A Config is immutable."""
     with pytest.raises(FrozenInstanceError):
         Config().v = 4  # type: ignore[misc]
 
 
-def test_every_field_is_a_flag() -> None:
-    """Nothing in Config is out of reach of the command line."""
-    assert {declared.name for declared in fields(Config)} == set(OPTIONS)
+def test_options_of_groups() -> None:
+    """The flag of an option in a group has the group's prefix, and its value is set in the group."""
+    config = build_config({"ipvs_scheduler": "mh", "profiling": True, "v": 2})
+
+    assert ("ipvs-scheduler", "profiling") == (OPTIONS["ipvs_scheduler"].flag, OPTIONS["profiling"].flag)
+    assert ("mh", True, 2) == (config.ipvs.scheduler, config.ignored.profiling, config.v)
+    assert ("mh", True) == tuple(OPTIONS[name].value(config) for name in ("ipvs_scheduler", "profiling"))
 
 
 @pytest.mark.parametrize(
@@ -143,11 +147,11 @@ def test_every_field_is_a_flag() -> None:
         {"kubeconfig": "kubeconfig.conf", "master": "https://10.0.0.1:6443"},
     ],
 )
-def test_what_kube_proxy_takes_is_taken(values: dict[str, Any]) -> None:
-    """Values at their limits, and combinations that make sense, are kept as given."""
-    config = Config(**values)
+def test_values_that_kube_proxy_accepts(values: dict[str, Any]) -> None:
+    """Values at their limits and valid combinations are accepted unchanged."""
+    config = build_config(values)
 
-    assert values == {name: getattr(config, name) for name in values}
+    assert values == {name: OPTIONS[name].value(config) for name in values}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +185,7 @@ def test_what_kube_proxy_takes_is_taken(values: dict[str, Any]) -> None:
         ),
         (
             {"api_servers": ("https://10.0.0.1:6443",), "master": "https://10.0.0.1:6443"},
-            "--api-servers: are the API servers; --manifests and --master cannot be given with it",
+            "--api-servers: selects the API servers; --manifests and --master cannot be given with it",
         ),
         (
             {"manifests": "examples", "master": "https://10.0.0.1:6443"},
@@ -189,10 +193,10 @@ def test_what_kube_proxy_takes_is_taken(values: dict[str, Any]) -> None:
         ),
     ],
 )
-def test_what_kube_proxy_refuses_is_refused_with_the_flag_named(values: dict[str, Any], message: str) -> None:
+def test_errors_name_the_flag(values: dict[str, Any], message: str) -> None:
     """A value out of its limits gives an error with flag, value and limit."""
     with pytest.raises(ConfigError) as refusal:
-        Config(**values)
+        build_config(values)
 
     assert message == str(refusal.value)
 
@@ -200,23 +204,23 @@ def test_what_kube_proxy_refuses_is_refused_with_the_flag_named(values: dict[str
 @pytest.mark.parametrize(
     "name", ["cni 0", "a/b", "a:b", 'a"b', "a'b", "a\\b", "a\nb", "cni+", ".", "..", "sixteen-letters!"]
 )
-def test_a_name_that_no_interface_has_never_reaches_a_rule(name: str) -> None:
-    """What the kernel refuses as an interface's name, or a rule would read as something else, is refused."""
+def test_invalid_interface_names_are_refused(name: str) -> None:
+    """Names that the kernel refuses for an interface, or that have a special meaning in a rule, are refused."""
     with pytest.raises(ConfigError, match="--pod-bridge-interface: "):
         Config(pod_bridge_interface=name)
 
 
 def test_a_prefix_leaves_room_for_the_wildcard() -> None:
-    """The + that iptables wants behind a prefix counts as a letter of the name."""
+    """The + that iptables requires after a prefix counts as a character of the name."""
     with pytest.raises(ConfigError, match="at most 14 bytes"):
         Config(pod_interface_name_prefix="a" * 15)
 
 
-def test_a_flag_that_changes_nothing_says_so() -> None:
-    """A warning is one line for each ignored flag that was given, and none for the others."""
+def test_a_flag_without_effect_causes_a_warning() -> None:
+    """Each given flag without effect causes a warning of one line; a flag with effect causes none."""
     expected = (
-        "--profiling is accepted but not acted on: the profiles are those of a Go program",
-        "--feature-gates is accepted but not acted on: pyproxy has no feature gates",
+        "--profiling is accepted but has no effect: the profiles are those of a Go program",
+        "--feature-gates is accepted but has no effect: pyproxy has no feature gates",
     )
 
     assert expected == ignored_warnings(["v", "profiling", "proxy_mode", "feature_gates"])

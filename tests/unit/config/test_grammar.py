@@ -1,7 +1,7 @@
-"""pflag's way of splitting a command line, and Go's ways of writing a value.
+"""Command lines in the syntax of pflag, and values in the notation of Go.
 
 The expected values are what ``strconv``, ``time.ParseDuration`` and ``pflag.FlagSet.Parse`` of Go give or refuse.
-What the flags mean is not covered here.
+The meaning of the flags is tested elsewhere.
 """
 
 import re
@@ -92,7 +92,7 @@ def test_a_command_line_is_split_as_pflag_splits_it(
     ],
 )
 def test_what_pflag_refuses_is_refused_with_the_flag_named(words: list[str], message: str) -> None:
-    """A wrong command line gives an error that shows which word is wrong."""
+    """A wrong command line gives an error that names the wrong word."""
     with pytest.raises(FlagError) as refusal:
         split_command_line(words, SYNTAX)
 
@@ -101,13 +101,13 @@ def test_what_pflag_refuses_is_refused_with_the_flag_named(words: list[str], mes
 
 @pytest.mark.parametrize("text", ["1", "t", "T", "true", "TRUE", "True"])
 def test_go_spellings_of_true(text: str) -> None:
-    """The six spellings that strconv.ParseBool takes for true are true."""
+    """The six spellings that strconv.ParseBool reads as true are true."""
     assert parse_bool(text) is True
 
 
 @pytest.mark.parametrize("text", ["0", "f", "F", "false", "FALSE", "False"])
 def test_go_spellings_of_false(text: str) -> None:
-    """The six spellings that strconv.ParseBool takes for false are false."""
+    """The six spellings that strconv.ParseBool reads as false are false."""
     assert parse_bool(text) is False
 
 
@@ -136,7 +136,7 @@ def test_go_spellings_of_false(text: str) -> None:
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    """A duration in Go's notation is its number of seconds."""
+    """A duration in Go's notation is read as seconds."""
     assert seconds == parse_duration(text)
 
 
@@ -145,7 +145,7 @@ def test_durations(text: str, seconds: float) -> None:
     [(0.0, "0s"), (86400.0, "24h"), (900.0, "15m"), (90.0, "90s"), (0.5, "500ms"), (2e-6, "2us"), (-5.0, "-5s")],
 )
 def test_durations_are_written_so_that_they_can_be_read(seconds: float, text: str) -> None:
-    """A duration is written in one unit, and reading it gives the duration again."""
+    """A duration is written in one unit, and reading it gives the same duration."""
     assert text == write_duration(seconds)
     assert seconds == parse_duration(text)
 
@@ -167,7 +167,7 @@ def test_durations_are_written_so_that_they_can_be_read(seconds: float, text: st
     ],
 )
 def test_whole_numbers(text: str, number: int) -> None:
-    """A whole number may have the prefixes and the underscores that strconv.ParseInt takes with base 0."""
+    """A whole number may have the prefixes and the underscores that strconv.ParseInt accepts with base 0."""
     assert number == parse_int32(text)
 
 
@@ -176,19 +176,19 @@ def test_whole_numbers(text: str, number: int) -> None:
     [("", ()), ("a", ("a",)), ("a,b", ("a", "b")), ('"a,b",c', ("a,b", "c"))],
 )
 def test_lists(text: str, items: tuple[str, ...]) -> None:
-    """A list has commas between its items, and quotes protect a comma."""
+    """The items of a list are separated by commas, and quotes protect a comma."""
     assert items == parse_strings(text)
 
 
 def test_networks() -> None:
-    """CIDR blocks of both families stand in one list, blanks around them do not matter, host bits are cleared."""
+    """A list can have CIDR blocks of both families and white space around them; host bits are cleared."""
     expected = (parse_network("10.244.0.0/16"), parse_network("fd00::/64"))
 
     assert expected == parse_networks("10.244.3.0/16, fd00::1/64")
 
 
 def test_urls_are_shown_without_their_passwords() -> None:
-    """What is in effect goes into the log and onto the pages of the metrics server, for who may see them."""
+    """URLs are written without credentials, because settings are logged and shown by the metrics server."""
     urls = ("https://joe:secret@10.0.0.1:6443", "https://10.0.0.2:6443/a@b")
 
     assert "https://10.0.0.1:6443" == URL.write(urls[0])
@@ -196,7 +196,7 @@ def test_urls_are_shown_without_their_passwords() -> None:
 
 
 def test_gates() -> None:
-    """Feature gates are pairs of a name and a truth value, and are written back as they were."""
+    """Feature gates are pairs of a name and a boolean, and are written as they were read."""
     gates = parse_gates("A=true,B=F")
 
     assert (("A", True), ("B", False)) == gates
@@ -213,7 +213,7 @@ def test_gates() -> None:
     ],
 )
 def test_listen_addresses(text: str, ip: str, port: int) -> None:
-    """A listen address is an IP and a port, and the port may be left out."""
+    """A listen address is an IP with an optional port."""
     assert ListenAddress(parse_ip(ip), port) == listen_address(10249).parse(text)
 
 
@@ -229,7 +229,7 @@ def test_listen_addresses(text: str, ip: str, port: int) -> None:
     ],
 )
 def test_listen_places(text: str, where: object, written: str) -> None:
-    """A place is a CIDR block or an interface, and what is written is read as the same."""
+    """A listen selector has a CIDR block or an interface, and writing and reading it gives the same."""
     grammar = listen_selector(10249)
     place = grammar.parse(text)
 
@@ -240,13 +240,13 @@ def test_listen_places(text: str, where: object, written: str) -> None:
 
 @pytest.mark.parametrize(("text", "written"), [("127.0.0.1", "127.0.0.1:10249"), ("::1", "[::1]:10249"), ("lo:0", "")])
 def test_a_place_may_be_an_address(text: str, written: str) -> None:
-    """Where a place can be named an address can be, and port 0 means nowhere."""
+    """An address is accepted instead of a selector, and port 0 disables the server."""
     assert written == listen_selector(10249).write(listen_selector(10249).parse(text))
 
 
 @pytest.mark.parametrize("text", ["", "127.0.0.1:0"])
 def test_a_server_can_be_switched_off(text: str) -> None:
-    """Nothing, and port 0, mean that nobody listens."""
+    """An empty text and port 0 disable the server."""
     assert listen_address(10249).parse(text) is None
 
 
@@ -299,12 +299,12 @@ def test_an_empty_word_can_have_a_meaning() -> None:
     ],
 )
 def test_what_go_refuses_is_refused_in_words(parse: Callable[[str], object], text: str, message: str) -> None:
-    """A wrong value gives an error that quotes it and says what it should be."""
+    """A wrong value gives an error that quotes it and describes valid values."""
     with pytest.raises(ValueError, match=re.escape(message)):
         parse(text)
 
 
 def test_a_flag_without_a_metavar_is_a_switch() -> None:
-    """What may stand without a value shows no value in help."""
+    """A flag that may be given without a value shows no placeholder in help."""
     assert Grammar("", parse_bool).is_switch
     assert not Grammar("INT", parse_int32).is_switch

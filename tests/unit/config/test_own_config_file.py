@@ -1,6 +1,6 @@
-"""PyproxyConfiguration files, and what comes of flags and both files together.
+"""PyproxyConfiguration files, and the precedence of flags and both files.
 
-Not here: kube-proxy's file alone (test_config_file).
+`test_config_file` tests kube-proxy's file alone.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pyproxy.config.config import OPTIONS, Config, IptablesVariant, ProxyMode
+from pyproxy.config.config import OPTIONS, IptablesVariant, ProxyMode, build_config
 from pyproxy.config.config_file import OWN_FIELDS, ConfigFile, read_files, read_own_file
 from pyproxy.errors import ConfigError
 
@@ -17,7 +17,7 @@ KUBE_PROXYS = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConf
 
 
 def read(tmp_path: Path, text: str, head: str = HEAD, **typed: object) -> ConfigFile:
-    """Read a file with this text, beside these flags."""
+    """Read a file with this text, together with these flags."""
     path = tmp_path / "pyproxy.yaml"
     path.write_text(head + text)
     return read_own_file(str(path), typed)
@@ -46,7 +46,7 @@ def test_a_field_becomes_a_flags_value(tmp_path: Path, text: str, values: dict[s
 
 
 def test_every_own_flag_is_a_field() -> None:
-    """What is pyproxy's own can stand in its file, but for the file itself, and the docs tell of each field."""
+    """Each own option, except the one that names the file, is a field of the file and described in the docs."""
     page = (Path(__file__).parents[3] / "docs" / "configuration.md").read_text()
     own = {name for name, about in OPTIONS.items() if about.own} - {"pyproxy_config"}
 
@@ -54,32 +54,32 @@ def test_every_own_flag_is_a_field() -> None:
     assert set() == {name for name in OWN_FIELDS if f"`{name}`" not in page}
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path) -> None:
-    """Each value that cannot be used is named with file, line and field, and unknown fields are only warned of."""
+def test_every_mistake_is_reported_at_once(tmp_path: Path) -> None:
+    """Each wrong value is reported with file, line and field; an unknown field only causes a warning."""
     text = "iptablesVariant: old\napiServers: {a: b}\nmode: ipfs\nmanifest: /m\n"
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, text)
 
     expected = (
         "line 3: iptablesVariant: 'old' is not one of auto, legacy, nft",
-        'line 4: apiServers: {"a": "b"} is not a text, a number, true or false, or a list',
-        "line 5: mode: 'ipfs' is not one of auto, iptables, ipvs, nftables; did you mean ipvs?",
+        "line 4: apiServers: must be a boolean, an integer, a string or a list, not a mapping",
+        "line 5: mode: 'ipfs' is not one of auto, iptables, ipvs, nftables (did you mean ipvs?)",
     )
     assert [f"{tmp_path}/pyproxy.yaml: {line}" for line in expected] == str(caught.value).splitlines()
-    assert (f"{tmp_path}/pyproxy.yaml: manifest is unknown, and passed over (did you mean manifests?)",) == (
+    assert (f"{tmp_path}/pyproxy.yaml: manifest is unknown and ignored (did you mean manifests?)",) == (
         read(tmp_path, "manifest: /m").warnings
     )
 
 
-def test_kube_proxys_file_is_none_of_ours(tmp_path: Path) -> None:
-    """The two kinds of file cannot be mixed up."""
+def test_a_file_of_kube_proxy_is_an_error(tmp_path: Path) -> None:
+    """A file of kube-proxy is an error here."""
     with pytest.raises(ConfigError, match=r"pyproxy\.yaml: apiVersion: .* is not pyproxy\.io/v1alpha1"):
         read(tmp_path, "", head=KUBE_PROXYS)
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Any]:
-    """Give flags that name both files, which both have a mode."""
+    """Give flags that name both files; both files set a mode."""
     own, kube_proxys = tmp_path / "pyproxy.yaml", tmp_path / "config.conf"
     own.write_text(f"{HEAD}mode: nftables\napiServers: [https://a, https://b]\n")
     kube_proxys.write_text(
@@ -89,7 +89,7 @@ def files(tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_own_file_wins_over_kube_proxys(files: dict[str, Any]) -> None:
-    """Own file before kube-proxy's, whose fields are read for the mode that comes of it; credentials stay."""
+    """The own file overrides kube-proxy's, of which the section of the resulting mode is read; the kubeconfig is kept."""
     own, kube_proxys = read_files(files)
 
     assert {"proxy_mode": ProxyMode.NFTABLES, "api_servers": ("https://a", "https://b")} == own.values
@@ -101,7 +101,7 @@ def test_the_own_file_wins_over_kube_proxys(files: dict[str, Any]) -> None:
 
 
 def test_flags_win_over_both(files: dict[str, Any]) -> None:
-    """A flag that was given hides both files' values, and its mode says which block counts."""
+    """A flag overrides both files, and the mode that it sets selects the section."""
     own, kube_proxys = read_files({**files, "proxy_mode": ProxyMode.IPVS})
 
     assert (None, None) == (own.values.get("proxy_mode"), kube_proxys.values.get("proxy_mode"))
@@ -109,8 +109,8 @@ def test_flags_win_over_both(files: dict[str, Any]) -> None:
 
 
 def test_manifests_of_the_own_file_replace_the_api_server(files: dict[str, Any]) -> None:
-    """Where objects come from files the kubeconfig of kube-proxy's file is of no use, and no contradiction."""
+    """With manifests the kubeconfig in kube-proxy's file is ignored; it is not a contradiction."""
     Path(files["pyproxy_config"]).write_text(f"{HEAD}manifests: /m\n")
     own, kube_proxys = read_files(files)
 
-    assert "/m" == Config(**{**kube_proxys.values, **own.values}).manifests
+    assert "/m" == build_config({**kube_proxys.values, **own.values}).manifests

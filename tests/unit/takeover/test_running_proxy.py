@@ -9,8 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pyproxy.config.config import Config
-from pyproxy.config.takeover_flags import Takeover
+from pyproxy.config.config import Config, Takeover
 from pyproxy.model.address import ListenAddress, parse_ip
 from pyproxy.takeover import running_proxy
 from pyproxy.takeover.running_proxy import detect_running_proxy, wait_for_running_proxy

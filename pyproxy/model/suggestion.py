@@ -1,0 +1,20 @@
+"""The hint for a misspelt word."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+_CUTOFF = 0.75
+"""Similarity from which a word is suggested, from 0 to 1. "ipfs" has it to "ipvs", "later" to no name of a field."""
+
+
+def suggestion(text: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return `` (did you mean X?)`` with the known word that is most similar, or an empty text.
+
+    Args:
+        text: the misspelt word; case does not count.
+        known: words to choose from.
+        prefix: precedes the suggested word in the hint.
+    """
+    by_lower = {word.lower(): word for word in known}
+    nearest = get_close_matches(text.lower(), by_lower, n=1, cutoff=_CUTOFF)
+    return f" (did you mean {prefix}{by_lower[nearest[0]]}?)" if nearest else ""
