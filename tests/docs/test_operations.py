@@ -19,7 +19,8 @@ SHORTEST_PART = 4
 
 
 def messages(text: str) -> Iterator[str]:
-    """Yield the messages in the first column of the tables below "Log messages" and "Startup errors"."""
+    """Yield the messages in quotes, and those in the first column of the tables of messages."""
+    yield from re.findall(r'"([^"\n]+)"', text)
     for section in re.findall(r"^## (?:Log messages|Startup errors)$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         for cell in re.findall(r"^\| (.*?) \|", section, re.MULTILINE):
             yield from re.findall(r"`([^`]+)`", cell)
