@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterable
 from enum import Enum
-from typing import TextIO
 
 import click
 import msgspec
@@ -23,16 +22,14 @@ from pyproxy.cli.flags import (
     configured_settings,
 )
 from pyproxy.cli.listing import listing_text, listing_values
+from pyproxy.cli.objects import read_cluster
 from pyproxy.config.config import NODE_NAME, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ConfigError
-from pyproxy.manifests.files import FileObjects, read_objects
 from pyproxy.model.address import Family
-from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
-from pyproxy.node.node_name import own_node, own_node_name
 from pyproxy.plan.planner import final_plans
 
 _WRONG_INPUT = 2
@@ -123,11 +120,9 @@ def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live:
     if live:
         listings, problems = asyncio.run(dumper.live()), 0
     else:
-        objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
-        problems = report(objects, sys.stderr)
-        name = own_node_name(config)
-        node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
-        listings = tracked_listings(tracked(objects), node, dumper)
+        cluster = read_cluster(config)
+        problems = cluster.problems
+        listings = tracked_listings(cluster.tracker, cluster.node, dumper)
     if service is not None:
         listings = [only_service(listing, service) for listing in listings]
         if not any(listing.services for listing in listings):
@@ -141,25 +136,6 @@ def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live:
     ]
     sys.stdout.write(_formatted(shown, output, dumper))
     return _WRONG_INPUT if problems else 0
-
-
-def report(objects: FileObjects, stream: TextIO) -> int:
-    """Print the problems of the input and what was skipped; return the number of problems."""
-    for problem in objects.problems:
-        print(problem, file=stream)
-    if objects.skipped:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(objects.skipped.items()))
-        print(f"skipped: {kinds}", file=stream)
-    return len(objects.problems)
-
-
-def tracked(objects: FileObjects) -> Tracker:
-    """Return a tracker with the objects of files, except Nodes."""
-    tracker = Tracker()
-    tracker.apply(Replaced(Kind.SERVICE, objects.services))
-    tracker.apply(Replaced(Kind.ENDPOINT_SLICE, objects.slices))
-    tracker.apply(Replaced(Kind.SERVICE_CIDR, objects.service_cidrs))
-    return tracker
 
 
 def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleListing]:

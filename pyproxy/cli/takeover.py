@@ -22,8 +22,9 @@ from pyproxy.backends.ipvs.static_rules import is_ours as is_ours_in_ipvs
 from pyproxy.backends.kube_proxy import is_kube_proxys
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.registry import open_dumper
-from pyproxy.cli.dump_rules import report, tracked, tracked_listings
+from pyproxy.cli.dump_rules import tracked_listings
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
+from pyproxy.cli.objects import report, tracked
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH
 from pyproxy.errors import ConfigError, SourceError

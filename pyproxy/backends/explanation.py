@@ -1,0 +1,85 @@
+"""What happens to the first packet of a connection, as an interpreter of one mode's rules finds it. No packet is sent.
+
+Each mode has an interpreter in its ``explain`` module. It reads rules, elements or virtual servers, from files or from the
+kernel, and knows nothing of Services or plans, so what it finds can be compared with what was intended.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from fractions import Fraction
+from typing import NamedTuple
+
+from pyproxy.model.address import parse_network
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import Protocol
+
+_LOOPBACKS = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
+
+
+@dataclass(frozen=True, slots=True)
+class Packet:
+    """The first packet of a connection, as it is before any translation."""
+
+    source: bytes
+    destination: bytes
+    protocol: Protocol
+    port: int
+    in_interface: str = ""
+    """The interface through which it arrives; empty: this node sends it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The node that has the rules, as far as routing depends on it."""
+
+    ips: frozenset[bytes]
+    """Its addresses apart from loopback ones."""
+
+    def is_local(self, ip: bytes) -> bool:
+        """Return whether the kernel delivers packets for an address to the node itself."""
+        return ip in self.ips or any(ip in network for network in _LOOPBACKS)
+
+
+class Fate(Enum):
+    """How it ends; values are those of JSON output."""
+
+    FORWARDED = "forwarded"
+    """The destination was changed to an endpoint."""
+    UNCHANGED = "unchanged"
+    """The packet continues to its original destination: no Service has that address and port."""
+    REJECTED = "rejected"
+    DROPPED = "dropped"
+
+
+class Step(NamedTuple):
+    """One rule or element that decided something."""
+
+    hook: str
+    """Hook or phase, such as ``prerouting``."""
+    priority: int | None
+    """Priority of the base chain; None where the mode has none (IPVS)."""
+    place: str
+    """Chain, set, map or virtual server."""
+    rule: str
+    """The rule or element as the mode's own tool prints it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """One way that the packet can take."""
+
+    share: Fraction
+    """Its probability; those of all paths of a packet are 1 together."""
+    fate: Fate
+    steps: tuple[Step, ...]
+    endpoint: Endpoint | None = None
+    """Set if forwarded."""
+    is_masqueraded: bool = False
+    """The endpoint sees an address of this node as the source."""
+    affinity_seconds: int | None = None
+    """For how long the client stays with its endpoint; None without session affinity."""
+
+
+Interpreter = Callable[[Packet, Host], tuple[Path, ...]]
+"""Returns every way that a packet can take, the most probable first."""

@@ -1,0 +1,57 @@
+"""The objects that offline commands read from files, and what they say about them."""
+
+import sys
+from dataclasses import dataclass
+from typing import TextIO
+
+from pyproxy.config.config import Config
+from pyproxy.manifests.files import FileObjects, read_objects
+from pyproxy.model.change import Kind, Replaced
+from pyproxy.model.node import Node
+from pyproxy.model.tracker import Tracker
+from pyproxy.node.node_name import own_node, own_node_name
+
+
+@dataclass(frozen=True, slots=True)
+class OfflineCluster:
+    """What files say about a cluster, as seen from one node."""
+
+    tracker: Tracker
+    """Has Services, EndpointSlices and ServiceCIDRs."""
+    node: Node
+    """The node of ``--node`` or ``--hostname-override``, or one made from flags if no file has it."""
+    nodes: tuple[Node, ...]
+    problems: int
+    """How many problems the files have; each was printed."""
+
+
+def read_cluster(config: Config) -> OfflineCluster:
+    """Read the files of ``--manifests``, and print their problems to standard error.
+
+    Raises:
+        ConfigError: the input cannot be read.
+    """
+    objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
+    problems = report(objects, sys.stderr)
+    name = own_node_name(config)
+    node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
+    return OfflineCluster(tracked(objects), node, tuple(objects.nodes), problems)
+
+
+def report(objects: FileObjects, stream: TextIO) -> int:
+    """Print the problems of the input and what was skipped; return the number of problems."""
+    for problem in objects.problems:
+        print(problem, file=stream)
+    if objects.skipped:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(objects.skipped.items()))
+        print(f"skipped: {kinds}", file=stream)
+    return len(objects.problems)
+
+
+def tracked(objects: FileObjects) -> Tracker:
+    """Return a tracker with the objects of files, except Nodes."""
+    tracker = Tracker()
+    tracker.apply(Replaced(Kind.SERVICE, objects.services))
+    tracker.apply(Replaced(Kind.ENDPOINT_SLICE, objects.slices))
+    tracker.apply(Replaced(Kind.SERVICE_CIDR, objects.service_cidrs))
+    return tracker
