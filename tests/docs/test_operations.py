@@ -44,18 +44,41 @@ def constants() -> str:
     return "\n".join(found)
 
 
+def warnings() -> Iterator[str]:
+    """Yield the format strings of warnings and errors that the program logs, except those without constant text."""
+    for path in sorted((ROOT / "pyproxy").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(value=ast.Name("logger"), attr="warning" | "error" | "exception"),
+                    args=[ast.Constant(str(text)), *_],
+                ) if constant_parts(text):
+                    yield text
+
+
+def constant_parts(text: str) -> list[str]:
+    """Return the parts of a message or of a format string that do not vary, without the shortest."""
+    parts = (part.strip() for part in re.split(r"…|FILE|%[sd]|%\.\df|[:;] ", text))
+    return [part for part in parts if len(part) >= SHORTEST_PART]
+
+
 def unknown_parts(message: str) -> list[str]:
     """Return the constant parts of a message that no string of the program contains."""
-    parts = (part.strip() for part in re.split("…|FILE|[:;] ", message))
-    return [
-        part for part in parts if len(part) >= SHORTEST_PART and not re.search(rf"{re.escape(part)}(?!\w)", constants())
-    ]
+    return [part for part in constant_parts(message) if not re.search(rf"{re.escape(part)}(?!\w)", constants())]
 
 
 @pytest.mark.parametrize("message", sorted(set(messages(PAGE.read_text()))))
 def test_each_message_exists(message: str) -> None:
     """Each message that the page explains is a string of the program."""
     assert [] == unknown_parts(message)
+
+
+@pytest.mark.parametrize("text", sorted(set(warnings())))
+def test_each_warning_is_explained(text: str) -> None:
+    """The page explains each warning and error that the program logs."""
+    explained = {part for message in messages(PAGE.read_text()) for part in constant_parts(message)}
+
+    assert [part for part in constant_parts(text) if any(part in one or one in part for one in explained)]
 
 
 def test_a_message_that_the_program_does_not_have() -> None:
