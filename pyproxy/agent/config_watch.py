@@ -12,10 +12,12 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from pyproxy.manifests.file_version import FileVersion, file_version
+
 POLL_SECONDS = 1.0
 
-_Version = tuple[int, int, int, int] | None
-"""What `stat` tells of a file's content, behind links; None: it is not there, or is a pipe."""
+_Version = FileVersion | None
+"""Of the file behind links; None if it does not exist or is a pipe."""
 
 
 def texts_of(path: str) -> dict[str, str]:
@@ -55,9 +57,7 @@ def _version(path: str) -> _Version:
         status = os.stat(path)  # noqa: PTH116  # a Path for each look would be all that it costs
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode):
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+    return file_version(status) if stat.S_ISREG(status.st_mode) else None
 
 
 def _differs(path: str, text: str) -> bool:

@@ -49,7 +49,7 @@ from pyproxy.config.option import (
 )
 from pyproxy.errors import ConfigError
 from pyproxy.logs import LogFormat
-from pyproxy.model.address import ListenAddress, Network, parse_ip, parse_network
+from pyproxy.model.address import LOOPBACK_IPS, Family, ListenAddress, Network, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode
 from pyproxy.model.suggestion import suggestion
 
@@ -292,7 +292,7 @@ class Config:
         check=not_negative,
     )
     metrics_bind_address: ListenAddress | ListenSelector | None = option(
-        ListenAddress(parse_ip("127.0.0.1"), METRICS_PORT),
+        ListenAddress(LOOPBACK_IPS[Family.IPV4], METRICS_PORT),
         listen_selector(METRICS_PORT),
         "Address of the metrics server: an IP, or a CIDR block or interface for all local addresses in it. Empty or"
         " port 0 disables the server.",

@@ -25,7 +25,7 @@ from pyproxy.config.grammar import DURATION, Grammar, write_bool
 from pyproxy.config.ignored_options import HEALTHZ_PORT, METRICS_PORT
 from pyproxy.config.kube_proxy_configuration import API_VERSION, KubeProxyConfiguration
 from pyproxy.errors import ConfigError
-from pyproxy.model.address import Family, ListenAddress, family_of, parse_ip
+from pyproxy.model.address import LOOPBACK_IPS, Family, ListenAddress, family_of, parse_ip
 from pyproxy.model.suggestion import suggestion
 from pyproxy.yaml_documents import YamlDocument, YamlError, yaml_documents
 
@@ -138,7 +138,7 @@ def read_config_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
     if address is not None and family_of(address) is Family.IPV6:
         # On a node with an IPv6 address servers listen on IPv6 by default.
         defaults = {
-            "metrics_bind_address": ListenAddress(parse_ip("::1"), METRICS_PORT),
+            "metrics_bind_address": ListenAddress(LOOPBACK_IPS[Family.IPV6], METRICS_PORT),
             "healthz_bind_address": ListenAddress(parse_ip("::"), HEALTHZ_PORT),
         }
         values = {name: value for name, value in defaults.items() if name not in typed} | values

@@ -5,14 +5,14 @@ what is wrong and gives None or the default. It never raises and knows no object
 come past no API server, and because names end up in kernel rules: what is not a name must never get that far.
 """
 
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 
-from pyproxy.model.address import Family, Network, parse_ip, parse_network
+from pyproxy.model.address import LOOPBACK_NETWORKS, Family, Network, parse_ip, parse_network
 from pyproxy.model.names import Protocol
+from pyproxy.model.suggestion import suggestion
 
 Problems = list[tuple[str, str]]
 """Path of a field and what is wrong with it, in the order found."""
@@ -29,18 +29,18 @@ _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
 _UNSPECIFIED = frozenset({bytes(4), bytes(16)})
 # Loopback, link-local and link-local multicast: k8s.io/kubernetes/pkg/apis/core/validation, ValidateNonSpecialIP.
-_SPECIAL = tuple(
-    map(parse_network, ("127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/24", "::1/128", "fe80::/10", "ff02::/16"))
+_SPECIAL = (
+    *LOOPBACK_NETWORKS.values(),
+    *map(parse_network, ("169.254.0.0/16", "224.0.0.0/24", "fe80::/10", "ff02::/16")),
 )
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
 _MAX_SHOWN = 80
-_SOCKET_FAMILIES = {Family.IPV4: AF_INET, Family.IPV6: AF_INET6}
 
 
 def plain_ip(text: str, family: Family) -> bytes | None:
     """Give an address of a family if nothing is to be said of it; None where `read_ip` has to look."""
     try:
-        ip = inet_pton(_SOCKET_FAMILIES[family], text)
+        ip = inet_pton(family.socket_family, text)
     except (OSError, ValueError):
         return None
     return None if ip in _UNSPECIFIED or ip.startswith(_IPV4_MAPPED) else ip
@@ -64,13 +64,6 @@ def shown(text: str) -> str:
     if text and text.isascii() and text.isprintable() and " " not in text and len(text) <= _MAX_SHOWN:
         return text
     return ascii(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
-
-
-def suggestion(text: str, known: Iterable[str]) -> str:
-    """Write `` (did you mean X?)`` for the nearest known word, or nothing."""
-    by_lower = {word.lower(): word for word in known}
-    nearest = difflib.get_close_matches(text.lower(), by_lower, n=1, cutoff=0.8)
-    return f" (did you mean {by_lower[nearest[0]]}?)" if nearest else ""
 
 
 @lru_cache(maxsize=4096)

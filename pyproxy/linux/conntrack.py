@@ -38,7 +38,6 @@ from pyproxy.linux.uapi.nfnetlink_conntrack import Cta, CtaFilter, CtaFilterF, C
 from pyproxy.model.address import Family
 from pyproxy.model.flow import Destination, Flow
 
-_PROTOCOL_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IP_SOURCE = {Family.IPV4: CtaIp.V4_SRC, Family.IPV6: CtaIp.V6_SRC}
 _IP_DESTINATION = {Family.IPV4: CtaIp.V4_DST, Family.IPV6: CtaIp.V6_DST}
 _IDENTITY = (Cta.TUPLE_ORIG, Cta.ZONE, Cta.ID)
@@ -138,7 +137,7 @@ def _dump(netlink: NetlinkSocket, family: Family, destination: Destination) -> I
 
 
 def _request(kind: int, family: Family, body: bytes) -> Message:
-    return Message(NfnlSubsys.CTNETLINK << 8 | kind, 0, nfgenmsg(_PROTOCOL_FAMILIES[family]) + body)
+    return Message(NfnlSubsys.CTNETLINK << 8 | kind, 0, nfgenmsg(family.socket_family) + body)
 
 
 class _EntryParser:

@@ -21,7 +21,6 @@ from pyproxy.linux.uapi.rtnetlink import Rta, Rtm, Rtn, RtTable
 from pyproxy.model.address import Family, Network
 
 _RTMSG = struct.Struct("=BBBBBBBBI")
-_FAMILIES = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 
 
 def local_networks(family: Family) -> frozenset[Network]:
@@ -34,7 +33,7 @@ def local_networks(family: Family) -> frozenset[Network]:
         ipvs_device = socket.if_nametoindex(IPVS_DEVICE)
     except OSError:
         ipvs_device = 0  # no interface has this index
-    body = _RTMSG.pack(_FAMILIES[family], 0, 0, 0, RtTable.LOCAL, 0, 0, Rtn.LOCAL, 0)
+    body = _RTMSG.pack(family.socket_family, 0, 0, 0, RtTable.LOCAL, 0, 0, Rtn.LOCAL, 0)
     found: set[Network] = set()
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as netlink:

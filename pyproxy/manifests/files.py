@@ -27,6 +27,7 @@ from types import MappingProxyType
 from pyproxy.errors import DecodeError, SourceError
 from pyproxy.manifests.file_changes import FileChanges, FileIndex
 from pyproxy.manifests.file_objects import FileObjects, combine
+from pyproxy.manifests.file_version import FileVersion, file_version
 from pyproxy.manifests.manifest import FileProblem, Manifest, read_manifest
 from pyproxy.model.change import Kind, ObjectChange, Replaced
 
@@ -37,9 +38,6 @@ logger = logging.getLogger(__name__)
 STANDARD_INPUT = "-"
 SUFFIXES = (".yaml", ".yml", ".json")
 POLL_SECONDS = 0.2
-
-Version = tuple[int, int, int, int]
-"""What `stat` tells of a file's content: inode, size, and times of modification and of change in nanoseconds."""
 
 
 def read_objects(
@@ -125,7 +123,7 @@ class _Folder:
     def __init__(self, path: Path, proxy_name: str) -> None:
         self._path = path
         self._proxy_name = proxy_name
-        self._versions: dict[str, Version] = {}
+        self._versions: dict[str, FileVersion] = {}
         self._manifests: dict[str, Manifest] = {}
         self._index = FileIndex()
 
@@ -154,7 +152,7 @@ class _Folder:
             last = versions
         return None
 
-    def _look(self) -> dict[str, Version]:
+    def _look(self) -> dict[str, FileVersion]:
         """Return the version of each file.
 
         Raises:
@@ -163,11 +161,11 @@ class _Folder:
         try:
             entries = os.scandir(self._path)
         except NotADirectoryError:
-            return {str(self._path): _version(self._path.stat())}
+            return {str(self._path): file_version(self._path.stat())}
         with entries:
             return dict(sorted(_manifest_files(entries)))
 
-    def _read(self, versions: dict[str, Version]) -> None:
+    def _read(self, versions: dict[str, FileVersion]) -> None:
         with _without_garbage_collection():
             self._manifests = {
                 path: self._manifests[path] if self._versions.get(path) == version else self._read_file(path)
@@ -200,21 +198,17 @@ def _is_followed(path: Path) -> bool:
     return path.is_dir() or path.is_file() or not path.exists()
 
 
-def _version(status: os.stat_result) -> Version:
-    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _manifest_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, Version]]:
+def _manifest_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, FileVersion]]:
     for entry in entries:
         if not entry.name.endswith(SUFFIXES) or entry.name.startswith("."):
             continue
         try:
             status = entry.stat()
         except OSError:
-            # Gone since the directory was listed, or a link to nowhere.
+            # Removed since the directory was listed, or a broken link.
             continue
         if stat.S_ISREG(status.st_mode):
-            yield entry.path, _version(status)
+            yield entry.path, file_version(status)
 
 
 @contextmanager

@@ -16,7 +16,8 @@ from msgspec import Raw, field, inspect
 from msgspec.json import Decoder
 
 from pyproxy.decode import wire
-from pyproxy.decode.fields import shown, suggestion
+from pyproxy.decode.fields import shown
+from pyproxy.model.suggestion import suggestion
 
 IGNORED = Raw()
 

@@ -239,7 +239,7 @@ class _Reading:
     def _read_tree(self, tree: object, implied_kind: str, locate: Locate) -> None:
         if tree is None:
             return
-        kind = tree.get("kind", implied_kind) if isinstance(tree, dict) else None
+        kind = (tree.get("kind") or implied_kind) if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(kind, str) or not kind:
             self._say("document", "kind", "missing; this is no Kubernetes object", locate)
         elif kind in _LISTS:

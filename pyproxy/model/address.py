@@ -23,6 +23,11 @@ class Family(IntEnum):
         """Return the length of an address in bits."""
         return 32 if self is Family.IPV4 else 128
 
+    @property
+    def socket_family(self) -> int:
+        """Return AF_INET or AF_INET6, which are 2 and 10 in Linux (``include/linux/socket.h``)."""
+        return 2 if self is Family.IPV4 else 10
+
     # Enum's own hash is Python code, and families are keys of what is looked up for each address.
     __hash__ = int.__hash__
 
@@ -105,6 +110,15 @@ def parse_network(text: str) -> Network:
     address, _, prefix = text.partition("/")
     network = ip_network((parse_ip(address), int(prefix)), strict=False)
     return Network(network.network_address.packed, network.prefixlen)
+
+
+LOOPBACK_NETWORKS = {Family.IPV4: parse_network("127.0.0.0/8"), Family.IPV6: parse_network("::1/128")}
+LOOPBACK_IPS = {Family.IPV4: parse_ip("127.0.0.1"), Family.IPV6: parse_ip("::1")}
+
+
+def is_loopback(ip: bytes) -> bool:
+    """Return whether a packed address is a loopback address."""
+    return ip in LOOPBACK_NETWORKS[family_of(ip)]
 
 
 class ListenAddress(NamedTuple):

@@ -7,18 +7,13 @@ from ipaddress import ip_network
 from typing import TypeVar
 
 from pyproxy.config.config import Config, NodePortAddresses, ProxyMode
-from pyproxy.model.address import Family, Network, family_of, parse_ip
+from pyproxy.model.address import LOOPBACK_NETWORKS, Family, Network, family_of
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
 from pyproxy.node.context import FamilySettings, NodeContext
 
 logger = logging.getLogger(__name__)
 
 SettingsT = TypeVar("SettingsT", bound=FamilySettings)
-
-_LOOPBACK = {
-    Family.IPV4: Network(parse_ip("127.0.0.0"), 8),
-    Family.IPV6: Network(parse_ip("::1"), 128),
-}
 
 
 def family_settings(kind: type[SettingsT], config: Config, family: Family, context: NodeContext) -> SettingsT:
@@ -83,7 +78,7 @@ def serves_localhost(config: Config, family: Family) -> bool:
     if family is Family.IPV6 or not config.iptables_localhost_nodeports or config.service_proxy_name:
         return False
     blocks = _node_port_blocks(config, family)
-    return blocks is None or any(_overlaps(block, _LOOPBACK[family]) for block in blocks)
+    return blocks is None or any(_overlaps(block, LOOPBACK_NETWORKS[family]) for block in blocks)
 
 
 def relays_localhost(config: Config, mode: ProxyMode, family: Family) -> bool:
@@ -96,7 +91,7 @@ def relays_localhost(config: Config, mode: ProxyMode, family: Family) -> bool:
         return False
     return any(
         item is NodePortAddresses.LOCALHOST
-        or (isinstance(item, Network) and item.family is family and item.ip in _LOOPBACK[family])
+        or (isinstance(item, Network) and item.family is family and item.ip in LOOPBACK_NETWORKS[family])
         for item in config.nodeport_addresses
     )
 
@@ -112,7 +107,7 @@ def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collect
         for ip in local_ips
         if family_of(ip) is family
         and any(ip in block for block in blocks)
-        and (with_loopback or ip not in _LOOPBACK[family])
+        and (with_loopback or ip not in LOOPBACK_NETWORKS[family])
     }
     if NodePortAddresses.PRIMARY in config.nodeport_addresses and (ip := node.ip(family)) is not None:
         found.add(ip)
@@ -132,7 +127,7 @@ def node_port_networks(
         return [Network(ip, family.bits) for ip in ips]
     if serves_localhost(config, family):
         return local_networks
-    return [block for block in local_networks if block.ip not in _LOOPBACK[family]]
+    return [block for block in local_networks if block.ip not in LOOPBACK_NETWORKS[family]]
 
 
 def follows_local_ips(config: Config) -> bool:
@@ -152,7 +147,7 @@ def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | N
         return None
     blocks = tuple(block for block in asked if isinstance(block, Network) and block.family is family)
     if NodePortAddresses.LOCALHOST in asked:
-        blocks += (_LOOPBACK[family],)
+        blocks += (LOOPBACK_NETWORKS[family],)
     if not blocks and NodePortAddresses.PRIMARY in asked:
         return ()
     return None if not blocks or any(block.prefix == 0 for block in blocks) else blocks

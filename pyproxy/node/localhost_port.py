@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 
-from pyproxy.model.address import Family
+from pyproxy.model.address import LOOPBACK_IPS, Family, ip_text
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.event import event_extra
 from pyproxy.model.names import NamespacedName, Protocol
@@ -19,8 +19,6 @@ from pyproxy.plan.localhost import RelayTarget
 
 logger = logging.getLogger(__name__)
 
-DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
-_LISTEN_ON = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 _BACKLOG = 128
 
 
@@ -79,12 +77,12 @@ class Site:
                 await asyncio.sleep(self.retry_seconds)
 
     def _bound(self) -> socket.socket:
-        address = (_LISTEN_ON[self.family], self.number)
+        address = (ip_text(LOOPBACK_IPS[self.family]), self.number)
         if self.protocol is Protocol.TCP:
-            listener = socket.create_server(address, family=DOMAINS[self.family], backlog=_BACKLOG)
+            listener = socket.create_server(address, family=self.family.socket_family, backlog=_BACKLOG)
         else:
             # Without SO_REUSEADDR, by which two UDP sockets could have one port.
-            listener = socket.socket(DOMAINS[self.family], socket.SOCK_DGRAM)
+            listener = socket.socket(self.family.socket_family, socket.SOCK_DGRAM)
             try:
                 listener.bind(address)
             except OSError:

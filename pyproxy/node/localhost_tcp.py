@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 from pyproxy.model.address import ip_text
-from pyproxy.node.localhost_port import DOMAINS, EndpointChoice, Site
+from pyproxy.node.localhost_port import EndpointChoice, Site
 from pyproxy.plan.localhost import RelayTarget
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class TcpPort:
     async def _relay(self, client: socket.socket) -> None:
         endpoint = self._choice.choose()
         try:
-            with socket.socket(DOMAINS[self._site.family], socket.SOCK_STREAM) as server:
+            with socket.socket(self._site.family.socket_family, socket.SOCK_STREAM) as server:
                 server.settimeout(0)
                 _set_options(server)
                 async with asyncio.timeout(_DIAL_SECONDS):

@@ -16,7 +16,7 @@ from typing import Any
 
 from pyproxy.model.address import ip_text
 from pyproxy.model.endpoint import Endpoint
-from pyproxy.node.localhost_port import DOMAINS, EndpointChoice, Site
+from pyproxy.node.localhost_port import EndpointChoice, Site
 from pyproxy.plan.localhost import RelayTarget
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class UdpPort:
         endpoint, now = self._choice.choose(), monotonic()
         server = None
         try:
-            server = socket.socket(DOMAINS[self._site.family], socket.SOCK_DGRAM)
+            server = socket.socket(self._site.family.socket_family, socket.SOCK_DGRAM)
             server.settimeout(0)
             server.connect((ip_text(endpoint.ip), endpoint.port))
         except OSError as error:

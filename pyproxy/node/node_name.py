@@ -5,10 +5,8 @@ from dataclasses import replace
 
 from pyproxy.config.config import Config
 from pyproxy.errors import ConfigError
-from pyproxy.model.address import Family, family_of, parse_network
+from pyproxy.model.address import family_of, is_loopback
 from pyproxy.model.node import Node
-
-_LOOPBACK = {Family.IPV4: parse_network("127.0.0.0/8"), Family.IPV6: parse_network("::1/128")}
 
 
 def own_node_name(config: Config) -> str:
@@ -35,8 +33,3 @@ def own_node(config: Config, node: Node | None, name: str) -> Node:
     if any(address) and not is_loopback(address):
         ips = (address, *(ip for ip in ips if family_of(ip) is not family_of(address)))
     return replace(node, ips=ips)
-
-
-def is_loopback(ip: bytes) -> bool:
-    """Say whether an address is one that every machine has for itself."""
-    return ip in _LOOPBACK[family_of(ip)]

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from pyproxy.config.config import Config
-from pyproxy.model.address import ip_text, parse_ip
+from pyproxy.model.address import ip_text, is_loopback, parse_ip
 from pyproxy.model.node import Node
-from pyproxy.node.node_name import is_loopback, own_node
+from pyproxy.node.node_name import own_node
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 from wsgiref.types import WSGIApplication
 
-from pyproxy.model.address import Family, ListenAddress, family_of, ip_text
+from pyproxy.model.address import ListenAddress, family_of, ip_text
 from pyproxy.model.event import Event
 from pyproxy.serve.http_exchange import exchange
 
@@ -212,10 +212,9 @@ class Listeners(threading.Thread):
 
 
 def _listen(address: ListenAddress, *, both_families: bool) -> socket.socket:
-    domain = socket.AF_INET if family_of(address.ip) is Family.IPV4 else socket.AF_INET6
     if both_families and not any(address.ip) and socket.has_dualstack_ipv6():
         listener = socket.create_server(("", address.port), family=socket.AF_INET6, dualstack_ipv6=True)
     else:
-        listener = socket.create_server((ip_text(address.ip), address.port), family=domain)
+        listener = socket.create_server((ip_text(address.ip), address.port), family=family_of(address.ip).socket_family)
     listener.settimeout(0)
     return listener

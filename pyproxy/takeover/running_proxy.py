@@ -15,7 +15,7 @@ from time import monotonic
 from pyproxy.config.config import Config, Takeover
 from pyproxy.linux.listening import who_listens
 from pyproxy.linux.systemd_notify import notify
-from pyproxy.model.address import ListenAddress, ip_text, parse_ip
+from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,8 +28,6 @@ _LONGEST_ANSWER = 1 << 16
 _MODES = {"iptables", "ipvs", "nftables"}
 _MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
 """What names and command lines of proxies have in them: kube-proxy, kubelite or k3s that have one inside, and we."""
-_LOOPBACK = {4: parse_ip("127.0.0.1"), 16: parse_ip("::1")}
-"""By length of an address."""
 
 
 async def wait_for_running_proxy(config: Config) -> None:
@@ -51,7 +49,7 @@ async def wait_for_running_proxy(config: Config) -> None:
 
 async def detect_running_proxy(config: Config) -> str:
     """Return how a proxy that lives on this node shows itself; nothing if there is none."""
-    defaults = [ListenAddress(ip, port) for ip in _LOOPBACK.values() for port in _KUBE_PROXYS_PORTS]
+    defaults = [ListenAddress(ip, port) for ip in LOOPBACK_IPS.values() for port in _KUBE_PROXYS_PORTS]
     asked_for = (config.metrics_bind_address, config.healthz_bind_address)
     configured = [address for address in asked_for if isinstance(address, ListenAddress)]
     addresses = dict.fromkeys(map(_reachable, (*defaults, *configured)))
@@ -61,7 +59,7 @@ async def detect_running_proxy(config: Config) -> str:
 
 def _reachable(address: ListenAddress) -> ListenAddress:
     """Return where to ask a server that listens at an address, which may mean all addresses."""
-    return address if any(address.ip) else ListenAddress(_LOOPBACK[len(address.ip)], address.port)
+    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
 
 
 async def _recognise(address: ListenAddress) -> str:

@@ -1,7 +1,6 @@
 """ipsets by netlink: no `ipset` process, many members in one message (`linux/netfilter/ipset/ip_set.h`)."""
 
 import errno
-import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from enum import Enum
@@ -25,7 +24,6 @@ _NFGENMSG = struct.Struct("=BBH")
 _MOST_MEMBERS = 1 << 20
 _MEMBERS_PER_MESSAGE = 150
 """A message is at most 64 KiB long; an IPv6 member with a remark takes up to 300 bytes."""
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _IP_KIND = {Family.IPV4: 1 | NETWORK_ORDER, Family.IPV6: 2 | NETWORK_ORDER}
 _REASONS = {
     # Numbers of ipset's own (`linux/netfilter/ipset/ip_set.h`).
@@ -114,7 +112,7 @@ class IpSets:
             self._name(name),
             text_attribute(_TYPENAME, type_name),
             attribute(_REVISION, bytes([revision])),
-            attribute(_FAMILY, bytes([_AF[self.family]])),
+            attribute(_FAMILY, bytes([self.family.socket_family])),
             nest(
                 _DATA,
                 attribute(_MAXELEM | NETWORK_ORDER, struct.pack("!I", _MOST_MEMBERS)),
@@ -155,7 +153,7 @@ class IpSets:
         return Message(_SUBSYSTEM | command, 0, self._body(*parts))
 
     def _body(self, *parts: bytes) -> bytes:
-        head = _NFGENMSG.pack(_AF[self.family], 0, 0)
+        head = _NFGENMSG.pack(self.family.socket_family, 0, 0)
         return head + attribute(_PROTOCOL, bytes([_PROTOCOL_VERSION])) + b"".join(parts)
 
     def _dump(self, name: str) -> Iterator[tuple[memoryview, int, int]]:

@@ -23,7 +23,7 @@ from pyproxy.linux.addresses import IPVS_DEVICE
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.linux.sysctl import write_sysctl
-from pyproxy.model.address import Family, family_of, parse_network
+from pyproxy.model.address import LOOPBACK_NETWORKS, Family, family_of, parse_network
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port_ips
@@ -31,7 +31,7 @@ from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port
 logger = logging.getLogger(__name__)
 
 _DEFAULT_SCHEDULER = "rr"
-_NOT_FOR_NODE_PORTS = tuple(map(parse_network, ("127.0.0.0/8", "::1/128", "fe80::/10")))
+_NOT_FOR_NODE_PORTS = (*LOOPBACK_NETWORKS.values(), parse_network("fe80::/10"))
 """Loopback: IPVS sends no packet with a loopback address out. Link-local: the kernel has one for each interface."""
 _REUSE_IS_RIGHT_SINCE = (5, 9)
 """From this Linux on, a new connection from a port that was used just before is scheduled without a second's delay."""

@@ -42,7 +42,6 @@ _BY_STATIC = 4
 _LINK = struct.Struct("=BxHiII")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _ADDRESS = struct.Struct("=BBBBi")
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _NO_GENERATED_ADDRESS = 1
 _SIOCGIFFLAGS = 0x8913
 _IFREQ = struct.Struct("=16sh22x")
@@ -124,7 +123,7 @@ class Vips:
             Message(
                 _DELETE_ADDRESS,
                 0,
-                _ADDRESS.pack(_AF[self._family], len(ip) * 8, 0, 0, index)
+                _ADDRESS.pack(self._family.socket_family, len(ip) * 8, 0, 0, index)
                 + attribute(_IFA_LOCAL, ip)
                 + attribute(_IFA_ADDRESS, ip),
             )
@@ -150,10 +149,12 @@ class Vips:
         return b"".join(parts)
 
     def _route_header(self, prefix: int) -> bytes:
-        return _ROUTE.pack(_AF[self._family], prefix, 0, 0, _TABLE_LOCAL, _BY_STATIC, _SCOPE_HOST, _TYPE_LOCAL, 0)
+        return _ROUTE.pack(
+            self._family.socket_family, prefix, 0, 0, _TABLE_LOCAL, _BY_STATIC, _SCOPE_HOST, _TYPE_LOCAL, 0
+        )
 
     def _routes(self, index: int) -> Iterator[tuple[bytes, bytes]]:
-        body = _ROUTE.pack(_AF[self._family], 0, 0, 0, 0, _BY_STATIC, 0, _TYPE_LOCAL, 0)
+        body = _ROUTE.pack(self._family.socket_family, 0, 0, 0, 0, _BY_STATIC, 0, _TYPE_LOCAL, 0)
         # The kernel looks at one table and at routes over one device only (strict checking, Linux 4.20).
         body += attribute(_RTA_TABLE, struct.pack("=I", _TABLE_LOCAL)) + attribute(_RTA_OIF, struct.pack("=i", index))
         for data, start, end in self._netlink.dump(_GET_ROUTE, body, header=_ROUTE.size):
@@ -187,7 +188,7 @@ def node_addresses(family: Family) -> set[bytes]:
 
 def _bound_addresses(netlink: NetlinkSocket, family: Family, index: int = 0) -> Iterator[tuple[int, bytes]]:
     """Yield device and address, of one device or (index 0) of all."""
-    body = _ADDRESS.pack(_AF[family], 0, 0, 0, index)
+    body = _ADDRESS.pack(family.socket_family, 0, 0, 0, index)
     for data, start, end in netlink.dump(_GET_ADDRESS, body, header=_ADDRESS.size):
         found = {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
         device: int = struct.unpack_from("=i", data, start - 4)[0]

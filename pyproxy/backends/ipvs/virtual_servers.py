@@ -5,7 +5,6 @@ Real servers come from ``/proc/net/ip_vs`` in one go: by netlink those of each v
 """
 
 import errno
-import socket
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -34,7 +33,6 @@ _HASHED = 0x2
 _GENL = struct.Struct("=BBxx")
 _PROC = Path("/proc/net/ip_vs")
 _NO_TIME = 0
-_AF = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}
 _NETMASK = {Family.IPV4: 0xFFFFFFFF, Family.IPV6: 128}
 """One address, for persistence: a mask in IPv4, a prefix length in IPv6."""
 _PROC_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -218,7 +216,7 @@ def _family_id(netlink: NetlinkSocket) -> int:
 
 def _which_part(virtual: VirtualServer) -> bytes:
     return _WHICH.pack(
-        *(6, _SVC_AF, _AF[family_of(virtual.ip)]),
+        *(6, _SVC_AF, family_of(virtual.ip).socket_family),
         *(6, _SVC_PROTOCOL, virtual.protocol),
         *(20, _SVC_ADDR, virtual.ip),
         *(6, _SVC_PORT, virtual.port.to_bytes(2)),
@@ -241,7 +239,7 @@ def _service(virtual: VirtualServer, how: Scheduling) -> bytes:
 def _destination(endpoint: Endpoint, weight: int, since: int) -> bytes:
     return _REAL.pack(
         *(_REAL.size, _DEST | 0x8000),
-        *(6, 11, _AF[family_of(endpoint.ip)]),
+        *(6, 11, family_of(endpoint.ip).socket_family),
         *(20, _DEST_ADDR, endpoint.ip),
         *(6, _DEST_PORT, endpoint.port.to_bytes(2)),
         *(8, 3, 0),  # forwarding by masquerading
@@ -253,7 +251,7 @@ def _destination(endpoint: Endpoint, weight: int, since: int) -> bytes:
 
 def _parse_service(data: memoryview, start: int, end: int, family: Family) -> tuple[VirtualServer, Scheduling] | None:
     found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
-    if _SVC_FWMARK in found or _number(found[_SVC_AF]) != _AF[family]:
+    if _SVC_FWMARK in found or _number(found[_SVC_AF]) != family.socket_family:
         return None
     ip = bytes(found[_SVC_ADDR][: IPv4_BYTES if family is Family.IPV4 else 16])
     virtual = VirtualServer(ip, _number(found[_SVC_PROTOCOL]), int.from_bytes(found[_SVC_PORT]))
