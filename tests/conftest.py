@@ -1,4 +1,4 @@
-"""Options of the whole test suite, and how hypothesis runs: repeatable in CI, wide and random with ``--long``."""
+"""Options and markers of the whole test suite, and the hypothesis profiles: repeatable in CI, random with ``--long``."""
 
 import os
 import secrets
@@ -6,32 +6,45 @@ import secrets
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.packets.modes import HAS_IPVS
+
 _SLOW_IS_FINE = (HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example)
-"""A whole cluster is a big example; what it costs is watched as the run time of the suite."""
+"""An example is a whole cluster, which is large; its cost shows in the run time of the suite."""
 _SEED_BITS = 32
 
-# Without a database of earlier failures: a run depends on its seed and on nothing else.
+# No database of earlier failures, so that a run depends only on its seed.
 settings.register_profile("ci", deadline=None, print_blob=True, database=None, suppress_health_check=_SLOW_IS_FINE)
 settings.register_profile("long", settings.get_profile("ci"), max_examples=3000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options that only this suite has."""
-    parser.addoption("--update-golden", action="store_true", help="write the golden files anew instead of comparing")
+    """Add the options of this suite."""
+    parser.addoption("--update-golden", action="store_true", help="rewrite the golden files instead of comparing")
     parser.addoption("--long", action="store_true", help="many more generated examples, from a random seed")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the hypothesis profile, and a seed that the header can name, before hypothesis reads it."""
+    """Register the markers, and choose the hypothesis profile and a seed for the header, before hypothesis reads it."""
+    config.addinivalue_line("markers", "needs_ipvs: run only on a kernel with IPVS, as in python -m tests.guest")
+    config.addinivalue_line("markers", "needs_no_ipvs: run only on a kernel without IPVS")
     is_long = config.getoption("--long")
     settings.load_profile("long" if is_long else "ci")
     if is_long and config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(secrets.randbits(_SEED_BITS))
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the tests that are for a kernel with IPVS, or for one without, if this kernel is the other kind."""
+    unwanted = "needs_no_ipvs" if HAS_IPVS else "needs_ipvs"
+    deselected = [item for item in items if item.get_closest_marker(unwanted)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if not item.get_closest_marker(unwanted)]
+
+
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say how to get the same examples again."""
+    """Return a header line with the seed that repeats the examples."""
     seed = config.option.hypothesis_seed
     return f"hypothesis: {settings().max_examples} examples, " + (
         f"--hypothesis-seed={seed}" if seed is not None else "random seed"
@@ -40,6 +53,6 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session")
 def needs_root() -> None:
-    """Skip the test for a user who is not root; fail it in CI, where a test that did not run proves nothing."""
+    """Skip the test without root; fail it in CI, where a skipped test would prove nothing."""
     if os.geteuid():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")

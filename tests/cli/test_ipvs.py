@@ -9,7 +9,7 @@ import pytest
 PYPROXY = Path(sys.executable).with_name("pyproxy")
 
 
-@pytest.mark.skipif(Path("/proc/net/ip_vs").exists(), reason="this kernel has ip_vs")
+@pytest.mark.needs_no_ipvs
 @pytest.mark.parametrize("words", [("run",), ("dump-rules", "--live")])
 def test_missing_module_is_named(words: tuple[str, ...], tmp_path: Path) -> None:
     """The error names the module, and the modes that do without."""

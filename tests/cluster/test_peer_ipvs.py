@@ -10,7 +10,6 @@ from collections.abc import Container, Iterator, Sequence
 import pytest
 
 from tests.lab import Connection, Outcome, Verdict, tcp, udp
-from tests.packets.modes import HAS_IPVS
 
 from .controlplane import ControlPlane
 from .peer.answers import divergences
@@ -23,7 +22,7 @@ from .peer.pair import Pair
 from .peer.sides import Side
 from .peer.world import CLUSTER_CIDR_FLAG, NODE_OF, PORT, SECOND_ADDRESSES
 
-pytestmark = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS")
+pytestmark = pytest.mark.needs_ipvs
 
 FURTHER_PACKETS = 100
 GENERATED = 10

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
@@ -11,9 +10,7 @@ from .kubeproxy import Backend
 from .process import wait_until
 from .takeover import LEGACY_TOOLS, OneNode
 
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/net/ip_vs").exists(), reason="this kernel has no IPVS: python -m tests.guest brings one"
-)
+pytestmark = pytest.mark.needs_ipvs
 FOREIGN_SERVER = ("--tcp-service", "192.0.2.77:80")
 KEEP_FOREIGN = "--ipvs-exclude-cidrs=192.0.2.0/24"
 ITS = ("KUBE-PROXY-CANARY", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-IPVS-OUT-FILTER")

@@ -1,4 +1,4 @@
-"""The demo's command line. Exit status: 0 all passed, 1 something failed, 2 it could not run."""
+"""The command line of the demo. Exit status: 0 all passed, 1 a check failed, 2 the demo could not run."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ MODES = ("iptables", "nftables", "ipvs")
 FAILED = 1
 COULD_NOT_RUN = 2
 NEEDS_ROOT = """\
-The demo makes network namespaces and writes packet rules in them, which takes root. This machine's
-own network stays as it is. Try: sudo make demo"""
+The demo creates network namespaces and writes rules in them, which needs root privileges. It does not
+change the network of this machine. Try: sudo make demo"""
 INTRODUCTION = """\
-pyproxy on two nodes. Each host is a network namespace; this machine's own network stays as it is.
+pyproxy on two nodes. Each host is a network namespace; the network of this machine is not changed.
 
      outside1       outside2       database         172.18.0.101, .102, .200
          |              |              |
@@ -50,10 +50,10 @@ def main() -> int:
     try:
         return _run(Screen(), mode=options.mode, shell=options.shell)
     except LabError as error:
-        print(f"The demo cannot go on: {error}", file=sys.stderr)
+        print(f"The demo cannot continue: {error}", file=sys.stderr)
         return COULD_NOT_RUN
     except KeyboardInterrupt:
-        print("Stopped; everything was removed.", file=sys.stderr)
+        print("Interrupted; everything was removed.", file=sys.stderr)
         return 128 + signal.SIGINT
 
 
@@ -63,14 +63,14 @@ def _options() -> argparse.Namespace:
         "--mode",
         choices=MODES,
         default=MODES[0],
-        help="the agents' --proxy-mode; ipvs needs a kernel that has it, such as that of tests.guest",
+        help="the --proxy-mode of the agents; ipvs needs a kernel with IPVS, such as that of tests.guest",
     )
-    parser.add_argument("--shell", action="store_true", help="at the end, give a prompt in the client pod")
+    parser.add_argument("--shell", action="store_true", help="at the end, start a shell in the client pod")
     return parser.parse_args()
 
 
 def _end(number: int, _: FrameType | None) -> None:
-    """Leave by an exception, so that everything is removed on the way out."""
+    """Raise an exception, so that everything is removed before the exit."""
     sys.exit(128 + number)
 
 
@@ -85,7 +85,7 @@ def _run(screen: Screen, *, mode: str, shell: bool) -> int:
         started = time.monotonic()
         send_everything(cluster, screen)
         if screen.failed:
-            screen.logs(cluster.last_words())
+            screen.logs(cluster.log_tails())
         screen.sum_up(time.monotonic() - started)
         if shell:
             prompt(cluster)
@@ -93,7 +93,7 @@ def _run(screen: Screen, *, mode: str, shell: bool) -> int:
 
 
 def _ignore_signals() -> None:
-    """Let a second Ctrl-C not stop the removal half-way."""
+    """Ignore a second Ctrl-C, which would interrupt the cleanup."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,6 +1,6 @@
-"""What is sent, what shall come back, and whether it did.
+"""The checks of the demo: requests, expected answers, and their comparison.
 
-Law: values and judgement only; nothing is sent and nothing printed here.
+Pure: nothing is sent or printed here.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import TypeAlias
 from tests.lab import IPAddress, Outcome, Probe, Verdict
 
 Answers: TypeAlias = Counter[str]
-"""How many requests met the same, by what they met in a few words."""
-Face: TypeAlias = Callable[[Outcome], str]
-"""What counts of an answer, in a few words; outcomes with the same face are counted together."""
+"""The number of requests by result, each in a few words."""
+Summary: TypeAlias = Callable[[Outcome], str]
+"""The relevant part of an answer, in a few words; outcomes with the same summary are counted together."""
 
 LEAST_SHARE = 0.5
-"""Of a fair share of the requests; with 100 for 2 pods, or 400 for 4, five standard deviations below it or more."""
+"""Fraction of a fair share of the requests; with 100 for 2 pods, or 400 for 4, at least five standard deviations below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """What the answers to a check shall be."""
+    """The expected answers of a check."""
 
     words: str
     is_met: Callable[[Answers], bool]
-    face: Face = lambda outcome: outcome.server or str(outcome)
+    summary: Summary = lambda outcome: outcome.server or str(outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +40,17 @@ class Check:
     expected: Expectation
     requests: int = 1
     one_by_one: bool = False
-    """Send each request when the one before is answered; otherwise all are sent at once."""
+    """Whether each request waits for the answer to the previous one; otherwise all are sent concurrently."""
 
     @property
     def sent(self) -> str:
-        """What is sent, in a few words."""
+        """The requests, in a few words."""
         times = f"{self.requests} x " if self.requests > 1 else ""
         return f"{times}{self.probe.protocol.value} {self.probe.to}"
 
     def judge(self, outcomes: Iterable[Outcome]) -> Result:
-        """Compare what came back with what was expected."""
-        answers = Counter(map(self.expected.face, outcomes))
+        """Compare the answers with the expectation."""
+        answers = Counter(map(self.expected.summary, outcomes))
         return Result(self.client, self.sent, self.expected.words, describe(answers), self.expected.is_met(answers))
 
 
@@ -73,12 +73,12 @@ class Section:
     example: str
     """The name of the file in `examples/`."""
     law: str
-    """What the feature is, in a sentence."""
+    """A sentence about the feature."""
     checks: Sequence[Check]
 
 
 def spread(*servers: str) -> Expectation:
-    """Expect answers from all of these, each with its share."""
+    """Expect answers from all of these servers, each with its share."""
     expected = frozenset(servers)
 
     def is_met(answers: Answers) -> bool:
@@ -89,54 +89,54 @@ def spread(*servers: str) -> Expectation:
 
 
 def any_of(*servers: str) -> Expectation:
-    """Expect answers from no others than these."""
+    """Expect answers only from these servers."""
     words = servers[0] if len(servers) == 1 else f"any of {len(servers)} pods"
     return Expectation(words, lambda answers: answers.keys() <= {*servers})
 
 
 def one_of(*servers: str) -> Expectation:
-    """Expect that one of these answers, and always the same."""
+    """Expect that all answers come from the same one of these servers."""
     return Expectation("always the same pod", lambda answers: len(answers) == 1 and answers.keys() <= {*servers})
 
 
 def seen_by(client: IPAddress, *servers: str) -> Expectation:
-    """Expect that one of these answers, and sees that address as its client."""
-    faces = {f"{server} sees {client}" for server in servers}
+    """Expect an answer from one of these servers that sees this client address."""
+    summaries = {f"{server} sees {client}" for server in servers}
     server = servers[0] if len(servers) == 1 else "a pod"
-    return Expectation(f"{server} sees {client}", lambda answers: answers.keys() <= faces, sees)
+    return Expectation(f"{server} sees {client}", lambda answers: answers.keys() <= summaries, sees)
 
 
 def reached_at(*places: str) -> Expectation:
-    """Expect answers from all of these, each written as server:port."""
+    """Expect answers from all of these servers, each written as server:port."""
     return Expectation(", ".join(places), lambda answers: answers.keys() == {*places}, place)
 
 
 def refused() -> Expectation:
-    """Expect that somebody says no, within the time-out of the probe."""
+    """Expect a refusal within the time-out of the probe."""
     return Expectation("refused at once", _all_begin_with(Verdict.REFUSED))
 
 
 def dropped() -> Expectation:
-    """Expect silence."""
+    """Expect no answer."""
     return Expectation("dropped: no answer", _all_begin_with(Verdict.TIMEOUT))
 
 
 def sees(outcome: Outcome) -> str:
-    """Tell who answered, and whom it sees."""
+    """Return the server that answered, and the client address that it sees."""
     return f"{outcome.server} sees {outcome.client_ip}" if outcome.identity else str(outcome)
 
 
 def place(outcome: Outcome) -> str:
-    """Tell who answered, and at which port."""
+    """Return the server that answered, and its port."""
     return f"{outcome.server}:{outcome.identity.reached.port}" if outcome.identity else str(outcome)
 
 
 def describe(answers: Answers) -> str:
-    """Write the answers in a few words; where they differ, each with its count."""
+    """Describe the answers in a few words; different answers are listed with their counts."""
     if len(answers) == 1:
         return next(iter(answers))
-    return ", ".join(f"{face} {count}" for face, count in sorted(answers.items()))
+    return ", ".join(f"{summary} {count}" for summary, count in sorted(answers.items()))
 
 
 def _all_begin_with(verdict: Verdict) -> Callable[[Answers], bool]:
-    return lambda answers: all(face.startswith(verdict.value) for face in answers)
+    return lambda answers: all(summary.startswith(verdict.value) for summary in answers)

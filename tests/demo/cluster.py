@@ -1,6 +1,6 @@
 """The cluster of the demo: a lab whose pods serve, and the real agent on each node.
 
-Law: what is made here is gone when the cluster is left, whichever way.
+Everything that the cluster creates is removed when it is closed, also after an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PYPROXY = Path(sys.executable).with_name("pyproxy")
 
 WEB_PORT = 8080
 NEW_WEB_PORT = 8081
-"""Where the pods of node2 serve too: see `examples/named-ports.yaml`."""
+"""A further port of the pods of node2: see `examples/named-ports.yaml`."""
 API_PORT = 8090
 METRICS_PORT = 9100
 DNS_PORT = 5353
@@ -32,7 +32,7 @@ DIAMETER_PORT = 3868
 DATABASE_PORT = 5432
 
 TIMEOUT_SECONDS = 0.9
-"""For every request. Less than the second after which the kernel sends a lost SYN again, so that no loss is hidden."""
+"""Time-out of requests: shorter than the second after which the kernel retransmits a SYN, so that no loss is hidden."""
 SHOWN_LOG_LINES = 20
 
 
@@ -40,13 +40,13 @@ class Cluster:
     """Two nodes with agents that follow a directory of manifests; a context manager."""
 
     def __init__(self, mode: str) -> None:
-        """Plan a cluster whose agents run in that proxy mode; entering builds it."""
+        """Plan a cluster whose agents run in this proxy mode; entering builds it."""
         self._mode = mode
         self._undo = ExitStack()
         self.lab = Lab(timeout_seconds=TIMEOUT_SECONDS)
         self.agents: list[Process] = []
         self.directory = Path()
-        """For files of the demo; removed at the end."""
+        """Directory for files of the demo; removed at the end."""
 
     @property
     def manifests(self) -> Path:
@@ -54,10 +54,10 @@ class Cluster:
         return self.directory / "manifests"
 
     def __enter__(self) -> Self:
-        """Build it; the agents have done their first sync when this returns."""
+        """Build the cluster; returns after the first sync of the agents."""
         with ExitStack() as undo:
             undo.enter_context(self.lab)
-            # Named as the lab names its own files, so that the next lab removes what a killed run has left.
+            # A name like those of the lab's own files, so that the next lab removes it if this run is killed.
             self.directory = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix=new_prefix())))
             shutil.copytree(EXAMPLES, self.manifests)
             self._serve()
@@ -66,11 +66,11 @@ class Cluster:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        """Take it down."""
+        """Remove the cluster."""
         self._undo.close()
 
     def rewrite(self, file: str, kind: str, fields: Mapping[str, object]) -> None:
-        """Set top-level fields of the objects of that kind in a manifest; readers see the old file or the new one."""
+        """Set top-level fields of the objects of a kind in a manifest; the file is replaced atomically."""
         path = self.manifests / file
         objects = list(yaml.safe_load_all(path.read_text()))
         for changed in objects:
@@ -80,8 +80,8 @@ class Cluster:
         new.write_text(yaml.safe_dump_all(objects, sort_keys=False))
         new.replace(path)
 
-    def last_words(self) -> Iterator[tuple[str, str]]:
-        """Give the end of each agent's log, by the node's name."""
+    def log_tails(self) -> Iterator[tuple[str, str]]:
+        """Return the last lines of each agent's log, by node name."""
         for node, agent in zip(self.lab.nodes, self.agents, strict=False):
             yield node.name, "\n".join(agent.stderr.splitlines()[-SHOWN_LOG_LINES:])
 
@@ -103,17 +103,17 @@ class Cluster:
             "hostname-override": node.name,
             "proxy-mode": self._mode,
             "cluster-cidr": ",".join(map(str, CLUSTER_CIDRS)),
-            # The default of the iptables mode; the nftables mode would use the nodes' first addresses only.
+            # The default of the iptables mode; the nftables mode would use only the first addresses of the nodes.
             "nodeport-addresses": "0.0.0.0/0,::/0",
-            # These are limits of the whole kernel, and so the host's.
+            # These limits apply to the whole kernel, including the host.
             "conntrack-max-per-core": 0,
             "conntrack-tcp-timeout-established": 0,
             "conntrack-tcp-timeout-close-wait": 0,
             "metrics-bind-address": "",
             "oom-score-adj": 0,
-            # The guest kernel, which has IPVS, takes no rules of the other variant.
+            # The guest kernel, which has IPVS, does not support the other variant.
             **({"iptables-variant": "legacy"} if self._mode == "ipvs" else {}),
         }
-        # The nodes have kernels of their own, as far as iptables goes, so they shall not wait for each other.
+        # Each node has its own iptables tables, so the nodes should not share a lock.
         lock = {"XTABLES_LOCKFILE": str(self.directory / f"{node.name}.xtables.lock")}
         return node.start(str(PYPROXY), "run", *(f"--{name}={value}" for name, value in flags.items()), env=lock)

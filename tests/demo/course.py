@@ -1,6 +1,6 @@
-"""The course of the demo: section after section is sent, judged and printed.
+"""Runs the sections of the demo in order: sends the requests, compares the answers, prints the results.
 
-Law: decides only how many requests are on their way at a time.
+This module decides only how many requests are sent concurrently.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .scenes import SECTIONS
 from .screen import Screen
 
 BURST = 100
-"""Requests at once. All start their time-outs together, so a slow machine must be able to answer the last in time."""
+"""Concurrent requests. Their time-outs start together, so a slow machine must be able to answer the last in time."""
 
 
 def send_everything(cluster: Cluster, screen: Screen) -> None:
-    """Send everything there is to send, and print what was answered."""
+    """Run all sections and print the results."""
     screen.head()
     for section in SECTIONS:
         with screen.busy(section.title):

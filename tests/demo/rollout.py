@@ -1,7 +1,7 @@
 """A rollout under load: the pods of a Service are replaced one by one, and no request fails.
 
-Law: a step is taken when clients of both nodes have shown that the one before has arrived there; a pod's grace period
-would give it the time to.
+A step is made when the clients of both nodes have observed the previous one. In a real cluster the grace period of a
+pod allows for this time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .cluster import API_PORT, Cluster
 
 EXAMPLE = "rolling-update.yaml"
 REPLACEMENTS = (("pod1-1", "pod1-2"), ("pod2-1", "pod2-2"))
-"""Each old pod with the new one on the same node that takes its place."""
+"""Each old pod with the new pod on the same node that replaces it."""
 
 PATIENCE_SECONDS = 4.0
-"""For each request. A busy machine is slow, and that is no failure; a lost packet is told by the kernel's counters."""
+"""Time-out of requests. A slow answer of a busy machine is not a failure; the kernel's counters show lost packets."""
 CLUSTER_IP = tcp("10.96.0.120", 80, timeout_seconds=PATIENCE_SECONDS)
 NODE_PORT = tcp("172.18.0.12", 30120, timeout_seconds=PATIENCE_SECONDS)
 PER_SECOND = 100
 ENOUGH_REQUESTS = 40
-"""So many in a row that a pod did not get: it is out. With three pods chance alone does that once in 10^7."""
+"""Consecutive requests without one to a pod: it is no longer used. With three pods, chance does this once in 10^7."""
 STEP_SECONDS = 10.0
 POLL_SECONDS = 0.02
 
@@ -37,15 +37,15 @@ SECTION = Section(
     "Pods are replaced one by one: the new one is ready, the old one terminates, then is gone.",
     (Check("client-pod", CLUSTER_IP, spread("pod1-2", "pod2-2"), requests=100),),
 )
-"""Its checks are for the time after the rollout."""
+"""The section of the rollout; its checks are made afterwards."""
 
 
 class StalledError(Exception):
-    """A step of the rollout does not arrive at a node."""
+    """A step of the rollout did not take effect on a node."""
 
 
 def roll_out(cluster: Cluster) -> Iterator[Result]:
-    """Replace all pods while clients of both nodes send requests, and tell what they met."""
+    """Replace all pods while clients of both nodes send requests, and yield the results."""
     stalled = ""
     with ExitStack() as stack:
         streams = [
@@ -61,11 +61,11 @@ def roll_out(cluster: Cluster) -> Iterator[Result]:
     yield from (stream.result() for stream in streams)
     yield rollout.result_of_kept_connection()
     if stalled:
-        yield Result("", "", "each step gets to the nodes", stalled, passed=False)
+        yield Result("", "", "each step takes effect", stalled, passed=False)
 
 
 class _Stream:
-    """Requests of one client that go on and on."""
+    """A continuous stream of requests of one client."""
 
     def __init__(self, client: Host, probe: Probe) -> None:
         self._client = client
@@ -80,17 +80,17 @@ class _Stream:
         self.load.stop()
 
     def result(self) -> Result:
-        """Tell what the requests met; one whose first packet had to be repeated has been let down, too."""
+        """Return the results of the requests; a retransmitted first packet also counts as a failure."""
         report = self.load.report()
-        let_down = Counter(str(failure.outcome) for failure in report.failures)
-        let_down["first packet lost"] = _repeated_first_packets(self._client) - self._repeated_before
+        failures = Counter(str(failure.outcome) for failure in report.failures)
+        failures["first packet lost"] = _repeated_first_packets(self._client) - self._repeated_before
         sent = f"{report.requests} x {self._probe.protocol.value} {self._probe.to}"
-        answers = Counter(report.replies) + let_down
-        return Result(self._client.name, sent, "no failure, nothing lost", describe(answers), not let_down.total())
+        answers = Counter(report.replies) + failures
+        return Result(self._client.name, sent, "no failure, nothing lost", describe(answers), not failures.total())
 
 
 class _Rollout:
-    """The pods of the Service as its EndpointSlice tells of them, step by step."""
+    """The pods of the Service in its EndpointSlice, changed step by step."""
 
     def __init__(self, cluster: Cluster, loads: list[Load], kept: Connection) -> None:
         self._cluster = cluster
@@ -114,7 +114,7 @@ class _Rollout:
             self._wait_until_unused(old)
 
     def result_of_kept_connection(self) -> Result:
-        """Tell what became of the connection that was open all the time."""
+        """Return the result of the connection that was open all the time."""
         old = REPLACEMENTS[0][0]
         answers = self._kept_answers
         return Result(
@@ -122,7 +122,7 @@ class _Rollout:
         )
 
     def _publish(self, terminating: dict[str, bool]) -> None:
-        """Write the slice anew, and ask through the open connection."""
+        """Rewrite the slice, and send a question through the open connection."""
         endpoints = [_endpoint(self._cluster.lab, pod, terminating=ends) for pod, ends in terminating.items()]
         self._cluster.rewrite(EXAMPLE, "EndpointSlice", {"endpoints": endpoints})
         outcome = self._kept.ask()
@@ -143,7 +143,7 @@ class _Rollout:
                 break
 
     def _reports(self, stalled: str) -> Iterator[list[LoadReport]]:
-        """Give the loads' reports until the caller has seen enough; raise if that takes too long."""
+        """Yield the reports of the loads until the caller stops; raises StalledError after too long a time."""
         deadline = time.monotonic() + STEP_SECONDS
         while time.monotonic() < deadline:
             yield [load.report() for load in self._loads]
@@ -161,7 +161,7 @@ def _endpoint(lab: Lab, pod: str, *, terminating: bool) -> dict[str, object]:
 
 
 def _connect_to(pod: str, client: Host) -> Connection:
-    """Open connections through the Service until one is to this pod, and keep that one."""
+    """Open connections through the Service until one reaches this pod, and keep that one."""
     while True:
         connection = client.connect(CLUSTER_IP)
         if connection.greeting.server == pod:
@@ -170,7 +170,7 @@ def _connect_to(pod: str, client: Host) -> Connection:
 
 
 def _repeated_first_packets(host: Host) -> int:
-    """Return how many SYNs the host's kernel has sent again, as it does after a second without an answer."""
+    """Return how many SYNs the kernel of the host has retransmitted, each after a second without an answer."""
     lines = [line.split() for line in host.run("cat", "/proc/net/netstat").splitlines()]
     names, values = [words for words in lines if words[0] == "TcpExt:"]
     return int(values[names.index("TCPSynRetrans")])

@@ -1,6 +1,6 @@
-"""Every request of the demo but the rollout's, feature by feature.
+"""All requests of the demo except those of the rollout, by feature.
 
-Law: data only. Addresses are those of `examples/` and of the lab (`tests/lab/shape.py`).
+Data only. The addresses are those of `examples/` and of the lab (`tests/lab/shape.py`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NODE1_IPV6, NODE2_IPV6 = "fd00:172:18::11", "fd00:172:18::12"
 NODE1_SECOND = "172.19.0.11"
 """Another address of node1, which its Node object does not have."""
 BRIDGE1, BRIDGE2 = ip_address("10.244.1.1"), ip_address("10.244.2.1")
-"""How the pods of a node see what their own node masquerades."""
+"""The source address of masqueraded packets, as pods of the same node see it."""
 CLIENT_POD = ip_address("10.244.1.13")
 OUTSIDE1 = ip_address("172.18.0.101")
 
@@ -25,7 +25,7 @@ SECTIONS = (
     Section(
         "ClusterIP",
         "clusterip.yaml",
-        "One address for many pods; each request goes to one of them, by an even chance.",
+        "One address for several pods; each request goes to one of them, with equal probability.",
         (
             Check("client-pod", tcp("10.96.0.10", 80), spread(*PODS), requests=400),
             Check("client-pod", tcp("10.96.0.10", 80), seen_by(CLIENT_POD, *PODS)),
@@ -36,7 +36,7 @@ SECTIONS = (
     Section(
         "Hairpin",
         "hairpin.yaml",
-        "A pod that asks its own Service may be the one to answer.",
+        "A pod that connects to its own Service may reach itself.",
         (
             Check("pod1-1", tcp("10.96.0.15", 80), seen_by(BRIDGE1, "pod1-1")),
             Check("client-pod", tcp("10.96.0.15", 80), seen_by(CLIENT_POD, "pod1-1")),
@@ -45,7 +45,7 @@ SECTIONS = (
     Section(
         "Several ports, by name",
         "named-ports.yaml",
-        "A name may stand for another port in each pod.",
+        "A port name may have a different number in each pod.",
         (
             Check("client-pod", tcp("10.96.0.20", 80), reached_at("pod1-1:8080", "pod2-1:8081"), requests=50),
             Check("client-pod", tcp("10.96.0.20", 9100), reached_at("pod1-1:9100", "pod2-1:9100"), requests=50),
@@ -54,7 +54,7 @@ SECTIONS = (
     Section(
         "UDP",
         "udp.yaml",
-        "The same port for UDP and TCP, as DNS has it.",
+        "The same port for UDP and TCP, as in DNS.",
         (
             Check("client-pod", udp("10.96.0.53", 53), spread("pod1-1", "pod2-1"), requests=100),
             Check("client-pod", tcp("10.96.0.53", 53), spread("pod1-1", "pod2-1"), requests=100),
@@ -82,7 +82,7 @@ SECTIONS = (
     Section(
         "ExternalIP",
         "externalip.yaml",
-        "The addresses that the Service lists, here two of the nodes' own, and no others.",
+        "Only the addresses that the Service lists, here two addresses of the nodes.",
         (
             Check("outside1", tcp(NODE1, 8888), any_of("pod1-2", "pod2-2")),
             Check("outside2", tcp(NODE2, 8888), any_of("pod1-2", "pod2-2")),
@@ -93,7 +93,7 @@ SECTIONS = (
     Section(
         "LoadBalancer",
         "loadbalancer.yaml",
-        "An address that a load balancer sends to the nodes; only outside1 is allowed to use it.",
+        "An address that a load balancer routes to the nodes; only outside1 is allowed to use it.",
         (
             Check("outside1", tcp("203.0.113.10", 443), any_of("pod1-1", "pod2-2")),
             Check("outside2", tcp("203.0.113.10", 443), dropped()),
@@ -102,7 +102,7 @@ SECTIONS = (
     Section(
         "Session affinity",
         "session-affinity.yaml",
-        "A client keeps the pod that it was given first.",
+        "All requests of a client go to the same pod.",
         (
             Check("client-pod", tcp("10.96.0.70", 80), one_of(*PODS), requests=30, one_by_one=True),
             Check("pod2-1", tcp("10.96.0.70", 80), one_of(*PODS), requests=30, one_by_one=True),
@@ -120,7 +120,7 @@ SECTIONS = (
     Section(
         "External traffic policy Local",
         "external-traffic-local.yaml",
-        "A node hands clients outside to its own pods only, which see them; the one pod is on node1.",
+        "External clients reach only pods of the same node, which see their addresses; the pod is on node1.",
         (
             Check("outside1", tcp(NODE1, 30090), seen_by(OUTSIDE1, "pod1-1")),
             Check("outside2", tcp(NODE2, 30090), dropped()),
@@ -130,13 +130,13 @@ SECTIONS = (
     Section(
         "Service without selector",
         "external-database.yaml",
-        "An address inside the cluster for a host outside of it.",
+        "A cluster IP for a host outside the cluster.",
         (Check("client-pod", tcp("10.96.0.90", 5432), seen_by(CLIENT_POD, "database"), requests=30),),
     ),
     Section(
         "Scaled down",
         "scaled-down.yaml",
-        "No pod is left: clients are refused at once and do not wait in vain.",
+        "Without pods clients are refused at once, and need not wait for a time-out.",
         (
             Check("client-pod", tcp("10.96.0.100", 80), refused()),
             Check("node1", tcp("10.96.0.100", 80), refused()),

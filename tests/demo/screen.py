@@ -1,6 +1,6 @@
-"""What the demo prints: a table that grows feature by feature, on a terminal or in a log.
+"""The output of the demo: a table with a section per feature, on a terminal or in a log.
 
-Law: colours carry nothing that words do not say; lines fit 100 columns.
+Colours add no information; lines fit into 100 columns.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ COLUMNS = {"from": 10, "sent": 30, "expected": 25, "answered": 26, "": 4}
 
 
 class Screen:
-    """Prints to standard output, and counts."""
+    """Prints to standard output, and counts results."""
 
     def __init__(self) -> None:
-        """Start at nothing passed and nothing failed."""
+        """Start with no results."""
         self._console = Console(highlight=False)
         self._console.width = min(self._console.width, WIDTH) if self._console.is_terminal else WIDTH
         self.passed = 0
         self.failed = 0
 
     def say(self, text: str) -> None:
-        """Print text as it is."""
+        """Print text without formatting."""
         self._console.print(Text(text), soft_wrap=True)
 
     @contextmanager
     def busy(self, text: str) -> Iterator[None]:
-        """Show on a terminal that something is going on."""
+        """Show a progress indicator on a terminal."""
         with self._console.status(Text(text)):
             yield
 
     def head(self) -> None:
-        """Print what the columns are."""
+        """Print the column headings."""
         self._print_rows([[Text(name, style="bold") for name in COLUMNS]])
 
     def section(self, section: Section, results: Iterable[Result]) -> None:
-        """Print a section and its results, and count them."""
+        """Print a section with its results, and count them."""
         self._console.print()
         self._console.print(Text.assemble((section.title, "bold"), (f"  examples/{section.example}", "dim")))
         self._console.print(Text(section.law))
         self._print_rows(map(self._row, results))
 
     def logs(self, logs: Iterable[tuple[str, str]]) -> None:
-        """Print what the agents said, by the node's name."""
+        """Print the logs of the agents, by node name."""
         for node, log in logs:
-            self.say(f"\nThe last words of the agent on {node}:\n{log}")
+            self.say(f"\nThe end of the agent's log on {node}:\n{log}")
 
     def sum_up(self, seconds: float) -> None:
-        """Print how many passed and failed."""
+        """Print how many checks passed and failed."""
         style = "bold red" if self.failed else "bold green"
         summary = Text(f"{self.passed} passed, {self.failed} failed", style=style)
         self._console.print()

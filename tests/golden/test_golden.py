@@ -1,8 +1,8 @@
-"""The rules for small states of a cluster, each in a folder with a file of rules for every mode.
+"""Golden files: the rules for small states of a cluster, each in a folder with a file for every mode.
 
-`pytest tests/golden --update-golden` writes the files anew; read the difference before it is committed. What is written
-is what ``pyproxy dump-rules`` prints of ``default/web``, or all that it prints where the state has no such Service.
-A new mode is a row in OUTPUTS.
+`pytest tests/golden --update-golden` rewrites the files; read the difference before committing it. A file has the
+output of ``pyproxy dump-rules`` for ``default/web``, or the whole output if the state has no such Service. A new mode
+is a row in OUTPUTS.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from pyproxy.cli.program import pyproxy
 FOLDER = Path(__file__).parent
 CASES = sorted(path.parent for path in FOLDER.glob("*/state.yaml"))
 OUTPUTS = {"iptables": "restore", "ipvs": "text", "nftables": "text"}
-"""By mode: how ``dump-rules`` prints its rules for this."""
+"""The output format of ``dump-rules`` by mode."""
 FLAGS = ("--node=node1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48")
 
 
@@ -32,7 +32,7 @@ def printed(case: Path, mode: str) -> str:
 @pytest.mark.parametrize("mode", OUTPUTS)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_rules(case: Path, mode: str, pytestconfig: pytest.Config) -> None:
-    """The command prints, to the letter, what somebody has read and found right."""
+    """The output of the command equals the reviewed golden file."""
     golden = case / f"{mode}.txt"
     found = printed(case, mode)
     if pytestconfig.getoption("--update-golden"):
@@ -41,8 +41,8 @@ def test_rules(case: Path, mode: str, pytestconfig: pytest.Config) -> None:
     assert golden.read_text() == found
 
 
-def test_no_file_is_left_over() -> None:
-    """Each file in a case's folder is its state, or the rules of a mode that there is."""
+def test_every_file_is_used() -> None:
+    """Each file in the folder of a case is its state, or the rules of an existing mode."""
     names = {"state.yaml", *(f"{mode}.txt" for mode in OUTPUTS)}
 
     assert [] == [str(path) for path in FOLDER.glob("*[!_]/*") if path.is_file() and path.name not in names]

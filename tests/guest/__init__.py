@@ -1,1 +1,1 @@
-"""A second kernel, with IPVS, for the packet suites."""
+"""A guest kernel with IPVS, for tests that the machine's kernel cannot run."""

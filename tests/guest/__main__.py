@@ -1,4 +1,4 @@
-"""``python -m tests.guest [--seconds N] COMMAND ...``: run a command under a kernel that has IPVS, in the project's directory."""
+"""``python -m tests.guest [--seconds N] COMMAND ...``: run a command in the project's directory on a kernel with IPVS."""
 
 import sys
 
@@ -8,7 +8,7 @@ DEFAULT_SECONDS = 600.0
 
 
 def main(words: list[str]) -> int:
-    """Run the command of a command line, which may begin with the longest time that it may take."""
+    """Run the command of a command line, which may begin with a time limit."""
     seconds = DEFAULT_SECONDS
     if words[:1] == ["--seconds"]:
         seconds = float(words[1])

@@ -1,11 +1,11 @@
-"""A guest kernel with IPVS on top of this one: User-Mode Linux, for machines whose own kernel has no ip_vs.
+"""A guest kernel with IPVS (User-Mode Linux), for machines whose kernel has no ip_vs.
 
-The guest shares the root file system, so programs, the virtual environment and the tests are the host's. It can only
-read it, except for one directory (the project's) and for /run, /tmp and /var/tmp, which are its own and empty. It has no
-network but its own loopback. `build.sh` makes the kernel. No root is needed to start it, but the host's user is the
-guest's root, and what that user may not read the guest may not either.
+The guest uses the root file system of the host, with its programs, the virtual environment and the tests. It can write
+only to the project's directory, and to /run, /tmp and /var/tmp, which are separate and empty at the start. Its only
+network is its own loopback. `build.sh` builds the kernel. Starting a guest needs no root privileges: its root user is
+the user of the host, and can read the same files.
 
-Nothing of the host is changed outside the project's directory; leaving the runner, whichever way, ends the guest.
+Nothing on the host is changed outside the project's directory. The guest ends with the runner, however that ends.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _INIT = _HERE / "init.sh"
 _CACHE = PROJECT / ".cache" / "guest"
 _SEED_BYTES = 64
 _LAST_LINES = 60
-"""Of the console, where the guest ended without a result: a panic is one line and a long call trace."""
+"""Lines of the console in the error of a guest without a result: a panic is one line and a long call trace."""
 
 
 class GuestError(Exception):
-    """The guest cannot be built or did not finish its job; the message says why."""
+    """The guest cannot be built, or did not complete its job; the message has the reason."""
 
 
 def kernel() -> Path:
-    """Return the guest kernel, which is built first where this machine has none yet.
+    """Return the guest kernel; build it first if this machine has none.
 
     Raises:
-        GuestError: it cannot be built.
+        GuestError: the kernel cannot be built.
     """
     built = subprocess.run([_HERE / "build.sh"], stdout=subprocess.PIPE, text=True, check=False)
     if built.returncode:
@@ -56,8 +56,9 @@ def run(argv: Sequence[str], *, memory: str = "3G", timeout_seconds: float = 600
     Standard output and error of the command go to standard output. The environment is not passed on.
 
     Raises:
-        GuestError: the guest cannot be built, or ended without an exit status of the command: it did not boot, its kernel
-            died, or time was up. The message has the last lines of its console.
+        GuestError: the guest cannot be built, or ended without an exit status of the command: it did not boot, its
+        kernel
+            panicked, or the time limit was exceeded. The message has the last lines of its console.
     """
     linux = kernel()
     _CACHE.mkdir(parents=True, exist_ok=True)
@@ -68,21 +69,21 @@ def run(argv: Sequence[str], *, memory: str = "3G", timeout_seconds: float = 600
         words = (
             *("rootfstype=hostfs", "ro", f"init={init}", f"mem={memory}", "quiet", "loglevel=1"),
             *("con=null", "con0=null,fd:1", "ssl=null"),
-            # What the kernel does not know on its command line becomes the environment of the first process.
+            # Unknown parameters on the kernel's command line become the environment of the first process.
             *(f"GUEST_SHARED={PROJECT}", f"GUEST_JOB={job}", f"GUEST_STATUS={status}", f"GUEST_SEED={seed}"),
         )
         with errors.open("w") as stderr:
             last_lines, seconds = _boot([linux, *words], stderr, timeout_seconds)
         if status.exists():
             return int(status.read_text())
-        # Before its console works, and when it dies for what the host refuses, the kernel writes to standard error.
+        # Before its console works, and when the host refuses a system call, the kernel writes to standard error.
         last_lines = [*errors.read_text(errors="replace").splitlines()[-_LAST_LINES:], *last_lines]
     message = "\n".join((f"the guest ended without a result after {seconds:.0f} s; its last lines:", *last_lines))
     raise GuestError(message)
 
 
 def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -> tuple[list[str], float]:
-    """Run the kernel to its end, pass its console on, and return the last lines of that and how many seconds it ran."""
+    """Run the kernel until it exits, print its console, and return the last lines and the run time in seconds."""
     started = monotonic()
     last_lines: deque[str] = deque(maxlen=_LAST_LINES)
     with subprocess.Popen(
@@ -90,7 +91,7 @@ def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=stderr,
-        # A group of its own: every process of the guest is one of the host too.
+        # A process group of its own: every process of the guest is also a process of the host.
         process_group=0,
     ) as process:
 
@@ -99,12 +100,12 @@ def _boot(argv: Sequence[str | Path], stderr: IO[str], timeout_seconds: float) -
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
 
-        timer = Timer(timeout_seconds, end, [f"ended after {timeout_seconds:g} s, the longest time that it may take"])
+        timer = Timer(timeout_seconds, end, [f"ended after {timeout_seconds:g} s, the time limit"])
         timer.start()
         try:
             assert process.stdout is not None
             rest = ""
-            # As it comes, and not line by line: a test run writes a dot for each test.
+            # Not line by line: a test run writes a dot for each test.
             while text := os.read(process.stdout.fileno(), 1 << 16).decode(errors="replace"):
                 sys.stdout.write(text)
                 sys.stdout.flush()

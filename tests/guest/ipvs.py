@@ -1,10 +1,10 @@
-"""What `ipvsadm` says of a host, as values."""
+"""The output of `ipvsadm` on a host, as values."""
 
 import re
 from typing import NamedTuple
 
 from tests.lab import Host
-from tests.packets.modes import IPVS as IPVS  # noqa: PLC0414  # so that tests of this folder need no other
+from tests.packets.modes import IPVS as IPVS  # noqa: PLC0414  # re-exported for the tests in this folder
 
 
 class RealServer(NamedTuple):
@@ -29,12 +29,12 @@ def virtual_servers(host: Host) -> dict[str, dict[str, RealServer]]:
 
 
 def weights(host: Host, virtual: str) -> dict[str, int]:
-    """Return the weight of each real server of one virtual server; nothing where it does not exist."""
+    """Return the weight of each real server of one virtual server; empty if it does not exist."""
     return {name: real.weight for name, real in virtual_servers(host).get(virtual, {}).items()}
 
 
 def connections(host: Host) -> dict[str, int]:
-    """Return how many connections each virtual server has been given since it exists."""
+    """Return the connection count of each virtual server since it was created."""
     listing = host.run("ipvsadm", "-Ln", "--stats")
     return {
         f"{kind} {at}": int(count) for kind, at, count in re.findall(r"^(\w+) +(\S+) +(\d+)", listing, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Endpoints that leave: no new connections at once, no end before the last one, and a restart changes nothing."""
+"""Draining: a removed endpoint gets no new connections, and its real server stays until the last one has ended."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -11,13 +11,15 @@ from tests.lab import Connection, tcp, udp
 from tests.packets.cluster import Cluster, wait_until
 from tests.packets.objects import JsonObject, On, port, service, slices, terminating
 
+pytestmark = pytest.mark.needs_ipvs
+
 FIRST, SECOND = "10.244.1.11:8080", "10.244.2.11:8080"
 _numbers = itertools.count(150)
 
 
 @dataclass(frozen=True, slots=True)
 class Web:
-    """A Service of its own for each test: the kernel remembers closed connections for two minutes."""
+    """A separate Service for each test, because the kernel keeps closed connections for two minutes."""
 
     cluster: Cluster
     service: JsonObject
@@ -36,18 +38,18 @@ class Web:
         wait_until(lambda: self.weights() == expected, f"weights {expected}")
 
     def put(self, *endpoints: str | On) -> None:
-        """Have these endpoints from now on."""
+        """Set the endpoints."""
         self.cluster.put(self.service, *slices(self.service, *endpoints))
 
     def leave(self) -> None:
-        """Replace the first endpoint by the second, and wait until the first drains."""
+        """Replace the first endpoint by the second, and wait until the first is draining."""
         self.put("pod2-1")
         self.wait_for_weights({FIRST: 0, SECOND: 1})
 
 
 @pytest.fixture
 def web(ipvs: Cluster) -> Iterator[Web]:
-    """Give a Service with one endpoint."""
+    """Provide a Service with one endpoint."""
     number = next(_numbers)
     item = service(f"web-{number}", number, port(80, "TCP", name="t"), port(80, "UDP", name="u"))
     with ipvs.having(item, *slices(item, "pod1-1")):
@@ -56,13 +58,13 @@ def web(ipvs: Cluster) -> Iterator[Web]:
 
 @pytest.fixture
 def connection(web: Web) -> Iterator[Connection]:
-    """Give a connection to the endpoint."""
+    """Provide a connection to the endpoint."""
     with web.cluster.lab.client_pod.connect(tcp(web.ip, 80)) as opened:
         yield opened
 
 
 def test_terminating_endpoint_keeps_its_connections(web: Web, connection: Connection) -> None:
-    """While the endpoint is listed as terminating it has weight 0, and its connections go on."""
+    """A terminating endpoint has weight 0, and its connections continue."""
     web.put(terminating("pod1-1"), "pod2-1")
 
     web.wait_for_weights({FIRST: 0, SECOND: 1})
@@ -72,21 +74,21 @@ def test_terminating_endpoint_keeps_its_connections(web: Web, connection: Connec
 
 
 def test_endpoint_that_is_gone_stays_until_its_last_connection_ends(web: Web, connection: Connection) -> None:
-    """Without an entry in any slice the real server goes, but not before its connections."""
+    """The real server of an endpoint that is in no slice is deleted after its last connection has ended."""
     node = web.cluster.lab["node1"]
     web.leave()
     assert "pod1-1" == connection.ask().server
     assert {FIRST: 0, SECOND: 1} == web.weights()
 
-    # The kernel keeps a closed connection for two minutes; one that is idle as long as it is told.
+    # The kernel keeps a closed connection for two minutes, and an idle one for the configured time-out.
     node.run("ipvsadm", "--set", "2", "0", "0")
     assert "pod1-1" == connection.ask().server
     web.wait_for_weights({SECOND: 1})
     node.run("ipvsadm", "--set", "900", "0", "0")
 
 
-def test_idle_endpoint_goes_soon(web: Web) -> None:
-    """Where no connection has to be waited for, none is."""
+def test_idle_endpoint_is_deleted_soon(web: Web) -> None:
+    """The real server of a removed endpoint without connections is deleted soon."""
     web.put("pod2-1")
 
     web.wait_for_weights({SECOND: 1})
@@ -94,7 +96,7 @@ def test_idle_endpoint_goes_soon(web: Web) -> None:
 
 
 def test_udp_moves_at_once(web: Web) -> None:
-    """A UDP flow of an endpoint that is gone is given to another one with its next packet."""
+    """A UDP flow of a removed endpoint moves to another one with its next packet."""
     with web.cluster.lab.client_pod.connect(udp(web.ip, 80)) as flow:
         assert "pod1-1" == flow.greeting.server
 
@@ -105,7 +107,7 @@ def test_udp_moves_at_once(web: Web) -> None:
 
 
 def test_returning_endpoint_gets_its_weight_back(web: Web, connection: Connection) -> None:
-    """An endpoint that is there again is used again, and has kept its connection all the time."""
+    """An endpoint that returns is used again, and has kept its connection meanwhile."""
     web.leave()
 
     web.put("pod1-1", "pod2-1")
@@ -115,7 +117,7 @@ def test_returning_endpoint_gets_its_weight_back(web: Web, connection: Connectio
 
 
 def test_restart_in_the_middle_changes_nothing(web: Web, connection: Connection) -> None:
-    """A new agent goes on where the old one was: weight, start of the wait, connection."""
+    """A new agent continues the draining: weight, start time and connection stay the same."""
     web.leave()
     node = web.cluster.lab["node1"]
     before = node.run("ipvsadm", "-Ln", "--thresholds", "-t", f"{web.ip}:80")
@@ -127,7 +129,7 @@ def test_restart_in_the_middle_changes_nothing(web: Web, connection: Connection)
 
 
 def test_service_that_is_gone_keeps_its_connections(web: Web, connection: Connection) -> None:
-    """The virtual server stays, with weight 0, for as long as it has connections; one without goes at once."""
+    """The virtual server of a removed Service stays, with weight 0, while it has connections; an unused one is deleted at once."""
     web.cluster.remove(web.service, *slices(web.service, "pod1-1"))
 
     web.wait_for_weights({FIRST: 0})

@@ -1,4 +1,4 @@
-"""The IPVS mode beside rules, ipsets and virtual servers of other tools: start, change, restart, shutdown and clean-up."""
+"""The IPVS mode next to rules, ipsets and virtual servers of other tools: start, change, restart, shutdown and cleanup."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from tests.packets.foreign import EVERYDAY, NATIVE, hide_extension, hooks_of, un
 from tests.packets.modes import IPVS, IPVS_NFT, Mode
 from tests.packets.objects import port, service, slices
 
+pytestmark = pytest.mark.needs_ipvs
+
 FAMILIES = ("ip", "ip6")
 FOREIGN_SETS = """\
 create ports bitmap:port range 0-1024 timeout 0
@@ -23,7 +25,7 @@ create blocks hash:net family inet6 hashsize 64 maxelem 65536 timeout 3600
 create hosts hash:ip family inet hashsize 64 maxelem 65536 skbinfo
 create services hash:net,port family inet hashsize 64 maxelem 65536 counters
 create all list:set size 8
-create KUBE-OF-SOMEBODY hash:net family inet hashsize 64 maxelem 65536
+create KUBE-CUSTOM hash:net family inet hashsize 64 maxelem 65536
 create felix-all-hosts hash:ip family inet6 hashsize 64 maxelem 65536
 add ports 22
 add addresses 192.0.2.9 comment "with spaces and \\\\ in it"
@@ -32,7 +34,7 @@ add hosts 192.0.2.10 skbmark 0x1/0x1
 add services 192.0.2.0/28,tcp:80
 add all hosts
 add all ports
-add KUBE-OF-SOMEBODY 192.0.2.0/24
+add KUBE-CUSTOM 192.0.2.0/24
 """
 """Sets of every kind that the kernel has, with extensions that pyproxy does not use."""
 FOREIGN_SERVERS = """\
@@ -61,7 +63,7 @@ OTHER = service("other", 171, port(80, "TCP", name="t"), port(80, "UDP", name="u
 
 @pytest.fixture(params=[IPVS, IPVS_NFT], ids=str)
 def beside(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Give a cluster in whose first node other tools have rules, sets and servers, while no agent runs."""
+    """Provide a cluster without agents, on whose first node other tools have rules, sets and servers."""
     mode: Mode = request.param
     with running_cluster(mode, tmp_path) as cluster:
         cluster.stop()
@@ -75,7 +77,7 @@ def beside(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
                 native = [rule for rules in NATIVE.values() for rule in rules]
                 text = "".join(f"{rule}\n" for rule in (*native, *EVERYDAY)).replace("{f}", family)
                 cluster.run(node, "nft", "-f", "-", stdin=text)
-        # Only pyproxy's programs lack the extension.
+        # Only programs started by pyproxy lack the extension.
         directory = tmp_path / "xtables"
         directory.mkdir()
         with monkeypatch.context() as hidden:
@@ -84,7 +86,7 @@ def beside(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def listings(cluster: Cluster, node: Host) -> list[str]:
-    """Return all rules of each family, without what they have counted."""
+    """Return all rules of each family, without counters."""
     if cluster.mode is IPVS_NFT:
         commands = [["nft", "list", "ruleset", family] for family in FAMILIES]
     else:
@@ -100,7 +102,7 @@ def foreign_rules(cluster: Cluster, node: Host) -> str:
     return "\n".join(lines)
 
 
-def others(cluster: Cluster, node: Host) -> tuple[list[str], str]:
+def foreign_objects(cluster: Cluster, node: Host) -> tuple[list[str], str]:
     """Return the foreign sets, sorted, and the foreign virtual servers."""
     sets = cluster.run(node, "ipset", "-sorted", "save").splitlines()
     names = {line.split()[1] for line in FOREIGN_SETS.splitlines()}
@@ -111,17 +113,17 @@ def others(cluster: Cluster, node: Host) -> tuple[list[str], str]:
 
 @contextmanager
 def agents(cluster: Cluster, directory: Path) -> Iterator[None]:
-    """Have running agents that lack an extension of iptables."""
+    """Run agents that lack an extension of iptables."""
     cluster.start(env={"XTABLES_LIBDIR": str(directory)})
     yield
     cluster.stop()
 
 
 def test_everything_foreign_stays(beside: Cluster, tmp_path: Path) -> None:
-    """Packets arrive, hooks exist once, a restart adds none, a clean-up removes pyproxy's objects and no others."""
+    """Packets arrive, each hook exists once, a restart adds none, and a cleanup removes only pyproxy's objects."""
     node, extensions = beside.lab["node1"], tmp_path / "xtables"
     probes = [each(SERVICE["spec"]["clusterIP"], 80) for each in (tcp, udp)]
-    foreign, rules = others(beside, node), foreign_rules(beside, node)
+    foreign, rules = foreign_objects(beside, node), foreign_rules(beside, node)
     hooks = []
     with beside.having(SERVICE, *slices(SERVICE, "pod1-1")):
         for _ in range(2):
@@ -131,11 +133,11 @@ def test_everything_foreign_stays(beside: Cluster, tmp_path: Path) -> None:
                     answers = node.probe(*(each(OTHER["spec"]["clusterIP"], 80) for each in (tcp, udp)))
                     assert ["pod2-1"] * 2 == [outcome.server for outcome in answers]
                 hooks.append([hooks_of(text) for text in listings(beside, node)])
-                assert (foreign, rules) == (others(beside, node), foreign_rules(beside, node))
+                assert (foreign, rules) == (foreign_objects(beside, node), foreign_rules(beside, node))
     env = beside.env(node, {"XTABLES_LIBDIR": str(extensions)})
     node.run(PYPROXY, "cleanup", env=env)
 
     assert [{1}, {1}] == [set(found.values()) for found in hooks[0]]
     assert hooks[0] == hooks[1]
-    assert (foreign, rules) == (others(beside, node), foreign_rules(beside, node))
+    assert (foreign, rules) == (foreign_objects(beside, node), foreign_rules(beside, node))
     assert not any(map(hooks_of, listings(beside, node)))

@@ -1,6 +1,6 @@
-"""Packets that are lost, late and out of order: what depends on connection tracking holds all the same.
+"""A network that loses, delays and reorders packets: features that depend on connection tracking still work.
 
-The machine's own kernel may lack netem, the guest's has it; each mode of the guest is tried.
+The machine's kernel may lack netem, the guest kernel has it. The tests run in each mode of the guest.
 """
 
 from collections.abc import Iterator
@@ -11,14 +11,16 @@ import pytest
 
 from tests.lab import tcp
 from tests.packets.cluster import Cluster, running_cluster
-from tests.packets.health import CHECK_PORT, balanced, told
+from tests.packets.health import CHECK_PORT, balanced, reported
 from tests.packets.modes import IPVS, NFT, NFTABLES
 from tests.packets.objects import port, service, slices, terminating
 
+pytestmark = pytest.mark.needs_ipvs
+
 NETEM = ("loss", "15%", "delay", "20ms", "15ms")
-"""Of what leaves a device; 15 ms more or less put packets out of order."""
+"""Applied to packets that leave a device; the variation of 15 ms reorders packets."""
 PATIENCE_SECONDS = 40.0
-"""For an answer: a lost SYN is sent again after 1 s, 3 s, 7 s."""
+"""Time-out of an answer: a lost SYN is retransmitted after 1 s, 3 s and 7 s."""
 CLIENT = "outside1"
 WEB = service("web", 170, port(80, node_port=30170))
 PINNED = service(
@@ -32,14 +34,14 @@ PINNED = service(
 
 @pytest.fixture(scope="module", params=[IPVS, NFTABLES, NFT], ids=str)
 def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Give a cluster in each mode."""
+    """Provide a cluster in each mode."""
     with running_cluster(request.param, Path(tmp_path_factory.mktemp("lossy"))) as running:
         yield running
 
 
 @contextmanager
 def lossy(cluster: Cluster) -> Iterator[None]:
-    """Lose and delay what nodes send to one another and to the outside."""
+    """Lose and delay packets between nodes, and from nodes to external hosts."""
     with ExitStack() as stack:
         for node in cluster.lab.nodes:
             node.run("tc", "qdisc", "add", "dev", "eth0", "root", "netem", *NETEM)
@@ -48,7 +50,7 @@ def lossy(cluster: Cluster) -> Iterator[None]:
 
 
 def test_draining_endpoint_keeps_its_connections(cluster: Cluster) -> None:
-    """Questions through an open connection are answered by a terminating endpoint, and new connections go elsewhere."""
+    """A terminating endpoint answers on its open connection, and new connections go elsewhere."""
     with cluster.having(WEB, *slices(WEB, "pod2-1")), lossy(cluster):
         client, at = cluster.lab[CLIENT], cluster.lab["node1"].address(4)
         through_node = tcp(at, 30170, timeout_seconds=PATIENCE_SECONDS)
@@ -62,7 +64,7 @@ def test_draining_endpoint_keeps_its_connections(cluster: Cluster) -> None:
 
 
 def test_client_stays_pinned(cluster: Cluster) -> None:
-    """With session affinity every connection of a client reaches one endpoint, whatever is sent again on the way."""
+    """With session affinity all connections of a client reach one endpoint, despite retransmissions."""
     with cluster.having(PINNED, *slices(PINNED, "pod1-1", "pod1-2", "pod2-1", "pod2-2")), lossy(cluster):
         client, at = cluster.lab[CLIENT], cluster.lab["node1"].address(4)
         probe = tcp(at, 30171, timeout_seconds=PATIENCE_SECONDS)
@@ -74,7 +76,7 @@ def test_client_stays_pinned(cluster: Cluster) -> None:
 
 
 def test_health_checks_are_answered(cluster: Cluster) -> None:
-    """A load balancer learns which node has endpoints."""
+    """Health checks show which node has endpoints."""
     item = balanced()
     with cluster.having(item, *slices(item, "pod1-1")), lossy(cluster):
-        assert [(200, 1), (503, 0)] == told(cluster, CHECK_PORT)
+        assert [(200, 1), (503, 0)] == reported(cluster, CHECK_PORT)

@@ -1,4 +1,4 @@
-"""Virtual servers: whose they are, what becomes of those of others, how they schedule, and how they come and go."""
+"""Virtual servers: ownership, foreign virtual servers, schedulers, restarts and cleanup."""
 
 from collections.abc import Iterator
 from contextlib import closing
@@ -17,6 +17,8 @@ from tests.packets.objects import JsonObject, ingress, port, service, slices
 from tests.packets.own_namespace import inside
 from tests.packets.table import Row, rows
 
+pytestmark = pytest.mark.needs_ipvs
+
 WEB = service("web", 160, port(80), port(81, name="admin"))
 IP = WEB["spec"]["clusterIPs"][0]
 HASHED = service("hashed", 161, port(80))
@@ -26,18 +28,18 @@ WEB_TCP = f"TCP {IP}:80"
 CLEANUP = (PYPROXY, "cleanup", "--iptables-variant=legacy")
 FOREIGN = "198.51.100.7:80"
 MANY = range(2000, 2200)
-"""Ports of so many virtual servers that the kernel's list of them is several pages."""
+"""Ports of so many virtual servers that the kernel's list of them spans several pages."""
 
 
 def scheduled(item: JsonObject, scheduler: str) -> JsonObject:
-    """Return a Service that asks for a scheduler."""
+    """Return a Service with a scheduler annotation."""
     metadata = {**item["metadata"], "annotations": {"pyproxy.io/ipvs-scheduler": scheduler}}
     return {**item, "metadata": metadata}
 
 
 @pytest.fixture(autouse=True)
 def objects(ipvs: Cluster) -> Iterator[None]:
-    """Have two Services with endpoints, one of which has an external address."""
+    """Add Services with endpoints, one of them with an external address."""
     with ipvs.having(WEB, *slices(WEB, "pod1-1", "pod2-1"), BALANCED, *slices(BALANCED, "pod1-1")):
         yield
 
@@ -49,7 +51,7 @@ def schedulers(ipvs: Cluster) -> dict[str, str]:
 
 
 def counted(ipvs: Cluster) -> int:
-    """Send packets to the Service; return how many connections the kernel has counted, which it does every two seconds."""
+    """Send packets to the Service, and return the connection count, which the kernel updates every two seconds."""
     node = ipvs.lab["node1"]
     before = connections(node).get(WEB_TCP, 0)
     ipvs.lab.client_pod.probe(*[tcp(IP, 80)] * 4)
@@ -58,13 +60,13 @@ def counted(ipvs: Cluster) -> int:
 
 
 def counted_rules(ipvs: Cluster) -> list[str]:
-    """Return the rules of our chains in table nat, with packets and bytes in front."""
+    """Return the rules of our chains in the nat table, each with its packet and byte counters."""
     lines = ipvs.run(ipvs.lab["node1"], "iptables-legacy-save", "-c", "-t", "nat").splitlines()
     return [line for line in lines if "-A KUBE-" in line]
 
 
 def test_restart_leaves_counters_alone(ipvs: Cluster) -> None:
-    """What is right is not written again: virtual servers keep their counts of connections, and rules theirs."""
+    """A restart rewrites nothing: virtual servers and rules keep their counters."""
     node = ipvs.lab["node1"]
     before = counted(ipvs)
     rules = [rule for rule in counted_rules(ipvs) if not rule.startswith("[0:0]")]
@@ -78,7 +80,7 @@ def test_restart_leaves_counters_alone(ipvs: Cluster) -> None:
 
 
 def test_foreign_virtual_servers_stay(ipvs: Cluster) -> None:
-    """A virtual server of somebody else outlives every sync, and a restart, with its real servers."""
+    """A foreign virtual server and its real servers survive every sync, and a restart."""
     node = ipvs.lab["node1"]
     node.run("ipvsadm", "-A", "-t", FOREIGN, "-s", "wlc")
     node.run("ipvsadm", "-a", "-t", FOREIGN, "-r", "10.244.1.11:8080", "-m", "-w", "7")
@@ -90,7 +92,7 @@ def test_foreign_virtual_servers_stay(ipvs: Cluster) -> None:
 
 
 def test_foreign_virtual_server_in_a_services_place_is_taken_over(ipvs: Cluster) -> None:
-    """One that claims the address of a Service becomes the Service's, in place: its counts go on."""
+    """A foreign virtual server at the address of a Service is taken over in place, with its counters."""
     node = ipvs.lab["node1"]
     ipvs.stop()
     ipvs.run(node, *CLEANUP)
@@ -106,7 +108,7 @@ def test_foreign_virtual_server_in_a_services_place_is_taken_over(ipvs: Cluster)
 
 
 def test_excluded_addresses_are_left_alone(ipvs: Cluster) -> None:
-    """Virtual servers in --ipvs-exclude-cidrs stay even where they were ours once."""
+    """Virtual servers in --ipvs-exclude-cidrs stay, even if pyproxy created them."""
     node = ipvs.lab["node1"]
     virtual = f"TCP {BALANCED['spec']['clusterIPs'][0]}:80"
     ipvs.restart(CLUSTER_CIDR_FLAG, f"--ipvs-exclude-cidrs={BALANCED['spec']['clusterIPs'][0]}/32")
@@ -119,7 +121,7 @@ def test_excluded_addresses_are_left_alone(ipvs: Cluster) -> None:
 
 
 def test_schedulers(ipvs: Cluster) -> None:
-    """The flag is for all Services, and a Service's annotation for that one; connections stay when it changes."""
+    """The flag sets the scheduler of all Services, the annotation that of one; connections survive a change."""
     with ipvs.having(scheduled(HASHED, "sh"), *slices(HASHED, "pod1-1")):
         assert ["rr", "sh"] == [schedulers(ipvs)[f"{ip}:80"] for ip in (IP, HASHED["spec"]["clusterIPs"][0])]
 
@@ -129,8 +131,8 @@ def test_schedulers(ipvs: Cluster) -> None:
     ipvs.restart(CLUSTER_CIDR_FLAG)
 
 
-def test_service_with_an_unknown_scheduler_disturbs_no_other(ipvs: Cluster) -> None:
-    """It is named in the log, and all others are programmed."""
+def test_unknown_scheduler_affects_only_its_service(ipvs: Cluster) -> None:
+    """A Service with an unknown scheduler is logged, and all other Services are programmed."""
     with ipvs.having(scheduled(UNKNOWN, "nonsense"), HASHED, *slices(HASHED, "pod1-1")):
         [outcome] = ipvs.lab.client_pod.probe(tcp(HASHED["spec"]["clusterIPs"][0], 80))
 
@@ -139,7 +141,7 @@ def test_service_with_an_unknown_scheduler_disturbs_no_other(ipvs: Cluster) -> N
 
 
 def test_arp_is_strict_on_devices_with_addresses_only(ipvs: Cluster) -> None:
-    """Each device that has an address answers for that one; the others, and the settings for all, are as they were."""
+    """Strict ARP is set only on devices with addresses; other devices and the global settings do not change."""
     found = ipvs.lab["node1"].run("sh", "-c", "grep . /proc/sys/net/ipv4/conf/*/arp_ignore")
 
     values = {line.split("/")[6]: line[-1] for line in found.splitlines()}
@@ -148,7 +150,7 @@ def test_arp_is_strict_on_devices_with_addresses_only(ipvs: Cluster) -> None:
 
 
 def test_timeouts(ipvs: Cluster) -> None:
-    """The flags say how long the kernel keeps connections."""
+    """The flags set the connection time-outs of the kernel."""
     ipvs.restart(CLUSTER_CIDR_FLAG, "--ipvs-tcp-timeout=10m", "--ipvs-tcpfin-timeout=30s", "--ipvs-udp-timeout=50s")
 
     assert "tcp tcpfin udp): 600 30 50" in ipvs.lab["node1"].run("ipvsadm", "-L", "--timeout")
@@ -156,7 +158,7 @@ def test_timeouts(ipvs: Cluster) -> None:
 
 
 def test_switch_loses_no_connection(ipvs: Cluster) -> None:
-    """To the iptables mode and back: open connections stay, none of many new ones fails, and what is old goes."""
+    """Switching to the iptables mode and back keeps open connections, fails no new ones, and removes the old entries."""
     client, node = ipvs.lab.client_pod, ipvs.lab["node1"]
     virtual = f"TCP {IP}:80"
     with client.connect(tcp(IP, 80)) as connection, client.load(tcp(IP, 80), per_second=50) as load:
@@ -178,7 +180,7 @@ def test_switch_loses_no_connection(ipvs: Cluster) -> None:
 
 
 def test_cleanup_removes_all(ipvs: Cluster) -> None:
-    """After it there is nothing of ours: no virtual server, set, address, device or rule; a second one finds nothing."""
+    """A cleanup removes all virtual servers, sets, addresses, devices and rules of pyproxy; a second one finds nothing."""
     node = ipvs.lab["node1"]
     ipvs.stop()
 
@@ -191,23 +193,23 @@ def test_cleanup_removes_all(ipvs: Cluster) -> None:
     assert "" == node.run("ipset", "list", "-n")
     assert "kube-ipvs0" not in node.run("ip", "link")
     lines = ipvs.run(node, "iptables-legacy-save").splitlines()
-    # The iptables mode shares that one with the kubelet.
+    # The kubelet and the iptables mode share this rule.
     assert [] == [line for line in lines if "KUBE" in line and "KUBE-FIREWALL" not in line]
     ipvs.start(CLUSTER_CIDR_FLAG)
 
 
 @rows("client-pod  web:80/tcp  pod1-1 pod2-1  itself", [WEB], versions=[4])
-def test_what_others_removed_comes_back(ipvs: Cluster, row: Row) -> None:
-    """Without the device, or the rules, packets soon meet what they should again."""
+def test_external_deletions_are_repaired(ipvs: Cluster, row: Row) -> None:
+    """After the device or the rules are deleted, packets soon reach the Service again."""
     ipvs.lab["node1"].run("ip", "link", "delete", "kube-ipvs0")
     ipvs.run(ipvs.lab["node1"], "iptables-legacy", "-t", "nat", "-F", "KUBE-SERVICES")
 
-    # The agent looks the more rarely the longer a sync takes, and here each takes long.
-    wait_until(lambda: ipvs.expected(row) == ipvs.meet(row), "repaired", seconds=150)
+    # The longer a sync takes, the less often the agent checks, and in the guest syncs are slow.
+    wait_until(lambda: ipvs.expected(row) == ipvs.observe(row), "repaired", seconds=150)
 
 
-def test_dump_rules_live_tells_connections(ipvs: Cluster) -> None:
-    """The live listing has each real server with its weight and its connections, under the Service's name."""
+def test_dump_rules_live_shows_connections(ipvs: Cluster) -> None:
+    """The live listing has each real server with its weight and connections, by Service."""
     with ipvs.lab.client_pod.connect(tcp(IP, 80)):
         listing = ipvs.run(
             ipvs.lab["node1"], PYPROXY, "dump-rules", "--live", "--service=default/web", *ipvs.mode.flags[:2]
@@ -217,8 +219,8 @@ def test_dump_rules_live_tells_connections(ipvs: Cluster) -> None:
     assert " 1 active" in listing
 
 
-def test_others_in_the_same_kernel_hide_nothing(ipvs: Cluster) -> None:
-    """The kernel's list, read a page at a time, leaves servers out where other network namespaces have some, too."""
+def test_virtual_servers_of_other_namespaces_hide_nothing(ipvs: Cluster) -> None:
+    """All servers are read, although the kernel's paged list omits some if other network namespaces also have servers."""
     nodes = [ipvs.lab["node1"], ipvs.lab["node2"]]
     expected = {
         RealServer(VirtualServer(parse_ip("198.51.100.8"), 6, number), Endpoint(parse_ip("10.244.1.11"), 80))

@@ -1,1 +1,1 @@
-"""Packets through the agent on the kernel of this machine: what each kind of Service does to them."""
+"""Real packets through each kind of Service, programmed by the installed agent on the kernel of this machine."""

@@ -1,4 +1,4 @@
-"""One cluster for all suites of a mode; each suite brings its objects and takes them away again."""
+"""One cluster for all suites of a mode; each suite adds its objects and removes them again."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .own_namespace import own_namespace
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Make the mark of `modes.needs` known."""
-    config.addinivalue_line("markers", "needs(feature): a test for the modes only that have this feature")
+    """Register the marker of `modes.needs`."""
+    config.addinivalue_line("markers", "needs(feature): run the test only in modes that have this feature")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Take out tests of what their mode does not have."""
+    """Deselect tests of features that their mode does not have."""
     missing = [item for item in items if not _mode_has_what_it_needs(item)]
     if missing:
         config.hook.pytest_deselected(items=missing)
@@ -39,58 +39,58 @@ def _mode_has_what_it_needs(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session", params=MODES, ids=str)
 def mode(request: pytest.FixtureRequest) -> Mode:
-    """Give each mode that this kernel has; a further mode is a further row of `MODES`."""
+    """Provide each mode that this kernel supports; a new mode is a new row of `MODES`."""
     return cast("Mode", request.param)
 
 
 @pytest.fixture(scope="session")
-def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
-    """Give a cluster with running agents."""
+def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - skips without root
+    """Provide a cluster with running agents."""
     with running_cluster(mode, Path(tmp_path_factory.mktemp(mode.name))) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def gate(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    """Give the gate that the agents of a module write through."""
-    standing = Gate(cluster.mode, Path(tmp_path_factory.mktemp("gate")))
+    """Provide the gate through which the agents write during a module."""
+    made = Gate(cluster.mode, Path(tmp_path_factory.mktemp("gate")))
     with cluster.keeping_flags():
-        cluster.restart(CLUSTER_CIDR_FLAG, SYNC_PERIOD_FLAG, env=standing.env)
-        yield standing
-        standing.admit_all()
+        cluster.restart(CLUSTER_CIDR_FLAG, SYNC_PERIOD_FLAG, env=made.env)
+        yield made
+        made.admit_all()
 
 
 @pytest.fixture
 def lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the file of a lock of tables that nobody else on this machine waits for."""
+    """Provide an xtables lock file that no other program on this machine uses."""
     path = tmp_path / "lock"
     monkeypatch.setenv("XTABLES_LOCKFILE", str(path))
     return path
 
 
 @pytest.fixture
-def own_tables(needs_root: None, lock: Path) -> Iterator[None]:  # noqa: ARG001 - they are had, and not used
-    """Be in a network namespace of the test's own, whose tables have a lock of their own."""
+def own_tables(needs_root: None, lock: Path) -> Iterator[None]:  # noqa: ARG001 - only for their effects
+    """Run the test in its own network namespace, with its own xtables lock."""
     with own_namespace():
         yield
 
 
 @pytest.fixture(params=Family, ids=str)
 def family(request: pytest.FixtureRequest) -> Family:
-    """Give each family."""
+    """Provide each family."""
     return Family(request.param)
 
 
 @pytest.fixture
-def start(needs_root: None, family: Family) -> Iterator[Start]:  # noqa: ARG001 - it decides whether tests can run
-    """Be in a namespace of the test's own, and give a function that starts an agent of the nftables mode there."""
+def start(needs_root: None, family: Family) -> Iterator[Start]:  # noqa: ARG001 - skips without root
+    """Run the test in its own namespace; provide a function that starts an agent of the nftables mode there."""
     with node_namespace(node_settings(family)) as start_agent:
         yield start_agent
 
 
 @pytest.fixture
 def agent(start: Start, family: Family) -> NftAgent:
-    """Give an agent of the nftables mode that has everything in the kernel, and has seen that nobody else was there."""
+    """Provide an agent of the nftables mode that has programmed `everything`, and has seen no external change."""
     started = start()
     started.put(*everything(family))
     assert not started.kernel.changed_externally()

@@ -1,4 +1,4 @@
-"""Marks of tests that are for every variant of iptables, or for every family."""
+"""Markers for tests that run for every iptables variant, or for every family."""
 
 from __future__ import annotations
 

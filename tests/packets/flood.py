@@ -1,11 +1,12 @@
-"""A flood of new UDP connections within one network namespace: each is one packet, and each shall be answered.
+"""A flood of new UDP connections within one network namespace: each is one packet, and each must be answered.
 
     python -m tests.packets.flood serve PORT
     python -m tests.packets.flood send VERSION IP PORT
 
-Law: both are programs of their own, so that neither waits for the test. The sender asks from another address each
-time, with a limited number of questions under way, so that no buffer can overflow: what gets no answer was lost
-by rules. When nothing was heard for long, it asks again, from the same addresses, what is under way. A line on its standard input asks for a report; at the end of the input it asks nothing new, and tells at the end.
+Both are separate processes, so that neither waits for the test. The sender uses a new source address for each
+question, and limits the number of open questions, so that no buffer can overflow: a question without an answer was
+lost in the rules. After a time without any answer it repeats the open questions from the same addresses. For each
+line on standard input it prints a report; after the end of the input it sends nothing new, and prints a last report.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from pathlib import Path
 from tests.lab.datagram import answer, open_server, queue_icmp_errors, receive
 
 CLIENTS = ("10.9.0.0/16", "fd00:9::/112")
-"""Addresses of which each asks once; they and the endpoints' are to be local to the namespace."""
+"""Source addresses, each used once; they and the endpoints' addresses must be local to the namespace."""
 _PORT = 5000
 _UNDER_WAY = 64
 _PATIENCE_SECONDS = 3.0
-"""In which whoever is there answers, on however busy a machine."""
+"""Enough for an answer, even on a busy machine."""
 _START_SECONDS = 20.0
 _MOST_CLIENTS = 0xFFF0
 _IP_PKTINFO, _IPV6_FREEBIND = 8, 78
@@ -41,35 +42,35 @@ _ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a flood met."""
+    """The result of a flood."""
 
     sent: int
     """Connections."""
     repeated: int
-    """Those whose first packet got no answer."""
+    """Connections whose first packet got no answer."""
     lost: int
-    """Those that have got none yet; in the last report those that got none at all."""
+    """Connections without an answer so far; in the last report, connections that were never answered."""
     refused: int
     """ICMP errors."""
     servers: dict[str, int]
-    """How many answers came from which endpoint."""
+    """The number of answers by endpoint."""
 
 
 class Flood:
-    """A running flood, as a test sees it."""
+    """A handle of a running flood."""
 
     def __init__(self, version: int, ip: str, port: int) -> None:
         self._process = _start("send", str(version), ip, str(port))
 
     def report(self) -> Report:
-        """Ask for a report while it goes on."""
+        """Return a report while the flood continues."""
         assert self._process.stdin
         self._process.stdin.write("\n")
         self._process.stdin.flush()
         return self._read()
 
     def stop(self) -> Report:
-        """Let everything be answered, and tell."""
+        """Wait until every question is answered, and return the last report."""
         assert self._process.stdin
         self._process.stdin.close()
         try:
@@ -78,7 +79,7 @@ class Flood:
             self.close()
 
     def close(self) -> None:
-        """End it."""
+        """Stop the sender."""
         _end(self._process)
 
     def _read(self) -> Report:
@@ -88,7 +89,7 @@ class Flood:
 
 @contextmanager
 def flooding(version: int, ip: str, port: int, server_port: int) -> Iterator[Flood]:
-    """Have a server and a flood in this namespace, from the first answer on."""
+    """Run a server and a flood in this namespace; entered after the first answer."""
     server = _start("serve", str(server_port))
     assert server.stdout
     server.stdout.readline()
@@ -121,7 +122,7 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 
 def serve(port: int) -> None:
-    """Answer every datagram with itself and the address that it was sent to."""
+    """Answer every datagram with its content and the address that it was sent to."""
     servers = [open_server(family, socket.SOCK_DGRAM, 0, port) for family in (socket.AF_INET, socket.AF_INET6)]
     servers[1].setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
     print(flush=True)
@@ -147,7 +148,7 @@ class Sender:
     heard_at: float = field(default_factory=time.monotonic)
 
     def run(self) -> None:
-        """Send until the end of the standard input, and then tell how it ended."""
+        """Send until the end of standard input, then print the last report."""
         while True:
             self._send_new()
             for ready in select.select([self.sock, sys.stdin], [], [], _PATIENCE_SECONDS)[0]:
@@ -177,9 +178,9 @@ class Sender:
         try:
             self.sock.sendmsg([_NUMBER.pack(number)], [control], 0, self.to)
         except PermissionError:
-            pass  # dropped by a rule: no answer will come
+            pass  # dropped by a rule: there will be no answer
         except OSError:
-            # An ICMP error of an earlier packet, which is told instead of sending.
+            # An ICMP error of an earlier packet; the kernel reports it instead of sending.
             self.refused += 1
             with suppress(OSError):
                 self.sock.sendmsg([_NUMBER.pack(number)], [control], 0, self.to)
@@ -191,7 +192,7 @@ class Sender:
             except BlockingIOError:
                 return
             except OSError:
-                # An ICMP error, which is told here or when sending.
+                # An ICMP error; the kernel reports it here or when sending.
                 self.refused += 1
                 continue
             [number] = _NUMBER.unpack_from(data)
@@ -201,7 +202,7 @@ class Sender:
                 self.servers[data[_NUMBER.size :].decode()] += 1
 
     def _ask_again(self) -> None:
-        """Repeat what is under way, if nothing was heard for long."""
+        """Repeat the open questions after a time without any answer."""
         if time.monotonic() - self.heard_at < _PATIENCE_SECONDS:
             return
         for number in self.under_way:

@@ -1,4 +1,4 @@
-"""Rules of others that programs of iptables cannot list, and what they do to those programs."""
+"""Foreign rules that the programs of iptables cannot list, and helpers that add and count rules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyproxy.model.address import Family
 from .own_namespace import load, run
 
 _MISSING = "length"
-"""An extension that every kernel has, and that is taken from where iptables looks for them."""
+"""An extension that every kernel has; `hide_extension` hides it from the iptables programs."""
 WITH_MISSING = """\
 *filter
 -I FORWARD -m length --length 1:2 -j ACCEPT
@@ -46,12 +46,12 @@ NATIVE = {
         "add rule {f} filter admin meta l4proto udp limit rate 5/second accept",
     ],
 }
-"""Native rules by what they have, as nft reads them where `{f}` is the word for the family."""
+"""Native nftables rules by kind, for `nft`; `{f}` is nft's name of the family."""
 IN_OURS = [
     "insert rule {f} nat KUBE-SERVICES ct state new counter",
     "insert rule {f} filter KUBE-FORWARD tcp dport { 80, 443 } meta mark set 1",
 ]
-"""Native rules in chains of ours."""
+"""Native nftables rules in pyproxy's chains."""
 
 DOCKER = """\
 *filter
@@ -81,7 +81,7 @@ COMMIT
 -A DOCKER -i docker0 -j RETURN
 COMMIT
 """
-"""Chains and rules as Docker makes them."""
+"""Chains and rules as Docker creates them."""
 EVERYDAY = [
     "add set {f} filter trusted { type inet_service; flags interval; elements = { 20000-20100 }; }",
     "insert rule {f} filter INPUT ct state established,related accept",
@@ -97,7 +97,7 @@ EVERYDAY = [
     "add rule {f} filter INPUT meta pkttype broadcast counter",
     "add rule {f} filter INPUT tcp flags & (fin|syn|rst|ack) == syn counter",
     "add rule {f} filter INPUT ct status dnat accept",
-    'insert rule {f} filter FORWARD ct state established,related counter accept comment "of the VPN"',
+    'insert rule {f} filter FORWARD ct state established,related counter accept comment "VPN"',
     "insert rule {f} filter FORWARD tcp dport { 81, 444 } meta mark set 1",
     "add rule {f} filter FORWARD iifname wg0 oifname eth9 accept",
     "add rule {f} filter FORWARD tcp flags syn tcp option maxseg size set rt mtu",
@@ -114,16 +114,16 @@ EVERYDAY = [
     "add rule {f} nat POSTROUTING oifname { tun0, tun1 } masquerade random",
     "add rule {f} nat OUTPUT tcp dport 8444 redirect to :444",
 ]
-"""What administrators and VPNs add in nft's own words."""
+"""Native rules as administrators and VPNs add them."""
 
 
 def add_native(family: Family, rules: Iterable[str]) -> None:
-    """Add native rules to the tables that iptables-nft has its own in."""
+    """Add native rules to the tables that iptables-nft uses."""
     run("nft", "-f", "-", stdin="".join(f"{rule}\n" for rule in rules).replace("{f}", nft_word(family)))
 
 
 def nft_word(family: Family) -> str:
-    """Return nft's word for a family."""
+    """Return nft's name of a family."""
     return "ip" if family is Family.IPV4 else "ip6"
 
 
@@ -137,17 +137,17 @@ def hide_extension(directory: Path, monkeypatch: pytest.MonkeyPatch, missing: st
 
 
 def add_unknown(family: Family, variant: Variant) -> None:
-    """Add rules with the extension that `hide_extension` hides; to be called before."""
+    """Add rules with the extension that `hide_extension` hides; call it before hiding."""
     load(family, variant, WITH_MISSING)
 
 
 def hook_counts(family: Family, variant: Variant) -> Counter[tuple[str, str, str]]:
-    """Return how many rules jump from a table's chain of others to a chain of ours, counted without iptables-nft."""
+    """Return how many rules jump from a foreign chain of a table to one of pyproxy, counted without iptables-nft."""
     return hooks_of(_listing(family, variant))
 
 
 def hooks_of(listing: str) -> Counter[tuple[str, str, str]]:
-    """Return how many rules jump from a table's chain of others to a chain of ours, by what nft or iptables-save list."""
+    """Return how many rules jump from a foreign chain to one of pyproxy, in the output of nft or iptables-save."""
     found: Counter[tuple[str, str, str]] = Counter()
     table = chain = ""
     for line in listing.splitlines():
@@ -162,17 +162,17 @@ def hooks_of(listing: str) -> Counter[tuple[str, str, str]]:
 
 
 def without_counts(family: Family, variant: Variant) -> str:
-    """Return all rules, whatever they have counted."""
+    """Return all rules without their counters."""
     return uncounted(_listing(family, variant))
 
 
 def uncounted(listing: str) -> str:
-    """Return a listing without what counts packets, remarks and dates."""
+    """Return a listing without counters, comment lines and dates."""
     return re.sub(r"(?m)^#.*\n|packets \d+ bytes \d+| ?\[\d+:\d+\] ?", "", listing)
 
 
 def _listing(family: Family, variant: Variant) -> str:
     if variant is Variant.NFT:
         return run("nft", "list", "ruleset", nft_word(family))
-    # With all extensions.
+    # With all extensions visible.
     return run("env", "-u", "XTABLES_LIBDIR", program(family, variant, "save"))

@@ -1,7 +1,8 @@
-"""A gate in front of iptables-restore: it keeps count of what passes, and refuses what names something.
+"""A gate in front of iptables-restore: it counts calls, and refuses input with certain texts.
 
-Law: what is let through is run by the real program, word by word. What only lists chains always is, and does not count. No Service that the API accepts makes the kernel
-refuse its rules, so what such a refusal does to the others can only be seen behind a gate.
+Input that is let through goes to the real program unchanged. Input that only lists chains always passes, and is not
+counted. No Service that the API accepts makes the kernel refuse its rules, so tests need a gate to see how a refusal
+affects other Services.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from .modes import Mode
 from .objects import cluster_ips
 
 SYNC_PERIOD_FLAG = "--iptables-sync-period=1s"
-"""So that what was refused is soon tried again."""
+"""Short, so that a refused change is soon retried."""
 _SCRIPT = """#!/bin/sh
 input=$(mktemp)
 trap 'rm -f "$input"' EXIT
@@ -37,10 +38,10 @@ fi
 
 
 class Gate:
-    """Programs that stand in for both families' restore programs of an iptables mode, for whoever has `env`."""
+    """Wrappers of the restore programs of both families; processes with the environment `env` use them."""
 
     def __init__(self, mode: Mode, directory: Path) -> None:
-        """Write the programs into the directory; nothing is refused yet."""
+        """Write the wrapper programs to the directory; they refuse nothing yet."""
         self._log = directory / "passed"
         self._refused = directory / "refused"
         self._busy = directory / "busy"
@@ -58,26 +59,26 @@ class Gate:
 
     @property
     def count(self) -> int:
-        """How many times a program was run that writes."""
+        """The number of calls that write."""
         return len(self._log.read_text().splitlines())
 
     def be_busy(self) -> None:
-        """Let nothing pass from now on, as if somebody held the lock: it is no Service's fault."""
+        """Fail all calls from now on, as if another program held the xtables lock."""
         self._busy.touch()
 
     def be_free(self) -> None:
-        """End what `be_busy` began."""
+        """Undo `be_busy`."""
         self._busy.unlink(missing_ok=True)
 
     def refuse(self, text: str) -> None:
-        """Refuse from now on all input that holds this text."""
+        """Refuse all input with this text from now on."""
         self._refused.write_text(f"{text}\n")
 
     def refuse_cluster_ip(self, number: int) -> None:
-        """Refuse what has the cluster IP of a number, in IPv4 only."""
+        """Refuse input with the cluster IP of a number, in IPv4 only."""
         self.refuse(f"-d {cluster_ips(number)[0]}/32")
 
     def admit_all(self) -> None:
-        """Refuse nothing any more."""
+        """Stop refusing input."""
         self._refused.write_text("")
         self.be_free()

@@ -1,4 +1,4 @@
-"""What nodes say of their health and of a Service's endpoints, to who asks from outside of the cluster."""
+"""Health checks from outside the cluster: the health of nodes, and the local endpoints of a Service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CHECK_PORT = 32020
 
 
 class Answer(NamedTuple):
-    """What a node said."""
+    """The answer of a node."""
 
     status: int
     weight: str | None
@@ -23,7 +23,7 @@ class Answer(NamedTuple):
 
 
 def balanced(check_port: int = CHECK_PORT) -> JsonObject:
-    """Return a Service with a load balancer that asks each node for endpoints."""
+    """Return a Service with a load balancer and a health check node port."""
     return service(
         "balanced",
         74,
@@ -36,7 +36,7 @@ def balanced(check_port: int = CHECK_PORT) -> JsonObject:
 
 
 def ask(cluster: Cluster, host: str, number: int, path: str = "/", version: int = 4) -> Answer | None:
-    """Ask a port of a node from outside of the cluster; None: nobody listens."""
+    """Send a request to a port of a node from outside the cluster; None if nothing listens there."""
     address = str(cluster.lab[host].address(version))
     found = get_inside(cluster.lab["outside1"].namespace.name, address, number, path)
     if found is None:
@@ -51,14 +51,14 @@ def status(cluster: Cluster, host: str, path: str, version: int = 4) -> int:
     return answer.status
 
 
-def told(cluster: Cluster, number: int = CHECK_PORT, version: int = 4) -> list[tuple[int, int] | None]:
-    """Return what each node tells load balancers: the status, and the number of endpoints."""
+def reported(cluster: Cluster, number: int = CHECK_PORT, version: int = 4) -> list[tuple[int, int] | None]:
+    """Return what each node reports to load balancers: the status, and the number of endpoints."""
     answers = [ask(cluster, planned.name, number, version=version) for planned in PLAN.nodes]
     return [(answer.status, answer.body["localEndpoints"]) if answer else None for answer in answers]
 
 
-def wait_until_told(
+def wait_until_reported(
     cluster: Cluster, *expected: tuple[int, int] | None, number: int = CHECK_PORT, version: int = 4
 ) -> None:
-    """Wait until the nodes tell this: rules come first, and a server after them."""
-    wait_until(lambda: told(cluster, number, version) == list(expected), f"{expected} on port {number}")
+    """Wait until the nodes report this; the servers are updated after the rules."""
+    wait_until(lambda: reported(cluster, number, version) == list(expected), f"{expected} on port {number}")

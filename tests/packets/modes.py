@@ -1,7 +1,7 @@
-"""The proxy modes that the packet suites run in, and what each has and has not.
+"""The proxy modes in which the packet suites run, and the features of each.
 
-Law: a mode is one row here. A test of what not every mode has says so with `needs`, and is not collected for the others;
-where modes give different answers to the same packet, the mode has the answer.
+A mode is one row here. A test of a feature that some modes lack is marked with `needs`, and deselected in those modes.
+Where modes treat the same packet differently, the row of the mode has the expected result.
 """
 
 from __future__ import annotations
@@ -22,40 +22,40 @@ class Mode:
     dumps: tuple[tuple[str, ...], ...]
     """Commands that print the rules of both families, IPv4 first."""
     restores: tuple[str, ...] = ()
-    """The programs through which all rules are written, IPv4 first; empty where it is not done by iptables-restore."""
+    """The programs that write all rules, IPv4 first; empty if the mode does not use iptables-restore for all rules."""
     nft_tables: tuple[str, ...] = ()
-    """The tables of nf_tables that the rules are in, those of IPv4 first; empty in legacy tables."""
+    """The tables of nf_tables that contain the rules, IPv4 first; empty for legacy tables."""
     localhost_node_ports: bool = False
     """Whether node ports answer on 127.0.0.1."""
     relay_rejects_sctp: bool = False
-    """Whether packets to SCTP node ports on loopback are rejected and counted where the relay serves the others."""
+    """Whether packets to SCTP node ports on loopback are rejected and counted where the relay serves TCP and UDP."""
     node_ports_on_every_address: bool = False
     """Whether node ports answer on all addresses of a node unless `--nodeport-addresses` says otherwise."""
     lets_health_checks_in: bool = False
-    """Whether health check node ports pass a firewall that drops what it does not know."""
+    """Whether health check node ports are accepted despite a host firewall that drops unknown packets."""
     drops_unallocated: bool = False
-    """Whether packets are dropped to addresses of a ServiceCIDR that no Service has."""
+    """Whether packets to addresses of a ServiceCIDR that no Service has are dropped."""
     shares_pins: bool = True
-    """Whether all addresses of a Service port share a client's pin."""
+    """Whether session affinity holds across all addresses of a Service port."""
     ends_pins_in_time: bool = True
-    """Whether a pin ends with its time-out, and not later, with the last trace of the connections made under it."""
+    """Whether session affinity ends with its time-out, and not later, with the last conntrack entry of its connections."""
     moves_flows_in_zones: bool = True
-    """Whether a UDP flow that connection tracking keeps in a zone of its own moves with its address."""
+    """Whether a UDP flow in a separate conntrack zone moves with its address."""
     removes_last: bool = False
-    """Whether what is new is there before what is old is gone, so that a test has to wait for both."""
-    unclaimed: str = "nobody"
-    """What a packet meets that is for a port of a Service's external address that the Service does not have."""
-    unserved: str = "nobody"
-    """What a packet meets that is for a port of a cluster IP that the Service does not have: a word of `table`."""
+    """Whether new entries are added before old ones are removed, so that a test has to wait for both."""
+    unclaimed: str = "untouched"
+    """What happens to a packet for an external address of a Service, but not a port of it: a word of `table`."""
+    unserved: str = "untouched"
+    """What happens to a packet for a cluster IP, but not a port of its Service: a word of `table`."""
 
     @property
     def is_iptables(self) -> bool:
-        """Whether all rules are rules of iptables."""
+        """Whether all rules are iptables rules."""
         return bool(self.restores)
 
     @property
     def iptables(self) -> tuple[str, ...]:
-        """The iptables programs of both families, IPv4 first; empty where no rule is iptables'."""
+        """The iptables programs of both families, IPv4 first; empty if the mode has no iptables rules."""
         programs = (dump[0] for dump in self.dumps)
         return tuple(name.removesuffix("-save") for name in programs if name.endswith("-save"))
 
@@ -88,7 +88,7 @@ NFT = _iptables("nft", "ip nat", "ip filter", "ip6 nat", "ip6 filter")
 NFTABLES = Mode(
     name="nftables",
     flags=("--proxy-mode=nftables",),
-    # A table that is not there is an error to `nft`; here it is one without rules.
+    # `nft` fails if the table does not exist; here this means that there are no rules.
     dumps=tuple(("sh", "-c", f"nft list table {family} pyproxy || true") for family in ("ip", "ip6")),
     nft_tables=("ip pyproxy", "ip6 pyproxy"),
     relay_rejects_sctp=True,
@@ -121,7 +121,8 @@ HAS_IPVS = Path("/proc/net/ip_vs").exists()
 IS_GUEST = "GUEST" in os.environ
 _CHOSEN = os.environ.get("MODES", "ipvs" if IS_GUEST else "iptables-legacy,iptables-nft,nftables")
 MODES = tuple(mode for mode in (LEGACY, NFT, NFTABLES, IPVS, IPVS_NFT) if mode.name in _CHOSEN.split(","))
-"""Those that the packet suites run in: all that need no IPVS, and under `python -m tests.guest`, which is slower, IPVS alone.
+"""The modes in which the packet suites run: all except IPVS, or only IPVS under `python -m tests.guest`, which is
+slower.
 
-A list of names in the environment variable MODES overrules both; the guest has them all.
+A list of names in the environment variable MODES overrides both; the guest supports all modes.
 """

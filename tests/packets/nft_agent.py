@@ -1,7 +1,7 @@
-"""The nftables mode without the agent around it: plans go in, and the kernel of this network namespace has them.
+"""The nftables mode without the agent: it programs plans in the kernel of this network namespace.
 
-Law: what is tested is the agent's own code from the plan to the kernel, driven by the agent's own reconciler; only
-clock, sources and the second family are missing.
+Tests run the agent's code from the plan to the kernel, with the agent's reconciler. Only the clock, the sources and the
+second family are missing.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ RANGES = {
     Family.IPV4: ("192.0.2.0/25", "192.0.2.128/25", "192.0.2.7/32", "198.51.100.9/32"),
     Family.IPV6: ("2001:db8::/33", "2001:db8:8000::/33", "2001:db8::7/128", "2001:db9::9/128"),
 }
-"""Source ranges: the first two make one block, and the third is in the first."""
+"""Source ranges: the first two are adjacent, and the third is inside the first."""
 SHORT_GRACE: Mapping[str, float] = {"grace_seconds": 0.05}
-"""Where no packet is on its way, nobody needs to wait for it."""
+"""Without packets in flight, removed elements need not be kept."""
 LONG = ServicePortName(NamespacedName("n" * 63, "s" * 63), "p" * 15, Protocol.UDP)
-"""As long as the API lets names be: longer than a comment."""
+"""The longest name that the API allows: longer than a comment can be."""
 SERVICE_CIDRS = {Family.IPV4: "10.96.0.0/16", Family.IPV6: "fd00:10:96::/112"}
 _CLUSTER_IPS = {Family.IPV4: parse_ip("10.96.0.0"), Family.IPV6: parse_ip("fd00:10:96::")}
 _PODS = {Family.IPV4: parse_ip("10.244.0.0"), Family.IPV6: parse_ip("fd00:10:244::")}
 
 
 def address(base: bytes, number: int) -> bytes:
-    """Return the address so far behind another."""
+    """Return the address at an offset from another."""
     return (int.from_bytes(base) + number).to_bytes(len(base))
 
 
@@ -60,7 +60,7 @@ def endpoints(family: Family, *numbers: int, port: int = 8080) -> tuple[Endpoint
 
 
 def plan(family: Family, number: int, *pods: int, protocol: Protocol = Protocol.TCP, **fields: Any) -> ServicePlan:  # noqa: ANN401  # any field of a plan
-    """Return the plan of a Service of that number whose endpoints are these pods."""
+    """Return the plan of a Service with a number whose endpoints are these pods."""
     found = endpoints(family, *pods)
     usual: dict[str, Any] = {
         "name": ServicePortName(NamespacedName("default", f"service-{number}"), "", protocol),
@@ -84,7 +84,7 @@ def plan(family: Family, number: int, *pods: int, protocol: Protocol = Protocol.
 
 
 class NftAgent:
-    """Program, reconciler and kernel of one family."""
+    """The program, reconciler and kernel of one family."""
 
     def __init__(self, settings: NftablesSettings, loop: asyncio.Runner, **grace: float) -> None:
         self.family = settings.family
@@ -101,39 +101,39 @@ class NftAgent:
         return f"NftAgent({self.reconciler})"
 
     def close(self) -> None:
-        """Let go of the kernel, as the end of a process does."""
+        """Close the kernel handles, as the end of a process does."""
         self.kernel.close()
         self.generation.close()
         self._monitor.close()
 
     def do(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """Run to its end what the agent would run in its loop."""
+        """Run a coroutine of the agent to completion."""
         return self._loop.run(coroutine)
 
     def put(self, *plans: ServicePlan) -> int:
-        """Take in plans and write them; return how many entries changed."""
+        """Write plans; return how many entries changed."""
         for each in plans:
             self.reconciler.stage({each.name: each})
         return self.sync()
 
     def remove(self, *plans: ServicePlan) -> int:
-        """Take plans away."""
+        """Remove plans."""
         for each in plans:
             self.reconciler.stage({each.name: None})
         return self.sync()
 
     def sync(self) -> int:
-        """Write what is staged, wait until nothing is left over, and return how many entries changed."""
+        """Write the staged changes, wait until removed elements are deleted, and return how many entries changed."""
         return self.do(self._sync())
 
     def look(self) -> int:
-        """Do as the agent does each second: read what is there if somebody else was there, and repair it."""
+        """Do what the agent does every second: after an external change, read the table and repair it."""
         if self.kernel.changed_externally():
             self.reconciler.mark_stale()
         return self.sync()
 
     def configure(self, settings: NftablesSettings) -> int:
-        """Go on with other settings."""
+        """Switch to new settings."""
         self.program = self._program(settings)
         self.reconciler.replace_program(self.program)
         return self.sync()
@@ -144,27 +144,27 @@ class NftAgent:
         return report.entries_changed
 
     async def swept(self) -> None:
-        """Wait until what lingers is gone."""
+        """Wait until elements that are no longer used are deleted."""
         while (task := self.kernel._sweeper.task) is not None:
             await task
 
     def read(self) -> dict[ElementKey, Value]:
-        """Return what is in the kernel."""
+        """Return the entries in the kernel."""
         return self.do(self.kernel.read())
 
     def wanted(self) -> dict[ElementKey, Value]:
-        """Return what should be there."""
-        values = ((key, self.program.value(key)) for key in self.program.keys())  # noqa: SIM118  # a program is no mapping
+        """Return the entries that should be in the kernel."""
+        values = ((key, self.program.value(key)) for key in self.program.keys())  # noqa: SIM118  # not a mapping
         return {key: value for key, value in values if value is not None}
 
     def commits_during(self, action: Callable[[], object]) -> int:
-        """Return how many times the ruleset of this namespace changes, by whomever, during an action."""
+        """Return how many commits the ruleset of this namespace gets during an action, from any program."""
         before = self.generation.read()
         action()
         return self.generation.read() - before
 
     def nft(self, script: str) -> None:
-        """Do to the table what somebody else may do; ``TABLE`` is its name."""
+        """Change the table with `nft`, as another program may do; ``TABLE`` is replaced by its name."""
         run("nft", "-f", "-", stdin=script.replace("TABLE", self.table))
 
     def _program(self, settings: NftablesSettings) -> NftablesProgram:
@@ -178,7 +178,7 @@ Start = Callable[[], NftAgent]
 
 @contextmanager
 def node_namespace(settings: NftablesSettings, grace: Mapping[str, float] = SHORT_GRACE) -> Iterator[Start]:
-    """Be in a network namespace of its own; give a function that starts an agent there."""
+    """Enter a new network namespace; yield a function that starts an agent there."""
     started: list[NftAgent] = []
 
     with own_namespace(), asyncio.Runner() as loop:
@@ -195,7 +195,7 @@ def node_namespace(settings: NftablesSettings, grace: Mapping[str, float] = SHOR
 
 
 def node_settings(family: Family, **fields: Any) -> NftablesSettings:  # noqa: ANN401  # any field of settings
-    """Return settings with something in everything."""
+    """Return settings in which no field is empty."""
     usual: dict[str, Any] = {
         "family": family,
         "local_traffic": LocalTraffic(interface="cni0"),
@@ -206,7 +206,7 @@ def node_settings(family: Family, **fields: Any) -> NftablesSettings:  # noqa: A
 
 
 def everything(family: Family) -> list[ServicePlan]:
-    """Return plans that between them have an element in every set."""
+    """Return plans that together have an element in every set and map."""
     pod = endpoints(family, 1)
 
     def external(number: int, **fields: Any) -> dict[str, Any]:  # noqa: ANN401  # any field of a plan
@@ -239,5 +239,5 @@ def objects_of(table: str) -> dict[str, int]:
     """Count the chains, rules, sets and maps of a table."""
     listing = run("nft", "-a", "list", "table", *table.split())
     found = {kind: listing.count(f"\n\t{kind} ") for kind in ("chain", "set", "map")}
-    # The table itself has a handle, too.
+    # The table itself also has a handle.
     return {**found, "rule": listing.count("# handle ") - sum(found.values()) - 1}

@@ -1,7 +1,7 @@
-"""Kubernetes objects in as few words as the rows of a packet table need.
+"""Builders of Kubernetes objects, short enough for packet tables.
 
-Law: plain values, complete as an API server would hand them out. A Service has a number, which is the last part of its
-cluster IPs; its EndpointSlices take names and protocols of their ports from it.
+The objects are as complete as those of an API server. Each Service has a number, the last part of its cluster IPs; its
+EndpointSlices take port names and protocols from it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SERVICE_NAME_LABEL = "kubernetes.io/service-name"
 VERSIONS = (4, 6)
 FAMILIES = ("IPv4", "IPv6")
 PORT = 8080
-"""Every pod answers here, in all protocols."""
+"""Every pod serves this port, in all protocols."""
 SECOND_PORT = 9090
-"""And here."""
+"""A second port that every pod serves."""
 ZONES = {"node1": "zone-a", "node2": "zone-b"}
 PLAN: Plan = plan(Shape(nodes=2, pods_per_node=3))
-"""Hosts and addresses of the lab that all suites run in."""
+"""Hosts and addresses of the lab in which all suites run."""
 _HOSTS: tuple[NodePlan | ExternalHostPlan | PodPlan, ...] = (
     *PLAN.nodes,
     *PLAN.external_hosts,
@@ -35,7 +35,7 @@ ADDRESSES: dict[str, tuple[str, ...]] = {host.name: tuple(map(str, host.addresse
 NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods} | {
     node.name: node.name for node in PLAN.nodes
 }
-"""By each pod and node: the node that it is on, or is."""
+"""The node of each pod, and each node itself."""
 
 
 def node_plan(name: str) -> NodePlan:
@@ -49,12 +49,12 @@ def cluster_ips(number: int) -> list[str]:
 
 
 def public(number: int) -> list[str]:
-    """Return the addresses of a number in the ranges that the world routes to a node, IPv4 first."""
+    """Return the addresses of a number in the ranges that external hosts route to a node, IPv4 first."""
     return [str(cidr.network_address + number) for cidr in EXTERNAL_CIDRS]
 
 
 def port(number: int, protocol: str = "TCP", *, name: str = "", node_port: int = 0) -> JsonObject:
-    """Return an entry of ``spec.ports``; for types with node ports 0 means any."""
+    """Return an entry of ``spec.ports``; in types with node ports, 0 means an arbitrary one."""
     entry: JsonObject = {"name": name, "protocol": protocol, "port": number}
     return entry | ({"nodePort": node_port} if node_port else {})
 
@@ -66,7 +66,7 @@ def unnumbered_service(
     ingress: Sequence[JsonObject] = (),
     **spec: object,
 ) -> JsonObject:
-    """Return a Service of both families; further fields of its spec by keyword, its ingress for the status."""
+    """Return a dual-stack Service; keywords are further fields of its spec, `ingress` is for the status."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -77,7 +77,7 @@ def unnumbered_service(
 
 
 def service(name: str, number: int, *ports: JsonObject, **more: Any) -> JsonObject:  # noqa: ANN401  # any field
-    """Return a Service that has the cluster IPs of a number; everything else is as in `unnumbered_service`."""
+    """Return a Service with the cluster IPs of a number; otherwise like `unnumbered_service`."""
     ips = cluster_ips(number)
     allocated = {"type": "ClusterIP", "clusterIP": ips[0], "clusterIPs": ips}
     return unnumbered_service(name, *ports, **allocated | more)
@@ -95,20 +95,20 @@ class On:
     host: str
     conditions: Mapping[str, bool] = field(default_factory=lambda: {"ready": True})
     zones: Sequence[str] = ()
-    """Zones that the hints name."""
+    """Zones in its hints."""
     nodes: Sequence[str] = ()
-    """Nodes that the hints name."""
+    """Nodes in its hints."""
     is_ready_for: bool = True
-    """Whether the endpoint says on which node it is."""
+    """Whether the endpoint has a node name."""
 
 
 def terminating(host: str, *, serving: bool = True) -> On:
-    """Return the endpoint of a pod that is on its way out."""
+    """Return the terminating endpoint of a pod."""
     return On(host, {"ready": False, "serving": serving, "terminating": True})
 
 
 def not_ready(host: str, *, serving: bool = False) -> On:
-    """Return the endpoint of a pod that fails its readiness probe."""
+    """Return the endpoint of a pod that is not ready."""
     return On(host, {"ready": False, "serving": serving, "terminating": False})
 
 
@@ -125,7 +125,7 @@ def slices(
         owner: the Service.
         endpoints: names of hosts, or `On` for those that are not simply ready.
         to: the number of the endpoints' ports, or numbers by name of the Service's ports.
-        suffix: tells several slices of one Service apart.
+        suffix: distinguishes several slices of one Service.
         labels: further labels of the slices.
     """
     name = owner["metadata"]["name"]
@@ -147,7 +147,7 @@ def slices(
 
 
 def backed(*services: JsonObject, by: str) -> list[JsonObject]:
-    """Return Services that all have one endpoint, and their EndpointSlices."""
+    """Return Services that share one endpoint, and their EndpointSlices."""
     return [item for each in services for item in (each, *slices(each, by))]
 
 
@@ -173,7 +173,7 @@ def _endpoint(item: str | On, index: int) -> JsonObject:
 
 
 def node(name: str) -> JsonObject:
-    """Return the Node of that name."""
+    """Return the Node with this name."""
     planned = node_plan(name)
     return {
         "apiVersion": "v1",

@@ -1,7 +1,7 @@
-"""A network namespace for one test, which runs in it: what it does to the kernel ends with it.
+"""A network namespace in which one test runs; its rules and settings end with it.
 
-Law: the test's own process moves there and back, its main thread that is, so that `/proc/net` is the namespace's
-too. Programs and threads that the test starts are in it as well.
+The main thread of the test process enters the namespace and leaves it again. So `/proc/net` shows this namespace, and
+programs and threads that the test starts are in it as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def own_namespace() -> Iterator[None]:
-    """Be in a new network namespace."""
+    """Enter a new network namespace."""
     prefix = new_prefix()
     try:
         [namespace] = create([f"{prefix}own"])
@@ -38,7 +38,7 @@ def own_namespace() -> Iterator[None]:
 
 @contextmanager
 def inside(path: Path) -> Iterator[None]:
-    """Be in a network namespace that is there."""
+    """Enter an existing network namespace."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
         _enter(path)
@@ -57,35 +57,35 @@ def _enter(path: Path) -> None:
 
 
 def _set_namespace(descriptor: int) -> None:
-    # os.setns is there from Python 3.12 on.
+    # Python has os.setns only since 3.12.
     if _LIBC.setns(descriptor, _CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
 
 
 def run(*argv: str, stdin: str = "") -> str:
-    """Run a program to its end and return its standard output; a failure raises with what it said."""
+    """Run a program and return its standard output; a failure raises AssertionError with its error output."""
     result = subprocess.run(argv, input=stdin, capture_output=True, text=True, check=False)
     assert result.returncode == 0, f"{argv}: {result.returncode}: {result.stderr}"
     return result.stdout
 
 
 def load(family: Family, variant: Variant, text: str) -> None:
-    """Add to the tables what restore input says."""
+    """Load restore input into the tables."""
     run(program(family, variant, "restore"), "--noflush", stdin=text)
 
 
 def dump(family: Family, variant: Variant) -> str:
-    """Return every table of a variant that exists, with packet counters, but without the time of the dump."""
+    """Return all existing tables of a variant, with packet counters, but without the time of the dump."""
     return re.sub(r"(?m)^#.*\n", "", run(program(family, variant, "save"), "-c"))
 
 
 def listed_tables() -> tuple[str, ...]:
-    """Return the names of all tables that exist, of both variants and families."""
+    """Return the names of all existing tables, of both variants and families."""
     legacy = [Path(f"/proc/net/{name}_tables_names").read_text() for name in ("ip", "ip6")]
     return (run("nft", "list", "tables"), *legacy)
 
 
 def hide_python_iptables(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have programs that a test starts find no libiptc, as where iptables is installed without its libraries."""
-    (directory / "iptc.py").write_text("raise ImportError('libiptc is not here')")
+    """Hide libiptc from programs that a test starts, as if iptables were installed without its libraries."""
+    (directory / "iptc.py").write_text("raise ImportError('libiptc is missing')")
     monkeypatch.setenv("PYTHONPATH", str(directory))

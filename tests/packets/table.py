@@ -1,17 +1,22 @@
-"""Packet tables: rows of text that say who sends what, and what becomes of it.
+"""Packet tables: rows of text with the source of a packet, its destination, and the expected result.
 
     client-pod   web:80/tcp              pod1-1 pod2-1     itself
     outside1     node2:30080/udp         pod2-1:9090       node2
     outside1     public7:80/tcp          refused
 
-Columns are two or more spaces apart: source; destination (a Service by name, a host, ``host'`` for its second address,
-``publicN``, or an address) with port and protocol; answers; and as whom the servers see the client. A server's port is
-`PORT` where none is written. The source ``host@publicN`` binds to that address. Words in place of servers: refused (by ICMP port
-unreachable), reset, silence, nobody: the packet went on untouched, to an address that nobody has; and two for
-which the mode says which of the others they are: unserved and unclaimed, for a port that the Service of a cluster IP, or
-of an external address, does not have.
+Columns are separated by two or more spaces: source; destination (a Service by name, a host, ``host'`` for its second
+address, ``publicN``, or an address) with port and protocol; answers; and the source address that the servers see. The
+port of a server is `PORT` unless given. The source ``host@publicN`` binds to that address. In place of servers a row
+may have one of these words:
 
-Law: text in, values out. A row with several servers means all of them, each sometimes.
+    refused     ICMP port unreachable
+    reset       a TCP reset
+    dropped     no answer
+    untouched   not translated: the packet went on to an address that no host has
+    unserved    for a cluster IP, but not a port of its Service: the mode decides which of the above
+    unclaimed   for an external address of a Service, but not a port of it: the mode decides which of the above
+
+A row with several servers means that each of them answers some of the packets. This module is pure.
 """
 
 from __future__ import annotations
@@ -30,20 +35,20 @@ from tests.lab.shape import ExternalHostPlan, NodePlan
 from .objects import ADDRESSES, NODE_OF, PLAN, PORT, VERSIONS, JsonObject, node_plan, public
 
 SILENCE_SECONDS = 0.25
-"""How long to listen where nothing is expected: the slowest answers in the lab take a few milliseconds."""
+"""Time-out where no answer is expected: the slowest answers in the lab take a few milliseconds."""
 _MISS = 1e-9
-"""Probability at most that a row with several servers fails though all of them are used."""
+"""Upper limit of the probability that a row with several servers fails although all of them are used."""
 _DESTINATION = re.compile(r"(?P<name>.+):(?P<port>\d+)/(?P<protocol>tcp|udp|sctp)")
 _REFUSALS = {
     "refused": Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED"),
     "reset": Outcome(Verdict.REFUSED, refused_by=RefusedBy.RESET, error="ECONNREFUSED"),
-    "silence": Outcome(Verdict.TIMEOUT),
+    "dropped": Outcome(Verdict.TIMEOUT),
 }
 """Answers that come from no server."""
-_NOBODY = "nobody"
-_MAY_BE_NOBODY = {(_NOBODY,), ("unserved",), ("unclaimed",)}
-_NOBODY_HERE = {"timeout", "unreachable (ENETUNREACH)"}
-"""Where an address that nobody has ends: the lab's router says so in IPv6, to those whom it has a route to."""
+_UNTOUCHED = "untouched"
+_MAY_BE_UNTOUCHED = {(_UNTOUCHED,), ("unserved",), ("unclaimed",)}
+_RESULTS_OF_UNTOUCHED = {"timeout", "unreachable (ENETUNREACH)"}
+"""Results for an address that no host has: in IPv6 the lab's router sends an error to hosts that it has a route to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,32 +59,32 @@ class Row:
     version: int
     source: str
     source_ip: IPAddress | None
-    """Where to send from; None leaves it to the route."""
+    """The source address; None if the route chooses it."""
     protocol: Protocol
     to: SocketAddress
     answers: tuple[str, ...]
     seen_as: str
     table: list[Row] = field(compare=False, repr=False)
-    """All rows that stand together with this one, itself included."""
+    """All rows of the same table, including this one."""
 
     def probes(self) -> list[Probe]:
-        """Return as many probes as it takes to see every server."""
+        """Return enough probes to reach every server."""
         count = len(self.answers)
         needed = 1 if count == 1 else ceil(log(_MISS / count) / log(1 - 1 / count))
-        timeout = SILENCE_SECONDS if self.answers in {("silence",), *_MAY_BE_NOBODY} else None
+        timeout = SILENCE_SECONDS if self.answers in {("dropped",), *_MAY_BE_UNTOUCHED} else None
         return [Probe(self.protocol, self.to, source=self.source_ip, timeout_seconds=timeout)] * needed
 
     def expected(self, **chosen: str) -> set[str]:
-        """Return what probes may meet, in words, each of which is met; words that a mode chooses are given."""
+        """Return the expected results, each of which occurs; `chosen` are the words that the mode decides."""
         return {self._expected(chosen.get(answer, answer)) for answer in self.answers}
 
-    def met(self, outcomes: Iterable[Outcome]) -> set[str]:
-        """Return what probes met, in the same words."""
+    def observed(self, outcomes: Iterable[Outcome]) -> set[str]:
+        """Return the results of probes, in the same words."""
         words = {in_words(outcome) for outcome in outcomes}
-        return {_NOBODY} if self.answers in _MAY_BE_NOBODY and words <= _NOBODY_HERE else words
+        return {_UNTOUCHED} if self.answers in _MAY_BE_UNTOUCHED and words <= _RESULTS_OF_UNTOUCHED else words
 
     def _expected(self, answer: str) -> str:
-        if answer == _NOBODY:
+        if answer == _UNTOUCHED:
             return answer
         if answer in _REFUSALS:
             return str(_REFUSALS[answer])
@@ -91,20 +96,20 @@ class Row:
         if self.seen_as == "itself":
             return self.source_ip or address_of(self.source, self.version)
         if NODE_OF.get(server) == self.seen_as != server:
-            # A node speaks to its own pods from its address on the pod bridge.
+            # A node connects to its own pods from its address on the pod bridge.
             return node_plan(self.seen_as).gateways[VERSIONS.index(self.version)]
         return address_of(self.seen_as, self.version)
 
 
 def in_words(outcome: Outcome) -> str:
-    """Say what a probe met, without the client's port, which is anyone's choice."""
+    """Return the result of a probe in words, without the client's port, which is arbitrary."""
     if outcome.identity:
         return f"{outcome.server} at {outcome.reached} sees {outcome.client_ip}"
     return str(outcome)
 
 
 def address_of(name: str, version: int) -> IPAddress:
-    """Return the address of that version of a host, ``host'`` meaning its second one, or of ``publicN``."""
+    """Return the address of a host in an IP version, the second one of ``host'``, or that of ``publicN``."""
     index = VERSIONS.index(version)
     if number := re.fullmatch(r"public(\d+)", name):
         return ip_address(public(int(number[1]))[index])
@@ -115,7 +120,7 @@ def address_of(name: str, version: int) -> IPAddress:
 
 
 def rows(table: str, objects: Sequence[JsonObject] = (), versions: Sequence[int] = VERSIONS) -> pytest.MarkDecorator:
-    """Return the table as parameters for a test, each row in each IP version; a literal address has only its own."""
+    """Return the table as parameters of a test: each row in each IP version; a literal address only in its own."""
     services = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "Service"}
     lines = [line.strip() for line in table.splitlines() if line.strip()]
     parsed: list[Row] = []

@@ -1,4 +1,4 @@
-"""Session affinity: connections of one client go to one endpoint, for as long as the time-out and the endpoint last."""
+"""Session affinity: connections of one client go to one endpoint until the time-out, or until the endpoint is gone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLIENTS = [
 ]
 REPEATS = 12
 SHORT_SECONDS = 2
-"""Time-out of the Service whose pins expire: longer than its connections take, as each one starts it anew."""
+"""Time-out of the Service whose affinity expires: longer than its connections take, because each one restarts it."""
 
 
 def pinned(name: str, number: int, *, seconds: int, **spec: str) -> JsonObject:
@@ -50,20 +50,20 @@ LOCAL = pinned("pinned-locally", 83, seconds=10800, externalTrafficPolicy="Local
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have the objects of this suite."""
+    """Add the objects of this suite."""
     services = (LONG, SHORT, SHRINKING, LOCAL)
     with cluster.having(*services, *chain.from_iterable(slices(each, *ENDPOINTS) for each in services)):
         yield
 
 
 def servers(outcomes: list[Outcome]) -> set[str | None]:
-    """Return the names of the servers that answered; None is one that did not."""
+    """Return the names of the servers that answered; None for no answer."""
     return {outcome.server for outcome in outcomes}
 
 
 def choices(cluster: Cluster, probe: Probe, times: int = REPEATS) -> Mapping[str, set[str | None]]:
-    """Send the probe from every client many times, and return the servers that each met."""
-    # One after the other for each client: connections made at the same moment do not know of each other's pins.
+    """Send the probe from every client many times, and return the servers that each reached."""
+    # Sequentially for each client: simultaneous connections do not see each other's affinity entries.
     outcomes: dict[str, list[Outcome]] = {client: [] for client in CLIENTS}
     for _ in range(times):
         for client, outcome in zip(CLIENTS, probe_all([(cluster.lab[name], probe) for name in CLIENTS]), strict=True):
@@ -79,7 +79,7 @@ def cluster_ip(service: JsonObject, version: int) -> str:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_client_stays_with_its_endpoint(cluster: Cluster, protocol: Callable[..., Probe], version: int) -> None:
-    """All connections of a client meet one endpoint, and clients are spread over several."""
+    """All connections of a client reach one endpoint, and clients are spread over several endpoints."""
     met = choices(cluster, protocol(cluster_ip(LONG, version), 80))
 
     assert {1} == {len(servers) for servers in met.values()}
@@ -90,7 +90,7 @@ def test_client_stays_with_its_endpoint(cluster: Cluster, protocol: Callable[...
 @needs("shares_pins")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_client_stays_with_its_endpoint_whichever_address_it_uses(cluster: Cluster, version: int) -> None:
-    """Cluster IP, load balancer address and node port of one Service port share the pins of a node."""
+    """Cluster IP, load balancer address and node port of one Service port share the affinity of a client."""
     client = cluster.lab["outside1"]
     destinations = [(cluster_ip(LONG, version), 80), (address_of("public80", version), 80)]
     destinations.append((address_of("node1", version), 30080))
@@ -104,23 +104,23 @@ def test_client_stays_with_its_endpoint_whichever_address_it_uses(cluster: Clust
 @needs("ends_pins_in_time")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pin_expires(cluster: Cluster, version: int) -> None:
-    """After the time-out without a connection the choice is free again; each connection starts the time anew."""
+    """After the time-out without a connection a client may get another endpoint; each connection restarts the time."""
     probe = tcp(cluster_ip(SHORT, version), 80)
     before = choices(cluster, probe, times=2)
     still = choices(cluster, probe, times=2)
-    # Time itself is what is tested here: nothing can be asked for without starting it anew.
+    # The test has to sleep: any connection would restart the time-out.
     time.sleep(SHORT_SECONDS + 0.5)
     after = choices(cluster, probe, times=1)
 
     assert before == still
-    # That all of these clients choose the same again by chance has a probability of 4 to the power of -11.
+    # The probability that all these clients get the same endpoint again is 4 to the power of -11.
     assert before != after
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pins_of_a_removed_endpoint_move(cluster: Cluster, protocol: Callable[..., Probe], version: int) -> None:
-    """Clients of an endpoint that is gone get another, and stay there; all others stay where they were."""
+    """Clients of a removed endpoint get another and stay with it; all other clients keep their endpoint."""
     cluster.put(*slices(SHRINKING, *ENDPOINTS))
     probe = protocol(cluster_ip(SHRINKING, version), 80)
     before = choices(cluster, probe, times=1)
@@ -148,7 +148,7 @@ def test_pins_of_a_removed_endpoint_move(cluster: Cluster, protocol: Callable[..
 def test_pin_respects_the_traffic_policy(
     cluster: Cluster, client: str, destination: str, allowed: set[str], version: int
 ) -> None:
-    """A pin that came about by an address with another policy never leads to an endpoint that this one excludes."""
+    """Affinity from an address with one traffic policy never leads to an endpoint that another policy excludes."""
     ips = [cluster_ip(LOCAL, version), str(address_of("public83", version))]
     asked = ips[0] if destination == "cluster IP" else ips[1]
 

@@ -32,9 +32,9 @@ pytestmark = pytest.mark.usefixtures("own_tables")
 
 POSTROUTING = ChainKey(NAT, "KUBE-POSTROUTING")
 NEVER_TAKEN = '-m bpf --bytecode "1,32 0 0 12" -j RETURN'
-"""A program of classic BPF that does not return, which no kernel accepts."""
+"""A classic BPF program that does not return, which no kernel accepts."""
 UNKNOWN_MATCH = "-m no-such-match --option 1 -j RETURN"
-RULES_OF_OTHERS = "*filter\n:OTHERS - [0:0]\n-A FORWARD -j OTHERS\n-A OTHERS -j ACCEPT\nCOMMIT\n"
+FOREIGN_RULES = "*filter\n:FOREIGN - [0:0]\n-A FORWARD -j FOREIGN\n-A FOREIGN -j ACCEPT\nCOMMIT\n"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def probe(family: Family, variant: Variant, rule: str) -> Unsupported | None:
 @variants
 def test_this_kernel_takes_the_hairpin_rule(variant: Variant, family: Family) -> None:
     """The kernel accepts the hairpin rule, and the probe leaves all rules as they were."""
-    load(family, variant, RULES_OF_OTHERS)
+    load(family, variant, FOREIGN_RULES)
     before = dump(family, variant)
 
     answers = [probe(family, variant, f"{source_is_destination(family)} -j RETURN") for _ in range(2)]
@@ -73,7 +73,7 @@ def test_this_kernel_takes_the_hairpin_rule(variant: Variant, family: Family) ->
 @pytest.mark.parametrize("rule", [NEVER_TAKEN, UNKNOWN_MATCH], ids=["bad program", "unknown match"])
 def test_a_refused_rule_leaves_nothing(rule: str, variant: Variant, family: Family) -> None:
     """A rule that kernel or tools refuse is unsupported for a reason, and the probe leaves all rules as they were."""
-    load(family, variant, RULES_OF_OTHERS)
+    load(family, variant, FOREIGN_RULES)
     before = dump(family, variant)
 
     unsupported = probe(family, variant, rule)

@@ -1,4 +1,4 @@
-"""``pyproxy cleanup`` as a user runs it: it takes out exactly what is ours, and only where it is ours."""
+"""``pyproxy cleanup`` as a user runs it: it removes exactly pyproxy's rules."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CANARY = "PYPROXY-CANARY"
 BACK = "it has been here since pyproxy"
 KUBE_PROXY_TABLE = "table {} kube-proxy {{ chain services {{ }}; }}"
 NODE = Node(name="node1")
-# Rules of the kubelet, of Docker, and of an administrator, with packet counters, in the chains that our hooks are in.
-OTHERS = """\
+# Rules of the kubelet, Docker and an administrator, with packet counters, in the chains that have pyproxy's hooks.
+FOREIGN = """\
 *mangle
 :KUBE-IPTABLES-HINT - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
@@ -42,11 +42,11 @@ COMMIT
 :KUBE-FIREWALL - [0:0]
 :KUBE-KUBELET-CANARY - [0:0]
 :DOCKER-USER - [0:0]
-:KUBE-SERVICES-OF-SOMEBODY - [0:0]
+:KUBE-SERVICES-CUSTOM - [0:0]
 -A INPUT -j KUBE-FIREWALL
 [7:420] -A INPUT -p tcp -m comment --comment "kubernetes service portals" -m tcp --dport 22 -j ACCEPT
 -A FORWARD -m conntrack --ctstate NEW -j DOCKER-USER
--A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-SERVICES-OF-SOMEBODY
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-SERVICES-CUSTOM
 -A OUTPUT -j KUBE-FIREWALL
 -A DOCKER-USER -m comment --comment "a rule of the administrator" -j RETURN
 COMMIT
@@ -68,8 +68,8 @@ COMMIT
 KUBE_PROXY_CANARIES = "".join(
     f"*{table}\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n" for table in ("mangle", "nat", "filter")
 )
-# As short as can be: chains are written anew, and hooks are added where they are not there. The second part of the hooks is
-# in our rules as well.
+# Minimal: loading it recreates the chains, and adds the hooks. The hooks of the second part are also in pyproxy's
+# rules.
 KUBE_PROXYS_IPVS_MODE = """\
 *filter
 :KUBE-FORWARD - [0:0]
@@ -98,16 +98,16 @@ COMMIT
 """
 
 
-def load_others(family: Family, variant: Variant) -> str:
-    """Add what others have on a node, and return all tables."""
-    run(program(family, variant, "restore"), "--noflush", "--counters", stdin=OTHERS)
+def load_foreign(family: Family, variant: Variant) -> str:
+    """Add the foreign rules of a node, and return all tables."""
+    run(program(family, variant, "restore"), "--noflush", "--counters", stdin=FOREIGN)
     if family is Family.IPV4:
         load(family, variant, LOCALNET_GUARD)
     return dump(family, variant)
 
 
 def load_ours(family: Family, variant: Variant) -> None:
-    """Add the rules of a few Services as the agent does."""
+    """Add the rules of some Services as the agent does."""
     rules = IptablesProgram(IptablesSettings(family=family))
     for service in services(family):
         for name, plan in plan_service(service, [slice_of(service, family)], NODE, family).items():
@@ -116,7 +116,7 @@ def load_ours(family: Family, variant: Variant) -> None:
 
 
 async def apply(family: Family, variant: Variant, rules: IptablesProgram) -> None:
-    """Bring the kernel from what it has to a program."""
+    """Sync the kernel to a program."""
     generation = NftGeneration()
     kernel = IptablesKernel(family, variant, generation.counter(), ownership(family))
     present = await kernel.read()
@@ -125,7 +125,7 @@ async def apply(family: Family, variant: Variant, rules: IptablesProgram) -> Non
 
 
 def services(family: Family) -> list[Service]:
-    """Return Services that between them have every kind of chain."""
+    """Return Services that together have every kind of chain."""
     ip, more = ("10.96.0.{}", "203.0.113.{}") if family is Family.IPV4 else ("fd00:96::{}", "2001:db8::{}")
     ranges: tuple[Network, ...] = (parse_network("10.0.0.0/8" if family is Family.IPV4 else "fd00::/16"),)
     ports = (ServicePort("", Protocol.TCP, 80, 30080),)
@@ -149,7 +149,7 @@ def services(family: Family) -> list[Service]:
 
 
 def slice_of(service: Service, family: Family) -> EndpointSlice:
-    """Return two endpoints, one of them on this node."""
+    """Return a slice with two endpoints, one of them on this node."""
     text = "10.244.0.{}" if family is Family.IPV4 else "fd00:244::{}"
     return EndpointSlice(
         service.name,
@@ -161,23 +161,23 @@ def slice_of(service: Service, family: Family) -> EndpointSlice:
 
 
 def remove_markers(family: Family, variant: Variant) -> None:
-    """Make the rules look like kube-proxy's."""
+    """Remove pyproxy's marker chains, so that the rules look like those of kube-proxy."""
     text = "".join(f"*{table}\n:{CANARY} - [0:0]\n-X {CANARY}\nCOMMIT\n" for table in ("filter", "nat"))
     load(family, variant, text)
 
 
 def clean(*flags: str) -> list[str]:
-    """Run the command and return the lines that it prints."""
+    """Run `pyproxy cleanup` and return the lines of its output."""
     return run(PYPROXY, "cleanup", *flags).splitlines()
 
 
 def removed(family: Family, variant: Variant) -> str:
-    """Return the expression that the report of a removal fits."""
+    """Return a pattern for the report of a removal."""
     return rf"{family}, iptables-{variant.value}: removed \d+ chains and 12 hook rules"
 
 
 def assert_cleaned(before: str, family: Family, variant: Variant, *flags: str) -> None:
-    """Clean up; the tables are as they were before, byte for byte, it says what is gone, and there is nothing to do twice."""
+    """Clean up; the tables are restored byte for byte, the removal is reported, and a second run has nothing to do."""
     first, second = clean(*flags), clean(*flags)
 
     assert before == dump(family, variant)
@@ -188,8 +188,8 @@ def assert_cleaned(before: str, family: Family, variant: Variant, *flags: str) -
 @families
 @variants
 def test_exactly_ours_goes(variant: Variant, family: Family) -> None:
-    """After the cleanup the tables are, byte for byte, what they were before pyproxy; a second one has nothing to do."""
-    before = load_others(family, variant)
+    """The cleanup restores the tables, byte for byte, to the state before pyproxy; a second run has nothing to do."""
+    before = load_foreign(family, variant)
     load_ours(family, variant)
     assert before != dump(family, variant)
 
@@ -197,9 +197,9 @@ def test_exactly_ours_goes(variant: Variant, family: Family) -> None:
 
 
 def test_both_variants_and_families_are_cleaned() -> None:
-    """One cleanup covers whatever pyproxy has run in."""
+    """One cleanup covers all variants and families in which pyproxy has run."""
     grounds = [(family, variant) for variant in Variant for family in Family]
-    before = [load_others(*ground) for ground in grounds]
+    before = [load_foreign(*ground) for ground in grounds]
     for ground in grounds:
         load_ours(*ground)
 
@@ -212,7 +212,7 @@ def test_both_variants_and_families_are_cleaned() -> None:
 
 @variants
 def test_a_variant_that_is_named_is_the_only_one(variant: Variant) -> None:
-    """With ``--iptables-variant`` the other variant keeps its rules."""
+    """With ``--iptables-variant`` the rules in the other variant stay."""
     [other] = set(Variant) - {variant}
     for each in Variant:
         load_ours(Family.IPV4, each)
@@ -227,8 +227,8 @@ def test_a_variant_that_is_named_is_the_only_one(variant: Variant) -> None:
 @families
 @variants
 def test_rules_of_kube_proxy_stay(variant: Variant, family: Family) -> None:
-    """Without pyproxy's marker the same chains are kube-proxy's: nothing is removed, and the output says why."""
-    load_others(family, variant)
+    """Without pyproxy's marker the chains belong to kube-proxy: nothing is removed, and the output has the reason."""
+    load_foreign(family, variant)
     load_ours(family, variant)
     remove_markers(family, variant)
     before = dump(family, variant)
@@ -244,8 +244,8 @@ def test_rules_of_kube_proxy_stay(variant: Variant, family: Family) -> None:
 @families
 @variants
 def test_rules_of_kube_proxy_go_if_asked(variant: Variant, family: Family) -> None:
-    """With ``--kube-proxy`` its chains, hooks and canaries go without a marker, and what is the kubelet's stays."""
-    before = load_others(family, variant)
+    """With ``--kube-proxy`` its chains, hooks and canaries are removed without a marker, but not those of the kubelet."""
+    before = load_foreign(family, variant)
     load(family, variant, KUBE_PROXY_CANARIES)
     load_ours(family, variant)
     remove_markers(family, variant)
@@ -255,8 +255,8 @@ def test_rules_of_kube_proxy_go_if_asked(variant: Variant, family: Family) -> No
 
 @variants
 def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
-    """Where kube-proxy's canaries stand beside our marker it has started after us: only the marker goes."""
-    load_others(Family.IPV4, variant)
+    """Canaries of kube-proxy beside the marker show that kube-proxy has started since: only the marker is removed."""
+    load_foreign(Family.IPV4, variant)
     load_ours(Family.IPV4, variant)
     load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
     before = dump(Family.IPV4, variant)
@@ -273,12 +273,12 @@ def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
 
 @variants
 def test_hooks_that_kube_proxys_ipvs_mode_has_not(variant: Variant) -> None:
-    """Where kube-proxy is back in its IPVS mode, its chains and hooks are all that stays."""
-    load_others(Family.IPV4, variant)
+    """After kube-proxy has started in its IPVS mode, only its chains and hooks stay."""
+    load_foreign(Family.IPV4, variant)
     load(Family.IPV4, variant, KUBE_PROXYS_IPVS_MODE + KUBE_PROXYS_HOOKS)
     before = without_counters(Family.IPV4, variant)
     load(Family.IPV4, variant, "".join(f"*{table}\n-F\n-X\nCOMMIT\n" for table in ("mangle", "nat", "filter")))
-    load_others(Family.IPV4, variant)
+    load_foreign(Family.IPV4, variant)
     load_ours(Family.IPV4, variant)
     load(Family.IPV4, variant, KUBE_PROXYS_IPVS_MODE)
 
@@ -288,14 +288,14 @@ def test_hooks_that_kube_proxys_ipvs_mode_has_not(variant: Variant) -> None:
 
 
 def without_counters(family: Family, variant: Variant) -> list[str]:
-    """Return the lines of all tables in no order that means anything: hooks of several stand in that of their arrival."""
+    """Return the sorted lines of all tables: the order of hooks depends on which proxy added them first."""
     return sorted(re.sub(r"\[\d+:\d+\] ?", "", dump(family, variant)).splitlines())
 
 
 @variants
 def test_adoption_takes_canaries_of_kube_proxy(variant: Variant) -> None:
-    """Once we have written, kube-proxy's canaries are gone from our tables, and the chains are ours again."""
-    before = load_others(Family.IPV4, variant)
+    """The first sync removes kube-proxy's canaries, and the chains belong to pyproxy again."""
+    before = load_foreign(Family.IPV4, variant)
     load(Family.IPV4, variant, KUBE_PROXY_CANARIES)
     load_ours(Family.IPV4, variant)
 
@@ -310,12 +310,12 @@ def test_adoption_takes_canaries_of_kube_proxy(variant: Variant) -> None:
         ("*filter\n:PYPROXY-PROBE - [0:0]\n-A PYPROXY-PROBE -j RETURN\n", 12),
         ('*nat\n-I PREROUTING -m comment --comment "kubernetes service portals" -j KUBE-SERVICES\n', 13),
     ],
-    ids=["the scratch chain of a trial that was killed", "a hook twice, which two agents at once can make"],
+    ids=["the scratch chain of a killed probe", "a duplicate hook, which two concurrent agents can create"],
 )
 @variants
 def test_what_accidents_leave_goes(variant: Variant, rules: str, hooks: int) -> None:
-    """What is ours and not as it should be goes with the rest, and does not keep chains in place."""
-    before = load_others(Family.IPV4, variant)
+    """Unexpected rules of pyproxy are removed as well, and do not prevent the removal of chains."""
+    before = load_foreign(Family.IPV4, variant)
     load_ours(Family.IPV4, variant)
     load(Family.IPV4, variant, f"{rules}COMMIT\n")
 
@@ -327,7 +327,7 @@ def test_what_accidents_leave_goes(variant: Variant, rules: str, hooks: int) -> 
 
 @variants
 def test_a_foreign_jump_to_our_chain_is_an_error(variant: Variant) -> None:
-    """Where a rule of others jumps to a chain of ours, the chain cannot go: exit code 1, and the table stays whole."""
+    """If a foreign rule jumps to a chain of pyproxy, the cleanup exits with 1, and the table does not change."""
     load_ours(Family.IPV4, variant)
     load(Family.IPV4, variant, "*nat\n-A OUTPUT -p tcp -j KUBE-SERVICES\nCOMMIT\n")
     before = nat_table(variant)
@@ -346,7 +346,7 @@ def nat_table(variant: Variant) -> list[str]:
 
 @pytest.mark.parametrize("flags", [(), ("--kube-proxy",)], ids=["plain", "kube-proxy"])
 def test_an_untouched_node_stays_untouched(flags: tuple[str, ...]) -> None:
-    """Where there is nothing, nothing is said, and no table comes to be."""
+    """Without rules of pyproxy the cleanup prints nothing, and creates no table."""
     before = listed_tables()
 
     lines = clean(*flags)
@@ -356,9 +356,9 @@ def test_an_untouched_node_stays_untouched(flags: tuple[str, ...]) -> None:
 
 @families
 def test_without_python_iptables(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where python-iptables cannot be imported, legacy tables are cleaned all the same, by iptables' own programs."""
+    """If python-iptables cannot be imported, iptables' own programs clean the legacy tables."""
     hide_python_iptables(tmp_path, monkeypatch)
-    before = load_others(family, Variant.LEGACY)
+    before = load_foreign(family, Variant.LEGACY)
     load_ours(family, Variant.LEGACY)
 
     assert_cleaned(before, family, Variant.LEGACY)
@@ -369,7 +369,7 @@ nft_families = pytest.mark.parametrize(("family", "word"), [(Family.IPV4, "ip"),
 
 @nft_families
 def test_the_table_of_nftables_mode(family: Family, word: str) -> None:
-    """Our own nftables tables go, and those of others, kube-proxy among them, stay."""
+    """Tables of pyproxy's nftables mode are removed; foreign tables, including kube-proxy's, stay."""
     for table in ("pods", "kube-proxy"):
         run("nft", "-f", "-", stdin=f"table {word} {table} {{ chain forward {{ counter accept; }}; }}")
     before = run("nft", "list", "ruleset")
@@ -383,7 +383,7 @@ def test_the_table_of_nftables_mode(family: Family, word: str) -> None:
 
 @nft_families
 def test_the_table_of_kube_proxys_nftables_mode(family: Family, word: str) -> None:
-    """kube-proxy's own nftables tables go with ``--kube-proxy`` only, and tables of others never."""
+    """kube-proxy's nftables tables are removed only with ``--kube-proxy``; other foreign tables never are."""
     run("nft", "-f", "-", stdin=f"table {word} pods {{ chain forward {{ counter accept; }}; }}")
     before = run("nft", "list", "ruleset")
     run("nft", "-f", "-", stdin=KUBE_PROXY_TABLE.format(word))

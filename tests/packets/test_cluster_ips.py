@@ -1,4 +1,4 @@
-"""Packets to cluster IPs: which endpoint answers, and as whom it sees the client."""
+"""Packets to cluster IPs: which endpoint answers, and which source address it sees."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ HEADLESS = service("headless", 37, port(80), clusterIP="None", clusterIPs=["None
 
 OBJECTS: list[JsonObject] = [
     *(WEB, *slices(WEB, "pod1-1", "pod2-1")),
-    # The same port name stands for another number in another slice, and one slice lacks a port.
+    # A port name can have different numbers in different slices; one slice lacks a port.
     *(SEVERAL, *slices(SEVERAL, "pod1-1", to={"http": PORT, "admin": SECOND_PORT, "syslog": PORT})),
     *slices(SEVERAL, "pod2-1", to={"http": SECOND_PORT, "syslog": SECOND_PORT}, suffix="b"),
     *(MERGED, *slices(MERGED, "pod1-1", "pod2-1"), *slices(MERGED, "pod2-1", "pod1-2", suffix="b")),
@@ -84,7 +84,7 @@ OBJECTS: list[JsonObject] = [
             }
         ],
     },
-    # A running pod took over the address of one that is going, whichever slice is seen last.
+    # A running pod has reused the address of a terminating one; the order of the slices does not matter.
     *(REPLACED, *slices(REPLACED, terminating("pod1-1"), "pod2-1")),
     *(*slices(REPLACED, "pod1-1", suffix="b"), *slices(REPLACED, terminating("pod2-1"), suffix="c")),
     *(
@@ -169,12 +169,12 @@ pod2-2       local:80/udp             pod2-1                     itself
 node1        local:80/tcp             pod1-1 pod1-2              node1
 outside2     local:80/tcp             pod2-1                     node2
 client-pod   local-on-node1:80/tcp    pod1-1                     itself
-pod2-2       local-on-node1:80/tcp    silence
-node2        local-on-node1:80/tcp    silence
+pod2-2       local-on-node1:80/tcp    dropped
+node2        local-on-node1:80/tcp    dropped
 client-pod   local-empty:80/tcp       refused
 client-pod   local-drains:80/tcp      pod1-1                     itself
 pod2-3       local-drains:80/tcp      pod2-1                     itself
-client-pod   nameless:80/tcp          silence
+client-pod   nameless:80/tcp          dropped
 
 client-pod   by-zone:80/tcp           pod1-1                     itself
 pod2-2       by-zone:80/tcp           pod2-1                     itself
@@ -187,14 +187,14 @@ client-pod   zone-drains:80/tcp       pod1-1 pod2-1              itself
 client-pod   node-before-zone:80/tcp  pod1-1                     itself
 pod2-2       node-before-zone:80/tcp  pod1-2                     itself
 
-client-pod   labelled:80/tcp          nobody
-client-pod   external-name:80/tcp     nobody
+client-pod   labelled:80/tcp          untouched
+client-pod   external-name:80/tcp     untouched
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have the objects of this suite, the database that some of them are about, and a server in a node's network."""
+    """Add the objects of this suite, start the database that some of them lead to, and a server on a node's network."""
     database, node = cluster.lab.database, cluster.lab["node1"]
     database.serve(tcp=[DATABASE_PORT])
     node.serve(tcp=[PORT], udp=[PORT])
@@ -206,23 +206,23 @@ def objects(cluster: Cluster) -> Iterator[None]:
 
 @rows(TABLE, OBJECTS)
 def test_packet_to_a_cluster_ip(cluster: Cluster, row: Row) -> None:
-    """A packet to a cluster IP meets what its row says."""
-    assert cluster.expected(row) == cluster.met(row)
+    """A packet to a cluster IP has the result of its row."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @pytest.mark.parametrize("name", ["labelled", "external-name", "headless"])
 def test_service_without_packet_path_makes_no_rules(cluster: Cluster, name: str) -> None:
-    """Services of another proxy, ExternalName and headless Services are not in the kernel at all."""
+    """Services of another proxy, ExternalName Services and headless Services have no rules in the kernel."""
     assert f"{NAMESPACE}/{name}" not in cluster.rules(cluster.lab["node1"])
 
 
 @rows("client-pod  labelled:80/tcp  pod1-1  itself", OBJECTS)
 def test_service_that_loses_the_label_of_another_proxy_is_ours(cluster: Cluster, row: Row) -> None:
-    """Without the label the Service is programmed, and with it again forgotten."""
+    """A Service is programmed when it loses the label of another proxy, and removed when it gets it again."""
     unlabelled = service("labelled", 35, port(80))
 
     cluster.put(unlabelled)
 
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.observe(row)
     cluster.put(LABELLED)
     assert f"{NAMESPACE}/labelled" not in cluster.rules(cluster.lab["node1"])

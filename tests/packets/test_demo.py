@@ -1,4 +1,4 @@
-"""The demo as its user runs it: what it says, how it ends, and that nothing of it stays."""
+"""The demo as a user runs it: its output, its exit status, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 DEMO = (sys.executable, "-m", "tests.demo")
 MARK = "PYPROXY_DEMO_OF"
-"""A variable that all processes of a run inherit."""
+"""An environment variable that all processes of a run inherit."""
 SECONDS = 300 if IS_GUEST else 60
 COULD_NOT_RUN = 2
 RUNNABLE = [mode for mode in MODES if (mode == IPVS.name) == (IPVS in MODES_HERE)]
-"""The IPVS mode under a kernel that has it, and the others under those that have them."""
+"""IPVS mode on a kernel with IPVS, the other modes elsewhere."""
 
 needs_root = pytest.mark.usefixtures("needs_root")
 
@@ -36,11 +36,11 @@ class Demo:
     """One run of the demo."""
 
     def __init__(self, *options: str) -> None:
-        """Start it."""
+        """Start the demo."""
         self._mark = f"{MARK}={uuid.uuid4().hex}"
         name, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
-            # What a shell starts in the background ignores SIGINT, and so would the demo.
+            # A process that a shell starts in the background inherits an ignored SIGINT.
             ["env", "--default-signal=INT", *DEMO, *options],
             cwd=ROOT,
             env={**os.environ, name: value},
@@ -51,18 +51,18 @@ class Demo:
         )
 
     def finish(self, typed: str = "") -> tuple[int, str]:
-        """Wait for its end, and return its exit status and what it printed since the last look."""
+        """Wait until it exits, and return its exit status and its output since the last call."""
         output, _ = self.process.communicate(typed, timeout=SECONDS)
         return self.process.returncode, output
 
-    def leftovers(self) -> list[str]:
-        """Return what there still is of its namespaces, temporary directories and processes."""
+    def remaining(self) -> list[str]:
+        """Return its remaining namespaces, temporary directories and processes."""
         folders = (Path("/run/netns"), Path(tempfile.gettempdir()))
         paths = [str(path) for folder in folders for path in folder.glob(f"pyp-{self.process.pid}-*")]
         return paths + [process.name for process in Path("/proc").glob("[0-9]*") if self._started(process)]
 
     def _started(self, process: Path) -> bool:
-        with suppress(OSError):  # it has just ended
+        with suppress(OSError):  # it has just exited
             return self._mark.encode() in (process / "environ").read_bytes()
         return False
 
@@ -70,7 +70,7 @@ class Demo:
 @needs_root
 @pytest.mark.parametrize("mode", RUNNABLE)
 def test_everything_passes(mode: str) -> None:
-    """The demo exits with 0, says last that nothing failed, and leaves nothing; a log of it has no wide line."""
+    """The demo exits with 0, reports at the end that nothing failed, leaves nothing behind, and prints no wide lines."""
     demo = Demo("--mode", mode)
     status, output = demo.finish()
 
@@ -79,11 +79,11 @@ def test_everything_passes(mode: str) -> None:
     assert re.fullmatch(r"[1-9]\d passed, 0 failed in \S+ s", lines[-1])
     assert 100 >= max(map(len, lines))
     assert "\x1b" not in output
-    assert [] == demo.leftovers()
+    assert [] == demo.remaining()
 
 
 def test_every_example_is_tried() -> None:
-    """Each Service of `examples/` has a section in the demo."""
+    """Each Service in `examples/` has a section in the demo."""
     sections = (*scenes.SECTIONS, rollout.SECTION)
 
     assert {path.name for path in EXAMPLES.iterdir()} == {"nodes.yaml", *(section.example for section in sections)}
@@ -91,7 +91,7 @@ def test_every_example_is_tried() -> None:
 
 @needs_root
 def test_prompt_is_in_the_client_pod() -> None:
-    """`--shell` leaves the lab up: its prompt reaches Services and other hosts, and dumps a node's rules."""
+    """`--shell` keeps the lab running: from its prompt a user can reach Services and hosts, and dump a node's rules."""
     commands = """
         ask 10.96.0.15 80
         on outside2 ask 10.96.0.100 80
@@ -105,7 +105,7 @@ def test_prompt_is_in_the_client_pod() -> None:
     assert re.search(r"pod1-1 10\.244\.1\.11:8080 10\.244\.1\.13:\d+", at_prompt)
     assert "Connection refused" in at_prompt
     assert "--to-destination 10.244.1.11:8080" in at_prompt
-    assert [] == demo.leftovers()
+    assert [] == demo.remaining()
 
 
 @needs_root
@@ -113,20 +113,20 @@ def test_prompt_is_in_the_client_pod() -> None:
     ("number", "status"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
 @pytest.mark.parametrize("after", ["stays as it is", "examples/clusterip.yaml"])
-def test_stopped_halfway_it_cleans_up(after: str, number: signal.Signals, status: int) -> None:
-    """Stopped while the lab is being built, or among the requests, it removes what there is."""
+def test_cleanup_after_an_interrupt(after: str, number: signal.Signals, status: int) -> None:
+    """A demo that is interrupted while it builds the lab, or between requests, cleans up."""
     demo = Demo()
     assert demo.process.stdout
     next(line for line in demo.process.stdout if after in line)
     demo.process.send_signal(number)
 
     assert status == demo.finish()[0]
-    assert [] == demo.leftovers()
+    assert [] == demo.remaining()
 
 
-def test_without_root_it_says_so() -> None:
-    """A user other than root is told what the demo needs."""
-    # In a user namespace without a mapping every user is nobody, and may still read the files.
+def test_without_root() -> None:
+    """Without root, the error names what the demo needs."""
+    # In a user namespace without a mapping the uid is not 0, and the files can still be read.
     demo = subprocess.run(["unshare", "--user", *DEMO], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert COULD_NOT_RUN == demo.returncode
@@ -136,7 +136,7 @@ def test_without_root_it_says_so() -> None:
 
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_examples_have_no_problem(node: str) -> None:
-    """The examples are as an API server would take them: `dump-rules` has nothing to say about them."""
+    """`dump-rules` finds no mistake in the examples."""
     pyproxy = Path(sys.executable).with_name("pyproxy")
     dump = subprocess.run(
         [pyproxy, "dump-rules", "--manifests", EXAMPLES, "--node", node], capture_output=True, text=True, check=False

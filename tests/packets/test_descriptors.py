@@ -1,4 +1,4 @@
-"""An agent that starts with few file descriptors, as under systemd, and comes to need many: what Services can cause."""
+"""An agent that starts with a low limit of file descriptors, as under systemd, and later needs many for its Services."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHECK_PORTS = range(32000, 32000 + FEW)
 
 
 def status(number: int) -> int:
-    """Return what a health check node port answers, 0 for nothing."""
+    """Return the status of a health check node port, 0 for no answer."""
     connection = HTTPConnection("127.0.0.1", number, timeout=10)
     try:
         connection.request("GET", "/")
@@ -32,7 +32,7 @@ def status(number: int) -> int:
 
 
 def test_more_health_check_node_ports_than_descriptors_at_the_start(tmp_path: Path) -> None:
-    """Each has its sockets, and changes are programmed, as long as the limit that cannot be raised leaves room."""
+    """Every health check node port is served, and changes are programmed, within the hard limit of descriptors."""
     run("ip", "link", "set", "lo", "up")
     balanced = {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}
     services = [

@@ -1,4 +1,4 @@
-"""``pyproxy dump-rules``: what it says would be programmed is what it finds in the kernel."""
+"""``pyproxy dump-rules``: the planned rules equal the rules in the kernel."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ OBJECTS: list[JsonObject] = [
 ]
 
 LINGERING_SECONDS = 10.0
-"""Many times as long as anything does."""
+"""Many times longer than any command takes."""
 HOOKS = tuple(f"-A {chain} " for chain in ("PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have all the objects of the packet suites."""
+    """Add all objects of the packet suites."""
     with cluster.having(*OBJECTS):
         yield
 
 
 def planned(cluster: Cluster, node: str, *flags: str) -> str:
-    """Return what the command says should be in the kernel of a node."""
+    """Return the planned rules of a node, as printed by the command."""
     command = [PYPROXY, "dump-rules", f"--manifests={cluster.manifests}", f"--node={node}", CLUSTER_CIDR_FLAG]
     return cluster.run(cluster.lab[node], *command, *cluster.mode.flags, *flags)
 
 
 def live(cluster: Cluster, node: str, *flags: str) -> str:
-    """Return what the command says is in the kernel of a node."""
+    """Return the rules in the kernel of a node, as printed by the command."""
     return cluster.run(cluster.lab[node], PYPROXY, "dump-rules", "--live", *cluster.mode.flags, *flags)
 
 
 def in_order(rules: str) -> list[str]:
-    """Return the lines, hooks sorted: one that others deleted and the agent put back stands before the others."""
+    """Return the lines with hooks sorted: a hook that was deleted and restored comes before the other hooks."""
     lines = rules.splitlines()
     hooks = [number for number, line in enumerate(lines) if line.startswith(HOOKS)]
     for number, hook in zip(hooks, sorted(lines[number] for number in hooks), strict=True):
@@ -55,15 +55,15 @@ def in_order(rules: str) -> list[str]:
 
 @pytest.mark.parametrize("node", ["node1", "node2"])
 def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
-    """After a sync the two differ by nothing but the counters, rule by rule and in the same order."""
-    # The kernel's own words for chains and rules differ from those that nft was told; the text has a digest of them.
+    """After a sync, planned and live rules differ only by the counters, and have the same order."""
+    # The kernel's text of chains and rules differs from nft's input; the listing has a digest of the input.
     form = "restore" if cluster.mode.is_iptables else "text"
     expected = in_order(planned(cluster, node, "-o", form))
 
     def found() -> list[str]:
         return in_order(re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", form), flags=re.MULTILINE))
 
-    # What others had before lingers for a while in nftables mode.
+    # In nftables mode, elements of earlier tests are deleted with a delay.
     deadline = time.monotonic() + LINGERING_SECONDS
     while (seen := found()) != expected and time.monotonic() < deadline:
         continue
@@ -72,7 +72,7 @@ def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
 
 @needs("is_iptables")
 def test_live_rules_of_a_service_have_counters(cluster: Cluster) -> None:
-    """The live rules of one Service say how many packets met them."""
+    """The live rules of one Service have packet counters."""
     cluster.lab.client_pod.probe(*[tcp(WEB["spec"]["clusterIPs"][0], 80)] * 7)
 
     text = live(cluster, "node1", "--service=default/dumped", "-o", "restore")

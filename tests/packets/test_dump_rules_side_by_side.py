@@ -1,4 +1,4 @@
-"""``pyproxy dump-rules`` of a trial beside kube-proxy in iptables mode: which Services it has, and in which chains."""
+"""``pyproxy dump-rules`` side-by-side with kube-proxy in iptables mode: its Services, and its chains."""
 
 from __future__ import annotations
 
@@ -15,23 +15,26 @@ from tests.packets.own_namespace import run
 
 pytestmark = pytest.mark.usefixtures("own_tables")
 
-TRIED = service("tried", 1, port(80), labels={"service.kubernetes.io/service-proxy-name": "trial"})
+TRIED = service("tried", 1, port(80), labels={"service.kubernetes.io/service-proxy-name": "side-by-side"})
 OTHER = service("other", 2, port(80))
 
 
-def test_planned_and_live_rules_of_a_trial(tmp_path: Path) -> None:
-    """What should be there is what is: the tried Service, told as such, in chains of the trial's own, and no other."""
+def test_planned_and_live_rules(tmp_path: Path) -> None:
+    """Planned and live rules are equal: only the labelled Service has rules, and they are in pyproxy's own chains."""
     manifest, log = tmp_path / "objects.json", tmp_path / "log"
     items = [TRIED, *slices(TRIED, "pod1-1", "pod2-1"), OTHER, *slices(OTHER, "pod1-1")]
     manifest.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    trial = ("--service-proxy-name=trial", "--proxy-mode=iptables", "--iptables-variant=nft")
+    side_by_side = ("--service-proxy-name=side-by-side", "--proxy-mode=iptables", "--iptables-variant=nft")
     objects = f"--manifests={manifest}"
-    with log.open("wb") as stream, subprocess.Popen([PYPROXY, "run", objects, *trial, *FLAGS], stderr=stream) as agent:
+    with (
+        log.open("wb") as stream,
+        subprocess.Popen([PYPROXY, "run", objects, *side_by_side, *FLAGS], stderr=stream) as agent,
+    ):
         try:
             wait_until(lambda: "first sync done" in log.read_text(), "the rules")
-            live = run(PYPROXY, "dump-rules", "--live", "-o", "restore", *trial)
-            planned = run(PYPROXY, "dump-rules", objects, "-o", "restore", *trial)
-            shown = run(PYPROXY, "dump-rules", "--live", *trial)
+            live = run(PYPROXY, "dump-rules", "--live", "-o", "restore", *side_by_side)
+            planned = run(PYPROXY, "dump-rules", objects, "-o", "restore", *side_by_side)
+            shown = run(PYPROXY, "dump-rules", "--live", *side_by_side)
         finally:
             agent.terminate()
 

@@ -26,12 +26,12 @@ EVERY_PROTOCOL = ("TCP", "UDP", "SCTP")
 
 
 def ports(node_port: int = 0) -> list[JsonObject]:
-    """Return port 80 in every protocol, all with one node port number."""
+    """Return port 80 in every protocol, all with the same node port."""
     return [port(80, protocol, name=protocol.lower(), node_port=node_port) for protocol in EVERY_PROTOCOL]
 
 
 def single(address: str) -> str:
-    """Return the range of one address."""
+    """Return the CIDR block of a single address."""
     return str(ip_network(address))
 
 
@@ -153,8 +153,8 @@ outside1           node1:80/tcp          reset
 outside1           node1:80/udp          refused
 outside2           node2':80/tcp         reset
 node2              node1':53/tcp         reset
-outside1           public24:80/tcp       nobody
-outside1           public20:81/tcp       nobody
+outside1           public24:80/tcp       untouched
+outside1           public20:81/tcp       untouched
 outside1           public22:80/tcp       refused
 outside1           public22:80/udp       refused
 client-pod         public22:80/sctp      refused
@@ -174,7 +174,7 @@ node1              ::1:30080/tcp         reset
 pod1-1             node1:30080/tcp       pod1-1 pod2-1       node1
 outside1           node2:30081/tcp       pod1-1              node2
 outside1           node2:30081/sctp      pod1-1              node2
-outside1           public20:30080/tcp    nobody
+outside1           public20:30080/tcp    untouched
 outside1           node1:30082/tcp       refused
 outside1           node2:30082/udp       refused
 outside1           node1:30082/sctp      refused
@@ -204,8 +204,8 @@ outside2           public30:80/tcp       pod1-1 pod2-1       node2
 client-pod         public30:80/tcp       pod1-1 pod2-1       node1
 node1              public30:80/tcp       pod1-1 pod2-1       node1
 outside1           node1:30083/tcp       pod1-1 pod2-1       node1
-outside1           public31:80/tcp       nobody
-client-pod         public31:80/tcp       nobody
+outside1           public31:80/tcp       untouched
+client-pod         public31:80/tcp       untouched
 outside1           public23:80/tcp       refused
 outside1           public32:80/tcp       pod1-1              node1
 """
@@ -214,24 +214,24 @@ SOURCE_RANGES = """
 outside1             public33:80/tcp       pod1-1 pod2-1       node1
 outside1             public33:80/udp       pod1-1 pod2-1       node1
 outside1             public33:80/sctp      pod1-1 pod2-1       node1
-outside1@outside1'   public33:80/tcp       silence
-outside1@outside1'   public33:80/udp       silence
-outside1@outside1'   public33:80/sctp      silence
-outside2             public33:80/tcp       silence
+outside1@outside1'   public33:80/tcp       dropped
+outside1@outside1'   public33:80/udp       dropped
+outside1@outside1'   public33:80/sctp      dropped
+outside2             public33:80/tcp       dropped
 client-pod           public33:80/tcp       pod1-1 pod2-1       node1
-pod2-2               public33:80/tcp       silence
-node1                public33:80/tcp       silence
+pod2-2               public33:80/tcp       dropped
+node1                public33:80/tcp       dropped
 outside2             public34:80/tcp       pod1-1 pod2-1       node2
 outside2             node1:30084/tcp       pod1-1 pod2-1       node1
 client-pod           ranged:80/tcp         pod1-1 pod2-1       itself
 pod2-2               ranged:80/tcp         pod1-1 pod2-1       itself
 node1                public35:80/tcp       pod1-1              node1
-outside1             public35:80/tcp       silence
-node2                public35:80/tcp       silence
+outside1             public35:80/tcp       dropped
+node2                public35:80/tcp       dropped
 outside1             public44:80/tcp       pod1-1              itself
-outside2             public44:80/tcp       silence
+outside2             public44:80/tcp       dropped
 client-pod           public44:80/tcp       pod1-1 pod2-1       itself
-pod1-2               public44:80/tcp       silence
+pod1-2               public44:80/tcp       dropped
 outside2             node2:30096/tcp       pod2-1              itself
 """
 
@@ -252,10 +252,10 @@ node2              public41:80/tcp       pod1-1 pod1-2 pod2-1   node2
 client-pod         local-everywhere:80/tcp  pod1-1 pod1-2 pod2-1   itself
 
 outside1           node1:30091/tcp       pod1-1                 itself
-outside2           node2:30091/tcp       silence
-outside2           node2:30091/udp       silence
-outside2           node2:30091/sctp      silence
-outside2           public42:80/tcp       silence
+outside2           node2:30091/tcp       dropped
+outside2           node2:30091/udp       dropped
+outside2           node2:30091/sctp      dropped
+outside2           public42:80/tcp       dropped
 pod2-2             node2:30091/tcp       pod1-1                 itself
 pod1-1             node1:30091/tcp       pod1-1                 node1
 pod1-1             public42:80/udp       pod1-1                 node1
@@ -277,84 +277,84 @@ client-pod         both-local:80/tcp     pod1-1                 itself
 outside1           node1:30095/tcp       pod1-1 pod2-1          node1
 client-pod         internal-local:80/tcp  pod1-1                itself
 outside1           public43:80/tcp       pod1-1                 itself
-outside2           public43:80/tcp       silence
+outside2           public43:80/tcp       dropped
 """
 
 OWN_ADDRESS = """
 node1@public35     public35:80/tcp       pod1-1                 node1
-node1@public33     public33:80/tcp       silence
+node1@public33     public33:80/tcp       dropped
 """
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have the objects of this suite."""
+    """Add the objects of this suite."""
     with cluster.having(*OBJECTS):
         yield
 
 
 @rows(EXTERNAL_IPS, OBJECTS)
 def test_packet_to_an_external_ip(cluster: Cluster, row: Row) -> None:
-    """External IPs are exactly those listed, also where they are addresses of a node."""
-    assert cluster.expected(row) == cluster.met(row)
+    """Only the listed external IPs lead to the Service, also if they are addresses of a node."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows(NODE_PORTS, OBJECTS)
 def test_packet_to_a_node_port(cluster: Cluster, row: Row) -> None:
-    """A node port answers on every node, with and without endpoints there."""
-    assert cluster.expected(row) == cluster.met(row)
+    """A node port is served on every node, with and without endpoints there."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @needs("node_ports_on_every_address")
 @rows(NODE_PORTS_ON_SECOND_ADDRESSES, OBJECTS)
 def test_packet_to_a_node_port_on_a_second_address(cluster: Cluster, row: Row) -> None:
-    """Without --nodeport-addresses every address of a node has node ports."""
-    assert cluster.expected(row) == cluster.met(row)
+    """Without --nodeport-addresses, node ports are served on every address of a node."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @needs("localhost_node_ports")
 @rows(NODE_PORTS_ON_LOCALHOST, OBJECTS)
 def test_packet_to_a_node_port_on_localhost(cluster: Cluster, row: Row) -> None:
-    """A node reaches node ports at any IPv4 address of its loopback, under each traffic policy."""
-    assert cluster.expected(row) == cluster.met(row)
+    """A node reaches node ports at any IPv4 loopback address, under each traffic policy."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows(LOAD_BALANCERS, OBJECTS)
 def test_packet_to_a_load_balancer_address(cluster: Cluster, row: Row) -> None:
-    """Ingress addresses are ours unless their mode is Proxy; without node ports the addresses still are."""
-    assert cluster.expected(row) == cluster.met(row)
+    """Ingress addresses are served unless their mode is Proxy, also without node ports."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows(SOURCE_RANGES, OBJECTS)
 def test_packet_from_inside_or_outside_the_source_ranges(cluster: Cluster, row: Row) -> None:
-    """Source ranges guard load balancer addresses, and nothing else of the Service."""
-    assert cluster.expected(row) == cluster.met(row)
+    """Source ranges restrict only the load balancer addresses of a Service."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows(LOCAL_POLICY, OBJECTS)
 def test_packet_under_external_policy_local(cluster: Cluster, row: Row) -> None:
-    """Outside clients keep their address and reach local endpoints only; pods and the node reach all."""
-    assert cluster.expected(row) == cluster.met(row)
+    """External clients keep their address and reach only local endpoints; pods and the node reach all endpoints."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows(OWN_ADDRESS, OBJECTS)
 def test_node_that_has_the_load_balancer_address_sends_from_it(cluster: Cluster, row: Row) -> None:
-    """A node inside the source ranges is let in with the load balancer's address as its own; another is not."""
+    """A node within the source ranges may connect from the load balancer's address; another node may not."""
     address = row.to.ip
     node = cluster.lab["node1"]
-    # Else an IPv6 address cannot be used before the kernel's work queue had its turn, also on a loopback.
+    # Without nodad, an IPv6 address can be used only after a work queue of the kernel has run, also on a loopback.
     at_once = ["nodad"] if row.version == 6 else []
     node.run("ip", "address", "add", f"{address}/{address.max_prefixlen}", "dev", "lo", *at_once)
     try:
         assert address == address_of(f"public{35 if 'public35' in row.text else 33}", row.version)
-        assert cluster.expected(row) == cluster.meet(row)
+        assert cluster.expected(row) == cluster.observe(row)
     finally:
         node.run("ip", "address", "delete", f"{address}/{address.max_prefixlen}", "dev", "lo")
 
 
 @needs("is_iptables")
 def test_service_without_node_ports_has_none(cluster: Cluster) -> None:
-    """Where node ports are not allocated there is no rule for one."""
+    """A Service without allocated node ports has no node port rules."""
     rules = [line for line in cluster.rules(cluster.lab["node1"]).splitlines() if "without-node-ports" in line]
 
     assert rules

@@ -1,4 +1,4 @@
-"""UDP flows to an address that changes hands: they go where a new flow would go, and flows of others stay where they are."""
+"""UDP flows to an address that moves to another Service are redirected like new flows; other flows do not change."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .test_flags import SEGMENT_FLAG
 
 NODE_PORT = 30053
 LATER_IPS = ("172.18.0.78", "fd00:172:18::78")
-"""Addresses in the nodes' segment that no host has from the start."""
+"""Addresses in the nodes' segment that no host has at the start."""
 FORWARDED_IPS = public(179)
-"""Addresses that a rule of somebody else forwards."""
+"""Addresses that a foreign rule forwards."""
 FORWARDING = f"""
 table inet admin {{
     chain forward-port {{
@@ -33,11 +33,11 @@ table inet admin {{
 }}
 """
 _source_ports = itertools.count(20_000)
-"""Each client socket has its own: a flow that a test leaves behind is none of the next test's."""
+"""Each client socket gets its own source port, so that flows of one test do not affect the next."""
 
 
 def udp_service(name: str, number: int, *, node_port: int = 0, number_of_port: int = 53, **spec: Any) -> JsonObject:  # noqa: ANN401  # any field
-    """Return a Service with one UDP port; with a node port it is of that type."""
+    """Return a Service with one UDP port; of type NodePort if a node port is given."""
     entry = port(number_of_port, "UDP", node_port=node_port)
     return service(name, number, entry, **({"type": "NodePort"} if node_port else {}) | spec)
 
@@ -48,14 +48,14 @@ def behind(item: JsonObject, *hosts: str) -> list[JsonObject]:
 
 
 def single_stack(item: JsonObject) -> JsonObject:
-    """Return a Service as it is in IPv4 alone."""
+    """Return an IPv4-only copy of a Service."""
     spec = item["spec"]
     cluster = {"clusterIPs": spec["clusterIPs"][:1], "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack"}
     return item | {"spec": spec | cluster}
 
 
 def moved_slices(owner: JsonObject, to: JsonObject, *hosts: str) -> list[JsonObject]:
-    """Return slices that were made for one Service and now have the label of another."""
+    """Return slices of one Service with the label changed to another Service."""
     of_other = slices(to, *hosts)
     return [
         item | {"metadata": item["metadata"] | {"labels": other["metadata"]["labels"]}}
@@ -65,13 +65,13 @@ def moved_slices(owner: JsonObject, to: JsonObject, *hosts: str) -> list[JsonObj
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A change, and whom the flows to some addresses reach before and after it."""
+    """A change, and the servers that flows to some addresses reach before and after it."""
 
     name: str
     before: list[JsonObject]
     after: list[JsonObject]
     meets: Sequence[tuple[str, int, str | None, str | None]]
-    """Host or Service number, port, who answers before, who answers after; None: no server."""
+    """Host or Service number, port, server before, server after; None for no server."""
     versions: Sequence[int] = VERSIONS
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ SCENES = [
         [("public170", 53, None, "pod1-1")],
     ),
     Scene(
-        "load balancer IP becomes the node's business",
+        "load balancer IP changes to mode VIP",
         behind(_balanced("a", 170, 170, ipMode="Proxy"), "pod1-1"),
         behind(_balanced("a", 170, 170, ipMode="VIP"), "pod1-1"),
         [("public170", 53, None, "pod1-1")],
@@ -155,14 +155,14 @@ SCENES = [
         [("cluster170", 53, "pod1-1", "pod2-1"), ("cluster171", 53, "pod2-1", "pod1-1")],
     ),
     Scene(
-        "created anew under another name",
+        "recreated under another name",
         behind(udp_service("a", 170, node_port=NODE_PORT, **ON_A), "pod1-1"),
         behind(udp_service("c", 170, node_port=NODE_PORT, **ON_A), "pod2-1"),
         [(place, number, "pod1-1", "pod2-1") for place, number in (("cluster170", 53), ("public170", 53))]
         + [("node1", NODE_PORT, "pod1-1", "pod2-1")],
     ),
     Scene(
-        "won from a rival",
+        "taken over from a conflicting Service",
         _both(udp_service("a", 170, **ON_A), udp_service("b", 171, **ON_A)),
         behind(udp_service("b", 171, **ON_A), "pod2-1"),
         [("public170", 53, "pod1-1", "pod2-1")],
@@ -203,30 +203,30 @@ SCENES = [
 
 
 def destination(place: str, version: int) -> str:
-    """Return the address of a host, a public number or a Service's number."""
+    """Return the address of a host, of a public number or of a Service number."""
     if place.startswith("cluster"):
         return cluster_ips(int(place.removeprefix("cluster")))[VERSIONS.index(version)]
     return str(address_of(place, version))
 
 
 def silent(ip: str, number: int, source_port: int) -> Probe:
-    """Return a datagram that may get no answer."""
+    """Return a UDP probe with a short time-out, because it may get no answer."""
     return udp(ip, number, source_port=source_port, timeout_seconds=SILENCE_SECONDS)
 
 
 def servers(cluster: Cluster, host: str, probes: Sequence[Probe]) -> list[str | None]:
-    """Send a datagram of each flow and say who answers."""
+    """Send a datagram in each flow, and return the servers that answer."""
     return [outcome.server for outcome in cluster.lab[host].probe(*probes)]
 
 
 @pytest.mark.parametrize("client", ["client-pod", "node1"])
 @pytest.mark.parametrize("scene", SCENES, ids=str)
 def test_flows_follow_their_address(cluster: Cluster, scene: Scene, client: str) -> None:
-    """A client that keeps its source port is served by who has the address now, as a new client is."""
+    """A client that keeps its source port reaches the new owner of the address, as a new client does."""
     probes, before, after = [], [], []
     for place, number, first, then in scene.meets:
-        # IPVS knows a reply by the client's address and port and the endpoint alone (ip_vs_conn_out_get). With one
-        # source port for two addresses of a Service, the answers of one endpoint would go to the newer flow only.
+        # IPVS matches a reply only by client address, client port and endpoint (ip_vs_conn_out_get). With one source
+        # port for two addresses of a Service, all answers of an endpoint would go to the newer flow.
         source_port = next(_source_ports)
         for version in scene.versions:
             probes.append(silent(destination(place, version), number, source_port))
@@ -253,8 +253,8 @@ def flow_ids(cluster: Cluster, source_port: int) -> set[str]:
 
 
 @pytest.mark.parametrize("client", ["client-pod", "node1"])
-def test_flows_of_others_to_the_number_of_a_node_port_stay(cluster: Cluster, client: str) -> None:
-    """A port that has a node port's number, at another Service's address, at whichever kind, is not the node port."""
+def test_other_flows_to_the_number_of_a_node_port_stay(cluster: Cluster, client: str) -> None:
+    """Flows to any address of another Service stay, although the port has the number of a node port."""
     number: dict[str, Any] = {"number_of_port": NODE_PORT}
     on_node: dict[str, Any] = {"externalIPs": [str(address_of("node1'", version)) for version in VERSIONS]}
     before = udp_service("a", 170, node_port=NODE_PORT)
@@ -282,7 +282,7 @@ def test_flows_of_others_to_the_number_of_a_node_port_stay(cluster: Cluster, cli
 
 
 def test_flows_that_another_agent_forwards_stay(cluster: Cluster) -> None:
-    """A flow to the number of a node port at an address that is not the node's is left to who forwards it."""
+    """A flow to the number of a node port stays if its address does not belong to the node and another agent forwards it."""
     node, item = cluster.lab["node1"], udp_service("a", 170, node_port=NODE_PORT)
     source_port, node_source_port = next(_source_ports), next(_source_ports)
     forwarded = [udp(ip, NODE_PORT, source_port=source_port) for ip in FORWARDED_IPS]
@@ -302,12 +302,10 @@ def test_flows_that_another_agent_forwards_stay(cluster: Cluster) -> None:
         node.run("nft", "delete", "table", "inet", "admin")
 
 
-@pytest.fixture(params=["all", "ranges"])
+@pytest.fixture(params=[pytest.param("all", marks=needs("node_ports_on_every_address")), "ranges"])
 def node_ports(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have node ports on every address of a node, or on those in the nodes' segment."""
+    """Serve node ports on every address of a node, or only on those in the nodes' segment."""
     if request.param == "all":
-        if not cluster.mode.node_ports_on_every_address:
-            pytest.skip("node ports answer on some addresses only")
         yield
         return
     with cluster.keeping_flags():
@@ -317,7 +315,7 @@ def node_ports(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Non
 
 @pytest.mark.usefixtures("node_ports")
 def test_flows_to_an_address_that_the_node_gets_and_loses(cluster: Cluster) -> None:
-    """Node ports at an address that comes later are reached by flows from before, and left when it goes."""
+    """Flows that were unanswered reach a node port once its address is added, and get no answers after its removal."""
     node, item = cluster.lab["node1"], udp_service("a", 170, node_port=NODE_PORT)
     source_port = next(_source_ports)
     probes = [silent(ip, NODE_PORT, source_port) for ip in LATER_IPS]
@@ -346,7 +344,7 @@ table inet zones {
 @needs("moves_flows_in_zones")
 @pytest.mark.parametrize("client", ["client-pod", "node1"])
 def test_flows_in_a_zone_move(cluster: Cluster, client: str) -> None:
-    """A flow that connection tracking keeps in a zone of its own moves as any other."""
+    """A flow in a separate conntrack zone moves like any other."""
     node, item = cluster.lab["node1"], udp_service("a", 170, node_port=NODE_PORT, **ON_A)
     source_port = next(_source_ports)
     places = (("cluster170", 53), ("public170", 53), ("node1", NODE_PORT))
@@ -370,7 +368,7 @@ def test_flows_in_a_zone_move(cluster: Cluster, client: str) -> None:
 
 @contextmanager
 def patient_about_sctp(node: Host) -> Iterator[None]:
-    """Let connection tracking keep associations that are not established: by itself it forgets them after 3 s."""
+    """Raise the conntrack time-out of SCTP associations that are not established; the default is 3 s."""
     names = "/proc/sys/net/netfilter/nf_conntrack_sctp_timeout_*"
     before = node.run("sh", "-c", f"grep . {names}").split()
     node.run("sh", "-c", f"for name in {names}; do echo 300 > $name; done")
@@ -380,7 +378,7 @@ def patient_about_sctp(node: Host) -> Iterator[None]:
 
 
 def test_flows_of_other_protocols_stay(cluster: Cluster) -> None:
-    """TCP connections to an address that moves go on to their endpoint, and no entry of SCTP is deleted."""
+    """TCP connections to an address that moves keep their endpoint, and no conntrack entry of SCTP is deleted."""
     ports = port(53, name="t"), port(54, "SCTP", name="s"), port(53, "UDP", name="u")
     with_ip, without = service("a", 170, *ports, **ON_A), service("a", 170, *ports)
     other, other_with_ip = service("b", 171, *ports), service("b", 171, *ports, **ON_A)

@@ -1,4 +1,4 @@
-"""Flows that are already there when rules change: stale UDP flows go, and nothing else is touched."""
+"""Existing flows when rules change: only stale UDP flows are deleted."""
 
 from __future__ import annotations
 
@@ -30,35 +30,35 @@ table inet admin {
     chain seen { type filter hook forward priority 5; ct state new counter; }
 }
 """
-"""Rules of somebody else, for which connections are tracked whether ours are there or not."""
+"""Foreign rules that enable connection tracking, independently of pyproxy's rules."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def services(cluster: Cluster) -> Iterator[None]:
-    """Have two Services with the same endpoint."""
+    """Add two Services with the same endpoint."""
     with cluster.having(DNS, BYSTANDER, *slices(DNS, "pod1-1"), *slices(BYSTANDER, "pod1-1")):
         yield
 
 
 @pytest.fixture
 def opened() -> Iterator[ExitStack]:
-    """Give what closes the sockets of a test in its end."""
+    """Provide a stack that closes the sockets of a test."""
     with ExitStack() as stack:
         yield stack
 
 
 def cluster_ip(item: JsonObject, version: int) -> str:
-    """Return the Service's cluster IP."""
+    """Return the cluster IP of the Service."""
     return str(item["spec"]["clusterIPs"][VERSIONS.index(version)])
 
 
 def connect(cluster: Cluster, opened: ExitStack, *probes: Probe) -> list[Connection]:
-    """Open sockets in the client pod that keep their source ports."""
+    """Open sockets with fixed source ports in the client pod."""
     return [opened.enter_context(cluster.lab.client_pod.connect(probe)) for probe in probes]
 
 
 def answers(sockets: list[Connection]) -> list[str | None]:
-    """Ask through each socket and return the names of the servers."""
+    """Send a datagram through each socket, and return the names of the servers."""
     return [socket.ask().server for socket in sockets]
 
 
@@ -68,7 +68,7 @@ def wait_for_server(sockets: list[Connection], server: str) -> None:
 
 
 def test_udp_sockets_move_to_the_new_endpoint(cluster: Cluster, opened: ExitStack) -> None:
-    """No socket that keeps its source port is glued to an endpoint that is gone, even if that still answers."""
+    """A socket with a fixed source port leaves a removed endpoint, even if that still answers."""
     cluster.put(*slices(DNS, "pod1-1"))
     destinations = [(address, 53) for version in VERSIONS for address in (cluster_ip(DNS, version),)]
     destinations += [(str(address_of("public120", version)), 53) for version in VERSIONS]
@@ -82,7 +82,7 @@ def test_udp_sockets_move_to_the_new_endpoint(cluster: Cluster, opened: ExitStac
 
 
 def test_udp_sockets_are_refused_after_the_last_endpoint(cluster: Cluster, opened: ExitStack) -> None:
-    """When no endpoint is left a flow does not go on to the last one, but is refused like any other."""
+    """After the last endpoint is removed, its flows are refused like new ones."""
     cluster.put(*slices(DNS, "pod1-1"))
     sockets = connect(cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS))
 
@@ -92,7 +92,7 @@ def test_udp_sockets_are_refused_after_the_last_endpoint(cluster: Cluster, opene
 
 
 def test_udp_flows_from_before_the_service_reach_it(cluster: Cluster) -> None:
-    """A flow that went nowhere while there was no Service is not kept there once there is one."""
+    """A flow that started before the Service existed reaches it once it exists."""
     client = cluster.lab.client_pod
     probes = [
         udp(cluster_ip(NEW, version), 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS)
@@ -105,7 +105,7 @@ def test_udp_flows_from_before_the_service_reach_it(cluster: Cluster) -> None:
 
 
 def test_udp_flows_that_were_refused_reach_the_first_endpoint(cluster: Cluster) -> None:
-    """From no endpoint to one: the source port that was refused is answered."""
+    """A flow that was refused without endpoints reaches the first endpoint."""
     client = cluster.lab.client_pod
     probes = [udp(cluster_ip(DNS, version), 53, source_port=SOURCE_PORT) for version in VERSIONS]
     cluster.put(*slices(DNS))
@@ -118,7 +118,7 @@ def test_udp_flows_that_were_refused_reach_the_first_endpoint(cluster: Cluster) 
 
 @needs("nft_tables")
 def test_udp_flows_from_a_time_without_rules_reach_it(cluster: Cluster) -> None:
-    """A flow that began when somebody had deleted our rules is not kept where it went: repairs are for flows, too."""
+    """A flow that started while the rules were deleted reaches the Service after the repair."""
     node = cluster.lab["node1"]
     cluster.put(*slices(DNS, "pod1-1"))
     node.run("nft", "-f", "-", stdin=TRACKING)
@@ -140,7 +140,7 @@ def test_udp_flows_from_a_time_without_rules_reach_it(cluster: Cluster) -> None:
 
 
 def flow_ids(cluster: Cluster, item: JsonObject, sockets: list[Connection]) -> set[str]:
-    """Return the kernel's ids of the flows on the first node that these sockets have to a Service's cluster IPs."""
+    """Return the kernel's ids of the flows of these sockets to a Service's cluster IPs on the first node."""
     listing = "".join(
         cluster.lab["node1"].run("conntrack", "-L", "-f", family, "-p", "udp", "-d", ip, "-o", "id")
         for family, ip in zip(("ipv4", "ipv6"), item["spec"]["clusterIPs"], strict=True)
@@ -151,7 +151,7 @@ def flow_ids(cluster: Cluster, item: JsonObject, sockets: list[Connection]) -> s
 
 
 def test_flows_of_other_endpoints_and_services_stay(cluster: Cluster, opened: ExitStack) -> None:
-    """Only flows to the removed endpoint go: those to another one, and other Services' to the same one, stay."""
+    """Only flows to the removed endpoint are deleted, not those to other endpoints or of other Services."""
     cluster.put(*slices(DNS, "pod1-1", "pod2-1"))
     sockets = connect(
         cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS for _ in range(SOCKETS))
@@ -169,14 +169,14 @@ def test_flows_of_other_endpoints_and_services_stay(cluster: Cluster, opened: Ex
 
 
 def test_flows_to_a_draining_endpoint_stay(cluster: Cluster, opened: ExitStack) -> None:
-    """An endpoint that is terminating but still serves keeps its flows; new ones go elsewhere."""
+    """A terminating endpoint that still serves keeps its flows; new flows go elsewhere."""
     cluster.put(*slices(DNS, "pod1-1"))
     sockets = connect(cluster, opened, *(udp(cluster_ip(DNS, version), 53) for version in VERSIONS))
     others = connect(cluster, opened, *(udp(cluster_ip(BYSTANDER, version), 53) for version in VERSIONS))
     before = flow_ids(cluster, DNS, sockets)
 
     cluster.put(*slices(DNS, terminating("pod1-1"), "pod2-1"), *slices(BYSTANDER, "pod2-1"))
-    wait_for_server(others, "pod2-1")  # by then the clean-up after this change is over
+    wait_for_server(others, "pod2-1")  # by then the stale flows of this change have been deleted
     newcomers = cluster.lab.client_pod.probe(*[udp(cluster_ip(DNS, version), 53) for version in VERSIONS] * SOCKETS)
 
     assert ["pod1-1"] * len(sockets) == answers(sockets)
@@ -185,7 +185,7 @@ def test_flows_to_a_draining_endpoint_stay(cluster: Cluster, opened: ExitStack) 
 
 
 def test_tcp_connections_survive_every_change(cluster: Cluster, opened: ExitStack) -> None:
-    """A connection goes on while its endpoint leaves, its Service changes and goes, and the agent restarts and stops."""
+    """A TCP connection survives the removal of its endpoint, changes of its Service, and restarts of the agent."""
     cluster.put(DNS, *slices(DNS, "pod1-1"))
     sockets = connect(cluster, opened, *(tcp(cluster_ip(DNS, version), 53) for version in VERSIONS))
     answered = {"at first": answers(sockets)}

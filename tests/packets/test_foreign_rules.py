@@ -1,4 +1,4 @@
-"""What others have in tables of iptables, and programs of iptables cannot list, changes nothing of what is read and written."""
+"""Foreign rules in iptables tables that iptables programs cannot list do not affect reading and writing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from .foreign import (
     without_counts,
 )
 from .own_namespace import load, run
-from .test_cleanup import NODE, PYPROXY, load_others, services, slice_of
+from .test_cleanup import NODE, PYPROXY, load_foreign, services, slice_of
 
 BUILT_IN = {"PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"}
 LIKE_HOOKS = (
@@ -61,10 +61,10 @@ foreign_rules = pytest.mark.parametrize(("variant", "kind"), KINDS, ids=lambda v
 
 @pytest.fixture
 def add_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Family, Variant, str], None]:
-    """Give a function that adds rules of others, in chains that iptables has made."""
+    """Provide a function that adds foreign rules to chains created by iptables."""
 
     def add(family: Family, variant: Variant, kind: str) -> None:
-        # iptables-nft makes the built-in chains when it first needs them, and nothing removes them.
+        # iptables-nft creates the built-in chains when it first needs them, and never removes them.
         load(family, variant, "*nat\n-A OUTPUT -p tcp -m tcp --dport 1 -j ACCEPT\nCOMMIT\n")
         if kind in NATIVE:
             add_native(family, NATIVE[kind])
@@ -79,7 +79,7 @@ def add_foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Fa
 def opened(
     family: Family, variant: Variant, owned: Ownership | None = None, tables: Sequence[str] = TABLES
 ) -> Iterator[IptablesKernel]:
-    """Give the kernel as the iptables mode opens it, or with what else a mode owns."""
+    """Open the kernel as the iptables mode does, or with the tables of another mode."""
     ours = owned or ownership(family)
     if variant is Variant.LEGACY:
         with closing(LegacyCounter(family, tables)) as counter:
@@ -90,7 +90,7 @@ def opened(
 
 
 def wanted(family: Family, count: int = 2) -> dict[RulesetKey, str]:
-    """Return what an agent wants in the kernel for the first so many Services."""
+    """Return the entries that an agent wants in the kernel for the first `count` Services."""
     rules = IptablesProgram(IptablesSettings(family=family, count_invalid=False))
     for service in services(family)[:count]:
         for name, plan in plan_service(service, [slice_of(service, family)], NODE, family).items():
@@ -99,7 +99,7 @@ def wanted(family: Family, count: int = 2) -> dict[RulesetKey, str]:
 
 
 async def sync(kernel: IptablesKernel, rules: Mapping[RulesetKey, str]) -> int:
-    """Read what is there and write what differs, as a full sync does; return how many entries that were."""
+    """Do a full sync: read the kernel, write the differences, and return their number."""
     present = await kernel.read()
     change = {
         key: (present.get(key), rules.get(key)) for key in (*rules, *present) if present.get(key) != rules.get(key)
@@ -109,10 +109,10 @@ async def sync(kernel: IptablesKernel, rules: Mapping[RulesetKey, str]) -> int:
 
 
 def expected_hooks(family: Family) -> dict[tuple[str, str, str], int]:
-    """Return each jump from a chain of others to one of ours, and the one to a chain like ours, once."""
+    """Return each jump from a foreign chain to one of pyproxy, and the jump to a similarly named chain, once."""
     hooks = (key for key in wanted(family) if isinstance(key, HookKey))
     return {(hook.table, hook.chain, hook.rule.rpartition(" ")[2]): 1 for hook in hooks if "-j KUBE" in hook.rule} | {
-        ("filter", "FORWARD", "KUBE-SERVICES-OF-SOMEBODY"): 1
+        ("filter", "FORWARD", "KUBE-SERVICES-CUSTOM"): 1
     }
 
 
@@ -121,8 +121,8 @@ def expected_hooks(family: Family) -> dict[tuple[str, str, str], int]:
 def test_start_change_and_restart(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """Beside rules of others a start writes all, a change what changed, a restart nothing; each hook is there once."""
-    load_others(family, variant)
+    """With foreign rules, a start writes all, a change only the difference, a restart nothing; each hook exists once."""
+    load_foreign(family, variant)
     add_foreign(family, variant, kind)
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family, 1)))
@@ -143,8 +143,8 @@ def test_start_change_and_restart(
 def test_cleanup_takes_ours_and_nothing_else(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """A cleanup leaves the tables as they were before, rules of others included, and says what it took."""
-    load_others(family, variant)
+    """A cleanup restores the tables, including foreign rules, and reports what it removed."""
+    load_foreign(family, variant)
     add_foreign(family, variant, kind)
     before = without_counts(family, variant)
     with opened(family, variant) as kernel:
@@ -153,7 +153,7 @@ def test_cleanup_takes_ours_and_nothing_else(
 
     said = run(PYPROXY, "cleanup")
 
-    # The guard of node ports on 127.0.0.1 is the kubelet's as well.
+    # The rule that protects node ports on 127.0.0.1 also belongs to the kubelet.
     assert before == without_counts(family, variant)
     assert "12 hook rules" in said
 
@@ -163,8 +163,8 @@ def test_cleanup_takes_ours_and_nothing_else(
 def test_live_rules_are_those_that_were_written(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """``dump-rules --live`` prints each of our rules beside rules of others, and none of those."""
-    load_others(family, variant)
+    """``dump-rules --live`` prints all rules of pyproxy and no foreign rules."""
+    load_foreign(family, variant)
     add_foreign(family, variant, kind)
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
@@ -177,11 +177,11 @@ def test_live_rules_are_those_that_were_written(
 
 @families
 @foreign_rules
-def test_a_hook_that_is_no_longer_wanted_goes(
+def test_a_stale_hook_is_removed(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """A hook that kube-proxy's IPVS mode left, behind rules of others, goes with a full sync; all others stay."""
-    load_others(family, variant)
+    """A full sync removes a hook of kube-proxy's IPVS mode behind foreign rules; all other hooks stay."""
+    load_foreign(family, variant)
     load(family, variant, "*filter\n:KUBE-NODE-PORT - [0:0]\nCOMMIT\n")
     left = next(hook for hook in kube_proxy.HOOKS if hook.rule.endswith(" KUBE-NODE-PORT"))
     load(family, variant, f"*filter\n{left.rule}\nCOMMIT\n")
@@ -198,11 +198,11 @@ def test_a_hook_that_is_no_longer_wanted_goes(
 
 @families
 @foreign_rules
-def test_hooks_that_are_there_too_often(
+def test_duplicate_hooks(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """Hooks that were inserted again and again are there once after the next full sync."""
-    load_others(family, variant)
+    """A full sync removes duplicate hooks."""
+    load_foreign(family, variant)
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
         hooks = [key for key in wanted(family) if isinstance(key, HookKey)]
@@ -218,8 +218,8 @@ def test_hooks_that_are_there_too_often(
 
 
 @families
-def test_native_rules_in_our_chains_go(family: Family, caplog: pytest.LogCaptureFixture) -> None:
-    """A native rule in a chain of ours makes that chain differ, with a warning that names it; a full sync writes it anew."""
+def test_native_rules_in_our_chains_are_removed(family: Family, caplog: pytest.LogCaptureFixture) -> None:
+    """A native rule in a chain of pyproxy makes it differ, with a warning that names it; a full sync rewrites the chain."""
     with opened(family, Variant.NFT) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
         add_native(family, IN_OURS)
@@ -236,7 +236,7 @@ def test_native_rules_in_our_chains_go(family: Family, caplog: pytest.LogCapture
 @families
 @variants
 def test_every_hook_is_known_by_its_structure(family: Family, variant: Variant) -> None:
-    """Each hook of any mode, of a trial and of kube-proxy is found in the kernel's structures, as often as it is there."""
+    """Each hook of any mode, side-by-side or of kube-proxy is found in the kernel's structures, with its count."""
     hooks = {*known_hooks(family), *ipvs_hooks(family), *kube_proxy.HOOKS, *side_by_side_hooks(family)}
     tables = {table: [hook for hook in sorted(hooks) if hook.table == table] for table in IPVS_TABLES}
     for table, mine in tables.items():
@@ -246,7 +246,7 @@ def test_every_hook_is_known_by_its_structure(family: Family, variant: Variant) 
             *(hook.rule for hook in mine),
             mine[0].rule,
         ]
-        # Like hooks, and none: with a port, another state, another remark.
+        # Similar to hooks, but with a port, another state or another comment.
         target = mine[0].rule.rpartition(" ")[2]
         lines += [f"-A {mine[0].chain} {words} -j {target}" for words in LIKE_HOOKS]
         load(family, variant, "\n".join((f"*{table}", *lines, "COMMIT\n")))
@@ -265,7 +265,7 @@ def test_every_hook_is_known_by_its_structure(family: Family, variant: Variant) 
 def test_the_variant_is_found(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """The kubelet's hint and hooks of Services are seen beside rules of others."""
+    """The kubelet's hint and the hooks of Services are found among foreign rules."""
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
     add_foreign(family, variant, kind)
@@ -283,8 +283,8 @@ def test_the_variant_is_found(
 def test_another_mode_removes_what_is_left(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """What the nftables mode, or the other variant, removes once its rules are complete is all of ours and nothing else."""
-    load_others(family, variant)
+    """The nftables mode, or the other variant, removes all of pyproxy's stale rules, and nothing else."""
+    load_foreign(family, variant)
     add_foreign(family, variant, kind)
     before = without_counts(family, variant)
     [other] = set(Variant) - {variant}
@@ -302,8 +302,8 @@ def test_another_mode_removes_what_is_left(
 def test_a_plan_to_take_over_sees_kube_proxys_chains(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """What a take-over would find is each of kube-proxy's rules, hooks included."""
-    load_others(family, variant)
+    """A takeover plan finds all rules of kube-proxy, including hooks."""
+    load_foreign(family, variant)
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
     add_foreign(family, variant, kind)
@@ -327,14 +327,14 @@ def test_a_plan_to_take_over_sees_kube_proxys_chains(
 def test_helper_rules_of_the_ipvs_mode(
     family: Family, variant: Variant, kind: str, add_foreign: Callable[[Family, Variant, str], None]
 ) -> None:
-    """Hooks and chains of the IPVS mode, but for those that need modules of its own, are written once and read back."""
-    load_others(family, variant)
+    """Hooks and chains of the IPVS mode, except those that need IPVS modules, are written once and read back."""
+    load_foreign(family, variant)
     rules: dict[RulesetKey, str] = {
         key: value
         for key, value in ipvs_rules(IpvsSettings(family=family)).items()
         if "--match-set" not in value and "-m ipvs" not in value
     }
-    # The hooks need the chains that they jump to.
+    # The hooks need their target chains.
     targets: dict[RulesetKey, str] = {
         ChainKey(key.table, key.rule.rpartition(" ")[2]): "" for key in rules if isinstance(key, HookKey)
     }

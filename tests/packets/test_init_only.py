@@ -1,4 +1,4 @@
-"""``--init-only``: the kernel settings that need full privileges, and nothing else."""
+"""``--init-only``: makes the kernel settings that need full privileges, and does nothing else."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ SETTINGS = (
 
 
 def settings() -> dict[str, int]:
-    """Return what this namespace has of the settings that the agent may touch."""
+    """Return the settings of this namespace that the agent may change."""
     return {name: int((SYS / name).read_text()) for name in WANTED}
 
 
 def test_settings_are_made_and_nothing_else() -> None:
-    """The settings of the flags are made without an API server or manifests, and there is no rule afterwards."""
+    """The settings are made without an API server or manifests, and no rules are written."""
     assert WANTED != settings()
 
     run(PYPROXY, "run", *FLAGS, *SETTINGS)
@@ -48,7 +48,7 @@ def test_settings_are_made_and_nothing_else() -> None:
 
 
 def test_a_timeout_of_less_than_a_second() -> None:
-    """The kernel counts in seconds, and 0 of them would forget every flow at once: 1 is the least."""
+    """A time-out below one second becomes 1 s: the kernel counts in seconds, and 0 would expire every flow immediately."""
     run(PYPROXY, "run", *FLAGS, "--conntrack-udp-timeout=500ms", "--conntrack-udp-timeout-stream=1500ms")
 
     found = settings()
@@ -56,7 +56,7 @@ def test_a_timeout_of_less_than_a_second() -> None:
 
 
 def test_a_start_that_cannot_work_changes_nothing() -> None:
-    """An agent that has no way to its API server says so before it sets anything."""
+    """An agent with an invalid kubeconfig reports the error before it changes any setting."""
     before = settings()
     command = [PYPROXY, "run", "--kubeconfig=/nonexistent", *SETTINGS, "--oom-score-adj=0"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -67,14 +67,14 @@ def test_a_start_that_cannot_work_changes_nothing() -> None:
 
 
 def test_loopback_is_routed_only_where_node_ports_answer_there() -> None:
-    """Without node ports on loopback addresses, packets from there are not routed."""
+    """route_localnet is set only if node ports are served on loopback addresses."""
     run(PYPROXY, "run", *FLAGS, "--iptables-localhost-nodeports=false")
 
     assert settings()["ipv4/conf/all/route_localnet"] == 0
 
 
 def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
-    """It can be run before every start; and the flag works beside a configuration file, which says the rest."""
+    """It can be repeated before every start, and be combined with a configuration file."""
     config = tmp_path / "config.conf"
     config.write_text(
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\n"

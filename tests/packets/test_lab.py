@@ -1,4 +1,4 @@
-"""The lab itself, before any Service: what later tests take for granted about their ground."""
+"""The lab itself, without Services: the properties that other tests rely on."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ PROTOCOLS = [tcp, udp, sctp]
 VERSIONS = [4, 6]
 WAIT_SECONDS = 10
 MOST_SECONDS = 10
-"""For bringing a lab up on a busy machine; an idle one needs a fifth of a second."""
+"""Limit for creating a lab on a busy machine; an idle one takes a fifth of a second."""
 
-# One Service by hand, on one node: a ClusterIP with pod1-1 behind it, and addresses that say no in different ways.
+# A handmade Service on one node: a cluster IP that leads to pod1-1, and addresses that refuse in different ways.
 RULES = """
 table inet lab {
     chain translate {
@@ -83,7 +83,7 @@ signal.pause()
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Give a lab whose pods all serve one port, and whose first node has the rules."""
+    """Provide a lab whose pods all serve one port, and whose first node has the rules."""
     with Lab() as running:
         for pod in running.pods:
             pod.serve(tcp=[PORT], udp=[PORT], sctp=[PORT])
@@ -92,7 +92,7 @@ def lab() -> Iterator[Lab]:
 
 
 def seen_address(lab: Lab, client: Host, pod: Host, version: int) -> IPAddress:
-    """Return the address under which a pod sees a host: its own, or the pod bridge's if it is the pod's node."""
+    """Return the source address of a host as a pod sees it: that of the pod bridge if the host is the pod's node."""
     for node in lab.plan.nodes:
         if node.name == client.name and pod in lab.pods_of(client):
             return next(address for address in node.gateways if address.version == version)
@@ -102,7 +102,7 @@ def seen_address(lab: Lab, client: Host, pod: Host, version: int) -> IPAddress:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_host_reaches_every_pod(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """Pods, nodes and hosts outside reach each pod by its own address, and are seen by theirs."""
+    """Pods, nodes and external hosts reach each pod at its address, with their own source address."""
     flows = [(host, pod) for host in lab.hosts.values() for pod in lab.pods]
 
     outcomes = probe_all([(host, protocol(pod.address(version), PORT)) for host, pod in flows])
@@ -119,7 +119,7 @@ def test_every_host_reaches_every_pod(lab: Lab, protocol: Callable[..., Probe], 
     ("protocol", "refused_by"), [(tcp, RefusedBy.RESET), (udp, RefusedBy.PORT_UNREACHABLE), (sctp, RefusedBy.RESET)]
 )
 def test_closed_port_is_refused(lab: Lab, protocol: Callable[..., Probe], refused_by: RefusedBy, version: int) -> None:
-    """A port nobody serves is refused, in the way of its protocol."""
+    """A closed port is refused as its protocol defines."""
     [outcome] = lab.client_pod.probe(protocol(lab["pod2-1"].address(version), CLOSED_PORT))
 
     assert (Verdict.REFUSED, refused_by) == (outcome.verdict, outcome.refused_by)
@@ -127,8 +127,8 @@ def test_closed_port_is_refused(lab: Lab, protocol: Callable[..., Probe], refuse
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_verdicts_of_rules_are_told_apart(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """REJECT, DROP and an ICMP error of another kind each look different to a client."""
+def test_verdicts_of_rules_are_distinguished(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
+    """A client can distinguish REJECT, DROP and another ICMP error."""
     rejected, dropped, prohibited = lab.client_pod.probe(
         protocol(REJECTED[version], PORT), protocol(DROPPED[version], PORT), protocol(PROHIBITED[version], PORT)
     )
@@ -142,7 +142,7 @@ def test_verdicts_of_rules_are_told_apart(lab: Lab, protocol: Callable[..., Prob
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_no_refusal_is_lost_in_a_burst(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """Two hundred rejected probes at once are two hundred refusals: the kernel's limit on ICMP is off."""
+    """Two hundred concurrent rejected probes yield two hundred refusals: the kernel's ICMP rate limit is off."""
     outcomes = lab.client_pod.probe(*[protocol(REJECTED[version], PORT)] * 200)
 
     assert {Verdict.REFUSED} == {outcome.verdict for outcome in outcomes}
@@ -151,8 +151,10 @@ def test_no_refusal_is_lost_in_a_burst(lab: Lab, protocol: Callable[..., Probe],
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 @pytest.mark.parametrize("client", ["client-pod", "pod1-2", "node1", "outside1"])
-def test_translation_works_there_and_back(lab: Lab, client: str, protocol: Callable[..., Probe], version: int) -> None:
-    """A translated address reaches the pod, also from a pod beside it on the same node."""
+def test_translation_works_in_both_directions(
+    lab: Lab, client: str, protocol: Callable[..., Probe], version: int
+) -> None:
+    """A translated address reaches the pod, also from another pod of the same node."""
     [outcome] = lab[client].probe(protocol(SERVICE[version], PORT))
 
     assert ("pod1-1", SocketAddress(lab["pod1-1"].address(version), PORT)) == (outcome.server, outcome.reached)
@@ -161,21 +163,21 @@ def test_translation_works_there_and_back(lab: Lab, client: str, protocol: Calla
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_pod_reaches_itself_through_a_service(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """A pod that is its own endpoint gets an answer, and sees the node as the client."""
+    """A pod that reaches itself through a Service gets an answer, and sees the node as the client."""
     [outcome] = lab["pod1-1"].probe(protocol(SERVICE[version], PORT))
 
     assert ("pod1-1", lab.plan.nodes[0].gateways[VERSIONS.index(version)]) == (outcome.server, outcome.client_ip)
 
 
 def test_outside_clients_enter_by_their_own_node(lab: Lab) -> None:
-    """The second outside client goes through the second node, which has no rules: nobody answers it."""
+    """The second external client goes through the second node, which has no rules, and gets no answer."""
     assert Outcome(Verdict.TIMEOUT) == lab["outside2"].probe(tcp(SERVICE[4], PORT))[0]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_source_address_and_port_can_be_chosen(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """A probe leaves from the address and port it names, again and again."""
+    """A probe can be repeated from a fixed source address and port."""
     source = lab["outside1"].second_address(version)
     probe = protocol(lab["pod1-1"].address(version), PORT, source=source, source_port=15000)
 
@@ -189,7 +191,7 @@ def test_source_address_and_port_can_be_chosen(lab: Lab, protocol: Callable[...,
 def test_nodes_answer_from_the_address_they_were_asked_at(
     lab: Lab, protocol: Callable[..., Probe], version: int
 ) -> None:
-    """A server on a host with two addresses answers from either."""
+    """A server on a host with two addresses answers from the address that was used."""
     node = lab["node2"]
     node.serve(tcp=[PORT], udp=[PORT])
 
@@ -201,10 +203,10 @@ def test_nodes_answer_from_the_address_they_were_asked_at(
 
 
 def test_no_two_sockets_share_a_source_port(lab: Lab) -> None:
-    """Where the kernel chooses source ports, UDP sockets to one server have different ones: each gets its answers."""
+    """UDP sockets without a fixed source port get different ports, so that each receives its answers."""
     probe = udp(lab["pod2-1"].ipv4, PORT)
     with ExitStack() as opened:
-        # If ports could be shared, all of so many would be different with a probability of 0.0001.
+        # If ports could be shared, the probability that all of these differ would be 0.0001.
         sockets = [opened.enter_context(lab.client_pod.connect(probe)) for _ in range(700)]
 
         assert len(sockets) == len({socket.greeting.client for socket in sockets})
@@ -212,7 +214,7 @@ def test_no_two_sockets_share_a_source_port(lab: Lab) -> None:
 
 @pytest.mark.parametrize("protocol", [tcp, udp])
 def test_connection_keeps_its_socket(lab: Lab, protocol: Callable[..., Probe]) -> None:
-    """Each question of a connection comes from the same port."""
+    """Every question of a connection has the same source port."""
     with lab.client_pod.connect(protocol(lab["pod2-1"].ipv4, PORT)) as connection:
         outcomes = [connection.greeting, connection.ask(), connection.ask()]
 
@@ -221,7 +223,7 @@ def test_connection_keeps_its_socket(lab: Lab, protocol: Callable[..., Probe]) -
 
 @pytest.mark.parametrize(("keeps", "verdict"), [(True, Verdict.REPLY), (False, Verdict.REFUSED)])
 def test_connections_end_with_their_server_unless_it_drains(lab: Lab, keeps: bool, verdict: Verdict) -> None:  # noqa: FBT001
-    """A port that is closed refuses newcomers; its connections live on only if the server says so."""
+    """A port that is closed refuses new connections; open connections survive only if the server drains."""
     pod = lab["pod2-2"]
     pod.serve(tcp=[8081])
     with lab.client_pod.connect(tcp(pod.ipv4, 8081)) as connection:
@@ -231,8 +233,8 @@ def test_connections_end_with_their_server_unless_it_drains(lab: Lab, keeps: boo
         assert (verdict, Verdict.REFUSED) == (connection.ask().verdict, newcomer.verdict)
 
 
-def test_connection_that_nobody_answers_raises(lab: Lab) -> None:
-    """A test that needs a connection learns at once that there is none."""
+def test_connection_without_an_answer_raises(lab: Lab) -> None:
+    """Connecting to an address without an answer raises an error."""
     with pytest.raises(LabError, match="refused"):
         lab.client_pod.connect(tcp(lab["pod2-1"].ipv4, CLOSED_PORT))
 
@@ -245,7 +247,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def test_load_reports_every_request(lab: Lab) -> None:
-    """A load counts answers by server, and tells when and how requests failed."""
+    """A load counts answers by server, and reports when and how requests failed."""
     pod = lab["pod2-2"]
     pod.serve(udp=[8082])
     with lab.client_pod.load(udp(pod.ipv4, 8082), per_second=200) as load:
@@ -256,14 +258,14 @@ def test_load_reports_every_request(lab: Lab) -> None:
 
     report = load.report()
     assert report.requests == report.replies["pod2-2"] + len(report.failures)
-    # What waits in the server's socket when that is closed is lost without a word; who comes later is refused.
+    # Datagrams in the socket's queue are lost when the server closes it; later ones are refused.
     in_order = sorted(report.failures, key=lambda failure: failure.at_seconds)
     later = [*dropwhile(lambda failure: failure.outcome.verdict is Verdict.TIMEOUT, in_order)]
     assert {RefusedBy.PORT_UNREACHABLE} == {failure.outcome.refused_by for failure in later}
 
 
-def test_program_runs_in_its_namespace_and_says_when_it_is_ready(lab: Lab) -> None:
-    """A program sees the devices of its host, is waited for by its own word, and ends by SIGTERM."""
+def test_program_runs_in_its_namespace_and_reports_readiness(lab: Lab) -> None:
+    """A program sees the devices of its host, notifies the lab of its readiness, and ends on SIGTERM."""
     process = lab["node1"].start(sys.executable, "-c", NOTIFY, env={"WORD": "READY=1"})
     process.wait_until_ready()
     wait_for(lambda: "172.18.0.11" in process.stdout)
@@ -272,8 +274,8 @@ def test_program_runs_in_its_namespace_and_says_when_it_is_ready(lab: Lab) -> No
     assert -signal.SIGTERM == process.stop()
 
 
-def test_program_that_ends_early_is_told_with_its_last_words(lab: Lab) -> None:
-    """Waiting for a program that has failed raises at once, with what it wrote."""
+def test_program_that_ends_early_is_reported_with_its_output(lab: Lab) -> None:
+    """Waiting for a program that has failed raises immediately, with its output."""
     process = lab["node1"].start("sh", "-c", "echo cannot start >&2; exit 3")
 
     with pytest.raises(LabError, match=r"(?s)exit status 3.*cannot start"):
@@ -281,7 +283,7 @@ def test_program_that_ends_early_is_told_with_its_last_words(lab: Lab) -> None:
 
 
 def namespaces_of(prefix: str) -> list[str]:
-    """Return the names of the namespaces there are."""
+    """Return the names of the existing namespaces with this prefix."""
     return [path.name for path in Path("/run/netns").glob(f"{prefix}*")]
 
 
@@ -292,13 +294,13 @@ def processes_in(names: list[str]) -> set[int]:
 
 
 def is_running(pid: int) -> bool:
-    """Say whether the process is there and no zombie, which only its parent can remove."""
+    """Return whether the process exists and is not a zombie, which only its parent can remove."""
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text().rpartition(") ")[2][0] != "Z"
 
 
 def state_of_this_namespace() -> dict[str, str]:
-    """Return the links, addresses, rules and settings of the namespace the tests run in."""
+    """Return the links, addresses, rules and settings of the namespace in which the tests run."""
     commands = (
         "ip -json address",
         "ip -json route show table all",
@@ -312,7 +314,7 @@ def state_of_this_namespace() -> dict[str, str]:
 
 
 def test_nothing_is_left_even_after_a_failure() -> None:
-    """A lab that is left by an exception leaves no namespace, no process and no change of the caller's namespace."""
+    """After an exception in a lab, no namespace or process remains, and the caller's namespace has not changed."""
     before = state_of_this_namespace()
     names: list[str] = []
     pids: set[int] = set()
@@ -320,7 +322,7 @@ def test_nothing_is_left_even_after_a_failure() -> None:
     with pytest.raises(ZeroDivisionError):
         _fail_in_a_lab(names, pids)
 
-    # A switch, a node, two pods, an outside client, the database: a resident in each, and one program.
+    # The switch, a node, two pods, an external client and the database have a worker each; one more program runs.
     assert (6, 7) == (len(names), len(pids))
     assert [] == [name for name in names if Path("/run/netns", name).exists()]
     assert [] == [pid for pid in pids if is_running(pid)]
@@ -328,7 +330,7 @@ def test_nothing_is_left_even_after_a_failure() -> None:
 
 
 def _fail_in_a_lab(names: list[str], pids: set[int]) -> None:
-    """Note down what there is in a lab, then fail."""
+    """Record the namespaces and processes of a lab, then fail."""
     with Lab(Shape(nodes=1, pods_per_node=1)) as lab:
         lab["node1"].start("sleep", "1000")
         lab.pods[0].serve(tcp=[PORT])
@@ -346,8 +348,8 @@ with Lab(Shape(nodes=1, pods_per_node=0)) as lab:
 """
 
 
-def test_debris_of_a_killed_run_is_removed_by_the_next() -> None:
-    """What a killed run could not remove, the next lab does: namespaces, programs in them, and files."""
+def test_next_run_cleans_up_after_a_killed_run() -> None:
+    """The next lab removes the namespaces, programs and files of a killed run."""
     killed = subprocess.Popen([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2])
     killed.wait(WAIT_SECONDS)
     debris = namespaces_of(f"pyp-{killed.pid}-")
@@ -366,8 +368,8 @@ def test_debris_of_a_killed_run_is_removed_by_the_next() -> None:
     [Shape(nodes=1, pods_per_node=1, ipv6=False), Shape(nodes=1, pods_per_node=1, ipv4=False), Shape(), Shape(4, 5)],
     ids=["ipv4", "ipv6", "default", "large"],
 )
-def test_lab_is_up_in_no_time(shape: Shape, record_property: Callable[[str, object], None]) -> None:
-    """A lab of any shape is up soon, and its last pod answers its first client in each family."""
+def test_lab_is_created_quickly(shape: Shape, record_property: Callable[[str, object], None]) -> None:
+    """A lab of any shape is created within the limit, and its last pod answers a client in each family."""
     started = time.monotonic()
     with Lab(shape) as lab:
         seconds = time.monotonic() - started
@@ -383,7 +385,7 @@ def test_lab_is_up_in_no_time(shape: Shape, record_property: Callable[[str, obje
 
 
 def test_two_labs_side_by_side_agree(lab: Lab) -> None:
-    """The same packets meet the same in two labs with equal rules, at the same time."""
+    """The same packets have the same results in two concurrent labs with equal rules."""
     with Lab() as other:
         for pod in other.pods:
             pod.serve(tcp=[PORT], udp=[PORT], sctp=[PORT])
@@ -398,12 +400,12 @@ def test_two_labs_side_by_side_agree(lab: Lab) -> None:
 
 
 def test_checksum_is_the_one_of_sctp() -> None:
-    """CRC32c of the nine digits, as RFC 3720 and everybody has it."""
+    """The CRC32c of the nine digits has the well-known value."""
     assert 0xE3069283 == crc32c(b"123456789")
 
 
 def test_packet_survives_encoding_unless_damaged() -> None:
-    """What is written is read again; one wrong bit, and it is nothing."""
+    """An encoded packet can be decoded; with one wrong bit it is rejected."""
     packet = Packet(1, 2, 3, INIT_ACK, 4, b"cookie")
     data = encode(packet)
 

@@ -1,4 +1,4 @@
-"""Legacy tables from inside this process, with a real iptables-legacy on the other side of the lock."""
+"""Changing legacy tables from this process, while a real iptables-legacy competes for the xtables lock."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def add_chain(family: Family, chain: str, *, lock_wait_seconds: float = 5.0) -> 
 
 @contextmanager
 def half_a_restore(family: Family) -> Iterator[subprocess.Popen[str]]:
-    """Run an iptables-legacy-restore that has read half of its input, and so holds the lock; the end is for the test."""
+    """Run an iptables-legacy-restore that has read half of its input and holds the lock; the test completes it."""
     argv = [program(family, Variant.LEGACY, "restore"), "--noflush", "-w"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdin
@@ -52,23 +52,23 @@ def half_a_restore(family: Family) -> Iterator[subprocess.Popen[str]]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Give a restore the other half of its input, and wait for its end."""
+    """Write the second half of the input of a restore, and wait until it exits."""
     process.communicate("COMMIT\n")
     assert 0 == process.returncode
 
 
 def has_flock(pid: int, *, waits: bool) -> bool:
-    """Say whether a process holds a lock, or waits for one, as /proc/locks tells it."""
+    """Return whether a process holds a file lock, or waits for one, according to /proc/locks."""
     lines = (line.split()[1:] for line in Path("/proc/locks").read_text().splitlines())
     return any(line[0] == ("->" if waits else "FLOCK") and str(pid) in line for line in lines)
 
 
 @families
 def test_ours_comes_after_theirs(family: Family) -> None:
-    """A change that starts while a restore holds the lock waits for its end, and both are in the kernel then."""
+    """A change waits while a restore holds the lock; afterwards both are in the kernel."""
     with half_a_restore(family) as restore, ThreadPoolExecutor(1) as pool:
         ours = pool.submit(add_chain, family, "OURS")
-        wait_until(ours.running, "our change to begin")
+        wait_until(ours.running, "the start of our change")
         finish(restore)
         ours.result()
 
@@ -78,7 +78,7 @@ def test_ours_comes_after_theirs(family: Family) -> None:
 
 @families
 def test_theirs_comes_after_ours(family: Family) -> None:
-    """An ``iptables -w`` that starts while we have a copy waits for our commit, and both are in the kernel then."""
+    """An ``iptables -w`` waits until our open tables are committed; afterwards both changes are in the kernel."""
     with open_tables(family, [FILTER]) as tables:
         tables[FILTER].create_chain("OURS")
         theirs = subprocess.Popen([program(family, Variant.LEGACY), "-w", "5", "-N", "FOREIGN"])
@@ -94,8 +94,8 @@ def _without_counters(rules: str) -> list[str]:
 
 
 @families
-def test_a_busy_lock_is_worth_another_try(family: Family, lock: Path) -> None:
-    """A lock that stays busy is an error that names the lock, and that may be gone the next time."""
+def test_a_busy_lock_is_a_transient_error(family: Family, lock: Path) -> None:
+    """A lock that stays busy is a transient error that names the lock."""
     with half_a_restore(family) as restore:
         with pytest.raises(ApplyError, match=f"{lock}: another program has held the lock for 0.1 s") as caught:
             add_chain(family, "OURS", lock_wait_seconds=0.1)
@@ -105,8 +105,8 @@ def test_a_busy_lock_is_worth_another_try(family: Family, lock: Path) -> None:
     assert ":OURS" not in dump(family, Variant.LEGACY)
 
 
-def test_a_lock_that_cannot_be_had_is_an_error(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock file that cannot be opened is an error that names it; nothing is changed without a lock."""
+def test_a_lock_that_cannot_be_opened_is_an_error(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock file that cannot be opened is an error that names it, and nothing is changed."""
     monkeypatch.setenv("XTABLES_LOCKFILE", str(lock / "below"))
     lock.touch()
 
@@ -116,7 +116,7 @@ def test_a_lock_that_cannot_be_had_is_an_error(lock: Path, monkeypatch: pytest.M
 
 @families
 def test_a_new_rule_past_the_lock_is_noticed(family: Family, tmp_path: Path) -> None:
-    """Who takes another lock and adds a rule while we have a copy makes our commit fail; it may go through later."""
+    """If a program with another lock file adds a rule meanwhile, the commit fails, as a transient error."""
     load(family, Variant.LEGACY, OURS)
     with open_tables(family, [FILTER]) as tables:
         tables[FILTER].create_chain("MORE")
@@ -132,7 +132,7 @@ def test_a_new_rule_past_the_lock_is_noticed(family: Family, tmp_path: Path) -> 
 
 @families
 def test_a_changed_rule_past_the_lock_is_undone(family: Family, tmp_path: Path) -> None:
-    """Who takes another lock and replaces a rule loses it to our commit, which is why the lock is held."""
+    """If a program with another lock file replaces a rule meanwhile, the commit overwrites it: locks must be shared."""
     load(family, Variant.LEGACY, OURS)
     change = ["-R", "OURS", "1", "-m", "comment", "--comment", "other", "-j", "RETURN"]
     with open_tables(family, [FILTER]) as tables:
@@ -145,7 +145,7 @@ def test_a_changed_rule_past_the_lock_is_undone(family: Family, tmp_path: Path) 
 
 @families
 def test_nothing_is_written_without_a_commit(family: Family) -> None:
-    """What was changed in a copy and not committed does not reach the kernel, now or when the copy is renewed."""
+    """Uncommitted changes never reach the kernel, also after the tables are read again."""
     load(family, Variant.LEGACY, OURS)
     before = dump(family, Variant.LEGACY)
 
@@ -157,8 +157,8 @@ def test_nothing_is_written_without_a_commit(family: Family) -> None:
 
 
 @families
-def test_only_tables_that_are_asked_for_come_to_be(family: Family) -> None:
-    """Opening one table and jumping to a chain of it creates no other table."""
+def test_only_opened_tables_are_created(family: Family) -> None:
+    """Opening one table and jumping to a chain in it creates no other table."""
     with open_tables(family, [FILTER]) as tables:
         tables[FILTER].create_chain("OURS")
         tables[FILTER].append_rule("INPUT", "-j OURS")
@@ -169,10 +169,10 @@ def test_only_tables_that_are_asked_for_come_to_be(family: Family) -> None:
 
 @families
 def test_every_copy_of_a_rule_is_deleted(family: Family) -> None:
-    """A rule is known again whoever made it, and each copy goes; rules that differ in one part stay."""
+    """All copies of a rule are deleted, also those of other programs; rules that differ in one part stay."""
     rule = '-m conntrack --ctstate NEW -m comment --comment "two words" -j OURS'
-    others = ["-m conntrack --ctstate NEW -j OURS", rule.replace("NEW", "INVALID"), rule.replace("two", "2")]
-    stays = [*others, rule.replace("OURS", "ACCEPT")]
+    different = ["-m conntrack --ctstate NEW -j OURS", rule.replace("NEW", "INVALID"), rule.replace("two", "2")]
+    stays = [*different, rule.replace("OURS", "ACCEPT")]
     text = "".join(f"-A INPUT {line}\n" for line in (rule, *stays, rule))
     load(family, Variant.LEGACY, f"*filter\n:OURS - [0:0]\n{text}COMMIT\n")
 
@@ -187,8 +187,8 @@ def test_every_copy_of_a_rule_is_deleted(family: Family) -> None:
 
 
 @families
-def test_a_chain_that_others_jump_to_stays(family: Family) -> None:
-    """Deleting a chain that a rule of others jumps to is an error, and all that was to go is still there."""
+def test_a_chain_with_a_foreign_jump_stays(family: Family) -> None:
+    """Deleting a chain that a foreign rule jumps to is an error, and the whole change is discarded."""
     load(family, Variant.LEGACY, f"{OURS[:-7]}-A INPUT -j OURS\nCOMMIT\n")
     before = dump(family, Variant.LEGACY)
 

@@ -1,4 +1,4 @@
-"""Rules of ours in legacy tables that others replace by as many of equal size, which number and size do not tell."""
+"""External changes in legacy tables that keep the number and size of the rules."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from .test_foreign_rules import sync, wanted
 
 pytestmark = pytest.mark.usefixtures("own_tables")
 
-OTHERS = "*nat\n:OTHERS - [0:0]\n-A OTHERS -p tcp -m tcp --dport 1 -j ACCEPT\n-A OTHERS -p tcp -m tcp --dport 2 -j ACCEPT\nCOMMIT\n"
+FOREIGN = "*nat\n:FOREIGN - [0:0]\n-A FOREIGN -p tcp -m tcp --dport 1 -j ACCEPT\n-A FOREIGN -p tcp -m tcp --dport 2 -j ACCEPT\nCOMMIT\n"
 
 
 @pytest.fixture
 def kernel(family: Family) -> Iterator[IptablesKernel]:
-    """Give legacy tables with rules of ours and of others, of which the first look was taken."""
+    """Provide legacy tables with our rules and foreign rules, after the first check."""
     with closing(LegacyCounter(family, TABLES)) as counter:
         opened = IptablesKernel(family, Variant.LEGACY, counter, ownership(family))
-        load(family, Variant.LEGACY, OTHERS)
+        load(family, Variant.LEGACY, FOREIGN)
         asyncio.run(sync(opened, wanted(family)))
         assert not asyncio.run(opened.examine())
         yield opened
 
 
 def iptables(family: Family, *words: str) -> None:
-    """Change the table nat."""
+    """Change the nat table."""
     run(program(family, Variant.LEGACY), "-t", "nat", *words)
 
 
 def endpoint_rule(family: Family) -> tuple[str, list[str]]:
-    """Return a chain with a DNAT rule, and the rule with another address."""
+    """Return a chain with a DNAT rule, and that rule with another address."""
     for key, value in sorted(wanted(family).items()):
         if isinstance(key, ChainKey) and "-j DNAT" in value and value.count("\n") == 1:
             return key.chain, shlex.split(re.sub(r"\d(\]?:8080)$", r"9\1", value.strip()))[2:]
@@ -50,9 +50,9 @@ def endpoint_rule(family: Family) -> tuple[str, list[str]]:
 
 
 def test_nothing_happened(family: Family, kernel: IptablesKernel) -> None:
-    """Packets that are counted, our own changes, and others' changes of their own rules are nothing."""
+    """Packet counters, our own changes, and changes of foreign rules are not external changes."""
     iptables(family, "-Z")
-    iptables(family, "-R", "OTHERS", "1", "-p", "tcp", "--dport", "3", "-j", "ACCEPT")
+    iptables(family, "-R", "FOREIGN", "1", "-p", "tcp", "--dport", "3", "-j", "ACCEPT")
     quiet = asyncio.run(kernel.examine())
     asyncio.run(sync(kernel, wanted(family, 1)))
 
@@ -61,7 +61,7 @@ def test_nothing_happened(family: Family, kernel: IptablesKernel) -> None:
 
 
 def test_a_rule_replaced_in_place(family: Family, kernel: IptablesKernel) -> None:
-    """A rule that sends to another address is seen by the closer look only, and put right by the next full sync."""
+    """A rule with another address is detected only by comparing digests, and the next full sync repairs it."""
     chain, other = endpoint_rule(family)
     iptables(family, "-R", chain, "1", *other)
     seen = (kernel.changed_externally(), asyncio.run(kernel.examine()))
@@ -72,21 +72,21 @@ def test_a_rule_replaced_in_place(family: Family, kernel: IptablesKernel) -> Non
     assert not asyncio.run(kernel.examine())
 
 
-def test_a_jump_turned_elsewhere(family: Family, kernel: IptablesKernel) -> None:
-    """A jump to another chain of ours, and a hook to one of others, are seen."""
+def test_a_jump_with_another_target(family: Family, kernel: IptablesKernel) -> None:
+    """A jump to another of our chains, and a hook to a foreign chain, are detected."""
     first = wanted(family)[ChainKey("nat", "KUBE-SERVICES")].splitlines()[0]
     words = shlex.split(first)[2:-1]
     iptables(family, "-R", "KUBE-SERVICES", "1", *words, "KUBE-NODEPORTS")
     by_jump = asyncio.run(kernel.examine())
     iptables(
-        family, "-R", "PREROUTING", "1", "-m", "comment", "--comment", "kubernetes service portals", "-j", "OTHERS"
+        family, "-R", "PREROUTING", "1", "-m", "comment", "--comment", "kubernetes service portals", "-j", "FOREIGN"
     )
 
     assert (True, True) == (by_jump, asyncio.run(kernel.examine()))
 
 
-def test_a_change_of_ours_is_no_cover(family: Family, kernel: IptablesKernel) -> None:
-    """A rule replaced between two changes of ours to other chains is seen."""
+def test_own_changes_do_not_hide_an_external_one(family: Family, kernel: IptablesKernel) -> None:
+    """A rule that is replaced between two of our changes to other chains is detected."""
     chain, other = endpoint_rule(family)
     asyncio.run(sync(kernel, {**wanted(family), ChainKey("nat", "KUBE-SVC-ONE"): ""}))
     iptables(family, "-R", chain, "1", *other)

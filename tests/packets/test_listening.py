@@ -1,4 +1,4 @@
-"""Who listens on a port, by the processes that can be seen: it must never be said of one that cannot that it is nobody."""
+"""Finding the processes that listen on a port; an invisible process must not be reported as absent."""
 
 import json
 import socket
@@ -17,11 +17,11 @@ from pyproxy.linux.listening import who_listens
 with socket.create_server(("127.0.0.2", {PORT})):
     print(json.dumps(who_listens({PORT})))
 """
-"""Who asks listens as well, and always sees itself."""
+"""The process that calls `who_listens` listens as well, and always sees itself."""
 
 
 @pytest.fixture(params=["127.0.0.1", "::1"])
-def _listener(request: pytest.FixtureRequest, needs_root: None) -> Iterator[None]:  # noqa: ARG001  # a condition
+def _listener(request: pytest.FixtureRequest, needs_root: None) -> Iterator[None]:  # noqa: ARG001  # skips without root
     """Listen on the port in a network namespace, in the test's own process."""
     family = socket.AF_INET6 if ":" in request.param else socket.AF_INET
     with own_namespace():
@@ -39,8 +39,8 @@ def _listener(request: pytest.FixtureRequest, needs_root: None) -> Iterator[None
         pytest.param(["unshare", "--pid", "--fork", "--mount-proc"], False, id="other PID namespace"),
     ],
 )
-def test_who_is_seen(wrapper: list[str], is_seen: bool) -> None:  # noqa: FBT001  # a case's
-    """Root sees who listens, by name and command line; whoever cannot see one of them is told of nobody."""
+def test_who_is_seen(wrapper: list[str], is_seen: bool) -> None:  # noqa: FBT001  # a parameter
+    """Root gets name and command line of all listeners; a process that cannot see all of them gets none."""
     told = subprocess.run([*wrapper, sys.executable, "-c", ASK], check=True, capture_output=True, text=True)
     commands = json.loads(told.stdout)
 

@@ -1,4 +1,4 @@
-"""Metrics of running agents: what they serve is what the kernel has and what was done to it."""
+"""Metrics of running agents, compared with the kernel and with what the test has done."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ ELSEWHERE = service("elsewhere", 141, port(80, name="tcp"), port(80, "UDP", name
 
 @pytest.fixture(scope="module", autouse=True)
 def serving(cluster: Cluster) -> Iterator[None]:
-    """Have agents that serve metrics, each on its own loopback, and in the end the agents as they were."""
+    """Run agents that serve metrics on the loopback of their node; on exit, restore their earlier flags."""
     with cluster.keeping_flags():
         cluster.restart(CLUSTER_CIDR_FLAG, "--metrics-bind-address=127.0.0.1:10249")
         yield
 
 
 def changed_at(endpoint_slices: list[JsonObject], moment: datetime) -> list[JsonObject]:
-    """Let slices say when the change behind them was made."""
+    """Set the annotation with the time of the change that triggered a slice."""
     for each in endpoint_slices:
         each["metadata"]["annotations"] = {"endpoints.kubernetes.io/last-change-trigger-time": moment.isoformat()}
     return endpoint_slices
 
 
 def get(host: Host, path: str) -> str:
-    """Ask the agent of a node for a path, from its own loopback."""
+    """Return a path of the metrics server of a node, requested on its loopback."""
 
     def ask() -> str:
         connection = HTTPConnection("127.0.0.1", 10249, timeout=10)
@@ -68,7 +68,7 @@ def get(host: Host, path: str) -> str:
 
 
 def samples(host: Host) -> Samples:
-    """Return all values that the agent of a node serves."""
+    """Return all samples of the agent of a node."""
     families = text_string_to_metric_families(get(host, "/metrics"))
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
@@ -78,12 +78,12 @@ def samples(host: Host) -> Samples:
 
 
 def value(host: Host, name: str, **labels: str) -> float | None:
-    """Return one value that the agent of a node serves."""
+    """Return one sample of the agent of a node."""
     return samples(host).get((name, frozenset(labels.items())))
 
 
 def rules_by_table(cluster: Cluster, host: Host) -> dict[tuple[str, str], float]:
-    """Count the rules of a node that are in our chains or jump to them, by family and table."""
+    """Return the number of rules that are in our chains or jump to them, by family and table."""
     found: dict[tuple[str, str], float] = {}
     for family, dump in zip(FAMILIES, cluster.mode.dumps, strict=True):
         for table in TABLES:
@@ -92,8 +92,8 @@ def rules_by_table(cluster: Cluster, host: Host) -> dict[tuple[str, str], float]
     return found
 
 
-def told_rules(host: Host, name: str) -> dict[tuple[str, str], float | None]:
-    """Return what an agent says of the number of rules, by family and table."""
+def reported_rules(host: Host, name: str) -> dict[tuple[str, str], float | None]:
+    """Return the number of rules that the agent reports, by family and table."""
     found = samples(host)
     return {
         (family, table): found.get((name, frozenset({("ip_family", family), ("table", table)})))
@@ -102,31 +102,31 @@ def told_rules(host: Host, name: str) -> dict[tuple[str, str], float | None]:
     }
 
 
-def test_the_mode_is_told(cluster: Cluster) -> None:
-    """/proxyMode says which mode the agent is in, whatever --proxy-mode said."""
+def test_the_mode_is_reported(cluster: Cluster) -> None:
+    """/proxyMode returns the mode in use."""
     assert get(cluster.lab["node1"], "/proxyMode") == cluster.mode.name.partition("-")[0]
 
 
 @needs("is_iptables")
 def test_rules_are_counted_as_the_kernel_has_them(cluster: Cluster) -> None:
-    """After a start, a Service more and a Service less the number of rules in force is the kernel's."""
+    """After a start, an added and a removed Service, the reported number of rules equals that in the kernel."""
     node = cluster.lab["node1"]
 
     def agrees() -> bool:
-        return rules_by_table(cluster, node) == told_rules(node, f"{SYNC}iptables_total")
+        return rules_by_table(cluster, node) == reported_rules(node, f"{SYNC}iptables_total")
 
-    wait_until(agrees, "the rules that a start found")
+    wait_until(agrees, "the rules after a start")
     before = rules_by_table(cluster, node)
     with cluster.having(WEB, *slices(WEB, "pod2-1")):
         wait_until(agrees, "the rules with one more Service")
         assert all(count > before[key] for key, count in rules_by_table(cluster, node).items() if key[1] == "nat")
-        written = told_rules(node, f"{SYNC}iptables_last")
+        written = reported_rules(node, f"{SYNC}iptables_last")
         assert all(count is not None and 0 < count < before[key] for key, count in written.items() if key[1] == "nat")
-    wait_until(agrees, "the rules with one Service less")
+    wait_until(agrees, "the rules after the Service was removed")
 
 
 def test_changes_and_syncs_are_counted(cluster: Cluster) -> None:
-    """One more Service is one more change and one more sync, which has ended by the time that nothing is pending."""
+    """Adding a Service counts as one change and one sync, which has ended when no change is pending."""
     node = cluster.lab["node1"]
     before = samples(node)
     begin = time.time()
@@ -139,7 +139,7 @@ def test_changes_and_syncs_are_counted(cluster: Cluster) -> None:
         (f"{SYNC}endpoint_changes_total", {}),
         (f"{SYNC}duration_seconds_count", {"ip_family": "IPv4"}),
         (f"{SYNC}duration_seconds_count", {"ip_family": "IPv6"}),
-        # As in kube-proxy, whose IPVS mode knows full syncs only.
+        # As in kube-proxy, whose IPVS mode does only full syncs.
         *((PARTIAL, {"ip_family": "IPv4"}) for _ in range(cluster.mode.name != "ipvs")),
     ):
         key = name, frozenset(labels.items())
@@ -149,19 +149,19 @@ def test_changes_and_syncs_are_counted(cluster: Cluster) -> None:
 
 
 def test_ports_without_local_endpoints_are_counted(cluster: Cluster) -> None:
-    """Both ports of a Service of policy Local count on the node that has none of its endpoints, and nowhere else."""
+    """Both ports of a Service with policy Local count on the node without its endpoints, and on no other node."""
     name, labels = f"{SYNC}no_local_endpoints_total", {"traffic_policy": "internal", "ip_family": "IPv6"}
 
-    def told(ports: int) -> bool:
+    def is_reported(ports: int) -> bool:
         return [ports, 0] == [value(cluster.lab[node], name, **labels) for node in ("node1", "node2")]
 
     with cluster.having(ELSEWHERE, *slices(ELSEWHERE, "pod2-1")):
-        wait_until(lambda: told(2), "two ports without local endpoints")
-    wait_until(lambda: told(0), "no ports without local endpoints")
+        wait_until(lambda: is_reported(2), "two ports without local endpoints")
+    wait_until(lambda: is_reported(0), "no ports without local endpoints")
 
 
 def test_network_programming_is_measured(cluster: Cluster) -> None:
-    """A change of a slice that says when it was made is measured, in its family; one from before the start is not."""
+    """A slice with a trigger time is measured in its family; a time before the start is not."""
     node = cluster.lab["node1"]
     name, old = "kubeproxy_network_programming_duration_seconds", datetime.now(UTC) - timedelta(hours=1)
 
@@ -180,7 +180,7 @@ def test_network_programming_is_measured(cluster: Cluster) -> None:
 
 
 def test_what_is_programmed_is_counted_and_shown(cluster: Cluster) -> None:
-    """Ports, addresses and endpoints of a Service count by family while it is there, and the page for people has them."""
+    """Ports, addresses and endpoints of a Service are counted by family while it exists, and shown on the status page."""
     node = cluster.lab["node1"]
     kinds = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
 
@@ -196,11 +196,11 @@ def test_what_is_programmed_is_counted_and_shown(cluster: Cluster) -> None:
         )
         page = get(node, "/statusz")
         assert f"<td>service port<td>{before[0] + 1:.0f}<td>{before[0] + 1:.0f}" in page
-    wait_until(lambda: counted() == before, "one Service less")
+    wait_until(lambda: counted() == before, "the Service is removed")
 
 
-def test_connection_tracking_is_told(cluster: Cluster) -> None:
-    """The table of the node's own namespace is told: its size, its limit, and what could not be inserted."""
+def test_connection_tracking_is_reported(cluster: Cluster) -> None:
+    """The size, limit and insert failures of the conntrack table of the node's namespace are reported."""
     node = cluster.lab["node1"]
     limit = cluster.run(node, "cat", "/proc/sys/net/netfilter/nf_conntrack_max")
 
@@ -211,14 +211,14 @@ def test_connection_tracking_is_told(cluster: Cluster) -> None:
 
 
 def unsolicited_reply(address: str) -> None:
-    """Send an echo reply that nobody asked for."""
+    """Send an echo reply without a request."""
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
         raw.sendto(struct.pack("!BBHHH", 0, 0, 0xFFFF - 7, 7, 0), (address, 0))
 
 
 @needs("is_iptables")
 def test_invalid_packets_are_counted(cluster: Cluster) -> None:
-    """A packet that belongs to no connection is dropped on its way through the node, and counted there."""
+    """A packet that belongs to no connection is dropped and counted on the node that forwards it."""
     node, name = cluster.lab["node1"], "kubeproxy_iptables_ct_state_invalid_dropped_packets_total"
     before = value(node, name)
     call_inside(cluster.lab["pod1-1"].namespace.name, lambda: unsolicited_reply(ADDRESSES["pod2-1"][0]))
@@ -229,7 +229,7 @@ def test_invalid_packets_are_counted(cluster: Cluster) -> None:
 
 @needs("localhost_node_ports")
 def test_packets_to_localhost_node_ports_are_counted(cluster: Cluster) -> None:
-    """Of each connection to a node port on 127.0.0.1 one packet is counted, of one to the node's own address none."""
+    """The first packet of a connection to a node port is counted on 127.0.0.1, but not on the node's address."""
     node, name = cluster.lab["node1"], "kubeproxy_iptables_localhost_nodeports_accepted_packets_total"
     with cluster.having(NODE_PORT, *slices(NODE_PORT, "pod1-1", "pod2-1")):
         before = value(node, name)
@@ -274,7 +274,7 @@ def test_packets_to_sctp_node_ports_on_localhost_are_counted(cluster: Cluster, f
 
 @needs("is_iptables")
 def test_repairs_are_counted(cluster: Cluster) -> None:
-    """A chain that somebody else emptied counts as repaired once it is whole again, in its family only."""
+    """A chain that another program flushed counts as repaired once it is restored, only in its family."""
     node = cluster.lab["node1"]
     before = [value(node, "pyproxy_repaired_entries_total", ip_family=family) for family in FAMILIES]
 

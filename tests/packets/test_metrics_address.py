@@ -1,4 +1,4 @@
-"""``--metrics-bind-address`` by interface and by CIDR block: where an agent answers while addresses come and go."""
+"""``--metrics-bind-address`` with an interface or CIDR block, while addresses are added and removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OTHER = "203.0.113.7"
 
 @contextmanager
 def agent(folder: Path, place: str) -> Iterator[None]:
-    """Run an agent without objects, on a node with a loopback and no other interface."""
+    """Run an agent without objects, in a namespace with only a loopback interface."""
     run("ip", "link", "set", "lo", "up")
     (folder / "manifests").mkdir()
     own = (f"--manifests={folder / 'manifests'}", "--hostname-override=node1", "--proxy-mode=iptables")
@@ -34,7 +34,7 @@ def agent(folder: Path, place: str) -> Iterator[None]:
 
 
 def add_interface() -> None:
-    """Make an interface with an address of each family."""
+    """Create an interface with an address of each family."""
     run("ip", "link", "add", "metrics0", "type", "veth", "peer", "metrics1")
     run("ip", "link", "set", "metrics0", "up")
     for address, length in zip(OURS, (32, 128), strict=True):
@@ -42,7 +42,7 @@ def add_interface() -> None:
 
 
 def answers(address: str) -> bool:
-    """Say whether metrics are served on an address."""
+    """Return whether metrics are served on an address."""
     connection = HTTPConnection(address, 9249, timeout=10)
     with suppress(OSError):
         connection.request("GET", "/metrics")
@@ -51,21 +51,23 @@ def answers(address: str) -> bool:
 
 
 def test_by_interface(tmp_path: Path) -> None:
-    """All addresses of an interface that comes later answer, in both families, and no others; one that goes is given up."""
+    """Metrics are served on all addresses of an interface that is added later, and no longer on a removed address."""
     with agent(tmp_path, "metrics0:9249"):
-        wait_until(lambda: "it has no address" in (tmp_path / "log").read_text(), "word of no address")
+        wait_until(
+            lambda: "it has no address" in (tmp_path / "log").read_text(), "the message about the missing address"
+        )
         add_interface()
         wait_until(lambda: all(map(answers, OURS)), "metrics on both addresses")
         assert not answers("127.0.0.1")
 
         run("ip", "address", "del", f"{OURS[0]}/32", "dev", "metrics0")
         run("ip", "address", "add", f"{OURS[0]}/32", "dev", "lo")
-        wait_until(lambda: not answers(OURS[0]), "an address that is not the interface's any more")
+        wait_until(lambda: not answers(OURS[0]), "the end of metrics on the removed address")
         assert answers(OURS[1])
 
 
 def test_by_cidr(tmp_path: Path) -> None:
-    """The node's addresses within a block answer, as they come."""
+    """Metrics are served on addresses of the node within a block, also if they are added later."""
     with agent(tmp_path, "198.51.100.0/24:9249"):
         add_interface()
         run("ip", "address", "add", f"{OTHER}/32", "dev", "metrics0")

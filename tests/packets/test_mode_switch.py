@@ -1,4 +1,4 @@
-"""Another mode at a restart: the new mode's rules are complete before the old mode's go, and nobody notices."""
+"""Switching the mode at a restart: the old rules are removed after the new ones are complete; no connection fails."""
 
 from __future__ import annotations
 
@@ -16,45 +16,46 @@ from .objects import port, service, slices
 
 WEB = service("web", 140, port(80, node_port=30140))
 WITH_IPVS = (LEGACY, IPVS, NFTABLES, IPVS_NFT, NFT, IPVS, LEGACY)
-"""Every step between the IPVS mode and another, with its rules in either variant."""
+"""All switches between the IPVS mode and another, with its helper rules in either variant."""
 CIRCLE = WITH_IPVS if IS_GUEST else (LEGACY, NFTABLES, NFT, LEGACY, NFT, NFTABLES, LEGACY)
-"""Every step from one mode, or variant, to another; those without IPVS on the machine's kernel, which is faster."""
+"""All switches between modes and variants; those without IPVS run on the machine's kernel, which is faster."""
 PER_SECOND = 20 if IS_GUEST else 100
 OURS = ('"default/web', "table ip", "-A -t")
-"""Found in lines for the Service, or any: of iptables, of the nftables mode, of ``ipvsadm``."""
+"""Patterns of pyproxy's rules: in iptables, in nftables, and in ``ipvsadm``."""
 
 
 @pytest.fixture(scope="module")
-def switched(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - it decides whether tests can run
-    """Give a cluster that is not in any one mode."""
+def switched(tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - skips without root
+    """Provide a cluster that no fixed mode applies to."""
     with running_cluster(CIRCLE[0], Path(tmp_path_factory.mktemp("switched"))) as running:
         running.put(WEB, *slices(WEB, "pod1-1", "pod2-1"))
         yield running
 
 
-def rules_of_ours(cluster: Cluster, mode: Mode) -> list[str]:
-    """Return the lines of a mode's rules on a node that are ours."""
+def own_rules(cluster: Cluster, mode: Mode) -> list[str]:
+    """Return the lines of pyproxy's rules in a mode on a node."""
     node = cluster.lab["node1"]
     lines = "".join(cluster.run(node, *dump) for dump in mode.dumps).splitlines()
     return [line for line in lines if any(word in line for word in OURS)]
 
 
 def switch(cluster: Cluster, mode: Mode) -> None:
-    """Restart the agents in another mode, and wait until the rules of the one before are gone.
+    """Restart the agents in another mode, and wait until the rules of the previous mode are gone.
 
-    Those of IPVS mode stay until the last connection has ended, which is waited for in `tests/cluster/test_takeover_ipvs.py`.
+    The virtual servers of IPVS mode stay until the last connection has ended; `tests/cluster/test_takeover_ipvs.py`
+    waits for that.
     """
     before = cluster.mode
     cluster.stop()
     cluster.mode = mode
     cluster.start(CLUSTER_CIDR_FLAG)
     if before not in {IPVS, IPVS_NFT}:
-        wait_until(lambda: not rules_of_ours(cluster, before), f"the rules of {before} are gone")
+        wait_until(lambda: not own_rules(cluster, before), f"the rules of {before} are gone")
 
 
 @pytest.mark.parametrize(("before", "after"), list(pairwise(CIRCLE)), ids=str)
 def test_switch_loses_no_connection(switched: Cluster, before: Mode, after: Mode) -> None:
-    """Open connections stay with their endpoints, and none of many new ones fails, while the mode changes."""
+    """While the mode changes, open connections keep their endpoints, and no new connection fails."""
     if switched.mode is not before:
         switch(switched, before)
     client = switched.lab.client_pod
@@ -68,4 +69,4 @@ def test_switch_loses_no_connection(switched: Cluster, before: Mode, after: Mode
     assert server == answer.server
     assert not report.failures
     assert {"pod1-1", "pod2-1"} >= set(report.replies)
-    assert rules_of_ours(switched, after)
+    assert own_rules(switched, after)

@@ -1,4 +1,4 @@
-"""Who changed our table, and how, is logged when the change is seen."""
+"""An external change of our table is logged with the process and the operations."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ OPERATIONS = {
     "add chain TABLE other; add rule TABLE other accept; add rule TABLE other accept": "chain added, rule added (2 times)",
     "flush ruleset": "table deleted",
 }
-"""What others do, and part of what is told of it."""
+"""External changes, and part of the log message."""
 ADDRESSES = {Family.IPV4: "192.0.2.1", Family.IPV6: "2001:db8::1"}
 
 
 def logged(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Let the agent look, and return what it says of others."""
+    """Let the agent check for changes, and return its log messages about them."""
     caplog.clear()
     assert agent.kernel.changed_externally()
     return [message for message in caplog.messages if message.startswith(agent.table)]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_who_did_what(agent: NftAgent, caplog: pytest.LogCaptureFixture, operation: str) -> None:
-    """Name and number of the process, and what it added or deleted."""
+def test_process_and_operations(agent: NftAgent, caplog: pytest.LogCaptureFixture, operation: str) -> None:
+    """The message has the name and pid of the process, and what it added or deleted."""
     run("nft", operation.replace("TABLE", agent.table).replace("ADDRESS", ADDRESSES[agent.family]))
 
     [line] = logged(agent, caplog)
@@ -46,8 +46,8 @@ def test_who_did_what(agent: NftAgent, caplog: pytest.LogCaptureFixture, operati
     assert OPERATIONS[operation] in found[1]
 
 
-def test_each_transaction_is_told_once(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """In their order; a second look tells nothing new."""
+def test_each_transaction_is_logged_once(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """Transactions are logged in order, and not repeated at the next check."""
     for operation in ("add chain TABLE other", "delete chain TABLE other"):
         run("nft", operation.replace("TABLE", agent.table))
 
@@ -56,17 +56,17 @@ def test_each_transaction_is_told_once(agent: NftAgent, caplog: pytest.LogCaptur
     assert [] == logged(agent, caplog)
 
 
-def test_own_changes_and_tables_of_others_are_not_told(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """Neither elements by netlink nor chains by nft are somebody else's; and what others do elsewhere is theirs."""
+def test_own_changes_and_foreign_tables_are_not_logged(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither our own changes, by netlink or nft, nor changes of foreign tables are logged."""
     agent.put(plan(agent.family, 900, 1, 2, affinity_seconds=77))
     assert not agent.kernel.changed_externally()
-    run("nft", "add table inet others { chain services { }; }")
+    run("nft", "add table inet foreign { chain services { }; }")
 
     assert [] == logged(agent, caplog)
 
 
 def test_more_than_the_queue_holds(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """That something is not known is said, too."""
+    """If events are lost, the message says so."""
     elements = ", ".join(f"{number}" for number in range(65_000))
     for _ in range(20):
         script = f"add table {agent.table}2 {{ set s {{ type mark; elements = {{ {elements} }}; }}; }}"
@@ -75,8 +75,8 @@ def test_more_than_the_queue_holds(agent: NftAgent, caplog: pytest.LogCaptureFix
     assert any("more than could be noted" in line for line in logged(agent, caplog))
 
 
-def test_who_may_not_listen_goes_on(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """That changes are seen does not depend on who is told of them."""
+def test_without_a_subscription_changes_are_still_repaired(agent: NftAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """Changes are detected also if the agent cannot subscribe to events."""
     deaf = ChangeMonitor(TABLE)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))

@@ -1,4 +1,4 @@
-"""While the nftables mode changes its table, a flood of new connections goes on: each of them is answered at once."""
+"""A flood of new connections while the nftables mode changes its table: each is answered at its first packet."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ PODS = {Family.IPV4: "10.244.0.0/24", Family.IPV6: "fd00:10:244::/120"}
 PORT = 8080
 CHANGES = 30
 CONNECTIONS = 2000
-"""At least so many in a test, however slow the machine."""
+"""The least number of connections in a test, however slow the machine is."""
 SETS_OF_PODS = ((1, 2), (1, 2, 3, 4, 5), (4, 5), (6, 7), (5, 4, 3, 2, 1), (7,), (1, 2, 3, 4, 5, 6, 7, 8), (8, 1))
 PAUSES = (0.0, 0.0, 0.01, 0.4, 0.7)
-"""Shorter than what lingers is let to, and longer; as many as have no common factor with the sets of pods."""
+"""Pauses shorter and longer than the time for which unused elements are kept; their number is coprime to that of the pod sets."""
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "any endpoint": (2000, {}),
     "affinity": (200, {"affinity_seconds": 10800}),
 }
-"""How often endpoints change at once, and what else there is in the plan.
+"""The number of changes, and of other Services in the plan.
 
-A packet is between two look-ups for a microsecond: it takes many changes to meet one there.
+A packet spends about a microsecond between two look-ups, so many changes are needed to hit that window.
 """
 
 
 @pytest.fixture
 def start(family: Family) -> Iterator[Start]:
-    """Be in a namespace in which clients and endpoints are, and give a function that starts an agent there."""
+    """Enter a namespace with the addresses of clients and endpoints; provide a function that starts an agent there."""
     with node_namespace(settings_of(family), grace={}) as start_agent:
         local = "".join(f"route add local {cidr} dev lo\n" for cidr in (*CLIENTS, *PODS.values()))
         run("ip", "-batch", "-", stdin=f"link set lo up\nlink add out type veth peer name end\nlink set end up\n"
@@ -52,13 +52,13 @@ def start(family: Family) -> Iterator[Start]:
 
 
 def settings_of(family: Family, wider: int = 0) -> NftablesSettings:
-    """Return settings by which all clients are pods, whose range is so many bits wider than need be."""
+    """Return settings in which all clients are local pods; `wider` shortens the prefix of the pod CIDR."""
     ip, _, prefix = CLIENTS[family is Family.IPV6].partition("/")
     return node_settings(family, local_traffic=LocalTraffic(cidr=parse_network(f"{ip}/{int(prefix) - wider}")))
 
 
 def served(family: Family, *pods: int, **fields: Any) -> ServicePlan:  # noqa: ANN401  # any field of a plan
-    """Return the plan of the Service that is flooded."""
+    """Return the plan of the flooded Service."""
     return plan(family, 1, *pods, protocol=Protocol.UDP, **fields)
 
 
@@ -68,7 +68,7 @@ def flood_of(family: Family) -> AbstractContextManager[Flood]:
 
 
 def assert_all_answered(flood: Flood) -> None:
-    """End a flood and see that every connection met an endpoint with its first packet."""
+    """Stop a flood, and check that the first packet of every connection reached an endpoint."""
     while flood.report().sent < CONNECTIONS:
         pass
     report = flood.stop()
@@ -79,7 +79,7 @@ def assert_all_answered(flood: Flood) -> None:
 
 @pytest.mark.parametrize(("times", "kind"), KINDS.values(), ids=KINDS)
 def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[str, Any]) -> None:
-    """More endpoints, fewer, others, in other places: no packet meets a slot without an endpoint."""
+    """While endpoints are added, removed, replaced and reordered, no packet finds a slot without an endpoint."""
     agent = start()
     agent.put(served(family, 1, 2, **kind))
 
@@ -90,7 +90,7 @@ def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[s
             changed = served(family, *pods, **kind)
             agent.reconciler.stage({changed.name: changed})
             succeeded(await agent.reconciler.sync())
-            # Not to wait for something: what lingers is to be met at every age.
+            # A pause, not a wait: the change should find unused elements of every age.
             await asyncio.sleep(pause)
         await agent.swept()
 
@@ -101,7 +101,7 @@ def test_endpoints_change(start: Start, family: Family, times: int, kind: dict[s
 
 
 def test_other_services_come_and_go(start: Start, family: Family) -> None:
-    """Hundreds of others, with and without affinity, of counts that are new, do not matter."""
+    """Adding and removing hundreds of other Services, with and without affinity and with new counts, has no effect."""
     agent = start()
     agent.put(served(family, 1, 2))
 
@@ -116,7 +116,7 @@ def test_other_services_come_and_go(start: Start, family: Family) -> None:
 
 
 def test_affinity_comes_and_goes(start: Start, family: Family) -> None:
-    """A Service whose clients stay with their endpoints from now on, or no longer, answers all of them."""
+    """A Service answers all clients while its session affinity is enabled and disabled."""
     agent = start()
     agent.put(served(family, 1, 2, 3))
 
@@ -127,7 +127,7 @@ def test_affinity_comes_and_goes(start: Start, family: Family) -> None:
 
 
 def test_new_settings(start: Start, family: Family) -> None:
-    """With other settings the whole table is replaced, and there is no moment without rules."""
+    """New settings replace the whole table without a moment without rules."""
     agent = start()
     agent.put(served(family, 1, 2, 3), plan(family, 2, 1, 2, affinity_seconds=9))
 
@@ -138,7 +138,7 @@ def test_new_settings(start: Start, family: Family) -> None:
 
 
 def test_older_table_is_replaced(start: Start, family: Family) -> None:
-    """What an older agent left serves until the transaction in which ours takes its place."""
+    """The table of an older agent serves until the transaction that replaces it."""
     agent = start()
     ip, pod = ip_text(cluster_ip(family, 1)), ip_text(served(family, 1).cluster_endpoints[0].ip)
     name = "ip" if family is Family.IPV4 else "ip6"
@@ -158,13 +158,13 @@ def test_older_table_is_replaced(start: Start, family: Family) -> None:
         commits = agent.commits_during(lambda: agent.put(served(family, 1, 2, 3)))
         assert_all_answered(flood)
 
-    # One takes the old table's place, and one marks what was made.
+    # One transaction replaces the old table, and one adds the layout marker.
     assert 2 == commits
     assert agent.wanted() == agent.read()
 
 
 def test_restart(start: Start, family: Family) -> None:
-    """An agent that starts on the table of another disturbs no connection, whatever changed in between."""
+    """An agent that starts with an existing table interrupts no connection, whatever has changed meanwhile."""
     start().put(served(family, 1, 2, 3))
 
     with flood_of(family) as flood:
@@ -174,7 +174,7 @@ def test_restart(start: Start, family: Family) -> None:
 
 
 def test_foreign_rule_is_removed(start: Start, family: Family) -> None:
-    """A damaged table is replaced, not taken away and made again."""
+    """A table with a foreign rule is replaced in one transaction."""
     agent = start()
     agent.put(served(family, 1, 2, 3))
 

@@ -1,4 +1,4 @@
-"""Our table in the kernel of a namespace: what is written is read back, and nothing is written twice."""
+"""Our table in the kernel: everything written can be read back, and nothing is written twice."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MANY = 1000
 
 
 def test_everything_is_read_back(start: Start, family: Family) -> None:
-    """Elements of every set come back from the kernel as they were meant: keys, data, ranges, comments."""
+    """Elements of every set are read back as written: keys, data, ranges and comments."""
     agent = start()
     agent.put(*everything(family))
 
@@ -39,7 +39,7 @@ def test_everything_is_read_back(start: Start, family: Family) -> None:
 
 
 def test_first_load_in_portions(start: Start, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that is filled portion by portion ends as one that is filled at once; a start after that finds it so."""
+    """A table filled in portions equals one filled at once, and the next start writes nothing."""
     monkeypatch.setattr(NftablesKernel, "plans_per_portion", 2)
     agent = start()
     commits = agent.commits_during(lambda: agent.put(*everything(family)))
@@ -51,7 +51,7 @@ def test_first_load_in_portions(start: Start, family: Family, monkeypatch: pytes
 
 
 def test_changes_are_read_back(start: Start, family: Family) -> None:
-    """From everything to something else and to nothing, the kernel has what is wanted, and in the end no element."""
+    """After changes, and after removing everything, the kernel has the wanted entries, in the end no elements."""
     agent = start()
     plans = everything(family)
     agent.put(*plans)
@@ -66,7 +66,7 @@ def test_changes_are_read_back(start: Start, family: Family) -> None:
 
 
 def test_second_apply_writes_nothing(start: Start, family: Family) -> None:
-    """Everything that is read again is as it should be: no transaction, and no new generation of the ruleset."""
+    """A second apply reads what is wanted, and makes no transaction."""
     agent = start()
     agent.put(*everything(family))
     agent.reconciler.mark_stale()
@@ -75,7 +75,7 @@ def test_second_apply_writes_nothing(start: Start, family: Family) -> None:
 
 
 def test_restart_writes_nothing(start: Start, family: Family) -> None:
-    """An agent that starts where another's table is finds everything in it."""
+    """An agent that starts with a complete table writes nothing."""
     start().put(*everything(family))
     second = start()
 
@@ -83,7 +83,7 @@ def test_restart_writes_nothing(start: Start, family: Family) -> None:
 
 
 def test_restart_writes_what_changed(start: Start, family: Family) -> None:
-    """What came, went and changed while no agent was there is one transaction, and nothing is left of what went."""
+    """Changes made while no agent ran are one transaction, and removed entries are gone."""
     start().put(*everything(family))
     second = start()
     plans = everything(family)[1:]
@@ -94,7 +94,7 @@ def test_restart_writes_what_changed(start: Start, family: Family) -> None:
     assert second.wanted() == second.read()
 
 
-def test_every_commit_is_accounted_for(start: Start, family: Family) -> None:
+def test_own_commits_are_not_external_changes(start: Start, family: Family) -> None:
     """The agent never takes its own commits for an external change."""
     agent = start()
 
@@ -104,7 +104,7 @@ def test_every_commit_is_accounted_for(start: Start, family: Family) -> None:
 
 
 def test_change_of_endpoints_is_one_commit(start: Start, family: Family) -> None:
-    """One endpoint for another, at the same count, is one transaction."""
+    """Replacing one endpoint is one transaction."""
     agent = start()
     agent.put(plan(family, 1, 1, 2, 3))
 
@@ -112,7 +112,7 @@ def test_change_of_endpoints_is_one_commit(start: Start, family: Family) -> None
 
 
 def test_rules_do_not_depend_on_services(start: Start, family: Family) -> None:
-    """A thousand more Services, of the same counts and time-outs, add elements only: no chain, rule, set or map."""
+    """A thousand more Services with known counts and time-outs add only elements: no chain, rule, set or map."""
     agent = start()
     agent.put(*everything(family))
     before = objects_of(agent.table)
@@ -128,14 +128,14 @@ def test_rules_do_not_depend_on_services(start: Start, family: Family) -> None:
 
 
 def test_listing_can_be_loaded(start: Start, family: Family) -> None:
-    """What ``nft list ruleset`` prints is accepted by ``nft``, with every kind of element in it."""
+    """``nft`` accepts the output of ``nft list ruleset``, with every kind of element."""
     start().put(*everything(family))
 
     run("nft", "--check", "--file", "-", stdin=run("nft", "list", "ruleset"))
 
 
 def test_table_is_deleted(start: Start, family: Family) -> None:
-    """The entry of the layout stands for the table: without it there is none."""
+    """Removing the layout entry deletes the table."""
     agent = start()
     agent.put(*everything(family))
     present = agent.read()
@@ -147,7 +147,7 @@ def test_table_is_deleted(start: Start, family: Family) -> None:
 
 
 def test_refused_element_raises(start: Start, family: Family) -> None:
-    """What the kernel does not take need not be tried again, and nothing of its transaction was taken."""
+    """A refused element is a permanent error, and its transaction has no effect."""
     agent = start()
     agent.put(plan(family, 1, 1, 2))
     before = agent.read()
@@ -162,8 +162,8 @@ def test_refused_element_raises(start: Start, family: Family) -> None:
     assert before == agent.read()
 
 
-def test_ranges_that_nobody_knows_yet(start: Start, family: Family) -> None:
-    """Ranges of the last run stay until they are known; then only the difference is written."""
+def test_unknown_ranges(start: Start, family: Family) -> None:
+    """Service ranges of the last run stay until the new ones are known; then only the difference is written."""
     agent = start()
     agent.sync()
     narrow = parse_network(SERVICE_CIDRS[family])
@@ -175,7 +175,7 @@ def test_ranges_that_nobody_knows_yet(start: Start, family: Family) -> None:
 
 
 def test_new_settings_replace_the_table(start: Start, family: Family) -> None:
-    """With another pod range the table is made anew, in the transaction that deletes the old one."""
+    """With another pod CIDR the table is recreated, in the transaction that deletes the old one."""
     agent = start()
     agent.put(*everything(family))
     agent.configure(node_settings(family, local_traffic=LocalTraffic(interface="other0")))

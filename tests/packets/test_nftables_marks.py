@@ -1,6 +1,6 @@
-"""What others write on a packet, marks and priorities, is still there when it has gone through a Service.
+"""Marks and priorities that foreign rules set on a packet are kept on its way through a Service.
 
-One namespace is a node with a client beside it and a pod on it; rules of others on the node write marks, and count.
+One namespace is a node, with a client next to it and a pod on it; foreign rules on the node set marks and count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIXES = {
     Family.IPV4: ("172.31.0.1/24", "172.31.0.2/24", "10.244.0.254/24", "10.244.0.1/24"),
     Family.IPV6: ("fd00:31::1/64", "fd00:31::2/64", "fd00:10:244::fe/112", "fd00:10:244::1/112"),
 }
-"""The node's address and that of its neighbour on the link to the client, and on that to the pod."""
+"""The addresses of the node and its neighbour, on the link to the client and on the link to the pod."""
 OURS = 0x4000
 THEIRS = 0x1234
 SEND = """
@@ -36,9 +36,9 @@ with socket.socket(int(sys.argv[1]), socket.SOCK_DGRAM) as client:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, 5)
     client.sendto(b"x", (sys.argv[2], int(sys.argv[3])))
 """
-"""Sends a packet with a mark (SO_MARK is 36) and a priority."""
+"""A program that sends a packet with a mark (SO_MARK is 36) and a priority."""
 RULES = f"""
-table inet others {{
+table inet foreign {{
     chain marks {{
         type filter hook prerouting priority -150
         iifname "client0" meta l4proto udp ct state new meta mark set {THEIRS:#x} meta priority set 1:7
@@ -64,7 +64,7 @@ table inet others {{
 
 
 class Node:
-    """The node, on which the test's process is, and its neighbours."""
+    """The node, in whose namespace the test process is, and its neighbours."""
 
     def __init__(self, agent: NftAgent, client: Namespace) -> None:
         self.agent = agent
@@ -72,7 +72,7 @@ class Node:
         self._client = client
 
     def send(self, *, from_node: bool, to: bytes | None = None) -> None:
-        """Send a packet, to the Service unless an address is given: one from the node has its mark from its socket."""
+        """Send a packet, by default to the Service; a packet from the node gets its mark from its socket."""
         words = (sys.executable, "-c", SEND, str(2 if self._family is Family.IPV4 else 10))
         target = (ip_text(to or cluster_ip(self._family, 1)), "80")
         if from_node:
@@ -81,15 +81,15 @@ class Node:
             self._client.run([*words, *target, "0"])
 
     def counted(self) -> dict[str, int]:
-        """Return what the counting rules counted, by their comments, where it is anything."""
-        listing = run("nft", "list", "table", "inet", "others")
+        """Return the nonzero packet counts by the comments of the counting rules."""
+        listing = run("nft", "list", "table", "inet", "foreign")
         found = re.findall(r'packets (\d+) bytes \d+ comment "([^"]+)"', listing)
         return {comment: int(packets) for packets, comment in found if int(packets)}
 
 
 @pytest.fixture
 def node(family: Family) -> Iterator[Node]:
-    """Give a node with an agent, a client and a pod."""
+    """Provide a node with an agent, a client and a pod."""
     prefix = new_prefix()
     try:
         names = [f"{prefix}{name}" for name in ("client", "pod")]
@@ -103,7 +103,7 @@ def node(family: Family) -> Iterator[Node]:
 
 
 def wire(family: Family, client: Namespace, pod: Namespace) -> None:
-    """Link the node, in which this process is, with its neighbours."""
+    """Connect the node, in whose namespace this process is, to its neighbours."""
     texts = PREFIXES[family]
     nodad = " nodad" if family is Family.IPV6 else ""
     lines = ["link set lo up"]
@@ -123,20 +123,20 @@ def wire(family: Family, client: Namespace, pod: Namespace) -> None:
         ]
         neighbour.run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
         lines = []
-    # Without a route the node's own packets do not come as far as the rules.
+    # Without a route the node's own packets do not reach the rules.
     run("ip", "route", "add", "default" if family is Family.IPV4 else "::/0", "dev", "client0")
     run("sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
 
 def service(family: Family, *pods: int, **fields: Any) -> ServicePlan:  # noqa: ANN401  # any field of a plan
-    """Return the plan of the Service that is asked; its clients are masqueraded, because they are no pods."""
+    """Return the plan of the Service; its clients are masqueraded, because they are not pods."""
     return plan(family, 1, *pods, protocol=Protocol.UDP, **fields)
 
 
 @pytest.mark.parametrize("seconds", [None, 100], ids=["any endpoint", "affinity"])
-@pytest.mark.parametrize("from_node", [False, True], ids=["forwarded", "of the node"])
+@pytest.mark.parametrize("from_node", [False, True], ids=["forwarded", "from the node"])
 def test_marks_and_priority(node: Node, family: Family, seconds: int | None, *, from_node: bool) -> None:
-    """A mark by a rule or by a socket is kept but for our bit, which is gone in the end; no number of ours is a priority."""
+    """A mark of a rule or socket is kept except for our bit, which is cleared at the end; the priority is not changed."""
     node.agent.put(service(family, 1, affinity_seconds=seconds))
 
     node.send(from_node=from_node)
@@ -144,9 +144,9 @@ def test_marks_and_priority(node: Node, family: Family, seconds: int | None, *, 
     assert {"kept": 1, "no priority": 1, **({} if from_node else {"both": 1})} == node.counted()
 
 
-@pytest.mark.parametrize("from_node", [False, True], ids=["forwarded", "of the node"])
+@pytest.mark.parametrize("from_node", [False, True], ids=["forwarded", "from the node"])
 def test_marks_without_masquerade(node: Node, family: Family, *, from_node: bool) -> None:
-    """Where nothing is masqueraded the mark is as it was all the way."""
+    """Without masquerading the mark never changes."""
     node.agent.configure(node_settings(family, local_traffic=None))
     node.agent.put(service(family, 1))
 
@@ -156,7 +156,7 @@ def test_marks_without_masquerade(node: Node, family: Family, *, from_node: bool
 
 
 def test_mark_of_what_stays_on_the_node(node: Node, family: Family) -> None:
-    """A packet to an endpoint that is the node itself arrives there with the mark of others."""
+    """A packet to an endpoint on the node itself arrives with the foreign mark."""
     own = endpoints(family, 254)
     node.agent.put(service(family, cluster_endpoints=own, any_usable=True))
 
@@ -166,7 +166,7 @@ def test_mark_of_what_stays_on_the_node(node: Node, family: Family) -> None:
 
 
 def test_packet_of_no_service(node: Node, family: Family) -> None:
-    """What a program sends past all Services leaves with its mark and its priority."""
+    """A packet that matches no Service leaves with its mark and priority."""
     node.agent.put(service(family, 1))
 
     node.send(from_node=True, to=endpoints(family, 1)[0].ip)

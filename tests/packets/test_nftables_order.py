@@ -1,4 +1,4 @@
-"""In which order transactions come, and how long what is no longer wanted stays: packets are on their way meanwhile."""
+"""The order of transactions, and how long unused elements are kept for packets in flight."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from .nft_agent import NftAgent, Start, node_namespace, node_settings, plan
 pytestmark = pytest.mark.usefixtures("needs_root")
 
 NEW_RULE, NEW_ELEMENT = 6, 12
-"""Types of messages (`linux/netfilter/nf_tables.h`)."""
+"""Message types (`linux/netfilter/nf_tables.h`)."""
 GRACE_SECONDS = 2.0
 
 
 def test_chains_come_before_what_leads_to_them(start: Start, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A packet has the rules of the generation in which it came, but finds elements of the present one."""
+    """Chains are added before elements lead to them: a packet sees the rules of its generation, but current elements."""
     agent = start()
     agent.put(plan(family, 1, 1, 2))
     transactions: list[set[int]] = []
@@ -46,7 +46,7 @@ def test_chains_come_before_what_leads_to_them(start: Start, family: Family, mon
 
 @pytest.mark.parametrize("family", Family, ids=str)
 def test_each_thing_stays_for_the_whole_time(family: Family) -> None:
-    """What was taken away later is not deleted together with what was taken away before."""
+    """Elements removed later are not deleted together with elements removed earlier."""
     first, second = plan(family, 1, 1, 2), plan(family, 2, 1, 2)
     with node_namespace(node_settings(family), grace={"grace_seconds": GRACE_SECONDS}) as start:
         agent = start()
@@ -79,20 +79,20 @@ def test_used_again_with_other_rules(family: Family) -> None:
 
 
 def endpoints_in(entries: Iterable[ElementKey]) -> set[ElementKey]:
-    """Return those of entries that a packet looks up after a count."""
+    """Return the endpoints among entries."""
     return {key for key in entries if key[0] == ADDRESSED.main.endpoints.number}
 
 
 async def left_when_gone(
     agent: NftAgent, gone: set[ElementKey], first: ServicePlan, second: ServicePlan
 ) -> set[ElementKey]:
-    """Take plans away one after the other, and return which endpoints are there when those of the first are gone."""
+    """Remove plans one after the other, and return the endpoints that remain when those of the first are gone."""
     agent.reconciler.stage({first.name: None})
     succeeded(await agent.reconciler.sync())
     await asyncio.sleep(GRACE_SECONDS / 2)
     agent.reconciler.stage({second.name: None})
     succeeded(await agent.reconciler.sync())
-    while gone & (left := endpoints_in(agent.kernel._read())):  # noqa: ASYNC110  # the kernel tells nobody
+    while gone & (left := endpoints_in(agent.kernel._read())):  # noqa: ASYNC110  # the kernel sends no event
         await asyncio.sleep(GRACE_SECONDS / 50)
     await agent.swept()
     return left

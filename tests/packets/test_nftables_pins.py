@@ -1,4 +1,4 @@
-"""Pins of clients in the kernel: they last as long as their endpoint, through restarts and repairs, and no longer."""
+"""Session affinity in the kernel: entries survive restarts and repairs, and are deleted with their endpoint."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ CLIENTS = 40
 
 @pytest.fixture
 def start(family: Family) -> Iterator[Start]:
-    """Be in a namespace in which whatever is sent meets our rules, and goes nowhere."""
+    """Enter a namespace in which packets pass our rules, and are then discarded."""
     with node_namespace(node_settings(family, local_traffic=None)) as start_agent:
         run("ip", "-batch", "-", stdin="link set lo up\naddr add 10.0.0.1 dev lo\nroute add local 10.0.0.0/8 dev lo\nroute add local fd00::/16 dev lo\n")  # fmt: skip
         yield start_agent
 
 
 def pinned(family: Family, *pods: int, **fields: Any) -> ServicePlan:  # noqa: ANN401  # any field of a plan
-    """Return the plan of the Service whose clients stay."""
+    """Return the plan of the Service with session affinity."""
     return plan(family, 1, *pods, protocol=Protocol.UDP, affinity_seconds=SECONDS, **fields)
 
 
@@ -49,7 +49,7 @@ def send(family: Family, numbers: range = range(CLIENTS), to: int = 1, port: int
 
 
 def pins(agent: NftAgent) -> dict[str, str]:
-    """Return the id of the endpoint that each client is pinned to."""
+    """Return the id of each client's endpoint."""
     listing = run("nft", "list", "set", *agent.table.split(), "pins")
     found = re.findall(r"([0-9a-f.:]+) \. ([0-9a-f]+:[0-9a-f]+) timeout", listing)
     assert len(found) == len(dict(found)), "a client has two pins"
@@ -57,7 +57,7 @@ def pins(agent: NftAgent) -> dict[str, str]:
 
 
 def test_a_client_is_pinned_once(start: Start, family: Family) -> None:
-    """However often a client comes, and by whichever address, it has one pin, for as long as the Service says."""
+    """A client has one affinity entry, with the time-out of the Service, for any number of connections and addresses."""
     agent = start()
     agent.put(pinned(family, 1, 2, 3, external_ips=(cluster_ip(family, EXTERNAL),)))
     send(family)
@@ -72,7 +72,7 @@ def test_a_client_is_pinned_once(start: Start, family: Family) -> None:
 
 
 def test_pins_survive(start: Start, family: Family) -> None:
-    """A restart, a repair of elements, and every other change leave pins where they are."""
+    """A restart, a repair of elements and all unrelated changes keep the affinity entries."""
     start().put(pinned(family, 1, 2, 3))
     send(family)
     agent = start()
@@ -91,8 +91,8 @@ def test_pins_survive(start: Start, family: Family) -> None:
 
 
 @pytest.mark.parametrize("script", ["insert rule TABLE services counter", "add chain TABLE layout-0-0"])
-def test_pins_survive_when_the_table_is_made_anew(start: Start, family: Family, script: str) -> None:
-    """Where rules are not as they should be, or are of an older version, the table is replaced, and pins pass over."""
+def test_pins_survive_when_the_table_is_recreated(start: Start, family: Family, script: str) -> None:
+    """If the table is replaced, after a change of rules or of the version, the affinity entries are copied."""
     agent = start()
     agent.put(pinned(family, 1, 2, 3))
     send(family)
@@ -107,8 +107,8 @@ def test_pins_survive_when_the_table_is_made_anew(start: Start, family: Family, 
     assert agent.wanted() == agent.read()
 
 
-def test_pins_pass_over_with_their_time(start: Start, family: Family) -> None:
-    """What is left of a pin's time is not begun anew when the table is replaced."""
+def test_pins_are_copied_with_their_time(start: Start, family: Family) -> None:
+    """An affinity entry keeps its remaining time when the table is replaced."""
     agent = start()
     agent.put(pinned(family, 1))
     text = f"{ip_text(cluster_ip(family, 40_000))} . 8000:1"
@@ -119,8 +119,8 @@ def test_pins_pass_over_with_their_time(start: Start, family: Family) -> None:
     assert re.search(rf"{re.escape(text)} timeout 1h expires [5-9]m", listing)
 
 
-def test_pins_of_an_older_table_are_left(start: Start, family: Family) -> None:
-    """Pins of another form are no hindrance to replacing their table."""
+def test_pins_in_another_format_are_dropped(start: Start, family: Family) -> None:
+    """A table with affinity entries in another format can be replaced."""
     agent = start()
     agent.nft("table TABLE { set pins { type inet_service; timeout 1h; elements = { 80 }\n }\nchain other { }\n }")
     agent.put(pinned(family, 1))
@@ -129,8 +129,8 @@ def test_pins_of_an_older_table_are_left(start: Start, family: Family) -> None:
     assert agent.wanted() == agent.read()
 
 
-def test_pins_die_with_their_endpoint(start: Start, family: Family) -> None:
-    """When an endpoint goes, so do its pins and no others, and if it comes back they are not there."""
+def test_pins_are_deleted_with_their_endpoint(start: Start, family: Family) -> None:
+    """Removing an endpoint deletes exactly its affinity entries; they do not return with the endpoint."""
     agent = start()
     agent.put(pinned(family, 1, 2, 3))
     send(family)
@@ -143,8 +143,8 @@ def test_pins_die_with_their_endpoint(start: Start, family: Family) -> None:
     assert {client: number for client, number in before.items() if number != gone} == after == pins(agent)
 
 
-def test_pins_die_while_no_agent_is_there(start: Start, family: Family) -> None:
-    """An agent that starts deletes the pins of endpoints that went in between."""
+def test_pins_of_endpoints_removed_while_no_agent_ran(start: Start, family: Family) -> None:
+    """An agent that starts deletes the affinity entries of endpoints that were removed meanwhile."""
     start().put(pinned(family, 1, 2, 3))
     send(family)
     agent = start()
@@ -155,7 +155,7 @@ def test_pins_die_while_no_agent_is_there(start: Start, family: Family) -> None:
 
 
 def test_moved_clients_stay_where_they_moved(start: Start, family: Family) -> None:
-    """A client whose endpoint went for a while stays with the one that it got in its place."""
+    """A client whose endpoint was removed stays with its new endpoint, also if the old one returns."""
     agent = start()
     agent.put(pinned(family, 1, 2))
     send(family)
@@ -171,7 +171,7 @@ def test_moved_clients_stay_where_they_moved(start: Start, family: Family) -> No
 
 @pytest.mark.parametrize("field", ["external_ips", "load_balancer_ips", "node_port"])
 def test_pins_last_when_an_address_goes(start: Start, family: Family, field: str) -> None:
-    """A Service that loses one of its addresses still has its endpoints, and so its clients their pins."""
+    """Removing one address of a Service keeps its affinity entries."""
     agent = start()
     value: Any = NODE_PORT if field == "node_port" else (cluster_ip(family, EXTERNAL),)
     agent.put(pinned(family, 1, 2, 3, **{field: value}))
@@ -184,7 +184,7 @@ def test_pins_last_when_an_address_goes(start: Start, family: Family, field: str
 
 
 def test_pins_last_while_any_policy_has_the_endpoint(start: Start, family: Family) -> None:
-    """An endpoint that is only left to traffic of policy Local keeps its clients."""
+    """An endpoint that remains only for the policy Local keeps its affinity entries."""
     agent = start()
     ips = (cluster_ip(family, EXTERNAL),)
     both = pinned(family, 1, 2, external_ips=ips, external_local=True, local_endpoints=endpoints(family, 1))
@@ -199,8 +199,8 @@ def test_pins_last_while_any_policy_has_the_endpoint(start: Start, family: Famil
     assert 1 == len(set(pins(agent).values()))
 
 
-def test_pins_go_with_affinity(start: Start, family: Family) -> None:
-    """A Service that no longer keeps its clients, or is gone, leaves no pin."""
+def test_pins_are_deleted_with_affinity(start: Start, family: Family) -> None:
+    """Disabling session affinity, or removing the Service, deletes all its affinity entries."""
     agent = start()
     agent.put(pinned(family, 1, 2))
     send(family)

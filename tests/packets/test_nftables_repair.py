@@ -1,4 +1,4 @@
-"""What others do to our table is found by the next read, and undone by the next apply."""
+"""External changes of our table are found by the next read, and repaired by the next apply."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OLDER = {
     "two layouts": "chain layout-0-0 { }\nchain layout-1-1 { }",
     "no hook": "flags dormant; chain services { }",
 }
-"""What an older pyproxy, or anybody, may have left under the name of our table."""
+"""Possible content of a table with our name, from an older pyproxy or another program."""
 FOREIGN = {
     "a rule in one of our chains": "add rule TABLE services counter",
     "a rule in front": "insert rule TABLE refusals accept",
@@ -49,8 +49,8 @@ FOREIGN = {
     "a rule in the chain of pins": "insert rule TABLE find-2 return",
     "a chain without rules": "flush chain TABLE services",
     "a chain of a count without rules": "flush chain TABLE slot-of-3",
-    "a chain of another": "add chain TABLE other { type filter hook input priority 0; }",
-    "a layout of another": "add chain TABLE layout-x",
+    "a foreign chain": "add chain TABLE other { type filter hook input priority 0; }",
+    "a foreign layout chain": "add chain TABLE layout-x",
     "a policy": "add chain TABLE filter-forward { policy drop; }",
     "no hooks": "add table TABLE { flags dormant; }",
     "no rules": "flush table TABLE",
@@ -60,16 +60,16 @@ FOREIGN = {
     "no elements in a map": "flush map TABLE counts",
     "no elements in a set": "flush set TABLE cluster-ips",
 }
-"""What others do, and what we have afterwards."""
+"""External changes."""
 
 
 def listing(agent: NftAgent) -> list[str]:
-    """Return the lines of our table but for elements, in any order: a chain that was made anew is at another place."""
+    """Return the sorted lines of our table without elements; a recreated chain is listed at another position."""
     return sorted(run("nft", "--terse", "list", "table", *agent.table.split()).splitlines())
 
 
 def assert_repaired(agent: NftAgent, script: str) -> None:
-    """Have `nft` run a script, see that the next look finds it, and that after one look all is as it was."""
+    """Run an nft script, and check that the next check detects the change and repairs it."""
     before = listing(agent)
     agent.nft(script)
 
@@ -83,25 +83,25 @@ def assert_repaired(agent: NftAgent, script: str) -> None:
 
 
 @pytest.mark.parametrize("script", FOREIGN.values(), ids=FOREIGN)
-def test_disturbance_is_repaired(agent: NftAgent, script: str) -> None:
-    """What others add, change or take away is found, and the table is as it was, rule for rule."""
+def test_external_change_is_repaired(agent: NftAgent, script: str) -> None:
+    """Added, changed and deleted rules are detected, and the table is restored rule by rule."""
     assert_repaired(agent, script)
 
 
 def element_of(agent: NftAgent, kind: ElementSet) -> tuple[ElementKey, Value]:
-    """Return an element of a set as it is in the kernel."""
+    """Return an element of a set, as read from the kernel."""
     return next((key, value) for key, value in sorted(agent.read().items()) if key[0] == kind.number)
 
 
 def text_of(agent: NftAgent, key: ElementKey, value: Value) -> str:
-    """Return set and element as `nft` reads them."""
+    """Return a set and element in the syntax of `nft`."""
     [(name, text)] = elements_text(agent.family, {key: value})
     return f"TABLE {name} {{ {text} }}"
 
 
 @pytest.mark.parametrize("kind", SETS.values(), ids=lambda kind: kind.name)
 def test_deleted_element_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
-    """One element less in any set is found and comes back, and nothing else is touched."""
+    """A deleted element of any set is detected and restored, and nothing else changes."""
     key, value = element_of(agent, kind)
 
     assert_repaired(agent, f"delete element {text_of(agent, key, value)}")
@@ -111,7 +111,7 @@ def test_deleted_element_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
     "kind", [kind for kind in SETS.values() if not kind.leads_to_chains], ids=lambda kind: kind.name
 )
 def test_added_element_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
-    """An element of others in one of our sets is found and goes."""
+    """A foreign element in one of our sets is detected and removed."""
     key, value = element_of(agent, kind)
     size = kind.key_size(agent.family)
     added = ElementKey(key[:1] + other_key(kind, key[1 : 1 + size], agent.family) * (2 if kind.is_interval else 1))
@@ -129,7 +129,7 @@ def other_key(kind: ElementSet, key: bytes, family: Family) -> bytes:
     "kind", [kind for kind in SETS.values() if kind.data and not kind.leads_to_chains], ids=lambda kind: kind.name
 )
 def test_changed_data_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
-    """Another value at a key of ours is found and put right."""
+    """Changed data of one of our keys is detected and corrected."""
     key, value = element_of(agent, kind)
     assert isinstance(value, bytes)
     changed = bytes((value[0] ^ 0x30,)) + value[1:]
@@ -139,7 +139,7 @@ def test_changed_data_is_repaired(agent: NftAgent, kind: ElementSet) -> None:
 
 
 def test_changed_comment_is_repaired(agent: NftAgent) -> None:
-    """An element under somebody else's name is found and put right."""
+    """A changed comment of an element is detected and corrected."""
     key, value = element_of(agent, ADDRESSED.rejected)
     text = text_of(agent, key, value)
 
@@ -148,7 +148,7 @@ def test_changed_comment_is_repaired(agent: NftAgent) -> None:
 
 @pytest.mark.parametrize("content", OLDER.values(), ids=OLDER)
 def test_table_of_another_is_replaced(start: Start, family: Family, content: str) -> None:
-    """A table of our name that is not as we make it is ours afterwards, whatever was in it."""
+    """A table with our name and other content is replaced."""
     agent = start()
     agent.nft(f"table TABLE {{ {content}\n }}")
     agent.put(*everything(family))
@@ -161,8 +161,8 @@ def test_table_of_another_is_replaced(start: Start, family: Family, content: str
     assert 0 == agent.commits_during(lambda: start().put(*everything(family)))
 
 
-def test_change_after_a_disturbance_does_not_take_it_in(agent: NftAgent) -> None:
-    """A rule of others is found also if, before anybody looked, a change made our table's layout new."""
+def test_external_change_before_a_layout_change(agent: NftAgent) -> None:
+    """A foreign rule is detected also if our own change replaced the layout before the next check."""
     agent.nft("insert rule TABLE services counter")
     with suppress(ApplyError):
         agent.put(plan(agent.family, 901, 1, 2, 3, 4, 5, affinity_seconds=77))
@@ -188,18 +188,18 @@ def test_external_change_just_before_other_rules_is_found(agent: NftAgent) -> No
     assert agent.kernel.changed_externally()
 
 
-def test_what_lingers_is_found_if_it_was_not_deleted(agent: NftAgent) -> None:
-    """If what is no longer used cannot be deleted, the next look finds it, and tries again."""
+def test_deletion_of_unused_elements_is_retried(agent: NftAgent) -> None:
+    """If unused elements cannot be deleted, the next check finds them, and deletes them."""
     removed = plan(agent.family, 1, 1, 2, 3)
 
-    async def remove_and_disturb() -> None:
+    async def remove_and_interfere() -> None:
         agent.reconciler.stage({removed.name: None})
         succeeded(await agent.reconciler.sync())
         agent.nft("delete element TABLE pick { 0:3 }")
         agent.kernel._counter.settle()
         await agent.swept()
 
-    agent.do(remove_and_disturb())
+    agent.do(remove_and_interfere())
 
     assert agent.kernel.changed_externally()
     agent.look()

@@ -1,4 +1,4 @@
-"""What the rules do for the node itself: guard its loopback, let health checks in, serve a node port on 127.0.0.1."""
+"""Rules for the node itself: protecting its loopback, and accepting health checks."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHECKED = service(
     ingress=ingress(70),
 )
 SPOOFED = public(71)[0]
-"""An address that the world routes to the node."""
+"""An address that external hosts route to the node."""
 SPOOFING = f"""
 table ip spoofing {{
     chain postrouting {{ type filter hook postrouting priority raw; ip daddr {SPOOFED} ip daddr set 127.0.0.1; }}
@@ -36,7 +36,7 @@ table ip spoofing {{
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have a Service with a health check on a node that answers there, and on one more port."""
+    """Add a Service with a health check node port, and serve that port and another one on the node."""
     ports = Ports(tcp=(GUARDED_PORT, HEALTH_CHECK_PORT))
     cluster.lab["node1"].serve(tcp=ports.tcp)
     with cluster.having(CHECKED, *slices(CHECKED, "pod1-1")):
@@ -46,7 +46,7 @@ def objects(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture
 def spoofer(cluster: Cluster) -> Iterator[Host]:
-    """Give a host on the node's segment whose packets to one public address leave as packets to 127.0.0.1."""
+    """Provide a host on the node's segment whose packets to one public address are rewritten to 127.0.0.1."""
     host = cluster.lab["outside1"]
     host.run("nft", "-f", "-", stdin=SPOOFING)
     yield host
@@ -54,8 +54,8 @@ def spoofer(cluster: Cluster) -> Iterator[Host]:
 
 
 @needs("is_iptables")
-def test_loopback_of_the_node_is_guarded_against_its_neighbours(cluster: Cluster, spoofer: Host) -> None:
-    """route_localnet would let neighbours in to what listens on 127.0.0.1; the guard drops them, and only it does."""
+def test_loopback_is_protected_against_neighbours(cluster: Cluster, spoofer: Host) -> None:
+    """A rule, and nothing else, drops packets of neighbours to 127.0.0.1, which route_localnet would accept."""
     iptables = cluster.mode.iptables[0]
     into_silence = tcp(SPOOFED, GUARDED_PORT, timeout_seconds=SILENCE_SECONDS)
 
@@ -73,11 +73,11 @@ def test_loopback_of_the_node_is_guarded_against_its_neighbours(cluster: Cluster
 @needs("lets_health_checks_in")
 @pytest.mark.parametrize("version", VERSIONS)
 def test_health_check_node_port_is_let_in(cluster: Cluster, version: int) -> None:
-    """A node whose firewall drops what it does not know answers on health check ports, and on no other."""
+    """A node whose firewall drops unknown packets answers only on health check node ports."""
     node = cluster.lab["node1"]
     iptables = cluster.mode.iptables[VERSIONS.index(version)]
     outside = cluster.lab["outside1"]
-    outside.probe(tcp(node.address(version), GUARDED_PORT))  # neighbour discovery is dropped from now on, too
+    outside.probe(tcp(node.address(version), GUARDED_PORT))  # from now on, neighbour discovery is dropped as well
     cluster.run(node, iptables, "-P", "INPUT", "DROP")
     try:
         checked, other = outside.probe(
@@ -93,7 +93,7 @@ def test_health_check_node_port_is_let_in(cluster: Cluster, version: int) -> Non
 
 @needs("lets_health_checks_in")
 def test_health_check_node_port_goes_with_its_service(cluster: Cluster) -> None:
-    """Without the Service there is no rule for its health check."""
+    """The rule for a health check node port is removed with its Service."""
     assert f"--dport {HEALTH_CHECK_PORT}" in cluster.rules(cluster.lab["node1"])
 
     cluster.remove(CHECKED)

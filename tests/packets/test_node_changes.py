@@ -1,4 +1,4 @@
-"""The Node changes while its agent runs: packets meet the change at once, and an object that is away is no change."""
+"""Changes of the Node while its agent runs take effect immediately; a missing Node object is not a change."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NODE_PORT = 30110
 WEB = service("web", 76, port(80, node_port=NODE_PORT), type="NodePort")
 FLAGS = ("--detect-local-mode=NodeCIDR", "--nodeport-addresses=primary")
 ELSEWHERE = ["10.99.0.0/24", "fd00:10:99::/64"]
-"""A pod range that no pod of the lab is in."""
+"""A pod CIDR without pods of the lab."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have agents for which all that the Node says counts, and in the end the agents as they were."""
+    """Run agents that depend on all fields of the Node; on exit, restore their earlier flags."""
     with cluster.keeping_flags():
         cluster.restart(*FLAGS)
         with cluster.having(WEB, *slices(WEB, "pod1-1")):
@@ -29,26 +29,26 @@ def objects(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def first_node(cluster: Cluster) -> Iterator[None]:
-    """Have the Node as it was after each test."""
+    """Restore the Node after each test."""
     yield
     cluster.put(node("node1"))
 
 
 def server(cluster: Cluster, to: IPAddress) -> str | None:
-    """Return who answers at the node port on an address, to somebody outside; None: nobody."""
+    """Return which server an external client reaches at the node port of an address; None for no answer."""
     [outcome] = cluster.lab["outside1"].probe(tcp(to, NODE_PORT))
     return outcome.server
 
 
 def source(cluster: Cluster, version: int) -> str | None:
-    """Return the address that the endpoint sees of a pod on another address of its node."""
+    """Return the source address that the endpoint sees of a client pod with the given address."""
     ip = cluster_ips(76)[VERSIONS.index(version)]
     [outcome] = cluster.lab["client-pod"].probe(tcp(ip, 80))
     return str(outcome.client.ip) if outcome.client else None
 
 
 def changed(*, addresses: list[str] | None = None, pod_cidrs: list[str] | None = None) -> JsonObject:
-    """Return the Node with other addresses, or other pod ranges."""
+    """Return the Node with other addresses, or other pod CIDRs."""
     made = node("node1")
     if addresses is not None:
         made["status"]["addresses"] = [{"type": "InternalIP", "address": text} for text in addresses]
@@ -59,19 +59,21 @@ def changed(*, addresses: list[str] | None = None, pod_cidrs: list[str] | None =
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_addresses_that_change(cluster: Cluster, version: int) -> None:
-    """Node ports move to the addresses that the Node has now."""
+    """Node ports move to the new addresses of the Node."""
     host = cluster.lab["node1"]
     first, second = host.address(version), host.second_address(version)
     before = server(cluster, first), server(cluster, second)
     cluster.put(changed(addresses=[str(host.second_address(each)) for each in VERSIONS]))
 
     assert ("pod1-1", None) == before
-    wait_until(lambda: (None, "pod1-1") == (server(cluster, first), server(cluster, second)), "node ports that move")
+    wait_until(
+        lambda: (None, "pod1-1") == (server(cluster, first), server(cluster, second)), "node ports on the new address"
+    )
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_pod_ranges_that_change(cluster: Cluster, version: int) -> None:
-    """Who is no pod of the Node any more is masqueraded, without a restart of the agent."""
+    """A client that is no longer in the pod CIDR is masqueraded, without a restart of the agent."""
     host = cluster.lab["client-pod"]
     before = source(cluster, version)
     cluster.put(changed(pod_cidrs=ELSEWHERE))
@@ -82,7 +84,7 @@ def test_pod_ranges_that_change(cluster: Cluster, version: int) -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_node_that_is_away(cluster: Cluster, version: int) -> None:
-    """Without its Node object, and with one that has yet to be given addresses, a node goes on as before."""
+    """Without its Node object, or with a Node without addresses, the rules do not change."""
     address = cluster.lab["node1"].address(version)
     pod = str(cluster.lab["client-pod"].address(version))
     bare = changed(addresses=[])

@@ -1,4 +1,4 @@
-"""A Service that the kernel refuses disturbs no other, and is named in the log once."""
+"""A Service that the kernel refuses does not affect other Services, and is logged once."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ LATER = service("later", 112, port(80))
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster, gate: Gate) -> Iterator[None]:
-    """Have a Service that is refused in IPv4 from the start, ten that came together with it, and one that came later."""
+    """Add a Service that is refused in IPv4, ten more in the same change, and one later."""
     gate.refuse_cluster_ip(110)
     with cluster.having(*backed(*GOOD, BAD, by="pod1-1")), cluster.having(*backed(LATER, by="pod1-1")):
         yield
 
 
-@rows("client-pod  bad:80/tcp  nobody", [BAD], versions=[4])
+@rows("client-pod  bad:80/tcp  untouched", [BAD], versions=[4])
 def test_refused_service_is_named_in_the_log_once(cluster: Cluster, gate: Gate, row: Row) -> None:
-    """The log has one error for it, with the rule; tries that fail in the same way add none."""
+    """The log has one error for it, with the rule; retries with the same error are not logged."""
     count = gate.count
     wait_until(lambda: gate.count >= count + 2, "more tries")
 
-    assert cluster.expected(row) == cluster.meet(row)
+    assert cluster.expected(row) == cluster.observe(row)
     log = cluster.agents["node1"].stderr
     [error] = re.findall(r"^E.*\bdefault/bad\b.*", log, re.MULTILINE)
     assert "in quarantine" in error
     assert f"-d {cluster_ips(110)[0]}/32" in log
 
 
-OTHERS = """
+OTHER_SERVICES = """
 client-pod  good-100:80/tcp  pod1-1   itself
 client-pod  good-104:80/tcp  pod1-1   itself
 client-pod  good-109:80/tcp  pod1-1   itself
@@ -49,13 +49,13 @@ client-pod  later:80/tcp     pod1-1   itself
 """
 
 
-@rows(OTHERS, [*GOOD, LATER])
-def test_others_are_programmed(cluster: Cluster, row: Row) -> None:
-    """Services that came together with the refused one, and later ones, work."""
-    assert cluster.expected(row) == cluster.met(row)
+@rows(OTHER_SERVICES, [*GOOD, LATER])
+def test_other_services_are_programmed(cluster: Cluster, row: Row) -> None:
+    """Services in the same change as the refused one, and later Services, work."""
+    assert cluster.expected(row) == cluster.observed(row)
 
 
 @rows("client-pod  bad:80/tcp  pod1-1  itself", [BAD], versions=[6])
 def test_other_family_is_programmed(cluster: Cluster, row: Row) -> None:
-    """What is refused in IPv4 works in IPv6."""
-    assert cluster.expected(row) == cluster.met(row)
+    """A Service refused in IPv4 works in IPv6."""
+    assert cluster.expected(row) == cluster.observed(row)

@@ -1,4 +1,4 @@
-"""A Service that the kernel refused works as it did before, and as it should once the kernel takes it."""
+"""A refused Service keeps its last good rules, and recovers once the kernel accepts it."""
 
 from __future__ import annotations
 
@@ -23,48 +23,48 @@ CHANGED = service("changed", 111, port(80))
 
 @pytest.fixture(autouse=True)
 def open_gate(gate: Gate) -> Iterator[None]:
-    """Leave the gate open behind each test."""
+    """Open the gate after each test."""
     yield
     gate.admit_all()
 
 
 @rows("client-pod  bad:80/tcp  pod1-1  itself", [BAD], versions=[4])
 def test_refused_service_recovers_by_itself(cluster: Cluster, gate: Gate, row: Row) -> None:
-    """Once the kernel takes it, a later try programs it, without a change of the Service."""
+    """Once the kernel accepts it, a retry programs the Service, without a change of it."""
     gate.refuse_cluster_ip(113)
     with cluster.having(*backed(BAD, by="pod1-1")):
         gate.admit_all()
         cluster.wait_for_rules([rf"-d {cluster_ips(113)[0]}/32 .*-j KUBE-SVC-"])
 
-        assert cluster.expected(row) == cluster.meet(row)
+        assert cluster.expected(row) == cluster.observe(row)
 
 
 @rows("client-pod  bad:80/tcp  pod2-1  itself", [BAD], versions=[4])
 def test_refused_service_recovers_by_its_next_change(cluster: Cluster, gate: Gate, row: Row) -> None:
-    """A change of the Service is tried at once."""
+    """A change of the Service is tried immediately."""
     gate.refuse_cluster_ip(113)
     with cluster.having(*backed(BAD, by="pod1-1")):
         gate.admit_all()
         cluster.put(*backed(BAD, by="pod2-1"))
-        # In a transaction of its own, which may be the one after the mark's.
+        # In a separate transaction, which may come after that of the marker.
         cluster.wait_for_rules([rf"-d {cluster_ips(113)[0]}/32 .*-j KUBE-SVC-", "10.244.2.11:8080"])
 
-        assert cluster.expected(row) == cluster.meet(row)
+        assert cluster.expected(row) == cluster.observe(row)
 
 
 @rows("client-pod  changed:80/tcp  pod1-1  itself", [CHANGED])
 def test_refused_change_leaves_the_last_good_rules(cluster: Cluster, gate: Gate, row: Row) -> None:
-    """A Service whose change is refused works on as it was."""
+    """A Service whose change is refused keeps its last good rules."""
     cluster.put(*backed(CHANGED, by="pod1-1"))
     gate.refuse("10.244.2.11:8080" if row.version == 4 else "[fd00:10:244:2::11]:8080")
 
     with cluster.having(*backed(CHANGED, by="pod2-1")):
-        assert cluster.expected(row) == cluster.meet(row)
+        assert cluster.expected(row) == cluster.observe(row)
 
 
 @rows("client-pod  coming:80/tcp  pod1-1  itself", [COMING])
-def test_chain_that_others_jump_to_disturbs_nobody(cluster: Cluster, row: Row) -> None:
-    """Where the kernel itself refuses, as a foreign rule jumps to a chain that shall go, other changes get through."""
+def test_chain_with_a_foreign_jump_affects_no_other_change(cluster: Cluster, row: Row) -> None:
+    """If the kernel refuses to delete a chain with a foreign jump, other changes are still written."""
     node, iptables = cluster.lab["node1"], cluster.mode.iptables[VERSIONS.index(row.version)]
     cluster.put(*backed(GOING, by="pod1-1"))
     [chain] = set(
@@ -75,9 +75,9 @@ def test_chain_that_others_jump_to_disturbs_nobody(cluster: Cluster, row: Row) -
     try:
         cluster.remove(*backed(GOING, by="pod1-1"))
         with cluster.having(*backed(COMING, by="pod1-1")):
-            assert cluster.expected(row) == cluster.meet(row)
+            assert cluster.expected(row) == cluster.observe(row)
             assert f":{chain} " in cluster.rules(node)
     finally:
         cluster.run(node, iptables, "-t", "nat", "-D", "OUTPUT", *jump)
 
-    wait_until(lambda: f":{chain} " not in cluster.rules(node), "the end of the chain")
+    wait_until(lambda: f":{chain} " not in cluster.rules(node), "the deletion of the chain")

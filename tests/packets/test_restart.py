@@ -1,4 +1,4 @@
-"""An agent that starts where its rules are already: it writes nothing; where others' are, it takes over."""
+"""Starts with existing rules: with its own the agent writes nothing, those of kube-proxy it takes over."""
 
 from __future__ import annotations
 
@@ -91,20 +91,20 @@ COMMIT
 -A KUBE-SVC-{web} -m comment --comment "default/web -> {endpoint}" -j KUBE-SEP-{web}
 COMMIT
 """
-"""What a kube-proxy leaves for two Services: one that is still there, default/web, and one that is not."""
+"""Rules of kube-proxy for two Services: default/web, which still exists, and one that has been removed."""
 WEB_CHAIN = "LOLE4ISW44XBNF3G"
-"""The hash of default/web over TCP."""
+"""The hash of default/web over TCP in chain names."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have objects that between them have every kind of chain, and in the end the agents as they were."""
+    """Add objects that together have every kind of chain; on exit, restore the earlier flags."""
     with cluster.having(*OBJECTS), cluster.keeping_flags():
         yield
 
 
 def counted(cluster: Cluster, host: Host) -> dict[str, int]:
-    """Return the packets that each rule of the dispatch chain has met."""
+    """Return the packet counter of each rule of the dispatch chain."""
     text = "".join(cluster.run(host, *dump, "-c") for dump in cluster.mode.dumps)
     return {
         rule: int(packets) for packets, rule in re.findall(r"^\[(\d+):\d+\] (-A KUBE-SERVICES .*)$", text, re.MULTILINE)
@@ -112,7 +112,7 @@ def counted(cluster: Cluster, host: Host) -> dict[str, int]:
 
 
 def generation(host: Host) -> int:
-    """Return the generation of a node's nf_tables ruleset: the number of commits so far."""
+    """Return the generation of a node's nf_tables ruleset, the number of commits so far."""
     return call_inside(host.namespace.name, _generation_here)
 
 
@@ -124,7 +124,7 @@ def _generation_here() -> int:
 
 @needs("is_iptables")
 def test_restart_without_a_change_writes_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    """No restore program is run, no commit is counted, and no rule loses its counters."""
+    """A restart runs no restore program, makes no commit, and resets no counters."""
     node, gate = cluster.lab["node1"], Gate(cluster.mode, tmp_path)
     cluster.lab.client_pod.probe(*(tcp(ip, 80) for ip in WEB["spec"]["clusterIPs"]))
     cluster.stop()
@@ -141,7 +141,7 @@ def test_restart_without_a_change_writes_nothing(cluster: Cluster, tmp_path: Pat
 
 @needs("nft_tables")
 def test_restart_without_a_change_commits_nothing(cluster: Cluster) -> None:
-    """On no node is the ruleset another one by as much as a commit, and it reads the same."""
+    """A restart makes no commit on any node, and the ruleset does not change."""
     cluster.stop()
     commits = {node.name: generation(node) for node in cluster.lab.nodes}
     rules = {node.name: without_dates(cluster.rules(node)) for node in cluster.lab.nodes}
@@ -153,12 +153,12 @@ def test_restart_without_a_change_commits_nothing(cluster: Cluster) -> None:
 
 
 def without_dates(rules: str) -> str:
-    """Return what iptables-save printed without what always changes: remarks, and packets counted by policies."""
+    """Return the output of iptables-save without comment lines and counters of policies."""
     return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
 
 
 def test_change_while_the_agent_was_away_is_caught_up(cluster: Cluster) -> None:
-    """What came and went in between is programmed at the start."""
+    """Changes while no agent ran are programmed at the start."""
     cluster.stop()
     new = service("new", 134, port(80))
 
@@ -174,7 +174,7 @@ def test_change_while_the_agent_was_away_is_caught_up(cluster: Cluster) -> None:
 
 
 def test_no_request_fails_while_the_agent_restarts(cluster: Cluster) -> None:
-    """Requests go on through an orderly end, a crash, and both starts after them."""
+    """No request fails during an orderly stop, a crash, and the starts after them."""
     with cluster.lab.client_pod.load(tcp(WEB["spec"]["clusterIPs"][0], 80), per_second=PER_SECOND) as load:
         cluster.restart(CLUSTER_CIDR_FLAG)
         for agent in cluster.agents.values():
@@ -188,7 +188,7 @@ def test_no_request_fails_while_the_agent_restarts(cluster: Cluster) -> None:
 
 
 def test_rules_stay_after_the_agent_was_stopped(cluster: Cluster) -> None:
-    """SIGTERM ends the agent with status 0 and leaves its rules."""
+    """On SIGTERM the agent exits with status 0, and its rules stay."""
     before = cluster.rules(cluster.lab["node1"])
     agents = list(cluster.agents.values())
     cluster.stop()
@@ -207,7 +207,7 @@ node1       web:80/tcp        pod1-1 pod2-1    node1
 
 @pytest.fixture(scope="module")
 def after_kube_proxy(cluster: Cluster) -> Cluster:
-    """Give agents that found a kube-proxy's rules on the first node, whose Service served requests all the while."""
+    """Provide agents that took over kube-proxy's rules on the first node while its Service served requests."""
     node = cluster.lab["node1"]
     cluster.stop()
     cluster.run(node, PYPROXY, "cleanup", *cluster.mode.flags[1:])
@@ -230,13 +230,13 @@ def after_kube_proxy(cluster: Cluster) -> Cluster:
 @needs("is_iptables")
 @rows(TAKEN_OVER, OBJECTS)
 def test_packet_after_taking_over_from_kube_proxy(after_kube_proxy: Cluster, row: Row) -> None:
-    """The agent that takes over serves all Services in place of kube-proxy."""
-    assert after_kube_proxy.expected(row) == after_kube_proxy.met(row)
+    """After the takeover the agent serves all Services."""
+    assert after_kube_proxy.expected(row) == after_kube_proxy.observed(row)
 
 
 @needs("is_iptables")
 def test_what_kube_proxy_left_is_gone(after_kube_proxy: Cluster) -> None:
-    """Chains and rules of Services that are gone are deleted, its canary soon after, and hooks are not doubled."""
+    """Chains and rules of removed Services are deleted, the canary soon after, and hooks are not duplicated."""
     node = after_kube_proxy.lab["node1"]
     rules = after_kube_proxy.rules(node)
 
@@ -244,4 +244,4 @@ def test_what_kube_proxy_left_is_gone(after_kube_proxy: Cluster) -> None:
     assert "OLDOLD" not in rules
     assert f"KUBE-SEP-{WEB_CHAIN}" not in rules
     assert 2 == len(re.findall(r"^-A PREROUTING .*-j KUBE-SERVICES$", rules, re.MULTILINE))
-    wait_until(lambda: ":KUBE-PROXY-CANARY" not in after_kube_proxy.rules(node), "an end of the canary")
+    wait_until(lambda: ":KUBE-PROXY-CANARY" not in after_kube_proxy.rules(node), "the deletion of the canary")

@@ -1,4 +1,4 @@
-"""The cheap look at whether others changed the rules, against the kernel: what it sees, and what it must not mistake."""
+"""The cheap check for external changes, on a real kernel: what it detects, and what it must ignore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OpenCounters = Callable[[Variant], Counters]
 
 @pytest.fixture
 def open_counters() -> Iterator[OpenCounters]:
-    """Give a function that opens the counters of both families, as one agent has them: settled on what is there."""
+    """Provide a function that opens the counters of both families, settled on the current state, as an agent does."""
     with ExitStack() as stack:
 
         def legacy(family: Family) -> LegacyCounter:
@@ -42,19 +42,19 @@ def open_counters() -> Iterator[OpenCounters]:
 
 
 def commit(counters: Counters, family: Family, variant: Variant, text: str) -> None:
-    """Change the tables of a family as the agent does: one restore, accounted for."""
+    """Change the tables of a family as the agent does: by one restore that the counter expects."""
     load(family, variant, text)
     counters[family].committed(text.count("COMMIT"))
 
 
 def changed_externally(counters: Counters) -> list[Family]:
-    """Return the families whose counter was disturbed."""
+    """Return the families whose counter reports an external change."""
     return [family for family, counter in counters.items() if counter.changed_externally()]
 
 
 @variants
-def test_nothing_done_is_no_disturbance(open_counters: OpenCounters, variant: Variant) -> None:
-    """A counter that was just made, and one that was asked before, is not disturbed."""
+def test_without_a_change(open_counters: OpenCounters, variant: Variant) -> None:
+    """Without changes a counter reports none, also at repeated checks."""
     counters = open_counters(variant)
 
     assert ([], []) == (changed_externally(counters), changed_externally(counters))
@@ -62,8 +62,8 @@ def test_nothing_done_is_no_disturbance(open_counters: OpenCounters, variant: Va
 
 @variants
 @families
-def test_own_commits_are_no_disturbance(open_counters: OpenCounters, family: Family, variant: Variant) -> None:
-    """The first commit, which creates tables, one to both tables, and one to one table disturb neither family."""
+def test_own_commits_are_not_external_changes(open_counters: OpenCounters, family: Family, variant: Variant) -> None:
+    """Own commits are not reported: the first, which creates tables, one to both tables, and one to one table."""
     counters = open_counters(variant)
     seen = []
 
@@ -75,8 +75,8 @@ def test_own_commits_are_no_disturbance(open_counters: OpenCounters, family: Fam
 
 
 @variants
-def test_commits_of_both_families_are_no_disturbance(open_counters: OpenCounters, variant: Variant) -> None:
-    """A commit of one family between those of the other disturbs no counter."""
+def test_commits_of_both_families_are_not_external_changes(open_counters: OpenCounters, variant: Variant) -> None:
+    """Alternating commits of both families are not reported."""
     counters = open_counters(variant)
 
     for family in (*Family, *Family):
@@ -88,10 +88,10 @@ def test_commits_of_both_families_are_no_disturbance(open_counters: OpenCounters
 @variants
 @families
 @pytest.mark.parametrize("change", [("-A", "INPUT", "-j", "ACCEPT"), ("-N", "FOREIGN"), ("-F", "OURS")], ids=" ".join)
-def test_a_change_by_others_is_a_disturbance(
+def test_external_changes_are_detected(
     open_counters: OpenCounters, family: Family, variant: Variant, change: tuple[str, ...]
 ) -> None:
-    """A rule or chain that another program adds, and a chain of ours that it flushes, disturb that family's counter."""
+    """A foreign rule or chain, and a flushed chain of ours, are reported in their family."""
     counters = open_counters(variant)
     commit(counters, family, variant, BOTH_TABLES)
 
@@ -101,8 +101,8 @@ def test_a_change_by_others_is_a_disturbance(
 
 
 @families
-def test_legacy_families_are_apart(open_counters: OpenCounters, family: Family) -> None:
-    """A change by others to the legacy tables of one family does not disturb the other's counter."""
+def test_legacy_families_are_independent(open_counters: OpenCounters, family: Family) -> None:
+    """An external change to the legacy tables of one family is not reported for the other."""
     counters = open_counters(Variant.LEGACY)
 
     run(program(family, Variant.LEGACY), "-w", "-A", "INPUT", "-j", "ACCEPT")
@@ -110,8 +110,8 @@ def test_legacy_families_are_apart(open_counters: OpenCounters, family: Family) 
     assert [family] == changed_externally(counters)
 
 
-def test_a_flush_of_everything_disturbs_both_families(open_counters: OpenCounters) -> None:
-    """After ``nft flush ruleset`` the counters of both families are disturbed, until each settles anew."""
+def test_a_flush_of_everything_is_reported_in_both_families(open_counters: OpenCounters) -> None:
+    """After ``nft flush ruleset`` the counters of both families report a change, until each is settled again."""
     counters = open_counters(Variant.NFT)
     commit(counters, Family.IPV4, Variant.NFT, BOTH_TABLES)
 
@@ -124,7 +124,7 @@ def test_a_flush_of_everything_disturbs_both_families(open_counters: OpenCounter
 
 @variants
 def test_a_change_between_own_commits_is_not_lost(open_counters: OpenCounters, variant: Variant) -> None:
-    """A rule of others stays a disturbance when a commit of the other family comes after it."""
+    """A foreign rule is still reported after a commit of the other family."""
     counters = open_counters(variant)
     commit(counters, Family.IPV4, variant, BOTH_TABLES)
 
@@ -135,8 +135,8 @@ def test_a_change_between_own_commits_is_not_lost(open_counters: OpenCounters, v
 
 
 @variants
-def test_a_disturbance_lasts_until_the_rules_are_read(open_counters: OpenCounters, variant: Variant) -> None:
-    """Asking does not end a disturbance; settling, which comes before a read, does."""
+def test_a_change_is_reported_until_the_rules_are_read(open_counters: OpenCounters, variant: Variant) -> None:
+    """A check does not clear a reported change; settling before a read does."""
     counters = open_counters(variant)
     run(program(Family.IPV4, variant), "-w", "-A", "INPUT", "-j", "ACCEPT")
 
@@ -147,7 +147,7 @@ def test_a_disturbance_lasts_until_the_rules_are_read(open_counters: OpenCounter
 
 
 def test_families_may_look_at_the_same_time(open_counters: OpenCounters) -> None:
-    """Both read their tables in threads; none may take the other's answer, and leave it waiting."""
+    """Both families can check concurrently in threads, and neither receives the answer for the other."""
     counters = open_counters(Variant.NFT)
 
     seen: list[bool] = []

@@ -1,7 +1,7 @@
-"""Addresses that Services get their cluster IPs from: where no Service has one, what is addressed to it is dropped.
+"""ServiceCIDRs: packets to addresses in these ranges that no Service has are dropped.
 
-The addresses that no Service has are a host's here, one that node1 has a route to: what is not dropped gets an answer.
-Only the nftables mode makes use of the ranges, like kube-proxy's; in the others all goes on by the node's routes.
+In this suite a host that node1 has a route to owns the unallocated addresses, so packets that are not dropped get an
+answer. As in kube-proxy, only the nftables mode uses the ranges; in other modes the packets follow the node's routes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .objects import PORT, VERSIONS, JsonObject, cluster_ips, port, service, sli
 from .table import SILENCE_SECONDS
 
 SOURCES = ("node1", "pod1-1")
-"""The node's own packets pass the hook for output, all others that for forwarding."""
+"""Packets of the node itself pass the output hook, all other packets the forward hook."""
 SILENCE = Verdict.TIMEOUT.value
 OWNER = "database"
-"""Who has the addresses that no Service has."""
+"""The host that owns the unallocated addresses."""
 UNALLOCATED = cluster_ips(251)
 LATER_CIDRS = ("10.97.0.0/16", "fd00:10:97::/112")
 UNALLOCATED_LATER = [str(ip_network(cidr)[251]) for cidr in LATER_CIDRS]
 BESIDE = [str(ip_network(cidr).broadcast_address + 251) for cidr in LATER_CIDRS]
-"""Addresses in no range."""
+"""Addresses outside all ranges."""
 SERVED = service("served", 252, port(80))
 EMPTY = service("empty", 253, port(80))
 
@@ -46,7 +46,7 @@ versions = pytest.mark.parametrize("version", VERSIONS)
 
 @pytest.fixture(scope="module", autouse=True)
 def owner(cluster: Cluster) -> Iterator[None]:
-    """Give the addresses to a host that answers on them, and node1 a route to it."""
+    """Assign the addresses to a host that answers on them, and add a route to it on node1."""
     host, node = cluster.lab[OWNER], cluster.lab["node1"]
     addresses = [*UNALLOCATED, *UNALLOCATED_LATER, *BESIDE]
     routes = [(ip, str(host.address(6 if ":" in ip else 4))) for ip in addresses]
@@ -63,12 +63,12 @@ def owner(cluster: Cluster) -> Iterator[None]:
 
 @pytest.fixture
 def dropped(cluster: Cluster) -> str:
-    """Say what meets a packet to an address that no Service has, where it is known that one could have it."""
+    """Return the expected result of packets to an unallocated address in a known range."""
     return SILENCE if cluster.mode.drops_unallocated else OWNER
 
 
 def fates(cluster: Cluster, version: int, *expected: tuple[list[str], str]) -> list[str]:
-    """Say what packets from everywhere meet at addresses; for silence, where it is expected, a short while is enough."""
+    """Return the results of packets from every source to addresses; uses a short time-out where none answers."""
     return [_fate(cluster, ips[VERSIONS.index(version)], fate) for ips, fate in expected]
 
 
@@ -81,13 +81,13 @@ def _fate(cluster: Cluster, ip: str, expected: str) -> str:
 
 @versions
 def test_without_ranges(cluster: Cluster, version: int) -> None:
-    """While no ServiceCIDR is known, nothing is dropped."""
+    """Without a ServiceCIDR nothing is dropped."""
     assert [OWNER] == fates(cluster, version, (UNALLOCATED, OWNER))
 
 
 @versions
 def test_ranges_that_come_and_go(cluster: Cluster, version: int, dropped: str) -> None:
-    """Each range acts from the moment it is known until it is gone, and on its own addresses only."""
+    """A range takes effect when its ServiceCIDR is added, and ends with it; it affects only its own addresses."""
     one = [(UNALLOCATED, dropped), (UNALLOCATED_LATER, OWNER), (BESIDE, OWNER)]
     both = [(UNALLOCATED, dropped), (UNALLOCATED_LATER, dropped), (BESIDE, OWNER)]
     with cluster.having(DEFAULT):
@@ -100,7 +100,7 @@ def test_ranges_that_come_and_go(cluster: Cluster, version: int, dropped: str) -
 
 @versions
 def test_cluster_ips_in_a_range(cluster: Cluster, version: int) -> None:
-    """What Services have is served or refused as without a range, and an address is from its first Service on."""
+    """Cluster IPs are served or refused as without a range, also an address allocated later."""
     first, second = (item["spec"]["clusterIPs"][VERSIONS.index(version)] for item in (SERVED, EMPTY))
     probes = [tcp(first, 80), tcp(second, 80), tcp(first, 81, timeout_seconds=SILENCE_SECONDS)]
     pod = cluster.lab["pod1-1"]
@@ -116,7 +116,7 @@ def test_cluster_ips_in_a_range(cluster: Cluster, version: int) -> None:
 
 @versions
 def test_connections_from_before_a_range(cluster: Cluster, version: int, dropped: str) -> None:
-    """A range is about new connections: one that was there before it goes on."""
+    """A connection that was established before the range existed continues."""
     ip = UNALLOCATED[VERSIONS.index(version)]
     with cluster.lab["pod1-1"].connect(tcp(ip, PORT)) as connection, cluster.having(DEFAULT):
         assert [dropped] == fates(cluster, version, (UNALLOCATED, dropped))
@@ -126,7 +126,7 @@ def test_connections_from_before_a_range(cluster: Cluster, version: int, dropped
 @needs("drops_unallocated")
 @versions
 def test_ranges_after_a_restart(cluster: Cluster, version: int) -> None:
-    """An agent that starts among Services and ranges has both with its first sync."""
+    """The first sync after a restart includes Services and ranges."""
     with cluster.having(DEFAULT):
         cluster.restart(*cluster.flags)
 

@@ -1,4 +1,4 @@
-"""Each of n endpoints gets the n-th part of the connections: a chi-square test over real ones."""
+"""Connections are spread evenly over endpoints: a chi-square test on real connections."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CONNECTIONS = 1400
 AT_ONCE = 100
 PODS = ("pod1-1", "pod1-2", "pod1-3", "pod2-1", "pod2-2", "pod2-3")
 LARGEST = {2: 23.93, 3: 27.63, 7: 38.26}
-"""Values that a chi-square variable with n - 1 degrees of freedom exceeds with a probability of 1e-6."""
+"""Critical values of chi-square with n - 1 degrees of freedom, at a probability of 1e-6."""
 SERVICES = {count: service(f"of-{count}", 84 + count, port(80)) for count in LARGEST}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def objects(cluster: Cluster) -> Iterator[None]:
-    """Have Services with two, three and seven endpoints; the seventh is a second port of the first pod."""
+    """Add Services with two, three and seven endpoints; the seventh is a second port of the first pod."""
     backed = [
         *(SERVICES[2], *slices(SERVICES[2], *PODS[:1], *PODS[3:4])),
-        # An endpoint that stands in two slices is one endpoint.
+        # An endpoint in two slices counts as one endpoint.
         *(SERVICES[3], *slices(SERVICES[3], *PODS[:3]), *slices(SERVICES[3], PODS[0], suffix="b")),
         *(SERVICES[7], *slices(SERVICES[7], *PODS), *slices(SERVICES[7], PODS[0], to=SECOND_PORT, suffix="b")),
     ]
@@ -37,7 +37,7 @@ def objects(cluster: Cluster) -> Iterator[None]:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("count", LARGEST)
 def test_connections_are_spread_evenly(cluster: Cluster, count: int, version: int) -> None:
-    """The numbers of connections that endpoints got are as near to each other as chance has them."""
+    """The numbers of connections per endpoint differ only as much as chance explains."""
     probe = tcp(SERVICES[count]["spec"]["clusterIPs"][VERSIONS.index(version)], 80)
 
     batches = (cluster.lab.client_pod.probe(*[probe] * AT_ONCE) for _ in range(CONNECTIONS // AT_ONCE))

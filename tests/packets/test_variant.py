@@ -1,4 +1,4 @@
-"""Which variant of iptables a node uses, told by what is in its kernel and on its PATH, without leaving a trace."""
+"""Detecting the iptables variant of a node from its kernel and PATH, without leaving a trace."""
 
 from __future__ import annotations
 
@@ -20,39 +20,39 @@ from .own_namespace import listed_tables, load
 pytestmark = pytest.mark.usefixtures("own_tables")
 
 SERVICE_RULES = "*nat\n:KUBE-SERVICES - [0:0]\n-A PREROUTING -j KUBE-SERVICES\nCOMMIT\n"
-OTHERS_RULES = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n"
+FOREIGN_RULES = "*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n"
 
 hints = pytest.mark.parametrize("hint", ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"])
 
 
 @pytest.fixture
 def programs(tmp_path: Path) -> Path:
-    """Give an empty directory, for `install` to fill and `detect` to take for PATH."""
+    """Provide an empty directory, which `install` fills, and `detect` uses as PATH."""
     directory = tmp_path / "bin"
     directory.mkdir()
     return directory
 
 
 def install(directory: Path, *variants: Variant) -> None:
-    """Install all the programs of variants."""
+    """Install all programs of these variants."""
     for name in (program(family, v, verb) for v in variants for family in Family for verb in ("", "save", "restore")):
         link(directory, name, name)
 
 
 def link(directory: Path, name: str, original: str) -> None:
-    """Install a program of this machine under a name."""
+    """Install a program of this machine under another name."""
     path = shutil.which(original)
     assert path
     (directory / name).symlink_to(path)
 
 
 def hint_chain(name: str) -> str:
-    """Return restore input for a chain as the kubelet makes it."""
+    """Return restore input for a chain, as the kubelet creates it."""
     return f"*mangle\n:{name} - [0:0]\nCOMMIT\n"
 
 
 def detect(path: Path | None = None) -> tuple[Variant, str]:
-    """Ask for the variant, where a directory may stand for all of PATH; hold that asking creates no table."""
+    """Return the detected variant, optionally with a directory as PATH; check that this creates no table."""
     before = listed_tables()
     with pytest.MonkeyPatch.context() as patch:
         if path:
@@ -67,14 +67,14 @@ def detect(path: Path | None = None) -> tuple[Variant, str]:
 @families
 @variants
 def test_the_kubelets_hint_decides(variant: Variant, family: Family, hint: str) -> None:
-    """The variant with a chain of the kubelet in its mangle table is used, whichever family the chain is in."""
+    """The variant with a chain of the kubelet in its mangle table is used, in either family."""
     load(family, variant, hint_chain(hint))
 
     assert (variant, f"the kubelet's chain {hint} is there") == detect()
 
 
 def test_a_hint_in_nft_wins() -> None:
-    """With hints in both variants, nft is used: a kubelet that moved to it left the other one behind."""
+    """With hints in both variants, nft is used: the legacy hint is stale, from before the kubelet switched."""
     for variant in Variant:
         load(Family.IPV4, variant, hint_chain("KUBE-IPTABLES-HINT"))
 
@@ -83,7 +83,7 @@ def test_a_hint_in_nft_wins() -> None:
 
 @variants
 def test_a_hint_beats_service_rules(variant: Variant) -> None:
-    """Rules for Services in one variant count for nothing against the kubelet's hint in the other."""
+    """The kubelet's hint in one variant takes precedence over rules for Services in the other."""
     [other] = set(Variant) - {variant}
     load(Family.IPV4, other, SERVICE_RULES)
     load(Family.IPV4, variant, hint_chain("KUBE-IPTABLES-HINT"))
@@ -94,7 +94,7 @@ def test_a_hint_beats_service_rules(variant: Variant) -> None:
 @families
 @variants
 def test_service_rules_decide(variant: Variant, family: Family) -> None:
-    """Without a hint, the variant with rules for Services is used: it was kube-proxy's, or ours."""
+    """Without a hint, the variant with rules for Services is used, which kube-proxy or pyproxy has written."""
     load(family, variant, SERVICE_RULES)
 
     assert (variant, "Service rules are there") == detect()
@@ -102,7 +102,7 @@ def test_service_rules_decide(variant: Variant, family: Family) -> None:
 
 @variants
 def test_path_decides(variant: Variant, programs: Path) -> None:
-    """With neither hint nor rules, the variant of the iptables on PATH is used, and its version is the reason."""
+    """With neither hint nor rules, the variant of the iptables on PATH is used; the reason names its version."""
     install(programs, *Variant)
     link(programs, "iptables", program(Family.IPV4, variant))
 
@@ -113,10 +113,10 @@ def test_path_decides(variant: Variant, programs: Path) -> None:
 
 
 @variants
-def test_rules_of_others_decide_nothing(variant: Variant, programs: Path) -> None:
-    """Rules of another agent in one variant do not outweigh the iptables on PATH."""
+def test_foreign_rules_do_not_count(variant: Variant, programs: Path) -> None:
+    """Foreign rules in one variant do not take precedence over the iptables on PATH."""
     [other] = set(Variant) - {variant}
-    load(Family.IPV4, other, OTHERS_RULES)
+    load(Family.IPV4, other, FOREIGN_RULES)
     install(programs, *Variant)
     link(programs, "iptables", program(Family.IPV4, variant))
 
@@ -124,7 +124,7 @@ def test_rules_of_others_decide_nothing(variant: Variant, programs: Path) -> Non
 
 
 def test_no_iptables_on_path(programs: Path) -> None:
-    """With both variants installed and no plain iptables, nft is used."""
+    """With both variants installed but no plain iptables on PATH, nft is used."""
     install(programs, *Variant)
 
     assert (Variant.NFT, "there is no iptables on PATH") == detect(programs)
@@ -132,7 +132,7 @@ def test_no_iptables_on_path(programs: Path) -> None:
 
 @variants
 def test_the_only_variant(variant: Variant, programs: Path) -> None:
-    """Where one variant is installed it is used, whatever the kernel has in the other."""
+    """If only one variant is installed it is used, whatever rules the kernel has in the other."""
     [other] = set(Variant) - {variant}
     load(Family.IPV4, other, hint_chain("KUBE-IPTABLES-HINT"))
     install(programs, variant)
@@ -141,6 +141,6 @@ def test_the_only_variant(variant: Variant, programs: Path) -> None:
 
 
 def test_no_variant(programs: Path) -> None:
-    """Where none is installed, the error names the flag and the programs."""
+    """If no variant is installed, the error names the flag and the programs."""
     with pytest.raises(ConfigError, match=r"--iptables-variant: neither iptables-nft-restore nor iptables-legacy"):
         detect(programs)

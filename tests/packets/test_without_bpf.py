@@ -1,7 +1,7 @@
-"""A kernel without xt_bpf: a chain for each endpoint tells hairpin connections, as kube-proxy's do.
+"""A kernel without xt_bpf: a chain for each endpoint matches hairpin traffic, as in kube-proxy.
 
-The kernel here has the module, so a gate refuses the trial of the rule. Where it stands, before iptables' own programs,
-it is passed only by an agent that has no python-iptables: the library is hidden too.
+This kernel has the module, so a gate refuses the probe of the rule. The gate wraps iptables' own programs, so
+python-iptables is hidden from the agent, which would otherwise bypass them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ OBJECTS: list[JsonObject] = [
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster_without_bpf(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Have agents that found no rules and were refused the trial, and in the end the agents as they were."""
+    """Run agents that start without rules and whose probe is refused; on exit, restore their earlier flags."""
     flags, directory = cluster.flags, Path(tmp_path_factory.mktemp("gate"))
     gate = Gate(cluster.mode, directory)
     gate.refuse("-m bpf")
-    (directory / "iptc.py").write_text("raise ImportError('libiptc is not here')")
+    (directory / "iptc.py").write_text("raise ImportError('libiptc is missing')")
     start_afresh(cluster)
     cluster.start(CLUSTER_CIDR_FLAG, env={**gate.env, "PYTHONPATH": str(directory)})
     with cluster.having(*OBJECTS):
@@ -63,12 +63,12 @@ outside1    node1:30161/tcp   pod1-1 pod2-1   node1
     OBJECTS,
 )
 def test_packet(cluster: Cluster, row: Row) -> None:
-    """Packets meet the same as with xt_bpf."""
-    assert cluster.expected(row) == cluster.meet(row)
+    """Packets have the same results as with xt_bpf."""
+    assert cluster.expected(row) == cluster.observe(row)
 
 
 def test_each_endpoint_has_a_chain(cluster: Cluster) -> None:
-    """There is no rule with xt_bpf, but a chain for each endpoint of each port, in each family; and the log says why."""
+    """Instead of a rule with xt_bpf each endpoint of each port has a chain in each family; the log has the reason."""
     rules = cluster.rules(cluster.lab["node1"])
 
     assert "-m bpf" not in rules

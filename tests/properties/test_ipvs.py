@@ -28,7 +28,6 @@ from pyproxy.linux.ruleset_counter import LegacyCounter
 from pyproxy.model.address import Family
 from pyproxy.node.context import NodeContext
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
-from tests.packets.modes import HAS_IPVS
 from tests.packets.own_namespace import inside
 from tests.properties import strategies
 from tests.properties.aim import LOOPBACK_IPS, aimed_packets, is_here
@@ -44,7 +43,6 @@ FEW = settings(max_examples=min(40, max(4, settings().max_examples // 25)), phas
 PACKETS = 60
 TRIES = 3
 ANSWER_SECONDS = 3.0
-with_ipvs = pytest.mark.skipif(not HAS_IPVS, reason="this kernel has no IPVS: python -m tests.guest brings one")
 
 
 @given(clusters(), strategies.ipvs_settings())
@@ -132,7 +130,7 @@ def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
     return IpvsKernel(family, doors, (), SERVED)
 
 
-@with_ipvs
+@pytest.mark.needs_ipvs
 @FEW
 @given(st.data(), st.sampled_from(Family), st.booleans())
 def test_packets_meet_what_the_semantics_say(
