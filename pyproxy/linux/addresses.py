@@ -10,7 +10,7 @@ from pyproxy.linux.uapi.rtnetlink import Rtmgrp
 from pyproxy.model.address import parse_ip
 
 IPVS_DEVICE = "kube-ipvs0"
-"""The dummy device that holds the addresses of Services in IPVS mode; its name is kube-proxy's."""
+"""The dummy device that holds the addresses of Services in IPVS mode; kube-proxy uses the same name."""
 _NOTIFICATION_BYTES = 1 << 16
 
 

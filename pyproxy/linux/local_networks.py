@@ -2,7 +2,7 @@
 
 They are the routes of type "local" in the table "local" (`linux/rtnetlink.h`):
 
-    RTM_GETROUTE  nlmsghdr, struct rtmsg, RTA_DST address, RTA_OIF u32 in the machine's order, and others
+    RTM_GETROUTE  nlmsghdr, struct rtmsg, RTA_DST address, RTA_OIF u32 in the machine's order, and more attributes
     struct rtmsg  u8 each: family, prefix length of destination and of source, TOS, table, protocol, scope, type; u32 flags
 
 These are not the same as the addresses of interfaces: 127.0.0.0/8 is local as a whole, `ip route add local` makes other

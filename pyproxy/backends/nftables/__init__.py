@@ -1,1 +1,1 @@
-"""The nftables mode: Services as elements of maps and sets in one table for each family."""
+"""The nftables mode: one table for each family with constant rules; Services are elements of its maps and sets."""

@@ -1,7 +1,8 @@
-"""Which Service port each element belongs to, told from the elements alone.
+"""Finds the Service port of each element, from the elements alone.
 
-Elements from a plan and elements from the kernel go through the same code, so that a difference between the
-two is a difference of elements. A port's name is the comment of one element; others have its address and port.
+Elements of a plan and elements read from the kernel pass through the same code, so that a difference between two listings is
+a difference of elements. Most keys begin with a frontend: address, protocol and port, or a node port. One element of each
+frontend has the name of the Service port as its comment; the frontend leads to the remaining ones.
 """
 
 from collections.abc import Mapping
@@ -38,11 +39,11 @@ def _addressed_keys() -> dict[int, tuple[KeyField, ...]]:
 
 
 _ADDRESSED_KEYS = _addressed_keys()
-"""By set, how the keys begin of elements that belong to one Service port."""
+"""For each set whose elements belong to one Service port: the fields of the frontend with which their keys begin."""
 
 
 def list_elements(family: Family, entries: Mapping[ElementKey, Value]) -> RuleListing:
-    """Sort elements by the Service port that they belong to."""
+    """Return elements grouped by the Service port that they belong to."""
     owners = _owners(family, entries)
     common: list[ListedRule] = []
     services: dict[ServicePortName, list[ListedRule]] = {}
@@ -68,18 +69,16 @@ def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, 
             comment = value[kind.data_size(family) :].decode(errors="replace")
             addressed = _addressed(key, family)
             if addressed is not None and comment:
-                found[addressed] = _name(comment, _PROTOCOLS[addressed[-8]])
+                # The comment is NAMESPACE/NAME:PORT; the protocol is the field before the port, of 4 bytes each.
+                service, _, port = comment.partition(":")
+                namespace, _, name = service.partition("/")
+                protocol = _PROTOCOLS[addressed[-8]]
+                found[addressed] = ServicePortName(NamespacedName(namespace, name), port, protocol)
     return found
 
 
-def _name(comment: str, protocol: Protocol) -> ServicePortName:
-    service, _, port = comment.partition(":")
-    namespace, _, name = service.partition("/")
-    return ServicePortName(NamespacedName(namespace, name), port, protocol)
-
-
 def _addressed(key: ElementKey, family: Family) -> bytes | None:
-    """Return what packets are addressed to for which the element is: address, protocol and port, or a node port."""
+    """Return the frontend with which the key begins; None if the element does not belong to one."""
     fields = _ADDRESSED_KEYS.get(key[0])
     return key[1 : 1 + sum(field.size(family) for field in fields)] if fields else None
 

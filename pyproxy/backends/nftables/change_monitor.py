@@ -1,8 +1,13 @@
-"""Tells who changed our tables and how, from what nf_tables tells its listeners.
+"""Attribution of external changes: which process changed our tables, and how, from the notifications of nf_tables.
 
-Only the generation counter says whether something was changed (`ruleset_counter`): messages can be lost. Nobody listens
-before the first look: a listener makes a big load dearer, as the kernel writes a message for each element.
-Messages: `linux/netfilter/nf_tables.h`; each transaction ends with one that names the process.
+Whether something changed is decided by the generation counter alone (`pyproxy.linux.ruleset_counter`), because notifications
+can be lost. The subscription begins with the first look for changes, after the first load: the kernel writes a notification
+for each element as soon as there is a subscriber, which makes a large load slower.
+
+Layout (`linux/netfilter/nf_tables.h`): a notification is the message that made the change, so its type is NEW... or DEL...
+and its first attribute, 1 in all of them, is the name of the table. Each transaction ends with
+
+    NEWGEN  nlmsghdr, nfgenmsg, ID u32, PROC_PID u32 in network byte order, PROC_NAME text
 """
 
 import ctypes
@@ -10,124 +15,129 @@ import logging
 import socket
 import struct
 from collections import Counter
-from collections.abc import Iterable
 
 from pyproxy.linux.netlink import BUFFER_BYTES, NETLINK_NETFILTER, NFGENMSG_BYTES, attributes, read_messages
 from pyproxy.linux.nf_tables_messages import PROTOCOL_FAMILIES
+from pyproxy.linux.uapi.nf_tables import NftaGen, NftaTable, NftMsg
+from pyproxy.linux.uapi.nfnetlink import Nfnlgrp
 from pyproxy.model.address import Family
 
 logger = logging.getLogger(__name__)
 
-_LISTENERS_OF_NF_TABLES = 7
-_TABLE_NAME = 1
-"""The same attribute in all messages about something in a table."""
-_NEW_GENERATION = 15
-_PROCESS_ID, _PROCESS_NAME = 2, 3
-_DEEDS = {
-    0: "table added",
-    2: "table deleted",
-    3: "chain added",
-    5: "chain deleted",
-    6: "rule added",
-    8: "rule deleted",
-    9: "set added",
-    11: "set deleted",
-    12: "elements added",
-    14: "elements deleted",
+_TYPE_IN_SUBSYSTEM = 0xFF
+_OPERATIONS: dict[int, str] = {
+    NftMsg.NEWTABLE: "table added",
+    NftMsg.DELTABLE: "table deleted",
+    NftMsg.NEWCHAIN: "chain added",
+    NftMsg.DELCHAIN: "chain deleted",
+    NftMsg.NEWRULE: "rule added",
+    NftMsg.DELRULE: "rule deleted",
+    NftMsg.NEWSET: "set added",
+    NftMsg.DELSET: "set deleted",
+    NftMsg.NEWSETELEM: "elements added",
+    NftMsg.DELSETELEM: "elements deleted",
 }
-_ATTACH_FILTER = 26
-_LOAD_WORD, _JUMP_IF_EQUAL, _RETURN = 0x20, 0x15, 0x06
+
+# A classic BPF program: `linux/filter.h`, `linux/bpf_common.h`; the option is from `asm-generic/socket.h`.
+_SO_ATTACH_FILTER = 26
+_LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
+_JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
+_RETURN = 0x06  # BPF_RET | BPF_K
+_ALL_BYTES = 0xFFFFFFFF
 _SENDER_AT = 12
+"""Offset of nlmsg_pid in struct nlmsghdr."""
 _INSTRUCTION = struct.Struct("=HBBI")
+"""struct sock_filter: u16 code, u8 jump if true, u8 jump if false, u32 operand."""
 
 
 class ChangeMonitor:
-    """Listens to nf_tables from the first `listen` on. Not to be used by two threads at once."""
+    """Records the operations of other processes on our tables, from the first call of `listen` on. For one thread at a time."""
 
     def __init__(self, table: str) -> None:
-        """Take the name of our tables, the same in all families."""
+        """Set the name of our tables, which is the same in all families."""
         self._table = f"{table}\0".encode()
         self._own: list[int] = []
         self._has_begun = False
         self._socket: socket.socket | None = None
         self._unfinished: dict[Family, Counter[str]] = {family: Counter() for family in Family}
-        self._told: dict[Family, list[str]] = {family: [] for family in Family}
+        """Operations of the transaction whose NEWGEN has not arrived yet."""
+        self._reports: dict[Family, list[str]] = {family: [] for family in Family}
 
-    def leave_out(self, port: int) -> None:
-        """Take no note of changes by a socket of ours; to be called before `listen`."""
+    def ignore(self, port: int) -> None:
+        """Ignore the transactions of the socket with this netlink port. Call it before `listen`."""
         self._own.append(port)
 
     def listen(self) -> None:
-        """Begin to listen, if that has not begun; where it is refused, nothing will be told."""
+        """Subscribe on the first call; if that fails, `take` never returns anything."""
         if self._has_begun:
             return
         self._has_begun = True
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         try:
             self._socket = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
-            _keep_from(self._socket, self._own)
-            self._socket.bind((0, 1 << _LISTENERS_OF_NF_TABLES - 1))
+            # Before the bind, so that no notification comes unfiltered.
+            _drop_from(self._socket, self._own)
+            self._socket.bind((0, 1 << Nfnlgrp.NFTABLES - 1))
         except OSError as error:
-            logger.info("who changes our tables cannot be told: %s", error.strerror)
+            logger.info(
+                "cannot subscribe to nf_tables events; external changes will not be attributed: %s", error.strerror
+            )
             self.close()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Unsubscribe."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
 
     def take(self, family: Family) -> list[str]:
-        """Return what was done to the family's table since the last time, by process, in the order of transactions."""
-        self._read()
-        told, self._told[family] = self._told[family], []
-        return told
-
-    def _read(self) -> None:
+        """Return the operations on the family's table since the last call: for each transaction the process and its work."""
         while self._socket is not None:
             try:
-                data = self._socket.recv(BUFFER_BYTES)
+                self._record(memoryview(self._socket.recv(BUFFER_BYTES)))
             except BlockingIOError:
-                return
+                break
             except OSError as error:
-                # Too many to keep: the rest of a transaction, and whose it was.
-                for family in Family:
-                    self._told[family].append(f"more than could be noted: {error.strerror}")
-                    self._unfinished[family].clear()
-                continue
-            self._note(memoryview(data))
+                # ENOBUFS: the queue was full, so notifications are missing, perhaps the one with the process.
+                for each in Family:
+                    self._reports[each].append(f"unknown processes, because notifications were lost: {error.strerror}")
+                    self._unfinished[each].clear()
+        reports, self._reports[family] = self._reports[family], []
+        return reports
 
-    def _note(self, data: memoryview) -> None:
+    def _record(self, data: memoryview) -> None:
         for kind, _, _, start, end in read_messages(data):
             found = {at: bytes(data[left:right]) for at, left, right in attributes(data, start + NFGENMSG_BYTES, end)}
-            number = kind & 0xFF
-            if number == _NEW_GENERATION:
-                self._finish(found)
-            elif number in _DEEDS and found.get(_TABLE_NAME) == self._table:
+            number = kind & _TYPE_IN_SUBSYSTEM
+            if number in _OPERATIONS and found.get(NftaTable.NAME) == self._table:
                 for family, protocol_family in PROTOCOL_FAMILIES.items():
                     if data[start] == protocol_family:
-                        self._unfinished[family][_DEEDS[number]] += 1
+                        self._unfinished[family][_OPERATIONS[number]] += 1
+            elif number == NftMsg.NEWGEN:
+                name = found.get(NftaGen.PROC_NAME, b"?").rstrip(b"\0").decode(errors="replace")
+                process = int.from_bytes(found.get(NftaGen.PROC_PID, b""))
+                for family, operations in self._unfinished.items():
+                    if operations:
+                        work = ", ".join(
+                            f"{operation} ({count} times)" if count > 1 else operation
+                            for operation, count in operations.items()
+                        )
+                        self._reports[family].append(f"{name} (process {process}): {work}")
+                        operations.clear()
 
-    def _finish(self, generation: dict[int, bytes]) -> None:
-        name = generation.get(_PROCESS_NAME, b"?").rstrip(b"\0").decode(errors="replace")
-        process = int.from_bytes(generation.get(_PROCESS_ID, b""))
-        for family, operations in self._unfinished.items():
-            if operations:
-                what = ", ".join(
-                    f"{operation} ({count} times)" if count > 1 else operation
-                    for operation, count in operations.items()
-                )
-                self._told[family].append(f"{name} (process {process}): {what}")
-                operations.clear()
 
+def _drop_from(listener: socket.socket, senders: list[int]) -> None:
+    """Have the kernel drop notifications about transactions of these sockets, before they fill the queue.
 
-def _keep_from(listener: socket.socket, senders: Iterable[int]) -> None:
-    """Have the kernel drop messages about changes by these sockets, before they take room in the queue."""
-    # A load is in network order, and the field in that of the machine.
-    numbers = [int.from_bytes(struct.pack("=I", sender & 0xFFFFFFFF)) for sender in senders]
+    The program loads the sender of the message, compares it with each socket, and returns how many bytes to keep: 0 if one
+    is equal, else all. A jump counts the instructions that it skips.
+    """
     steps = [_INSTRUCTION.pack(_LOAD_WORD, 0, 0, _SENDER_AT)]
-    for at, number in enumerate(numbers):
-        steps.append(_INSTRUCTION.pack(_JUMP_IF_EQUAL, len(numbers) - at, 0, number))
-    steps += [_INSTRUCTION.pack(_RETURN, 0, 0, 0xFFFFFFFF), _INSTRUCTION.pack(_RETURN, 0, 0, 0)]
+    for at, sender in enumerate(senders):
+        # BPF loads words in network byte order, while netlink headers are in the machine's order.
+        operand = int.from_bytes(struct.pack("=I", sender & 0xFFFFFFFF))
+        steps.append(_INSTRUCTION.pack(_JUMP_IF_EQUAL, len(senders) - at, 0, operand))
+    steps += [_INSTRUCTION.pack(_RETURN, 0, 0, _ALL_BYTES), _INSTRUCTION.pack(_RETURN, 0, 0, 0)]
     program = ctypes.create_string_buffer(b"".join(steps))
-    listener.setsockopt(socket.SOL_SOCKET, _ATTACH_FILTER, struct.pack("HL", len(steps), ctypes.addressof(program)))
+    # struct sock_fprog: u16 number of instructions, pointer to them.
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HL", len(steps), ctypes.addressof(program)))

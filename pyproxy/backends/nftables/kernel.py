@@ -45,7 +45,7 @@ class NftablesKernel:
         self._monitor = monitor
         self._lock = asyncio.Lock()
         self._socket = NfTablesSocket()
-        monitor.leave_out(self._socket.port)
+        monitor.ignore(self._socket.port)
         self._reader = TableReader(self._socket, family)
         self._writer = TableWriter(self._reader, layouts, counter, monitor)
         self._sweeper = Sweeper(self._reader, self._writer, self._lock, grace_seconds)

@@ -1,9 +1,22 @@
-"""The sets, chains and rules of the nftables mode, as ``nft`` reads them; they do not depend on Services.
+"""The layout of the nftables mode: sets, chains and rules, as text for ``nft``. It does not depend on Services.
 
-A packet's way: what it is addressed to is looked up, which gives a number (of endpoints); the number leads to
-a chain that draws a slot; address and slot lead to the endpoint. ``nft`` up to 1.0.6 cannot list a rule that
-feeds one look-up into another, so numbers pass through a field of the packet: its priority, which, unlike the
-mark, no routing rule looks at (`docs/decisions/010-nftables-scratch.md`).
+The rules look up the destination of a packet in a map, which returns the number of endpoints; the number leads to a chain
+that draws a slot; destination and slot lead to the endpoint. ``nft`` up to 1.0.6 cannot list a rule in which one look-up
+feeds another, so numbers pass from rule to rule in a field of the packet: its priority, which no routing rule matches, unlike
+the mark (`docs/decisions/010-nftables-scratch.md`).
+
+Base chains, in the order in which a packet passes them. Connection tracking is at -200, so ``ct`` works in all of them:
+
+    prerouting, output  -110  source ranges: they are about the address that the client used, so before DNAT
+    prerouting, output  -100  DNAT; output is for connections that begin on the node
+    input, forward, output 0  rejects and drops: a destination that is still a Service's found no endpoint. All kernels allow
+                              ``reject`` in these hooks
+    postrouting          100  masquerade; last, when the kernel has chosen the route and so the source address
+
+Chains of type nat see only the first packet of a connection, and connection tracking translates the rest in the same way.
+Chains of type filter see every packet, so their rules begin with ``ct state new``. DNAT itself runs at one place in the
+kernel for all nat chains of a hook: the first chain that translates a connection decides (`nf_nat_inet_fn`), which is why
+rules of kube-proxy and pyproxy can exist side by side.
 """
 
 from collections.abc import Iterator
@@ -24,16 +37,19 @@ from pyproxy.backends.nftables.elements import (
     Layout,
     PortSets,
 )
+from pyproxy.linux.uapi.netfilter_ipv4 import NfIpPri
 from pyproxy.model.address import Family, Network, ip_text
 from pyproxy.model.node import LocalTraffic
 from pyproxy.node.context import FamilySettings
 
 TABLE = "pyproxy"
 MOST_PINS = 1 << 20
-"""How many clients can be remembered; one more is served without being remembered."""
+"""How many clients can be pinned. ``update`` on a full set fails, and the next rule serves the client without a pin."""
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 SLOT_CHAINS = "slot-of-"
-"""Begins the names of the chains of `PICK`."""
+"""Prefix of the names of the chains of `PICK`."""
+_PRE_DNAT = NfIpPri.NAT_DST - 10
+"""Directly before DNAT, as kube-proxy's chains for source ranges."""
 _PROTOCOLS = ("tcp", "udp", "sctp")
 LOCALHOST_REJECTIONS = "localhost-nodeport-rejected-sctp"
 """The named counter of packets to SCTP node ports on loopback. A counter inside a rule would change the rule's listing."""
@@ -41,21 +57,21 @@ LOCALHOST_REJECTIONS = "localhost-nodeport-rejected-sctp"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NftablesSettings(FamilySettings):
-    """What one family's table depends on besides Services."""
+    """The settings on which one family's table depends besides Services."""
 
     node_port_ips: tuple[bytes, ...] | None = None
-    """Addresses of this node that serve node ports; None means all but loopback."""
+    """Addresses of this node that serve node ports; None means all except loopback."""
     service_cidrs: tuple[Network, ...] | None = ()
-    """Where cluster IPs come from: what is addressed to one that no Service has is dropped.
+    """The ServiceCIDRs; packets to an address of theirs that no Service has are dropped.
 
-    None: nobody knows yet, so what is in the kernel stays as it is.
+    None means that they are not known yet, so the ranges in the kernel stay unchanged.
     """
     relays_localhost: bool = False
-    """The relay serves TCP and UDP node ports on loopback; packets to those of SCTP are rejected and counted."""
+    """Whether the relay serves TCP and UDP node ports on loopback; packets to SCTP node ports are then rejected and counted."""
 
 
 def layout_of(settings: NftablesSettings) -> Layout:
-    """Return the value of the entry `LAYOUT`."""
+    """Return the value of the entry `LAYOUT`: a digest of the text, so that any change of it is a new layout."""
     return Layout(sha256(layout_text(settings).encode()).hexdigest()[:16])
 
 
@@ -66,7 +82,7 @@ def layout_text(settings: NftablesSettings) -> str:
 
 
 def _choices(family: Family) -> tuple[tuple[str, EndpointChoice, PortSets], ...]:
-    """Return the ways to choose an endpoint: the expression that is looked up, and the sets."""
+    """Return the four ways to choose an endpoint, each as the expression that is looked up and the sets."""
     return tuple(
         (_looked_up(sets, family), choice, sets)
         for sets in (ADDRESSED, NODE_PORTS)
@@ -76,7 +92,7 @@ def _choices(family: Family) -> tuple[tuple[str, EndpointChoice, PortSets], ...]
 
 @dataclass(frozen=True, slots=True)
 class NumberedChain:
-    """A chain for one number, to which one element of a verdict map leads."""
+    """The chain for one number, to which one element of a verdict map leads."""
 
     name: str
     verdict: str
@@ -89,50 +105,44 @@ class NumberedChain:
 
 
 def numbered_chain(kind: ElementSet, number: int, family: Family) -> NumberedChain:
-    """Return the chain that an element of a map to chains leads to."""
+    """Return the chain to which the element for a number leads, in a map from numbers to chains."""
     if kind is PICK:
         return NumberedChain(slot_chain(number), "jump", (f"meta priority set numgen random mod {number}",))
     for key, choice, _ in _choices(family):
         client = f"{_ip(family)} saddr . meta priority"
         if kind is choice.sticky:
-            return _sticky_chain(key, client, number, choice)
+            return NumberedChain(
+                f"{choice.prefix}sticky-{number}",
+                "goto",
+                (
+                    f"meta priority set {key} map @{choice.counts.name}",
+                    # Now the priority is a count; the chain for it replaces the count by the ID of an endpoint.
+                    f"meta priority vmap @{choice.find.name}",
+                    # Adds a pin, or restarts the time of an existing one.
+                    f"update @{PINS.name} {{ {client} timeout {number}s }}",
+                    f"goto {choice.prefix}deliver",
+                ),
+            )
         if kind is choice.find:
-            return _find_chain(key, client, number, choice)
+            # Tries the endpoints one after the other. A pin to an endpoint that is gone matches none of them, so its client
+            # gets a new endpoint.
+            to_id = f"meta priority set {key} . meta priority map @{choice.slots.name}"
+            pinned = f"{client} @{PINS.name} return"
+            return NumberedChain(
+                f"{choice.prefix}find-{number}",
+                "jump",
+                (
+                    *(f"meta priority set 0:{slot:x} {to_id} {pinned}" for slot in range(number)),
+                    f"meta priority set numgen random mod {number}",
+                    to_id,
+                ),
+            )
     raise KeyError(kind.name)
 
 
 def slot_chain(count: int) -> str:
-    """Return the name of the chain that draws one slot out of so many."""
+    """Return the name of the chain that draws one of `count` slots."""
     return f"{SLOT_CHAINS}{count}"
-
-
-def _sticky_chain(key: str, client: str, seconds: int, choice: EndpointChoice) -> NumberedChain:
-    return NumberedChain(
-        f"{choice.prefix}sticky-{seconds}",
-        "goto",
-        (
-            f"meta priority set {key} map @{choice.counts.name}",
-            f"meta priority vmap @{choice.find.name}",
-            # Begins the time of a pin anew, or makes one.
-            f"update @{PINS.name} {{ {client} timeout {seconds}s }}",
-            f"goto {choice.prefix}deliver",
-        ),
-    )
-
-
-def _find_chain(key: str, client: str, count: int, choice: EndpointChoice) -> NumberedChain:
-    """Return the chain that tries the endpoints one by one: whoever is pinned to one that is gone is not found."""
-    to_id = f"meta priority set {key} . meta priority map @{choice.slots.name}"
-    pinned = f"{client} @{PINS.name} return"
-    return NumberedChain(
-        f"{choice.prefix}find-{count}",
-        "jump",
-        (
-            *(f"meta priority set 0:{slot:x} {to_id} {pinned}" for slot in range(count)),
-            f"meta priority set numgen random mod {count}",
-            to_id,
-        ),
-    )
 
 
 def _ip(family: Family) -> str:
@@ -158,7 +168,8 @@ def _sets(family: Family) -> Iterator[str]:
     for kind in SETS.values():
         lines = [f"type {type_text(kind, family)}", *(["flags interval"] if kind.is_interval else [])]
         yield _set(kind.name, *lines, is_map=bool(kind.data))
-    # A map from client to endpoint could be filled by text with keys of 16 bytes at most (nft 1.0.6), too few for IPv6.
+    # A set of client and endpoint ID, and not a map from client to endpoint: nft 1.0.6 limits the key of ``update`` on a map
+    # to 16 bytes, which an IPv6 address takes alone.
     lines = [f"type {type_text(PINS, family)}", f"size {MOST_PINS}", "flags dynamic,timeout"]
     yield _set(PINS.name, *lines, is_map=False)
 
@@ -171,7 +182,7 @@ def type_text(kind: ElementSet, family: Family) -> str:
 
 
 class _Chains:
-    """The chains, while they are being written down: none is named before it is there."""
+    """Writes the chains in an order in which each one exists before a rule leads to it."""
 
     def __init__(self, settings: NftablesSettings) -> None:
         self._settings = settings
@@ -182,69 +193,76 @@ class _Chains:
 
     def write(self) -> Iterator[str]:
         for key, choice, sets in _choices(self._settings.family):
-            yield from self._choice(key, choice, sets)
+            endpoint = f"map @{choice.endpoints.name}"
+            yield _chain(
+                f"{choice.prefix}deliver",
+                # One rule for each protocol, because nft accepts a port after ``dnat`` only where the protocol is known.
+                *(
+                    f"meta l4proto {protocol} dnat {self._ip} to {key} . meta priority {endpoint}"
+                    for protocol in _PROTOCOLS
+                ),
+            )
+            yield _chain(f"{choice.prefix}draw", "meta priority vmap @pick", f"goto {choice.prefix}deliver")
+            yield _chain(
+                f"{choice.prefix}choose",
+                # A look-up that fails ends the rule, so the priority of packets to other destinations is never changed.
+                f"meta priority set {key} map @{sets.timeouts.name} meta priority vmap @{choice.prefix}sticky",
+                f"meta priority set {key} map @{choice.counts.name} goto {choice.prefix}draw",
+            )
         yield from self._entry(self._node_port, NODE_PORTS)
         yield from self._entry(self._key, ADDRESSED)
         yield from self._nat()
         yield from self._filters()
 
-    def _choice(self, key: str, choice: EndpointChoice, sets: PortSets) -> Iterator[str]:
-        endpoint = f"map @{choice.endpoints.name}"
-        yield _chain(
-            f"{choice.prefix}deliver",
-            *(
-                f"meta l4proto {protocol} dnat {self._ip} to {key} . meta priority {endpoint}"
-                for protocol in _PROTOCOLS
-            ),
-        )
-        yield _chain(f"{choice.prefix}draw", "meta priority vmap @pick", f"goto {choice.prefix}deliver")
-        yield _chain(
-            f"{choice.prefix}choose",
-            f"meta priority set {key} map @{sets.timeouts.name} meta priority vmap @{choice.prefix}sticky",
-            f"meta priority set {key} map @{choice.counts.name} goto {choice.prefix}draw",
-        )
-
     def _entry(self, key: str, sets: PortSets) -> Iterator[str]:
-        """Yield the chains that tell by a packet's source which endpoints it may have, and mark what needs it."""
+        """Yield the chains that choose between local and all endpoints by a packet's source, and mark for masquerade."""
+        settings = self._settings
         main, local = f"{sets.main.prefix}choose", f"{sets.local.prefix}choose"
-        test = local_test(self._settings.local_traffic, self._settings.family)
+        test = local_test(settings.local_traffic, settings.family)
         yield _chain(
             f"{sets.prefix}from-outside",
-            # Pods and the node itself are not "external": they may use every endpoint of the cluster.
+            # Pods and the node itself are not external: they may use every endpoint of the cluster.
             *([f"{test} goto {main}"] if test else []),
+            # The node's packet may have the load balancer IP as its source, which the endpoint cannot answer.
             f"fib saddr type local {self._mark} goto {main}",
             f"goto {local}",
         )
+        to_cluster_ip = f"{self._ip} daddr @{CLUSTER_IPS.name}"
+        masquerade: list[str] = []
+        if sets is ADDRESSED and settings.masquerade_all:
+            masquerade = [f"{to_cluster_ip} {self._mark}"]
+        elif sets is ADDRESSED and settings.local_traffic is not None:
+            # Clients outside the cluster may route cluster IPs to any node. Replies must then return through this node, also
+            # from a pod on another node.
+            not_local = local_test(settings.local_traffic, settings.family, is_not=True)
+            masquerade = [f"{to_cluster_ip} {not_local} {self._mark}"]
         yield _chain(
             f"{sets.prefix}ports",
-            *(self._masquerade_cluster_ips() if sets is ADDRESSED else []),
+            *masquerade,
             f"{key} @{sets.external_local.name} goto {sets.prefix}from-outside",
             f"{key} @{sets.external_cluster.name} {self._mark}",
             f"goto {main}",
         )
 
-    def _masquerade_cluster_ips(self) -> Iterator[str]:
-        settings = self._settings
-        match = f"{self._ip} daddr @{CLUSTER_IPS.name}"
-        if settings.masquerade_all:
-            yield f"{match} {self._mark}"
-        elif settings.local_traffic is not None:
-            yield f"{match} {local_test(settings.local_traffic, settings.family, is_not=True)} {self._mark}"
-
     def _nat(self) -> Iterator[str]:
         node_ports = f"{self._to_node()} goto {NODE_PORTS.prefix}ports"
+        # Addresses of Services first: a port at such an address is never a node port.
         yield _chain("services", f"jump {ADDRESSED.prefix}ports", node_ports)
         for hook in ("prerouting", "output"):
-            # The name of the priority is refused in output by nft 1.0.6.
-            yield _base_chain(f"nat-{hook}", "nat", hook, -100, "jump services")
+            # As a number: nft 1.0.6 refuses the name "dstnat" in output.
+            yield _base_chain(f"nat-{hook}", "nat", hook, NfIpPri.NAT_DST, "jump services")
         mark = f"{self._settings.masquerade_mark:#010x}"
         hairpin = f"{self._ip} saddr . {self._key}"
         yield _base_chain(
             "nat-postrouting",
             "nat",
             "postrouting",
-            100,
+            NfIpPri.NAT_SRC,
+            # The mark is removed, so that it does not masquerade the packet again if that passes the hooks once more, for
+            # example encapsulated. With fully-random, connections that begin at the same time seldom get the same source
+            # port; if they do, the kernel drops the first packet of one of them.
             f"meta mark & {mark} != 0 meta mark set meta mark ^ {mark} masquerade fully-random",
+            # A pod that gets its own address as the source answers to itself, past the translation.
             f"ct status dnat {hairpin} @hairpin-connections masquerade fully-random",
         )
 
@@ -254,6 +272,7 @@ class _Chains:
         return f"{self._ip} daddr != {_LOOPBACK[self._settings.family]} fib daddr type local"
 
     def _filters(self) -> Iterator[str]:
+        # Only destinations in the set firewall are restricted; for other destinations the second look-up finds nothing.
         yield _chain("sources", f"{self._key} @firewall {self._key} . {self._ip} saddr != @allowed-sources drop")
         for sets, key in ((ADDRESSED, self._key), (NODE_PORTS, self._node_port)):
             refusals = f"{key} @{sets.rejected.name} reject", f"{key} @{sets.dropped.name} drop"
@@ -264,10 +283,10 @@ class _Chains:
             f"{self._ip} daddr . meta l4proto @{SERVICE_CIDRS.name} drop",
         )
         for hook in ("prerouting", "output"):
-            yield _base_chain(f"filter-{hook}-pre-dnat", "filter", hook, -110, "ct state new jump sources")
+            yield _base_chain(f"filter-{hook}-pre-dnat", "filter", hook, _PRE_DNAT, "ct state new jump sources")
         rules = [f"{self._to_node()} ct state new jump {NODE_PORTS.prefix}refusals", "ct state new jump refusals"]
         if self._settings.relays_localhost:
-            # Every node port is in one of these sets.
+            # Each node port is in one of these two sets. Loopback packets pass output and then input.
             yield _chain(
                 "localhost-refusals",
                 *(
@@ -277,13 +296,14 @@ class _Chains:
             )
             loopback = f"{self._ip} daddr {_LOOPBACK[self._settings.family]}"
             rules.append(f"{loopback} meta l4proto sctp ct state new jump localhost-refusals")
-        yield _base_chain("filter-input", "filter", "input", 0, *rules)
+        yield _base_chain("filter-input", "filter", "input", NfIpPri.FILTER, *rules)
         checks = ["ct state new jump refusals", "ct state new jump unknown-ports"]
-        # The priority was a number of ours. IPv4 gives a forwarded packet a new one by itself.
+        # Rules before DNAT left a count, slot or ID as the priority, by which a queueing discipline could sort the packet. IPv4
+        # sets the priority of each forwarded packet again (`ip_forward`, unless net.ipv4.ip_forward_update_priority is 0).
         reset = "ct state new ct status dnat meta priority set none"
         forward = [reset] if self._settings.family is Family.IPV6 else []
-        yield _base_chain("filter-forward", "filter", "forward", 0, *forward, *checks)
-        yield _base_chain("filter-output", "filter", "output", 0, reset, *checks)
+        yield _base_chain("filter-forward", "filter", "forward", NfIpPri.FILTER, *forward, *checks)
+        yield _base_chain("filter-output", "filter", "output", NfIpPri.FILTER, reset, *checks)
 
 
 def _base_chain(name: str, kind: str, hook: str, priority: int, *rules: str) -> str:
@@ -291,7 +311,7 @@ def _base_chain(name: str, kind: str, hook: str, priority: int, *rules: str) -> 
 
 
 def local_test(local: LocalTraffic | None, family: Family, *, is_not: bool = False) -> str:
-    """Return the match for a pod's packet, or for any other; empty if nothing is known to be a pod's."""
+    """Return the match for packets from pods of this node, or from elsewhere; empty if pods cannot be distinguished."""
     if local is None:
         return ""
     no = "!= " if is_not else ""

@@ -1,4 +1,4 @@
-"""The nftables mode, put together: settings, layout, program and kernel of each family."""
+"""The nftables mode as a backend: its requirements, and settings, program and kernel of each family."""
 
 import logging
 from dataclasses import replace
@@ -21,11 +21,12 @@ from pyproxy.node.local_traffic import NodeReadiness, family_settings, nftables_
 
 logger = logging.getLogger(__name__)
 
-_IPV6_IS_THERE = Path("/proc/net/if_inet6")
+_IPV6_INTERFACES = Path("/proc/net/if_inet6")
+"""Does not exist on a kernel without IPv6."""
 
 
 class NftablesMode:
-    """Services as elements of nftables maps; see `backends.interface.Backend`."""
+    """Programs Services as elements of nftables maps; implements `backends.interface.Backend`."""
 
     mode = ProxyMode.NFTABLES
     iptables_variant = None
@@ -35,15 +36,15 @@ class NftablesMode:
         self._generation = NftGeneration()
         self._monitor = ChangeMonitor(TABLE)
         self._layouts: dict[Layout, str] = {}
-        self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_IS_THERE.exists())
+        self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
         self._readiness = NodeReadiness(config, self.families)
 
     @classmethod
     async def open(cls, config: Config) -> "NftablesMode":
-        """Try what the mode needs of the kernel and of ``nft``.
+        """Return the backend, after a test that kernel and ``nft`` accept the layout.
 
         Raises:
-            ConfigError: something is missing; the message names it.
+            ConfigError: they do not; the message contains the error of ``nft``.
         """
         mode = cls(config)
         for family in mode.families:
@@ -54,43 +55,43 @@ class NftablesMode:
         return mode
 
     def is_ready_for(self, node: Node) -> bool:
-        """See `Backend`."""
+        """Return whether the Node has the pod CIDRs that the settings need; missing ones are logged once."""
         return self._readiness.has_pod_cidrs(node)
 
     def settings(self, family: Family, context: NodeContext) -> NftablesSettings:
-        """See `Backend`."""
+        """Return the settings on which a family's table depends besides Services."""
         return nftables_settings(self._config, family, context)
 
     def program(self, settings: NftablesSettings) -> NftablesProgram:
-        """See `Backend`."""
+        """Return an empty program for these settings, and keep the text of its layout for the kernel."""
         self._layouts[layout_of(settings)] = layout_text(settings)
         return NftablesProgram(settings)
 
     def kernel(self, family: Family) -> NftablesKernel:
-        """See `Backend`."""
+        """Return the reader and writer of one family's table."""
         return NftablesKernel(family, self._generation.counter(), self._layouts, self._monitor)
 
     def prepare(self) -> None:
-        """See `Backend`: the mode needs no kernel settings."""
+        """Do nothing: the mode needs no kernel settings."""
 
     def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # the protocol's
-        """See `Backend`: the mode has no chains in iptables."""
+        """Return False: the mode has no chains in iptables."""
         return False
 
 
 def nftables_settings(config: Config, family: Family, context: NodeContext) -> NftablesSettings:
-    """Derive what a family's table depends on besides Services."""
+    """Return the settings on which a family's table depends besides Services."""
     return replace(
         family_settings(NftablesSettings, config, family, context),
         node_port_ips=node_port_ips(config, context.node, family, context.local_ips),
-        # On trial most addresses of these ranges are kube-proxy's.
+        # Side-by-side, most addresses of these ranges belong to kube-proxy's Services, so none may be dropped.
         service_cidrs=() if config.service_proxy_name else context.service_cidrs_of(family),
         relays_localhost=relays_localhost(config, ProxyMode.NFTABLES, family),
     )
 
 
 async def why_unusable(family: Family) -> str:
-    """Have kernel and ``nft`` check the whole layout without taking it; return what they miss, or nothing."""
+    """Check the whole layout with ``nft --check``, without creating it; return the first line of the error, or nothing."""
     settings = NftablesSettings(family=family, local_traffic=None, node_port_ips=None)
     script = table_text(family, layout_text(settings), {}).replace(" pyproxy {", " pyproxy-probe {", 1)
     result = await run(["nft", "--check", "-f", "-"], stdin=script)

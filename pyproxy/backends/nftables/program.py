@@ -1,7 +1,8 @@
-"""A Service port's plan as elements of sets and maps, and all elements of one family together.
+"""Turns plans into elements: those of one Service port, and those of all Service ports of a family.
 
-Nearly every element begins with what packets are addressed to, which no two ports share, because `claims`
-has made sure of it. The few that ports share (a cluster IP, a hairpin connection, a count) are counted.
+The key of nearly every element begins with a frontend, which belongs to one Service port only; `pyproxy.plan.claims` settles
+conflicts. These are the own elements of a Service port. The few elements that several Service ports use (a cluster IP, a
+hairpin connection, a count) are shared: they exist while at least one Service port uses them.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -39,44 +40,53 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan, Verdict
 
 _LONGEST_COMMENT = 127
-"""``nft`` takes no longer one, and names may be."""
+"""Longest comment that ``nft`` accepts; the name of a Service port can be longer."""
 _CUT = "..."
+_EVERY_PROTOCOL = bytes(4), bytes((255, 0, 0, 0))
+"""First and last value of the field protocol, with padding."""
 
 
 class NftablesProgram:
-    """What the nftables mode wants in the kernel for one family: layout and elements, from all plans. Pure."""
+    """The layout and elements that all plans of one family need; implements `backends.interface.Program`. Pure."""
 
     def __init__(self, settings: NftablesSettings) -> None:
-        node_ips = settings.node_port_ips or ()
-        self._static: dict[ElementKey, Value] = {
-            LAYOUT: layout_of(settings),
-            **{element(NODE_PORT_IPS, ip): b"" for ip in node_ips},
-            **{element(SERVICE_CIDRS, _every_protocol(*ends)): b"" for ends in _ranges(settings.service_cidrs or ())},
-        }
+        lowest, highest = _EVERY_PROTOCOL
+        self._static: dict[ElementKey, Value] = {LAYOUT: layout_of(settings)}
+        for ip in settings.node_port_ips or ():
+            self._static[element(NODE_PORT_IPS, ip)] = b""
+        for first, last in _ranges(settings.service_cidrs or ()):
+            self._static[element(SERVICE_CIDRS, first + lowest + last + highest)] = b""
         self._keeps_service_cidrs = settings.service_cidrs is None
         self._own: dict[ElementKey, bytes] = {}
         self._plans: dict[ServicePortName, ServicePlan] = {}
         self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
-        """Elements that pass from one port to others, until the one that has them lets go."""
+        """Elements that a Service port wants while another one still has them, which happens when a frontend moves."""
         self._shared: dict[ElementKey, int] = {}
-        """How many ports want an element."""
+        """For each shared element, how many Service ports use it."""
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[ElementKey]:
-        """Take in the plan of a port (None: it is gone) and return the elements that changed."""
+        """Replace the plan of a Service port (None: it no longer exists) and return the keys of the elements that changed."""
         before = self._plans.pop(name, None)
         if plan is not None:
             self._plans[name] = plan
         if before == plan:
             return set()
-        # Compiled once more rather than kept: that is microseconds for a change, and megabytes for all ports.
+        # The old elements are computed again, because storing them would take megabytes for all Service ports, and computing
+        # them takes microseconds for one.
         own_before, shared_before = _compiled(before)
         own, shared = _compiled(plan)
         changed = self._put_own(name, own_before, own)
-        changed.update(self._put_shared(shared_before, shared))
+        for key in shared:
+            self._shared[key] = self._shared.get(key, 0) + 1
+        for key in shared_before:
+            self._shared[key] -= 1
+            if not self._shared[key]:
+                del self._shared[key]
+        changed.update(shared_before, shared)
         return changed
 
     def value(self, key: ElementKey) -> Value | None:
-        """Return data and comment of an element, or None if it should not be there."""
+        """Return the wanted value of an element, or None if it should not exist."""
         own = self._own.get(key)
         if own is not None:
             return own
@@ -85,7 +95,7 @@ class NftablesProgram:
         return self._static.get(key)
 
     def keys(self) -> Iterator[ElementKey]:
-        """Yield the layout and every element that should be there."""
+        """Yield the keys of the layout and of every element that should exist."""
         yield from self._static
         yield from self._shared
         yield from self._own
@@ -93,6 +103,7 @@ class NftablesProgram:
     def _put_own(
         self, name: ServicePortName, before: Collection[ElementKey], elements: dict[ElementKey, bytes]
     ) -> set[ElementKey]:
+        """Replace the own elements of a Service port, in whatever order the Service ports of a moved frontend are put."""
         if not before and self._own.keys().isdisjoint(elements):
             self._own |= elements
             return set(elements)
@@ -102,7 +113,8 @@ class NftablesProgram:
                 changed.add(key)
                 self._release(key, name)
         for key, value in elements.items():
-            if self._is_anothers(key, name, before):
+            has_other_owner = name in self._waiting.get(key, ()) if key in before else key in self._own
+            if has_other_owner:
                 self._waiting.setdefault(key, {})[name] = value
             elif self._own.get(key) != value:
                 self._own[key] = value
@@ -111,12 +123,8 @@ class NftablesProgram:
             changed.add(key)
         return changed
 
-    def _is_anothers(self, key: ElementKey, name: ServicePortName, known: Collection[ElementKey]) -> bool:
-        if key in known:
-            return name in self._waiting.get(key, ())
-        return key in self._own
-
     def _release(self, key: ElementKey, name: ServicePortName) -> None:
+        """Delete an element of a Service port, or give it to the next one that waits for it."""
         waiting = self._waiting.get(key)
         if waiting is None:
             del self._own[key]
@@ -128,31 +136,27 @@ class NftablesProgram:
         if not waiting:
             del self._waiting[key]
 
-    def _put_shared(self, before: Collection[ElementKey], keys: Collection[ElementKey]) -> Collection[ElementKey]:
-        for key in keys:
-            self._shared[key] = self._shared.get(key, 0) + 1
-        for key in before:
-            self._shared[key] -= 1
-            if not self._shared[key]:
-                del self._shared[key]
-        return (*before, *keys)
-
 
 class PortElements:
-    """The elements of one Service port."""
+    """The elements of one Service port, computed from its plan."""
 
     def __init__(self, plan: ServicePlan) -> None:
         self.own: dict[ElementKey, bytes] = {}
-        """Elements that no other port has."""
+        """Elements that no other Service port has."""
         self.shared: dict[ElementKey, None] = {}
-        """Elements of sets that other ports may have, too."""
+        """Elements that other Service ports may also have; a dictionary because it keeps the order."""
         self._plan = plan
-        self._name = _comment(plan.name)
+        name = str(plan.name)
+        if len(name) > _LONGEST_COMMENT:
+            name = name[: _LONGEST_COMMENT - len(_CUT)] + _CUT
+        self._name = name.encode()
         self._protocol = pack_protocol(plan.protocol)
         at_port = self._protocol + pack_port(plan.port)
         if plan.cluster_ip is not None:
             self.shared[element(CLUSTER_IPS, plan.cluster_ip)] = None
-            self._internal(plan.cluster_ip + at_port)
+            key = plan.cluster_ip + at_port
+            self._choose(ADDRESSED, ADDRESSED.main, key, plan.internal_endpoints)
+            self._refuse(ADDRESSED, key, plan.internal_verdict)
         for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
             if ip != plan.cluster_ip:
                 self._external(ADDRESSED, ip + at_port)
@@ -165,11 +169,6 @@ class PortElements:
 
     def _add(self, kind: ElementSet, key: bytes, data: bytes = b"") -> None:
         self.own[element(kind, key)] = data + self._name if kind.is_named else data
-
-    def _internal(self, key: bytes) -> None:
-        plan = self._plan
-        self._choose(ADDRESSED, ADDRESSED.main, key, plan.internal_endpoints)
-        self._refuse(ADDRESSED, key, plan.internal_verdict)
 
     def _external(self, sets: PortSets, key: bytes) -> None:
         plan = self._plan
@@ -210,14 +209,14 @@ class PortElements:
         for ip in plan.load_balancer_ips:
             key = ip + at_port
             self._add(FIREWALL, key)
-            # A node that sends to the address may have it as source, where the address is bound to the node.
+            # Where the address is bound to the node, packets from the node to the address also have it as their source.
             own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
             for first, last in _ranges((*plan.source_ranges, *own)):
                 self._add(ALLOWED_SOURCES, key + first + key + last)
 
 
 def _compiled(plan: ServicePlan | None) -> tuple[dict[ElementKey, bytes], Collection[ElementKey]]:
-    """Return a port's own elements, and those that others may have, too."""
+    """Return the own and the shared elements of a plan; nothing for None."""
     if plan is None:
         return {}, ()
     elements = PortElements(plan)
@@ -225,7 +224,7 @@ def _compiled(plan: ServicePlan | None) -> tuple[dict[ElementKey, bytes], Collec
 
 
 def element(kind: ElementSet, key: bytes) -> ElementKey:
-    """Return the key of an entry for an element of a set."""
+    """Return the entry key of an element of a set."""
     return ElementKey(kind.prefix + key)
 
 
@@ -234,21 +233,11 @@ def _pick(count: int) -> ElementKey:
     return element(PICK, pack_number(count))
 
 
-def _every_protocol(first: bytes, last: bytes) -> bytes:
-    return first + bytes(4) + last + bytes((255, 0, 0, 0))
-
-
-def _comment(name: ServicePortName) -> bytes:
-    text = str(name)
-    if len(text) > _LONGEST_COMMENT:
-        text = text[: _LONGEST_COMMENT - len(_CUT)] + _CUT
-    return text.encode()
-
-
 def _with_ids(owner: bytes, targets: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield ids with endpoints: the same for an endpoint whatever others there are, unless two collide.
+    """Yield the endpoints with their IDs, which are hashes over Service port and endpoint.
 
-    Two Service ports may give the same id to an endpoint of each. A client of both is then with that one in both.
+    So an endpoint has the same ID on all nodes and after a restart, whatever other endpoints there are, unless two of them
+    collide. If endpoints of two Service ports have equal IDs, a client that uses both Services is pinned in both by one pin.
     """
     taken: set[int] = set()
     for target in targets:
@@ -260,6 +249,6 @@ def _with_ids(owner: bytes, targets: Iterable[bytes]) -> Iterator[tuple[int, byt
 
 
 def _ranges(blocks: Iterable[Network]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield first and last address of each range; the kernel takes none that overlap."""
+    """Yield first and last address of each range, after joining ranges that overlap: the kernel refuses those."""
     for block in collapse_addresses([ip_network((block.ip, block.prefix)) for block in blocks]):  # type: ignore[type-var]  # of one family
         yield block.network_address.packed, block.broadcast_address.packed

@@ -1,4 +1,7 @@
-"""Elements and tables as ``nft`` reads and prints them."""
+"""Elements and tables in the language of ``nft``.
+
+Elements reach the kernel as text only where a whole table is written; the text is also what ``dump-rules`` prints.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -11,12 +14,12 @@ _PROTOCOL_NAMES = {protocol.number: protocol.value for protocol in Protocol}
 
 
 def family_name(family: Family) -> str:
-    """Return the family as ``nft`` calls it."""
+    """Return nft's name of the family."""
     return "ip" if family is Family.IPV4 else "ip6"
 
 
 def table_text(family: Family, layout: str, entries: Mapping[ElementKey, Value]) -> str:
-    """Return a whole table: the layout, and the elements of all entries."""
+    """Return a script that adds a table: the layout, the chains of numbers in use, and the elements of all entries."""
     chains = "".join(
         numbered_chain(SETS[key[0]], unpack_number(key[1:]), family).text
         for key in sorted(entries)
@@ -28,7 +31,7 @@ def table_text(family: Family, layout: str, entries: Mapping[ElementKey, Value])
 
 
 def elements_text(family: Family, entries: Mapping[ElementKey, Value]) -> Iterable[tuple[str, str]]:
-    """Yield the set and the text of each element, sorted."""
+    """Yield set and text of each element, sorted by key."""
     for key in sorted(entries):
         value = entries[key]
         if key == LAYOUT or not isinstance(value, bytes):
@@ -38,7 +41,7 @@ def elements_text(family: Family, entries: Mapping[ElementKey, Value]) -> Iterab
 
 
 def element_text(kind: ElementSet, key: bytes, value: bytes, family: Family) -> str:
-    """Return one element: key, comment and data."""
+    """Return one element as text: key, comment and data."""
     size = kind.key_size(family)
     fields = _fields(kind.key, key[:size], family)
     if kind.is_interval:
@@ -58,19 +61,17 @@ def _fields(fields: tuple[KeyField, ...], data: bytes, family: Family) -> list[s
     offset = 0
     for field in fields:
         size = field.size(family)
-        found.append(_field(field, data[offset : offset + size]))
+        value = data[offset : offset + size]
         offset += size
+        match field:
+            case KeyField.ADDRESS:
+                found.append(ip_text(value))
+            case KeyField.PROTOCOL:
+                found.append(_PROTOCOL_NAMES.get(value[0], str(value[0])))
+            case KeyField.PORT:
+                found.append(str(int.from_bytes(value[:2])))
+            case _:
+                # nft prints the type classid as MAJOR:MINOR, two hexadecimal numbers of 16 bits.
+                number = unpack_number(value)
+                found.append(f"{number >> 16:x}:{number & 0xFFFF:x}")
     return found
-
-
-def _field(field: KeyField, data: bytes) -> str:
-    match field:
-        case KeyField.ADDRESS:
-            return ip_text(data)
-        case KeyField.PROTOCOL:
-            return _PROTOCOL_NAMES.get(data[0], str(data[0]))
-        case KeyField.PORT:
-            return str(int.from_bytes(data[:2]))
-        case _:
-            number = unpack_number(data)
-            return f"{number >> 16:x}:{number & 0xFFFF:x}"

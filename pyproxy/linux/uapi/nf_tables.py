@@ -22,6 +22,7 @@ class NftMsg(IntEnum):
     DELSETELEM = 14
     NEWGEN = 15
     GETGEN = 16
+    GETOBJ = 19
 
 
 class NftaList(IntEnum):
@@ -155,8 +156,23 @@ class NftaGen(IntEnum):
     PROC_NAME = 3
 
 
+class NftaObj(IntEnum):
+    """`NFTA_OBJ_*`: attributes of a named object of a table, such as a counter."""
+
+    TABLE = 1
+    NAME = 2
+    TYPE = 3
+    DATA = 4
+
+
+class NftObject(IntEnum):
+    """`NFT_OBJECT_*`: types of named objects."""
+
+    COUNTER = 1
+
+
 class NftaCounter(IntEnum):
-    """`NFTA_COUNTER_*`: attributes of the expression ``counter``."""
+    """`NFTA_COUNTER_*`: attributes of a counter, an expression or an object."""
 
     BYTES = 1
     PACKETS = 2

@@ -1,6 +1,6 @@
-"""Messages to nf_tables: what is packed can be parsed, and has the form that the kernel's parser walks through.
+"""Messages about elements: packed elements can be parsed, and attribute lengths add up as the kernel's parser requires.
 
-That the kernel takes them, for every kind of set, is `tests.packets`' business.
+`tests.packets` tests that the kernel accepts them, for every kind of set.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from pyproxy.model.address import Family
 families = pytest.mark.parametrize("family", Family, ids=str)
 kinds = pytest.mark.parametrize("kind", SETS.values(), ids=lambda kind: kind.name)
 MOST_BYTES = 0xFFFF
-"""What the length of an attribute can say."""
+"""The largest length that fits into an attribute header."""
 
 
 def samples(kind: ElementSet, family: Family, count: int = 3) -> dict[bytes, bytes]:
-    """Return elements of a set, all bytes of which tell where they belong; with comments of all lengths where it has any."""
+    """Return elements of a set in which all bytes differ, with comments of all lengths if the set has comments."""
     key_size = kind.key_size(family) * (2 if kind.is_interval else 1)
     data_size = 0 if KeyField.VERDICT in kind.data else kind.data_size(family)
     found: dict[bytes, bytes] = {}
@@ -33,7 +33,7 @@ def samples(kind: ElementSet, family: Family, count: int = 3) -> dict[bytes, byt
 
 
 def parsed(form: ElementFormat, messages: Iterator[bytes]) -> dict[bytes, bytes]:
-    """Return the elements in messages."""
+    """Return the elements that messages contain."""
     return {
         key: value
         for each in messages
@@ -44,7 +44,7 @@ def parsed(form: ElementFormat, messages: Iterator[bytes]) -> dict[bytes, bytes]
 @families
 @kinds
 def test_elements_come_back(kind: ElementSet, family: Family) -> None:
-    """Keys, both ends of intervals, data, and comments up to the longest, are found again in the message."""
+    """Keys, both ends of ranges, data, and comments up to the longest one are parsed from the packed message."""
     form = ElementFormat(kind, family, "table")
     expected = samples(kind, family, 128)
 
@@ -54,7 +54,7 @@ def test_elements_come_back(kind: ElementSet, family: Family) -> None:
 @families
 @kinds
 def test_deleted_elements_are_named_by_key_alone(kind: ElementSet, family: Family) -> None:
-    """Without data or comment, which would have to be the right ones."""
+    """A delete has neither data nor comment."""
     form = ElementFormat(kind, family, "table")
     expected = samples(kind, family)
 
@@ -70,7 +70,7 @@ def depths(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]:
 @families
 @kinds
 def test_lengths_add_up(kind: ElementSet, family: Family) -> None:
-    """Every list of attributes ends where the attribute around it does: pieces made once have the right lengths."""
+    """Each list of attributes ends where the attribute around it ends, so the constant pieces have the right lengths."""
     form = ElementFormat(kind, family, "table")
     for each in (*form.add(samples(kind, family, 128).items()), *form.delete(samples(kind, family))):
         length, *_ = HEADER.unpack_from(each)
@@ -92,7 +92,7 @@ def test_lengths_add_up(kind: ElementSet, family: Family) -> None:
 
 @families
 def test_many_elements_are_several_messages(family: Family) -> None:
-    """A list is no longer than its length can say, and nothing is lost between two."""
+    """A list never exceeds the largest attribute, and no element is lost between two messages."""
     kind = ADDRESSED.main.endpoints
     form = ElementFormat(kind, family, "table")
     expected = samples(kind, family, 5000)
@@ -104,14 +104,14 @@ def test_many_elements_are_several_messages(family: Family) -> None:
 
 
 def test_no_elements_are_no_message() -> None:
-    """Nothing is sent for nothing."""
+    """Without elements there is no message."""
     form = ElementFormat(ALLOWED_SOURCES, Family.IPV4, "table")
 
     assert [] == [*form.add([]), *form.delete([])]
 
 
 def test_only_the_last_of_a_batch_is_acknowledged() -> None:
-    """The answer to the last message says that all were taken; its number tells it from others."""
+    """Only the last message of a transaction requests an acknowledgement, and has the sequence number."""
     packed = batch([message(12, 0x400, Family.IPV4, b"body") for _ in range(3)], sequence=77)
     headers = []
     offset = 0

@@ -1,4 +1,4 @@
-"""Sizes and bytes of what the nftables mode keeps in the kernel. That the kernel keeps them so is `tests.packets`' business."""
+"""Sizes and bytes of the elements of the nftables mode. `tests.packets` compares them with those of the kernel."""
 
 import pytest
 
@@ -34,18 +34,18 @@ from pyproxy.model.names import Protocol
     ],
 )
 def test_fields_are_filled_up_to_four_bytes(kind: ElementSet, family: Family, key: int, data: int) -> None:
-    """Ports, of two bytes, and protocols, of one, take four in a concatenation."""
+    """In a concatenation, ports of two bytes and protocols of one byte take four bytes."""
     assert (key, data) == (kind.key_size(family), kind.data_size(family))
 
 
 @pytest.mark.parametrize("family", Family, ids=str)
 def test_keys_fit_into_the_kernels_registers(family: Family) -> None:
-    """A key has at most 64 bytes (NFT_DATA_VALUE_MAXLEN): longer ones are refused."""
+    """A key has at most 64 bytes (NFT_DATA_VALUE_MAXLEN); the kernel refuses longer ones."""
     assert [] == [kind.name for kind in (*SETS.values(), PINS) if kind.key_size(family) > 64]
 
 
-def test_sets_are_told_apart() -> None:
-    """Each set has a name of its own, and a number that fits into the first byte of its keys and is not the layout's."""
+def test_sets_are_distinct() -> None:
+    """Each set has its own name, and its own number, which fits into one byte and is not that of the layout."""
     names = [kind.name for kind in (*SETS.values(), PINS)]
 
     assert len(names) == len(set(names))
@@ -55,11 +55,11 @@ def test_sets_are_told_apart() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 80, 0x10000, ID_BIT, 0xFFFFFFFF])
 def test_numbers_come_back(number: int) -> None:
-    """A number is four bytes, whatever stands behind them."""
+    """Unpacking a number reads four bytes, whatever follows them."""
     assert 4 == len(pack_number(number))
     assert number == unpack_number(pack_number(number) + b"more")
 
 
 def test_ports_and_protocols_are_in_network_order() -> None:
-    """As in a packet, and zeros behind them."""
+    """Ports and protocols are in network byte order, as in a packet, and padded with zeros."""
     assert (b"\x1f\x90\0\0", b"\x84\0\0\0") == (pack_port(8080), pack_protocol(Protocol.SCTP))

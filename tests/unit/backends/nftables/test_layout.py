@@ -1,4 +1,4 @@
-"""The constant part of the nftables mode: what it depends on, and what it does not."""
+"""The layout of the nftables mode: the settings that change it, and those that do not."""
 
 from dataclasses import replace
 
@@ -23,32 +23,32 @@ DIFFERENT = (
     replace(IPV4, node_port_ips=ips("172.18.0.11")),
     replace(IPV4, relays_localhost=True),
 )
-"""Settings whose rules differ."""
+"""Settings that lead to different rules."""
 
 
 def test_layouts_differ_where_rules_do() -> None:
-    """No two settings with different rules have the same version: a table of one is not taken for the other's."""
+    """Settings with different rules have different versions, so that a table of one is never adopted for the other."""
     assert len(DIFFERENT) == len({layout_of(settings) for settings in DIFFERENT})
 
 
 @pytest.mark.parametrize("addresses", [(), ips("172.18.0.12"), ips("172.18.0.11", "172.18.0.12")])
 def test_addresses_of_the_node_are_elements(addresses: tuple[bytes, ...]) -> None:
-    """Another address of the node changes no rule: the table is not made anew."""
+    """A new address of the node changes no rule, so the layout stays."""
     one = replace(IPV4, node_port_ips=ips("172.18.0.11"))
 
     assert layout_of(one) == layout_of(replace(IPV4, node_port_ips=addresses))
 
 
 def test_version_fits_into_the_name_of_a_chain() -> None:
-    """The version is 16 hexadecimal digits, without a hyphen: it stands between two of them."""
+    """The version has 16 hexadecimal digits and no hyphen, because hyphens separate it in the name of the marker."""
     version = layout_of(IPV4).version
 
     assert 16 == len(version)
     assert int(version, 16)
 
 
-def test_marks_of_others_are_kept() -> None:
-    """A rule changes one bit of the mark, and leaves all others as they are."""
+def test_foreign_marks_are_kept() -> None:
+    """Rules change one bit of the mark and keep all other bits."""
     marking = [line for line in layout_text(IPV4).splitlines() if "mark set" in line]
 
     assert marking
@@ -65,12 +65,12 @@ def test_marks_of_others_are_kept() -> None:
     ],
 )
 def test_what_is_masqueraded_to_cluster_ips(settings: NftablesSettings, rule: str) -> None:
-    """What comes from no pod, as far as that can be told, or everything."""
+    """Traffic to cluster IPs that does not come from a local pod is masqueraded, or all of it."""
     assert f"\t\t{rule}meta mark set meta mark | 0x00004000\n" in layout_text(settings)
 
 
 def test_nothing_is_masqueraded_to_cluster_ips_where_pods_are_unknown() -> None:
-    """Without a way to tell pods nothing is marked."""
+    """If local pods cannot be detected, nothing is marked."""
     assert f"@{CLUSTER_IPS.name} meta mark set" not in layout_text(IPV4)
 
 
@@ -78,14 +78,14 @@ def test_nothing_is_masqueraded_to_cluster_ips_where_pods_are_unknown() -> None:
     ("family", "loopback"), [(Family.IPV4, "ip daddr != 127.0.0.0/8"), (Family.IPV6, "ip6 daddr != ::1")]
 )
 def test_node_ports_are_not_on_loopback(family: Family, loopback: str) -> None:
-    """Where all addresses of the node have node ports, loopback has none."""
+    """If all addresses of the node serve node ports, loopback addresses are still excluded."""
     text = layout_text(NftablesSettings(family=family))
 
     assert 2 == text.count(f"{loopback} fib daddr type local ")
 
 
 def test_every_set_is_looked_up() -> None:
-    """Each set of the text is named by a rule, if not of the layout then of a numbered chain."""
+    """A rule of the layout or of a numbered chain looks up each set."""
     chains = [numbered_chain(kind, 2, Family.IPV4).text for kind in SETS.values() if kind.leads_to_chains]
     text = layout_text(replace(IPV4, node_port_ips=ips("172.18.0.11"))) + "".join(chains)
 
@@ -96,7 +96,7 @@ def test_every_set_is_looked_up() -> None:
 
 
 def test_chain_that_draws_a_slot() -> None:
-    """One rule, for every set: it depends on the count alone."""
+    """The chain of a count has one rule, which depends on the count only."""
     chain = numbered_chain(PICK, 17, Family.IPV6)
 
     assert ("slot-of-17", "jump") == (chain.name, chain.verdict)
@@ -112,7 +112,7 @@ def test_chain_that_draws_a_slot() -> None:
     ],
 )
 def test_chain_that_finds_a_pin(kind: ElementSet, family: Family, name: str, key: str) -> None:
-    """Slot by slot, the id of its endpoint is looked up, and the client's pin to it; at last one is drawn."""
+    """For each slot the chain looks up the endpoint ID and the client's pin to it; the last rules draw a slot."""
     chain = numbered_chain(kind, 2, family)
     slots = kind.name.replace("find", "slots")
     client = "ip saddr" if family is Family.IPV4 else "ip6 saddr"
@@ -128,13 +128,13 @@ def test_chain_that_finds_a_pin(kind: ElementSet, family: Family, name: str, key
 
 
 def test_chain_tries_slots_above_nine_in_hexadecimal() -> None:
-    """A slot is written as a class of the packet scheduler, in hexadecimal."""
+    """Slots are written as a class of the packet scheduler, which is hexadecimal."""
     assert numbered_chain(ADDRESSED.main.find, 18, Family.IPV4).rules[17].startswith("meta priority set 0:11 ")
 
 
 @pytest.mark.parametrize("kind", [ADDRESSED.local.sticky, NODE_PORTS.local.sticky], ids=lambda kind: kind.name)
 def test_chain_that_keeps_a_client(kind: ElementSet) -> None:
-    """The endpoint is found or drawn, the pin's time begins anew, and the packet goes there."""
+    """The chain finds or draws the endpoint, restarts the time of the pin, and delivers the packet."""
     chain = numbered_chain(kind, 10800, Family.IPV4)
     prefix = kind.name.removesuffix("sticky")
 
@@ -145,13 +145,13 @@ def test_chain_that_keeps_a_client(kind: ElementSet) -> None:
 
 
 def test_names_of_numbered_chains_are_apart() -> None:
-    """No two maps to chains share a chain."""
+    """Chains of different maps have different names."""
     names = [numbered_chain(kind, 2, Family.IPV4).name for kind in SETS.values() if kind.leads_to_chains]
 
     assert len(names) == len(set(names))
 
 
 def test_other_sets_have_no_chains() -> None:
-    """Asking for the chain of what leads to none is a mistake."""
+    """A set without verdicts has no numbered chains, so the call raises an error."""
     with pytest.raises(KeyError):
         numbered_chain(ADDRESSED.main.counts, 1, Family.IPV4)

@@ -1,4 +1,4 @@
-"""Elements of Service ports that are easy to get wrong; laws of all of them are in `tests.properties`."""
+"""Elements of Service ports in unusual cases; `tests.properties` tests the invariants of all elements."""
 
 import pytest
 from msgspec.structs import replace
@@ -29,21 +29,21 @@ AT_80 = pack_protocol(Protocol.TCP) + pack_port(80)
 [IP, OTHER_IP, LB_IP] = ips("10.96.0.10", "10.96.0.11", "203.0.113.1")
 TWO = endpoints("10.244.1.11:8080", "10.244.1.12:8080")
 COLLIDING = endpoints("10.155.87.236:59196", "10.160.182.133:5282")
-"""Both have the same id in default/web over TCP."""
+"""Two endpoints whose hashes collide in default/web over TCP."""
 WEB = replace(PLAN, cluster_ip=IP, cluster_endpoints=TWO, any_usable=True)
 PINNED = replace(WEB, affinity_seconds=10800)
 EXTERNAL = replace(PLAN, load_balancer_ips=(LB_IP,), any_usable=True, cluster_endpoints=TWO)
 
 
 def values(plan: ServicePlan, kind: ElementSet) -> dict[bytes, bytes]:
-    """Return what a port has in a set."""
+    """Return the elements of a Service port in one set."""
     compiled = PortElements(plan)
     entries = {**compiled.own, **dict.fromkeys(compiled.shared, b"")}
     return {key[1:]: value for key, value in entries.items() if key[0] == kind.number}
 
 
 def ids(plan: ServicePlan) -> list[int]:
-    """Return the ids of a plan's endpoints, slot by slot."""
+    """Return the IDs of a plan's endpoints, by slot."""
     return [unpack_number(value) for _, value in sorted(values(plan, ADDRESSED.main.slots).items())]
 
 
@@ -52,7 +52,7 @@ def ids(plan: ServicePlan) -> list[int]:
 
 @pytest.mark.parametrize(("length", "expected"), [(119, 127), (120, 127), (200, 127), (10, 18)])
 def test_longest_comment(length: int, expected: int) -> None:
-    """What does not fit into a comment that `nft` takes is cut, and says so."""
+    """A name that is too long for a comment is cut and ends with dots."""
     name = ServicePortName(NamespacedName("default", "s" * length), "", Protocol.TCP)
     [value] = values(replace(WEB, name=name), ADDRESSED.main.counts).values()
     comment = value[4:].decode()
@@ -66,7 +66,7 @@ def test_longest_comment(length: int, expected: int) -> None:
 
 
 def test_endpoints_by_slot() -> None:
-    """Slots are numbered from 0, and the count is how many there are."""
+    """Slots are numbered from 0, and the count is the number of endpoints."""
     key = IP + AT_80
 
     assert {key: pack_number(2) + b"default/web"} == values(WEB, ADDRESSED.main.counts)
@@ -75,8 +75,8 @@ def test_endpoints_by_slot() -> None:
     } == values(WEB, ADDRESSED.main.endpoints)
 
 
-def test_ids_stay() -> None:
-    """An endpoint has the same id whatever others there are, in whichever order, and at every address of its port."""
+def test_ids_are_stable() -> None:
+    """An endpoint has the same ID for any set and order of endpoints, and at all addresses of its Service port."""
     more = endpoints("10.244.1.10:8080", "10.244.1.12:8080", "10.244.1.11:8080")
     first, second = ids(PINNED)
 
@@ -86,20 +86,20 @@ def test_ids_stay() -> None:
     )
 
 
-def test_ids_are_no_slots() -> None:
-    """Ids have a bit that no slot has: for a moment both stand in one map."""
+def test_ids_differ_from_slots() -> None:
+    """IDs have a bit that slots do not have, because a map can contain both for a moment."""
     assert all(number & ID_BIT for number in ids(PINNED))
 
 
 def test_ports_of_a_service_have_ids_of_their_own() -> None:
-    """The same endpoint has another id in another port, or over another protocol."""
+    """The same endpoint has different IDs in different ports and protocols."""
     names = (port_name(), port_name(port="other"), port_name(protocol=Protocol.UDP))
 
     assert 6 == len({number for name in names for number in ids(replace(PINNED, name=name))})
 
 
-def test_colliding_ids_are_told_apart() -> None:
-    """Two endpoints with the same hash have ids that follow each other; the first keeps the one that it has alone."""
+def test_colliding_ids_are_made_distinct() -> None:
+    """Of two endpoints with the same hash the first keeps its ID, and the second gets the next number."""
     first, second = ids(replace(PINNED, cluster_endpoints=COLLIDING))
 
     assert (
@@ -112,7 +112,7 @@ def test_colliding_ids_are_told_apart() -> None:
 
 
 def test_affinity_needs_no_slot_chain() -> None:
-    """Clients that stay are sent by chains of their own, which draw for themselves."""
+    """Session affinity has its own chains, which also draw slots."""
     assert {} == values(PINNED, PICK)
     assert {pack_number(2): b""} == values(PINNED, ADDRESSED.main.find)
     assert {pack_number(10800): b""} == values(PINNED, ADDRESSED.main.sticky)
@@ -132,7 +132,7 @@ def test_affinity_needs_no_slot_chain() -> None:
     ],
 )
 def test_source_ranges_do_not_overlap(ranges: list[str], expected: list[str]) -> None:
-    """The kernel refuses intervals that overlap, so they are made one."""
+    """Source ranges that overlap are joined, because the kernel refuses them."""
     plan = replace(EXTERNAL, source_ranges=tuple(map(parse_network, ranges)))
     key = LB_IP + AT_80
     found = [
@@ -146,7 +146,7 @@ def test_source_ranges_do_not_overlap(ranges: list[str], expected: list[str]) ->
 
 @pytest.mark.parametrize("text", ["2001:db8::/32", "::/0"])
 def test_source_ranges_of_ipv6(text: str) -> None:
-    """Ranges of IPv6 have ends of 16 bytes."""
+    """IPv6 ranges have ends of 16 bytes."""
     [lb_ip] = ips("2001:db8:113::1")
     plan = replace(EXTERNAL, family=Family.IPV6, load_balancer_ips=(lb_ip,), source_ranges=(parse_network(text),))
     plan = replace(plan, cluster_endpoints=endpoints("[fd00::1]:80"))
@@ -156,7 +156,7 @@ def test_source_ranges_of_ipv6(text: str) -> None:
 
 
 def test_own_address_as_source() -> None:
-    """Where the load balancer's address may be the source, it is a range of its own, or in one."""
+    """If the load balancer IP may be the source, it is an allowed range, or part of one."""
     plan = replace(EXTERNAL, source_ranges=(parse_network("192.0.2.0/24"),), allow_load_balancer_ips_as_source=True)
 
     assert 2 == len(values(plan, ALLOWED_SOURCES))
@@ -168,7 +168,7 @@ def test_own_address_as_source() -> None:
 
 
 def test_external_ip_that_is_the_cluster_ip() -> None:
-    """An address that is both is a cluster IP: its traffic is not that from outside."""
+    """An address that is both is treated as a cluster IP, not as an external one."""
     plan = replace(WEB, external_ips=(IP,), external_local=True)
 
     assert {} == values(plan, ADDRESSED.external_local)
@@ -176,14 +176,14 @@ def test_external_ip_that_is_the_cluster_ip() -> None:
 
 
 def test_external_ip_that_is_a_load_balancer_ip() -> None:
-    """An address that stands in both fields has its elements once."""
+    """An address that is in both fields has its elements once."""
     plan = replace(EXTERNAL, external_ips=(LB_IP,))
 
     assert {LB_IP + AT_80} == values(plan, ADDRESSED.external_cluster).keys()
 
 
 def test_hairpin_is_about_endpoints_of_this_node() -> None:
-    """Only they can reach themselves by way of the Service; the protocol and the endpoint's own port count."""
+    """Only local endpoints have hairpin elements, with their protocol and their own port."""
     plan = replace(WEB, node_endpoints=TWO[:1])
 
     assert {TWO[0].ip * 2 + pack_protocol(Protocol.TCP) + pack_port(8080): b""} == values(plan, HAIRPIN)
@@ -198,7 +198,7 @@ def test_hairpin_is_about_endpoints_of_this_node() -> None:
     ],
 )
 def test_what_has_no_endpoint_is_refused(plan: ServicePlan, rejected: int, dropped: int) -> None:
-    """Rejected if nobody could answer, dropped if others could; the name stands with it."""
+    """Without any endpoint traffic is rejected, without a local one dropped; the element has the Service port's name."""
     found = values(plan, ADDRESSED.rejected), values(plan, ADDRESSED.dropped)
 
     assert (rejected, dropped) == tuple(map(len, found))
@@ -209,7 +209,7 @@ def test_what_has_no_endpoint_is_refused(plan: ServicePlan, rejected: int, dropp
 
 
 def program_with(*plans: ServicePlan) -> NftablesProgram:
-    """Return a program that has taken in plans."""
+    """Return a program with plans."""
     program = NftablesProgram(NftablesSettings(family=Family.IPV4))
     for plan in plans:
         program.put(plan.name, plan)
@@ -217,23 +217,23 @@ def program_with(*plans: ServicePlan) -> NftablesProgram:
 
 
 def owner(program: NftablesProgram) -> str | None:
-    """Return the name of the port that the cluster IP's port leads to."""
+    """Return the name of the Service port that owns the frontend."""
     value = program.value(element(ADDRESSED.main.counts, IP + AT_80))
     return value[4:].decode().removeprefix("default/") if isinstance(value, bytes) else None
 
 
 def having(name: str, ip: bytes | None = IP) -> ServicePlan:
-    """Return the plan of a port of that name with that cluster IP."""
+    """Return the plan of a Service port of that name with that cluster IP."""
     return replace(WEB, name=port_name(name), cluster_ip=ip)
 
 
-def test_address_passes_when_it_was_let_go_before() -> None:
-    """The old port first, then the new one."""
+def test_address_moves_if_the_old_port_is_removed_first() -> None:
+    """The new Service port owns the frontend after the old one was removed."""
     assert "b" == owner(program_with(having("a"), having("a", None), having("b")))
 
 
-def test_address_passes_when_it_is_let_go_afterwards() -> None:
-    """The new port waits until the old one lets go, and then has all of its elements."""
+def test_address_moves_if_the_old_port_is_removed_last() -> None:
+    """The new Service port waits until the old one is removed, and then owns all of its elements."""
     program = program_with(having("a"), having("b"))
     before = owner(program)
     program.put(port_name("a"), None)
@@ -242,8 +242,8 @@ def test_address_passes_when_it_is_let_go_afterwards() -> None:
     assert set(program_with(having("b")).keys()) == set(program.keys())
 
 
-def test_who_waits_may_change_its_mind() -> None:
-    """A port that waited and no longer wants the address leaves it with the one that has it."""
+def test_waiting_port_that_is_removed() -> None:
+    """If a waiting Service port no longer wants the address, the present owner keeps it."""
     program = program_with(having("a"), having("b"), having("b", OTHER_IP))
 
     assert "a" == owner(program)
@@ -251,8 +251,8 @@ def test_who_waits_may_change_its_mind() -> None:
     assert owner(program) is None
 
 
-def test_several_wait() -> None:
-    """While one port does not let go, the address passes on from one to another of those who wait."""
+def test_several_waiting_ports() -> None:
+    """If several Service ports wait, the address goes to one after the other as they are removed."""
     program = program_with(having("a"), having("b"), having("c"), having("b", OTHER_IP))
 
     assert "a" == owner(program)
@@ -260,8 +260,8 @@ def test_several_wait() -> None:
     assert "c" == owner(program)
 
 
-def test_who_waits_may_have_other_endpoints_by_then() -> None:
-    """A port that waits with new endpoints has those when its turn comes."""
+def test_waiting_port_with_new_endpoints() -> None:
+    """A waiting Service port whose endpoints change gets the address with its latest endpoints."""
     one = replace(having("b"), cluster_endpoints=TWO[:1])
     program = program_with(having("a"), having("b"), one, replace(having("a"), cluster_ip=None))
 
@@ -270,7 +270,7 @@ def test_who_waits_may_have_other_endpoints_by_then() -> None:
 
 
 def test_shared_elements_are_counted() -> None:
-    """A cluster IP that two ports have is there until both are gone."""
+    """A cluster IP of two Service ports exists until both are removed."""
     ports = [replace(WEB, name=port_name(port=name), port=number) for name, number in (("a", 80), ("b", 81))]
     program = program_with(*ports)
     key = element(CLUSTER_IPS, IP)

@@ -1,4 +1,4 @@
-"""Elements as people read them. That `nft` reads them, too, and the same, is `tests.properties`' business."""
+"""Elements as text. `tests.properties` tests that `nft` reads the text as the same elements."""
 
 import pytest
 from msgspec.structs import replace
@@ -45,12 +45,12 @@ TARGET6 = parse_ip("fd00::11") + pack_port(8080)
     ],
 )  # fmt: skip
 def test_element(kind: ElementSet, key: bytes, value: bytes, text: str) -> None:
-    """Fields stand with points between them, data behind a colon, and the name in a comment."""
+    """Fields are separated by dots, data follows a colon, and the name is a comment."""
     assert text == element_text(kind, key, value, Family.IPV4)
 
 
 def test_element_of_ipv6() -> None:
-    """Addresses are compressed, and stand without brackets."""
+    """IPv6 addresses are compressed and have no brackets."""
     key = parse_ip("fd00:10:96::10") + AT_80 + pack_number(0)
 
     assert "fd00:10:96::10 . tcp . 80 . 0:0 : fd00::11 . 8080" == element_text(
@@ -60,19 +60,19 @@ def test_element_of_ipv6() -> None:
 
 @pytest.mark.parametrize(("last", "text"), [("192.0.2.127", "192.0.2.0-192.0.2.127"), ("192.0.2.0", "192.0.2.0")])
 def test_interval(last: str, text: str) -> None:
-    """A range has both its ends, and one address stands alone."""
+    """A range is written with both ends, or as one address if they are equal."""
     key = IP + AT_80 + parse_ip("192.0.2.0") + IP + AT_80 + parse_ip(last)
 
     assert f"10.96.0.10 . tcp . 80 . {text}" == element_text(ALLOWED_SOURCES, key, b"", Family.IPV4)
 
 
 def test_unknown_protocol_is_a_number() -> None:
-    """What others put into a set can be shown."""
+    """An element with a protocol that pyproxy does not use can be printed."""
     assert "99 . 80" == element_text(NODE_PORTS.external_local, b"\x63\0\0\0" + pack_port(80), b"", Family.IPV4)
 
 
 def test_elements_of_a_port() -> None:
-    """The elements of a Service port with a firewall: each under the name of its set, the layout left out."""
+    """Each element of a Service port with source ranges is printed under its set; the layout is left out."""
     plan = replace(
         PLAN,
         cluster_ip=IP,
@@ -98,7 +98,7 @@ def test_elements_of_a_port() -> None:
 
 
 def test_table_has_chains_before_elements_that_lead_there() -> None:
-    """A chain stands once in the table, and behind it what leads to it."""
+    """Each chain is in the table once, before the elements that lead to it."""
     text = table_text(
         Family.IPV6, layout_text(NftablesSettings(family=Family.IPV6)), {element(PICK, pack_number(2)): b""}
     )
