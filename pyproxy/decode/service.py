@@ -24,7 +24,7 @@ from pyproxy.decode.fields import (
     read_word,
 )
 from pyproxy.model.address import Family, Network, family_of
-from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service import NoPacketPath, Service, ServicePort
 
 HEADLESS = "None"
 """What ``spec.clusterIP`` says in a headless Service."""
@@ -48,7 +48,7 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
         proxy_name: what its label service-proxy-name has to say for it to count; empty: it must not have that label.
     """
     metadata, spec = service.metadata or wire.NO_METADATA, service.spec or wire.NO_SERVICE_SPEC
-    if not _has_packet_path(metadata.labels or wire.NO_LABELS, spec, proxy_name):
+    if no_packet_path(service, proxy_name) is not None:
         return Decoded(None)
     problems: Problems = []
     name = object_name(metadata)
@@ -86,9 +86,16 @@ def _scheduler(annotations: wire.Annotations, problems: Problems) -> str:
     return text
 
 
-def _has_packet_path(labels: wire.Labels, spec: wire.ServiceSpec, proxy_name: str) -> bool:
+def no_packet_path(service: wire.Service, proxy_name: str = "") -> NoPacketPath | None:
+    """Return why a Service has no packet path, or None if it has one; `proxy_name` is as in `decode_service`."""
+    labels = (service.metadata or wire.NO_METADATA).labels or wire.NO_LABELS
+    spec = service.spec or wire.NO_SERVICE_SPEC
+    if labels.service_proxy_name != (proxy_name or UNSET):
+        return NoPacketPath.OTHER_PROXY
+    if spec.type == "ExternalName":
+        return NoPacketPath.EXTERNAL_NAME
     is_headless = spec.cluster_ip == HEADLESS or (not spec.cluster_ip and HEADLESS in (spec.cluster_ips or ()))
-    return labels.service_proxy_name == (proxy_name or UNSET) and spec.type != "ExternalName" and not is_headless
+    return NoPacketPath.HEADLESS if is_headless else None
 
 
 def _cluster_ips(spec: wire.ServiceSpec, problems: Problems) -> tuple[tuple[Family, ...], tuple[bytes, ...]]:

@@ -3,10 +3,21 @@
 A Service that makes no rules (headless, ExternalName, another proxy's) never becomes one of these; `source` sees to it.
 """
 
+from enum import Enum
+
 from msgspec import Struct
 
 from pyproxy.model.address import Family, Network
 from pyproxy.model.names import NamespacedName, Protocol
+
+
+class NoPacketPath(Enum):
+    """Why a Service has no rules."""
+
+    HEADLESS = "headless"
+    EXTERNAL_NAME = "ExternalName"
+    OTHER_PROXY = "other proxy"
+    """Its label ``service.kubernetes.io/service-proxy-name`` selects another proxy."""
 
 
 class ServicePort(Struct, frozen=True, gc=False):
