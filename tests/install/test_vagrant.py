@@ -68,7 +68,7 @@ def test_scripts_are_sound(pattern: str) -> None:
     ("address", "reason"),
     [
         ("10.0.2.15", "where every machine has the same address"),
-        ("127.0.1.1", "is this machine to itself only"),
+        ("127.0.1.1", "is a loopback address"),
         ("192.168.56.99", "no interface of this machine has"),
     ],
 )
