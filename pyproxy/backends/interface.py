@@ -1,7 +1,8 @@
-"""What a proxy mode has to offer: a new one is a folder beside this file, and a row in `backends.registry`.
+"""The protocols of a proxy mode. A new mode is a folder beside this file, and a row in `backends.registry`.
 
 A backend turns plans into *entries*: keys and values in named kernel tables (chains, map elements, virtual servers). Its
-`Program` says which entries should exist, without any effect; its `Kernel` reads and writes them. The agent compares both.
+`Program` computes which entries should exist, without side effects; its `Kernel` reads and writes them. The agent compares
+the two.
 """
 
 from collections.abc import Hashable, Iterator, Mapping
@@ -30,14 +31,14 @@ class Unsupported(NamedTuple):
 
 
 class Program(Protocol[K, V_co]):
-    """What one backend wants in the kernel for one family. Pure; cost of a change is that of the change."""
+    """The entries that should exist in one family. Pure; the cost of a change depends on its size only."""
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[K]:
-        """Take in the plan of a port (None: it is gone) and return the keys whose value may have changed."""
+        """Record the plan of a port (None: it was removed) and return the keys whose value may have changed."""
         ...
 
     def value(self, key: K) -> V_co | None:
-        """Return what should be at a key; None is nothing."""
+        """Return the value that a key should have; None: the entry should not exist."""
         ...
 
     def keys(self) -> Iterator[K]:
@@ -59,10 +60,10 @@ def desired_entries(program: Program[K, V], plans: Mapping[ServicePortName, Serv
 
 @dataclass(frozen=True, slots=True)
 class KernelCounts:
-    """What a backend counts beside entries; empty where the mode has no such thing."""
+    """Numbers for metrics that do not follow from entries; empty in modes that do not count."""
 
     rules: Mapping[str, int] = field(default_factory=dict)
-    """Rules in force, by table."""
+    """Our rules in the kernel, by table."""
     rules_written: Mapping[str, int] = field(default_factory=dict)
     """Rules written since these counts were last taken, by table."""
     failed_cleanups: int = 0
@@ -73,30 +74,36 @@ class Kernel(Protocol[K, V]):
     """One family's tables of one backend in the kernel of this network namespace."""
 
     detects_all_changes: bool
-    """Whether `changed_externally` misses nothing; where it does, a full read now and then has to find it."""
+    """Whether `changed_externally` detects every change. If not, periodic full reads find what it misses."""
 
     plans_per_portion: int | None
-    """Of how many plans what is to come into an empty table may come at a time, each portion compiled while the kernel is
-    at the one before; None where a change costs too much for that."""
+    """The number of plans in a portion of the first load; each portion is compiled while the kernel processes the one before.
+
+    None: the first load is one change, because each change costs too much.
+    """
 
     async def read(self) -> dict[K, V]:
-        """Return every entry that is ours."""
+        """Return every entry of ours.
+
+        Raises:
+            ApplyError: the kernel's tables cannot be read.
+        """
         ...
 
     async def apply(self, change: Mapping[K, tuple[V | None, V | None]]) -> None:
-        """Perform a change, all or nothing for each kernel table.
+        """Perform a change, as a whole or not at all in each kernel table.
 
         Raises:
-            ApplyError: it was not taken; after a refusal the caller reads back what is there.
+            ApplyError: it was refused; other tables may have been changed, so the caller reads what is there.
         """
         ...
 
     def changed_externally(self) -> bool:
-        """Say, cheaply, whether others may have changed our tables since the last `read` or `apply`."""
+        """Return whether another program may have changed our tables since the last `read` or `apply`. Takes microseconds."""
         ...
 
     async def examine(self) -> bool:
-        """Say whether others may have changed what `changed_externally` does not see; this may take a while, and is for now and then.
+        """Return whether another program made a change that `changed_externally` misses. May take long; called periodically.
 
         Raises:
             ApplyError: the kernel's tables cannot be read.
@@ -104,7 +111,7 @@ class Kernel(Protocol[K, V]):
         ...
 
     def take_counts(self) -> KernelCounts:
-        """Return what was counted since the last call."""
+        """Return the current counts, and start those of writes and failures from 0 again."""
         ...
 
 
@@ -112,21 +119,20 @@ class Backend(Protocol):
     """One mode on this node."""
 
     mode: ProxyMode
-    """Which mode it is."""
     families: tuple[Family, ...]
-    """Families that the node supports in this mode."""
+    """The families that the node supports in this mode."""
 
     @property
     def iptables_variant(self) -> Variant | None:
-        """Return the variant of iptables that the mode writes to; None: it has no rules in iptables."""
+        """Return the variant of iptables that the mode uses; None: it has no iptables rules."""
         ...
 
     def is_ready_for(self, node: Node) -> bool:
-        """Say whether the Node tells all that the settings need; what is missing is logged once."""
+        """Return whether the Node has every field that the settings need; a missing field is logged once."""
         ...
 
     def settings(self, family: Family, context: NodeContext) -> Hashable:
-        """Return what the program depends on besides Services."""
+        """Return the settings that the program depends on, besides Services. Other settings need a new program."""
         ...
 
     def program(self, settings: Any) -> Program[Any, Any]:  # noqa: ANN401  # what `settings` returned
@@ -134,15 +140,15 @@ class Backend(Protocol):
         ...
 
     def kernel(self, family: Family) -> Kernel[Any, Any]:
-        """Return the door to one family's tables."""
+        """Return the reader and writer of one family's tables."""
         ...
 
     def prepare(self) -> None:
-        """Set the kernel settings that the mode needs; what cannot be set is logged."""
+        """Set the sysctls that the mode needs; a failure is logged."""
         ...
 
     def owns_chain(self, table: str, chain: str) -> bool:
-        """Say whether a chain of iptables is one of this mode's."""
+        """Return whether the mode uses an iptables chain."""
         ...
 
 
@@ -152,13 +158,13 @@ class Dumper(Protocol):
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
-        """Return what belongs into the kernel."""
+        """Return the rules that the agent would write for these plans."""
         ...
 
     async def live(self) -> list[RuleListing]:
-        """Return what is in the kernel, of each family that has something."""
+        """Return the rules that are in the kernel, for each family that has any."""
         ...
 
     def script(self, listing: RuleListing) -> str:
-        """Return a listing, got from `planned` or `live`, as input for the tool that loads such rules."""
+        """Return a listing from `planned` or `live` as input for the tool that loads such rules."""
         ...

@@ -1,7 +1,8 @@
-"""What kube-proxy 1.37 has in the kernel in each of its modes: how its work is told from others', and from ours.
+"""What kube-proxy 1.37 has in the kernel in each of its modes, to distinguish it from foreign rules and from ours.
 
-Its iptables mode shares names with ours. There the last one to have written is told by the canaries: each of the two
-takes the other's away when it begins (kube-proxy by `--cleanup` only, so ours can stand beside a newer one of its own).
+kube-proxy's iptables mode uses the same chain names as ours. The marker chains show which of the two wrote last: pyproxy
+removes kube-proxy's canary when it starts. kube-proxy removes ours with `--cleanup` only, so a newer canary of kube-proxy
+may be beside our marker.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -19,7 +20,7 @@ _IPVS_CHAINS: Mapping[str, Collection[str]] = {
     FILTER: {names.FORWARD, _NODE_PORT, names.PROXY_FIREWALL, names.SOURCE_RANGES, names.IPVS_FILTER, _OUT_FILTER},
     NAT: {names.SERVICES, names.POSTROUTING, _NODE_PORT, _LOAD_BALANCER, names.MARK_MASQUERADE},
 }
-# Those of its IPVS mode that its iptables mode, and ours, has not (`proxier.go`, `iptablesJumpChain`).
+# Hooks of kube-proxy's IPVS mode that its iptables mode, and ours, does not have (`proxier.go`, `iptablesJumpChain`).
 _IPVS_HOOKS = (
     (FILTER, "INPUT", "kubernetes health check rules", _NODE_PORT),
     (FILTER, "INPUT", "kube-proxy firewall rules", names.PROXY_FIREWALL),
@@ -30,13 +31,14 @@ _IPVS_HOOKS = (
 HOOKS = tuple(
     HookKey(table, chain, f"-A {chain} {comment(text)} -j {target}") for table, chain, text, target in _IPVS_HOOKS
 )
-"""Rules in chains of others that only kube-proxy makes."""
+"""Hooks that only kube-proxy creates."""
 
+# IPSET_MAXNAMELEN less the final zero (`linux/netfilter/ipset/ip_set.h`).
 _LONGEST_SET_NAME = 31
 BY_ADDRESS = ("CLUSTER-IP", "EXTERNAL-IP", "EXTERNAL-IP-LOCAL", "LOAD-BALANCER", "NODE-PORT-SCTP-HASH")
-"""Sets that between them have address, protocol and port of each virtual server, but those of `BY_PORT`."""
+"""Sets whose members have address, protocol and port of the virtual servers, except for those in `BY_PORT`."""
 BY_PORT = {"NODE-PORT-TCP": 6, "NODE-PORT-UDP": 17}
-"""Sets of ports that have a virtual server on addresses of the node, with the number of the protocol."""
+"""Sets of node ports, with the protocol number. kube-proxy has a virtual server for each port and address of the node."""
 _FURTHER_SETS = (
     "LOOP-BACK",
     "LOAD-BALANCER-LOCAL",
@@ -53,17 +55,17 @@ SETS = (*BY_ADDRESS, *BY_PORT, *_FURTHER_SETS)
 
 
 def set_prefix(family: Family) -> str:
-    """Return how the names of a family's sets begin."""
+    """Return the prefix of the names of a family's sets."""
     return "KUBE-" if family is Family.IPV4 else "KUBE-6-"
 
 
 def cut(family: Family, name: str) -> str:
-    """Return what stands behind the prefix in the name of a set: the kernel has no longer ones."""
+    """Return the name of a set without its prefix, shortened to the kernel's limit as kube-proxy does."""
     return name[: _LONGEST_SET_NAME - len(set_prefix(family))]
 
 
 def is_kube_proxys(table: str, chain: str) -> bool:
-    """Say whether kube-proxy has a chain of this name in its iptables or IPVS mode."""
+    """Return whether kube-proxy has a chain of this name in its iptables or IPVS mode."""
     return _is_of_iptables_mode(table, chain) or chain in _IPVS_CHAINS.get(table, ())
 
 
@@ -74,16 +76,25 @@ def _is_of_iptables_mode(table: str, chain: str) -> bool:
 
 
 def is_stale_hook(chains: Iterable[tuple[str, str]], hook: HookKey) -> bool:
-    """Say whether a hook leads to a chain of kube-proxy's IPVS mode that is back, from where that does not."""
+    """Return whether a hook is stale because kube-proxy's IPVS mode has returned.
+
+    That mode uses two chains with the names of ours, and jumps to them from other built-in chains than we do.
+    """
     leads_to = hook.rule.rpartition(" ")[2]
     is_shared = hook.table == FILTER and leads_to in (names.PROXY_FIREWALL, names.IPVS_FILTER)
     return is_shared and hook not in HOOKS and (NAT, _LOAD_BALANCER) in chains
 
 
 def is_needed_by(chains: Iterable[tuple[str, str]], table: str, chain: str) -> bool:
-    """Say whether a kube-proxy that has been here since we wrote last needs a chain; all chains that there are tell.
+    """Return whether a kube-proxy that has written since we did needs a chain.
 
-    What we take over loses kube-proxy's canaries of its iptables mode, and the chain that only its IPVS mode has.
+    A takeover removes the canary of kube-proxy's iptables mode, and the chain KUBE-LOAD-BALANCER, which only its IPVS mode
+    has. So if one of them exists, kube-proxy has written since.
+
+    Args:
+        chains: all chains that exist, with their tables.
+        table: the table of the chain.
+        chain: the name of the chain.
     """
     found = set(chains)
     if (NAT, names.KUBE_PROXY_CANARY) in found and _is_of_iptables_mode(table, chain):

@@ -1,4 +1,4 @@
-"""Rules as people look at them: by Service, with packet counters where they come from the kernel."""
+"""A listing of rules by Service, with packet counters if the rules come from the kernel."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,33 +9,33 @@ from pyproxy.model.names import ServicePortName
 
 
 class Counters(NamedTuple):
-    """What matched a rule so far."""
+    """What a rule has matched so far."""
 
     packets: int
     bytes: int
 
 
 class ListedRule(NamedTuple):
-    """One rule of ours."""
+    """One of our rules."""
 
     table: str
     chain: str
     rule: str
     """As ``iptables-save`` prints it, without counters."""
     counters: Counters | None = None
-    """None where the rule comes from a plan and not from a kernel."""
+    """None: the rule comes from a plan, not from the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class RuleListing:
-    """Every rule of ours in one family."""
+    """All our rules in one family."""
 
     family: Family
     chains: tuple[tuple[str, str], ...] = ()
-    """Table and name of our chains, empty ones included, sorted."""
+    """Table and name of each of our chains, sorted, including empty ones."""
     common: tuple[ListedRule, ...] = ()
-    """Rules that serve all Services."""
+    """Rules for all Services."""
     services: Mapping[ServicePortName, tuple[ListedRule, ...]] = field(default_factory=dict)
     """Rules of each Service port, sorted by name."""
     last: tuple[ListedRule, ...] = ()
-    """Rules that serve all Services and have to stand behind those of single ones."""
+    """Rules for all Services that come after the rules of single Services."""

@@ -21,12 +21,13 @@ from pyproxy.backends import kube_proxy
 from pyproxy.backends.interface import Backend
 from pyproxy.backends.iptables import chain_names, nft_chains
 from pyproxy.backends.iptables.capabilities import PROBE_CHAIN
-from pyproxy.backends.iptables.kernel import restore, saved
+from pyproxy.backends.iptables.kernel import restore
+from pyproxy.backends.iptables.legacy_entries import legacy_tables
 from pyproxy.backends.iptables.legacy_tables import LibraryError, open_tables
+from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import Ownership
 from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, MANGLE, NAT, HookKey
 from pyproxy.backends.iptables.side_by_side import side_by_side_hooks
-from pyproxy.backends.iptables.variant import legacy_tables
 from pyproxy.backends.ipvs.static_rules import ipvs_hooks, is_ours, is_ours_alone
 from pyproxy.config.config import Config, ProxyMode, Takeover
 from pyproxy.errors import ApplyError

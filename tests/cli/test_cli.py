@@ -336,7 +336,7 @@ def test_under_the_name_kube_proxy_no_command_is_needed(tmp_path: Path) -> None:
         (["dump-rules"], "give --manifests PATH (the rules for the objects there) or --live"),
         (["dump-rules", "--manifests=x", "--service=web"], "'--service': 'web' is not NAMESPACE/NAME"),
         (["dump-rules", "--manifests=x", "-o", "yaml"], "'yaml' is not one of restore, nft, json, text"),
-        (["dump-rules", "--manifests=x", "--proxy-mode=auto"], "is decided on the node"),
+        (["dump-rules", "--manifests=x", "--proxy-mode=auto"], "depends on the kernel of the node"),
         (["dump-rules", "--manifests=x", "-o", "nft"], "use -o restore"),
         (["cleanup", "--kube-prox"], "unknown flag: --kube-prox (did you mean --kube-proxy?)"),
         (["cleanup", "now"], "unexpected extra argument (now)"),

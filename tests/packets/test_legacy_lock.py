@@ -1,4 +1,4 @@
-"""Changing legacy tables from this process, while a real iptables-legacy competes for the xtables lock."""
+"""Changes of legacy tables from inside this process, while a real iptables-legacy competes for the lock."""
 
 from __future__ import annotations
 
@@ -26,19 +26,20 @@ pytestmark = [
 ]
 
 OURS = "*filter\n:OURS - [0:0]\n-A OURS -m comment --comment first -j RETURN\nCOMMIT\n"
+TWO_CHAINS = OURS.replace(":OURS", ":MORE - [0:0]\n:OURS")
 FOREIGN_HALF = "*filter\n:FOREIGN - [0:0]\n-A FOREIGN -j ACCEPT\n"
 
 
-def add_chain(family: Family, chain: str, *, lock_wait_seconds: float = 5.0) -> None:
-    """Add a chain to the filter table, in this process."""
+def delete_ours(family: Family, *, lock_wait_seconds: float = 5.0) -> None:
+    """Delete the chain OURS from the filter table, in this process."""
     with open_tables(family, [FILTER], lock_wait_seconds=lock_wait_seconds) as tables:
-        tables[FILTER].create_chain(chain)
+        tables[FILTER].delete_chains(["OURS"])
         tables[FILTER].commit()
 
 
 @contextmanager
 def half_a_restore(family: Family) -> Iterator[subprocess.Popen[str]]:
-    """Run an iptables-legacy-restore that has read half of its input and holds the lock; the test completes it."""
+    """Run an iptables-legacy-restore that has read half of its input, and so holds the lock; the test ends it."""
     argv = [program(family, Variant.LEGACY, "restore"), "--noflush", "-w"]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True) as process:
         assert process.stdin
@@ -52,41 +53,44 @@ def half_a_restore(family: Family) -> Iterator[subprocess.Popen[str]]:
 
 
 def finish(process: subprocess.Popen[str]) -> None:
-    """Write the second half of the input of a restore, and wait until it exits."""
+    """Write the other half of a restore's input, and wait until it exits."""
     process.communicate("COMMIT\n")
     assert 0 == process.returncode
 
 
 def has_flock(pid: int, *, waits: bool) -> bool:
-    """Return whether a process holds a file lock, or waits for one, according to /proc/locks."""
+    """Return whether a process holds a lock, or waits for one, according to /proc/locks."""
     lines = (line.split()[1:] for line in Path("/proc/locks").read_text().splitlines())
     return any(line[0] == ("->" if waits else "FLOCK") and str(pid) in line for line in lines)
 
 
 @families
 def test_ours_comes_after_theirs(family: Family) -> None:
-    """A change waits while a restore holds the lock; afterwards both are in the kernel."""
+    """A change that starts while a restore holds the lock waits for its end, and then both are in the kernel."""
+    load(family, Variant.LEGACY, OURS)
     with half_a_restore(family) as restore, ThreadPoolExecutor(1) as pool:
-        ours = pool.submit(add_chain, family, "OURS")
-        wait_until(ours.running, "the start of our change")
+        ours = pool.submit(delete_ours, family)
+        wait_until(ours.running, "our change to begin")
         finish(restore)
         ours.result()
 
     rules = dump(family, Variant.LEGACY)
-    assert (True, True) == (":OURS - [0:0]" in rules, "-A FOREIGN -j ACCEPT" in rules)
+    assert (False, True) == (":OURS" in rules, "-A FOREIGN -j ACCEPT" in rules)
 
 
 @families
 def test_theirs_comes_after_ours(family: Family) -> None:
-    """An ``iptables -w`` waits until our open tables are committed; afterwards both changes are in the kernel."""
+    """An ``iptables -w`` that starts while we have a copy waits for our commit, and then both are in the kernel."""
+    load(family, Variant.LEGACY, OURS)
     with open_tables(family, [FILTER]) as tables:
-        tables[FILTER].create_chain("OURS")
+        tables[FILTER].delete_chains(["OURS"])
         theirs = subprocess.Popen([program(family, Variant.LEGACY), "-w", "5", "-N", "FOREIGN"])
         wait_until(lambda: has_flock(theirs.pid, waits=True), "iptables to wait for the lock")
         tables[FILTER].commit()
 
     assert 0 == theirs.wait()
-    assert {":OURS - [0:0]", ":FOREIGN - [0:0]"} <= set(_without_counters(dump(family, Variant.LEGACY)))
+    chains = [line for line in dump(family, Variant.LEGACY).splitlines() if line.endswith("- [0:0]")]
+    assert [":FOREIGN - [0:0]"] == chains
 
 
 def _without_counters(rules: str) -> list[str]:
@@ -94,32 +98,33 @@ def _without_counters(rules: str) -> list[str]:
 
 
 @families
-def test_a_busy_lock_is_a_transient_error(family: Family, lock: Path) -> None:
-    """A lock that stays busy is a transient error that names the lock."""
+def test_a_busy_lock_is_a_retryable_error(family: Family, lock: Path) -> None:
+    """A lock that stays busy is a retryable error that names the lock file."""
+    load(family, Variant.LEGACY, OURS)
     with half_a_restore(family) as restore:
         with pytest.raises(ApplyError, match=f"{lock}: another program has held the lock for 0.1 s") as caught:
-            add_chain(family, "OURS", lock_wait_seconds=0.1)
+            delete_ours(family, lock_wait_seconds=0.1)
         finish(restore)
 
     assert caught.value.retryable
-    assert ":OURS" not in dump(family, Variant.LEGACY)
+    assert ":OURS" in dump(family, Variant.LEGACY)
 
 
-def test_a_lock_that_cannot_be_opened_is_an_error(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock file that cannot be opened is an error that names it, and nothing is changed."""
+def test_a_lock_file_that_cannot_be_opened_is_an_error(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock file that cannot be opened is an error that names it; nothing is changed without the lock."""
     monkeypatch.setenv("XTABLES_LOCKFILE", str(lock / "below"))
     lock.touch()
 
     with pytest.raises(ApplyError, match=f"{lock}/below: Not a directory"):
-        add_chain(Family.IPV4, "OURS")
+        delete_ours(Family.IPV4)
 
 
 @families
 def test_a_new_rule_past_the_lock_is_noticed(family: Family, tmp_path: Path) -> None:
-    """If a program with another lock file adds a rule meanwhile, the commit fails, as a transient error."""
-    load(family, Variant.LEGACY, OURS)
+    """A program that ignores the lock and adds a rule while we have a copy makes our commit fail; it can be retried."""
+    load(family, Variant.LEGACY, TWO_CHAINS)
     with open_tables(family, [FILTER]) as tables:
-        tables[FILTER].create_chain("MORE")
+        tables[FILTER].delete_chains(["MORE"])
         run(
             "env", f"XTABLES_LOCKFILE={tmp_path / 'other'}", program(family, Variant.LEGACY), "-A", "OURS", "-j", "DROP"
         )
@@ -132,11 +137,11 @@ def test_a_new_rule_past_the_lock_is_noticed(family: Family, tmp_path: Path) -> 
 
 @families
 def test_a_changed_rule_past_the_lock_is_undone(family: Family, tmp_path: Path) -> None:
-    """If a program with another lock file replaces a rule meanwhile, the commit overwrites it: locks must be shared."""
-    load(family, Variant.LEGACY, OURS)
+    """A program that ignores the lock and replaces a rule loses it to our commit, which is why the lock is held."""
+    load(family, Variant.LEGACY, TWO_CHAINS)
     change = ["-R", "OURS", "1", "-m", "comment", "--comment", "other", "-j", "RETURN"]
     with open_tables(family, [FILTER]) as tables:
-        tables[FILTER].append_rule("OURS", "-j RETURN")
+        tables[FILTER].delete_chains(["MORE"])
         run("env", f"XTABLES_LOCKFILE={tmp_path / 'other'}", program(family, Variant.LEGACY), *change)
         tables[FILTER].commit()
 
@@ -145,7 +150,7 @@ def test_a_changed_rule_past_the_lock_is_undone(family: Family, tmp_path: Path) 
 
 @families
 def test_nothing_is_written_without_a_commit(family: Family) -> None:
-    """Uncommitted changes never reach the kernel, also after the tables are read again."""
+    """A change of a copy that is not committed does not reach the kernel, also not when the copy is refreshed."""
     load(family, Variant.LEGACY, OURS)
     before = dump(family, Variant.LEGACY)
 
@@ -157,11 +162,12 @@ def test_nothing_is_written_without_a_commit(family: Family) -> None:
 
 
 @families
-def test_only_opened_tables_are_created(family: Family) -> None:
-    """Opening one table and jumping to a chain in it creates no other table."""
+def test_no_other_table_is_created(family: Family) -> None:
+    """Opening one table and deleting a jump to a chain of it creates no other table."""
+    load(family, Variant.LEGACY, f"{OURS[:-7]}-A INPUT -j OURS\nCOMMIT\n")
     with open_tables(family, [FILTER]) as tables:
-        tables[FILTER].create_chain("OURS")
-        tables[FILTER].append_rule("INPUT", "-j OURS")
+        assert 1 == tables[FILTER].delete_rule("INPUT", "-j OURS")
+        tables[FILTER].delete_chains(["OURS"])
         tables[FILTER].commit()
 
     assert "filter\n" == Path(f"/proc/net/{'ip' if family is Family.IPV4 else 'ip6'}_tables_names").read_text()
@@ -169,7 +175,7 @@ def test_only_opened_tables_are_created(family: Family) -> None:
 
 @families
 def test_every_copy_of_a_rule_is_deleted(family: Family) -> None:
-    """All copies of a rule are deleted, also those of other programs; rules that differ in one part stay."""
+    """A rule that another program added is recognised, and each copy is deleted; rules that differ in one part are kept."""
     rule = '-m conntrack --ctstate NEW -m comment --comment "two words" -j OURS'
     different = ["-m conntrack --ctstate NEW -j OURS", rule.replace("NEW", "INVALID"), rule.replace("two", "2")]
     stays = [*different, rule.replace("OURS", "ACCEPT")]
@@ -187,8 +193,8 @@ def test_every_copy_of_a_rule_is_deleted(family: Family) -> None:
 
 
 @families
-def test_a_chain_with_a_foreign_jump_stays(family: Family) -> None:
-    """Deleting a chain that a foreign rule jumps to is an error, and the whole change is discarded."""
+def test_a_chain_with_a_foreign_jump_is_kept(family: Family) -> None:
+    """Deleting a chain that a foreign rule jumps to is an error, and nothing is deleted."""
     load(family, Variant.LEGACY, f"{OURS[:-7]}-A INPUT -j OURS\nCOMMIT\n")
     before = dump(family, Variant.LEGACY)
 

@@ -1,11 +1,11 @@
-"""Which Service port each iptables rule belongs to, told from the rules alone.
+"""Finds the Service port that each iptables rule belongs to, from the rules alone.
 
-Rules from a plan and rules from the kernel go through the same code, so that a difference between the two
-is a difference of rules. A port's name stands in one comment; its chains have names made from it.
+Planned rules and rules read from the kernel go through the same code, so every difference between the two listings is a
+difference of rules. The name of a Service port is in one comment of its rules, and the names of its chains are hashes of it.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from pyproxy.backends.iptables import chain_names as names
 from pyproxy.backends.iptables.ruleset import NAT, TABLES
@@ -19,21 +19,23 @@ _NAMED = re.compile(
 )
 _JUMP = re.compile(r" -j (?P<chain>KUBE-[A-Z]+-[A-Z2-7]{16})$")
 _HEALTH_CHECK = "health check node port"
-_FIXED_CHAINS_FIRST = ("KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
+_CHAIN_ORDER = ("KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
+"""The order in which a packet can pass the chains of a Service port, which is the order of a listing."""
 
 
 def list_rules(family: Family, chains: Iterable[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:
-    """Sort rules by the Service port that they belong to; within a port and chain their order stays."""
+    """Sort rules by the Service port that they belong to; within a port and chain their order is kept."""
     rules = tuple(rules)
-    owners = _Owners(rules)
+    owners = _owners(rules)
     common: list[ListedRule] = []
     services: dict[ServicePortName, list[ListedRule]] = {}
     last: list[ListedRule] = []
     for rule in rules:
-        owner = owners.owner(rule)
+        owner = owners.get(rule)
         if owner is not None:
             services.setdefault(owner, []).append(rule)
         elif rule.table == NAT and rule.chain == names.SERVICES:
+            # The jumps to node ports, which are last in this chain: see `static_rules.node_port_jumps`.
             last.append(rule)
         else:
             common.append(rule)
@@ -46,50 +48,41 @@ def list_rules(family: Family, chains: Iterable[tuple[str, str]], rules: Iterabl
     )
 
 
-class _Owners:
-    def __init__(self, rules: tuple[ListedRule, ...]) -> None:
-        self._named: dict[ListedRule, ServicePortName] = {}
-        self._of_chain: dict[str, ServicePortName] = {}
-        self._read_names(rules)
-        # Endpoint chains are told by who jumps to them, so the chains that do must be known first.
-        for rule in rules:
-            jump = _JUMP.search(rule.rule)
-            if jump and rule.chain in self._of_chain:
-                self._of_chain.setdefault(jump["chain"], self._of_chain[rule.chain])
+def _owners(rules: tuple[ListedRule, ...]) -> dict[ListedRule, ServicePortName]:
+    """Return the Service port of each rule that has one."""
+    named: dict[ListedRule, ServicePortName] = {}
+    of_chain: dict[str, ServicePortName] = {}
+    health_checks: list[tuple[ListedRule, ServicePortName]] = []
+    for rule in rules:
+        found = _NAMED.search(rule.rule)
+        if not found:
+            continue
+        service = NamespacedName(found["namespace"], found["name"])
+        name = ServicePortName(service, found["port"] or "", Protocol(found["protocol"]))
+        if found["what"] == _HEALTH_CHECK:
+            health_checks.append((rule, name))
+        else:
+            named[rule] = name
+            suffix = names.service_suffix(name)
+            of_chain.update((f"{prefix}{suffix}", name) for prefix in names.SERVICE_PREFIXES)
+    # A health check is TCP whatever the protocol of its Service port, so the port is looked up by name.
+    known = {str(name): name for name in named.values()}
+    named.update((rule, known.get(str(name), name)) for rule, name in health_checks)
 
-    def owner(self, rule: ListedRule) -> ServicePortName | None:
-        if rule.chain in self._of_chain:
-            return self._of_chain[rule.chain]
-        if rule in self._named:
-            return self._named[rule]
-        jump = _JUMP.search(rule.rule)
-        return self._of_chain.get(jump["chain"]) if jump else None
+    # The name of an endpoint chain has no Service in it: its owner is the owner of the chain that jumps to it.
+    jumps = {rule: jump["chain"] for rule in rules if (jump := _JUMP.search(rule.rule))}
+    for rule, target in jumps.items():
+        if rule.chain in of_chain:
+            of_chain.setdefault(target, of_chain[rule.chain])
 
-    def _read_names(self, rules: tuple[ListedRule, ...]) -> None:
-        health_checks: list[tuple[ListedRule, ServicePortName]] = []
-        for rule in rules:
-            found = _NAMED.search(rule.rule)
-            if not found:
-                continue
-            name = ServicePortName(
-                NamespacedName(found["namespace"], found["name"]), found["port"] or "", Protocol(found["protocol"])
-            )
-            if found["what"] == _HEALTH_CHECK:
-                health_checks.append((rule, name))
-                continue
-            self._named[rule] = name
-            self._of_chain.update(dict.fromkeys(_chains_of(name), name))
-        known = {str(name): name for name in self._named.values()}
-        # A health check is TCP whatever the port that it is written for.
-        self._named.update((rule, known.get(str(name), name)) for rule, name in health_checks)
-
-
-def _chains_of(name: ServicePortName) -> Iterator[str]:
-    suffix = names.service_suffix(name)
-    for prefix in names.SERVICE_PREFIXES:
-        yield f"{prefix}{suffix}"
+    owners = {}
+    for rule in rules:
+        owner = of_chain.get(rule.chain) or named.get(rule) or of_chain.get(jumps.get(rule, ""))
+        if owner is not None:
+            owners[rule] = owner
+    return owners
 
 
 def _place(rule: ListedRule) -> tuple[int, int, str]:
-    prefix = next((i for i, begin in enumerate(_FIXED_CHAINS_FIRST) if rule.chain.startswith(begin)), -1)
+    prefix = next((i for i, begin in enumerate(_CHAIN_ORDER) if rule.chain.startswith(begin)), -1)
     return TABLES.index(rule.table), prefix, rule.chain

@@ -1,4 +1,4 @@
-"""``dump-rules`` in the iptables mode."""
+"""Lists the rules of the iptables mode for ``dump-rules``, from plans or from the kernel, by Service."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -7,9 +7,9 @@ from pyproxy.backends.interface import desired_entries
 from pyproxy.backends.iptables.accounting import has_counter
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import from_side_by_side, is_side_by_side, to_side_by_side
-from pyproxy.backends.iptables.kernel import saved
 from pyproxy.backends.iptables.mode import choose_variant, iptables_settings, ownership, side_by_side_ownership
 from pyproxy.backends.iptables.program import IptablesProgram
+from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import TABLES, ChainKey, HookKey, RulesetKey
 from pyproxy.backends.iptables.side_by_side import SideBySideProgram
@@ -25,7 +25,7 @@ from pyproxy.plan.service_plan import ServicePlan
 
 
 class IptablesDumper:
-    """See `backends.interface.Dumper`."""
+    """Lists planned rules, and the rules that are in the kernel; a `backends.interface.Dumper`."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -33,32 +33,53 @@ class IptablesDumper:
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
-        """See `Dumper`."""
-        is_side_by_side = bool(self._config.service_proxy_name)
+        """Return the rules that the agent would write for these plans on this node."""
+        runs_side_by_side = bool(self._config.service_proxy_name)
         settings = iptables_settings(self._config, family, context)
         settings = replace(
             settings,
             drop_invalid=not read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal"),
-            # The agent has the rule where the kernel takes it, and makes the counter before; nothing is tried here.
-            count_invalid=not is_side_by_side and has_counter(INVALID_COUNTER),
+            # The agent creates the counters if the kernel supports them. Listing rules must not change anything, so here
+            # a counter that exists means that the agent would use it.
+            count_invalid=not runs_side_by_side and has_counter(INVALID_COUNTER),
             count_localhost_node_ports=(
-                settings.localhost_node_ports and not is_side_by_side and has_counter(LOCALHOST_COUNTER)
+                settings.localhost_node_ports and not runs_side_by_side and has_counter(LOCALHOST_COUNTER)
             ),
         )
-        program = (SideBySideProgram if is_side_by_side else IptablesProgram)(settings)
-        return _listed(family, *_entry_rules(desired_entries(program, plans)))
+        program = (SideBySideProgram if runs_side_by_side else IptablesProgram)(settings)
+        entries: dict[RulesetKey, str] = desired_entries(program, plans)
+        # Each hook is inserted at the top, so in the kernel the hook written last is the first rule of its chain.
+        rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
+        chains = sorted(key for key in entries if isinstance(key, ChainKey))
+        for key in chains:
+            rules += [ListedRule(*key, rule) for rule in entries[key].splitlines()]
+        return _listing(family, chains, rules)
 
     async def live(self) -> list[RuleListing]:
-        """See `Dumper`; with packet counters."""
-        return await _live_listings(self._config)
+        """Return the rules that are in the kernel, with their packet counters, for each family."""
+        variant, _ = await choose_variant(self._config)
+        owned = side_by_side_ownership if self._config.service_proxy_name else ownership
+        listings = []
+        for family in Family:
+            if not is_available(family, variant):
+                continue
+            chains: list[ChainKey] = []
+            rules: list[ListedRule] = []
+            for table in TABLES:
+                text = await saved(family, variant, table, owned(family), counters=True)
+                found, listed = saved_rules(table, text.splitlines(), owned(family))
+                chains += found
+                rules += listed
+            listings.append(_listing(family, chains, rules))
+        return listings
 
     def script(self, listing: RuleListing) -> str:
-        """See `Dumper`: for ``iptables-restore``."""
+        """Return a listing as input for ``iptables-restore --noflush``."""
         return listing_restore(listing)
 
 
-def _listed(family: Family, chains: Collection[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:
-    """Sort rules by Service; those of a trial by the names that they would have without it."""
+def _listing(family: Family, chains: Collection[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:
+    """Sort rules by Service. Rules with side-by-side names are sorted by the usual names, which attribution knows."""
     if not any(is_side_by_side(*key) for key in chains):
         return list_rules(family, chains, rules)
     listing = list_rules(
@@ -66,43 +87,16 @@ def _listed(family: Family, chains: Collection[tuple[str, str]], rules: Iterable
         [(table, from_side_by_side(chain)) for table, chain in chains],
         [rule._replace(chain=from_side_by_side(rule.chain), rule=from_side_by_side(rule.rule)) for rule in rules],
     )
+
+    def renamed(listed: Iterable[ListedRule]) -> tuple[ListedRule, ...]:
+        return tuple(
+            rule._replace(chain=to_side_by_side(rule.chain), rule=to_side_by_side(rule.rule)) for rule in listed
+        )
+
     return RuleListing(
         family,
         tuple((table, to_side_by_side(chain)) for table, chain in listing.chains),
-        _rules_to_side_by_side(listing.common),
-        {name: _rules_to_side_by_side(rules) for name, rules in listing.services.items()},
-        _rules_to_side_by_side(listing.last),
+        renamed(listing.common),
+        {name: renamed(listed) for name, listed in listing.services.items()},
+        renamed(listing.last),
     )
-
-
-def _rules_to_side_by_side(rules: Iterable[ListedRule]) -> tuple[ListedRule, ...]:
-    return tuple(rule._replace(chain=to_side_by_side(rule.chain), rule=to_side_by_side(rule.rule)) for rule in rules)
-
-
-def _entry_rules(entries: Mapping[RulesetKey, str]) -> tuple[list[ChainKey], list[ListedRule]]:
-    # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
-    hooks = [key for key in entries if isinstance(key, HookKey)][::-1]
-    rules = [ListedRule(*hook) for hook in hooks]
-    chains = sorted(key for key in entries if isinstance(key, ChainKey))
-    for key in chains:
-        rules += [ListedRule(*key, rule) for rule in entries[key].splitlines()]
-    return chains, rules
-
-
-async def _live_listings(config: Config) -> list[RuleListing]:
-    """Return the rules that are in the kernel, with their counters."""
-    variant, _ = await choose_variant(config)
-    listings = []
-    owned = side_by_side_ownership if config.service_proxy_name else ownership
-    for family in Family:
-        if not is_available(family, variant):
-            continue
-        chains: list[ChainKey] = []
-        rules: list[ListedRule] = []
-        for table in TABLES:
-            text = await saved(family, variant, table, owned(family), counters=True)
-            found, listed = saved_rules(table, text.splitlines(), owned(family))
-            chains += found
-            rules += listed
-        listings.append(_listed(family, chains, rules))
-    return listings

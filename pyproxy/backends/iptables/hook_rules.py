@@ -1,8 +1,9 @@
-"""Which rules in chains of others are ours, decided from the structures of the kernel.
+"""Finds our hooks in built-in chains by the parts of a rule, which come from structures of the kernel.
 
-No program of iptables can be asked: in a chain with a rule that it does not know (native nft, or of an extension that is
-not installed) iptables-nft neither lists nor finds nor deletes any, and iptables-legacy does not list. A hook of ours is
-made of few parts: a remark, conntrack states, a target. So these are compared, and rules with any other part are not ours.
+The programs of iptables cannot be used for this. If a chain has a rule that they do not know (a native nft rule, or one
+of an extension that is not installed), iptables-nft can neither list, find nor delete any rule of that chain, and
+iptables-legacy cannot list the table. A hook of ours has few parts: a comment, conntrack states, a target. These are
+compared; a rule with any other part is foreign.
 """
 
 import re
@@ -14,19 +15,21 @@ from typing import NamedTuple
 from pyproxy.backends.iptables.ruleset import HookKey
 from pyproxy.backends.listing import Counters
 
-# struct xt_conntrack_mtinfo2 and 3 (`linux/netfilter/xt_conntrack.h`): what is matched, what of it is inverted, states.
+# The match conntrack is a struct xt_conntrack_mtinfo2 or 3 (`linux/netfilter/xt_conntrack.h`). The two are equal up to the
+# fields that hooks use: match_flags, invert_flags and state_mask, behind eight addresses of 16 bytes, two numbers of 4
+# bytes and five of 2. Revision 1 has masks of 8 bits, and no iptables that we run writes it.
 _CONNTRACK = struct.Struct("=HHH")
-_CONNTRACK_AT = 146
+_CONNTRACK_AT = 8 * 16 + 2 * 4 + 5 * 2
 _CONNTRACK_REVISIONS = (2, 3)
-_MATCHES_STATES = 1
-# XT_CONNTRACK_STATE_BIT of the numbers of enum ip_conntrack_info (`linux/netfilter/nf_conntrack_common.h`).
+_XT_CONNTRACK_STATE = 1 << 0
+# XT_CONNTRACK_STATE_BIT of enum ip_conntrack_info (`linux/netfilter/nf_conntrack_common.h`); SNAT and DNAT are beyond them.
 _STATES = {"INVALID": 1, "ESTABLISHED": 1 << 1, "RELATED": 1 << 2, "NEW": 1 << 3, "SNAT": 1 << 6, "DNAT": 1 << 7}
 _STATES_OF_TEXT = re.compile(r"-m conntrack (! )?--ctstate (\S+)")
 _COMMENT_OF_TEXT = re.compile(r'--comment "([^"]*)"')
 
 
 class Match(NamedTuple):
-    """One match of a rule, of x_tables."""
+    """One match of a rule, as x_tables has it."""
 
     name: str
     revision: int
@@ -34,37 +37,38 @@ class Match(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """What a hook is made of."""
+    """The parts of a hook."""
 
     target: str
     """A chain, or a verdict in capital letters."""
     comment: str = ""
     states: int = 0
+    """Conntrack states, as bits of `XT_CONNTRACK_STATE_*`."""
     not_states: bool = False
     has_addresses: bool = False
-    """Whether it matches addresses; which ones the remark has to say."""
+    """The rule matches addresses. Which ones is not compared: the comment identifies such a hook."""
 
 
 @dataclass(frozen=True, slots=True)
 class FoundRule:
-    """A rule in a chain of others."""
+    """A rule in a built-in chain."""
 
     parts: Parts | None
-    """None: it has parts that no hook of ours has."""
+    """None: the rule has parts that hooks of ours do not have, so it is foreign."""
     counters: Counters
     handle: int = 0
-    """nf_tables' number for it, which is never given to another."""
+    """The number by which nf_tables identifies the rule; it is never reused. 0 in the legacy variant."""
 
 
 def parts_of_matches(target: str, matches: Iterable[Match], *, has_addresses: bool) -> Parts | None:
-    """Return what a rule is made of; None where it cannot be a hook."""
+    """Return the parts of a rule; None if it cannot be a hook of ours."""
     parts = Parts(target, has_addresses=has_addresses)
     for match in matches:
         if match.name == "comment":
             parts = parts._replace(comment=match.data.partition(b"\0")[0].decode(errors="replace"))
         elif match.name == "conntrack" and match.revision in _CONNTRACK_REVISIONS:
             matched, inverted, states = _CONNTRACK.unpack_from(match.data, _CONNTRACK_AT)
-            if matched != _MATCHES_STATES:
+            if matched != _XT_CONNTRACK_STATE:
                 return None
             parts = parts._replace(states=states, not_states=bool(inverted))
         else:
@@ -73,7 +77,7 @@ def parts_of_matches(target: str, matches: Iterable[Match], *, has_addresses: bo
 
 
 def parts_of_text(rule: str) -> Parts:
-    """Return what a hook is made of, given as ``iptables-save`` prints it."""
+    """Return the parts of a hook that is given as ``iptables-save`` prints it."""
     comment, states = _COMMENT_OF_TEXT.search(rule), _STATES_OF_TEXT.search(rule)
     return Parts(
         target=rule.rpartition(" ")[2],
@@ -85,7 +89,7 @@ def parts_of_text(rule: str) -> Parts:
 
 
 def hooks_among(hooks: Iterable[HookKey], found: Mapping[str, Iterable[FoundRule]]) -> list[tuple[HookKey, FoundRule]]:
-    """Return which of these hooks are among the rules found in chains of one table, as often as they are there."""
+    """Return the hooks that are among the rules found in chains of one table, once for each copy."""
     known = {(hook.chain, parts_of_text(hook.rule)): hook for hook in hooks}
     return [
         (known[chain, rule.parts], rule)

@@ -1,7 +1,8 @@
-"""The iptables tables of one family: bulk reads (`iptables_reader`), changes by ``iptables-restore --noflush``.
+"""Reads and writes our chains and hooks in the iptables tables of one family.
 
-One process for a whole change, whatever its size, and none where nothing changes. The legacy variant
-takes the xtables lock itself (``--wait``); the nft variant needs none.
+A change is written by one process, ``iptables-restore --noflush``, whatever its size; if nothing changes, no process is
+started. Each table is replaced as a whole, so no packet sees half of a change in it. The legacy variant takes the xtables
+lock by itself (``--wait``); the nft variant needs no lock, because nf_tables has transactions. Reads are in `reader`.
 """
 
 import asyncio
@@ -19,25 +20,25 @@ from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import Ownership, numbered, parse_save, restore_text
 from pyproxy.backends.iptables.ruleset import TABLES, HookKey, RulesetKey
 from pyproxy.errors import ApplyError
-from pyproxy.linux.command import Result, run
-from pyproxy.linux.iptables_programs import LOCK_WAIT_SECONDS, STATUS_RESOURCE_PROBLEM, Variant, is_available, program
+from pyproxy.linux.command import run
+from pyproxy.linux.iptables_programs import LOCK_WAIT_SECONDS, STATUS_RESOURCE_PROBLEM, Variant, program
 from pyproxy.linux.ruleset_counter import RulesetCounter
 from pyproxy.model.address import Family
 
-__all__ = ["IptablesKernel", "RestoreError", "Variant", "is_available", "program", "restore", "saved"]
-
 logger = logging.getLogger(__name__)
 
+# Both variants name a line in their errors, in these words (1.8.9).
 _FAILED_LINE = re.compile(r"(?:line |Error occurred at line: )(\d+)")
 _REFUSED = re.compile(r"line \d+: \w+ failed \((.+?)\)")
-_PASSING = tuple(map(os.strerror, (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EPERM)))
+# Errors that do not depend on the content of a change. EPERM is a missing privilege, so no part of it would be accepted.
+_TRANSIENT = tuple(map(os.strerror, (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EPERM)))
 
 
 Change = Mapping[RulesetKey, tuple[str | None, str | None]]
 
 
 class RestoreError(ApplyError):
-    """``iptables-restore`` refused its input."""
+    """`iptables-restore` refused its input."""
 
 
 class IptablesKernel:
@@ -53,12 +54,14 @@ class IptablesKernel:
     ) -> None:
         self.family = family
         self.variant = variant
+        # nf_tables counts every commit. The legacy tables only show number and size of their entries.
         self.detects_all_changes = variant is Variant.NFT
+        # A change costs a process, and in the legacy variant a copy of the whole table, so the first load is one change.
         self.plans_per_portion: int | None = None
         self._rules: Counter[str] = Counter()
-        """Rules of ours in force, by table."""
+        """Our rules in the kernel, by table."""
         self._rules_written: Counter[str] = Counter()
-        """Rules written since the counts were last taken, by table."""
+        """Rules written since the last call of `take_counts`, by table."""
         self._ownership = ownership
         self._tables = tables
         self._counter = counter
@@ -68,12 +71,17 @@ class IptablesKernel:
         return f"IptablesKernel({self.family}, {self.variant.value})"
 
     async def read(self) -> dict[RulesetKey, str]:
-        """Return our chains and the hooks that are in place."""
+        """Return our chains and the hooks that are in place.
+
+        Raises:
+            ApplyError: the tables cannot be read.
+        """
+        # Before the read: a change by another program during it must count as external.
         self._counter.settle()
         found: dict[RulesetKey, str] = {}
         for table in self._tables:
             text = await saved(self.family, self.variant, table, self._ownership)
-            # In a thread: of 10,000 Services this takes 0.2 s, and the loop has other things to do.
+            # In a thread: parsing the rules of 10,000 Services takes 0.2 s, which would block the event loop.
             found |= await asyncio.to_thread(parse_save, table, text.splitlines(), self._ownership)
         self._rules = Counter(dict.fromkeys(self._tables, 0))
         for key, value in found.items():
@@ -81,55 +89,55 @@ class IptablesKernel:
         return found
 
     async def apply(self, change: Change) -> None:
-        """Write a change: one process, one transaction for each table.
-
-        In the nft variant hooks that go, go before, in a transaction of their own: see `delete_hooks`.
+        """Write a change, with one process, and one transaction for each table.
 
         Raises:
-            RestoreError: the tables before the refused one may have been written.
+            RestoreError: the change was refused; the tables before the refused one may have been written.
         """
-        if self._watch is None:
-            await self._write(await self._without_hooks_that_go(change))
-        else:
+        if self._watch is not None:
             self._watch.begin_write(change)
             try:
-                await self._write(change)
+                await self._restore(change)
             finally:
                 self._watch.end_write()
+        else:
+            # Hooks are deleted by netlink, before the restore and in a transaction of their own: iptables-nft-restore
+            # fails at `-D` if the chain has a rule that it does not know. An unwanted hook loses all its copies; a hook
+            # that is there more than once keeps one.
+            kept_copies = {
+                key: 0 if wanted is None else 1
+                for key, (present, wanted) in change.items()
+                if isinstance(key, HookKey) and present not in (None, wanted)
+            }
+            if kept_copies:
+                self._counter.committed(await asyncio.to_thread(delete_hooks, self.family, kept_copies))
+            await self._restore({key: values for key, values in change.items() if key not in kept_copies})
         for key, (before, after) in change.items():
             count = _rule_count(key, after)
             self._rules_written[key.table] += count
             self._rules[key.table] += count - _rule_count(key, before)
 
     def take_counts(self) -> KernelCounts:
-        """Return the rules in force, and those written since the last call, by table."""
+        """Return our rules in the kernel, and those written since the last call, by table."""
         counts = KernelCounts(rules=dict(self._rules), rules_written=dict(self._rules_written))
         self._rules_written.clear()
         return counts
 
-    async def _write(self, change: Change) -> None:
+    async def _restore(self, change: Change) -> None:
         if text := restore_text(change):
             await restore(self.family, self.variant, text)
             self._counter.committed(text.count("\nCOMMIT\n"))
 
-    async def _without_hooks_that_go(self, change: Change) -> Change:
-        """Delete hooks that are not wanted, or copies of one that is; return what is left to do."""
-        copies = {
-            key: 0 if wanted is None else 1
-            for key, (present, wanted) in change.items()
-            if isinstance(key, HookKey) and present not in (None, wanted)
-        }
-        if not copies:
-            return change
-        self._counter.committed(await asyncio.to_thread(delete_hooks, self.family, copies))
-        return {key: values for key, values in change.items() if key not in copies}
-
     def changed_externally(self) -> bool:
-        """Say whether the ruleset changed other than by us: nft generation, or size of the legacy tables."""
+        """Return whether another program changed the ruleset: by the nft generation, or the size of the legacy tables."""
         return self._counter.changed_externally()
 
     async def examine(self) -> bool:
-        """See `Kernel`; only the legacy variant has what `changed_externally` does not see."""
+        """Return whether our legacy chains have other rules of the same number and size, which `changed_externally` misses.
+
+        Raises:
+            ApplyError: the tables cannot be read.
+        """
         return self._watch is not None and await self._watch.has_changed()
 
 
@@ -140,28 +148,23 @@ def _rule_count(key: RulesetKey, value: str | None) -> int:
 
 
 async def restore(family: Family, variant: Variant, text: str) -> None:
-    """Hand text to ``iptables-restore --noflush``.
+    """Run ``iptables-restore --noflush`` with a text as its input.
 
     Raises:
-        RestoreError: with the numbered lines around the one that was refused.
+        RestoreError: the input was refused; the message has the numbered lines around the refused one.
     """
     argv = [program(family, variant, "restore"), "--noflush", "--wait", str(LOCK_WAIT_SECONDS)]
     result = await run(argv, stdin=text)
     if result.status == 0:
         if result.stderr:
-            logger.debug("%s said: %s", argv[0], result.stderr.strip())
+            logger.debug("%s: %s", argv[0], result.stderr.strip())
         return
     message = f"{' '.join(argv)}: exit status {result.status}: {result.stderr.strip()}"
     line = _FAILED_LINE.search(result.stderr)
     if line:
         message = "\n".join((message, *numbered(text, int(line[1]))))
-    raise RestoreError(message, retryable=_may_pass(result))
-
-
-def _may_pass(result: Result) -> bool:
-    """Say whether the same input may be taken later.
-
-    That is what the status means, but iptables-nft has it for whatever the kernel refuses, and names a reason then.
-    """
+    # iptables(8) defines status 4 as a resource problem, which may pass. But iptables-nft-restore also exits with 4 for
+    # every change that the kernel refuses; then it prints the errno, which decides.
     reason = _REFUSED.search(result.stderr)
-    return result.status == STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _PASSING)
+    retryable = result.status == STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _TRANSIENT)
+    raise RestoreError(message, retryable=retryable)

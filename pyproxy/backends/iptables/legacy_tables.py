@@ -1,11 +1,11 @@
-"""The legacy tables from inside this process. The one module that imports python-iptables.
+"""Changes legacy tables from inside this process. This is the only module that imports python-iptables.
 
-A legacy table is replaced whole: it is copied out, changed in memory, and put back. libiptc (`libiptc.c`,
-TC_COMMIT) takes no lock meanwhile, and the kernel (`ip_tables.c`, do_replace) answers EAGAIN only if the
-*number* of entries is another by then: whatever else an agent changed in between is silently undone. So
-the law of this file: from the copy to the commit the lock of `iptables-legacy -w` is held.
+A legacy table is replaced as a whole: it is copied out of the kernel, changed in memory, and written back. libiptc
+(`libiptc.c`, TC_COMMIT) takes no lock meanwhile, and the kernel (`ip_tables.c`, do_replace) answers EAGAIN only if the
+*number* of entries has changed since the copy: every other change by another program would be undone silently. So the
+lock of ``iptables-legacy -w`` is held from the copy to the commit.
 
-The copy is of the whole table: for small tables and short processes only. All functions block; the agent calls
+A copy is of the whole table, so this is for small tables and short processes only. All functions block; the agent calls
 them in a thread.
 """
 
@@ -25,12 +25,12 @@ from pyproxy.model.address import Family
 _LOCK_FILE = "/run/xtables.lock"
 _LOCK_WAIT_SECONDS = 5.0
 _LOCK_POLL_SECONDS = 0.05
-# What libiptc says where the same change may go through later (`libiptc.c`, TC_STRERROR).
-_PASSING = (os.strerror(errno.EAGAIN), "Memory allocation problem")
+# Errors in the words of libiptc (`libiptc.c`, TC_STRERROR) after which the same change may be accepted later.
+_TRANSIENT = (os.strerror(errno.EAGAIN), "Memory allocation problem")
 
 
 class LibraryError(ApplyError):
-    """python-iptables, or a library that it needs, cannot be used here; the programs of iptables may do."""
+    """python-iptables, or a library that it needs, cannot be used here. The programs of iptables may still work."""
 
 
 class LegacyTable:
@@ -47,58 +47,41 @@ class LegacyTable:
         """Return the names of all chains."""
         return [chain.name for chain in self._table.chains]
 
-    def create_chain(self, chain: str) -> None:
-        """Add a chain.
-
-        Raises:
-            ApplyError: there is one of that name.
-        """
-        with _mapped_errors(repr(self)):
-            self._table.create_chain(chain)
-
-    def append_rule(self, chain: str, rule: str) -> None:
-        """Add a rule, given as `_build` reads it, at the end of a chain.
-
-        Raises:
-            ApplyError: neither iptables' extensions nor the kernel know such a rule.
-        """
-        with _mapped_errors(repr(self)):
-            self._table.append_entry(chain, _build(self._family, rule).rule)
-
     def delete_rule(self, chain: str, rule: str) -> int:
-        """Delete every copy of a rule from a chain and return how many there were."""
+        """Delete every copy of a rule from a chain, and return how many there were.
+
+        Args:
+            chain: the name of an existing chain.
+            rule: matches and a target, as `_build` reads them.
+        """
         with _mapped_errors(repr(self)):
             built = _build(self._family, rule)
             found = 0
-            while self._deleted(chain, built):
+            while True:
+                try:
+                    self._table.delete_entry(chain, built.rule, built.mask)
+                except _iptc().IPTCError:
+                    return found  # the chain exists, so the only possible error is that it has no such rule
                 found += 1
-            return found
-
-    def _deleted(self, chain: str, built: Any) -> bool:  # noqa: ANN401  # iptc has no types
-        try:
-            self._table.delete_entry(chain, built.rule, built.mask)
-        except _iptc().IPTCError:
-            return False  # the only thing that can be wrong with a chain that exists: it has no such rule
-        return True
 
     def delete_chains(self, chains: Collection[str]) -> None:
         """Delete chains with all their rules.
 
         Raises:
-            ApplyError: a rule in a chain that stays jumps to one of them.
+            ApplyError: a rule of a chain that is kept jumps to one of them.
         """
         with _mapped_errors(repr(self)):
-            # First all rules: the chains jump to each other.
+            # All rules first: a chain that is the target of a jump cannot be deleted, and these jump to each other.
             for chain in chains:
                 self._table.flush_entries(chain)
             for chain in chains:
                 self._table.delete_chain(chain)
 
     def commit(self) -> None:
-        """Put the table back into the kernel, if anything was changed, and copy it out again.
+        """Write the table to the kernel if it was changed, and copy it again.
 
         Raises:
-            ApplyError: it was not taken, and the kernel has what it had.
+            ApplyError: the kernel refused it, and has the table that it had before.
         """
         with _mapped_errors(repr(self)):
             self._table.commit()
@@ -109,65 +92,56 @@ class LegacyTable:
 def open_tables(
     family: Family, names: Collection[str], *, lock_wait_seconds: float = _LOCK_WAIT_SECONDS
 ) -> Iterator[dict[str, LegacyTable]]:
-    """Copy tables out of the kernel, and hold iptables' lock until they are closed. A missing table is created.
+    """Copy tables out of the kernel, and hold the xtables lock until they are closed. A missing table is created.
 
     Raises:
         LibraryError: python-iptables cannot be used.
-        ApplyError: the lock is busy (retryable), or the tables are not to be had.
+        ApplyError: the lock is busy (retryable), or the tables cannot be read.
     """
-    _iptc()
+    iptc = _iptc()
+    table_type = iptc.Table if family is Family.IPV4 else iptc.Table6
     with ExitStack() as stack:
         stack.enter_context(_lock(lock_wait_seconds))
-        yield {name: LegacyTable(family, stack.enter_context(_open_table(family, name))) for name in names}
-
-
-@contextmanager
-def _open_table(family: Family, name: str) -> Iterator[Any]:
-    with _mapped_errors(f"{family}: table {name}"):
-        iptc = _iptc()
-        table_type = iptc.Table if family is Family.IPV4 else iptc.Table6
-        # There is one object for each table, kept for ever, and it may have an old copy. With autocommit, which is
-        # the default, it would write that back whenever it is refreshed, closed or collected.
-        table = table_type(name, autocommit=False)
-        table.refresh()
-    try:
-        yield table
-    finally:
-        table.close()
+        tables = {}
+        for name in names:
+            with _mapped_errors(f"{family}: table {name}"):
+                # iptc keeps one object for each table for ever, which may have an old copy. With autocommit, the default,
+                # it would write that copy to the kernel whenever it is refreshed, closed or garbage-collected.
+                table = table_type(name, autocommit=False)
+                table.refresh()
+                stack.callback(table.close)
+            tables[name] = LegacyTable(family, table)
+        yield tables
 
 
 @contextmanager
 def _lock(wait_seconds: float) -> Iterator[None]:
-    """Hold the lock that iptables-legacy holds (`xshared.c`, xtables_lock), in the same file."""
+    """Hold the xtables lock: iptables-legacy uses flock(2) on the same file (`xshared.c`, xtables_lock)."""
     path = os.environ.get("XTABLES_LOCKFILE") or _LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"{path}: {error.strerror}"
         raise ApplyError(message, retryable=False) from error
+    deadline = monotonic() + wait_seconds
     try:
-        _wait_for(descriptor, path, wait_seconds)
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # flock has no time limit, so this polls.
+                if monotonic() >= deadline:
+                    message = f"{path}: another program has held the lock for {wait_seconds:g} s"
+                    raise ApplyError(message, retryable=True) from None
+                sleep(_LOCK_POLL_SECONDS)
         yield
     finally:
         os.close(descriptor)
 
 
-def _wait_for(descriptor: int, path: str, seconds: float) -> None:
-    deadline = monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if monotonic() >= deadline:
-                message = f"{path}: another program has held the lock for {seconds:g} s"
-                raise ApplyError(message, retryable=True) from None
-            sleep(_LOCK_POLL_SECONDS)
-        else:
-            return
-
-
 def _build(family: Family, rule: str) -> Any:  # noqa: ANN401  # iptc has no types
-    """Build a rule from ``[! ] -m MATCH --OPTION VALUE … -j TARGET``, which is all that hooks and probes are made of."""
+    """Build a rule from ``[! ] -m MATCH --OPTION VALUE … -j TARGET``; hooks and probes have no other parts."""
     iptc = _iptc()
     built = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     words = iter(shlex.split(rule))
@@ -179,12 +153,12 @@ def _build(family: Family, rule: str) -> Any:  # noqa: ANN401  # iptc has no typ
         if word == "-m":
             match = built.create_match(next(words))
         elif word == "-j":
-            # A target made by the name of a chain would first open, and so create, all five tables.
+            # To find out whether a name is a chain, iptc would open all five tables, which creates them.
             built.create_target("RETURN").standard_target = next(words)
         elif match is not None and word.startswith("--"):
             match.set_parameter(word.removeprefix("--"), inverted + next(words))
         else:
-            message = f"{word!r} in {rule!r} is beyond this reader"
+            message = f"{word!r} in {rule!r} is not supported here"
             raise ValueError(message)
         inverted = ""
     return built
@@ -196,16 +170,16 @@ def _mapped_errors(what: str) -> Iterator[None]:
     try:
         yield
     except (iptc.IPTCError, iptc.XTablesError) as error:
-        # The text of an error is bytes to python-iptables, and so in quotes.
+        # python-iptables formats texts of the C library as bytes, so they come as b'…'.
         message = re.sub(r"b'([^']*)'", r"\1", f"{what}: {error}")
-        raise ApplyError(message, retryable=any(text in message for text in _PASSING)) from error
+        raise ApplyError(message, retryable=any(text in message for text in _TRANSIENT)) from error
 
 
 def _iptc() -> Any:  # noqa: ANN401  # it has no types
     try:
-        # 12 MB, and 160 ms for the search for its libraries.
+        # Here, because importing it takes 12 MB, and 160 ms for the search for its libraries.
         import iptc  # noqa: PLC0415  # see above
-    except Exception as error:  # what it raises where a library is missing depends on which
+    except Exception as error:  # a missing library raises different types, depending on the library
         message = f"python-iptables cannot be used: {error}"
         raise LibraryError(message, retryable=False) from error
     return iptc

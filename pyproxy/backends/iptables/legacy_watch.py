@@ -1,8 +1,8 @@
-"""Whether others replaced rules of ours in legacy tables by as many others of equal size.
+"""Detects external changes of legacy tables that keep number and size of the rules.
 
-`LegacyCounter` does not see that: `iptables-legacy -R` with another address, for example. Here a digest of each of our chains
-is compared with that of the time before. It takes 0.1 s for 10,000 Services, most of it in a thread, so it is for now and
-then only.
+`LegacyCounter` misses those, for example ``iptables-legacy -R`` with another address of the same length. So the digest
+of each of our chains is compared with the digest at the last check. A check takes 0.1 s for 10,000 Services, most of it in
+a thread, and runs occasionally.
 """
 
 import asyncio
@@ -15,11 +15,11 @@ from pyproxy.backends.iptables.ruleset import ChainKey, RulesetKey
 from pyproxy.model.address import Family
 
 _HOOKS = ""
-"""In place of a chain's name: all hooks of a table."""
+"""In place of the name of a chain: all our hooks of a table."""
 
 
 class LegacyWatch:
-    """Our part of one family's tables."""
+    """The digests of our chains and hooks in one family's tables."""
 
     def __init__(self, family: Family, tables: Sequence[str], ownership: Ownership) -> None:
         self._family = family
@@ -27,21 +27,21 @@ class LegacyWatch:
         self._ownership = ownership
         self._known: dict[ChainKey, int] | None = None
         self._written: set[ChainKey] = set()
-        """Chains that we wrote since the digests were taken."""
+        """Chains that pyproxy wrote since the last check: their digests have changed rightly."""
         self._steps = 0
-        """Beginnings and ends of writes; odd while one is in flight."""
+        """Counts the starts and ends of writes, so it is odd during a write."""
 
     def begin_write(self, keys: Iterable[RulesetKey]) -> None:
-        """Note that these entries are about to be written."""
+        """Record that these entries are about to be written."""
         self._steps += 1
         self._written.update(key if isinstance(key, ChainKey) else ChainKey(key.table, _HOOKS) for key in keys)
 
     def end_write(self) -> None:
-        """Note that what was begun is written, or was refused."""
+        """Record that the write has ended, whether it was accepted or refused."""
         self._steps += 1
 
     async def has_changed(self) -> bool:
-        """Say whether chains that we did not write are others than at the last call. The first call only remembers.
+        """Return whether chains that pyproxy did not write have changed since the last call; the first returns False.
 
         Raises:
             ApplyError: the tables cannot be read.
@@ -49,7 +49,8 @@ class LegacyWatch:
         steps = self._steps
         digests = await asyncio.to_thread(self._digests)
         if steps != self._steps or steps % 2:
-            # Which of the two was read cannot be known; what was remembered is still right, and the next call compares.
+            # A write was running, and each table may have been read before or after it. The remembered digests are still
+            # valid, so the next call compares with them.
             return False
         known, self._known = self._known, digests
         written, self._written = self._written, set()

@@ -1,4 +1,4 @@
-"""The iptables mode, put together: variant, capabilities, settings, program and kernel of each family."""
+"""The iptables mode: chooses the variant, probes the kernel, and builds settings, program and kernel for each family."""
 
 import logging
 from collections.abc import Collection
@@ -36,11 +36,13 @@ from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port
 
 logger = logging.getLogger(__name__)
 
-_IPV6_IS_THERE = Path("/proc/net/if_inet6")
+_IPV6_MARKER = Path("/proc/net/if_inet6")
+"""Does not exist if IPv6 is disabled on the kernel's command line."""
+_BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 class IptablesMode:
-    """Services as iptables chains; see `backends.interface.Backend`."""
+    """Programs Services as iptables chains; a `backends.interface.Backend`."""
 
     mode = ProxyMode.IPTABLES
 
@@ -67,27 +69,32 @@ class IptablesMode:
 
     @classmethod
     async def open(cls, config: Config) -> "IptablesMode":
-        """Choose the variant and the layout, and say why."""
+        """Choose the variant, probe the kernel, and log the reasons.
+
+        Raises:
+            ConfigError: the programs of iptables are not installed.
+        """
         variant, reason = await choose_variant(config)
         logger.info("iptables mode, variant %s: %s", variant.value, reason)
         families = supported_families(variant)
-        # The kernel has xt_bpf for all families or for none (`xt_bpf.c`: NFPROTO_UNSPEC), and a trial takes 0.2 s.
+        # xt_bpf supports all families or none (`xt_bpf.c`: NFPROTO_UNSPEC), and a probe takes 0.2 s.
         by_packet = families if families and await takes_hairpin_rule(families[0], variant) else ()
-        is_side_by_side = bool(config.service_proxy_name)
-        count_invalid = bool(families) and not is_side_by_side and await takes_counter(families[0], variant)
+        # kube-proxy has counters of the same names, so a side-by-side pyproxy does not use them.
+        runs_side_by_side = bool(config.service_proxy_name)
+        count_invalid = bool(families) and not runs_side_by_side and await takes_counter(families[0], variant)
         count_localhost = (
             count_invalid and serves_localhost(config, Family.IPV4) and not ensure_counter(LOCALHOST_COUNTER)
         )
         return cls(config, variant, by_packet, count_invalid=count_invalid, count_localhost=count_localhost)
 
     def is_ready_for(self, node: Node) -> bool:
-        """See `Backend`."""
+        """Return whether the Node has the pod CIDRs that the local traffic detection needs."""
         return self._readiness.has_pod_cidrs(node)
 
     def settings(self, family: Family, context: NodeContext) -> IptablesSettings:
-        """See `Backend`."""
-        # Read each time: it may be switched on after start, and a DROP of packets that it lets through cuts connections.
-        be_liberal = read_sysctl("net/netfilter/nf_conntrack_tcp_be_liberal")
+        """Return the settings of a family, with what the probes found."""
+        # Read each time: it may be switched on after the start, and a DROP of packets that it allows would cut connections.
+        be_liberal = read_sysctl(_BE_LIBERAL)
         return replace(
             iptables_settings(self._config, family, context),
             drop_invalid=not be_liberal,
@@ -97,30 +104,34 @@ class IptablesMode:
         )
 
     def program(self, settings: IptablesSettings) -> IptablesProgram | SideBySideProgram:
-        """See `Backend`."""
+        """Return an empty program; with `--service-proxy-name` one that uses its own chain names."""
         return (SideBySideProgram if self._config.service_proxy_name else IptablesProgram)(settings)
 
     def kernel(self, family: Family) -> IptablesKernel:
-        """See `Backend`."""
+        """Return the reader and writer of one family's tables."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
         owned = side_by_side_ownership(family) if self._config.service_proxy_name else ownership(family)
         return IptablesKernel(family, self.iptables_variant, counter, owned)
 
     def owns_chain(self, table: str, chain: str) -> bool:
-        """See `Backend`."""
+        """Return whether this mode uses a chain."""
         return chain_names.is_ours(table, chain)
 
     def prepare(self) -> None:
-        """See `Backend`: node ports on 127.0.0.1 need packets from there to be routed."""
+        """Set `route_localnet` if node ports are served on 127.0.0.1.
+
+        Their packets have a loopback source address and leave through the device of a pod. Without the setting the kernel
+        drops them as martians.
+        """
         if serves_localhost(self._config, Family.IPV4) and write_sysctl("net/ipv4/conf/all/route_localnet", 1):
             logger.info(
-                "node ports answer on 127.0.0.0/8, for which net.ipv4.conf.all.route_localnet is 1; to avoid it,"
-                " set --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
+                "node ports are served on 127.0.0.0/8, which needs net.ipv4.conf.all.route_localnet=1; to avoid this"
+                " setting, use --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
             )
 
 
 def ownership(family: Family) -> Ownership:
-    """Return what of a family's tables is ours."""
+    """Return the ownership of this mode in a family's tables: our chains and hooks, and kube-proxy's, which are taken over."""
     return Ownership(
         owns=chain_names.is_ours,
         shared=(ChainKey(FILTER, chain_names.KUBELET_FIREWALL),),
@@ -129,12 +140,12 @@ def ownership(family: Family) -> Ownership:
 
 
 def side_by_side_ownership(family: Family) -> Ownership:
-    """Return what of a family's tables is ours on trial beside kube-proxy."""
+    """Return the ownership of a side-by-side pyproxy, which shares nothing with kube-proxy."""
     return Ownership(owns=chain_names.is_side_by_side, shared=(), hooks=side_by_side_hooks(family))
 
 
 def iptables_settings(config: Config, family: Family, context: NodeContext) -> IptablesSettings:
-    """Derive what the rules of a family depend on besides Services and the kernel."""
+    """Return the settings of a family that follow from the configuration and the node, without probes of the kernel."""
     return replace(
         family_settings(IptablesSettings, config, family, context),
         localhost_node_ports=serves_localhost(config, family),
@@ -143,10 +154,14 @@ def iptables_settings(config: Config, family: Family, context: NodeContext) -> I
 
 
 async def choose_variant(config: Config) -> tuple[Variant, str]:
-    """Return the variant to use, and why."""
+    """Return the variant to use, and the reason for it.
+
+    Raises:
+        ConfigError: no iptables is installed.
+    """
     if config.iptables_variant is IptablesVariant.AUTO:
         return await detect_variant()
-    return Variant(config.iptables_variant.value), "asked for"
+    return Variant(config.iptables_variant.value), "set by --iptables-variant"
 
 
 async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
@@ -160,7 +175,7 @@ async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
     except ApplyError as error:
         unsupported = Unsupported(f"the probe failed: {error}")
     if unsupported:
-        # That layout needs no kernel feature that kube-proxy's rules do not need.
+        # A chain for each endpoint needs no kernel feature that kube-proxy's rules do not need.
         logger.warning(
             "%s: hairpin traffic is matched in a chain for each endpoint: xt_bpf: %s", family, unsupported.reason
         )
@@ -188,9 +203,9 @@ async def takes_counter(family: Family, variant: Variant) -> bool:
 
 
 def supported_families(variant: Variant) -> tuple[Family, ...]:
-    """Return the families that this node has, and has the programs of a variant for."""
+    """Return the families that the kernel supports and that a variant's programs are installed for."""
     return tuple(
         family
         for family in Family
-        if is_available(family, variant) and (family is Family.IPV4 or _IPV6_IS_THERE.exists())
+        if is_available(family, variant) and (family is Family.IPV4 or _IPV6_MARKER.exists())
     )

@@ -1,4 +1,12 @@
-"""Chains and rules that iptables-nft has in nf_tables, by netlink: what is read here does not depend on other rules."""
+"""Chains and rules of iptables-nft in nf_tables, by netlink: what is read here does not depend on foreign rules.
+
+iptables-nft keeps a rule as a list of expressions (NFTA_NftaRule.EXPRESSIONS), each with a name and data of its own:
+
+    match      an x_tables match: name, revision, and the same data as in a legacy table
+    payload, bitwise, cmp    an address match, compiled to native expressions
+    counter    bytes and packets, 8 bytes each, in network byte order
+    immediate  loads a verdict: a code, and for a jump the name of the chain
+"""
 
 import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -26,16 +34,19 @@ from pyproxy.linux.uapi.nf_tables import (
 from pyproxy.model.address import Family
 
 _VERDICTS = {0: "DROP", 1: "ACCEPT"}
+"""NF_DROP and NF_ACCEPT of `linux/netfilter.h`."""
 _JUMPS = (NftVerdict.JUMP, NftVerdict.GOTO)
-_REMARK = 0
-"""The type of a comment in the user data of a rule (libnftnl's udata): newer versions of iptables have it there."""
-_ADDRESS_PARTS = ("payload", "bitwise", "cmp")
+_UDATA_COMMENT = 0
+"""The type of a comment in the user data of a rule (libnftnl: NFTNL_UDATA_RULE_COMMENT). iptables 1.8.9 has comments as
+matches; newer versions have them here."""
+_ADDRESS_EXPRESSIONS = ("payload", "bitwise", "cmp")
 
 Values = Mapping[int, bytes]
+"""Attributes by type."""
 
 
 def chain_names(family: Family, table: str) -> list[str]:
-    """Return the names of all chains of a table, empty where it does not exist.
+    """Return the names of all chains of a table; none if it does not exist.
 
     Raises:
         ApplyError: they cannot be read.
@@ -49,7 +60,7 @@ def chain_names(family: Family, table: str) -> list[str]:
 
 
 def find_hooks(family: Family, table: str, hooks: Collection[HookKey]) -> list[tuple[HookKey, FoundRule]]:
-    """Return which of these hooks are in a table, as often as they are there.
+    """Return which of these hooks are in a table, once for each copy.
 
     Raises:
         ApplyError: the rules cannot be read.
@@ -59,7 +70,7 @@ def find_hooks(family: Family, table: str, hooks: Collection[HookKey]) -> list[t
 
 
 def jump_targets(family: Family, table: str, chain: str) -> set[str]:
-    """Return the chains that rules of a chain jump to whatever the packet is.
+    """Return the targets of the hooks in a chain: of its rules that match a comment and conntrack states at most.
 
     Raises:
         ApplyError: the rules cannot be read.
@@ -69,12 +80,12 @@ def jump_targets(family: Family, table: str, chain: str) -> set[str]:
 
 
 def delete_hooks(family: Family, copies: Mapping[HookKey, int]) -> int:
-    """Delete hooks but for so many copies of each; return how many transactions that took, 0 or 1.
+    """Delete hooks except for a number of copies of each; return the number of transactions, 0 or 1.
 
-    By handle: ``iptables-nft -D`` fails where it does not know a rule before the one that it is to delete.
+    Rules are deleted by handle: ``iptables-nft -D`` fails if it does not know a rule before the one that it deletes.
 
     Raises:
-        ApplyError: the rules cannot be read, or changed meanwhile.
+        ApplyError: the rules cannot be read, or were changed meanwhile.
     """
     with _netlink() as netlink:
         messages = _deletions(netlink, family, copies)
@@ -82,15 +93,15 @@ def delete_hooks(family: Family, copies: Mapping[HookKey, int]) -> int:
 
 
 def remove_chains(family: Family, chains: Mapping[str, Collection[str]], hooks: Collection[HookKey]) -> None:
-    """Delete chains, given by table, and every copy of hooks, all in one transaction.
+    """Delete chains, given by table, and every copy of hooks, in one transaction.
 
     Raises:
-        ApplyError: it was refused as a whole; rules of others jump to one of the chains, for example.
+        ApplyError: the transaction was refused, for example because a foreign rule jumps to one of the chains.
     """
     with _netlink() as netlink:
         messages = [flush_chain(family, table, chain) for table, names in chains.items() for chain in names]
         messages += _deletions(netlink, family, dict.fromkeys(hooks, 0))
-        # Last: by now no rule of ours jumps to them.
+        # Last: the kernel refuses to delete a chain that a rule jumps to, also within a transaction.
         messages += [delete_chain(family, table, chain) for table, names in chains.items() for chain in names]
         if messages:
             netlink.commit(messages)
@@ -133,9 +144,10 @@ def _rules(netlink: NfTablesSocket, family: Family, table: str, chain: str) -> l
     ]
 
 
-def _dump(netlink: NfTablesSocket, asked: tuple[int, bytes]) -> Iterator[Values]:
+def _dump(netlink: NfTablesSocket, what: tuple[int, bytes]) -> Iterator[Values]:
+    """Yield the attributes of each answer to a dump request; nothing if the table does not exist."""
     try:
-        for data, start, end in netlink.read(asked):
+        for data, start, end in netlink.read(what):
             yield {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
     except OSError as error:
         if error.errno != errno.ENOENT:
@@ -144,50 +156,50 @@ def _dump(netlink: NfTablesSocket, asked: tuple[int, bytes]) -> Iterator[Values]
 
 
 def _rule(values: Values) -> FoundRule:
-    target, remark = "", ""
+    """Read a rule; its parts are None if it has an expression that no hook of ours has."""
+    target, comment = "", ""
     matches: list[Match] = []
     counters = Counters(0, 0)
-    has_pod_cidrs, has_addresses = True, False
-    for name, data in _expressions(values.get(NftaRule.EXPRESSIONS, b"")):
+    is_foreign, has_addresses = False, False
+    for _, packed in _pairs(values.get(NftaRule.EXPRESSIONS, b"")):
+        expression = dict(_pairs(packed))
+        data = dict(_pairs(expression.get(NftaExpr.DATA, b"")))
+        name = _text(expression[NftaExpr.NAME])
         if name == "match":
-            matches.append(_match(data))
+            revision = int.from_bytes(data[NftaMatch.REV])
+            matches.append(Match(_text(data[NftaMatch.NAME]), revision, data[NftaMatch.INFO]))
         elif name == "counter":
-            counters = Counters(int.from_bytes(data[NftaCounter.PACKETS]), int.from_bytes(data[NftaCounter.BYTES]))
+            packets, size = data[NftaCounter.PACKETS], data[NftaCounter.BYTES]
+            counters = Counters(int.from_bytes(packets), int.from_bytes(size))
         elif name == "immediate":
             target = _verdict(data)
-        elif name in _ADDRESS_PARTS:
+        elif name in _ADDRESS_EXPRESSIONS:
             has_addresses = True
         else:
-            has_pod_cidrs = False
+            is_foreign = True
+    # User data is a list of type (1 byte), length (1 byte) and value.
     user = values.get(NftaRule.USERDATA, b"")
-    if len(user) > 1 and user[0] == _REMARK:
-        remark = user[2 : 2 + user[1]].rstrip(b"\0").decode(errors="replace")
+    if len(user) > 1 and user[0] == _UDATA_COMMENT:
+        comment = _text(user[2 : 2 + user[1]])
     parts: Parts | None = None
-    if has_pod_cidrs and target:
+    if target and not is_foreign:
         parts = parts_of_matches(target, matches, has_addresses=has_addresses)
     if parts is not None and not parts.comment:
-        parts = parts._replace(comment=remark)
+        parts = parts._replace(comment=comment)
     return FoundRule(parts, counters, int.from_bytes(values[NftaRule.HANDLE]))
 
 
-def _expressions(packed: bytes) -> Iterator[tuple[str, Values]]:
-    for _, item in _pairs(packed):
-        found = dict(_pairs(item))
-        yield found[NftaExpr.NAME].rstrip(b"\0").decode(), dict(_pairs(found.get(NftaExpr.DATA, b"")))
-
-
-def _match(data: Values) -> Match:
-    name = data[NftaMatch.NAME].rstrip(b"\0").decode()
-    return Match(name, int.from_bytes(data[NftaMatch.REV]), data[NftaMatch.INFO])
-
-
 def _verdict(data: Values) -> str:
-    """Return the chain that a rule jumps to, or its verdict."""
+    """Return the chain that a rule jumps to, or its verdict; an empty text for any other data."""
     verdict = dict(_pairs(dict(_pairs(data.get(NftaImmediate.DATA, b""))).get(NftaData.VERDICT, b"")))
-    code = int.from_bytes(verdict.get(NftaVerdict.CODE, b""), signed=True)
-    if code in _JUMPS:
-        return verdict[NftaVerdict.CHAIN].rstrip(b"\0").decode()
-    return _VERDICTS.get(code, "") if verdict else ""
+    if not verdict:
+        return ""
+    code = int.from_bytes(verdict[NftaVerdict.CODE], signed=True)
+    return _text(verdict[NftaVerdict.CHAIN]) if code in _JUMPS else _VERDICTS.get(code, "")
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def _pairs(packed: bytes) -> Iterator[tuple[int, bytes]]:

@@ -1,14 +1,25 @@
-"""A Service port's plan as iptables rules, and all rules of one family together.
+"""Turns the plan of a Service port into iptables rules, and holds all rules of one family.
 
-Every chain of a Service port is its own. Five chains are shared by all ports: each port adds a piece to
-them. The pieces stand in the order of the names, which carries no meaning, because `claims` has made
-sure that no two ports match the same packet.
+Each Service port has chains of its own. Besides, there are a few shared chains, to which every port adds some rules. Their
+order is that of the names, which has no meaning: the planner has settled claims, so no two ports match the same packet.
 
-As few rules as the semantics allow: DNAT stands in the Service's own chain unless affinity needs a
-chain for each endpoint, and the name of a port stands in one comment (the kernel keeps 256 bytes for each).
+| table and chain | rules of each port |
+|---|---|
+| nat KUBE-SERVICES | one for each address and port, with a jump to a chain of the port |
+| nat KUBE-NODEPORTS | one for the node port, with a jump to KUBE-EXT-… |
+| nat KUBE-SVC-…, KUBE-SVL-… | balances over all, or over local endpoints: one DNAT rule for each |
+| nat KUBE-EXT-… | external traffic: masquerade, and which of the two chains above |
+| nat KUBE-FW-… | load balancer source ranges |
+| nat KUBE-SEP-… | one endpoint; only with session affinity, or without xt_bpf |
+| filter KUBE-SERVICES, KUBE-EXTERNAL-SERVICES | reject or drop where no endpoint may be used |
+| filter KUBE-PROXY-FIREWALL | drop what the source ranges do not allow |
+| filter KUBE-NODEPORTS | accept health checks |
+
+There are as few rules as the semantics allow, because in legacy tables every change copies all of them: the DNAT is in the
+chain of the Service port where possible, and the name of a port is in one comment (each takes 256 bytes in the kernel).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 
 from pyproxy.backends.iptables import chain_names as names
 from pyproxy.backends.iptables.rules import (
@@ -48,23 +59,45 @@ SHARED_CHAINS = (
 
 
 class IptablesProgram:
-    """What the iptables mode wants in the kernel for one family: all chains, from all plans. Pure."""
+    """All chains and hooks of one family, from all plans. Pure."""
 
     def __init__(self, settings: IptablesSettings) -> None:
         self._settings = settings
         self._static = static_rules(settings)
         self._tail = node_port_jumps(settings)
         self._own: dict[ChainKey, str] = {}
+        """Chains of single ports."""
         self._own_keys: dict[ServicePortName, tuple[ChainKey, ...]] = {}
         self._pieces: dict[ChainKey, dict[ServicePortName, str]] = {key: {} for key in SHARED_CHAINS}
+        """Shared chains: the rules of each port."""
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[RulesetKey]:
-        """Take in the plan of a port (None: it is gone) and return the chains whose rules changed."""
+        """Record the plan of a port (None: it was removed) and return the chains whose rules changed."""
         compiled = port_rules(plan, self._settings) if plan is not None else {}
-        return self._put_own(name, compiled) | self._put_pieces(name, compiled)
+        changed: set[RulesetKey] = set()
+        for key in self._own_keys.pop(name, ()):
+            if key not in compiled:
+                del self._own[key]
+                changed.add(key)
+        own_keys = tuple(key for key in compiled if key not in self._pieces)
+        for key in own_keys:
+            if self._own.get(key) != compiled[key]:
+                self._own[key] = compiled[key]
+                changed.add(key)
+        if own_keys:
+            self._own_keys[name] = own_keys
+        for key, pieces in self._pieces.items():
+            piece = compiled.get(key)
+            if pieces.get(name) != piece:
+                changed.add(key)
+                if piece is None:
+                    del pieces[name]
+                else:
+                    pieces[name] = piece
+        return changed
 
     def value(self, key: RulesetKey) -> str | None:
-        """Return the rules of a chain, or None if it should not be there."""
+        """Return the rules of a chain; None: the chain should not exist."""
         if isinstance(key, ChainKey) and key in self._pieces:
             pieces = self._pieces[key]
             text = "".join(pieces[name] for name in sorted(pieces))
@@ -74,47 +107,19 @@ class IptablesProgram:
         return self._own.get(key) if isinstance(key, ChainKey) else None
 
     def keys(self) -> Iterator[RulesetKey]:
-        """Yield every chain and hook that should be there."""
+        """Yield every chain and hook that should exist."""
         yield from self._static
         yield from self._pieces
         yield from self._own
 
-    def _put_own(self, name: ServicePortName, compiled: Mapping[ChainKey, str]) -> set[RulesetKey]:
-        changed: set[RulesetKey] = set()
-        for key in self._own_keys.pop(name, ()):
-            if key not in compiled:
-                del self._own[key]
-                changed.add(key)
-        keys = tuple(key for key in compiled if key not in self._pieces)
-        for key in keys:
-            if self._own.get(key) != compiled[key]:
-                self._own[key] = compiled[key]
-                changed.add(key)
-        if keys:
-            self._own_keys[name] = keys
-        return changed
-
-    def _put_pieces(self, name: ServicePortName, compiled: Mapping[ChainKey, str]) -> set[RulesetKey]:
-        changed: set[RulesetKey] = set()
-        for key, pieces in self._pieces.items():
-            piece = compiled.get(key)
-            if pieces.get(name) == piece:
-                continue
-            changed.add(key)
-            if piece is None:
-                del pieces[name]
-            else:
-                pieces[name] = piece
-        return changed
-
 
 def port_rules(plan: ServicePlan, settings: IptablesSettings) -> dict[ChainKey, str]:
-    """Compile one plan: its own chains whole, and its pieces of the shared chains."""
+    """Return the rules of one plan: complete chains of its own, and its rules in shared chains."""
     return _PortRules(plan, settings).compile()
 
 
 class _PortRules:
-    """The rules of one Service port, while they are being written down."""
+    """The rules of one Service port, while they are compiled."""
 
     def __init__(self, plan: ServicePlan, settings: IptablesSettings) -> None:
         self._plan = plan
@@ -130,9 +135,18 @@ class _PortRules:
     def compile(self) -> dict[ChainKey, str]:
         plan = self._plan
         if plan.cluster_ip is not None:
-            self._cluster_ip_rules(plan.cluster_ip)
+            if plan.internal_verdict is Verdict.FORWARD:
+                chain = self._local_chain if plan.internal_local else self._cluster_chain
+                match = self._match(plan.cluster_ip, plan.port, f"{plan.name} cluster IP")
+                self._add(_DISPATCH, f"{match} -j {chain}")
+            else:
+                self._add(_CLUSTER_IP_REFUSALS, self._refusal(plan.internal_verdict, plan.cluster_ip))
         if plan.externally_accessible:
-            self._external_rules()
+            if plan.any_usable:
+                self._external_dispatch()
+                self._add(ChainKey(NAT, self._external_chain), *self._external_bodies())
+            if plan.external_verdict is not Verdict.FORWARD:
+                self._external_refusals()
         if plan.health_check_node_port:
             text = comment(f"{plan.name} health check node port")
             self._add(_HEALTH_CHECK_PORTS, f"-p tcp {text} -m tcp --dport {plan.health_check_node_port} -j ACCEPT")
@@ -149,29 +163,10 @@ class _PortRules:
         text = f"{comment(remark)} " if remark else ""
         return f"{destination(ip)} {self._protocol} {text}{destination_port(self._plan.protocol, port)}"
 
-    def _cluster_ip_rules(self, ip: bytes) -> None:
-        plan = self._plan
-        if plan.internal_verdict is Verdict.FORWARD:
-            chain = self._local_chain if plan.internal_local else self._cluster_chain
-            self._add(_DISPATCH, f"{self._match(ip, plan.port, f'{plan.name} cluster IP')} -j {chain}")
-        else:
-            self._add(_CLUSTER_IP_REFUSALS, self._refusal(plan.internal_verdict, ip))
-
-    def _external_rules(self) -> None:
-        plan = self._plan
-        if plan.any_usable:
-            self._external_dispatch()
-            self._add(ChainKey(NAT, self._external_chain), *self._external_bodies())
-        if plan.external_verdict is Verdict.FORWARD:
-            return
-        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
-            self._add(_EXTERNAL_REFUSALS, self._refusal(plan.external_verdict, ip))
-        if plan.node_port:
-            self._add(_EXTERNAL_REFUSALS, self._node_port_refusal(plan.external_verdict))
-
     def _external_dispatch(self) -> None:
+        """Add the rules that lead external traffic to the chain KUBE-EXT, through the source ranges if there are any."""
         plan = self._plan
-        # The name stands at the cluster IP. A Service from a file may have none, and needs it here.
+        # The name of the port is at the cluster IP. A Service from a file may have no cluster IP, so its name is here.
         text = "" if plan.cluster_ip is not None else f"{plan.name} external address"
         for ip in plan.external_ips:
             self._add(_DISPATCH, f"{self._match(ip, plan.port, text)} -j {self._external_chain}")
@@ -183,27 +178,27 @@ class _PortRules:
             port = destination_port(plan.protocol, plan.node_port)
             self._add(_NODE_PORT_DISPATCH, f"{self._protocol} {remark}{port} -j {self._external_chain}")
         if plan.has_firewall:
-            self._firewall_rules()
-
-    def _firewall_rules(self) -> None:
-        plan = self._plan
-        allowed = [f"{source(block)}-j {self._external_chain}" for block in plan.source_ranges]
-        if plan.allow_load_balancer_ips_as_source:
-            # A node that sends to the address may have it as source, where the address is bound to the node.
-            allowed += [f"{host_source(ip)} -j {self._external_chain}" for ip in plan.load_balancer_ips]
-        self._add(ChainKey(NAT, self._firewall_chain), *allowed)
-        # What the ranges did not let through kept its destination, and is dropped where new connections are filtered.
-        text = f"{plan.name} traffic not accepted by {self._firewall_chain}"
-        for ip in plan.load_balancer_ips:
-            self._add(_FIREWALL, f"{self._match(ip, plan.port, text)} -j DROP")
+            allowed = [f"{source(block)}-j {self._external_chain}" for block in plan.source_ranges]
+            if plan.allow_load_balancer_ips_as_source:
+                # If the address is bound to the node, the node's own packets to it may have it as their source.
+                allowed += [f"{host_source(ip)} -j {self._external_chain}" for ip in plan.load_balancer_ips]
+            self._add(ChainKey(NAT, self._firewall_chain), *allowed)
+            # The nat table cannot drop. A packet that the ranges did not allow keeps its destination, so the filter table
+            # recognises it by that.
+            text = f"{plan.name} traffic not accepted by {self._firewall_chain}"
+            for ip in plan.load_balancer_ips:
+                self._add(_FIREWALL, f"{self._match(ip, plan.port, text)} -j DROP")
 
     def _external_bodies(self) -> Iterator[str]:
+        """Yield the rules of the chain KUBE-EXT."""
         plan, mark = self._plan, f"-j {names.MARK_MASQUERADE}"
         if not plan.external_local:
+            # The endpoint may be on another node, whose reply must come back through this one.
             yield mark
             yield f"-j {self._cluster_chain}"
             return
-        # Pods and the node itself are not "external": they may use every endpoint of the cluster.
+        # Policy Local keeps the client's address, so nothing is masqueraded. But traffic from pods and from the node is not
+        # external: it may use all endpoints of the cluster.
         if plan.cluster_endpoints:
             if self._settings.local_traffic is not None:
                 yield f"{if_local(self._settings.local_traffic)} -j {self._cluster_chain}"
@@ -212,62 +207,72 @@ class _PortRules:
         if plan.local_endpoints:
             yield f"-j {self._local_chain}"
 
+    def _external_refusals(self) -> None:
+        plan = self._plan
+        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
+            self._add(_EXTERNAL_REFUSALS, self._refusal(plan.external_verdict, ip))
+        if plan.node_port:
+            match = f"-m addrtype --dst-type LOCAL {destination_port(plan.protocol, plan.node_port)}"
+            text, target = self._refusal_parts(plan.external_verdict)
+            self._add(_EXTERNAL_REFUSALS, f"{self._protocol} {comment(text)} {match} {target}")
+
     def _refusal(self, verdict: Verdict, ip: bytes) -> str:
-        return f"{self._match(ip, self._plan.port, self._refusal_text(verdict))} {self._refuse(verdict)}"
+        text, target = self._refusal_parts(verdict)
+        return f"{self._match(ip, self._plan.port, text)} {target}"
 
-    def _node_port_refusal(self, verdict: Verdict) -> str:
-        port = destination_port(self._plan.protocol, self._plan.node_port)
-        text = comment(self._refusal_text(verdict))
-        return f"{self._protocol} {text} -m addrtype --dst-type LOCAL {port} {self._refuse(verdict)}"
+    def _refusal_parts(self, verdict: Verdict) -> tuple[str, str]:
+        """Return comment and target of a rule that rejects or drops.
 
-    def _refusal_text(self, verdict: Verdict) -> str:
-        return f"{self._plan.name} has no {'' if verdict is Verdict.REJECT else 'local '}endpoints"
-
-    def _refuse(self, verdict: Verdict) -> str:
+        Without endpoints a client gets an error at once. Without *local* endpoints its packets are dropped, because other
+        nodes serve the same address, and an error would end connections that they could take.
+        """
         if verdict is Verdict.DROP:
-            return "-j DROP"
+            return f"{self._plan.name} has no local endpoints", "-j DROP"
         icmp = "icmp" if self._plan.family is Family.IPV4 else "icmp6"
-        return f"-j REJECT --reject-with {icmp}-port-unreachable"
+        return f"{self._plan.name} has no endpoints", f"-j REJECT --reject-with {icmp}-port-unreachable"
 
     def _balance(self, chain: str, endpoints: tuple[Endpoint, ...], *, is_internal: bool) -> None:
-        bodies = list(self._cluster_ip_masquerade()) if is_internal else []
-        if self._plan.affinity_seconds is None and self._settings.hairpin_by_packet:
-            bodies += equal_shares([(f"{self._protocol} ", _dnat_target(endpoint)) for endpoint in endpoints])
+        """Add a chain that spreads connections over endpoints.
+
+        Args:
+            chain: the name of the chain.
+            endpoints: the endpoints, each of which gets the same share.
+            is_internal: traffic to the cluster IP comes here, so the chain masquerades it where necessary.
+        """
+        plan, settings = self._plan, self._settings
+        bodies: list[str] = []
+        if is_internal and plan.cluster_ip is not None:
+            match = destination(plan.cluster_ip)
+            if settings.masquerade_all:
+                bodies.append(f"{match} -j {names.MARK_MASQUERADE}")
+            elif settings.local_traffic is not None:
+                # Traffic from outside the cluster: the reply of a pod on another node would not come back through this one.
+                test = if_not_local(settings.local_traffic)
+                # iptables-save prints the source before the destination, and the interface after it.
+                both = f"{test} {match}" if settings.local_traffic.cidr is not None else f"{match} {test}"
+                bodies.append(f"{both} -j {names.MARK_MASQUERADE}")
+        if plan.affinity_seconds is None and settings.hairpin_by_packet:
+            targets = (f"-j DNAT --to-destination {endpoint}" for endpoint in endpoints)
+            bodies += equal_shares([(f"{self._protocol} ", target) for target in targets])
         else:
             bodies += self._endpoint_jumps(endpoints)
         self._rules[ChainKey(NAT, chain)] = rules(chain, *bodies)
 
-    def _cluster_ip_masquerade(self) -> Iterator[str]:
-        """Yield the rule that masquerades traffic to the cluster IP that does not come from a pod."""
-        plan, settings = self._plan, self._settings
-        if plan.cluster_ip is None:
-            return
-        match = destination(plan.cluster_ip)
-        if settings.masquerade_all:
-            yield f"{match} -j {names.MARK_MASQUERADE}"
-        elif settings.local_traffic is not None:
-            test = if_not_local(settings.local_traffic)
-            # iptables-save prints the source before the destination, and the interface after it.
-            both = f"{test} {match}" if settings.local_traffic.cidr is not None else f"{match} {test}"
-            yield f"{both} -j {names.MARK_MASQUERADE}"
-
     def _endpoint_jumps(self, endpoints: Iterable[Endpoint]) -> list[str]:
+        """Add a chain for each endpoint, and return the rules that jump to them."""
         plan = self._plan
         chains = [(names.endpoint_chain(plan.name, endpoint), endpoint) for endpoint in endpoints]
         for chain, endpoint in chains:
-            self._rules[ChainKey(NAT, chain)] = rules(chain, *self._endpoint_bodies(chain, endpoint))
+            bodies: list[str] = []
+            if not self._settings.hairpin_by_packet:
+                bodies.append(f"{host_source(endpoint.ip)} -j {names.MARK_MASQUERADE}")
+            # The DNAT rule records the client in the endpoint's list (xt_recent).
+            pin = f"{recent('--set', chain, plan.family)} " if plan.affinity_seconds is not None else ""
+            bodies.append(dnat(plan.protocol, endpoint, before=pin))
+            self._rules[ChainKey(NAT, chain)] = rules(chain, *bodies)
         pinned: list[str] = []
         if plan.affinity_seconds is not None:
+            # A client that is in a list goes to that endpoint again. --reap removes older clients from the list.
             option = f"--rcheck --seconds {plan.affinity_seconds} --reap"
             pinned = [f"{recent(option, chain, plan.family)} -j {chain}" for chain, _ in chains]
         return pinned + equal_shares([("", f"-j {chain}") for chain, _ in chains])
-
-    def _endpoint_bodies(self, chain: str, endpoint: Endpoint) -> Iterator[str]:
-        if not self._settings.hairpin_by_packet:
-            yield f"{host_source(endpoint.ip)} -j {names.MARK_MASQUERADE}"
-        pin = f"{recent('--set', chain, self._plan.family)} " if self._plan.affinity_seconds is not None else ""
-        yield dnat(self._plan.protocol, endpoint, before=pin)
-
-
-def _dnat_target(endpoint: Endpoint) -> str:
-    return f"-j DNAT --to-destination {endpoint}"

@@ -1,14 +1,15 @@
-"""What is ours in a table of iptables, read so that nothing that others have in it matters.
+"""Reads our part of an iptables table, in a way that does not depend on foreign rules in it.
 
-``iptables-nft-save`` prints a comment and ends with 0 where a table has native rules of nft that it does not know, and
-iptables-save of both variants ends with an error, in the midst, at a rule of an extension that is not installed. So:
+``iptables-save`` cannot be relied on. If a table has native nft rules, ``iptables-nft-save`` prints one comment and exits
+with 0; if it has a rule of an extension that is not installed, both variants exit with an error after a part of the output.
+So:
 
-- names of chains, and rules of ours in chains of others, come from the kernel (`nft_chains`, `legacy_entries`);
-- rules of our chains come from ``iptables-restore``, which takes ``-S CHAIN`` too: one process for all of them, and it looks
-  at no other chain (1.8.9). In the nft variant that takes a third of the time of iptables-nft-save.
+- names of chains, and our hooks in built-in chains, are read from the kernel (`nft_chains`, `legacy_entries`);
+- rules of our chains are listed by ``iptables-restore``, which accepts ``-S CHAIN`` as well: one process for all of them,
+  which looks at no other chain (1.8.9). In the nft variant this takes a third of the time of iptables-nft-save.
 
-In the legacy variant iptables-legacy-save is asked first, and the rest only where it fails: it is 20 times as fast, as
-``-S`` goes through all chains each time. See `docs/decisions/034-readers.md`.
+In the legacy variant ``iptables-legacy-save`` comes first, and the above only if it fails: it is 20 times faster, because
+``-S`` searches all chains each time. See `docs/decisions/034-readers.md`.
 """
 
 import asyncio
@@ -16,11 +17,9 @@ import logging
 import re
 from collections.abc import Iterable, Sequence
 
-from pyproxy.backends.iptables.hook_rules import FoundRule
 from pyproxy.backends.iptables.legacy_entries import LegacyEntries
 from pyproxy.backends.iptables.nft_chains import chain_names, find_hooks, jump_targets
 from pyproxy.backends.iptables.restore_text import Ownership
-from pyproxy.backends.iptables.ruleset import HookKey
 from pyproxy.errors import ApplyError
 from pyproxy.linux.command import run
 from pyproxy.linux.iptables_programs import LOCK_WAIT_SECONDS, STATUS_RESOURCE_PROBLEM, Variant, program
@@ -29,16 +28,19 @@ from pyproxy.model.address import Family
 logger = logging.getLogger(__name__)
 
 UNREADABLE = '-m comment --comment "cannot be listed: holds a rule that this iptables does not know"'
-"""What is returned as the only rule of a chain of ours that others have put such a rule into."""
+"""Returned as the only rule of a chain of ours that has a foreign rule which this iptables cannot list.
+
+It differs from every planned rule, so the chain is rewritten.
+"""
 _MOST_UNREADABLE = 16
-"""Chains of ours that are looked for one by one; beyond that all that were not listed yet count as unreadable."""
+"""Unreadable chains are found one by one, with two processes each; after so many the rest counts as unreadable."""
 _COUNTED = re.compile(r"^(-A .*) -c (\d+) (\d+)( -[jg] .*)?$")
 
 
 async def saved(family: Family, variant: Variant, table: str, owned: Ownership, *, counters: bool = False) -> str:
-    """Return what ``iptables-save`` would print of our part of a table: names of all chains, and rules that are ours.
+    """Return our part of a table as ``iptables-save`` would print it: the names of all chains, and our rules.
 
-    In the legacy variant rules of others may be there too.
+    In the legacy variant the text may have foreign rules as well.
 
     Raises:
         ApplyError: the kernel's tables cannot be read.
@@ -47,62 +49,59 @@ async def saved(family: Family, variant: Variant, table: str, owned: Ownership, 
         argv = [program(family, variant, "save"), "-t", table, *(["-c"] if counters else [])]
         result = await run(argv)
         if result.status == 0:
-            return _plain(result.stdout)
+            return _normalized(result.stdout)
         logger.debug("%s: exit status %d: %s", argv[0], result.status, result.stderr.strip())
-    mine = [hook for hook in owned.hooks if hook.table == table]
-    names, hooks = await asyncio.to_thread(_look, family, variant, table, mine)
-    chains = [name for name in names if owned.owns(table, name)]
-    rules = await _listed(family, variant, table, chains, counters=counters)
-    lines = [*(f":{name} - [0:0]" for name in names), *(_hook_line(*each, counters=counters) for each in hooks), *rules]
-    return _plain("".join(f"{line}\n" for line in lines))
+        entries = await asyncio.to_thread(LegacyEntries, family, table)
+        names = entries.chains()
+        hooks = entries.find_hooks([hook for hook in owned.hooks if hook.table == table])
+    else:
+        names = await asyncio.to_thread(chain_names, family, table)
+        of_table = [hook for hook in owned.hooks if hook.table == table]
+        hooks = await asyncio.to_thread(find_hooks, family, table, of_table)
+    lines = [f":{name} - [0:0]" for name in names]
+    for hook, found in hooks:
+        lines.append(f"[{found.counters.packets}:{found.counters.bytes}] {hook.rule}" if counters else hook.rule)
+    lines += await _rules(
+        family, variant, table, [name for name in names if owned.owns(table, name)], counters=counters
+    )
+    return _normalized("".join(f"{line}\n" for line in lines))
 
 
 def chains_and_jumps(family: Family, variant: Variant, table: str, chain: str) -> tuple[list[str], set[str]]:
-    """Return the names of all chains of a table, and which of them one chain jumps to whatever the packet is."""
+    """Return the names of all chains of a table, and the targets of the hooks in one of them."""
     if variant is Variant.LEGACY:
         entries = LegacyEntries(family, table)
         return entries.chains(), entries.jump_targets(chain)
     return chain_names(family, table), jump_targets(family, table, chain)
 
 
-def _look(
-    family: Family, variant: Variant, table: str, hooks: Sequence[HookKey]
-) -> tuple[list[str], list[tuple[HookKey, FoundRule]]]:
-    if variant is Variant.LEGACY:
-        entries = LegacyEntries(family, table)
-        return entries.chains(), entries.find_hooks(hooks)
-    return chain_names(family, table), find_hooks(family, table, hooks)
-
-
-def _hook_line(hook: HookKey, found: FoundRule, *, counters: bool) -> str:
-    return f"[{found.counters.packets}:{found.counters.bytes}] {hook.rule}" if counters else hook.rule
-
-
-def _plain(text: str) -> str:
-    # iptables 1.8.9 prints two blanks where one was given (libxt_nfacct.c).
+def _normalized(text: str) -> str:
+    # iptables 1.8.9 prints two spaces here and accepts one (libxt_nfacct.c); our rules have one.
     return text.replace("--nfacct-name  ", "--nfacct-name ")
 
 
-async def _listed(family: Family, variant: Variant, table: str, chains: Iterable[str], *, counters: bool) -> list[str]:
+async def _rules(family: Family, variant: Variant, table: str, chains: Iterable[str], *, counters: bool) -> list[str]:
     """Return the rules of chains; a chain that cannot be listed has one rule, `UNREADABLE`."""
-    # iptables-nft keeps the chains that it is asked for in a sorted list, and searches it from its beginning (nft-cache.c).
+    # iptables-nft inserts each requested chain into a sorted list, which it searches from the start (nft-cache.c), so
+    # descending order inserts at the start each time.
     rest = sorted(chains, reverse=True)
     lines: list[str] = []
     unreadable: list[str] = []
     while rest and len(unreadable) < _MOST_UNREADABLE:
-        found, is_whole = await _list(family, variant, table, rest, counters=counters)
-        if is_whole:
+        found, is_complete = await _list(family, variant, table, rest, counters=counters)
+        if is_complete:
             lines += [line for rules in found for line in rules]
             rest = []
             break
         if not found and not unreadable:
             await _require_listing(family, variant, table, rest[0])
         if found:
-            # The process ended in the last one that it began with, or at the next.
+            # The process failed either within the last chain that it printed, whose rules are incomplete then, or before
+            # it printed the next one. Listing the last one alone decides.
             lines += [line for rules in found[:-1] for line in rules]
             rest = rest[len(found) - 1 :]
-            again, is_whole = await _list(family, variant, table, rest[:1], counters=counters)
-            if is_whole:
+            again, is_complete = await _list(family, variant, table, rest[:1], counters=counters)
+            if is_complete:
                 lines += again[0] if again else []
                 rest = rest[1:]
         unreadable += rest[:1]
@@ -123,19 +122,19 @@ async def _listed(family: Family, variant: Variant, table: str, chains: Iterable
 async def _list(
     family: Family, variant: Variant, table: str, chains: Sequence[str], *, counters: bool
 ) -> tuple[list[list[str]], bool]:
-    """List chains in one process; return the rules of each that it came to, and whether it came to the end."""
+    """List chains with one process; return the rules of each chain that it reached, and whether it reached the end."""
     verb = "-v -S" if counters else "-S"
     text = "".join((f"*{table}\n", *(f"{verb} {chain}\n" for chain in chains), "COMMIT\n"))
     result = await run([program(family, variant, "restore"), "--noflush", "--wait", str(LOCK_WAIT_SECONDS)], stdin=text)
     if result.status == STATUS_RESOURCE_PROBLEM:
         message = f"{program(family, variant, 'restore')}: table {table}: {result.stderr.strip()}"
         raise ApplyError(message, retryable=True)
-    # In a thread: of 10,000 Services this takes 0.1 s, and the loop has other things to do.
-    return await asyncio.to_thread(_sections, result.stdout), result.status == 0
+    # In a thread: for 10,000 Services this takes 0.1 s, which would block the event loop.
+    return await asyncio.to_thread(_by_chain, result.stdout), result.status == 0
 
 
-def _sections(text: str) -> list[list[str]]:
-    """Sort what was listed by chain; counters go to the front, where iptables-save has them."""
+def _by_chain(text: str) -> list[list[str]]:
+    """Split a listing by chain, and move counters to the start of each line, where iptables-save has them."""
     found: list[list[str]] = []
     for line in text.splitlines():
         if line.startswith("-N "):
@@ -147,10 +146,10 @@ def _sections(text: str) -> list[list[str]]:
 
 
 async def _require_listing(family: Family, variant: Variant, table: str, chain: str) -> None:
-    """See that a chain that was not listed in a restore is not listed otherwise.
+    """Check that a chain which a restore could not list cannot be listed by ``iptables -S`` either.
 
     Raises:
-        ApplyError: it is, so the fault is not the chain's.
+        ApplyError: it can, so the reason is not a rule in the chain, but this version of iptables-restore.
     """
     argv = [program(family, variant), "--wait", str(LOCK_WAIT_SECONDS), "-t", table, "-S", chain]
     if (await run(argv)).status == 0:

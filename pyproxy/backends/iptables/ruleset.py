@@ -1,7 +1,7 @@
-"""Keys and values of the iptables mode: chains of ours, and rules of ours in chains of others.
+"""Keys and values of the iptables mode: our chains, and our rules in built-in chains.
 
-Rules are text exactly as ``iptables-save`` prints them, without a trailing newline inside a line. That makes
-the comparison of what is wanted with what the kernel has a comparison of strings, in both variants.
+Rules are text, exactly as ``iptables-save`` prints them. So comparing planned rules with those in the kernel is comparing
+strings, in both variants.
 """
 
 from typing import NamedTuple
@@ -10,20 +10,23 @@ FILTER = "filter"
 NAT = "nat"
 MANGLE = "mangle"
 TABLES = (FILTER, NAT)
-"""In the order in which they are written: what refuses a packet is in place before what forwards it."""
+"""In the order of writing: rules that drop or reject are in place before the rules that forward."""
 IPVS_TABLES = (MANGLE, FILTER, NAT)
-"""The same for the IPVS mode."""
+"""The tables of the IPVS mode, in the order of writing."""
 
 
 class ChainKey(NamedTuple):
-    """A chain of ours; its value is all its rules, each line ended by a newline."""
+    """One of our chains. Its value is all its rules, each followed by a newline."""
 
     table: str
     chain: str
 
 
 class HookKey(NamedTuple):
-    """One rule of ours in a chain that others use too; its value is the same rule. It is inserted at the top."""
+    """One rule of ours in a chain that is not ours, usually a built-in one. Its value is the same rule.
+
+    It is inserted at the top, because an ACCEPT of another agent would end the chain before it.
+    """
 
     table: str
     chain: str

@@ -1,6 +1,7 @@
-"""The iptables mode on trial beside kube-proxy: the same rules in chains of other names, and nothing that both would share.
+"""The iptables mode side-by-side with kube-proxy: the same rules in chains with other names, and nothing shared.
 
-Our marker is left out, because it says that kube-proxy's chains are ours; so is what belongs to the kubelet as well.
+Two kinds of entries are left out: our marker chain, which would say that kube-proxy's chains are ours, and those for the
+kubelet's chain KUBE-FIREWALL, which kube-proxy has as well.
 """
 
 from collections.abc import Iterator
@@ -16,29 +17,33 @@ from pyproxy.plan.service_plan import ServicePlan
 
 
 class SideBySideProgram:
-    """See `IptablesProgram`."""
+    """An `IptablesProgram` whose chains have other names."""
 
     def __init__(self, settings: IptablesSettings) -> None:
         self._program = IptablesProgram(settings)
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[RulesetKey]:
-        """See `Program`."""
+        """Record the plan of a port (None: it was removed) and return the entries whose value may have changed."""
         return {_to_side_by_side(key) for key in self._program.put(name, plan)}
 
     def value(self, key: RulesetKey) -> str | None:
-        """See `Program`."""
-        original = _from_side_by_side(key)
+        """Return the rules of a chain; None: the chain should not exist."""
+        if isinstance(key, ChainKey):
+            original: RulesetKey = key._replace(chain=names.from_side_by_side(key.chain))
+        else:
+            original = key._replace(rule=names.from_side_by_side(key.rule))
         rules = None if _is_shared(original) else self._program.value(original)
         return None if rules is None else names.to_side_by_side(rules)
 
     def keys(self) -> Iterator[RulesetKey]:
-        """See `Program`."""
+        """Yield every chain and hook that should exist."""
         yield from map(_to_side_by_side, filterfalse(_is_shared, self._program.keys()))
 
 
 def side_by_side_hooks(family: Family) -> tuple[HookKey, ...]:
-    """Return every rule that a trial may have in a chain of others."""
-    return tuple(_hook_to_side_by_side(hook) for hook in known_hooks(family) if not _is_shared(hook))
+    """Return every hook that a side-by-side pyproxy may have."""
+    hooks = (hook for hook in known_hooks(family) if not _is_shared(hook))
+    return tuple(hook._replace(rule=names.to_side_by_side(hook.rule)) for hook in hooks)
 
 
 def _is_shared(key: RulesetKey) -> bool:
@@ -48,18 +53,6 @@ def _is_shared(key: RulesetKey) -> bool:
 
 
 def _to_side_by_side(key: RulesetKey) -> RulesetKey:
-    return (
-        key._replace(chain=names.to_side_by_side(key.chain))
-        if isinstance(key, ChainKey)
-        else _hook_to_side_by_side(key)
-    )
-
-
-def _hook_to_side_by_side(key: HookKey) -> HookKey:
-    return key._replace(rule=names.to_side_by_side(key.rule))
-
-
-def _from_side_by_side(key: RulesetKey) -> RulesetKey:
     if isinstance(key, ChainKey):
-        return key._replace(chain=names.from_side_by_side(key.chain))
-    return key._replace(rule=names.from_side_by_side(key.rule))
+        return key._replace(chain=names.to_side_by_side(key.chain))
+    return key._replace(rule=names.to_side_by_side(key.rule))

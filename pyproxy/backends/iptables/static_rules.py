@@ -1,7 +1,11 @@
 """The chains and hooks of the iptables mode that do not depend on Services.
 
-Texts, order and reasons are kube-proxy's (`pkg/proxy/iptables/proxier.go`), except for the hairpin
-rule: one rule for all Services instead of one for each endpoint (`docs/decisions/001-hairpin.md`).
+A packet to a Service passes, in this order: *nat* PREROUTING (OUTPUT for packets of the node), where KUBE-SERVICES sends the
+first packet of a connection to an endpoint; *filter* FORWARD, INPUT or OUTPUT, where connections that were not translated,
+because their Service has no endpoint or does not allow the client, are rejected or dropped; *nat* POSTROUTING, which masquerades.
+
+Texts, order and reasons are those of kube-proxy (`pkg/proxy/iptables/proxier.go`), except for the hairpin rule: one rule for
+all Services instead of one for each endpoint (`docs/decisions/001-hairpin.md`).
 """
 
 from dataclasses import dataclass
@@ -13,26 +17,29 @@ from pyproxy.backends.iptables.ruleset import FILTER, NAT, ChainKey, HookKey, Ru
 from pyproxy.model.address import Family
 from pyproxy.node.context import FamilySettings
 
+# Chains with a rule for each Service are entered by the first packet of a connection only: filter, unlike nat, sees them all.
 _NEW = "-m conntrack --ctstate NEW "
+# With route_localnet a host on the same network could send packets to 127.0.0.0/8 of this node. Allowed are packets of the
+# node itself, replies, and translated connections, which is what node ports on localhost are. The kubelet has the same rule.
 _LOCALNET_GUARD = (
     "! -s 127.0.0.0/8 -d 127.0.0.0/8 "
     + comment("block incoming localnet connections")
     + " -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP"
 )
 INVALID_COUNTER = "ct_state_invalid_dropped_pkts"
-"""kube-proxy's name for it."""
+"""The name of kube-proxy's counter, so that its metric can be read from it."""
 INVALID_COUNT = f"-m nfacct --nfacct-name {INVALID_COUNTER}"
 LOCALHOST_COUNTER = "localhost_nps_accepted_pkts"
-"""kube-proxy's name, too."""
+"""The name of kube-proxy's counter."""
 LOCALHOST_COUNT = f"-m conntrack --ctstate DNAT --ctorigdst 127.0.0.0/8 -m nfacct --nfacct-name {LOCALHOST_COUNTER}"
-"""Counts the first packet of each connection that was made to a node port on 127.0.0.0/8: it is translated, and marked.
+"""Counts the first packet of each connection to a node port on 127.0.0.0/8, which is translated and marked.
 
-One rule, where kube-proxy has one for each node port in front of the one that serves it.
+This is one rule in POSTROUTING; kube-proxy has one for each node port, before the rule that serves it.
 """
 _NODE_PORTS_LAST = comment("kubernetes service nodeports; NOTE: this must be the last rule in this chain")
 
-# (table, from, match, comment, to), in kube-proxy's order. Each is inserted at the top, so the last one of
-# a chain ends up first.
+# (table, chain, match, comment, target), in kube-proxy's order. Each is inserted at the top, so the last one of a chain
+# becomes its first rule.
 _HOOKS = (
     (FILTER, "INPUT", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
     (FILTER, "FORWARD", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
@@ -53,36 +60,49 @@ _HOOKS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IptablesSettings(FamilySettings):
-    """What the rules of one family depend on besides Services."""
+    """The settings that the rules of one family depend on, besides Services."""
 
     localhost_node_ports: bool = True
-    """Serve node ports on 127.0.0.0/8. Never for IPv6, which has no route_localnet."""
+    """Serve node ports on 127.0.0.0/8. Always false for IPv6, which has no route_localnet."""
     node_port_ips: tuple[bytes, ...] | None = None
-    """Addresses of this node that serve node ports; None means all."""
+    """Addresses of this node on which node ports are served; None: all."""
     drop_invalid: bool = True
-    """Drop packets that conntrack calls INVALID; off where ``nf_conntrack_tcp_be_liberal`` is on."""
+    """Drop packets in conntrack state INVALID; false if `nf_conntrack_tcp_be_liberal` is set.
+
+    Conntrack calls a packet out of the TCP window INVALID and does not translate it. If it reached the client with the
+    address of a pod, the client would answer with a reset and end the connection.
+    """
     count_invalid: bool = False
-    """The kernel has xt_nfacct and a counter for those packets."""
+    """Count these packets; the kernel has xt_nfacct and the counter."""
     count_localhost_node_ports: bool = False
-    """Count packets to node ports on 127.0.0.0/8 that are accepted; the kernel has xt_nfacct and the counter."""
+    """Count connections to node ports on 127.0.0.0/8; the kernel has xt_nfacct and the counter."""
     random_fully: bool = True
-    """Masquerade with fully random source ports (iptables 1.6.2 and later)."""
+    """Masquerade with random source ports (iptables 1.6.2 and later)."""
     hairpin_by_packet: bool = True
-    """The kernel has xt_bpf: hairpin connections are told by the packet, not by a chain for each endpoint."""
+    """Match hairpin traffic with one rule, which needs xt_bpf, instead of a chain for each endpoint."""
 
 
 def known_hooks(family: Family) -> tuple[HookKey, ...]:
-    """Return every rule that pyproxy may have in a chain of others, whatever the settings."""
+    """Return every hook that pyproxy may have, whatever its settings."""
     everything = static_rules(IptablesSettings(family=family))
     return tuple(key for key in everything if isinstance(key, HookKey))
 
 
 def static_rules(settings: IptablesSettings) -> dict[RulesetKey, str]:
-    """Return the chains and hooks that are there whatever Services there are; the Services' own rules go between."""
+    """Return the chains and hooks that do not depend on Services."""
+    count_invalid = f"{INVALID_COUNT} " if settings.count_invalid else ""
+    drop_invalid = [f"-m conntrack --ctstate INVALID {count_invalid}-j DROP"] if settings.drop_invalid else []
+    hairpin = [hairpin_rule(settings, "-m conntrack --ctstate DNAT")] if settings.hairpin_by_packet else []
+    postrouting = postrouting_chain(
+        settings,
+        *hairpin,
+        marked=LOCALHOST_COUNT if settings.count_localhost_node_ports else "",
+        random_fully=settings.random_fully,
+    )
     found: dict[RulesetKey, str] = {
-        ChainKey(FILTER, names.FORWARD): _forward_chain(settings),
+        ChainKey(FILTER, names.FORWARD): forward_chain(settings, *drop_invalid),
         ChainKey(FILTER, names.KUBELET_FIREWALL): "",
-        ChainKey(NAT, names.POSTROUTING): _postrouting_chain(settings),
+        ChainKey(NAT, names.POSTROUTING): postrouting,
         ChainKey(NAT, names.MARK_MASQUERADE): mark_chain(settings),
         ChainKey(FILTER, names.CANARY): "",
         ChainKey(NAT, names.CANARY): "",
@@ -98,24 +118,16 @@ def static_rules(settings: IptablesSettings) -> dict[RulesetKey, str]:
 
 
 def node_port_jumps(settings: IptablesSettings) -> str:
-    """Return the end of the dispatch chain: what is addressed to the node itself may be a node port's."""
+    """Return the last rules of the dispatch chain: packets to an address of the node may be for a node port.
+
+    They come last because a load balancer IP or an external IP may be an address of the node as well, and has precedence.
+    """
     if settings.node_port_ips is not None:
         matches = [f"{destination(ip)} {_NODE_PORTS_LAST}" for ip in settings.node_port_ips]
     elif settings.family is Family.IPV6:
+        # A packet with source ::1 is never routed out of the node, so a node port on ::1 could not work.
         matches = [f"! -d ::1/128 {_NODE_PORTS_LAST} -m addrtype --dst-type LOCAL"]
     else:
         loopback = "" if settings.localhost_node_ports else "! -d 127.0.0.0/8 "
         matches = [f"{loopback}{_NODE_PORTS_LAST} -m addrtype --dst-type LOCAL"]
     return rules(names.SERVICES, *(f"{match} -j {names.NODE_PORTS}" for match in matches))
-
-
-def _forward_chain(settings: IptablesSettings) -> str:
-    count = f"{INVALID_COUNT} " if settings.count_invalid else ""
-    drop = [f"-m conntrack --ctstate INVALID {count}-j DROP"] if settings.drop_invalid else []
-    return forward_chain(settings, *drop)
-
-
-def _postrouting_chain(settings: IptablesSettings) -> str:
-    hairpin = [hairpin_rule(settings, "-m conntrack --ctstate DNAT")] if settings.hairpin_by_packet else []
-    count = LOCALHOST_COUNT if settings.count_localhost_node_ports else ""
-    return postrouting_chain(settings, *hairpin, marked=count, random_fully=settings.random_fully)

@@ -1,21 +1,19 @@
-"""Which variant of iptables this node uses, found without creating a table in either.
+"""Detects which variant of iptables this node uses, without creating a table in either variant.
 
-The kubelet leaves a hint for just this: the chain KUBE-IPTABLES-HINT (older: KUBE-KUBELET-CANARY) in the
-mangle table of the variant that it uses (KEP-3178).
+The kernel applies the rules of both variants, so two agents that use different ones see only a part of the rules each. The
+kubelet creates a chain as a hint: KUBE-IPTABLES-HINT (older kubelets: KUBE-KUBELET-CANARY) in the mangle table of the variant
+that it uses (KEP-3178).
 """
 
 import asyncio
 import logging
 
-from pyproxy.backends.iptables.legacy_entries import legacy_tables
 from pyproxy.backends.iptables.reader import chains_and_jumps
 from pyproxy.backends.iptables.ruleset import MANGLE, NAT
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.command import run
 from pyproxy.linux.iptables_programs import Variant, is_available
 from pyproxy.model.address import Family
-
-__all__ = ["detect_variant", "legacy_tables"]
 
 logger = logging.getLogger(__name__)
 
@@ -34,44 +32,28 @@ async def detect_variant() -> tuple[Variant, str]:
         message = "--iptables-variant: neither iptables-nft-restore nor iptables-legacy-restore is installed"
         raise ConfigError(message)
     if len(installed) == 1:
-        return installed[0], "no other is installed"
+        return installed[0], "the other one is not installed"
     for variant in installed:
-        hint = await _kubelet_hint(variant)
-        if hint:
-            return variant, f"the kubelet's chain {hint} is there"
+        for family in Family:
+            chains, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
+            if hint := next((hint for hint in _HINTS if hint in chains), None):
+                return variant, f"it has the kubelet's chain {hint}"
     for variant in installed:
-        if await _has_service_rules(variant):
-            return variant, "Service rules are there"
-    return await _variant_on_path(installed[0])
-
-
-async def _kubelet_hint(variant: Variant) -> str:
-    for family in Family:
-        found, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
-        for hint in _HINTS:
-            if hint in found:
-                return hint
-    return ""
-
-
-async def _has_service_rules(variant: Variant) -> bool:
-    jumps = [(await _chains_and_jumps(family, variant, NAT, "PREROUTING"))[1] for family in Family]
-    return any(_DISPATCH_CHAIN in targets for targets in jumps)
+        jumps = [(await _chains_and_jumps(family, variant, NAT, "PREROUTING"))[1] for family in Family]
+        if any(_DISPATCH_CHAIN in targets for targets in jumps):
+            return variant, "it has rules of Services"
+    try:
+        version = (await run(["iptables", "--version"])).stdout.strip()
+    except ApplyError:
+        return installed[0], "no iptables is on PATH"
+    variant = Variant.NFT if "nf_tables" in version else Variant.LEGACY
+    return variant, f"the iptables on PATH is {version}"
 
 
 async def _chains_and_jumps(family: Family, variant: Variant, table: str, chain: str) -> tuple[list[str], set[str]]:
-    """Return what `chains_and_jumps` does; nothing where it cannot say. No table is created."""
+    """Return the result of `chains_and_jumps`; nothing if the table cannot be read."""
     try:
         return await asyncio.to_thread(chains_and_jumps, family, variant, table, chain)
     except ApplyError as error:
         logger.debug("%s", error)
         return [], set()
-
-
-async def _variant_on_path(otherwise: Variant) -> tuple[Variant, str]:
-    try:
-        version = (await run(["iptables", "--version"])).stdout.strip()
-    except ApplyError:
-        return otherwise, "there is no iptables on PATH"
-    variant = Variant.NFT if "nf_tables" in version else Variant.LEGACY
-    return variant, f"the iptables on PATH is {version}"

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from pyproxy.backends.interface import desired_entries
-from pyproxy.backends.iptables.kernel import saved
 from pyproxy.backends.iptables.mode import choose_variant
+from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES, ChainKey, HookKey
 from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries

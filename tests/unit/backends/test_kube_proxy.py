@@ -1,4 +1,4 @@
-"""kube-proxy's work, told from ours and from others'."""
+"""kube-proxy's chains and sets, as opposed to ours and to foreign ones."""
 
 import pytest
 
@@ -28,7 +28,7 @@ LOAD_BALANCER = ("nat", "KUBE-LOAD-BALANCER")
     ],
 )
 def test_chains(table: str, chain: str, expected: object) -> None:
-    """Its chains are those of all its modes, and none that the kubelet has, or only we."""
+    """The chains are those of all modes of kube-proxy, without those of the kubelet and of pyproxy only."""
     assert expected is is_kube_proxys(table, chain)
 
 
@@ -46,12 +46,12 @@ def test_chains(table: str, chain: str, expected: object) -> None:
     ],
 )
 def test_who_was_here_last(found: list[tuple[str, str]], chain: tuple[str, str], expected: object) -> None:
-    """What a kube-proxy that is back needs is that of its mode, and chains say which one that is."""
+    """A kube-proxy that has returned needs the chains of its mode, which the existing chains reveal."""
     assert expected is is_needed_by(found, *chain)
 
 
 def test_names_of_sets_fit_and_differ() -> None:
-    """Names are cut to what the kernel takes, as kube-proxy cuts them, and no two become one."""
+    """Names are shortened to the kernel's limit, as in kube-proxy, and stay unique."""
     names = {set_prefix(family) + cut(family, name) for family in Family for name in SETS}
 
     assert 2 * len(SETS) == len(names)

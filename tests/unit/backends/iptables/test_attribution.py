@@ -1,4 +1,4 @@
-"""Which Service port a rule belongs to, told from the rules alone."""
+"""The Service port of each rule, found from the rules alone."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from pyproxy.model.names import Protocol, ServicePortName
 from tests.unit.plan.building import port_name
 
 WEB = "LOLE4ISW44XBNF3G"
-"""What the chains of default/web, TCP, end in."""
+"""The suffix of the chains of default/web, TCP."""
 CLUSTER_IP = ListedRule(
     "nat",
     "KUBE-SERVICES",
@@ -45,13 +45,13 @@ def listed(*rules: ListedRule) -> RuleListing:
     ids=["own chain", "external IP", "node port", "to a shared chain"],
 )
 def test_rule_without_a_name(rule: ListedRule) -> None:
-    """One comment tells the name; the chains' names, made from it, tell the rest."""
+    """One comment has the name of the port; the names of its chains, which are derived from it, do the rest."""
     assert rule in listed(CLUSTER_IP, rule).services[port_name()]
 
 
 @pytest.mark.parametrize("is_jump_first", [True, False])
 def test_endpoint_chain(is_jump_first: object) -> None:
-    """A chain of an endpoint belongs to the port whose chain jumps to it, wherever the jump stands."""
+    """The chain of an endpoint belongs to the port whose chain jumps to it, wherever in the table the jump is."""
     jump = nat(f"KUBE-SVC-{WEB}", "-j KUBE-SEP-QBMWJ7Q236QVVXD6")
     rule = nat("KUBE-SEP-QBMWJ7Q236QVVXD6", "-p tcp -j DNAT --to-destination 10.244.1.11:8080")
     rules = (jump, rule) if is_jump_first else (rule, jump)
@@ -69,7 +69,7 @@ def test_endpoint_chain(is_jump_first: object) -> None:
     ],
 )
 def test_names_in_comments(comment: str, expected: ServicePortName) -> None:
-    """Comments tell namespace, name and port; the rule tells the protocol."""
+    """Namespace, name and port come from comments, the protocol from the match."""
     rule = ListedRule("filter", "KUBE-X", f'-A KUBE-X -d 10.96.0.10/32 -p udp -m comment --comment "{comment}" -j DROP')
 
     assert {expected: (rule,)} == listed(rule).services
@@ -84,7 +84,7 @@ HEALTH_CHECK = ListedRule(
 
 
 def test_health_check_of_a_udp_port() -> None:
-    """A health check is TCP, and belongs to the port of its name all the same."""
+    """A health check is TCP, and belongs to the port with its name, whatever that port's protocol is."""
     refusal = ListedRule(
         "filter",
         "KUBE-SERVICES",
@@ -95,12 +95,12 @@ def test_health_check_of_a_udp_port() -> None:
 
 
 def test_health_check_alone() -> None:
-    """Where a health check is all that a port has, no rule tells the port's protocol."""
+    """If a health check is the only rule of a port, no rule has the port's protocol."""
     assert {port_name(port="dns", protocol=Protocol.TCP)} == set(listed(HEALTH_CHECK).services)
 
 
 def test_rules_of_all_services() -> None:
-    """The way to node ports has to stand behind the Services; other rules of nobody stand before them."""
+    """The jumps to node ports are last, after the rules of Services; other common rules are first."""
     mark = nat("KUBE-MARK-MASQ", "-j MARK --set-xmark 0x4000/0x4000")
     listing = listed(NODE_PORTS_LAST, CLUSTER_IP, mark)
 
@@ -108,7 +108,7 @@ def test_rules_of_all_services() -> None:
 
 
 def test_order() -> None:
-    """A port's rules are read from the outside inwards: refusals, dispatch, firewall, entry, balancing, endpoints."""
+    """The rules of a port are listed in packet order: refusals, dispatch, firewall, entry, balancing, endpoints."""
     chains = [f"KUBE-{kind}-{WEB}" for kind in ("FW", "EXT", "SVC", "SVL")]
     rules = [nat(chain, "-j KUBE-MARK-MASQ") for chain in chains]
     refusal = ListedRule(

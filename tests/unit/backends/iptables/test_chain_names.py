@@ -1,4 +1,4 @@
-"""Names of chains: kube-proxy's own, so that either takes over from the other."""
+"""Names of chains are kube-proxy's, so that each can take over from the other."""
 
 import pytest
 
@@ -21,7 +21,7 @@ WEB_PORT = ServicePortName(NamespacedName("ns1", "svc1"), "p80", Protocol.TCP)
     ],
 )
 def test_service_suffix(namespace: str, name: str, port: str, protocol: Protocol, expected: str) -> None:
-    """The suffixes are those that nodes with kube-proxy have."""
+    """The suffixes equal those on nodes with kube-proxy."""
     assert expected == service_suffix(ServicePortName(NamespacedName(namespace, name), port, protocol))
 
 
@@ -34,7 +34,7 @@ def test_service_suffix(namespace: str, name: str, port: str, protocol: Protocol
     ids=["IPv4", "IPv6"],
 )
 def test_endpoint_chain(endpoint: Endpoint, expected: str) -> None:
-    """An endpoint's chain has kube-proxy's name, too."""
+    """The chain of an endpoint has the same name as in kube-proxy."""
     assert expected == endpoint_chain(WEB_PORT, endpoint)
 
 
@@ -52,5 +52,5 @@ def test_endpoint_chain(endpoint: Endpoint, expected: str) -> None:
     ],
 )
 def test_is_ours(table: str, chain: str, expected: object) -> None:
-    """kube-proxy's chains are taken over, its canary with them; the kubelet's and those of others are not ours."""
+    """kube-proxy's chains, canary included, are taken over; those of the kubelet and of other agents are not ours."""
     assert expected is is_ours(table, chain)

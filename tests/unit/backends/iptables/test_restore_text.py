@@ -1,4 +1,4 @@
-"""Restore input from a change of rulesets, and rulesets from save output. Properties of the two: `tests.properties`."""
+"""Restore input from a change, and entries from save output. Their properties: `tests.properties`."""
 
 import pytest
 
@@ -14,14 +14,14 @@ OWNERSHIP = Ownership(owns=lambda table, chain: ChainKey(table, chain) == OURS, 
 
 
 def test_chain_that_changed_is_written_whole() -> None:
-    """The chain line empties the chain, its rules follow; nothing of what was there is named."""
+    """The chain line empties the chain, and its new rules follow; old rules are not mentioned."""
     text = restore_text({OURS: ("-A KUBE-SERVICES -j A\n", "-A KUBE-SERVICES -j B\n")})
 
     assert "*nat\n:KUBE-SERVICES - [0:0]\n-A KUBE-SERVICES -j B\nCOMMIT\n" == text
 
 
 def test_chain_that_goes() -> None:
-    """A chain is emptied before other rules are written, and deleted when no rule jumps to it any more."""
+    """A chain is emptied before other rules are written, and deleted after the last jump to it is gone."""
     old = ChainKey(NAT, "KUBE-SVC-OLD")
     text = restore_text({old: ("-A KUBE-SVC-OLD -j A\n", None), OURS: ("-A KUBE-SERVICES -j KUBE-SVC-OLD\n", "")})
 
@@ -30,14 +30,14 @@ def test_chain_that_goes() -> None:
 
 @pytest.mark.parametrize(("change", "line"), [((None, HOOK.rule), "-I"), ((HOOK.rule, None), "-D")])
 def test_hooks(change: tuple[str | None, str | None], line: str) -> None:
-    """A hook is put in front of what others have, and taken out by its text."""
+    """A hook is inserted before foreign rules, and deleted by its text."""
     assert f'*nat\n{line} OUTPUT -m comment --comment "portals" -j KUBE-SERVICES\nCOMMIT\n' == restore_text(
         {HOOK: change}
     )
 
 
 def test_filter_first() -> None:
-    """What refuses a packet is in place before what forwards it."""
+    """Rules that reject are in place before rules that forward."""
     text = restore_text({OURS: (None, ""), ChainKey(FILTER, "KUBE-FORWARD"): (None, "")})
 
     assert ["*filter", "*nat"] == [line for line in text.splitlines() if line.startswith("*")]
@@ -59,7 +59,7 @@ COMMIT
 
 
 def test_rules_with_counters() -> None:
-    """Of a table's rules those in our chains and our hooks are found, in their order, with what matched them."""
+    """Rules in our chains and our hooks are found, in their order, with their counters."""
     chains, rules = saved_rules(NAT, SAVED.splitlines(), OWNERSHIP)
 
     assert [OURS] == chains
@@ -68,21 +68,21 @@ def test_rules_with_counters() -> None:
 
 
 def test_ruleset() -> None:
-    """Save output becomes what is ours of it, without counters."""
+    """Save output is reduced to our entries, without counters."""
     rules = "-A KUBE-SERVICES -d 10.96.0.10/32 -j A\n-A KUBE-SERVICES -d 10.96.0.11/32 -j B\n"
 
     assert {HOOK: HOOK.rule, OURS: rules} == parse_save(NAT, SAVED.splitlines(), OWNERSHIP)
 
 
 def test_shared_chain() -> None:
-    """Of a chain that others fill we know that it is there, and which rule of ours is in it."""
+    """Of a shared chain only its existence and our hook in it are read."""
     saved = [":KUBE-FIREWALL - [0:0]", "-A KUBE-FIREWALL -m mark --mark 0x8000 -j DROP", GUARD.rule]
 
     assert {GUARDED: "", GUARD: GUARD.rule} == parse_save(FILTER, saved, OWNERSHIP)
 
 
 def test_numbered_lines() -> None:
-    """A refused line is shown with its neighbours and its number."""
+    """A refused line is shown with its number and the lines around it."""
     text = "".join(f"line {number}\n" for number in range(1, 10))
 
     assert ["     1 line 1", ">    2 line 2", "     3 line 3"] == list(numbered(text, 2, around=1))

@@ -1,4 +1,4 @@
-"""Texts of rules that are easy to get wrong by a character. That the kernel prints them so is `tests.properties`' business."""
+"""Rules that are easy to get wrong by one character. `tests.properties` checks that the kernel prints them equally."""
 
 from dataclasses import replace
 
@@ -30,12 +30,12 @@ WEB = structs.replace(
     ("left", "probability"), [(2, "0.50000000000"), (3, "0.33333333349"), (7, "0.14285714272"), (3000, "0.00033333339")]
 )
 def test_probability_as_the_kernel_prints_it(left: int, probability: str) -> None:
-    """A probability is written as the 31-bit fraction that the kernel makes of it, with 11 decimals."""
+    """A probability is the 31-bit fraction that the kernel stores, with 11 decimals."""
     assert f"-m statistic --mode random --probability {probability} " == random_share(left)
 
 
 def test_last_share_takes_the_rest() -> None:
-    """The last of several rules, and an only one, has no probability."""
+    """The last of several rules, and a single rule, has no probability."""
     assert ["ab"] == equal_shares([("a", "b")])
     assert not equal_shares([("a", "b")] * 3)[-1].count("statistic")
 
@@ -54,7 +54,7 @@ def test_last_share_takes_the_rest() -> None:
     ],
 )
 def test_way_to_node_ports(settings: IptablesSettings, matches: list[str]) -> None:
-    """The dispatch chain ends in a rule for what is addressed to the node."""
+    """The dispatch chain ends with a rule for packets to addresses of the node."""
     (rule,) = node_port_jumps(settings).splitlines()
     body = rule.removeprefix("-A KUBE-SERVICES ").removesuffix(" -j KUBE-NODEPORTS")
     before, remark, after = body.partition(
@@ -67,7 +67,7 @@ def test_way_to_node_ports(settings: IptablesSettings, matches: list[str]) -> No
 
 @pytest.mark.parametrize(("addresses", "count"), [(ips("172.18.0.11", "172.19.0.11"), 2), ((), 0)])
 def test_listed_node_port_addresses(addresses: tuple[bytes, ...], count: int) -> None:
-    """Each listed address has its rule; without an address there are no node ports."""
+    """Each listed address has a rule; without addresses there are no node ports."""
     assert count == node_port_jumps(replace(IPV4, node_port_ips=addresses)).count("\n")
 
 
@@ -92,7 +92,7 @@ def test_listed_node_port_addresses(addresses: tuple[bytes, ...], count: int) ->
     ],
 )
 def test_what_is_masqueraded_to_a_cluster_ip(settings: IptablesSettings, expected: str | None) -> None:
-    """What is no pod's is masqueraded on its way to a cluster IP, if there is something to tell it by."""
+    """Traffic to a cluster IP that is not from a pod is masqueraded, if pods can be distinguished."""
     rules = port_rules(WEB, settings)[SVC].splitlines()
     found = [rule.split(" ", 2)[2].removesuffix(" -j KUBE-MARK-MASQ") for rule in rules if "MARK-MASQ" in rule]
 
@@ -100,7 +100,7 @@ def test_what_is_masqueraded_to_a_cluster_ip(settings: IptablesSettings, expecte
 
 
 def test_range_of_all_addresses() -> None:
-    """A source range of every address is no match at all: that is how the kernel prints it."""
+    """A source range of all addresses has no match, as in the kernel's output."""
     ranges = (parse_network("0.0.0.0/0"),)
     plan = structs.replace(WEB, load_balancer_ips=ips("203.0.113.10"), source_ranges=ranges)
 
@@ -108,7 +108,7 @@ def test_range_of_all_addresses() -> None:
 
 
 def test_chain_for_each_endpoint_where_packets_do_not_tell() -> None:
-    """Without xt_bpf a chain for each endpoint masquerades what comes back to its sender, as in kube-proxy."""
+    """Without xt_bpf a chain for each endpoint masquerades hairpin traffic, as in kube-proxy."""
     settings = replace(IPV4, hairpin_by_packet=False)
     chains = [key.chain for key in port_rules(WEB, settings) if key.chain.startswith("KUBE-SEP-")]
     rules = port_rules(WEB, settings)[ChainKey(NAT, chains[0])].splitlines()
@@ -120,7 +120,7 @@ def test_chain_for_each_endpoint_where_packets_do_not_tell() -> None:
 
 @pytest.mark.parametrize("family", list(Family), ids=str)
 def test_rule_for_hairpins(family: Family) -> None:
-    """With xt_bpf one rule compares every word of source and destination, and spares what goes through lo."""
+    """With xt_bpf one rule compares every word of source and destination, except for packets that leave by lo."""
     first, *_ = static_rules(IptablesSettings(family=family))[POSTROUTING].splitlines()
 
     assert first.startswith("-A KUBE-POSTROUTING ! -o lo ")
@@ -128,7 +128,7 @@ def test_rule_for_hairpins(family: Family) -> None:
 
 
 def test_mark() -> None:
-    """The masquerade mark is the configured bit, and is taken off before the source is changed."""
+    """The masquerade mark is the configured bit, and is cleared before the source is translated."""
     rules = static_rules(replace(IPV4, masquerade_mark=1 << 31))
 
     assert "-A KUBE-MARK-MASQ -j MARK --set-xmark 0x80000000/0x80000000\n" == rules[ChainKey(NAT, "KUBE-MARK-MASQ")]
@@ -136,7 +136,7 @@ def test_mark() -> None:
 
 
 def test_liberal_conntrack() -> None:
-    """Packets that conntrack calls invalid pass where it was told to be liberal."""
+    """Packets in conntrack state INVALID are not dropped if nf_conntrack_tcp_be_liberal is set."""
     forward = ChainKey(FILTER, "KUBE-FORWARD")
 
     assert "INVALID" in static_rules(IPV4)[forward]
@@ -148,7 +148,7 @@ def test_liberal_conntrack() -> None:
 
 
 def test_count_of_localhost_node_ports() -> None:
-    """Packets to node ports on 127.0.0.0/8 are counted among those that are marked, by one rule, where it is asked for."""
+    """With the counter, one rule counts marked packets to node ports on 127.0.0.0/8."""
     rules = static_rules(replace(IPV4, count_localhost_node_ports=True))[POSTROUTING].splitlines()
     [count] = [rule for rule in rules if "localhost_nps_accepted_pkts" in rule]
 
@@ -170,5 +170,5 @@ def test_count_of_localhost_node_ports() -> None:
     ids=["IPv4", "IPv4 without", "IPv6"],
 )
 def test_guard_of_loopback(settings: IptablesSettings, expected: object) -> None:
-    """Where node ports answer on 127.0.0.0/8, a rule keeps others out of it; nowhere else."""
+    """A rule drops packets to 127.0.0.0/8 from outside only if node ports are served there."""
     assert expected is any("localnet" in text for text in static_rules(settings).values())

@@ -1,4 +1,4 @@
-"""The iptables mode on trial beside kube-proxy: the same rules, in chains that nobody else has."""
+"""The iptables mode side-by-side with kube-proxy: the same rules, in chains that no other agent has."""
 
 import pytest
 from msgspec.structs import replace
@@ -27,19 +27,19 @@ PLAN_WITH_ALL = replace(
 )
 SETTINGS = IptablesSettings(family=Family.IPV4, localhost_node_ports=False)
 LONGEST_CHAIN_NAME = 28
-"""XT_EXTENSION_MAXNAMELEN of `linux/netfilter/x_tables.h`, less the zero byte."""
+"""XT_EXTENSION_MAXNAMELEN of `linux/netfilter/x_tables.h`, less the final zero."""
 
 
 @pytest.fixture
 def ours() -> SideBySideProgram:
-    """Give a program with a Service that has every kind of chain."""
+    """Return a program with a Service that has every kind of chain."""
     program = SideBySideProgram(SETTINGS)
     program.put(PLAN_WITH_ALL.name, PLAN_WITH_ALL)
     return program
 
 
 def test_no_chain_is_shared(ours: SideBySideProgram) -> None:
-    """No chain, and no jump, has a name that kube-proxy, the kubelet, or pyproxy in full service uses."""
+    """No chain, and no jump, has a name that kube-proxy, the kubelet or a full pyproxy uses."""
     chains = [key for key in ours.keys() if isinstance(key, ChainKey)]  # noqa: SIM118  # no dict
     text = "".join(ours.value(key) or "" for key in ours.keys())  # noqa: SIM118  # as above
 
@@ -51,7 +51,7 @@ def test_no_chain_is_shared(ours: SideBySideProgram) -> None:
 
 
 def test_every_rule_is_there_but_what_is_shared(ours: SideBySideProgram) -> None:
-    """Beside names the rules are those of the mode, without our marker and the kubelet's part."""
+    """Except for names, the rules are those of the mode, without our marker and the kubelet's chain."""
     program = IptablesProgram(SETTINGS)
     program.put(PLAN_WITH_ALL.name, PLAN_WITH_ALL)
     full = [rules for key in program.keys() if (rules := program.value(key))]  # noqa: SIM118  # as above
@@ -61,7 +61,7 @@ def test_every_rule_is_there_but_what_is_shared(ours: SideBySideProgram) -> None
 
 
 def test_changed_keys_have_side_by_side_names(ours: SideBySideProgram) -> None:
-    """Keys that a plan touches are those under which values are found."""
+    """The keys that a plan changes are keys with values."""
     touched = ours.put(PLAN_WITH_ALL.name, None)
 
     assert ChainKey(NAT, "PYPROXY-SERVICES") in touched
@@ -69,7 +69,7 @@ def test_changed_keys_have_side_by_side_names(ours: SideBySideProgram) -> None:
 
 
 def test_hooks_are_known(ours: SideBySideProgram) -> None:
-    """Each rule in a chain of others is one that a cleanup knows."""
+    """The clean-up knows every hook."""
     hooks = {key for key in ours.keys() if isinstance(key, HookKey)}  # noqa: SIM118  # as above
 
     assert hooks == set(side_by_side_hooks(Family.IPV4))

@@ -1,4 +1,4 @@
-"""What the IPVS mode makes of one plan, and what a change of a plan touches."""
+"""The entries of one plan in IPVS mode, and the entries that a change of a plan touches."""
 
 from dataclasses import replace
 
@@ -63,7 +63,7 @@ OUTSIDE = structs.replace(PLAIN, external_ips=(EXTERNAL_IP,))
 BALANCED = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP,))
 EXTERNALLY_LOCAL = structs.replace(BALANCED, external_local=True, local_endpoints=(LOCAL,))
 LONGEST_SET_NAME = 31
-"""IPSET_MAXNAMELEN is 32, with the zero byte at the end."""
+"""IPSET_MAXNAMELEN is 32, with the final zero."""
 LONGEST_CHAIN_NAME = 28
 
 
@@ -81,12 +81,12 @@ def weights(plan: ServicePlan, virtual: VirtualServer = AT_CLUSTER) -> dict[obje
 
 
 def rules(plan: ServicePlan, chain: str) -> str:
-    """Return what a plan has in a chain of table nat."""
+    """Return the rules of a plan in a chain of table nat."""
     return str(compiled(plan).get(ChainKey(NAT, chain), ""))
 
 
 def test_cluster_ip() -> None:
-    """A cluster IP is a virtual server, a route from the node's own address, and a member of two sets."""
+    """A cluster IP is a virtual server, a route with the node's own source address, and a member of two sets."""
     assert compiled(PLAIN) == {
         AT_CLUSTER: Scheduling("rr"),
         RealServer(AT_CLUSTER, LOCAL): 1,
@@ -98,7 +98,7 @@ def test_cluster_ip() -> None:
 
 
 def test_load_balancer_address_is_masqueraded() -> None:
-    """Under policy Cluster it has the same endpoints, and is in the set of what is masqueraded."""
+    """Under policy Cluster an external address has the same endpoints, and is in the set of masqueraded addresses."""
     found = compiled(BALANCED)
 
     assert dict.fromkeys(BOTH, 1) == weights(BALANCED, AT_EXTERNAL)
@@ -107,7 +107,7 @@ def test_load_balancer_address_is_masqueraded() -> None:
 
 
 def test_external_ip_takes_one_port_of_an_address() -> None:
-    """It may be another node's address: the node does not answer for it, and only packets for the port go elsewhere."""
+    """An external IP may be another node's address: this node does not answer for it, and only its Service port is translated."""
     found = compiled(OUTSIDE)
 
     assert {AT_EXTERNAL, Vip(EXTERNAL_IP), Member(VIP, EXTERNAL_IP)}.isdisjoint(found)
@@ -120,7 +120,7 @@ def test_external_ip_takes_one_port_of_an_address() -> None:
 
 
 def test_external_ip_under_policy_local() -> None:
-    """Pods and the node go to all endpoints first; what is left goes to a stand-in that has the local ones."""
+    """Pods and the node use all endpoints; other clients are sent to a placeholder with the local ones."""
     plan = structs.replace(OUTSIDE, external_local=True, local_endpoints=(LOCAL,))
     found = compiled(plan)
 
@@ -132,7 +132,7 @@ def test_external_ip_under_policy_local() -> None:
 
 
 def test_address_of_the_node_is_served_and_not_made() -> None:
-    """An external IP that the node has itself is a virtual server without a route, and other ports of it stay open."""
+    """An external IP that is an address of the node is a virtual server without a route, and its other ports stay open."""
     found = compiled(structs.replace(PLAIN, external_ips=(NODE_IP,)))
 
     assert VirtualServer(NODE_IP, 6, 80) in found
@@ -140,7 +140,7 @@ def test_address_of_the_node_is_served_and_not_made() -> None:
 
 
 def test_node_port_has_a_virtual_server_for_each_address() -> None:
-    """Node ports are on the node's addresses that serve them, and on no other."""
+    """Node ports are on the node port addresses only."""
     found = compiled(structs.replace(PLAIN, node_port=30080))
 
     assert VirtualServer(NODE_IP, 6, 30080) in found
@@ -149,7 +149,7 @@ def test_node_port_has_a_virtual_server_for_each_address() -> None:
 
 
 def test_external_policy_local_has_its_own_endpoints() -> None:
-    """Outside clients get the local list; a rule sends pods and the node to the cluster IP, which has the other."""
+    """Outside clients get the local endpoints; a rule sends pods and the node to the cluster IP, which has all endpoints."""
     assert {LOCAL: 1} == weights(EXTERNALLY_LOCAL, AT_EXTERNAL)
     assert Member(EXTERNAL_LOCAL, *AT_EXTERNAL) in compiled(EXTERNALLY_LOCAL)
     assert "-d 203.0.113.1/32 -p tcp" in rules(EXTERNALLY_LOCAL, "KUBE-SVC-EXTERNAL-LOCAL")
@@ -162,7 +162,7 @@ def test_external_policy_local_has_its_own_endpoints() -> None:
 
 @pytest.mark.parametrize("family", Family)
 def test_stand_in(family: Family) -> None:
-    """Where the cluster IP has another list, or there is none, an address of nobody has all endpoints."""
+    """If the cluster IP has other endpoints, or there is no cluster IP, a placeholder address has all endpoints."""
     internal, outside = (CLUSTER, EXTERNAL_IP) if family is Family.IPV4 else ips("fd00:96::a", "2001:db8::1")
     both = BOTH if family is Family.IPV4 else endpoints("[fd00:244::1]:8080", "[fd00:244::2]:8080")
     plan = structs.replace(
@@ -191,13 +191,13 @@ def test_stand_in(family: Family) -> None:
     ],
 )
 def test_dropped_where_only_other_nodes_may_answer(plan: ServicePlan, name: str, virtual: VirtualServer) -> None:
-    """Without a local endpoint under policy Local packets are dropped, and never sent to another node."""
+    """Without a local endpoint under policy Local packets are dropped, never sent to another node."""
     assert Member(name, *virtual) in compiled(plan)
     assert {} == weights(plan, virtual)
 
 
 def test_refused_where_nobody_answers() -> None:
-    """Without any endpoint the virtual server is empty, and nothing is dropped."""
+    """Without endpoints the virtual server is empty, and nothing is dropped."""
     found = compiled(structs.replace(PLAN, cluster_ip=CLUSTER))
 
     assert AT_CLUSTER in found
@@ -205,7 +205,7 @@ def test_refused_where_nobody_answers() -> None:
 
 
 def test_source_ranges_guard_load_balancer_addresses_only() -> None:
-    """Their members are the ranges; an address that is an external IP as well is open to all."""
+    """Source ranges are members of the set; an address that is an external IP as well is open to all."""
     block = parse_network("198.51.100.0/24")
     also_external = parse_ip("203.0.113.2")
     plan = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP, also_external), source_ranges=(block,))
@@ -217,7 +217,7 @@ def test_source_ranges_guard_load_balancer_addresses_only() -> None:
 
 
 def test_range_of_all_addresses_is_no_firewall() -> None:
-    """The kernel's sets take no range of length 0, and it would let everybody in."""
+    """A source range of length 0 allows all clients, so there is no firewall; the kernel's sets do not accept it."""
     plan = structs.replace(PLAIN, load_balancer_ips=(EXTERNAL_IP,), source_ranges=(parse_network("0.0.0.0/0"),))
 
     assert Member(FIREWALL, *AT_EXTERNAL) not in compiled(plan)
@@ -235,7 +235,7 @@ def test_range_of_all_addresses_is_no_firewall() -> None:
 def test_draining_endpoints_have_weight_0(
     protocol: Protocol, serving: frozenset[Endpoint], expected: dict[object, int]
 ) -> None:
-    """An endpoint on its way out gets no new connections; one that UDP flows would reach in vain is not there."""
+    """A terminating endpoint gets no new connections; one that no longer serves gets no UDP packets either."""
     plan = structs.replace(
         PLAIN,
         name=port_name(protocol=protocol),
@@ -248,7 +248,7 @@ def test_draining_endpoints_have_weight_0(
 
 
 def test_terminating_endpoint_that_is_used_has_weight_1() -> None:
-    """Where only terminating endpoints are left they serve."""
+    """If all endpoints are terminating, they serve."""
     assert {LOCAL: 1} == weights(structs.replace(PLAIN, cluster_endpoints=(LOCAL,), draining_endpoints=(LOCAL,)))
 
 
@@ -261,19 +261,19 @@ def test_terminating_endpoint_that_is_used_has_weight_1() -> None:
     ],
 )
 def test_scheduling(plan: ServicePlan, expected: Scheduling) -> None:
-    """Affinity is the kernel's persistence; a Service's own scheduler wins over the node's."""
+    """Session affinity is the kernel's persistence; the scheduler of a Service takes precedence over the node's."""
     assert expected == compiled(plan)[AT_CLUSTER]
 
 
 def test_health_check_port_is_let_in() -> None:
-    """Its rule goes into the chain that is asked first."""
+    """The rule for a health check node port is in the chain that comes first."""
     found = compiled(structs.replace(PLAIN, health_check_node_port=32000))
 
     assert "--dport 32000 -j ACCEPT" in str(found[ChainKey(FILTER, "KUBE-NODEPORTS")])
 
 
 def test_change_of_an_endpoint_touches_its_real_server_only() -> None:
-    """Whatever the Service has, an endpoint's change is that of one key for each virtual server."""
+    """A change of one endpoint is a change of one key for each virtual server, whatever addresses the Service has."""
     program = IpvsProgram(SETTINGS)
     program.put(PLAIN.name, EXTERNALLY_LOCAL)
 
@@ -284,7 +284,7 @@ def test_change_of_an_endpoint_touches_its_real_server_only() -> None:
 
 
 def test_address_of_two_ports_stays_with_the_second() -> None:
-    """An address goes with the last port that has it, as its ports come and go one by one."""
+    """An address is removed with the last port that uses it, in whatever order its ports are removed."""
     program = IpvsProgram(SETTINGS)
     other = structs.replace(PLAIN, name=port_name(port="admin"), port=81)
     program.put(PLAIN.name, PLAIN)
@@ -297,7 +297,7 @@ def test_address_of_two_ports_stays_with_the_second() -> None:
 
 
 def test_two_services_exchange_their_addresses_and_node_ports() -> None:
-    """Whichever is put first, the outcome is that of a program that never knew it otherwise; and both can go then."""
+    """The order of puts does not matter, and after both are removed the program is empty."""
     number = VirtualServer(NODE_IP, 6, 80)
     one = structs.replace(PLAIN, external_ips=(NODE_IP,), node_port=30001)
     other = structs.replace(PLAIN, name=port_name("other"), cluster_ip=EXTERNAL_IP, node_port=30002)
@@ -321,7 +321,7 @@ def test_two_services_exchange_their_addresses_and_node_ports() -> None:
 
 
 def test_external_ip_beats_a_node_port_on_the_nodes_address() -> None:
-    """Where an external IP is the node's own and its port another Service's node port, the external IP has it."""
+    """If an external IP is an address of the node, and its port another Service's node port, the external IP wins."""
     program = IpvsProgram(SETTINGS)
     contested = VirtualServer(NODE_IP, 6, 30080)
     with_node_port = structs.replace(PLAIN, node_port=30080, cluster_endpoints=(LOCAL,))
@@ -337,7 +337,7 @@ def test_external_ip_beats_a_node_port_on_the_nodes_address() -> None:
 
 
 def test_program_forgets_what_is_gone() -> None:
-    """Without ports a program is as it was in the beginning."""
+    """After all ports are removed a program is as it was at the start."""
     program = IpvsProgram(SETTINGS)
     before = {key: program.value(key) for key in program.keys()}  # noqa: SIM118  # no mapping
     program.put(PLAIN.name, EXTERNALLY_LOCAL)
@@ -350,7 +350,7 @@ def test_program_forgets_what_is_gone() -> None:
 
 @pytest.mark.parametrize("family", Family)
 def test_names_are_short_enough(family: Family) -> None:
-    """The kernel cuts no name of a set or chain."""
+    """Names of sets and chains fit the kernel's limits."""
     sets = [set_prefix(family) + key.name for key in static_sets()]
     chains = [key.chain for key in static_rules(IpvsSettings(family=family))]
 
@@ -360,7 +360,7 @@ def test_names_are_short_enough(family: Family) -> None:
 
 @pytest.mark.parametrize("family", Family)
 def test_every_set_that_rules_name_exists(family: Family) -> None:
-    """A rule that names a missing set is refused."""
+    """Every set that a rule names exists."""
     text = "".join(static_rules(IpvsSettings(family=family, masquerade_all=True)).values())
 
     words = text.split()
@@ -370,7 +370,7 @@ def test_every_set_that_rules_name_exists(family: Family) -> None:
 
 @pytest.mark.parametrize("family", Family)
 def test_every_chain_is_known_as_ours(family: Family) -> None:
-    """What is written is recognised at the next start, and removed by the clean-up."""
+    """Every entry that is written is recognised at the next start, and removed by the clean-up."""
     written = static_rules(IpvsSettings(family=family))
 
     assert all(is_ours(key.table, key.chain) for key in written if isinstance(key, ChainKey))
@@ -378,20 +378,20 @@ def test_every_chain_is_known_as_ours(family: Family) -> None:
 
 
 def test_rules_of_the_kubelet_are_never_ours() -> None:
-    """Its firewall and the jumps to it stay in every mode."""
+    """The kubelet's firewall and the jumps to it are kept in every mode."""
     assert not is_ours(FILTER, "KUBE-FIREWALL")
     assert [] == [hook for hook in ipvs_hooks(Family.IPV4) if "KUBE-FIREWALL" in hook.rule]
 
 
 def test_what_the_iptables_mode_does_not_know() -> None:
-    """Chains that only this mode has are told from those that both write."""
+    """Chains that only this mode has are distinguished from those that the iptables mode has as well."""
     assert is_ours_alone(MANGLE, "KUBE-PROXY-FIREWALL")
     assert is_ours_alone(FILTER, "KUBE-IPVS-FILTER")
     assert not is_ours_alone(NAT, "KUBE-SERVICES")
 
 
 def test_listing_has_every_entry_of_a_port_under_its_name() -> None:
-    """What is the port's stands under its name, and what serves all does not."""
+    """Entries of a port are listed under its name, common ones are not."""
     entries = compiled(BALANCED)
     entries.update(static_sets().items())
 
