@@ -107,7 +107,7 @@ def test_load_balancer_address_is_masqueraded() -> None:
 
 
 def test_external_ip_takes_one_port_of_an_address() -> None:
-    """An external IP may be another node's address: this node does not answer for it, and only its Service port is translated."""
+    """An external IP may be another node's: this node does not answer for it, and translates only its Service port."""
     found = compiled(OUTSIDE)
 
     assert {AT_EXTERNAL, Vip(EXTERNAL_IP), Member(VIP, EXTERNAL_IP)}.isdisjoint(found)
@@ -132,7 +132,7 @@ def test_external_ip_under_policy_local() -> None:
 
 
 def test_address_of_the_node_is_served_and_not_made() -> None:
-    """An external IP that is an address of the node is a virtual server without a route, and its other ports stay open."""
+    """An external IP that is an address of the node is a virtual server without a route; its other ports stay open."""
     found = compiled(structs.replace(PLAIN, external_ips=(NODE_IP,)))
 
     assert VirtualServer(NODE_IP, 6, 80) in found
@@ -149,7 +149,7 @@ def test_node_port_has_a_virtual_server_for_each_address() -> None:
 
 
 def test_external_policy_local_has_its_own_endpoints() -> None:
-    """Outside clients get the local endpoints; a rule sends pods and the node to the cluster IP, which has all endpoints."""
+    """Outside clients get the local endpoints; a rule sends pods and the node to the cluster IP, which has all."""
     assert {LOCAL: 1} == weights(EXTERNALLY_LOCAL, AT_EXTERNAL)
     assert Member(EXTERNAL_LOCAL, *AT_EXTERNAL) in compiled(EXTERNALLY_LOCAL)
     assert "-d 203.0.113.1/32 -p tcp" in rules(EXTERNALLY_LOCAL, "KUBE-SVC-EXTERNAL-LOCAL")
@@ -266,7 +266,7 @@ def test_scheduling(plan: ServicePlan, expected: Scheduling) -> None:
 
 
 def test_health_check_port_is_let_in() -> None:
-    """The rule for a health check node port is in the chain that comes first."""
+    """The rule that accepts health checks is in the chain KUBE-NODEPORTS, which is the first in INPUT."""
     found = compiled(structs.replace(PLAIN, health_check_node_port=32000))
 
     assert "--dport 32000 -j ACCEPT" in str(found[ChainKey(FILTER, "KUBE-NODEPORTS")])
@@ -297,7 +297,7 @@ def test_address_of_two_ports_stays_with_the_second() -> None:
 
 
 def test_two_services_exchange_their_addresses_and_node_ports() -> None:
-    """The order of puts does not matter, and after both are removed the program is empty."""
+    """Two Services can exchange addresses and node ports in either order, and removing both leaves nothing."""
     number = VirtualServer(NODE_IP, 6, 80)
     one = structs.replace(PLAIN, external_ips=(NODE_IP,), node_port=30001)
     other = structs.replace(PLAIN, name=port_name("other"), cluster_ip=EXTERNAL_IP, node_port=30002)
