@@ -5,7 +5,6 @@ nfgenmsg (family 0) and the attributes of `linux/netfilter/nfnetlink_acct.h`; nu
 """
 
 import errno
-from enum import IntEnum
 
 from pyproxy.backends.interface import Unsupported
 from pyproxy.linux.netlink import (
@@ -19,31 +18,20 @@ from pyproxy.linux.netlink import (
     nfgenmsg,
     text_attribute,
 )
+from pyproxy.linux.uapi.nfnetlink import NfnlSubsys
+from pyproxy.linux.uapi.nfnetlink_acct import Nfacct, NfnlMsgAcct
 
-_NFNL_SUBSYS_ACCT = 7 << 8
-"""The subsystem is the upper byte of a message type (`linux/netfilter/nfnetlink.h`)."""
 # The default of 4 MiB would be reserved for a conversation of two small messages.
 _BUFFER_BYTES = 1 << 14
 
 
-# By their enum in `linux/netfilter/nfnetlink_acct.h`.
-
-
-class _Message(IntEnum):
-    NFNL_MSG_ACCT_NEW = _NFNL_SUBSYS_ACCT | 0
-    NFNL_MSG_ACCT_GET = _NFNL_SUBSYS_ACCT | 1
-
-
-class _Attribute(IntEnum):
-    NFACCT_NAME = 1
-    NFACCT_PKTS = 2
+_NEW = NfnlSubsys.ACCT << 8 | NfnlMsgAcct.NEW
+_GET = NfnlSubsys.ACCT << 8 | NfnlMsgAcct.GET
 
 
 def ensure_counter(name: str) -> Unsupported | None:
     """Create a counter, with a name of at most 31 letters, unless it exists; None: there is one now."""
-    message = Message(
-        _Message.NFNL_MSG_ACCT_NEW, CREATE | EXCL, nfgenmsg(0) + text_attribute(_Attribute.NFACCT_NAME, name)
-    )
+    message = Message(_NEW, CREATE | EXCL, nfgenmsg(0) + text_attribute(Nfacct.NAME, name))
     try:
         with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
             refusals = netlink.send([message])
@@ -59,12 +47,10 @@ def counted_packets(name: str) -> int:
     Raises:
         OSError: there is no such counter, or no privilege to read it.
     """
-    body = nfgenmsg(0) + text_attribute(_Attribute.NFACCT_NAME, name)
+    body = nfgenmsg(0) + text_attribute(Nfacct.NAME, name)
     with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
-        data, start, end = netlink.ask(_Message.NFNL_MSG_ACCT_GET, body, header=NFGENMSG_BYTES)
-    return next(
-        int.from_bytes(data[at:to]) for kind, at, to in attributes(data, start, end) if kind == _Attribute.NFACCT_PKTS
-    )
+        data, start, end = netlink.ask(_GET, body, header=NFGENMSG_BYTES)
+    return next(int.from_bytes(data[at:to]) for kind, at, to in attributes(data, start, end) if kind == Nfacct.PKTS)
 
 
 def has_counter(name: str) -> bool:

@@ -24,7 +24,6 @@ import socket
 import struct
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from zlib import crc32
 
@@ -32,15 +31,8 @@ from pyproxy.backends.iptables.hook_rules import FoundRule, Match, hooks_among, 
 from pyproxy.backends.iptables.ruleset import HookKey
 from pyproxy.backends.listing import Counters
 from pyproxy.errors import ApplyError
+from pyproxy.linux.uapi.ip_tables import IptSoGet
 from pyproxy.model.address import Family
-
-
-class _IpTables(IntEnum):
-    """Socket options of `linux/netfilter_ipv4/ip_tables.h`; those of IPv6 have the same numbers."""
-
-    IPT_SO_GET_INFO = 64
-    IPT_SO_GET_ENTRIES = 65
-
 
 _INFO = struct.Struct("=32sI5I5III")
 """struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size."""
@@ -212,12 +204,12 @@ def _read(family: Family, table: str) -> tuple[memoryview, dict[int, int]]:
         with socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW) as raw:
             for _ in range(_TRIES):
                 info = ctypes.create_string_buffer(_INFO.pack(table.encode(), *[0] * 13), _INFO.size)
-                if code := _getsockopt(raw, level, _IpTables.IPT_SO_GET_INFO, info):
+                if code := _getsockopt(raw, level, IptSoGet.INFO, info):
                     break
                 _, valid_hooks, *offsets, _, size = _INFO.unpack(info.raw)
                 buffer = ctypes.create_string_buffer(_ENTRIES.size + size)
                 _ENTRIES.pack_into(buffer, 0, table.encode(), size)
-                code = _getsockopt(raw, level, _IpTables.IPT_SO_GET_ENTRIES, buffer)
+                code = _getsockopt(raw, level, IptSoGet.ENTRIES, buffer)
                 if not code:
                     hooks = {number: offsets[number] for number in range(len(_BUILT_IN)) if valid_hooks >> number & 1}
                     return memoryview(buffer.raw)[_ENTRIES.size :], hooks
