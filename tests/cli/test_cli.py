@@ -1,6 +1,6 @@
-"""The command line as a user types it: the Config that results, output, exit codes, and that docs/cli.md is its help.
+"""The command line as a user types it: the resulting Config, output, exit codes, and docs/cli.md.
 
-What the commands do with their Config is tested beside the code that does it.
+The effects of the commands are tested with the code that implements them.
 """
 
 import json
@@ -39,7 +39,7 @@ def loggers_as_they_were() -> Iterator[None]:
 
 
 def parsed(*words: str) -> tuple[Result, Config | None]:
-    """Return the result of a command with all of run's flags that does nothing, and the Config that it got."""
+    """Return the result of a command that has all flags of `run` and does nothing, and the Config that it got."""
     configs: list[Config] = []
 
     @click.command("probe", cls=FlagCommand, params=config_flags(OPTIONS), context_settings=SETTINGS)
@@ -52,7 +52,7 @@ def parsed(*words: str) -> tuple[Result, Config | None]:
 
 
 def python(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a process of its own that finds this checkout."""
+    """Run Python in a new process that finds this checkout."""
     return subprocess.run(
         [sys.executable, *words],
         cwd=ROOT,

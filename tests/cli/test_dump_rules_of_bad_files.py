@@ -1,4 +1,4 @@
-"""Files with mistakes in them, as a user gives them to `pyproxy dump-rules`: what is good in them is still shown."""
+"""`pyproxy dump-rules` for files with mistakes: valid objects in them are still shown."""
 
 from pathlib import Path
 
@@ -42,7 +42,7 @@ INPUTS = Path(__file__).parents[1] / "inputs"
     ],
 )
 def test_mistakes_exit_2(name: str, complaint: str, skipped: str, shown: str) -> None:
-    """Each mistake is a line on standard error that begins with file and line; what is good is shown, and exit is 2."""
+    """Each mistake is a line on standard error that begins with file and line; the rest is shown, and the exit code is 2."""
     done = pyproxy("dump-rules", f"--manifests={INPUTS / name}")
     mistakes = [line for line in done.stderr.splitlines() if line != skipped]
 
@@ -57,7 +57,7 @@ def test_mistakes_exit_2(name: str, complaint: str, skipped: str, shown: str) ->
     ("name", "said"), [("tutorial-endpoints.yaml", ""), ("kubectl-list.yaml", "skipped: 1 ConfigMap\n")]
 )
 def test_good_files_exit_0(name: str, said: str) -> None:
-    """A file without a mistake is shown; of kinds that are not ours there is only a count."""
+    """A file without a mistake is shown; objects of other kinds are only counted."""
     done = pyproxy("dump-rules", f"--manifests={INPUTS / name}")
 
     assert (0, said) == (done.returncode, done.stderr)

@@ -12,7 +12,7 @@ PYPROXY = Path(sys.executable).with_name("pyproxy")
 @pytest.mark.needs_no_ipvs
 @pytest.mark.parametrize("words", [("run",), ("dump-rules", "--live")])
 def test_missing_module_is_named(words: tuple[str, ...], tmp_path: Path) -> None:
-    """The error names the module, and the modes that do without."""
+    """The error names the module, and the modes that do not need it."""
     source = [] if "--live" in words else [f"--manifests={tmp_path}", "--conntrack-max-per-core=0", "--oom-score-adj=0"]
     more = ["--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"] if source else []
 

@@ -32,7 +32,7 @@ def takeover(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_only_a_dry_run_is_available() -> None:
-    """Without --dry-run nothing is done, and the message says where the takeover happens."""
+    """Without --dry-run nothing is done, and the message names the command that takes over."""
     done = takeover("--proxy-mode=nftables")
 
     assert (2, "") == (done.returncode, done.stdout)

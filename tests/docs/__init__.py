@@ -1,1 +1,1 @@
-"""Docs that are made from the program, and docs that are held against it."""
+"""Docs that are generated from the program, and checks of the docs."""

@@ -1,7 +1,7 @@
-"""Docs that tell the truth: ``python -m tests.docs.check`` names what docs refer to and what is not there.
+"""Check of references in the docs: ``python -m tests.docs.check`` lists those that do not exist.
 
-Links and their headings, files, make targets, commands and flags of pyproxy, and tests. Whether the sentences around
-them are true is for people; docs/cli.md is made from the program (`cli_page`).
+It checks links and headings, files, make targets, commands and flags of pyproxy, and tests. It cannot check whether the
+text is true. docs/cli.md is generated from the program (`cli_page`).
 """
 
 import re
@@ -37,7 +37,7 @@ _COMMAND = re.compile(r"\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))")
 
 
 def main() -> int:
-    """Print what is wrong and return the exit status."""
+    """Print the problems and return the exit status."""
     problems = [*_problems()]
     sys.stderr.writelines(f"{problem}\n" for problem in problems)
     return 1 if problems else 0
@@ -60,9 +60,9 @@ def _links(page: Path, text: str) -> Iterator[str]:
     for target, heading in _LINK.findall(text):
         path = page.parent / target if target else page
         if not path.exists():
-            yield f"the link {target} leads nowhere"
+            yield f"the target of the link {target} does not exist"
         elif heading and heading not in map(_anchor, _HEADING.findall(path.read_text())):
-            yield f"{target}#{heading}: there is no such heading"
+            yield f"{target}#{heading}: this heading does not exist"
 
 
 def _anchor(heading: str) -> str:
@@ -82,16 +82,16 @@ def _targets(_: Path, text: str) -> Iterator[str]:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE):
         if target not in targets:
-            yield f"make {target} is no target"
+            yield f"make {target}: this target does not exist"
 
 
 def _flags(page: Path, text: str) -> Iterator[str]:
-    if page.name == "cli.md":  # which is the output of --help
+    if page.name == "cli.md":  # the output of --help
         return
     for code in _INLINE.findall(text):
         for flag in re.findall(r"^--([a-z][\w-]*)", code):
             if flag.replace("_", "-") not in _EVERY_FLAG | _FOREIGN_FLAGS:
-                yield f"--{flag} is no flag"
+                yield f"--{flag}: this flag does not exist"
     for words in _COMMAND.findall(text):
         command = words.split(" ", 1)[0]
         for flag in re.findall(r"(?<!\S)--([a-z][a-z-]*)", words):
@@ -100,7 +100,7 @@ def _flags(page: Path, text: str) -> Iterator[str]:
 
 
 def _differences(text: str) -> Iterator[str]:
-    """Each row of a table, apart from its head, has to name a test that exists."""
+    """Yield the rows, apart from table heads, that do not name an existing test."""
     heads = set(re.findall(r"(?m)^(\|.*)\n\| *-", text))
     for row in (row for row in re.findall(r"(?m)^\|(?! *-).*$", text) if row not in heads):
         tests = [found.groups() for found in _TEST.finditer(row)]

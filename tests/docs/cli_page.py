@@ -1,4 +1,4 @@
-"""Writes docs/cli.md from the program's own help: ``python tests/docs/cli_page.py``; ``--check`` only compares."""
+"""Generates docs/cli.md from the help of the program: ``python tests/docs/cli_page.py``; ``--check`` only compares."""
 
 import sys
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pyproxy.cli.program import COMMANDS, load_command, pyproxy
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 WIDTH = 98
-"""What click makes of a terminal of 100 columns."""
+"""The width of the help text on a terminal of 100 columns."""
 
 HEAD = """\
 # Command line
@@ -27,26 +27,26 @@ This page is the output of `--help`, written by `python tests/docs/cli_page.py`;
 
 
 def commands() -> Iterator[tuple[str, click.Command]]:
-    """Return each command with the words that call it."""
+    """Return each command with its command line."""
     yield "pyproxy", pyproxy
     for name in sorted(COMMANDS):
         yield f"pyproxy {name}", load_command(name)
 
 
 def page() -> str:
-    """Return the page as it should be."""
+    """Return the generated page."""
     return "\n".join([HEAD, *(section(words, command) for words, command in commands())])
 
 
 def section(words: str, command: click.Command) -> str:
-    """Return what the page says of a command."""
-    # A child's Context has to be made by its parent's settings, or -h would be missing from the help.
+    """Return the section of a command."""
+    # A child's Context has to inherit the settings of its parent, or -h would be missing from the help.
     context = click.Context(command, info_name=words, terminal_width=WIDTH, help_option_names=["-h", "--help"])
     return f"## `{words}`\n\n```text\n{command.get_help(context)}\n```\n"
 
 
 def main() -> int:
-    """Write the page, or say that it is stale."""
+    """Write the page, or report that it is stale."""
     if "--check" not in sys.argv:
         PAGE.write_text(page())
         return 0

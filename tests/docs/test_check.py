@@ -1,4 +1,4 @@
-"""The check of the docs: it finds what it is there to find, and leaves alone what is right."""
+"""The check of the docs reports broken references, and accepts valid ones."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PAGE = check.ROOT / "docs" / "contributing.md"
 
 
 def problems(text: str) -> list[str]:
-    """Return what is wrong with a page of this text."""
+    """Return the problems of a page with this text."""
     return [
         problem for find in (check._links, check._paths, check._targets, check._flags) for problem in find(PAGE, text)
     ]
@@ -31,8 +31,8 @@ def problems(text: str) -> list[str]:
         "    pyproxy run --no-such-flag",
     ],
 )
-def test_what_is_not_there_is_found(text: str) -> None:
-    """A reference to nothing is one problem."""
+def test_broken_references_are_reported(text: str) -> None:
+    """A broken reference is one problem."""
     assert len(problems(text)) == 1
 
 
@@ -45,8 +45,8 @@ def test_what_is_not_there_is_found(text: str) -> None:
         "`--cluster-cidr=10.0.0.0/8`, `pyproxy cleanup --kube-proxy`, `pyproxy run --manifests DIRECTORY`",
     ],
 )
-def test_what_is_there_is_no_problem(text: str) -> None:
-    """A reference to something is no problem."""
+def test_valid_references_are_accepted(text: str) -> None:
+    """A valid reference is not a problem."""
     assert [] == problems(text)
 
 
@@ -54,8 +54,8 @@ def test_what_is_there_is_no_problem(text: str) -> None:
     ("row", "count"),
     [
         ("| here | there | `tests/docs/test_check.py` |", 0),
-        ("| here | there | `tests/docs/test_check.py::test_what_is_there_is_no_problem` |", 0),
-        ("| here | there | `test_what_is_there_is_no_problem` |", 0),
+        ("| here | there | `tests/docs/test_check.py::test_valid_references_are_accepted` |", 0),
+        ("| here | there | `test_valid_references_are_accepted` |", 0),
         ("| here | there | `tests/docs/test_check.py::test_no_such_test` |", 1),
         ("| here | there | `test_no_such_test` |", 1),
         ("| here | there | `tests/docs/test_no_such_file.py` |", 1),
@@ -63,12 +63,12 @@ def test_what_is_there_is_no_problem(text: str) -> None:
     ],
 )
 def test_a_difference_names_its_test(row: str, count: int) -> None:
-    """Each row of the table of differences names a test that exists; its head does not have to."""
+    """Each row of the table of differences, except its head, has to name an existing test."""
     assert count == len([*check._differences(f"# Head\n\n| kube-proxy | pyproxy | test |\n|---|---|---|\n{row}\n")])
 
 
 def test_each_page_is_checked() -> None:
-    """All pages are, those of decisions too."""
+    """All pages are checked, including the decisions."""
     assert {Path("README.md"), Path("docs/decisions/001-hairpin.md")} < {
         page.relative_to(check.ROOT) for page in check.PAGES
     }

@@ -1,6 +1,6 @@
-"""Dashboard and alerts ask only for metrics that exist, and each alert says where it is explained.
+"""Dashboard and alerts query only existing metrics, and each alert links to its explanation.
 
-What exists is what the registry of an agent has, in any mode, and what Prometheus adds.
+Existing metrics are those in the registry of an agent, in any mode, and those that Prometheus adds.
 """
 
 import json
@@ -20,9 +20,9 @@ from pyproxy.serve.metrics import Metrics
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "manifests" / "monitoring"
 ADDED_LABELS = {"job", "instance"}
-"""By Prometheus, to each metric."""
+"""Labels that Prometheus adds to each metric."""
 GIVEN = {"up": {"job", "instance"}}
-"""By Prometheus itself."""
+"""Metrics of Prometheus itself."""
 WORDS = {"by", "or", "and", "unless", "bool"}
 FUNCTIONS = {"sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "time"}
 _RANGE = re.compile(r"\[[^\]]*\]")
@@ -32,7 +32,7 @@ _NAME = re.compile(r"(?<![\w.$])[a-zA-Z_]\w*")
 
 
 def asked(expression: str) -> tuple[set[str], set[str]]:
-    """Return the metrics and the labels that an expression of PromQL names."""
+    """Return the metrics and labels in a PromQL expression."""
     labels = {label for group in _GROUPING.findall(expression) for label in re.findall(r"\w+", group)}
     labels |= {label for group in _MATCHERS.findall(expression) for label in re.findall(r"(\w+)\s*(?:=|!)", group)}
     rest = _GROUPING.sub(" ", _RANGE.sub("", _MATCHERS.sub("", expression)))
@@ -45,15 +45,15 @@ def existing() -> dict[str, set[str]]:
     found = {name: set(labels) for name, labels in GIVEN.items()}
     for mode in ("iptables", "ipvs", "nftables"):
         metrics = Metrics(mode, Family)
-        tell_everything(metrics, mode)
+        set_all_metrics(metrics, mode)
         for metric in metrics.registry.collect():
             for sample in metric.samples:
                 found.setdefault(sample.name, set()).update(sample.labels, ADDED_LABELS)
     return found
 
 
-def tell_everything(metrics: Metrics, mode: str) -> None:
-    """Give each metric with labels a value."""
+def set_all_metrics(metrics: Metrics, mode: str) -> None:
+    """Set a value of each metric with labels."""
     for family in Family:
         metrics.set_queued(family, 1)
         metrics.set_synced(family, 1)
@@ -79,7 +79,7 @@ def rules() -> list[dict[str, Any]]:
 
 
 def queries() -> Iterator[tuple[str, str]]:
-    """Yield where each expression stands, and the expression."""
+    """Yield each expression with its location."""
     for rule in rules():
         yield rule["alert"], rule["expr"]
     dashboard = json.loads((MONITORING / "dashboard.json").read_text())
@@ -94,7 +94,7 @@ def queries() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("expression", [pytest.param(expression, id=where) for where, expression in queries()])
-def test_only_what_exists_is_asked_for(expression: str) -> None:
+def test_queries_name_existing_metrics(expression: str) -> None:
     """Each metric in a query exists, and has the labels that the query names."""
     metrics, labels = asked(expression)
     known = existing()
@@ -106,7 +106,7 @@ def test_only_what_exists_is_asked_for(expression: str) -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
 def test_each_alert_is_explained(rule: dict[str, Any]) -> None:
-    """The runbook of an alert is a section that says what it means, what to look at and what to do."""
+    """The runbook of an alert is a section with its meaning, what to look at and what to do."""
     page, _, anchor = rule["annotations"]["runbook"].partition("#")
     sections = {
         title.lower(): text
@@ -120,7 +120,7 @@ def test_each_alert_is_explained(rule: dict[str, Any]) -> None:
 
 
 def labels_left(expression: str) -> set[str]:
-    """Return the labels that the result of an alert has."""
+    """Return the labels of the result of an alert."""
     grouped = [re.findall(r"\w+", group) for group in _GROUPING.findall(expression)]
     if grouped:
         return set(grouped[0]) - {"le"}
@@ -130,14 +130,14 @@ def labels_left(expression: str) -> set[str]:
 
 
 def test_every_alert_of_the_page_exists() -> None:
-    """Operations explains no alert that there is not."""
+    """The operations page explains only existing alerts."""
     page = (ROOT / "docs" / "operations.md").read_text()
 
     assert {rule["alert"] for rule in rules()} == set(re.findall(r"^### (Pyproxy\w+)$", page, re.MULTILINE))
 
 
 def test_every_metric_is_described() -> None:
-    """Each metric of kube-proxy's names and of our own is in the tables of docs/metrics.md."""
+    """Every metric is in the tables of docs/metrics.md."""
     page = (ROOT / "docs" / "metrics.md").read_text()
     names = {re.sub(r"_(bucket|sum|count)$", "", name) for name in existing()}
 
@@ -146,8 +146,8 @@ def test_every_metric_is_described() -> None:
     }
 
 
-def test_what_is_read_of_a_query() -> None:
-    """Functions, numbers and ranges are no metrics; labels of matchers and groups are labels."""
+def test_parsing_of_a_query() -> None:
+    """Functions, numbers and ranges are not metrics; labels in matchers and groups are labels."""
     expression = 'histogram_quantile(0.99, sum by (a, le) (rate(x_bucket{b=~"$c",d!="e"}[5m]))) > 1e3 or y'
 
     assert ({"x_bucket", "y"}, {"a", "le", "b", "d"}) == asked(expression)

@@ -1,4 +1,4 @@
-"""The check of words: it finds a phrase wherever people read it, and leaves code and ordinary English alone."""
+"""The check of words finds phrases in prose, and ignores code and ordinary English."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from tests.docs.words import EXCEPTIONS, findings
 
 
 def phrases(folder: Path, name: str, text: str) -> list[str]:
-    """Return what is found in a file of this text."""
+    """Return the phrases found in a file with this text."""
     path = folder / name
     path.write_text(text)
     return [finding.phrase for finding in findings(path, folder)]
@@ -27,7 +27,7 @@ def phrases(folder: Path, name: str, text: str) -> list[str]:
     ],
 )
 def test_banned_phrases_are_found(tmp_path: Path, name: str, text: str, expected: list[str]) -> None:
-    """Pages, docstrings, comments and messages are read, also across the end of a line."""
+    """Phrases are found in pages, docstrings, comments and messages, also across the end of a line."""
     assert expected == phrases(tmp_path, name, text)
 
 
@@ -41,12 +41,12 @@ def test_banned_phrases_are_found(tmp_path: Path, name: str, text: str, expected
     ],
 )
 def test_the_rest_is_left_alone(tmp_path: Path, name: str, text: str) -> None:
-    """Code, names and phrases that only look alike are not reported."""
+    """Code, names and similar phrases are not reported."""
     assert [] == phrases(tmp_path, name, text)
 
 
 def test_findings_name_the_line(tmp_path: Path) -> None:
-    """A finding says in which line its phrase begins."""
+    """A finding has the line in which its phrase begins."""
     path = tmp_path / "code.py"
     path.write_text('x = 1\n"""One.\n\nMade anew.\n"""\n')
 
@@ -54,5 +54,5 @@ def test_findings_name_the_line(tmp_path: Path) -> None:
 
 
 def test_exceptions_have_reasons() -> None:
-    """Each exception says why."""
+    """Each exception has a reason."""
     assert [] == [row for row in EXCEPTIONS if not row[2].strip()]

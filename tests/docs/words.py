@@ -1,8 +1,8 @@
-"""Words and phrases that the project does not use: ``python -m tests.docs.words`` lists where they are.
+"""Words and phrases that the project does not use: ``python -m tests.docs.words`` lists where they occur.
 
-It reads what people read: pages, and the comments, docstrings and messages of Python files. Code in backticks and in
-blocks of Markdown is left out, and so are names in code. ``--counts`` prints the number of findings for each file.
-A finding that is right as it is has a row in `EXCEPTIONS`, with the reason.
+It checks prose: pages, and the comments, docstrings and messages of Python files. It ignores code in backticks, code
+blocks of Markdown, and names in code. ``--counts`` prints the number of findings for each file. A justified finding has
+a row in `EXCEPTIONS`, with the reason.
 """
 
 import re
@@ -28,7 +28,7 @@ FILES = (
 )
 
 BANNED = {
-    # Case does not count; a space is any white space, ends of lines included.
+    # Case is ignored; a space matches any white space, including line ends.
     "say which: reported, matched by, notified, logged": r"\btold\b",
     "'is not a valid X', 'without X', 'not X'": r"(?<!there\s)\b(?:is|are|was|were) no (?!longer\b|more\b|less\b|later\b|one\b)",
     "available, supported": r"\bto be had\b",
@@ -67,7 +67,7 @@ BANNED = {
     "again and again: repeatedly": r"\bagain and again\b",
     "for a while, temporarily": r"\bfor the sake\b|\bfor (?:its|their|whose|another \w+'s) sake\b",
 }
-"""What to write instead, and a pattern of what is not used."""
+"""What to write instead, and a pattern of the unused phrase."""
 
 PATTERNS = {
     hint: re.compile(pattern.replace(" ", r"\s+"), re.IGNORECASE | re.MULTILINE) for hint, pattern in BANNED.items()
@@ -77,7 +77,7 @@ EXCEPTIONS: tuple[tuple[str, str, str], ...] = (
     ("tests/docs/words.py", ".*", "the list itself"),
     ("tests/docs/test_words.py", ".*", "examples of what is found"),
 )
-"""A file (a glob), a regular expression that the whole finding matches, and why it stays."""
+"""A file (a glob), a regular expression that the whole finding matches, and the reason why it stays."""
 
 _BLOCK = re.compile(r"^```.*?^```[^\n]*$|^(?: {4}|\t)[^\n]*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"``[^`]+``|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->", re.DOTALL)
@@ -97,12 +97,12 @@ class Finding(NamedTuple):
 
 
 def _blanked(pattern: re.Pattern[str], text: str) -> str:
-    """Return a text with what matches replaced by a placeholder, in as many lines."""
+    """Return a text with all matches replaced by a placeholder; the number of lines stays the same."""
     return pattern.sub(lambda match: "X" + "\n" * match[0].count("\n"), text)
 
 
 def _texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield what people read in a file, with the number of the first line of each part."""
+    """Yield the prose in a file, with the number of the first line of each part."""
     if path.suffix == ".md":
         yield 1, _blanked(_CODE, _blanked(_BLOCK, path.read_text()))
     elif path.suffix == ".py":
@@ -115,7 +115,7 @@ def _texts(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def _python_texts(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield comments and strings; comments on lines of their own that follow each other are one text."""
+    """Yield comments and strings; consecutive comment lines are one text."""
     comment: list[str] = []
     start = last = 0
     with path.open("rb") as file:
@@ -132,14 +132,14 @@ def _python_texts(path: Path) -> Iterator[tuple[int, str]]:
             elif token.type == tokenize.STRING:
                 opening = _PREFIX.match(token.string)
                 text = token.string[opening.end() : -len(opening[1])] if opening else token.string
-                # A placeholder of an f-string is code.
+                # Placeholders of f-strings are code.
                 yield token.start[0], _blanked(_CODE, re.sub(r"\{[^{}\n]*\}", "X", text))
     if comment:
         yield start, _blanked(_CODE, "\n".join(comment))
 
 
 def findings(path: Path, root: Path = ROOT) -> Iterator[Finding]:
-    """Yield what a file has of the banned phrases, but for the exceptions."""
+    """Yield the banned phrases in a file, except the exceptions."""
     name = path.relative_to(root)
     allowed = [re.compile(phrase, re.IGNORECASE) for glob, phrase, _ in EXCEPTIONS if name.match(glob)]
     for first, text in _texts(path):
@@ -151,12 +151,12 @@ def findings(path: Path, root: Path = ROOT) -> Iterator[Finding]:
 
 
 def main() -> int:
-    """Print what was found; return the exit status."""
+    """Print the findings; return the exit status."""
     found = [finding for path in FILES if path.exists() for finding in findings(path)]
     if "--counts" in sys.argv[1:]:
         counts = Counter(finding.file for finding in found)
         sys.stdout.writelines(f"{count:5} {name}\n" for name, count in sorted(counts.items()))
-        sys.stdout.write(f"{len(found):5} in all\n")
+        sys.stdout.write(f"{len(found):5} in total\n")
     else:
         sys.stderr.writelines(f"{finding}\n" for finding in found)
     return 1 if found else 0

@@ -1,1 +1,1 @@
-"""Tests of how pyproxy gets onto a node, and of what starts it there: systemd, a container runtime, people with docs."""
+"""Tests of installing pyproxy on a node, and of starting it there: systemd, a container runtime, the documented commands."""

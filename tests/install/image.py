@@ -1,6 +1,6 @@
-"""The container image of this tree, built by buildah on the Debian of debian.sh, and kept in .cache/containers.
+"""The container image of this tree, built by buildah on the Debian of debian.sh, and cached in .cache/containers.
 
-Law: what is asked for is of the tree as it is now; an image of the same files is not built again.
+The image always matches the current tree; it is not rebuilt for the same files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _IN_BUILD = "/run/host-certificates.crt"
 
 @contextmanager
 def mounted_image() -> Iterator[Path]:
-    """Build the image if need be, and give its root file system."""
+    """Build the image if necessary, and return its root file system."""
     name = f"localhost/pyproxy:{_digest()}"
     if name not in run(_BUILDAH, "images", "--format={{.Name}}:{{.Tag}}").splitlines():
         run(_BUILDAH, "rmi", "--all", "--force")
@@ -39,7 +39,7 @@ def mounted_image() -> Iterator[Path]:
 
 
 def size_bytes(tree: Path) -> int:
-    """Return how much a directory's files take, each counted once."""
+    """Return the size of the files of a directory, with hard links counted once."""
     return int(run("du", "--summarize", "--bytes", "--one-file-system", str(tree)).split()[0])
 
 
@@ -60,7 +60,7 @@ def _import_base() -> None:
 
 
 def _build(name: str) -> None:
-    """Build as a user does, with the certificates and the package cache of this machine."""
+    """Build the image as a user does, with the certificates and the package cache of this machine."""
     with tempfile.TemporaryDirectory(prefix="pyproxy-image-") as directory:
         settings = Path(directory, "pip.conf")
         settings.write_text(f"[global]\ncert = {_IN_BUILD}\n")

@@ -1,7 +1,7 @@
-"""A Debian with a real systemd, booted on a node of a lab: the node's network, its own processes and files.
+"""A Debian with a real systemd, booted on a node of a lab: with the node's network, and its own processes and files.
 
-Law: it boots from .cache/debian/machine and leaves that as it was; what is written lives in memory. A command runs inside
-it as root does in a shell there. It ends with its ``with`` block, or with the test run, by whatever accident.
+It boots from .cache/debian/machine without changing that; writes stay in memory. Commands run inside it as in a root
+shell. It ends with its ``with`` block, or with the test run, even if that is killed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.lab import Host, LabError, Process
 ROOT = Path(__file__).parents[2]
 TREE = ROOT / ".cache" / "debian" / "machine"
 PATIENCE_SECONDS = 60.0
-"""Far longer than anything takes that is waited for here: only a fault exceeds it."""
+"""Far longer than any wait here takes; exceeded only after a bug."""
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -27,18 +27,18 @@ class Machine:
     """A booted machine; a context manager."""
 
     def __init__(self, host: Host, shared: Mapping[str, Path]) -> None:
-        """Plan a machine with a node's network, and with these directories of ours at these paths, for reading."""
+        """Plan a machine with the network of a node, and read-only bind mounts of these directories."""
         self.host = host
         self._shared = shared
         self._init = 0
 
     def __enter__(self) -> Self:
-        """Boot, and wait until the boot is done."""
+        """Boot, and wait until booting is complete."""
         binds = [f"--bind-ro={ours}:{theirs}" for theirs, ours in self._shared.items()]
         self._nspawn: Process = self.host.start(
             *("setpriv", "--pdeathsig=KILL", "--", "systemd-nspawn", "--quiet", f"--directory={TREE}"),
             *("--volatile=overlay", "--boot", "--notify-ready=yes", "--console=pipe"),
-            # The machine that we are on may have no systemd that would register it.
+            # The host may have no systemd that could register the machine.
             *("--register=no", "--keep-unit", f"--machine={self.host.namespace.name}", f"--hostname={self.host.name}"),
             *("--capability=CAP_NET_ADMIN", f"--network-namespace-path={self.host.namespace.path}"),
             *binds,
@@ -57,7 +57,7 @@ class Machine:
         self._nspawn.stop(PATIENCE_SECONDS)
 
     def run(self, *argv: str, stdin: str = "") -> str:
-        """Run a command inside and return its output; raises with what it said if it fails."""
+        """Run a command inside and return its output; raises an error with the output if it fails."""
         result = self.attempt(*argv, stdin=stdin)
         if result.returncode:
             message = f"exit {result.returncode}: {shlex.join(argv)}\n{result.stdout}{result.stderr}"
@@ -65,7 +65,7 @@ class Machine:
         return result.stdout
 
     def attempt(self, *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a command inside, whatever its exit status."""
+        """Run a command inside and return the result with any exit status."""
         return subprocess.run(
             ["nsenter", f"--target={self._init}", "--all", "--", *argv],
             input=stdin,
@@ -76,12 +76,12 @@ class Machine:
         )
 
     def write(self, path: str, text: str) -> None:
-        """Write a file inside, and the directories above it."""
-        self.run("mkdir", "-p", os.path.dirname(path))  # noqa: PTH120 - a path in the machine, not here
+        """Write a file inside, and create its parent directories."""
+        self.run("mkdir", "-p", os.path.dirname(path))  # noqa: PTH120 - a path in the machine, not on the host
         self.run("tee", path, stdin=text)
 
     def start(self, unit: str) -> None:
-        """Start a unit as a user does, and wait for it; raises with what the unit has said if it fails."""
+        """Start a unit as a user does, and wait for it; raises an error with the log of the unit if it fails."""
         if self.attempt("systemctl", "start", unit).returncode:
             raise LabError(self.run("journalctl", "--no-pager", "--lines=60", f"--unit={unit}"))
 
@@ -91,7 +91,7 @@ class Machine:
         return dict(line.partition("=")[::2] for line in lines)
 
     def wait_for(self, unit: str, **wanted: str) -> dict[str, str]:
-        """Wait until properties of a unit have these values, and return them and its main process."""
+        """Wait until properties of a unit have these values, and return them and the main process."""
         try:
             wait_until(
                 lambda: self.show(unit, *wanted) == wanted, f"{unit} with {wanted}", timeout_seconds=PATIENCE_SECONDS
@@ -102,12 +102,12 @@ class Machine:
         return self.show(unit, *wanted, "MainPID")
 
     def journal(self, unit: str) -> str:
-        """Return what a unit has said."""
+        """Return the log of a unit."""
         return self.run("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
 
 def run(*argv: Sequence[str] | str, stdin: str = "") -> str:
-    """Run a short command on this machine and return its output; raises with what it said if it fails."""
+    """Run a short command on the host and return its output; raises an error with the output if it fails."""
     words = [word for item in argv for word in ([item] if isinstance(item, str) else item)]
     result = subprocess.run(words, input=stdin, cwd=ROOT, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -117,7 +117,7 @@ def run(*argv: Sequence[str] | str, stdin: str = "") -> str:
 
 
 def _child(pid: int) -> int:
-    """Return the process that is the machine's first: nspawn's child that has become an init."""
+    """Return the init process of the machine, a child of nspawn."""
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         if Path(f"/proc/{child}/comm").read_text().strip() == "systemd":
             return int(child)

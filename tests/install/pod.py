@@ -1,7 +1,7 @@
-"""The containers of a pod, run by a real container runtime (runc) as a kubelet has them run, on a node of a lab.
+"""The containers of a pod, run by a real container runtime (runc) as by a kubelet, on a node of a lab.
 
-Law: rights, mounts, command and environment are those of the pod's spec; nothing is added. What a container runtime
-gives every container that is not privileged (no writing to /proc/sys, a few capabilities) is as containerd has it.
+Privileges, mounts, command and environment are those of the pod spec; nothing is added. The defaults of unprivileged
+containers (read-only /proc/sys, a few capabilities) are those of containerd.
 """
 
 from __future__ import annotations
@@ -26,57 +26,57 @@ _DEFAULT_CAPABILITIES = (
     *("SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"),
 )
 _ALL_CAPABILITIES = (*_DEFAULT_CAPABILITIES, "NET_ADMIN", "SYS_ADMIN", "SYS_PTRACE", "DAC_READ_SEARCH", "IPC_LOCK")
-"""What a privileged container has that could matter here; less what loads modules into the kernel of the tests."""
+"""The relevant capabilities of a privileged container, except loading modules into the kernel of the tests."""
 _MASKED = ("/proc/acpi", "/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/sched_debug", "/sys/firmware")
 _READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Where pods run, and what a kubelet has there for them."""
+    """The node on which pods run, with the files that a kubelet provides for them."""
 
     host: Host
     rootfs: Path
-    """Of the one image that all containers have."""
+    """The root file system of the image of all containers."""
     directory: Path
-    """For files of ours."""
+    """A directory for files of the tests."""
     volumes: Mapping[str, Path]
-    """What stands for each volume of the pod, by name."""
+    """The path of each volume of the pod, by name."""
     account: Path
-    """The folder with the service account's token and CA."""
+    """The directory with the token and CA of the service account."""
 
 
 class Container:
-    """A container that runs as long as its ``with`` block."""
+    """A container that runs until its ``with`` block ends."""
 
     def __init__(self, node: Node, spec: JsonObject) -> None:
-        """Take a container of a pod's spec."""
+        """Use a container of a pod spec."""
         self._id, self._bundle = _bundle(node, spec)
         self.log = self._bundle / "log"
 
     def __enter__(self) -> Self:
-        """Start it."""
+        """Start the container."""
         self.process = Process(_run(self._id, self._bundle), log=self.log)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it."""
+        """Stop the container."""
         _delete(self._id)
         self.process.stop()
 
     @property
     def pid(self) -> int:
-        """Its first process."""
+        """The pid of its first process."""
         return int((self._bundle / "pid").read_text())
 
     def status(self) -> dict[str, str]:
-        """Return what the kernel says of its first process."""
+        """Return the status of its first process, from /proc."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def run_to_end(node: Node, spec: JsonObject) -> str:
-    """Run an init container and return what it said; raises with that if it fails."""
+    """Run an init container and return its output; raises an error with the output if it fails."""
     name, bundle = _bundle(node, spec)
     try:
         result = subprocess.run(_run(name, bundle), capture_output=True, text=True, timeout=60, check=False)
@@ -89,7 +89,7 @@ def run_to_end(node: Node, spec: JsonObject) -> str:
 
 
 def _bundle(node: Node, spec: JsonObject) -> tuple[str, Path]:
-    """Write a container's configuration; return its id and the folder."""
+    """Write the configuration of a container; return its id and the directory."""
     bundle = node.directory / spec["name"]
     bundle.mkdir()
     (bundle / "config.json").write_text(json.dumps(runtime_config(node, spec)))
@@ -105,7 +105,7 @@ def _delete(name: str) -> None:
 
 
 def runtime_config(node: Node, spec: JsonObject) -> JsonObject:
-    """Return the OCI configuration that a container of a pod with host network gets."""
+    """Return the OCI configuration of a container of a pod with host network."""
     security = spec.get("securityContext", {})
     privileged = security.get("privileged", False)
     capabilities = [f"CAP_{name}" for name in _capabilities(security)]

@@ -1,4 +1,4 @@
-"""The image, run as the DaemonSet says, by a real container runtime and against a real API server that checks rights."""
+"""The image, run as in the DaemonSet, by a real container runtime and with a real API server that uses RBAC."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from .machine import PATIENCE_SECONDS, ROOT
 from .pod import Container, Node, run_to_end
 
 MODES = ("iptables", "nftables")
-"""Overlays whose mode every kernel of the tests has."""
+"""Overlays whose mode every kernel of the tests supports."""
 WEB = service("web", 10, port(80))
 ONLY_WARNING = "--oom-score-adj: -999 cannot be set"
 HOST_UNTOUCHED = "conntrack: {maxPerCore: 0}\n"
-"""A limit of the whole machine, which tests leave alone."""
+"""A limit of the whole machine, which tests do not change."""
 
 
 @pytest.fixture(scope="module")
-def control_plane(built: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - its programs must be there
-    """Give a control plane that looks at rights, with what the manifests and a Service ask for."""
-    with ControlPlane(authorization="RBAC", flags=["--allow-privileged"]) as started:  # as kubeadm has it
+def control_plane(built: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - needs the programs
+    """Provide a control plane with RBAC, with the objects of the manifests and a Service."""
+    with ControlPlane(authorization="RBAC", flags=["--allow-privileged"]) as started:  # as in kubeadm
         yield started
 
 
 @pytest.fixture(scope="module")
 def manifests(control_plane: ControlPlane) -> dict[str, list[JsonObject]]:
-    """Give the objects of each overlay; those of one are in the API server, but for its DaemonSet's pods."""
+    """Provide the objects of each overlay; those of one are in the API server, without pods of the DaemonSet."""
     found = {mode: rendered(control_plane, f"overlays/{mode}") for mode in (*MODES, "ipvs")}
     for item in found[MODES[0]]:
         control_plane.apply(json.dumps(item))
@@ -48,14 +48,14 @@ def manifests(control_plane: ControlPlane) -> dict[str, list[JsonObject]]:
 
 @pytest.fixture(scope="module")
 def rootfs(debian: None) -> Iterator[Path]:  # noqa: ARG001 - the image is based on it
-    """Give the root file system of the image."""
+    """Provide the root file system of the image."""
     with mounted_image() as tree:
         yield tree
 
 
 @pytest.fixture(params=MODES)
 def pod(request: pytest.FixtureRequest, manifests: dict[str, list[JsonObject]]) -> JsonObject:
-    """Give the spec of the pod of an overlay."""
+    """Provide the pod spec of an overlay."""
     found: JsonObject = pod_spec(manifests[request.param])
     return found
 
@@ -64,7 +64,7 @@ def pod(request: pytest.FixtureRequest, manifests: dict[str, list[JsonObject]]) 
 def node(
     control_plane: ControlPlane, lab: Lab, rootfs: Path, manifests: dict[str, list[JsonObject]], tmp_path: Path
 ) -> Iterator[Node]:
-    """Give a node of the cluster with a Service, and what the kubelet would lay out on it."""
+    """Provide a node of the cluster with a Service, and with the files that a kubelet would create."""
     assert manifests
     host = lab["node1"]
     with ExitStack() as stack:
@@ -83,7 +83,7 @@ def node(
             {
                 "kube-proxy": config_volume(control_plane, server, made(tmp_path / "config")),
                 "xtables-lock": touched(tmp_path / "xtables.lock"),
-                # Container runtimes make the directory where there is none; the kernel of the tests needs no modules.
+                # Container runtimes create this directory if it is missing; the kernel of the tests needs no modules.
                 "lib-modules": made(tmp_path / "modules"),
             },
             account,
@@ -107,7 +107,7 @@ def pod_spec(objects: list[JsonObject]) -> JsonObject:
 
 
 def config_volume(control_plane: ControlPlane, server: str, folder: Path) -> Path:
-    """Lay out the ConfigMap, filled in as docs/install.md says."""
+    """Write the files of the ConfigMap, completed as described in docs/install.md."""
     [config_map] = rendered(control_plane, "configmap")
     assert {"config.conf", "kubeconfig.conf"} == set(config_map["data"])
     for name, text in config_map["data"].items():
@@ -124,14 +124,14 @@ def made(path: Path) -> Path:
 
 
 def touched(path: Path) -> Path:
-    """Return an empty file, as a kubelet makes it for FileOrCreate."""
+    """Return an empty file, as a kubelet creates it for FileOrCreate."""
     path.touch()
     return path
 
 
 @pytest.mark.parametrize("folder", ["overlays/iptables", "overlays/nftables", "overlays/ipvs", "configmap"])
-def test_the_api_server_takes_the_manifests(control_plane: ControlPlane, folder: str) -> None:
-    """The real API server finds nothing unknown or wrong in any overlay, nor in its pods."""
+def test_the_api_server_accepts_the_manifests(control_plane: ControlPlane, folder: str) -> None:
+    """The real API server finds no unknown or invalid field in any overlay, or in its pods."""
     text = control_plane.kubectl("kustomize", str(ROOT / "manifests" / folder))
     said = control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "--filename=-", input=text)
 
@@ -143,7 +143,7 @@ def test_the_api_server_takes_the_manifests(control_plane: ControlPlane, folder:
 
 
 def test_each_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> None:
-    """Both containers are told the mode of the overlay."""
+    """Both containers get the mode of the overlay."""
     for mode, objects in manifests.items():
         spec = pod_spec(objects)
         for container in (*spec["initContainers"], *spec["containers"]):
@@ -151,7 +151,7 @@ def test_each_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> 
 
 
 def test_kubeadms_daemon_set_is_replaced(control_plane: ControlPlane, manifests: dict[str, list[JsonObject]]) -> None:
-    """Applied over what kubeadm made, nothing of kube-proxy's container is left: neither its image nor its rights."""
+    """Applied over kubeadm's DaemonSet, the overlay replaces the image and the privileges of kube-proxy's container."""
     [wanted] = [item for item in manifests["nftables"] if item["kind"] == "DaemonSet"]
     control_plane.kubectl("delete", "--namespace=kube-system", "--ignore-not-found", "daemonset", "kube-proxy")
     control_plane.request("POST", "/apis/apps/v1/namespaces/kube-system/daemonsets", kubeadms(wanted))
@@ -166,7 +166,7 @@ def test_kubeadms_daemon_set_is_replaced(control_plane: ControlPlane, manifests:
 
 
 def kubeadms(daemon_set: JsonObject) -> JsonObject:
-    """Return the DaemonSet as kubeadm 1.37 makes it."""
+    """Return the DaemonSet as kubeadm 1.37 creates it."""
     found: JsonObject = json.loads(json.dumps(daemon_set))
     pod = found["spec"]["template"]["spec"]
     del pod["initContainers"]
@@ -179,7 +179,7 @@ def kubeadms(daemon_set: JsonObject) -> JsonObject:
 
 
 def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
-    """After the init container, an agent with two capabilities and a read-only /proc/sys makes Services answer."""
+    """After the init container has run, an agent with two capabilities and a read-only /proc/sys programs Services."""
     [prepare], [agent] = pod["initContainers"], pod["containers"]
     run_to_end(node, prepare)
     assert answer(lab) is None
@@ -187,7 +187,7 @@ def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
         wait_until(lambda: answer(lab) == "pod1-1", container.log.name, timeout_seconds=PATIENCE_SECONDS)
         status = container.status()
         for probe in ("livenessProbe", "readinessProbe"):
-            wait_until(partial(says_yes, lab, agent[probe]["httpGet"]), probe, timeout_seconds=PATIENCE_SECONDS)
+            wait_until(partial(is_healthy, lab, agent[probe]["httpGet"]), probe, timeout_seconds=PATIENCE_SECONDS)
 
         assert ["0000000000003000"] * 3 == [status[name] for name in ("CapPrm", "CapEff", "CapBnd")]
         assert "1" == status["NoNewPrivs"]
@@ -196,21 +196,21 @@ def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
         assert int(status["VmRSS"].split()[0]) < 60_000  # kB
 
 
-def says_yes(lab: Lab, probe: JsonObject) -> bool:
-    """Probe the node as its kubelet does: in the node's own network, by the node's address."""
+def is_healthy(lab: Lab, probe: JsonObject) -> bool:
+    """Return whether a probe of the node succeeds, sent as by its kubelet from the node to its own address."""
     host = lab["node1"]
     found = get_inside(host.namespace.name, str(host.ipv4), probe["port"], probe["path"])
     return found is not None and found.status == HTTPStatus.OK
 
 
 def answer(lab: Lab) -> str | None:
-    """Return who answers for the Service."""
+    """Return the server that answers for the Service."""
     [outcome] = lab.client_pod.probe(tcp("10.96.0.10", 80, timeout_seconds=1.0))
     return outcome.server
 
 
 def test_the_image_is_slim(rootfs: Path) -> None:
-    """No compiler, no pip, none of the kubernetes package's models; and what it adds to its base stays small."""
+    """The image has no compiler, no pip and no models of the kubernetes package, and adds little to its base."""
     packages = rootfs / "opt/pyproxy/lib/python3.11/site-packages"
 
     assert not list((rootfs / "usr/bin").glob("*gcc*"))

@@ -1,4 +1,4 @@
-"""The commands of docs/install.md, copied from there into a machine with a real systemd."""
+"""The commands of docs/install.md, run in a machine with a real systemd."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ clientConnection: {kubeconfig: /var/lib/kube-proxy/kubeconfig}
 hostnameOverride: node1
 mode: iptables
 clusterCIDR: "10.244.0.0/16,fd00:10:244::/48"
-# Settings of the whole machine, which tests leave alone.
+# Settings of the whole machine, which tests do not change.
 conntrack: {maxPerCore: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 oomScoreAdj: 0
 """
@@ -49,28 +49,28 @@ def commands(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def machine(debian: None, dist: Path, built: None, lab: Lab) -> Iterator[Machine]:  # noqa: ARG001 - must be there
-    """Give an empty machine, with the archive in the current directory of its root."""
+def machine(debian: None, dist: Path, built: None, lab: Lab) -> Iterator[Machine]:  # noqa: ARG001 - needs the files
+    """Provide an empty machine, with the archive in the home directory of root."""
     with Machine(lab["node1"], {ARCHIVES: dist, PROGRAMS: BINARIES.resolve()}) as booted:
         booted.run("sh", "-euc", f"cp {ARCHIVES}/pyproxy-*.tar.gz /root")
-        # No name server is there to be waited for.
+        # There is no name server, and commands should not wait for one.
         booted.write("/etc/resolv.conf", "")
         yield booted
 
 
 def paste(machine: Machine, blocks: list[str]) -> str:
-    """Run blocks of commands in one shell, as who copies them does, and return what they print."""
+    """Run blocks of commands in one shell, as a user who copies them, and return their output."""
     return machine.run("sh", "-eu", stdin="cd /root\n" + "".join(blocks))
 
 
 def answer(lab: Lab) -> str | None:
-    """Return who answers for the Service of the cluster."""
+    """Return the server that answers for the Service of the cluster."""
     [outcome] = lab.client_pod.probe(tcp("10.96.0.10", 80, timeout_seconds=1.0))
     return outcome.server
 
 
 def test_an_empty_machine(machine: Machine) -> None:
-    """A reader who copies the commands gets an answer from a Service; and then a machine without a trace of it."""
+    """The copied commands set up a Service that answers, and remove pyproxy without a trace."""
     blocks = commands("Systemd: machine without a cluster")
     [back] = [number for number, block in enumerate(blocks) if "disable --now pyproxy" in block]
 
@@ -88,7 +88,7 @@ def test_an_empty_machine(machine: Machine) -> None:
 
 @pytest.fixture
 def cluster(machine: Machine, lab: Lab) -> Iterator[None]:
-    """Make the machine a node of a cluster with a Service, with a real kube-proxy as its service."""
+    """Make the machine a node of a cluster with a Service, with a real kube-proxy as a systemd service."""
     with ExitStack() as stack:
         control_plane = stack.enter_context(ControlPlane())
         server = stack.enter_context(control_plane.exposed_in(lab["node1"].namespace.name))
@@ -116,7 +116,7 @@ def _collection(kind: str) -> str:
 
 @pytest.mark.usefixtures("cluster")
 def test_in_place_of_kube_proxy(machine: Machine, lab: Lab) -> None:
-    """The commands bring pyproxy in kube-proxy's place, and kube-proxy back; the Service answers all the time."""
+    """The commands replace kube-proxy by pyproxy and roll back; the Service answers all the time."""
     [install, *_] = commands("Systemd: machine without a cluster")
     [there, back] = commands("Systemd: replace kube-proxy.service")
     paste(machine, [install])

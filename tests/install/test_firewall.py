@@ -1,6 +1,6 @@
-"""A node with firewalld of Debian, rules as Docker makes them, and dozens of native rules of nft in the same tables.
+"""A node with Debian's firewalld, rules of Docker, and dozens of native nft rules in the same tables.
 
-Law: whatever an agent does there, Services are served, each hook of ours is there once, and all that others have stays.
+Whatever an agent does there, Services are served, each hook exists once, and all foreign rules stay.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.packets.objects import PLAN, JsonObject, port, service, slices
 
 from .machine import Machine
 
-# Programs of iptables cannot list the tables that all rules are in here.
+# Programs of iptables cannot list the tables with all these rules.
 READABLE_NFT = replace(NFT, dumps=tuple(("nft", "list", "ruleset", nft_word(family)) for family in Family))
 WEB = service("web", 150, port(80))
 HOOKS = {"iptables-legacy": 14, "iptables-nft": 14, "nftables": 0}
-"""Jumps to our chains in each family: 12, and 2 to the chain that the kubelet has too."""
+"""Jumps to our chains in each family: 12, and 2 to the chain that is shared with the kubelet."""
 GUARD = (
     '-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m comment --comment "block incoming localnet connections" '
     "-m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP\n"
@@ -44,17 +44,17 @@ KUBE_PROXY_IS_BACK = "".join(
 
 @dataclass
 class Node:
-    """The first node of a cluster, with what others have there."""
+    """The first node of a cluster, with foreign rules."""
 
     cluster: Cluster
     machine: Machine
 
     def run(self, *argv: str, stdin: str = "") -> str:
-        """Run a command on the node, beside the machine."""
+        """Run a command in the node's network, outside the machine."""
         return self.cluster.run(self.cluster.lab["node1"], *argv, stdin=stdin)
 
-    def add_others(self) -> None:
-        """Start firewalld, and add the rules of others, in tables of iptables where the mode has its own."""
+    def add_foreign(self) -> None:
+        """Start firewalld, and add foreign rules, in the iptables variant of the mode."""
         self.machine.start("firewalld")
         self.machine.run("firewall-cmd", "--quiet", "--set-default-zone=trusted")
         self.machine.run("firewall-cmd", "--quiet", "--reload")
@@ -69,25 +69,25 @@ class Node:
 
     @property
     def variants(self) -> tuple[Mode, ...]:
-        """The variants of iptables that others have rules in."""
+        """The iptables variants with foreign rules."""
         return (LEGACY, NFT) if self.cluster.mode is LEGACY else (NFT,)
 
     def add_rules(self, *modes: Mode) -> None:
-        """Add rules as Docker and the administrator do, who add them again when firewalld was reloaded."""
+        """Add rules as Docker and an administrator do, also after a reload of firewalld."""
         for restore in (restore for mode in modes for restore in mode.restores):
             self.run(restore, "--noflush", stdin=DOCKER)
         for family in Family:
             self.run("nft", "-f", "-", stdin="\n".join(EVERYDAY).replace("{f}", nft_word(family)) + "\n")
 
     def rules(self) -> list[str]:
-        """Return all rules of both variants, sorted: what was removed and came again stands elsewhere."""
+        """Return all rules of both variants, sorted, because restored rules are at other positions."""
         legacy = [self.run(*dump) for dump in LEGACY.dumps] if self.cluster.mode is LEGACY else []
         tables = sorted(self.run("nft", "list", "tables").splitlines())
         found = uncounted("".join((*legacy, *(self.run("nft", "list", *table.split()) for table in tables))))
         return sorted(found.splitlines())
 
     def hooks(self) -> set[tuple[int, int]]:
-        """Return, for both families, how many of our hooks there are, and how often that is which is there most often."""
+        """Return, for both families, the number of our hooks, and the highest count of one hook."""
         found = []
         for dump in self.cluster.mode.dumps:
             counts = hooks_of(self.run(*dump))
@@ -95,7 +95,7 @@ class Node:
         return set(found)
 
     def servers(self) -> set[str | None]:
-        """Return who answers at the Service's addresses."""
+        """Return the servers that answer at the addresses of the Service."""
         outcomes = self.cluster.lab.client_pod.probe(
             *(tcp(ip, 80) for ip in WEB["spec"]["clusterIPs"] for _ in "12345678")
         )
@@ -103,18 +103,18 @@ class Node:
 
 
 @pytest.fixture(params=[LEGACY, READABLE_NFT, NFTABLES], ids=str)
-def node(request: pytest.FixtureRequest, debian: None, tmp_path: Path) -> Iterator[Node]:  # noqa: ARG001 - the machine must be there
-    """Give a node with what others have there, and no agent yet."""
+def node(request: pytest.FixtureRequest, debian: None, tmp_path: Path) -> Iterator[Node]:  # noqa: ARG001 - needs the machine
+    """Provide a node with foreign rules, without an agent."""
     mode: Mode = request.param
     with Lab(PLAN.shape, timeout_seconds=4.0) as lab, Machine(lab["node1"], {}) as machine:
         found = Node(Cluster(lab, mode, tmp_path), machine)
-        found.add_others()
+        found.add_foreign()
         yield found
         found.cluster.stop()
 
 
 def test_everyday_firewall(node: Node) -> None:
-    """Start, restart, change, a reload of the firewall, take-over and cleanup go as on a node of our own."""
+    """Start, restart, change, reload of the firewall, takeover and cleanup work as on a node without foreign rules."""
     cluster = node.cluster
     objects: list[JsonObject] = [WEB, *slices(WEB, "pod1-1", "pod2-1")]
     hooks = {(HOOKS[cluster.mode.name], min(HOOKS[cluster.mode.name], 1))}
@@ -132,9 +132,9 @@ def test_everyday_firewall(node: Node) -> None:
     cluster.put(*slices(WEB, "pod1-2", "pod2-1"))
     assert ({"pod1-2", "pod2-1"}, hooks) == (node.servers(), node.hooks())
 
-    # It flushes and deletes all that iptables has in the nft variant.
+    # The reload flushes and deletes all rules of iptables in the nft variant.
     node.machine.run("firewall-cmd", "--quiet", "--reload")
-    wait_until(lambda: node.hooks() == hooks, "hooks that are back")
+    wait_until(lambda: node.hooks() == hooks, "the repair of the hooks")
     if cluster.mode is not READABLE_NFT:
         node.add_kubelet(NFT)
     node.add_rules(NFT)
@@ -158,6 +158,6 @@ def test_everyday_firewall(node: Node) -> None:
 
     cluster.stop()
     node.run(PYPROXY, "cleanup")
-    # The kubelet's stay.
+    # The hooks of the kubelet stay.
     assert {(2, 1) if cluster.mode.is_iptables else (0, 0)} == node.hooks()
     assert others == node.rules()

@@ -1,4 +1,4 @@
-"""The nft and iptables of Debian 13, run from a chroot in a network namespace, on rules that pyproxy wrote and back."""
+"""Compatibility with nft and iptables of Debian 13, run from a chroot in a network namespace, in both directions."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ OBJECTS = (
 )
 
 PRIORITIES = {"raw": -300, "mangle": -150, "dstnat": -100, "filter": 0, "security": 50, "srcnat": 100}
-"""Names of priorities, nft(8)."""
+"""Names of priorities, from nft(8)."""
 _PRIORITY = re.compile(r"priority ([a-z]+)( [-+] \d+)?;")
 
 
 @pytest.fixture(scope="module", autouse=True)
 def tree() -> None:
-    """Have the system of trixie.sh."""
+    """Build the system of trixie.sh."""
     run("tests/install/trixie.sh")
 
 
 @pytest.fixture(autouse=True)
 def namespace() -> Iterator[None]:
-    """Be in a network namespace of one's own."""
+    """Enter a new network namespace."""
     with own_namespace():
         yield
 
 
 def newer(*argv: str, stdin: str = "") -> str:
-    """Run a program of Debian 13 in this network namespace; raises with what it said if it fails."""
-    # iptables-legacy-save finds its tables in /proc/net.
+    """Run a program of Debian 13 in this network namespace; raises an error with its output if it fails."""
+    # iptables-legacy-save reads the names of its tables from /proc/net.
     enter = 'mount --rbind /proc "$0/proc" && exec chroot "$0" "$@"'
     done = subprocess.run(
         ["unshare", "--mount", "sh", "-c", enter, str(TREE), *argv],
@@ -60,7 +60,7 @@ def newer(*argv: str, stdin: str = "") -> str:
 
 
 def planned(mode: str, manifest: str, output: str) -> str:
-    """Return what pyproxy would write for a file of examples, as input for nft or iptables-restore."""
+    """Return the planned rules for an example file, as input for nft or iptables-restore."""
     done = subprocess.run(
         [PYPROXY, "dump-rules", f"--manifests={ROOT / manifest}", f"--proxy-mode={mode}", "-o", output],
         capture_output=True,
@@ -71,7 +71,7 @@ def planned(mode: str, manifest: str, output: str) -> str:
 
 
 def test_versions() -> None:
-    """The programs are those that docs/compatibility.md names."""
+    """The programs have the versions in docs/compatibility.md."""
     assert "nftables v1.1.3" in newer("nft", "--version")
     assert "iptables v1.8.11 (nf_tables)" in newer("iptables-nft", "--version")
     assert "iptables v1.8.11 (legacy)" in newer("iptables-legacy", "--version")
@@ -79,7 +79,7 @@ def test_versions() -> None:
 
 @pytest.mark.parametrize("manifest", OBJECTS)
 def test_nft_loads_and_lists_our_table(manifest: str) -> None:
-    """What 1.0.6 loads, nft 1.1 lists as 1.0.6 does; and it loads the same."""
+    """Nft 1.1 lists a table loaded by 1.0.6 as 1.0.6 does, and loads the same table."""
     text = planned("nftables", manifest, "nft")
     subprocess.run(["nft", "--file", "-"], input=text, text=True, check=True)
     older = listed()
@@ -88,19 +88,19 @@ def test_nft_loads_and_lists_our_table(manifest: str) -> None:
     subprocess.run(["nft", "flush", "ruleset"], check=True)
 
     newer("nft", "--file", "-", stdin=text)
-    # Not listed by 1.0.6, which crashes on types of elements as 1.1 describes them: docs/compatibility.md.
+    # Not listed by 1.0.6, which crashes on element types that 1.1 has written: docs/compatibility.md.
     assert older == lines_of(newer("nft", "list", "ruleset"))
     assert any("numgen" in line for line in older)
 
 
 def listed() -> list[str]:
-    """Return what this machine's nft lists; as text, for 1.0.6 crashes when it lists our table as JSON."""
+    """Return the listing of this machine's nft, as text, because 1.0.6 crashes when it lists our table as JSON."""
     return lines_of(subprocess.run(["nft", "list", "ruleset"], capture_output=True, text=True, check=True).stdout)
 
 
 def lines_of(text: str) -> list[str]:
-    """Return the lines of a listing without their ends and commas, sorted: the kernel lists elements in any order."""
-    # In output hooks 1.0.6 writes numbers, 1.1 names.
+    """Return the sorted lines of a listing without trailing commas, because the kernel lists elements in any order."""
+    # In output hooks 1.0.6 prints numbers, 1.1 names.
     text = _PRIORITY.sub(
         lambda found: f"priority {PRIORITIES[found[1]] + int((found[2] or '0').replace(' ', ''))};", text
     )
@@ -110,8 +110,8 @@ def lines_of(text: str) -> list[str]:
 @pytest.mark.parametrize("variant", ["nft", "legacy"])
 @pytest.mark.parametrize("manifest", OBJECTS)
 def test_iptables_reads_and_writes_our_chains(manifest: str, variant: str) -> None:
-    """Iptables 1.8.11 loads our rules and saves the same that 1.8.9 saves, and 1.8.9 saves what it loaded."""
-    # Comments name the families, IPv4 first.
+    """Iptables 1.8.11 loads our rules and saves the same text as 1.8.9, which also saves what 1.8.11 loaded."""
+    # The comments name the families, IPv4 first.
     by_family = dict(
         zip(("iptables", "ip6tables"), planned("iptables", manifest, "restore").split("# IPv6\n"), strict=False)
     )
@@ -126,5 +126,5 @@ def test_iptables_reads_and_writes_our_chains(manifest: str, variant: str) -> No
 
 
 def rules_of(text: str) -> list[str]:
-    """Return what iptables-save prints, without comments and counters."""
+    """Return the output of iptables-save without comments and counters."""
     return [line.partition(" [")[0] for line in text.splitlines() if not line.startswith("#")]

@@ -1,6 +1,6 @@
-"""pyproxy as a service of a real systemd: what starts it again, what notices that it hangs, what is left when it stops.
+"""pyproxy as a service of a real systemd: restarts, the watchdog, stopping and cleanup.
 
-The tests build on each other's machine but not on each other's state: each starts the service as it needs it.
+The tests share a machine, but do not depend on each other: each starts the service as it needs it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CLEANUP = "pyproxy-cleanup.service"
 WEB = service("web", 10, port(80))
 FLAGS = (
     "--proxy-mode=iptables --manifests=/etc/pyproxy/manifests --hostname-override=node1 --cluster-cidr=10.244.0.0/16,fd00:10:244::/48"
-    # Machines that tests run on may not let anyone lower the score.
+    # Machines on which the tests run may not allow lowering the score.
     " --conntrack-max-per-core=0 --oom-score-adj=0"
 )
 ACTIVE = {"ActiveState": "active", "SubState": "running"}
@@ -39,24 +39,24 @@ def installed(machine: Machine) -> None:
 
 
 def answer(lab: Lab, *, timeout_seconds: float = 4.0) -> str:
-    """Return who answers for the Service, or what else a packet to it meets."""
+    """Return the server that answers for the Service, or the outcome of the probe."""
     [outcome] = lab.client_pod.probe(tcp("10.96.0.10", 80, timeout_seconds=timeout_seconds))
     return outcome.server or outcome.verdict.name
 
 
 def is_silent(lab: Lab) -> bool:
-    """Say whether nobody answers for the Service."""
+    """Return whether the Service does not answer."""
     return answer(lab, timeout_seconds=0.5) == Verdict.TIMEOUT.name
 
 
 def start(machine: Machine) -> int:
-    """Start the service as a user does, and return its process, which is ready."""
+    """Start the service as a user does, and return its process when it is ready."""
     machine.start("pyproxy")
     return int(machine.wait_for(UNIT, **ACTIVE)["MainPID"])
 
 
 def restarted(machine: Machine, before: int) -> int:
-    """Wait until systemd has another process ready in place of this one; return that."""
+    """Wait until systemd has replaced this process by a new one that is ready; return the new one."""
     machine.wait_for(UNIT, **ACTIVE, NRestarts="1")
     pid = int(machine.show(UNIT, "MainPID")["MainPID"])
     assert before != pid
@@ -65,23 +65,23 @@ def restarted(machine: Machine, before: int) -> int:
 
 @pytest.fixture
 def stopped(machine: Machine) -> None:
-    """Stop the service and forget how often it was restarted."""
+    """Stop the service and reset its restart counter."""
     machine.run("systemctl", "stop", "pyproxy")
     machine.attempt("systemctl", "reset-failed", "pyproxy")
     machine.start("pyproxy-cleanup")
 
 
 def test_units_are_well_formed(machine: Machine) -> None:
-    """To systemd there is nothing wrong with the units."""
+    """`systemd-analyze verify` finds no problem in the units."""
     units = [f"/etc/systemd/system/{path.name}" for path in sorted((ROOT / "systemd").glob("*.service"))]
 
-    # Manual pages are not in the machine, but on nodes.
+    # Nodes have manual pages, the machine has none.
     assert "" == machine.run("systemd-analyze", "verify", "--man=no", *units)
 
 
 @pytest.mark.usefixtures("stopped")
 def test_start_returns_when_services_answer(machine: Machine, lab: Lab) -> None:
-    """When `systemctl start` returns the first sync is done: a Service answers at once."""
+    """`systemctl start` returns after the first sync: a Service answers at once."""
     assert is_silent(lab)
 
     machine.start("pyproxy")
@@ -91,8 +91,8 @@ def test_start_returns_when_services_answer(machine: Machine, lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_it_has_few_rights(machine: Machine) -> None:
-    """The running agent has two capabilities, no way to more, and cannot write to the system."""
+def test_it_has_few_privileges(machine: Machine) -> None:
+    """The running agent has two capabilities, cannot gain more, and cannot write to the system."""
     pid = start(machine)
     status = dict(line.split(":\t", 1) for line in machine.run("cat", f"/proc/{pid}/status").splitlines())
 
@@ -105,7 +105,7 @@ def test_it_has_few_rights(machine: Machine) -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_a_crash_is_followed_by_a_restart(machine: Machine, lab: Lab) -> None:
-    """After kill -9 the Service goes on answering, and systemd starts the agent again."""
+    """After kill -9 the Service still answers, and systemd restarts the agent."""
     pid = start(machine)
 
     machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "pyproxy")
@@ -116,8 +116,8 @@ def test_a_crash_is_followed_by_a_restart(machine: Machine, lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_a_hang_is_noticed(machine: Machine, lab: Lab) -> None:
-    """An agent that stands still gives no sign of life; systemd ends it and starts another."""
+def test_a_hang_is_detected(machine: Machine, lab: Lab) -> None:
+    """A stopped agent sends no watchdog messages; systemd kills it and starts a new one."""
     machine.write(f"/run/systemd/system/{UNIT}.d/watchdog.conf", "[Service]\nWatchdogSec=4\n")
     machine.run("systemctl", "daemon-reload")
     pid = start(machine)
@@ -130,8 +130,8 @@ def test_a_hang_is_noticed(machine: Machine, lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_a_quiet_cluster_is_no_hang(machine: Machine) -> None:
-    """An agent with nothing to do lives on past its watchdog's time."""
+def test_a_quiet_cluster_is_not_a_hang(machine: Machine) -> None:
+    """An idle agent keeps running beyond the watchdog time-out."""
     machine.write(f"/run/systemd/system/{UNIT}.d/watchdog.conf", "[Service]\nWatchdogSec=4\n")
     machine.run("systemctl", "daemon-reload")
     pid = start(machine)
@@ -146,8 +146,8 @@ def test_a_quiet_cluster_is_no_hang(machine: Machine) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
-def test_stopping_leaves_services_alone(machine: Machine, lab: Lab) -> None:
-    """After a stop all rules are there; the cleanup service removes them, and so do a second and a running agent's."""
+def test_stopping_keeps_services(machine: Machine, lab: Lab) -> None:
+    """After a stop all rules stay; the cleanup service removes them, also when it is repeated."""
     start(machine)
 
     machine.run("systemctl", "stop", "pyproxy")
@@ -164,7 +164,7 @@ def test_stopping_leaves_services_alone(machine: Machine, lab: Lab) -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_cleanup_stops_the_agent_first(machine: Machine, lab: Lab) -> None:
-    """Cleaning up under a running agent stops it: nobody writes back what was removed."""
+    """The cleanup service stops a running agent first, so that the rules are not restored."""
     start(machine)
 
     machine.start("pyproxy-cleanup")
@@ -175,7 +175,7 @@ def test_cleanup_stops_the_agent_first(machine: Machine, lab: Lab) -> None:
 
 @pytest.mark.usefixtures("stopped")
 def test_kube_proxy_and_pyproxy_exclude_each_other(machine: Machine, lab: Lab) -> None:
-    """Starting pyproxy stops a service named kube-proxy, and the other way round."""
+    """Starting pyproxy stops a service named kube-proxy, and vice versa."""
     machine.write("/run/systemd/system/kube-proxy.service", "[Service]\nExecStart=/usr/bin/sleep infinity\n")
     machine.run("systemctl", "daemon-reload")
     machine.start("kube-proxy")

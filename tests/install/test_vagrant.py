@@ -1,4 +1,4 @@
-"""The Vagrant lab: its file, and its scripts; that of the nodes is run, in machines with a real systemd."""
+"""The Vagrant lab: its Vagrantfile, and its scripts; the script of the nodes runs in machines with a real systemd."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.lab import Host, Lab, LabError, Shape
 from .machine import PATIENCE_SECONDS, ROOT, Machine, run
 
 PLACES = {"node1": "192.168.56.11", "node2": "192.168.56.12"}
-"""The machines of the lab without a cluster, as the Vagrantfile and vagrant/manifests have them."""
+"""The machines of the lab without a cluster, from the Vagrantfile and vagrant/manifests."""
 SCRIPT = "/vagrant/vagrant/node.sh"
 SHELL_SCRIPTS = ("vagrant/*.sh", "packaging/*.sh", "packaging/install", "tests/install/*.sh")
 
 
 @pytest.fixture(scope="module")
-def machines(debian: None, dist: Path) -> Iterator[dict[str, Machine]]:  # noqa: ARG001 - the files must be there
-    """Give two machines with an address on the private network, and with this tree where Vagrant puts it."""
+def machines(debian: None, dist: Path) -> Iterator[dict[str, Machine]]:  # noqa: ARG001 - needs the files
+    """Provide two machines with an address on the private network, and with this tree in the folder of Vagrant."""
     with ExitStack() as stack:
         lab = stack.enter_context(Lab(Shape(nodes=2)))
         booted = {}
@@ -32,14 +32,14 @@ def machines(debian: None, dist: Path) -> Iterator[dict[str, Machine]]:  # noqa:
             host: Host = lab[name]
             host.run("ip", "address", "add", f"{address}/24", "dev", "eth0")
             booted[name] = stack.enter_context(Machine(host, {"/vagrant": ROOT}))
-            # No name server is there to be waited for.
+            # There is no name server, and commands should not wait for one.
             booted[name].write("/etc/resolv.conf", "")
         yield booted
 
 
 @pytest.mark.parametrize("lab", ["cluster", "files"])
 def test_the_vagrantfile_is_valid(lab: str, tmp_path: Path) -> None:
-    """Vagrant takes the file for both labs."""
+    """Vagrant accepts the file for both labs."""
     result = subprocess.run(
         ["vagrant", "validate", "--ignore-provider"],
         cwd=ROOT,
@@ -57,7 +57,7 @@ def test_the_vagrantfile_is_valid(lab: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", SHELL_SCRIPTS)
 def test_scripts_are_sound(pattern: str) -> None:
-    """Shellcheck finds nothing in the scripts that install."""
+    """Shellcheck finds no problem in the installation scripts."""
     scripts = [str(path) for path in sorted(ROOT.glob(pattern))]
 
     assert scripts
@@ -73,7 +73,7 @@ def test_scripts_are_sound(pattern: str) -> None:
     ],
 )
 def test_a_wrong_address_is_refused(machines: dict[str, Machine], address: str, reason: str) -> None:
-    """An address that is not the node's own on the private network ends the script before it changes anything."""
+    """The script rejects an address that is not the node's own on the private network, and changes nothing."""
     with pytest.raises(LabError, match=reason):
         machines["node1"].run(SCRIPT, "files", "node1", address)
 
@@ -81,7 +81,7 @@ def test_a_wrong_address_is_refused(machines: dict[str, Machine], address: str, 
 
 
 def test_the_lab_without_a_cluster(machines: dict[str, Machine]) -> None:
-    """The script makes two machines answer for one Service; run again it changes nothing of that."""
+    """After the script, two machines answer for one Service, also when it is run again."""
     for _ in range(2):
         for name, machine in machines.items():
             machine.run(SCRIPT, "files", name, PLACES[name])
@@ -95,6 +95,6 @@ def test_the_lab_without_a_cluster(machines: dict[str, Machine]) -> None:
 
 
 def both_answer(machine: Machine) -> bool:
-    """Say whether some requests to the Service reach both machines, and nobody else."""
+    """Return whether requests to the Service reach both machines, and no other server."""
     curl = ("curl", "--silent", "--max-time", "2", "http://10.96.0.10/")
     return {machine.attempt(*curl).stdout.strip() for _ in range(10)} == set(PLACES)

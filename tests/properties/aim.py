@@ -1,4 +1,4 @@
-"""Packets that a cluster's Services may be reached by, from everywhere on and around one of its nodes."""
+"""Packets to all addresses of a cluster's Services, from all sources on and around one of its nodes."""
 
 from collections.abc import Iterator
 from itertools import product
@@ -12,11 +12,11 @@ from tests.properties.world import WORLD, ips, of_families
 
 LOOPBACK_IPS = ips("127.0.0.1", "127.0.0.9", "::1")
 IN_INTERFACES = ("", "eth0", "cni0", "veth12")
-"""By which a packet comes: sent by the node itself, from its network, from a pod by a bridge or by a pair of its own."""
+"""Incoming interfaces: none (sent by the node), the node's network, the pod bridge, and a veth pair of a pod."""
 
 
 def sources(host: Host, family: Family, in_interface: str) -> set[bytes]:
-    """Return addresses that a packet can come from by an interface, endpoints among them."""
+    """Return possible source addresses of packets from an interface, including endpoints."""
     match in_interface:
         case "":
             return {*host.ips, *of_families(LOOPBACK_IPS, (family,))}
@@ -27,12 +27,12 @@ def sources(host: Host, family: Family, in_interface: str) -> set[bytes]:
 
 
 def is_here(host: Host, ip: bytes) -> bool:
-    """Say whether an address is the node's or one of its pods'."""
+    """Return whether an address belongs to the node or one of its pods."""
     return host.is_local(ip) or any(ip in block for block in WORLD.pod_cidrs)
 
 
 def claims(service: Service, host: Host, family: Family) -> Iterator[tuple[bytes, Protocol, int]]:
-    """Yield every address, protocol and port in a family that a Service may be reached by."""
+    """Yield every address, protocol and port of the Services in a family."""
     addresses = of_families((*service.cluster_ips, *service.external_ips, *service.load_balancer_ips), (family,))
     for port in service.ports:
         yield from ((ip, port.protocol, port.port) for ip in addresses)
@@ -42,7 +42,7 @@ def claims(service: Service, host: Host, family: Family) -> Iterator[tuple[bytes
 
 
 def aimed_packets(cluster: Cluster, host: Host, family: Family) -> Iterator[Packet]:
-    """Yield a packet from everywhere to everything that Services may be reached by."""
+    """Yield packets from all sources to all frontends of Services."""
     for service, in_interface in product(cluster.services, IN_INTERFACES):
         here = sorted(sources(host, family, in_interface))
         for (ip, protocol, port), source in product(claims(service, host, family), here):

@@ -1,7 +1,7 @@
-"""One family's tables behind the interface that the agent drives: text goes in, text comes out, lines can be refused.
+"""The tables of one family in memory, with the kernel interface of the agent; lines of input can be refused.
 
-The law: nothing is remembered but the tables. What is applied goes through the restore text, what is read through the
-save text; tables before a refused one are committed, as by ``iptables-restore``.
+The tables are the only state. Changes go through restore text, and reads through save text. As with
+``iptables-restore``, tables before a refused one are committed.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,13 +17,13 @@ from tests.properties.tables import RestoreRefusedError, Tables, accept_all
 FOREIGN_CHAIN = "CNI-FORWARD"
 FOREIGN_RULES = {
     ("filter", "FORWARD"): f"-j {FOREIGN_CHAIN}",
-    ("filter", "INPUT"): '-p tcp -m comment --comment "somebody else\'s" -m tcp --dport 22 -j ACCEPT',
+    ("filter", "INPUT"): '-p tcp -m comment --comment "foreign" -m tcp --dport 22 -j ACCEPT',
     ("nat", "POSTROUTING"): "-s 10.9.0.0/16 -j MASQUERADE",
 }
 
 
 class TableKernel:
-    """The tables of one family, with rules of others in them."""
+    """The tables of one family, with foreign rules."""
 
     detects_all_changes = True
     plans_per_portion: int | None = None
@@ -32,11 +32,11 @@ class TableKernel:
         self.family = family
         self.tables = Tables()
         self.refuses: Callable[[str], bool] = accept_all
-        """Which lines are refused."""
+        """Returns whether a line is refused."""
         self.is_busy = False
-        """Every change fails for now, as behind a lock that another program holds."""
+        """Whether every change fails, as if another program held the lock."""
         self.written: list[str] = []
-        """Every text that was handed in, refused ones included."""
+        """All restore texts so far, including refused ones."""
         self._owned = ownership(family)
         self.tables.chains["filter"][FOREIGN_CHAIN] = ["-j ACCEPT"]
         for (table, chain), rule in FOREIGN_RULES.items():
@@ -46,14 +46,14 @@ class TableKernel:
         return repr(self.tables)
 
     async def read(self) -> dict[RulesetKey, str]:
-        """Return what is ours."""
+        """Return our entries."""
         found: dict[RulesetKey, str] = {}
         for table in TABLES:
             found |= parse_save(table, self.tables.save(table), self._owned)
         return found
 
     async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
-        """Carry out a change.
+        """Apply a change.
 
         Raises:
             ApplyError: a line was refused, or the kernel is busy.
@@ -69,19 +69,19 @@ class TableKernel:
             raise ApplyError(str(error), retryable=False) from error
 
     def take_counts(self) -> KernelCounts:
-        """Count nothing."""
+        """Return no counts."""
         return KernelCounts()
 
     def changed_externally(self) -> bool:
-        """Say no: tests say themselves when something was changed."""
+        """Return False: tests report external changes themselves."""
         return False
 
     async def examine(self) -> bool:
-        """See nobody either."""
+        """Return False, like `changed_externally`."""
         return False
 
     def has_foreign_rules(self) -> bool:
-        """Say whether everything that is not ours is as it was, and where it was: behind what is ours."""
+        """Return whether the foreign rules are unchanged, and still behind our rules."""
         chains = self.tables.chains
         is_there = all(chains[table][chain][-1:] == [rule] for (table, chain), rule in FOREIGN_RULES.items())
         return is_there and chains["filter"][FOREIGN_CHAIN] == ["-j ACCEPT"]

@@ -1,4 +1,4 @@
-"""The agent without a clock, a task or a socket: changes go in, syncs run when a test says so."""
+"""The agent without clock, tasks and sockets: tests feed it changes and trigger syncs."""
 
 from collections.abc import Iterable
 
@@ -17,11 +17,11 @@ from tests.properties.kernel import TableKernel
 from tests.properties.planning import ruleset_of, run_now, succeeded
 
 NOBODY = Node(name="node1")
-"""What is known of this node while its Node is not."""
+"""The own node before its Node object is known."""
 
 
 class NodeAgent:
-    """Tracker, program and kernel of one family, put together as `agent.agent` does."""
+    """Tracker, planner, program and kernel of one family, combined as in `agent.agent`."""
 
     def __init__(self, settings: IptablesSettings, kernel: Kernel[RulesetKey, str]) -> None:
         self.tracker = Tracker()
@@ -34,17 +34,17 @@ class NodeAgent:
 
     @property
     def node(self) -> Node:
-        """Return this node as far as it is known."""
+        """Return the own node as far as it is known."""
         return self.tracker.node or NOBODY
 
     def tell(self, changes: Iterable[ObjectChange]) -> None:
-        """Take changes in and plan what they touch."""
+        """Process changes and plan the affected Services."""
         for change in changes:
             self.tracker.apply(change)
         self._stage(self._planner.take_changes(self.tracker, self.node))
 
     def tell_again(self) -> None:
-        """Take in everything that is known once more, as an informer's resync does, and plan all of it again."""
+        """Process all known objects again, as in a resync of an informer, and plan them again."""
         services = tuple(self.tracker.services.values())
         slices = (one for name in self.tracker.services for one in self.tracker.slices(name))
         nodes = [self.tracker.node] if self.tracker.node else []
@@ -62,35 +62,35 @@ class NodeAgent:
         self.reconciler.replace_program(IptablesProgram(settings))
 
     def plans(self) -> dict[ServicePortName, ServicePlan]:
-        """Return the plans of everything that was told, made from scratch."""
+        """Return newly computed plans for all known objects."""
         return final_plans(self.tracker, self.node, self.settings.family)
 
     def wanted(self) -> dict[RulesetKey, str]:
-        """Return what an agent would program that is started now, made from scratch."""
+        """Return the entries that an agent started now would program."""
         return ruleset_of(self.plans(), self.settings)
 
 
 class TableAgent(NodeAgent):
-    """One whose kernel is tables in memory, so that nothing has to be waited for."""
+    """An agent whose kernel is tables in memory, so that its coroutines never wait."""
 
     def __init__(self, settings: IptablesSettings) -> None:
         self.kernel = TableKernel(settings.family)
         super().__init__(settings, self.kernel)
 
     def sync(self) -> SyncReport:
-        """Bring the kernel up to what was told.
+        """Sync the kernel with the known objects.
 
         Raises:
-            ApplyError: why the sync failed.
+            ApplyError: the sync failed.
         """
         return succeeded(run_now(self.reconciler.sync()))
 
     def follow(self, groups: Iterable[Iterable[ObjectChange]]) -> None:
-        """Tell groups of changes, and bring the kernel up to each before the next."""
+        """Process groups of changes, with a sync after each."""
         for group in groups:
             self.tell(group)
             self.sync()
 
     def in_kernel(self) -> dict[RulesetKey, str]:
-        """Return what of ours the kernel has."""
+        """Return our entries in the kernel."""
         return run_now(self.kernel.read())

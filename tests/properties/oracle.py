@@ -1,7 +1,8 @@
-"""What has to happen to the first packet of a connection, said from Services and EndpointSlices alone.
+"""The expected outcome of the first packet of a connection, derived from Services and EndpointSlices.
 
-The law: written from the behaviour of kube-proxy's iptables mode, without a look at rules and with nothing of
-`pyproxy.plan` but the type of the settings; where two Services claim one address, `docs/differences.md` decides. Plain and slow on purpose.
+The oracle implements the behaviour of kube-proxy's iptables mode independently: it uses no rules, and of `pyproxy.plan`
+only the type of the settings. Where two Services claim one address, `docs/differences.md` decides. It is simple and
+slow on purpose.
 """
 
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ _YOUNGEST = "9999"
 
 @dataclass(frozen=True, slots=True)
 class _Port:
-    """One port of one Service in one family, with the endpoints that it has here."""
+    """One port of one Service in one family, with the endpoints that this node uses."""
 
     service: Service
     port: ServicePort
@@ -35,7 +36,7 @@ class _Port:
     local: frozenset[Endpoint]
 
     has_any: bool
-    """Some endpoint on some node could answer."""
+    """Whether any endpoint on any node could answer."""
 
     @property
     def is_external_local(self) -> bool:
@@ -54,14 +55,14 @@ class _Port:
         return bool(self.has_any and self.source_ranges and self.load_balancer_ips)
 
     def refusal(self, endpoints: frozenset[Endpoint]) -> Fate | None:
-        """Say how traffic is refused that may use some endpoints: REJECT if nobody has any, DROP if only others have."""
+        """Return how traffic without usable endpoints is refused: DROP if other nodes have endpoints, else REJECT."""
         if not self.has_any:
             return Fate.REJECTED
         return None if endpoints else Fate.DROPPED
 
 
 class Oracle:
-    """The answers for one cluster."""
+    """The oracle for one cluster."""
 
     def __init__(self, cluster: Cluster, settings: IptablesSettings, host: Host) -> None:
         self._settings = settings
@@ -75,7 +76,7 @@ class Oracle:
         ]
 
     def outcomes(self, packet: Packet) -> frozenset[Outcome]:
-        """Return every way that the packet may go."""
+        """Return all possible outcomes of the packet."""
         chosen = self._translation(packet)
         if chosen is None:
             fate = self._filtered(packet, packet.destination, packet.port, is_marked=False, is_translated=False)
@@ -91,14 +92,14 @@ class Oracle:
         if fate is not Fate.ARRIVES:
             return Outcome(fate)
         if packet.in_interface and self._host.is_local(endpoint.ip):
-            return Outcome(fate, endpoint)  # it never leaves, so no source is changed
+            return Outcome(fate, endpoint)  # it never leaves, so its source is not translated
         leaves_by_lo = self._host.is_local(endpoint.ip)
         return Outcome(fate, endpoint, is_masqueraded=is_marked or (is_own and not leaves_by_lo))
 
     # Destination
 
     def _translation(self, packet: Packet) -> tuple[frozenset[Endpoint], bool] | None:
-        """Return the endpoints to choose from and whether the source is to be changed; None: not translated."""
+        """Return the possible endpoints, and whether to masquerade; None if the packet is not translated."""
         owner = self._owner(packet.destination, packet.protocol, packet.port)
         if owner is not None:
             found = self._by_address(packet, owner)
@@ -158,7 +159,7 @@ class Oracle:
             return False
         return self._host.is_local(ip)
 
-    # Who has it
+    # Owners of addresses
 
     def _owner(self, ip: bytes, protocol: Protocol, number: int) -> _Port | None:
         rivals = [
@@ -176,14 +177,14 @@ class Oracle:
     # Filtering
 
     def _filtered(self, packet: Packet, ip: bytes, number: int, *, is_marked: bool, is_translated: bool) -> Fate:
-        """Say how a new connection fares that goes to an address now, whatever it was sent to."""
+        """Return the fate of a new connection to its current address, regardless of the original one."""
         verdicts = self._verdicts(packet, ip, number, is_marked=is_marked, is_translated=is_translated)
         return next((fate for fate in verdicts if fate is not None), Fate.ARRIVES)
 
     def _verdicts(
         self, packet: Packet, ip: bytes, number: int, *, is_marked: bool, is_translated: bool
     ) -> Iterator[Fate | None]:
-        """Yield what the filters say that it meets, in their order; the first that says something is obeyed."""
+        """Yield the verdicts of the filters in order; the first one that is not None applies."""
         where = ip, packet.protocol, number
         is_local = self._host.is_local(ip)
         spoofed = Fate.DROPPED if self._is_spoofed(packet, ip, is_translated=is_translated) else None
@@ -193,12 +194,12 @@ class Oracle:
         elif not is_local:  # FORWARD
             yield from (firewalled, Fate.ARRIVES if is_marked else None)
             yield from (self._cluster_ip_refusal(*where), self._external_refusal(*where))
-        if is_local:  # INPUT, behind OUTPUT and lo for what the node sends to itself
+        if is_local:  # INPUT; packets of the node to itself have passed OUTPUT and lo before
             yield from (spoofed, firewalled, Fate.ARRIVES if self._is_health_check(packet.protocol, number) else None)
             yield self._external_refusal(*where)
 
     def _is_spoofed(self, packet: Packet, ip: bytes, *, is_translated: bool) -> bool:
-        """Say whether a loopback address is reached from elsewhere, for which route_localnet must open no door."""
+        """Return whether a packet from elsewhere goes to a loopback address, which route_localnet must not allow."""
         is_guarded = self._settings.localhost_node_ports and self._settings.family is Family.IPV4
         return is_guarded and ip in _LOOPBACK and packet.source not in _LOOPBACK and not is_translated
 
@@ -214,7 +215,7 @@ class Oracle:
         return owner.refusal(owner.internal) if owner is not None and ip in owner.cluster_ips else None
 
     def _external_refusal(self, ip: bytes, protocol: Protocol, number: int) -> Fate | None:
-        """Return the refusal of the first port, by name, that has the address or the node port."""
+        """Return the refusal of the first port, by name, with the address or the node port."""
         owner = self._owner(ip, protocol, number)
         node_port_owner = self._node_port_owner(protocol, number) if self._host.is_local(ip) else None
         for port in self._ports:
@@ -256,7 +257,7 @@ def _read_port(cluster: Cluster, service: Service, port: ServicePort, family: Fa
 def _endpoints(
     cluster: Cluster, service: Service, port: ServicePort, family: Family
 ) -> Iterator[tuple[Endpoint, SliceEndpoint]]:
-    """Yield the endpoints of a port, one for each address and port number: a later one counts unless it is going."""
+    """Yield the endpoints of a port, one per address and port number: the last one, unless it is terminating."""
     seen: dict[Endpoint, SliceEndpoint] = {}
     for one in sorted(cluster.slices, key=lambda one: one.name):
         if (one.service, one.family) != (service.name, family):
@@ -270,7 +271,7 @@ def _endpoints(
 
 
 def _first_usable(found: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:
-    """Return the ready ones, else those that still serve while they terminate."""
+    """Return the ready endpoints, or if there are none, those that are terminating and still serve."""
     ready = frozenset(at for at, item in found.items() if item.ready)
     return ready or frozenset(at for at, item in found.items() if item.serving and item.terminating)
 

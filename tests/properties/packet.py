@@ -1,8 +1,7 @@
-"""What tables do to the first packet of a connection: an interpreter of rules, written from iptables-extensions(8).
+"""An interpreter of iptables rules for the first packet of a connection, written from iptables-extensions(8).
 
-The law: it reads rule text and knows nothing of Services, plans or what pyproxy meant. Every match and option that it
-does not know is an error, so that no rule goes untested. Where chance decides, it follows every branch and says with
-which probability.
+It interprets rule text, independently of Services and plans. An unknown match or option is an error, so that no rule
+remains untested. Random choices are followed in every branch, with their probability.
 """
 
 import shlex
@@ -20,35 +19,35 @@ from tests.properties.tables import Tables
 LOOPBACKS = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _NETWORK_INTERFACE = "eth0"
 _IP_HEADERS = {4: (20, 12, 16), 16: (40, 8, 24)}
-"""By length of address: length of the IP header, offset of the source, offset of the destination."""
+"""By address length: length of the IP header, offset of the source, offset of the destination."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """The first packet of a connection, as this node sees it first."""
+    """The first packet of a connection, as it arrives at this node or is sent by it."""
 
     source: bytes
     destination: bytes
     protocol: Protocol
     port: int
     in_interface: str = ""
-    """Where it comes in; empty: this node sends it."""
+    """The incoming interface; empty if this node sends the packet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """The node, as far as routing depends on it."""
+    """The properties of the node that affect routing."""
 
     ips: frozenset[bytes]
-    """Its addresses apart from loopback ones."""
+    """Its addresses except loopback addresses."""
 
     def is_local(self, ip: bytes) -> bool:
-        """Say whether an address is of type LOCAL."""
+        """Return whether an address is of type LOCAL."""
         return ip in self.ips or any(ip in network for network in LOOPBACKS)
 
 
 class Fate(Enum):
-    """How it ends."""
+    """The fate of a packet."""
 
     ARRIVES = "arrives"
     REJECTED = "rejected"
@@ -57,31 +56,31 @@ class Fate(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One way that a packet can go."""
+    """One possible outcome of a packet."""
 
     fate: Fate
     endpoint: Endpoint | None = None
-    """Where its destination was changed to; None: it was not. Only of a packet that arrives."""
+    """The translated destination of a packet that arrives; None if it was not translated."""
     is_masqueraded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class _State:
-    """A packet on its way."""
+    """The state of a packet on its path."""
 
     packet: Packet
     host: Host
     destination: bytes
     port: int
     share: Fraction = Fraction(1)
-    """Probability of having come this way."""
+    """The probability of this path."""
     mark: int = 0
     is_translated: bool = False
     is_masqueraded: bool = False
     in_interface: str = ""
     out_interface: str = ""
     pins: frozenset[str] = frozenset()
-    """Names of the `recent` lists that the source is in."""
+    """Names of the `recent` lists that contain the source."""
 
 
 class _Verdict(Enum):
@@ -99,7 +98,7 @@ _Way = tuple[_Verdict, _State]
 class _Rule:
     tests: tuple[_Test, ...]
     chance: Fraction
-    """Probability that it applies where all tests pass."""
+    """The probability that the rule applies if all its tests pass."""
     target: str
     options: dict[str, str] = field(hash=False)
     sets_pin: str = ""
@@ -108,13 +107,13 @@ class _Rule:
 def outcomes(
     tables: Tables, host: Host, packet: Packet, pins: Collection[str] = frozenset()
 ) -> dict[Outcome, Fraction]:
-    """Return every way that a packet can go, with its probability.
+    """Return all possible outcomes of a packet, with their probabilities.
 
     Args:
         tables: the rules.
-        host: the node that has them.
+        host: the node with these rules.
         packet: the packet.
-        pins: names of the `recent` lists that already have its source.
+        pins: names of the `recent` lists that contain its source at the start.
     """
     state = _State(
         packet, host, packet.destination, packet.port, in_interface=packet.in_interface, pins=frozenset(pins)
@@ -136,7 +135,7 @@ def _outcome(verdict: _Verdict, end: _State) -> Outcome:
 
 
 class _Path:
-    """The order in which a packet meets the hooks (Netfilter: nat before filter at OUTPUT, after it at POSTROUTING)."""
+    """The order of the hooks on the path of a packet (Netfilter: nat before filter at OUTPUT, after it at POSTROUTING)."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -161,7 +160,7 @@ class _Path:
         return self._then(state, ("nat", "POSTROUTING"), self._come_back)
 
     def _come_back(self, state: _State) -> Iterator[_Way]:
-        """Let a packet to the node itself come in again by lo: still NEW, and conntrack translates it no second time."""
+        """Let a packet to the node itself enter again through lo: it is still NEW, and is not translated a second time."""
         if state.out_interface == "lo":
             return self._run(replace(state, in_interface="lo", out_interface=""), ("filter", "INPUT"))
         return iter([(_Verdict.ACCEPT, state)])
@@ -226,7 +225,7 @@ def _socket(text: str) -> tuple[bytes, int]:
 
 _FLAGS = frozenset({"--random-fully", "--rsource", "--set", "--rcheck", "--reap"})
 _PASSED_OVER = frozenset({"-m", "--comment", "--mask", "--reject-with", "--mode", "--random-fully", "--rsource"})
-"""Options that do not decide whether a rule applies (``--mode`` is always random)."""
+"""Options that do not affect whether a rule applies (``--mode`` is always random)."""
 _TARGET_OPTIONS = frozenset({"--set-xmark", "--to-destination"})
 
 
@@ -244,7 +243,7 @@ def _parse(text: str) -> _Rule:
         elif name in {"--set", "--rcheck", "--reap", "--seconds", "--name"}:
             recent[name] = value
         elif name == "--probability":
-            chance = Fraction(round(float(value) * (1 << 31)), 1 << 31)  # xt_statistic keeps 31 bits
+            chance = Fraction(round(float(value) * (1 << 31)), 1 << 31)  # xt_statistic stores 31 bits
         elif name not in _PASSED_OVER:
             tests.append(_test(name, value, is_inverted=is_inverted))
     if "--rcheck" in recent:

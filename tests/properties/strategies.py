@@ -1,8 +1,8 @@
-"""Any valid state of a cluster, as hypothesis strategies.
+"""Hypothesis strategies for valid states of a cluster.
 
-The law: whatever comes out of here could come from `pyproxy.decode`, and every field takes every kind of value
-that matters. With ``contested=False`` no two Services claim the same address and port, everything is what an API
-server would have let pass, and so the real kube-proxy has exactly one right answer.
+Every generated value could come from `pyproxy.decode`, and every field takes all relevant kinds of values. With
+``contested=False`` no two Services claim the same address and port, and an API server would accept all objects, so that
+the behaviour of the real kube-proxy is unambiguous.
 """
 
 from collections.abc import Iterable, Sequence
@@ -37,7 +37,7 @@ CONDITIONS = (
     (False, False, True),
     (False, False, False),
 )
-"""ready, serving, terminating: all there are, the usual ones more often."""
+"""All combinations of ready, serving, terminating; common ones are more frequent."""
 CREATED = ("2026-01-01T00:00:00Z", "2026-01-01T00:00:01Z")
 _HEALTH_CHECK_NODE_PORT = 32000
 _PORTS_APART = 1000
@@ -46,14 +46,14 @@ _NODE_PORTS_APART = 100
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What an agent is told."""
+    """The objects that an agent gets."""
 
     services: tuple[Service, ...]
     slices: tuple[EndpointSlice, ...]
     node: Node
 
     def changes(self) -> tuple[Put | Replaced, ...]:
-        """Return what a source sends first."""
+        """Return the first changes of a source."""
         return (
             Put(self.node),
             Replaced(Kind.SERVICE, self.services),
@@ -62,17 +62,17 @@ class Cluster:
 
 
 def _some(pool: Sequence[T], most: int = 2, least: int = 0) -> st.SearchStrategy[tuple[T, ...]]:
-    """Give from `least` to `most` different items in any order, each number of them as often as another."""
+    """Draw between `least` and `most` distinct items in any order; all numbers of items are equally likely."""
     return _choices(tuple(pool), least, min(most, len(pool)))
 
 
 @lru_cache
 def any_of(pool: Iterable[T]) -> st.SearchStrategy[T]:
-    """Give any item of a pool that can be hashed: the strategy is made once, which is most of what a draw costs."""
+    """Draw an item of a hashable pool; the strategy is cached, because creating it is most of the cost of a draw."""
     return st.sampled_from(list(pool))
 
 
-# A draw costs more than anything that is tested here: all choices are written out, and a choice is two draws.
+# A draw costs more than the tested code. So all choices are precomputed, and a choice takes two draws.
 @lru_cache
 def _choices(pool: tuple[T, ...], least: int, most: int) -> st.SearchStrategy[tuple[T, ...]]:
     return st.one_of(*(st.sampled_from(list(permutations(pool, size))) for size in range(least, most + 1)))
@@ -85,7 +85,7 @@ _RARELY = any_of((False, True, *[False] * 8))
 def service_ports(
     draw: st.DrawFn, world: World, index: int, *, has_node_ports: bool, contested: bool
 ) -> tuple[ServicePort, ...]:
-    """Give the ports of a Service: one with or without a name, or several named ones."""
+    """Draw the ports of a Service: one with or without a name, or several with names."""
     names = draw(_some(world.port_names, most=len(world.port_names), least=1))
     if len(names) == 1 and draw(st.booleans()):
         names = ("",)
@@ -103,13 +103,14 @@ def service_ports(
 
 @st.composite
 def services(draw: st.DrawFn, world: World = WORLD, index: int = 0, *, contested: bool = True) -> Service:
-    """Give any Service with the name of an index.
+    """Draw a Service with the name of an index.
 
     Args:
-        draw: given by hypothesis.
+        draw: provided by hypothesis.
         world: the pools.
-        index: which of the world's Services.
-        contested: addresses and ports may be others', too, and fields that an API server fills in may be missing.
+        index: the index of the Service in the world.
+        contested: whether addresses and ports may conflict with other Services, and defaults of the API server be
+        missing.
     """
     kind = draw(any_of(("ClusterIP", "NodePort", "LoadBalancer", "LoadBalancer")))
     families = draw(any_of(FAMILIES))
@@ -146,7 +147,7 @@ def _cluster_ips(
 
 @st.composite
 def slice_endpoints(draw: st.DrawFn, world: World, family: Family) -> tuple[SliceEndpoint, ...]:
-    """Give the endpoints of a slice: any conditions, on this node, on another or on none, hinted in several ways."""
+    """Draw the endpoints of a slice: with any conditions and hints, on this node, another node or no node."""
     hints = draw(any_of(("none", "none", "zones", "nodes", "both", "some")))
     found: list[SliceEndpoint] = []
     for ip in draw(_some(of_families(world.endpoint_ips, (family,)), most=4, least=0 if draw(_RARELY) else 1)):
@@ -172,7 +173,7 @@ def _hinted(names: Sequence[str]) -> st.SearchStrategy[tuple[str, ...]]:
 
 @st.composite
 def endpoint_slices(draw: st.DrawFn, world: World, service: Service, family: Family, name: str) -> EndpointSlice:
-    """Give a slice of a Service in a family, mostly with the Service's ports, under any numbers."""
+    """Draw a slice of a Service in a family, mostly with the Service's port names, with any numbers."""
     ports = tuple((port.name, port.protocol) for port in service.ports)
     if draw(_RARELY):
         ports = (*ports[1:], ("other", Protocol.TCP))
@@ -187,7 +188,7 @@ def endpoint_slices(draw: st.DrawFn, world: World, service: Service, family: Fam
 
 @st.composite
 def nodes(draw: st.DrawFn, world: World = WORLD) -> Node:
-    """Give this node's Node, with any of its addresses, pod ranges and zones."""
+    """Draw the Node of this node, with any of its addresses, pod CIDRs and zones."""
     families = draw(any_of(((), *FAMILIES)))
     return Node(
         name=world.node_name,
@@ -199,7 +200,7 @@ def nodes(draw: st.DrawFn, world: World = WORLD) -> Node:
 
 @st.composite
 def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, most_services: int = 3) -> Cluster:
-    """Give any cluster: Services, their slices, a slice without a Service now and then, and this Node."""
+    """Draw a cluster: Services, their slices, sometimes a slice without a Service, and the Node of this node."""
     everyone = range(len(world.service_names))
     indices = draw(_some(everyone, most=most_services, least=0 if draw(_RARELY) else 1))
     all_services = [draw(services(world, index, contested=contested)) for index in indices]
@@ -215,7 +216,7 @@ def clusters(draw: st.DrawFn, world: World = WORLD, *, contested: bool = True, m
 
 
 def local_traffics(family: Family, world: World = WORLD) -> st.SearchStrategy[LocalTraffic | None]:
-    """Give every way to tell a pod's packet, and none."""
+    """Draw a way to detect local traffic, or none."""
     cidrs: list[Network] = [block for block in (*world.cluster_cidrs, *world.pod_cidrs) if block.family is family]
     return any_of(
         (
@@ -229,7 +230,7 @@ def local_traffics(family: Family, world: World = WORLD) -> st.SearchStrategy[Lo
 
 @st.composite
 def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> IptablesSettings:
-    """Give any settings of the iptables mode."""
+    """Draw settings of the iptables mode."""
     family = family or draw(any_of(Family))
     listed = _some(of_families((*world.node_ips, *world.gateways), (family,)))
     return IptablesSettings(
@@ -247,7 +248,7 @@ def iptables_settings(draw: st.DrawFn, family: Family | None = None, world: Worl
 
 @st.composite
 def nftables_settings(draw: st.DrawFn, family: Family | None = None, world: World = WORLD) -> NftablesSettings:
-    """Give any settings of the nftables mode."""
+    """Draw settings of the nftables mode."""
     family = family or draw(any_of(Family))
     ips = tuple(of_families(world.node_ips, (family,)))
     cidrs = tuple(block for block in world.pod_cidrs if block.family is family)
@@ -263,7 +264,7 @@ def nftables_settings(draw: st.DrawFn, family: Family | None = None, world: Worl
 
 @st.composite
 def ipvs_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
-    """Give any settings of the IPVS mode."""
+    """Draw settings of the IPVS mode."""
     family = draw(any_of(Family))
     ips = of_families((*world.node_ips, *world.gateways), (family,))
     return IpvsSettings(
@@ -277,7 +278,7 @@ def ipvs_settings(draw: st.DrawFn, world: World = WORLD) -> IpvsSettings:
 
 @st.composite
 def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> ObjectChange:
-    """Give one change towards or away from some states of a cluster."""
+    """Draw one change towards or away from given states of a cluster."""
     state = draw(st.sampled_from(states))
     objects: list[Service | EndpointSlice | Node] = [*state.services, *state.slices, state.node]
     item = draw(st.sampled_from(objects))
@@ -295,7 +296,7 @@ def changes(draw: st.DrawFn, states: Sequence[Cluster]) -> ObjectChange:
 
 
 def removal(item: Service | EndpointSlice | Node) -> Removed:
-    """Return the change that takes an object away."""
+    """Return the change that removes an object."""
     match item:
         case Service():
             return Removed(Kind.SERVICE, item.name)

@@ -1,7 +1,8 @@
-"""The tables of one family in memory: takes what ``iptables-restore --noflush`` takes, prints what ``iptables-save`` prints.
+"""The tables of one family in memory: takes input of ``iptables-restore``, prints output of ``iptables-save``.
 
-The law: as strict as the kernel and libiptc, to which `test_kernel` holds it. A jump needs its target, a chain goes only
-when it is empty and nothing jumps to it, a rule to delete must be there; and a table is changed as a whole or not at all.
+They are as strict as the kernel and libiptc, with which `test_kernel` compares them. The target of a jump must exist, a
+chain can be deleted only if it is empty and without jumps to it, a rule to delete must exist; and a table is changed as
+a whole or not at all.
 """
 
 import re
@@ -13,16 +14,16 @@ HOOKS = {
     "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"),
 }
 TARGETS = frozenset({"ACCEPT", "DROP", "REJECT", "RETURN", "MARK", "MASQUERADE", "DNAT"})
-"""Targets that are no chains."""
+"""Targets that are not chains."""
 _LINE = re.compile(r"-(?P<verb>[AID]) (?P<chain>\S+) (?P<rule>.+)")
 _JUMP = re.compile(r"(?:^| )-j (\S+)")
 
 Chains = dict[str, list[str]]
-"""The rules of each chain, without the ``-A CHAIN`` in front."""
+"""The rules of each chain, without the leading ``-A CHAIN``."""
 
 
 class RestoreRefusedError(Exception):
-    """A line of the input cannot be carried out; the tables before its own were changed, its own was not."""
+    """A line of the input was refused; earlier tables were changed, the table of this line was not."""
 
 
 def accept_all(_line: str) -> bool:
@@ -40,11 +41,11 @@ class Tables:
         return "\n".join(line for table in HOOKS for line in self.save(table))
 
     def restore(self, text: str, refuses: Callable[[str], bool] = accept_all) -> None:
-        """Carry out restore input.
+        """Apply restore input.
 
         Args:
             text: the input.
-            refuses: lines that are refused although they could be carried out, as a kernel without some match does.
+            refuses: returns whether to refuse a valid line, as a kernel without some match does.
 
         Raises:
             RestoreRefusedError: with the line.
@@ -64,7 +65,7 @@ class Tables:
             self.chains[table] = chains
 
     def save(self, table: str) -> list[str]:
-        """Return the lines that ``iptables-save -t`` prints."""
+        """Return the output of ``iptables-save -t``."""
         chains = self.chains[table]
         built_in = HOOKS[table]
         return [
@@ -75,7 +76,7 @@ class Tables:
         ]
 
     def flush(self, table: str, chain: str) -> None:
-        """Empty a chain, as somebody else may."""
+        """Flush a chain, as another program may do."""
         self.chains[table][chain].clear()
 
     def jumps(self, table: str, chain: str) -> list[str]:
@@ -84,7 +85,7 @@ class Tables:
 
 
 def jump(rule: str) -> str | None:
-    """Return where a rule jumps to, or None."""
+    """Return the target chain of a rule, or None."""
     found = _JUMP.search(rule)
     return found[1] if found else None
 

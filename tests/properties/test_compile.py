@@ -1,4 +1,4 @@
-"""Laws of every compiled ruleset, whatever the cluster."""
+"""Invariants of compiled iptables rulesets, for any cluster."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,11 +21,11 @@ from tests.properties.strategies import Cluster, clusters, iptables_settings
 from tests.properties.tables import HOOKS, Tables
 
 LONGEST_CHAIN_NAME = 28
-"""Bytes that the kernel has for a chain's name (XT_EXTENSION_MAXNAMELEN, less the ending zero)."""
+"""The longest chain name in bytes (XT_EXTENSION_MAXNAMELEN without the terminating zero)."""
 
 
 def reached(tables: Tables, table: str, starts: Iterable[str]) -> set[str]:
-    """Return the chains that a packet can come to from some chains, these included."""
+    """Return the chains that a packet can reach from these chains, including them."""
     found: set[str] = set()
     waiting = list(starts)
     while waiting:
@@ -43,7 +43,7 @@ def lines_of(texts: Mapping[Any, str]) -> list[str]:
 
 @given(clusters(), iptables_settings())
 def test_every_jump_has_a_target(cluster: Cluster, settings: IptablesSettings) -> None:
-    """Every chain that a rule jumps to is there: restoring refuses anything else."""
+    """Every target chain exists, as iptables-restore requires."""
     tables = compiled(cluster, settings)
 
     for table, chains in tables.chains.items():
@@ -53,7 +53,7 @@ def test_every_jump_has_a_target(cluster: Cluster, settings: IptablesSettings) -
 
 @given(clusters(), iptables_settings())
 def test_every_chain_of_a_port_is_used(cluster: Cluster, settings: IptablesSettings) -> None:
-    """Every chain of a Service port can be reached from the chains that ports share: nothing is without effect."""
+    """Every chain of a Service port can be reached from the shared chains."""
     tables = compiled(cluster, settings)
     dispatch = (key.chain for key in SHARED_CHAINS if key.table == NAT)
     own = {chain for chain in tables.chains[NAT] if chain.startswith(chain_names.SERVICE_PREFIXES)}
@@ -63,7 +63,7 @@ def test_every_chain_of_a_port_is_used(cluster: Cluster, settings: IptablesSetti
 
 @given(iptables_settings(), clusters())
 def test_every_shared_chain_is_hooked(settings: IptablesSettings, cluster: Cluster) -> None:
-    """Every chain that ports share is met by packets, as long as the node serves node ports at all."""
+    """Every shared chain can be reached from a hook, if the node serves node ports at all."""
     tables = compiled(cluster, replace(settings, node_port_ips=None))
 
     for table, hooks in HOOKS.items():
@@ -72,7 +72,7 @@ def test_every_shared_chain_is_hooked(settings: IptablesSettings, cluster: Clust
 
 @given(clusters(), iptables_settings())
 def test_no_chain_of_a_port_is_empty(cluster: Cluster, settings: IptablesSettings) -> None:
-    """A packet that is sent into a chain of a Service port meets a rule there."""
+    """Every chain of a Service port has a rule."""
     chains = compiled(cluster, settings).chains[NAT]
 
     assert [] == [
@@ -82,7 +82,7 @@ def test_no_chain_of_a_port_is_empty(cluster: Cluster, settings: IptablesSetting
 
 @given(clusters(), iptables_settings())
 def test_every_chain_is_known_as_ours(cluster: Cluster, settings: IptablesSettings) -> None:
-    """What is written is found again as ours, under names that the kernel has room for."""
+    """Every chain is recognised as ours, and its name is short enough for the kernel."""
     ruleset = ruleset_of(plans_of(cluster, settings.family), settings)
     own = [key for key in ruleset if isinstance(key, ChainKey) and key.chain != chain_names.KUBELET_FIREWALL]
 
@@ -91,7 +91,7 @@ def test_every_chain_is_known_as_ours(cluster: Cluster, settings: IptablesSettin
 
 @given(clusters(), iptables_settings())
 def test_pieces_add_up_to_the_chains(cluster: Cluster, settings: IptablesSettings) -> None:
-    """Each rule of the ruleset comes from exactly one port, or is there whatever Services there are."""
+    """Each rule comes from exactly one port, or does not depend on Services."""
     plans = plans_of(cluster, settings.family)
     rules = [
         *lines_of(static_rules(settings)),
@@ -103,7 +103,7 @@ def test_pieces_add_up_to_the_chains(cluster: Cluster, settings: IptablesSetting
 
 
 def listed(plans: Plans, settings: IptablesSettings) -> list[ListedRule]:
-    """Return the rules of a program one by one, as they stand in the kernel."""
+    """Return the rules of a program one by one, as in the kernel."""
     ruleset = ruleset_of(plans, settings)
     hooks = [ListedRule(*key) for key in ruleset if isinstance(key, HookKey)][::-1]
     return hooks + [
@@ -115,8 +115,8 @@ def listed(plans: Plans, settings: IptablesSettings) -> list[ListedRule]:
 
 
 @given(clusters(), iptables_settings())
-def test_rules_tell_their_port(cluster: Cluster, settings: IptablesSettings) -> None:
-    """Each rule of a Service port is told from the rules alone to be that port's, and no other is."""
+def test_rules_are_attributed_to_their_port(cluster: Cluster, settings: IptablesSettings) -> None:
+    """Each rule of a Service port, and no other rule, is attributed to it from the rules alone."""
     plans = plans_of(cluster, settings.family)
     by_port = {name: sorted(lines_of(port_rules(plan, settings))) for name, plan in plans.items()}
     listing = list_rules(settings.family, (), listed(plans, settings))
@@ -127,14 +127,14 @@ def test_rules_tell_their_port(cluster: Cluster, settings: IptablesSettings) -> 
 
 
 def shown_name(name: ServicePortName, rules: Iterable[str]) -> ServicePortName:
-    """Return the name under which a port is listed: of one that has but a health check, no rule tells the protocol."""
-    is_told = not all("health check node port" in rule for rule in rules)
-    return name if is_told else structs.replace(name, protocol=Protocol.TCP)
+    """Return the name under which a port is listed; if it has only a health check, no rule has the protocol."""
+    is_known = not all("health check node port" in rule for rule in rules)
+    return name if is_known else structs.replace(name, protocol=Protocol.TCP)
 
 
 @given(clusters(), iptables_settings())
 def test_listing_restores_to_the_same_tables(cluster: Cluster, settings: IptablesSettings) -> None:
-    """What ``dump-rules -o restore`` prints makes the tables that the agent makes, rule for rule in the same order."""
+    """Loading the output of ``dump-rules -o restore`` creates the same tables as the agent, with the same order."""
     plans = plans_of(cluster, settings.family)
     ruleset = ruleset_of(plans, settings)
     chains = [key for key in ruleset if isinstance(key, ChainKey)]
@@ -146,14 +146,14 @@ def test_listing_restores_to_the_same_tables(cluster: Cluster, settings: Iptable
 
 @given(clusters())
 def test_families_are_apart(cluster: Cluster) -> None:
-    """The rules of a family name no address of the other."""
+    """The rules of a family contain no address of the other."""
     for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
         ruleset = ruleset_of(plans_of(cluster, family), IptablesSettings(family=family))
         assert [] == [value for value in ruleset.values() if foreign in value]
 
 
 def test_shared_chains_are_there_without_services() -> None:
-    """Without a Service the chains that ports share are there, so that hooks have a target."""
+    """The shared chains exist without Services, so that hooks have a target."""
     ruleset = ruleset_of({}, IptablesSettings(family=Family.IPV4))
 
     assert set() == set(SHARED_CHAINS) - ruleset.keys()

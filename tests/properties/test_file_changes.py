@@ -1,4 +1,4 @@
-"""However files change, what is found by looking at what is connected is what a look at everything finds."""
+"""Incremental reading of changed files gives the same objects and problems as reading all files."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -15,7 +15,7 @@ from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
 
 Known = dict[tuple[Kind, str], Object]
-"""By kind and name."""
+"""Objects by kind and name."""
 KINDS = {
     Service: Kind.SERVICE,
     EndpointSlice: Kind.ENDPOINT_SLICE,
@@ -31,7 +31,7 @@ PATHS = ("1.yaml", "2.yaml", "3.yaml", "4.yaml")
 def service(
     name: str, cluster_ip: str, external_ips: list[str], ports: tuple[int, int] = (30001, 30003), selector: str = "{}"
 ) -> str:
-    """Write a Service with what others may claim, too."""
+    """Return a Service with addresses and ports that other Services may also claim."""
     return f"""
 kind: Service
 apiVersion: v1
@@ -48,7 +48,7 @@ spec:
 
 
 def endpoint_slice(name: str, owner: str, ip: str, manager: str) -> str:
-    """Write a slice."""
+    """Return a slice."""
     return f"""
 kind: EndpointSlice
 apiVersion: discovery.k8s.io/v1
@@ -60,7 +60,7 @@ endpoints: [{{addresses: [{ip}]}}]
 
 
 def endpoints(name: str, ip: str) -> str:
-    """Write core Endpoints, which count where no slice says the same."""
+    """Return core Endpoints, which are used if no slice replaces them."""
     return f"""
 kind: Endpoints
 apiVersion: v1
@@ -70,7 +70,7 @@ subsets: [{{addresses: [{{ip: {ip}}}], ports: [{{port: 80}}]}}]
 
 
 def node(name: str, ip: str) -> str:
-    """Write a Node."""
+    """Return a Node."""
     address = f"{{type: InternalIP, address: {ip}}}"
     return f"kind: Node\napiVersion: v1\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{address}]}}\n"
 
@@ -92,7 +92,7 @@ texts = st.one_of(
 )
 versions = st.lists(texts, max_size=4).map("---".join)
 steps = st.dictionaries(st.sampled_from(PATHS), st.none() | versions, min_size=1, max_size=3)
-"""New versions of some files; None: it is gone."""
+"""New versions of some files; None for a deleted file."""
 
 
 def objects_of(objects: FileObjects) -> Known:
@@ -107,7 +107,7 @@ def objects_of(objects: FileObjects) -> Known:
 
 
 def folded(known: Known, changes: Iterable[ObjectChange]) -> Known:
-    """Return what a follower knows after changes, none of which may say what is known."""
+    """Return the objects that a follower knows after changes; no change may be redundant."""
     after = dict(known)
     for change in changes:
         match change:
@@ -136,10 +136,10 @@ def folded(known: Known, changes: Iterable[ObjectChange]) -> Known:
     {"1.yaml": service("a", IPS[0], [], selector="{app: web}"), "2.yaml": endpoints("a", IPS[1]), "3.yaml": ""},
     [{"2.yaml": endpoints("a", IPS[2])}, {"1.yaml": service("a", IPS[0], [])}],
 )
-def test_changes_and_problems_are_those_of_a_look_at_everything(
+def test_changes_and_problems_equal_those_of_a_full_read(
     first: Mapping[str, str], walk: list[Mapping[str, str | None]]
 ) -> None:
-    """A follower of the changes has what all files together give, and is told all problems."""
+    """A follower of the changes has the objects of all files, and gets all problems."""
     index = FileIndex()
     before: dict[str, Manifest] = {path: read_manifest(path, first[path].encode()) for path in sorted(first)}
     known, problems = objects_of(combine(before.values())), set(map(str, combine(before.values()).problems))

@@ -1,4 +1,4 @@
-"""Laws of what the IPVS mode wants, whatever the cluster; and, where the kernel has IPVS, real packets against the oracle."""
+"""Invariants of the IPVS mode for any cluster, and on a kernel with IPVS real packets compared with the oracle."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -39,7 +39,7 @@ from tests.properties.strategies import Cluster, clusters
 from tests.properties.world import WORLD, of_families, shown
 
 FEW = settings(max_examples=min(40, max(4, settings().max_examples // 25)), phases=(Phase.generate,))
-"""An example waits for packets that are dropped, and a smaller one would tell no more in all that time."""
+"""An example waits for dropped packets, and shrinking it would take too long."""
 PACKETS = 60
 TRIES = 3
 ANSWER_SECONDS = 3.0
@@ -47,7 +47,7 @@ ANSWER_SECONDS = 3.0
 
 @given(clusters(), strategies.ipvs_settings())
 def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -> None:
-    """Real servers have virtual servers; these are in one set, and have an address that packets for them come to."""
+    """Real servers have virtual servers; each of these is in one set, and has an address to which packets are routed."""
     found = wanted(filled(IpvsProgram(chosen), plans_of(cluster, chosen.family)))
 
     virtuals = {key for key in found if isinstance(key, VirtualServer)}
@@ -65,13 +65,13 @@ def test_everything_leads_to_something(cluster: Cluster, chosen: IpvsSettings) -
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The first node of a lab, with the kernel of each family as the agent opens it."""
+    """The first node of a lab, with the kernel of each family as opened by the agent."""
 
     lab: Lab
     kernels: Mapping[Family, IpvsKernel]
 
     def program(self, cluster: Cluster, chosen: IpvsSettings) -> None:
-        """Bring the kernel up to a cluster, from whatever is there; an agent that starts then finds nothing to write."""
+        """Sync the kernel to a cluster from any state; an agent that starts afterwards writes nothing."""
         with inside(self.lab["node1"].namespace.path):
             asyncio.run(self._program(cluster, chosen))
 
@@ -82,7 +82,7 @@ class Node:
         expected = wanted(filled(IpvsProgram(chosen), plans))
         assert expected == {key: value for key, value in present.items() if key in expected}
         left = {key for key in present if key not in expected}
-        # What drains goes when the agent looks at it the next time, and what it needs goes with it.
+        # Draining servers are deleted at the next check of the agent, with everything that they need.
         assert {0} >= {present[key] for key in left if isinstance(key, RealServer)}
         ips = {key.ip for key in left if isinstance(key, VirtualServer)}
         assert ips >= {key.ip for key in left if isinstance(key, Member | Vip)}
@@ -90,7 +90,7 @@ class Node:
 
 
 async def _synced(plans: Plans, chosen: IpvsSettings, kernel: IpvsKernel) -> int:
-    """Let an agent start; return how many entries it has changed."""
+    """Start an agent; return how many entries it changed."""
     reconciler: Reconciler[IpvsKey, IpvsValue] = Reconciler(chosen.family, IpvsProgram(chosen), kernel)
     reconciler.stage(plans)
     report = succeeded(await reconciler.sync())
@@ -100,7 +100,7 @@ async def _synced(plans: Plans, chosen: IpvsSettings, kernel: IpvsKernel) -> int
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
-    """Give a node without anything of ours, beside others where everything answers on the ports of endpoints."""
+    """Provide a node without our rules, next to hosts that answer on all ports of endpoints."""
     with (
         Lab(Shape(nodes=2, pods_per_node=2), timeout_seconds=ANSWER_SECONDS) as lab,
         pytest.MonkeyPatch.context() as patch,
@@ -117,7 +117,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
 
 
 def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
-    """Return the kernel as `IpvsMode` opens it, but to be closed with a stack."""
+    """Return the kernel as `IpvsMode` opens it; the stack closes it."""
     counter = stack.enter_context(closing(LegacyCounter(family, IPVS_TABLES)))
     sets, types = ipvs_sets(family)
     doors = IpvsHandles(
@@ -133,13 +133,13 @@ def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
 @pytest.mark.needs_ipvs
 @FEW
 @given(st.data(), st.sampled_from(Family), st.booleans())
-def test_packets_meet_what_the_semantics_say(
+def test_packets_have_the_outcome_of_the_oracle(
     node: Node,
     data: st.DataObject,
     family: Family,
-    masquerade_all: bool,  # noqa: FBT001  # given by hypothesis
+    masquerade_all: bool,  # noqa: FBT001  # drawn by hypothesis
 ) -> None:
-    """Whatever the cluster, packets from the node, its pods and outside meet what the oracle names."""
+    """In any cluster, packets from the node, its pods and external hosts have an outcome of the oracle."""
     cluster = _with_node(data.draw(clusters(contested=False)))
     config = Config(proxy_mode=ProxyMode.IPVS, cluster_cidr=WORLD.cluster_cidrs, masquerade_all=masquerade_all)
     chosen = ipvs_settings(config, family, NodeContext(node=cluster.node, local_ips=HOST.ips))
@@ -149,7 +149,7 @@ def test_packets_meet_what_the_semantics_say(
     host = Host(frozenset(of_families(HOST.ips, (family,))))
     sent = [packet for packet in aimed_packets(cluster, host, family) if _can_be_sent(packet)]
     expected = {packet: oracle.outcomes(packet) for packet in random.sample(sent, min(PACKETS, len(sent)))}
-    # Of a packet that no Service takes the oracle knows no more.
+    # The oracle does not predict the fate of packets that match no Service.
     probes = [packet for packet, fates in expected.items() if Expected(Fate.ARRIVES) not in fates] * TRIES
     outcomes = probe_all([(node.lab[HOSTS[shown(packet.source)]], _probe(packet)) for packet in probes])
     wrong = [
@@ -168,16 +168,16 @@ HOSTS = {
     **dict.fromkeys(("10.244.1.13", "fd00:10:244:1::13"), "client-pod"),
     **dict.fromkeys(("172.18.0.101", "fd00:172:18::101"), "outside1"),
 }
-"""Who has an address that packets are sent from."""
+"""The host that has each source address."""
 
 
 def _can_be_sent(packet: Packet) -> bool:
-    """Say whether the lab has its source; and node ports do not answer on loopback in this mode."""
+    """Return whether the lab has the source; node ports are not served on loopback in this mode."""
     return shown(packet.source) in HOSTS and packet.destination not in LOOPBACK_IPS
 
 
 def _with_node(cluster: Cluster) -> Cluster:
-    """Return a cluster whose Node says what the lab's first node is."""
+    """Return a cluster whose Node matches the first node of the lab."""
     node = replace(cluster.node, ips=WORLD.node_ips[::2], pod_cidrs=WORLD.pod_cidrs)
     return replace(cluster, node=node)
 
@@ -197,12 +197,12 @@ def _probe(packet: Packet) -> Probe:
 
 
 def _passes_back(packet: Packet, endpoint: bytes) -> bool:
-    """Say whether what an endpoint answers to a packet passes this node: an endpoint may name a node that it is not on."""
+    """Return whether the endpoint's answers pass this node: the node name of an endpoint may be wrong."""
     return is_here(HOST, endpoint) or packet.in_interface != "eth0"
 
 
 def _is(outcome: Outcome, expected: Expected, packet: Packet) -> bool:
-    """Say whether a packet met what was expected."""
+    """Return whether a packet had the expected outcome."""
     if expected.endpoint is None:
         verdict = {Fate.REJECTED: Verdict.REFUSED, Fate.DROPPED: Verdict.TIMEOUT}[expected.fate]
         return outcome.verdict is verdict

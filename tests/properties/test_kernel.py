@@ -1,6 +1,6 @@
-"""This machine's kernel holds what was meant, and the tables in memory that the other tests use do as it does.
+"""The kernel of this machine stores the wanted rules, and the in-memory tables of other tests behave like it.
 
-Each test runs in a network namespace of its own, whose tables each example finds empty.
+Each test runs in its own network namespace, and each example starts with empty tables.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from tests.properties.test_reconcile import walks
 pytestmark = pytest.mark.usefixtures("needs_root")
 
 FEW = settings(max_examples=max(1, settings().max_examples // 10))
-"""An example is dozens of processes."""
+"""An example starts dozens of processes."""
 MISTAKES = (
     "-A KUBE-SERVICES -j KUBE-NOWHERE",
     "-A KUBE-NOWHERE -j RETURN",
@@ -40,12 +40,12 @@ MISTAKES = (
     "-X KUBE-SERVICES",
     "-X KUBE-NOWHERE",
 )
-"""Lines that cannot be carried out, whatever the tables hold: KUBE-SERVICES is jumped to."""
+"""Lines that always fail: there are jumps to KUBE-SERVICES."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def namespace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Be in a new network namespace, with a lock that nobody else on this machine waits for."""
+    """Enter a new network namespace, with its own xtables lock."""
     path = tmp_path_factory.mktemp("xtables") / "lock"
     with pytest.MonkeyPatch.context() as patch, own_namespace():
         patch.setenv("XTABLES_LOCKFILE", str(path))
@@ -60,7 +60,7 @@ def empty_tables(family: Family, variant: Variant) -> None:
 
 @contextmanager
 def opened_kernel(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
-    """Give the door to empty tables."""
+    """Open the kernel with empty tables."""
     empty_tables(family, variant)
     if variant is Variant.LEGACY:
         legacy = LegacyCounter(family, TABLES)
@@ -77,7 +77,7 @@ def opened_kernel(family: Family, variant: Variant) -> Iterator[IptablesKernel]:
 @FEW
 @given(st.data(), walks())
 def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[list[ObjectChange]]) -> None:
-    """After every group of changes the kernel has, letter by letter, what is wanted, and a second sync writes nothing."""
+    """After every group of changes the kernel has exactly the wanted rules, and a second sync writes nothing."""
     chosen = data.draw(iptables_settings(family))
 
     async def follow(kernel: IptablesKernel) -> None:
@@ -96,7 +96,7 @@ def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[
 
 
 def listed(lines: list[str]) -> Chains:
-    """Return the chains and rules that a table's ``iptables-save`` output names."""
+    """Return the chains and rules in ``iptables-save`` output of a table."""
     chains: Chains = {line[1 : line.index(" ")]: [] for line in lines if line.startswith(":")}
     for line in lines:
         if line.startswith("-A "):
@@ -105,8 +105,8 @@ def listed(lines: list[str]) -> Chains:
     return chains
 
 
-async def is_taken(family: Family, variant: Variant, text: str) -> bool:
-    """Hand restore input to the kernel and say whether it was taken."""
+async def is_accepted(family: Family, variant: Variant, text: str) -> bool:
+    """Load restore input into the kernel; return whether it was accepted."""
     try:
         await restore(family, variant, text)
     except RestoreError:
@@ -114,8 +114,8 @@ async def is_taken(family: Family, variant: Variant, text: str) -> bool:
     return True
 
 
-def is_taken_in_memory(tables: Tables, text: str) -> bool:
-    """Hand restore input to tables in memory and say whether it was taken."""
+def is_accepted_in_memory(tables: Tables, text: str) -> bool:
+    """Load restore input into tables in memory; return whether it was accepted."""
     try:
         tables.restore(text)
     except RestoreRefusedError:
@@ -125,7 +125,7 @@ def is_taken_in_memory(tables: Tables, text: str) -> bool:
 
 @st.composite
 def restore_texts(draw: st.DrawFn, family: Family) -> list[str]:
-    """Give restore inputs that lead from state to state of a node, some of them with a mistake in them."""
+    """Draw restore inputs that lead from state to state of a node, some of them with a mistake."""
     texts: list[str] = []
     present = ruleset_of({}, IptablesSettings(family=family))
     texts.append(restore_text(difference({}, present)))
@@ -139,13 +139,13 @@ def restore_texts(draw: st.DrawFn, family: Family) -> list[str]:
 
 
 def rules_for(cluster: Cluster, node_settings: IptablesSettings) -> dict[RulesetKey, str]:
-    """Return what a node wants in its kernel."""
+    """Return the rules that a node wants in its kernel."""
     return ruleset_of(plans_of(cluster, node_settings.family), node_settings)
 
 
 @st.composite
 def spoiled(draw: st.DrawFn, text: str) -> str:
-    """Give restore input with a line in it that cannot be carried out, or without a line that it needs."""
+    """Draw restore input with an additional invalid line, or without a line that it needs."""
     lines = text.splitlines()
     place = draw(st.integers(1, len(lines) - 1))
     if draw(st.booleans()) and lines[place].startswith(":"):
@@ -160,14 +160,14 @@ def spoiled(draw: st.DrawFn, text: str) -> str:
 @FEW
 @given(st.data())
 def test_tables_in_memory(variant: Variant, family: Family, data: st.DataObject) -> None:
-    """Tables in memory take what the kernel takes, refuse what it refuses, and hold the same rules afterwards."""
+    """Tables in memory accept and refuse the same input as the kernel, and have the same rules afterwards."""
     empty_tables(family, variant)
     tables = Tables()
     texts = data.draw(restore_texts(family))
 
     async def compare() -> None:
         for text in texts:
-            assert is_taken_in_memory(tables, text) == await is_taken(family, variant, text), text
+            assert is_accepted_in_memory(tables, text) == await is_accepted(family, variant, text), text
             for table in HOOKS:
                 in_kernel = listed(run(program(family, variant, "save"), "-t", table).splitlines())
                 assert listed(tables.save(table)) == in_kernel

@@ -1,4 +1,4 @@
-"""Laws of the elements that the nftables mode wants, whatever the cluster, and however it came to be."""
+"""Invariants of the elements of the nftables mode, for any cluster and any order of changes."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -37,10 +37,10 @@ from tests.properties.planning import Plans, filled, plans_of, wanted
 from tests.properties.strategies import Cluster, clusters, nftables_settings
 
 Elements = Mapping[bytes, bytes]
-"""Elements of one set: keys without the set's number, and values."""
+"""Elements of one set: keys without the number of the set, and values."""
 
 FEW = settings(max_examples=max(1, settings().max_examples // 10))
-"""An example is several processes and waits for packets on their way."""
+"""An example starts several processes, and waits for the time that unused elements are kept."""
 KINDS = tuple((sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local))
 
 
@@ -55,12 +55,12 @@ def by_set(entries: Mapping[ElementKey, Value]) -> defaultdict[ElementSet, dict[
 
 
 def numbers(elements: Elements) -> set[int]:
-    """Return the numbers that lead to something."""
+    """Return the numbers that lead to endpoints."""
     return {unpack_number(key[-4:]) for key in elements}
 
 
 def compiled(cluster: Cluster, chosen: NftablesSettings) -> defaultdict[ElementSet, dict[bytes, bytes]]:
-    """Return the elements of a node that was told of a cluster."""
+    """Return the elements that a node wants for a cluster."""
     return by_set(wanted_by(plans_of(cluster, chosen.family), chosen))
 
 
@@ -69,12 +69,12 @@ def wanted_by(plans: Plans, chosen: NftablesSettings) -> dict[ElementKey, Value]
     return wanted(filled(NftablesProgram(chosen), plans))
 
 
-# -- no element without what leads to it, none that leads nowhere
+# -- every element is reachable, and leads to existing elements
 
 
 @given(clusters(), nftables_settings())
 def test_every_count_leads_to_endpoints(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """Under every count there is an endpoint for each slot, and a chain that draws a slot, and nothing else."""
+    """Every count has exactly one endpoint for each slot, and a chain that draws a slot."""
     found = compiled(cluster, chosen)
 
     for sets, choice in KINDS:
@@ -95,7 +95,7 @@ def test_every_count_leads_to_endpoints(cluster: Cluster, chosen: NftablesSettin
 
 @given(clusters(), nftables_settings())
 def test_every_element_of_a_choice_is_used(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """Endpoints, slots, time-outs, and chains for numbers are there only if a count leads to them."""
+    """Endpoints, slots, time-outs and chains for numbers exist only if a count leads to them."""
     found = compiled(cluster, chosen)
     drawn: set[bytes] = set()
 
@@ -113,7 +113,7 @@ def test_every_element_of_a_choice_is_used(cluster: Cluster, chosen: NftablesSet
 
 @given(clusters(), nftables_settings())
 def test_fate_of_an_address_is_one(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """What is rejected is not dropped, Cluster is not Local, and only under Local is there a second choice."""
+    """An address is rejected or dropped, Cluster or Local, and has a second choice of endpoints only under Local."""
     found = compiled(cluster, chosen)
 
     for sets in (ADDRESSED, NODE_PORTS):
@@ -125,13 +125,13 @@ def test_fate_of_an_address_is_one(cluster: Cluster, chosen: NftablesSettings) -
 
 
 def served(found: Mapping[ElementSet, Elements], sets: PortSets) -> set[bytes]:
-    """Return what leads somewhere or is refused."""
+    """Return the frontends that lead to endpoints or are refused."""
     kinds = (sets.main.counts, sets.local.counts, sets.rejected, sets.dropped)
     return {key for kind in kinds for key in found.get(kind, ())}
 
 
 def expected_to_be_served(found: Mapping[ElementSet, Elements], sets: PortSets) -> set[bytes]:
-    """Return what is addressed from outside, and of the rest what is addressed to cluster IPs."""
+    """Return the external frontends, and the other frontends with cluster IPs."""
     external = {*found.get(sets.external_cluster, ()), *found.get(sets.external_local, ())}
     ips = found.get(CLUSTER_IPS, {})
     size = len(next(iter(ips))) if ips else 0
@@ -141,7 +141,7 @@ def expected_to_be_served(found: Mapping[ElementSet, Elements], sets: PortSets) 
 
 @given(clusters(), nftables_settings())
 def test_sources_are_apart_and_asked_for(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """Source ranges of one address do not overlap, which the kernel would refuse, and belong to one with a firewall."""
+    """Source ranges of one address do not overlap, which the kernel would refuse, and their address has a firewall."""
     found = compiled(cluster, chosen)
     size = ALLOWED_SOURCES.key_size(chosen.family)
     ranges: defaultdict[bytes, list[tuple[bytes, bytes]]] = defaultdict(list)
@@ -158,7 +158,7 @@ def test_sources_are_apart_and_asked_for(cluster: Cluster, chosen: NftablesSetti
 
 @given(clusters(), nftables_settings())
 def test_keys_have_the_size_of_their_set(cluster: Cluster, chosen: NftablesSettings) -> None:
-    """Every key and every value has the length that the kernel expects; only named elements have a comment."""
+    """Every key and value has the length that the kernel expects; only elements of named Services have a comment."""
     for kind, elements in compiled(cluster, chosen).items():
         size = kind.key_size(chosen.family) * (2 if kind.is_interval else 1)
         data = 0 if kind.leads_to_chains else kind.data_size(chosen.family)
@@ -167,7 +167,7 @@ def test_keys_have_the_size_of_their_set(cluster: Cluster, chosen: NftablesSetti
             assert len(value) > data if kind.is_named else len(value) == data
 
 
-# -- from one state to another
+# -- changes of state
 
 
 PORTS = (1, 2, 3)
@@ -176,7 +176,7 @@ SHARED_IPS = tuple(cluster_ip(Family.IPV4, 100 + number) for number in range(2))
 
 @given(st.data(), st.lists(st.lists(st.sampled_from(PORTS), min_size=2, max_size=2), min_size=2, max_size=3))
 def test_ports_that_come_late_do_no_harm(data: st.DataObject, owners: list[list[int]]) -> None:
-    """Ports that stay behind, as in quarantine, keep what others were given; when they let go, those have it."""
+    """A port that keeps old addresses, as in quarantine, does not affect their new owners, also when it gives them up."""
     states = [{port: claiming(port, state) for port in PORTS} for state in owners]
     program = NftablesProgram(NftablesSettings(family=Family.IPV4))
     for state in states:
@@ -190,7 +190,7 @@ def test_ports_that_come_late_do_no_harm(data: st.DataObject, owners: list[list[
 
 
 def claiming(port: int, owners: Sequence[int]) -> ServicePlan:
-    """Return the plan of a port that has those addresses of which it is the owner."""
+    """Return the plan of a port with only the addresses that it owns."""
     ips = tuple(ip for ip, owner in zip(SHARED_IPS, owners, strict=True) if owner == port)
     return plan(Family.IPV4, port, port, port + 10, external_ips=ips)
 
@@ -200,7 +200,7 @@ def claiming(port: int, owners: Sequence[int]) -> ServicePlan:
 
 @given(clusters())
 def test_families_are_apart(cluster: Cluster) -> None:
-    """The elements of a family name no address of the other."""
+    """The elements of a family contain no address of the other."""
     for family, foreign in ((Family.IPV4, "2001:db8"), (Family.IPV6, "203.0.113")):
         chosen = NftablesSettings(family=family)
         entries = wanted_by(plans_of(cluster, family), chosen)
@@ -211,8 +211,8 @@ def test_families_are_apart(cluster: Cluster) -> None:
 @pytest.mark.usefixtures("needs_root")
 @FEW
 @given(st.data())
-def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> None:
-    """A table that `nft` made from text is one that an agent, with the same plans, has nothing to write to but its mark."""
+def test_text_equals_the_kernel_state(family: Family, data: st.DataObject) -> None:
+    """To a table that `nft` has loaded from text, an agent with the same plans adds only its layout marker."""
     chosen = data.draw(nftables_settings(family))
     plans = plans_of(data.draw(clusters()), family)
     entries = wanted_by(plans, chosen)
@@ -230,7 +230,7 @@ def test_text_is_what_the_kernel_takes(family: Family, data: st.DataObject) -> N
 @FEW
 @given(st.data(), st.lists(clusters(), min_size=2, max_size=4))
 def test_walk(family: Family, data: st.DataObject, states: list[Cluster]) -> None:
-    """After every change, of Services or settings, the kernel has what is wanted, and a second sync writes nothing."""
+    """After every change of Services or settings the kernel has the wanted elements, and a second sync writes nothing."""
     with node_namespace(node_settings(family)) as start:
         agent = start()
         before: Plans = {}

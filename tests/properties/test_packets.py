@@ -1,4 +1,4 @@
-"""Rules and oracle agree on every packet: what is compiled does what the semantics ask for, and nothing else."""
+"""Rules and oracle agree on every packet: compiled rules implement exactly the semantics."""
 
 import pytest
 from hypothesis import event, given, settings
@@ -16,19 +16,19 @@ from tests.properties.world import TIGHT_WORLD, WORLD, World, of_families
 STRAY_PORTS = (9, 31999, 32000)
 
 MANY = settings(max_examples=2 * settings().max_examples)
-"""A packet path is rare that needs this Service, this node and this client at once."""
+"""A packet path that needs a certain Service, node and client is rare."""
 
 
 @st.composite
 def hosts(draw: st.DrawFn, world: World, family: Family) -> Host:
-    """Give a node with its own addresses, to which a load balancer may have added some of its own."""
+    """Draw a node with its own addresses, and possibly addresses of a load balancer."""
     bound = draw(st.lists(st.sampled_from(of_families(world.load_balancer_ips, (family,))), max_size=2))
     return Host(frozenset(of_families((*world.node_ips, *world.gateways), (family,))) | frozenset(bound))
 
 
 @st.composite
 def stray_packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
-    """Give a packet from anywhere to anything that a Service may have, or that looks like it."""
+    """Draw a packet from any source to a frontend of a Service, or to a similar address."""
     destinations = of_families(
         (
             *WORLD.cluster_ips,
@@ -56,13 +56,13 @@ def stray_packets(draw: st.DrawFn, host: Host, family: Family) -> Packet:
 @MANY
 @pytest.mark.parametrize("world", [WORLD, TIGHT_WORLD], ids=["wide", "tight"])
 @given(st.data(), st.sampled_from(Family), st.booleans())
-def test_rules_do_what_the_semantics_say(
+def test_rules_implement_the_semantics(
     world: World,
     data: st.DataObject,
     family: Family,
-    contested: bool,  # noqa: FBT001  # given by hypothesis
+    contested: bool,  # noqa: FBT001  # drawn by hypothesis
 ) -> None:
-    """Every way that a packet can go through the rules is one that the oracle names, and the other way round."""
+    """The possible outcomes of a packet in the rules equal those of the oracle."""
     cluster = data.draw(clusters(world, contested=contested))
     chosen = data.draw(iptables_settings(family, world))
     tables = compiled(cluster, chosen)

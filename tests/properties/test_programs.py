@@ -1,4 +1,4 @@
-"""Laws of what every mode wants in the kernel, whatever the cluster, and however it came to be."""
+"""Invariants of the programs of all modes, for any cluster and any order of changes."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -19,13 +19,13 @@ from tests.properties.strategies import Cluster, clusters, iptables_settings, ip
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A kind of program, and any settings of it."""
+    """A program, and a strategy for its settings."""
 
     program: Callable[[Any], Program[Any, Any]]
     settings: st.SearchStrategy[Any]
 
     def draw(self, data: st.DataObject, cluster: Cluster) -> tuple[Any, Plans]:
-        """Return any settings, and by them the plans of a cluster."""
+        """Draw settings and a cluster, and return its plans."""
         chosen = data.draw(self.settings)
         return chosen, plans_of(cluster, chosen.family)
 
@@ -41,7 +41,7 @@ in_every_mode = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @in_every_mode
 @given(st.data(), clusters())
 def test_order_of_plans_does_not_matter(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
-    """A program that takes in the plans in another order wants the same."""
+    """The order in which a program gets the plans does not affect its entries."""
     chosen, plans = mode.draw(data, cluster)
     backwards = dict(reversed([*plans.items()]))
 
@@ -51,7 +51,7 @@ def test_order_of_plans_does_not_matter(mode: Mode, data: st.DataObject, cluster
 @in_every_mode
 @given(st.data(), clusters())
 def test_second_put_changes_nothing(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
-    """A plan that the program has already changes no entry."""
+    """Putting a plan a second time changes no entry."""
     chosen, plans = mode.draw(data, cluster)
     program = filled(mode.program(chosen), plans)
 
@@ -61,7 +61,7 @@ def test_second_put_changes_nothing(mode: Mode, data: st.DataObject, cluster: Cl
 @in_every_mode
 @given(st.data(), clusters())
 def test_keys_are_what_has_a_value(mode: Mode, data: st.DataObject, cluster: Cluster) -> None:
-    """`keys` yields each key once, and when all ports are gone only what there is without any."""
+    """`keys` yields each key once, and after all ports are removed only the keys of an empty program."""
     chosen, plans = mode.draw(data, cluster)
     program = filled(mode.program(chosen), plans)
     keys = Counter(program.keys())
@@ -78,7 +78,7 @@ def test_keys_are_what_has_a_value(mode: Mode, data: st.DataObject, cluster: Clu
 def test_difference_leads_from_one_to_the_other(
     mode: Mode, data: st.DataObject, before: Cluster, after: Cluster
 ) -> None:
-    """What `put` names, in whatever order ports hand addresses to each other, is all that has to be written."""
+    """The keys that `put` returns cover all differences, in any order in which addresses move between ports."""
     chosen = data.draw(mode.settings)
     old, new = plans_of(before, chosen.family), plans_of(after, chosen.family)
     program = filled(mode.program(chosen), old)

@@ -1,4 +1,4 @@
-"""However the agent got there, the kernel has what an agent would program that is started now."""
+"""After any history the kernel has what a newly started agent would program."""
 
 import pytest
 from hypothesis import given
@@ -21,14 +21,14 @@ from tests.properties.tables import HOOKS
 from tests.properties.world import WORLD, of_families
 
 MOST_PERIODS = 40
-"""More than the longest time in quarantine between two tries."""
+"""More sync periods than the longest time between two retries in quarantine."""
 TRIES_IN_MOST_PERIODS = 5
-"""After 1, 3, 7, 15 and 31 periods: the time between two tries doubles."""
+"""Retries after 1, 3, 7, 15 and 31 periods: the time between two retries doubles."""
 
 
 @st.composite
 def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[ObjectChange]]:
-    """Give changes between several states of a cluster, in the groups in which they reach the agent."""
+    """Draw changes between several states of a cluster, grouped as they reach the agent."""
     states = [draw(clusters(contested=contested)) for _ in range(draw(st.integers(1, 3)))]
     groups = draw(st.lists(st.lists(changes(states), min_size=1, max_size=4), min_size=1, max_size=5))
     return [list(states[0].changes()), *groups]
@@ -36,7 +36,7 @@ def walks(draw: st.DrawFn, *, contested: bool = True) -> list[list[ObjectChange]
 
 @given(walks(), iptables_settings())
 def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
-    """After every group of changes the kernel has what a program made from scratch wants, and others' rules as well."""
+    """After every group of changes the kernel has the rules of a new program, and all foreign rules."""
     agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
@@ -49,7 +49,7 @@ def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[ObjectChange]]
 
 @given(walks(), iptables_settings())
 def test_a_second_sync_writes_nothing(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
-    """Without a change there is nothing to write, not even after everything is told, read or compiled again."""
+    """Without a change a sync writes nothing, also after everything is processed, read or compiled again."""
     agent = TableAgent(settings)
     agent.follow(walk)
     agent.kernel.written.clear()
@@ -65,7 +65,7 @@ def test_a_second_sync_writes_nothing(walk: list[list[ObjectChange]], settings: 
 
 @given(walks(), iptables_settings())
 def test_a_restart_writes_nothing(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
-    """An agent that finds what another run left for the same cluster writes nothing."""
+    """An agent that starts with the rules of another run for the same cluster writes nothing."""
     first, second = TableAgent(settings), TableAgent(settings)
     for group in walk:
         first.tell(group)
@@ -79,7 +79,7 @@ def test_a_restart_writes_nothing(walk: list[list[ObjectChange]], settings: Ipta
 
 @given(walks(), iptables_settings())
 def test_one_group_or_many(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
-    """Changes that gather while the agent is busy lead to the same end as changes that are synced one by one."""
+    """Changes that accumulate while the agent is busy have the same result as changes that are synced one by one."""
     at_once, one_by_one = TableAgent(settings), TableAgent(settings)
     at_once.tell([change for group in walk for change in group])
     at_once.sync()
@@ -90,7 +90,7 @@ def test_one_group_or_many(walk: list[list[ObjectChange]], settings: IptablesSet
 
 @given(st.data(), clusters(), iptables_settings())
 def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, settings: IptablesSettings) -> None:
-    """Objects that are told one by one, in any order and with syncs in between, end in the same rules as full lists."""
+    """Objects that arrive one by one, in any order and with syncs in between, result in the same rules as full lists."""
     one_by_one, at_once = TableAgent(settings), TableAgent(settings)
     at_once.tell(cluster.changes())
     at_once.sync()
@@ -102,7 +102,7 @@ def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, 
 
 @given(st.data(), walks(), st.sampled_from(Family))
 def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[ObjectChange]], family: Family) -> None:
-    """New settings of the node lead to what a fresh start with them leads to, whatever is staged at the time."""
+    """New settings have the same result as a new start with them, whatever changes are staged at the time."""
     agent = TableAgent(data.draw(iptables_settings(family)))
     for group in walk:
         agent.tell(group)
@@ -114,10 +114,10 @@ def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Obj
 
 
 @given(st.data(), walks(), iptables_settings())
-def test_what_others_break_is_repaired(
+def test_external_changes_are_repaired(
     data: st.DataObject, walk: list[list[ObjectChange]], settings: IptablesSettings
 ) -> None:
-    """Chains and hooks that somebody flushed are back after the next look, along with whatever was staged."""
+    """Flushed chains and hooks are restored after the next check, together with staged changes."""
     agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
@@ -133,8 +133,8 @@ def test_what_others_break_is_repaired(
 
 
 @given(walks(), iptables_settings())
-def test_hooks_stand_in_their_order(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
-    """On a fresh node the hooks end up in kube-proxy's order, which decides what is dropped before it is accepted."""
+def test_order_of_hooks(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
+    """On a new node the hooks have kube-proxy's order, which determines what is dropped before it is accepted."""
     agent = TableAgent(settings)
     agent.tell(walk[0])
     agent.sync()
@@ -150,7 +150,7 @@ def test_hooks_stand_in_their_order(walk: list[list[ObjectChange]], settings: Ip
 def test_a_busy_kernel_loses_nothing(
     data: st.DataObject, walk: list[list[ObjectChange]], settings: IptablesSettings
 ) -> None:
-    """Syncs that fail for the moment change nothing and forget nothing: the next one that works catches up."""
+    """Syncs with transient errors lose nothing: the next successful sync catches up."""
     agent = TableAgent(settings)
     for group in walk:
         agent.tell(group)
@@ -170,21 +170,21 @@ def test_a_busy_kernel_loses_nothing(
 
 
 class Refusal:
-    """A kernel that refuses to translate to some address, and what is to be in it all the same."""
+    """A kernel that refuses to translate to an address, and the plans that are expected in it nevertheless."""
 
     def __init__(self, agent: TableAgent, poison: bytes) -> None:
         self._agent = agent
         self._text = f"--to-destination {ip_text(poison)}" if len(poison) == 4 else f"[{ip_text(poison)}]"
         self.good: dict[ServicePortName, ServicePlan] = {}
-        """The last plan of each port that could be taken."""
+        """The last accepted plan of each port."""
         self.refused: set[ServicePortName] = set()
 
     def refuses(self, line: str) -> bool:
-        """Say whether a line is refused."""
+        """Return whether a line is refused."""
         return self._text in line
 
     def note(self) -> None:
-        """Work out which ports are refused now, and which plans hold."""
+        """Compute which ports are refused now, and which plans are in effect."""
         plans = self._agent.plans()
         self.good = {name: plan for name, plan in self.good.items() if name in plans}
         self.refused = {name for name, plan in plans.items() if self._is_refused(plan)}
@@ -203,7 +203,7 @@ def refusing(settings: IptablesSettings, which: int) -> tuple[TableAgent, Refusa
 
 
 def try_again(agent: TableAgent) -> None:
-    """Let so much time go by that every port in quarantine is tried again."""
+    """Advance the time so far that every port in quarantine is retried."""
     for _ in range(MOST_PERIODS):
         agent.reconciler.release_due()
         agent.sync()
@@ -213,7 +213,7 @@ def try_again(agent: TableAgent) -> None:
 def test_a_refused_port_changes_no_other(
     walk: list[list[ObjectChange]], settings: IptablesSettings, which: int
 ) -> None:
-    """All ports that the kernel takes are programmed; a refused one keeps its last good rules, and counts as no work."""
+    """All accepted ports are programmed; a refused port keeps its last good rules, and is not pending work."""
     agent, refusal = refusing(settings, which)
     for group in walk:
         agent.tell(group)
@@ -229,7 +229,7 @@ def test_a_refused_port_changes_no_other(
 
 @given(walks(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_refused_port_comes_back(walk: list[list[ObjectChange]], settings: IptablesSettings, which: int) -> None:
-    """When the kernel takes the refused plan after all, the port leaves quarantine with its newest plan."""
+    """When the kernel accepts the refused plan, the port leaves quarantine with its newest plan."""
     agent, _ = refusing(settings, which)
     agent.follow(walk)
     agent.kernel.refuses = lambda _line: False
@@ -241,7 +241,7 @@ def test_a_refused_port_comes_back(walk: list[list[ObjectChange]], settings: Ipt
 
 @given(clusters(contested=False), iptables_settings(), st.integers(0, 3))
 def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesSettings, which: int) -> None:
-    """Once known, a refused plan is never again in one transaction with another port, and is tried ever more rarely."""
+    """A quarantined plan never shares a transaction with another port, and is retried at growing intervals."""
     agent, refusal = refusing(settings, which)
     agent.tell(cluster.changes())
     agent.sync()
@@ -255,6 +255,6 @@ def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesS
 
 
 def own_suffixes(text: str) -> set[str]:
-    """Return the ends of the names of the Services' chains that a restore text declares."""
+    """Return the suffixes of the names of Service chains that a restore text declares."""
     prefixes = (":KUBE-SVC-", ":KUBE-SVL-")
     return {line.split(" ")[0][-16:] for line in text.splitlines() if line.startswith(prefixes)}

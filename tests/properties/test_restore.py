@@ -1,4 +1,4 @@
-"""A change of rulesets through restore input and back out of save output is that change, and touches nothing else."""
+"""Rulesets written as restore input and read from save output are the same, and foreign rules do not change."""
 
 from hypothesis import given
 
@@ -13,7 +13,7 @@ from tests.properties.strategies import Cluster, clusters, iptables_settings
 
 
 def ruleset(cluster: Cluster, settings: IptablesSettings) -> dict[RulesetKey, str]:
-    """Return what a node wants in its kernel."""
+    """Return the rules that a node wants in its kernel."""
     return ruleset_of(plans_of(cluster, settings.family), settings)
 
 
@@ -21,7 +21,7 @@ def ruleset(cluster: Cluster, settings: IptablesSettings) -> dict[RulesetKey, st
 def test_difference_leads_from_one_to_the_other(
     before: Cluster, after: Cluster, old: IptablesSettings, new: IptablesSettings
 ) -> None:
-    """The difference of two rulesets, applied to the first, gives the second, hooks in their order included."""
+    """The difference of two rulesets, applied to the first, gives the second, including the order of hooks."""
     present, wanted = ruleset(before, old), ruleset(after, new)
     tables = tables_of(present)
     tables.restore(restore_text(difference(present, wanted)))
@@ -31,7 +31,7 @@ def test_difference_leads_from_one_to_the_other(
 
 @given(clusters(), clusters(), iptables_settings())
 def test_what_is_read_is_what_was_written(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
-    """What was applied is read back letter by letter, and rules of others stay where they were."""
+    """Applied rules are read back exactly, and foreign rules keep their positions."""
     present, wanted = ruleset(before, settings), ruleset(after, settings)
     kernel = TableKernel(settings.family)
     run_now(kernel.apply(difference({}, present)))
@@ -43,7 +43,7 @@ def test_what_is_read_is_what_was_written(before: Cluster, after: Cluster, setti
 
 @given(clusters(), iptables_settings())
 def test_nothing_remains_after_removal(cluster: Cluster, settings: IptablesSettings) -> None:
-    """The difference to what was there first takes out every chain and hook, and leaves the kubelet's chain alone."""
+    """The difference to the initial state removes all chains and hooks, and keeps the chain of the kubelet."""
     kernel = TableKernel(settings.family)
     kernel.tables.restore(f"*filter\n:{KUBELET_FIREWALL} - [0:0]\n-A {KUBELET_FIREWALL} -j DROP\nCOMMIT\n")
     clean, was_there = repr(kernel), run_now(kernel.read())
@@ -56,7 +56,7 @@ def test_nothing_remains_after_removal(cluster: Cluster, settings: IptablesSetti
 
 @given(clusters(), iptables_settings())
 def test_equal_rulesets_need_no_text(cluster: Cluster, settings: IptablesSettings) -> None:
-    """The difference of a ruleset to itself is no input at all, not an empty transaction."""
+    """The difference of a ruleset to itself is empty input, not an empty transaction."""
     present = ruleset(cluster, settings)
 
     assert restore_text(difference(present, present)) == ""
@@ -64,7 +64,7 @@ def test_equal_rulesets_need_no_text(cluster: Cluster, settings: IptablesSetting
 
 @given(clusters(), clusters(), iptables_settings())
 def test_only_chains_that_differ_are_mentioned(before: Cluster, after: Cluster, settings: IptablesSettings) -> None:
-    """A chain that stays as it is has no line in the input."""
+    """An unchanged chain has no line in the input."""
     present, wanted = ruleset(before, settings), ruleset(after, settings)
     lines = restore_text(difference(present, wanted)).splitlines()
     declared = {line[1:].partition(" ")[0] for line in lines if line.startswith(":")}

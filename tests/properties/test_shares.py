@@ -1,4 +1,4 @@
-"""Endpoint choice is uniform: from the printed probabilities of any number of rules, and through whole rulesets."""
+"""The choice of endpoints is uniform, for the printed probabilities of any number of rules and for whole rulesets."""
 
 from decimal import Decimal
 from fractions import Fraction
@@ -28,7 +28,7 @@ PODS = LocalTraffic(cidr=networks("10.244.0.0/16")[0])
 
 
 def service_of(count: int, affinity_seconds: int | None) -> Cluster:
-    """Return a cluster of one Service with some endpoints."""
+    """Return a cluster of one Service with several endpoints."""
     service = Service(
         name=SERVICE,
         families=(Family.IPV4,),
@@ -52,7 +52,7 @@ def service_of(count: int, affinity_seconds: int | None) -> Cluster:
 @example(3)
 @example(5000)
 def test_equal_shares(count: int) -> None:
-    """With the probabilities that the kernel keeps of what is printed, each of n rules gets 1/n of all connections."""
+    """With the printed probabilities, rounded as in the kernel, each of n rules gets 1/n of all connections."""
     left = Decimal(1)
     for text in equal_shares([("", "")] * count):
         kept = round(Decimal(text.split()[-1]) * STEPS) / Decimal(STEPS) if text else Decimal(1)
@@ -63,8 +63,8 @@ def test_equal_shares(count: int) -> None:
 
 
 @given(st.integers(1, 40), st.sampled_from((None, 10800)), st.booleans())
-def test_every_endpoint_gets_its_share(count: int, affinity_seconds: int | None, hairpin_by_packet: bool) -> None:  # noqa: FBT001  # given by hypothesis
-    """A new client's connection reaches each of n endpoints with probability 1/n, whatever shape the chains have."""
+def test_every_endpoint_gets_its_share(count: int, affinity_seconds: int | None, hairpin_by_packet: bool) -> None:  # noqa: FBT001  # drawn by hypothesis
+    """A new client's connection reaches each of n endpoints with probability 1/n, for any layout of the chains."""
     settings = IptablesSettings(family=Family.IPV4, local_traffic=PODS, hairpin_by_packet=hairpin_by_packet)
     tables = compiled(service_of(count, affinity_seconds), settings)
     ways = outcomes(tables, HOST, Packet(CLIENT, CLUSTER_IP, Protocol.TCP, 80, "cni0"))
@@ -75,8 +75,8 @@ def test_every_endpoint_gets_its_share(count: int, affinity_seconds: int | None,
 
 
 @given(st.integers(1, 40), st.data(), st.booleans())
-def test_a_known_client_stays(count: int, data: st.DataObject, hairpin_by_packet: bool) -> None:  # noqa: FBT001  # given by hypothesis
-    """With affinity, a client that an endpoint had before reaches that endpoint again, for certain."""
+def test_a_known_client_stays(count: int, data: st.DataObject, hairpin_by_packet: bool) -> None:  # noqa: FBT001  # drawn by hypothesis
+    """With session affinity, a known client always reaches its endpoint again."""
     number = data.draw(st.integers(1, count))
     endpoint = Endpoint((int.from_bytes(parse_ip("10.244.0.0")) + number).to_bytes(4), 8080)
     pin = endpoint_chain(ServicePortName(SERVICE, "", Protocol.TCP), endpoint)

@@ -1,6 +1,6 @@
-"""The names and addresses that generated objects are made from: few, so that objects meet and overlap.
+"""The names and addresses of generated objects: few, so that objects overlap and conflict.
 
-The address plan is that of the lab (`tests.lab.shape`), so that a generated cluster can be brought to life there.
+The address plan is that of the lab (`tests.lab.shape`), so that a generated cluster can be run there.
 """
 
 from collections.abc import Collection
@@ -12,12 +12,12 @@ from pyproxy.model.names import NamespacedName
 
 
 def ips(*texts: str) -> tuple[bytes, ...]:
-    """Pack addresses."""
+    """Return packed addresses."""
     return tuple(map(parse_ip, texts))
 
 
 def networks(*texts: str) -> tuple[Network, ...]:
-    """Read CIDR blocks."""
+    """Parse CIDR blocks."""
     return tuple(map(parse_network, texts))
 
 
@@ -38,13 +38,13 @@ class World:
     )
     port_names: tuple[str, ...] = ("http", "dns", "p-9100")
     port_numbers: tuple[int, ...] = (80, 53, 30000)
-    """30000 is a node port, too: an external IP can be an address of the node."""
+    """30000 is also a node port, because an external IP can be an address of the node."""
     node_ports: tuple[int, ...] = (30000, 30001, 30002)
     cluster_ips: tuple[bytes, ...] = ips(
         *("10.96.0.10", "10.96.0.11", "10.96.0.12", "10.96.0.13"),
         *("fd00:10:96::10", "fd00:10:96::11", "fd00:10:96::12", "fd00:10:96::13"),
     )
-    """In each family one for each Service, in the order of their names."""
+    """One address per family and Service, in the order of the Service names."""
     external_ips: tuple[bytes, ...] = ips(
         *("203.0.113.1", "203.0.113.2", "172.18.0.11"), *("2001:db8:113::1", "2001:db8:113::2", "fd00:172:18::11")
     )
@@ -65,20 +65,20 @@ class World:
     node_name: str = "node1"
     node_names: tuple[str, ...] = ("node1", "node2")
     node_ips: tuple[bytes, ...] = ips("172.18.0.11", "172.19.0.11", "fd00:172:18::11", "fd00:172:19::11")
-    """This node's own."""
+    """The addresses of this node."""
     gateways: tuple[bytes, ...] = ips("10.244.1.1", "fd00:10:244:1::1")
     """This node's own addresses on its pod bridge."""
     pod_cidrs: tuple[Network, ...] = networks("10.244.1.0/24", "fd00:10:244:1::/64")
-    """This node's own."""
+    """The pod CIDRs of this node."""
     cluster_cidrs: tuple[Network, ...] = networks("10.244.0.0/16", "fd00:10:244::/48")
     zones: tuple[str, ...] = ("a", "b")
     clients: tuple[bytes, ...] = ips("172.18.0.101", "10.244.2.13", "fd00:172:18::101", "fd00:10:244:2::13")
-    """Outside the cluster and a pod of another node: what comes in by the node's network."""
+    """An external host and a pod of another node, whose packets arrive through the node's network."""
     pods: tuple[bytes, ...] = ips("10.244.1.11", "10.244.1.13", "fd00:10:244:1::11", "fd00:10:244:1::13")
-    """Of this node; the first one of a family is an endpoint, too."""
+    """Pods of this node; the first one of each family is also an endpoint."""
 
     def cluster_ip(self, index: int, family: Family) -> bytes:
-        """Return the cluster IP that only the Service of an index has."""
+        """Return the unique cluster IP of the Service with this index."""
         return of_families(self.cluster_ips, (family,))[index]
 
 
@@ -96,9 +96,9 @@ TIGHT_WORLD = World(
     node_ips=ips("172.18.0.11", "fd00:172:18::11"),
     zones=("a",),
 )
-"""One where hardly anything is somebody's alone: a Service's address is another's, its endpoint is the node, and so on."""
+"""A world with many conflicts: Services share addresses, endpoints are the node itself, and so on."""
 
 
 def shown(ip: bytes) -> str:
-    """Write an address for a person."""
+    """Return an address as text."""
     return str(ip_address(ip))
