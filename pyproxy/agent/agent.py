@@ -30,7 +30,6 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import follows_local_ips, node_port_networks, relays_localhost
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.node.own_node import OwnNode
 from pyproxy.plan.localhost import relay_changes
@@ -74,7 +73,7 @@ class Agent:
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._relay = Relay(observer)
-        self._stale_addresses = follows_local_ips(config)
+        self._stale_addresses = backend.follows_local_ips
         self._wake = asyncio.Event()
         self._ready = False
         self._is_syncing = False
@@ -139,7 +138,7 @@ class Agent:
         self._wake.set()
 
     def _address_changed(self) -> None:
-        if follows_local_ips(self._config):
+        if self._backend.follows_local_ips:
             self._stale_addresses = True
             self._wake.set()
         else:
@@ -148,7 +147,7 @@ class Agent:
     async def _node_port_networks(self, family: Family) -> Collection[Network]:
         networks = await asyncio.to_thread(local_networks, family)
         context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
-        return node_port_networks(self._config, self._backend.mode, family, context, networks)
+        return self._backend.node_port_networks(family, context, networks)
 
     # Syncing
 
@@ -208,7 +207,7 @@ class Agent:
         failed: set[Family] = set()
         for reconciler, report in zip(pending, reports, strict=True):
             self._flows.note(report.flow_changes())
-            if relays_localhost(self._config, self._backend.mode, reconciler.family):
+            if self._backend.relays_localhost(reconciler.family):
                 listening = self._relay.change(reconciler.family, relay_changes(report.taken.values()))
                 if not self._ready:  # later syncs do not wait for the relay's thread
                     await asyncio.wrap_future(listening)

@@ -18,7 +18,7 @@ from pyproxy.agent.observer import Observer
 from pyproxy.agent.shutdown import Shutdown
 from pyproxy.agent.startup_summary import startup_summary
 from pyproxy.backends.interface import Backend
-from pyproxy.backends.registry import open_backend
+from pyproxy.backends.registry import backend_class, open_backend
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.config.settings import ResolvedSettings
 from pyproxy.linux.sysctl import ConntrackLimits, apply_conntrack_limits
@@ -170,7 +170,7 @@ class _EarlyChanges:
 
     def _choose(self, mode: ProxyMode) -> None:
         if not self.wants_service_cidrs.done():
-            self.wants_service_cidrs.set_result(mode is ProxyMode.NFTABLES)
+            self.wants_service_cidrs.set_result(backend_class(mode).follows_service_cidrs)
 
     def open(self, agent: Agent, observer: Observer, mode: ProxyMode) -> None:
         """Hand over what came so far, and from now on at once."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from pyproxy.backends.interface import Backend
-from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.config import Config
 from pyproxy.model.address import Family, ListenAddress
 from pyproxy.model.change import Kind
 from pyproxy.model.endpoint import EndpointSlice
@@ -18,7 +18,6 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import nftables_config, node_port_ips
 from pyproxy.plan.health_ports import HealthPorts
 from pyproxy.plan.topology import count_local_endpoints
 from pyproxy.serve.health import Answered, Health, health_application, service_application
@@ -53,7 +52,7 @@ class AgentHealth:
         self._health = Health(_TIMEOUT_SYNC_PERIODS * config.sync_period_seconds)
         self._health.set_node_eligible(bool(config.manifests))  # files need not have a Node
         self._lost: set[Kind] = set()
-        self._families: tuple[Family, ...] = ()
+        self._backend: Backend | None = None
         self._checks: dict[NamespacedName, _Check] = {}
         """What Services want; those of `_stale` are served as they were before."""
         self._ports = HealthPorts(config.own_ports)
@@ -62,7 +61,7 @@ class AgentHealth:
         self._stale: set[NamespacedName] = set()
         self._counts: dict[NamespacedName, int] = {}
         """What is served, read by the threads of requests."""
-        self._ips: tuple[bytes, ...] = ()
+        self._ips: list[bytes] = []
 
     def serve(self, answered: Answered, failed: Callable[[str], None] | None) -> None:
         """Serve health, for as long as the listeners do.
@@ -84,9 +83,7 @@ class AgentHealth:
 
     def begin(self, backend: Backend) -> None:
         """Take note that an agent begins to work."""
-        self._families = backend.families
-        if backend.mode is ProxyMode.NFTABLES:
-            self._config = nftables_config(self._config)
+        self._backend = backend
         self._health.begin(backend.families)
 
     def knows_node(self, node: Node | None) -> None:
@@ -118,9 +115,12 @@ class AgentHealth:
         Load balancers are told of Services once their rules are there: in all families, as there is one server for all.
         """
         self._health.synced(families)
-        if len(families) < len(self._families):
+        if self._backend is None or len(families) < len(self._backend.families):
             return
-        ips = tuple(ip for family in self._families for ip in self._node_port_ips(family, context))
+        ips: list[bytes] = []
+        for family in self._backend.families:
+            found = self._backend.node_port_ips(family, context)
+            ips += (_EVERY_ADDRESS[family],) if found is None else found
         if ips != self._ips:
             self._ips = ips
             self._stale.update(self._checks)
@@ -128,10 +128,6 @@ class AgentHealth:
             sites = {f"health check of Service {name}": self._check_site(name) for name in sorted(self._stale)}
             self._listeners.serve_all(sites)
             self._stale.clear()
-
-    def _node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...]:
-        ips = node_port_ips(self._config, context.node, family, context.local_ips)
-        return (_EVERY_ADDRESS[family],) if ips is None else ips
 
     def _check_site(self, name: NamespacedName) -> HttpService | None:
         check, rival = self._checks.get(name), self._ports.rival(name)

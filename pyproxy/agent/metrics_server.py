@@ -7,22 +7,15 @@ import asyncio
 import json
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from functools import partial
 from time import time
 from wsgiref.types import WSGIApplication
 
 from pyproxy.agent.listen_selectors import follow_selector
 from pyproxy.agent.metrics_observer import MetricsObserver
 from pyproxy.backends.interface import Backend
-from pyproxy.backends.iptables.accounting import counted_packets
-from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
-from pyproxy.backends.nftables import accounting
-from pyproxy.backends.nftables.layout import LOCALHOST_REJECTIONS
-from pyproxy.config.config import OPTIONS, Config, ProxyMode
+from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import ListenSelector
-from pyproxy.model.address import Family, ListenAddress
-from pyproxy.model.names import Protocol
-from pyproxy.node.local_traffic import serves_localhost
+from pyproxy.model.address import ListenAddress
 from pyproxy.serve.exposition import metrics_application
 from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.metrics import Metrics
@@ -32,18 +25,6 @@ from pyproxy.serve.statusz import StatusBoard, status_page
 
 _SLIS = frozenset({"process_start_time_seconds"})
 """What Kubernetes calls service level indicators; kube-proxy has no other."""
-_INVALID = (
-    "kubeproxy_iptables_ct_state_invalid_dropped_packets",
-    "Packets dropped because they belong to no connection that is known; of both families",
-)
-_LOCALHOST = (
-    "kubeproxy_iptables_localhost_nodeports_accepted_packets",
-    "Packets accepted at node ports on 127.0.0.0/8",
-)
-_REJECTED = (
-    "kubeproxy_nftables_localhost_nodeport_rejected_packets",
-    "Packets to SCTP node ports on loopback, which the relay does not serve, that were rejected",
-)
 _following: set[asyncio.Task[None]] = set()
 """The loop itself holds its tasks by weak references only."""
 
@@ -61,16 +42,8 @@ def start_metrics(
         failed: told, in another thread and in place of the log, if the address cannot be had.
     """
     metrics = Metrics(backend.mode.value, backend.families)
-    if backend.mode is ProxyMode.IPTABLES:
-        metrics.registry.register(PacketCounter(*_INVALID, {(): partial(counted_packets, INVALID_COUNTER)}))
-        if serves_localhost(config, Family.IPV4):
-            metrics.registry.register(PacketCounter(*_LOCALHOST, {(): partial(counted_packets, LOCALHOST_COUNTER)}))
-    if backend.mode is ProxyMode.NFTABLES:
-        readers: dict[tuple[str, ...], Callable[[], int]] = {
-            (str(family), Protocol.SCTP.name): partial(accounting.counted_packets, family, LOCALHOST_REJECTIONS)
-            for family in backend.families
-        }
-        metrics.registry.register(PacketCounter(*_REJECTED, readers, ["ip_family", "protocol"]))
+    for count in backend.packet_counts():
+        metrics.registry.register(PacketCounter(count.metric, count.help, count.readers, count.labels))
     board = StatusBoard(backend.mode.value, node_name, time())
     app = metrics_server(metrics, board, replace(config, proxy_mode=backend.mode))
 

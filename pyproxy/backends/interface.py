@@ -5,14 +5,14 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 the two.
 """
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pyproxy.backends.listing import RuleListing
-from pyproxy.config.config import ProxyMode
+from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.iptables_programs import Variant
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
@@ -115,12 +115,46 @@ class Kernel(Protocol[K, V]):
         ...
 
 
+class PacketCount(NamedTuple):
+    """A packet counter of the kernel that becomes a metric."""
+
+    metric: str
+    """Name of the metric, without ``_total``."""
+    help: str
+    readers: Mapping[tuple[str, ...], Callable[[], int]]
+    """By values of the labels, functions that return the packets; they raise OSError if there is no counter."""
+    labels: tuple[str, ...] = ()
+
+
 class Backend(Protocol):
     """One mode on this node."""
 
     mode: ProxyMode
+    follows_service_cidrs: bool
+    """Whether the rules depend on ServiceCIDRs."""
+    follows_local_ips: bool
+    """Whether the rules depend on the addresses that the node has at the moment."""
     families: tuple[Family, ...]
     """The families that the node supports in this mode."""
+
+    @classmethod
+    async def open(cls, config: Config) -> Self:
+        """Check that the node has what the mode needs, and choose between variants.
+
+        Raises:
+            ConfigError: the node lacks something; the message names it.
+        """
+        ...
+
+    @staticmethod
+    async def choose_iptables_variant(config: Config) -> Variant | None:
+        """Return the variant of iptables that the mode would use on this node, without writing a rule; None if it uses none."""
+        ...
+
+    @staticmethod
+    def owns_chain(table: str, chain: str) -> bool:
+        """Return whether an iptables chain belongs to this mode."""
+        ...
 
     @property
     def iptables_variant(self) -> Variant | None:
@@ -147,13 +181,36 @@ class Backend(Protocol):
         """Set the sysctls that the mode needs; a failure is logged."""
         ...
 
-    def owns_chain(self, table: str, chain: str) -> bool:
-        """Return whether the mode uses an iptables chain."""
+    def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
+        """Return the addresses on which health check node ports answer, sorted; None means all addresses of the node."""
+        ...
+
+    def node_port_networks(
+        self, family: Family, context: NodeContext, local_networks: Collection[Network]
+    ) -> Collection[Network]:
+        """Return the networks on which node ports answer.
+
+        Args:
+            family: of the networks.
+            context: this node.
+            local_networks: everything that is local to the node: single addresses and blocks.
+        """
+        ...
+
+    def relays_localhost(self, family: Family) -> bool:
+        """Return whether the agent's relay serves node ports on 127.0.0.1 or ::1, because rules cannot."""
+        ...
+
+    def packet_counts(self) -> Collection[PacketCount]:
+        """Return the packet counters that the mode's rules have."""
         ...
 
 
 class Dumper(Protocol):
     """Lists the rules of one mode."""
+
+    script_formats: frozenset[str]
+    """Values of ``--output`` for which `script` is printed."""
 
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]

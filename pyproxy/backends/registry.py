@@ -1,16 +1,35 @@
-"""The list of proxy modes. There is no other one.
+"""The list of proxy modes.
 
-Modules of a mode are imported when it is used: each mode brings libraries that the others do not need.
+A mode is a folder beside this file and a row of `_FOLDERS`. The module ``mode`` of the folder names its `Backend` class
+``BACKEND``, the module ``dump`` its `Dumper` class ``DUMPER``.
 """
 
 import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib import import_module
 
 from pyproxy.backends.interface import Backend, Dumper
 from pyproxy.config.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
 
 logger = logging.getLogger(__name__)
+
+_FOLDERS: Mapping[ProxyMode, str] = {
+    ProxyMode.IPTABLES: "iptables",
+    ProxyMode.NFTABLES: "nftables",
+    ProxyMode.IPVS: "ipvs",
+}
+
+
+def backend_class(mode: ProxyMode) -> type[Backend]:
+    """Import and return the class of a mode. An agent uses one mode and imports no other one.
+
+    Args:
+        mode: any but ``auto``, for which see `choose_mode`.
+    """
+    backend: type[Backend] = import_module(f"{__package__}.{_FOLDERS[mode]}.mode").BACKEND
+    return backend
 
 
 async def open_backend(config: Config) -> Backend:
@@ -19,53 +38,44 @@ async def open_backend(config: Config) -> Backend:
     Raises:
         ConfigError: this node does not support it.
     """
-    match config.proxy_mode:
-        case ProxyMode.AUTO:
-            # Without --nodeport-addresses node ports are served on all addresses, as in iptables mode, so that they do not
-            # depend on the mode that is chosen.
-            addresses = config.nodeport_addresses or (NodePortAddresses.ALL,)
-            try:
-                backend = await open_backend(
-                    replace(config, proxy_mode=ProxyMode.NFTABLES, nodeport_addresses=addresses)
-                )
-            except ConfigError as error:
-                logger.info("--proxy-mode=auto: using iptables: %s", error)
-                return await open_backend(replace(config, proxy_mode=ProxyMode.IPTABLES))
-            logger.info("--proxy-mode=auto: using nftables: the kernel and nft support all features that it needs")
-            return backend
-        case ProxyMode.IPTABLES:
-            from pyproxy.backends.iptables.mode import IptablesMode  # noqa: PLC0415  # see the module's docstring
+    if config.proxy_mode is not ProxyMode.AUTO:
+        return await backend_class(config.proxy_mode).open(config)
+    try:
+        backend = await open_backend(_nftables_of_auto(config))
+    except ConfigError as error:
+        logger.info("--proxy-mode=auto: using iptables: %s", error)
+        return await open_backend(replace(config, proxy_mode=ProxyMode.IPTABLES))
+    logger.info("--proxy-mode=auto: using nftables: the kernel and nft support all features that it needs")
+    return backend
 
-            return await IptablesMode.open(config)
-        case ProxyMode.NFTABLES:
-            from pyproxy.backends.nftables.mode import NftablesMode  # noqa: PLC0415  # as above
 
-            return await NftablesMode.open(config)
-        case ProxyMode.IPVS:
-            from pyproxy.backends.ipvs.mode import IpvsMode  # noqa: PLC0415  # as above
+async def choose_mode(config: Config) -> Config:
+    """Return the configuration with the mode that ``auto`` means on this node; no rule is written."""
+    if config.proxy_mode is not ProxyMode.AUTO:
+        return config
+    nftables = _nftables_of_auto(config)
+    try:
+        await open_backend(nftables)
+    except ConfigError:
+        return replace(config, proxy_mode=ProxyMode.IPTABLES)
+    return nftables
 
-            return await IpvsMode.open(config)
+
+def _nftables_of_auto(config: Config) -> Config:
+    # Without --nodeport-addresses node ports are served on all addresses, as in iptables mode, so that they do not depend on
+    # the mode that is chosen.
+    addresses = config.nodeport_addresses or (NodePortAddresses.ALL,)
+    return replace(config, proxy_mode=ProxyMode.NFTABLES, nodeport_addresses=addresses)
 
 
 def open_dumper(config: Config) -> Dumper:
     """Return the dumper of the configured mode.
 
     Raises:
-        ConfigError: the mode is `auto`, which is resolved on a node only.
+        ConfigError: which mode that is depends on the node.
     """
-    match config.proxy_mode:
-        case ProxyMode.AUTO:
-            message = "--proxy-mode=auto depends on the kernel of the node; set the mode whose rules are to be listed"
-            raise ConfigError(message)
-        case ProxyMode.IPTABLES:
-            from pyproxy.backends.iptables.dump import IptablesDumper  # noqa: PLC0415  # as above
-
-            return IptablesDumper(config)
-        case ProxyMode.NFTABLES:
-            from pyproxy.backends.nftables.dump import NftablesDumper  # noqa: PLC0415  # as above
-
-            return NftablesDumper(config)
-        case ProxyMode.IPVS:
-            from pyproxy.backends.ipvs.dump import IpvsDumper  # noqa: PLC0415  # as above
-
-            return IpvsDumper(config)
+    if config.proxy_mode is ProxyMode.AUTO:
+        message = "--proxy-mode=auto depends on the kernel of the node; set the mode whose rules are to be listed"
+        raise ConfigError(message)
+    dumper: Callable[[Config], Dumper] = import_module(f"{__package__}.{_FOLDERS[config.proxy_mode]}.dump").DUMPER
+    return dumper(config)

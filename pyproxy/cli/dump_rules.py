@@ -23,7 +23,7 @@ from pyproxy.cli.flags import (
 )
 from pyproxy.cli.listing import listing_text, listing_values
 from pyproxy.cli.objects import read_cluster
-from pyproxy.config.config import NODE_NAME, Config, ProxyMode
+from pyproxy.config.config import NODE_NAME, Config
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family
@@ -113,10 +113,13 @@ def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live:
     Raises:
         ConfigError: the input cannot be read, or the Service is not in it.
     """
-    if (output, config.proxy_mode) == (DumpFormat.NFT, ProxyMode.IPTABLES):
-        message = "-o nft: the rules of --proxy-mode=iptables are input for iptables-restore; use -o restore"
-        raise ConfigError(message)
     dumper = open_dumper(config)
+    if output is DumpFormat.NFT and output.value not in dumper.script_formats:
+        message = (
+            f"-o nft: the rules of --proxy-mode={config.proxy_mode.value} are not input for nft;"
+            f" use -o {' or '.join(sorted(dumper.script_formats))}"
+        )
+        raise ConfigError(message)
     if live:
         listings, problems = asyncio.run(dumper.live()), 0
     else:

@@ -9,23 +9,19 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import replace
 
 import click
 
 from pyproxy.backends.iptables.attribution import list_rules
-from pyproxy.backends.iptables.chain_names import is_ours
 from pyproxy.backends.iptables.restore_text import Ownership, saved_rules
 from pyproxy.backends.iptables.ruleset import TABLES, ChainKey
-from pyproxy.backends.ipvs.static_rules import is_ours as is_ours_in_ipvs
 from pyproxy.backends.kube_proxy import is_kube_proxys
 from pyproxy.backends.listing import RuleListing
-from pyproxy.backends.registry import open_dumper
+from pyproxy.backends.registry import backend_class, choose_mode, open_dumper
 from pyproxy.cli.dump_rules import tracked_listings
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
 from pyproxy.cli.objects import report, tracked
-from pyproxy.config.config import OPTIONS, Config, ProxyMode
+from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import SWITCH
 from pyproxy.errors import ConfigError, SourceError
 from pyproxy.linux.iptables_programs import Variant
@@ -82,15 +78,12 @@ def command(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None
 
 
 async def _plan(config: Config) -> list[str]:
-    config = replace(config, proxy_mode=await _mode(config))
+    config = await choose_mode(config)
+    backend = backend_class(config.proxy_mode)
     tracker, node = await _known_objects(config)
     planned = {listing.family: listing for listing in tracked_listings(tracker, node, open_dumper(config))}
-    used = None
-    if config.proxy_mode is not ProxyMode.NFTABLES:
-        from pyproxy.backends.iptables.mode import choose_variant  # noqa: PLC0415  # not needed in nftables mode
-
-        used = (await choose_variant(config))[0]
-    saved = await find_stale_rules(used, is_ours_in_ipvs if config.proxy_mode is ProxyMode.IPVS else is_ours)
+    used = await backend.choose_iptables_variant(config)
+    saved = await find_stale_rules(used, backend.owns_chain)
     tables = await kube_proxy_nft_tables()
     running = await detect_running_proxy(config)
     lines = [f"mode {config.proxy_mode.value}{f', iptables-{used.value}' if used else ''}; nothing is written"]
@@ -103,18 +96,6 @@ async def _plan(config: Config) -> list[str]:
         counts = {name: len(rules) for name, rules in listing.services.items()}
         lines += _service_lines(_present_counts(mine, table), counts)
     return lines
-
-
-async def _mode(config: Config) -> ProxyMode:
-    """Return the mode that the agent would use; auto is decided on the node."""
-    if config.proxy_mode is not ProxyMode.AUTO:
-        return config.proxy_mode
-    from pyproxy.backends.nftables.mode import NftablesMode  # noqa: PLC0415  # imported only for this decision
-
-    with suppress(ConfigError):
-        await NftablesMode.open(config)
-        return ProxyMode.NFTABLES
-    return ProxyMode.IPTABLES
 
 
 async def _known_objects(config: Config) -> tuple[Tracker, Node]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 from typing import TypeVar
 
-from pyproxy.config.config import Config, NodePortAddresses, ProxyMode
+from pyproxy.config.config import Config, NodePortAddresses
 from pyproxy.model.address import LOOPBACK_NETWORKS, Family, Network, family_of
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
 from pyproxy.node.context import FamilySettings, NodeContext
@@ -81,13 +81,19 @@ def serves_localhost(config: Config, family: Family) -> bool:
     return blocks is None or any(_overlaps(block, LOOPBACK_NETWORKS[family]) for block in blocks)
 
 
-def relays_localhost(config: Config, mode: ProxyMode, family: Family) -> bool:
-    """Say whether a relay serves node ports on 127.0.0.1 or ::1: the list names loopback, and rules do not serve it.
+def relays_localhost(config: Config, family: Family, *, has_rules: bool) -> bool:
+    """Return whether a relay serves node ports on 127.0.0.1 or ::1: ``--nodeport-addresses`` lists loopback, and no rule does.
 
-    A block that merely holds loopback addresses, such as 0.0.0.0/0, does not name them (kube-proxy 1.37,
-    ``ContainsExplicitLoopback``). In the iptables mode rules serve IPv4, and one flag switches both families off.
+    A block that also contains other addresses, such as 0.0.0.0/0, does not list loopback (kube-proxy 1.37,
+    ``ContainsExplicitLoopback``).
+
+    Args:
+        config: of the agent.
+        family: of the loopback address.
+        has_rules: whether the mode has rules for IPv4. Then ``--iptables-localhost-nodeports=false`` disables the relay
+            in both families too.
     """
-    if mode is ProxyMode.IPTABLES and (not config.iptables_localhost_nodeports or serves_localhost(config, family)):
+    if has_rules and (not config.iptables_localhost_nodeports or serves_localhost(config, family)):
         return False
     return any(
         item is NodePortAddresses.LOCALHOST
@@ -115,13 +121,9 @@ def node_port_ips(config: Config, node: Node, family: Family, local_ips: Collect
 
 
 def node_port_networks(
-    config: Config, mode: ProxyMode, family: Family, context: NodeContext, local_networks: Collection[Network]
+    config: Config, family: Family, context: NodeContext, local_networks: Collection[Network]
 ) -> Collection[Network]:
-    """Return where node ports answer, among what is local to the node: single addresses, or blocks."""
-    if mode is ProxyMode.NFTABLES:
-        config = nftables_config(config)
-    elif mode is ProxyMode.IPVS:
-        config = replace(config, iptables_localhost_nodeports=False)
+    """Return the networks on which node ports answer: single addresses, or those of the node's local networks that do."""
     ips = node_port_ips(config, context.node, family, context.local_ips)
     if ips is not None:
         return [Network(ip, family.bits) for ip in ips]
@@ -130,10 +132,8 @@ def node_port_networks(
     return [block for block in local_networks if block.ip not in LOOPBACK_NETWORKS[family]]
 
 
-def follows_local_ips(config: Config) -> bool:
-    """Say whether the rules depend on which addresses the node has at the moment."""
-    if config.proxy_mode is ProxyMode.IPVS:
-        return True  # each is served by itself, and none of them is made or removed
+def lists_blocks(config: Config) -> bool:
+    """Say whether ``--nodeport-addresses`` has blocks, so that node ports depend on the addresses that the node has."""
     return any(_node_port_blocks(config, family) for family in Family)
 
 

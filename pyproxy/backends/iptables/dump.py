@@ -1,9 +1,9 @@
 """Lists the rules of the iptables mode for ``dump-rules``, from plans or from the kernel, by Service."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 
-from pyproxy.backends.interface import desired_entries
+from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.accounting import has_counter
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import from_side_by_side, is_side_by_side, to_side_by_side
@@ -26,6 +26,8 @@ from pyproxy.plan.service_plan import ServicePlan
 
 class IptablesDumper:
     """Lists planned rules, and the rules that are in the kernel; a `backends.interface.Dumper`."""
+
+    script_formats = frozenset({"restore"})
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -76,6 +78,9 @@ class IptablesDumper:
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``iptables-restore --noflush``."""
         return listing_restore(listing)
+
+
+DUMPER: Callable[[Config], Dumper] = IptablesDumper
 
 
 def _listing(family: Family, chains: Collection[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:

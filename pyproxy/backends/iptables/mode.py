@@ -3,12 +3,13 @@
 import logging
 from collections.abc import Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pyproxy.backends import kube_proxy
-from pyproxy.backends.interface import Unsupported
+from pyproxy.backends.interface import Backend, PacketCount, Unsupported
 from pyproxy.backends.iptables import chain_names
-from pyproxy.backends.iptables.accounting import ensure_counter
+from pyproxy.backends.iptables.accounting import counted_packets, ensure_counter
 from pyproxy.backends.iptables.capabilities import chain_rules, probe_rule
 from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.program import IptablesProgram
@@ -29,10 +30,18 @@ from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.iptables_programs import Variant, is_available
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.linux.sysctl import read_sysctl, write_sysctl
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port_ips, serves_localhost
+from pyproxy.node.local_traffic import (
+    NodeReadiness,
+    family_settings,
+    lists_blocks,
+    node_port_ips,
+    node_port_networks,
+    relays_localhost,
+    serves_localhost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +54,7 @@ class IptablesMode:
     """Programs Services as iptables chains; a `backends.interface.Backend`."""
 
     mode = ProxyMode.IPTABLES
+    follows_service_cidrs = False
 
     def __init__(
         self,
@@ -65,6 +75,7 @@ class IptablesMode:
         if not self.families:
             message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
             raise ConfigError(message)
+        self.follows_local_ips = lists_blocks(config)
         self._readiness = NodeReadiness(config, self.families)
 
     @classmethod
@@ -86,6 +97,16 @@ class IptablesMode:
             count_invalid and serves_localhost(config, Family.IPV4) and not ensure_counter(LOCALHOST_COUNTER)
         )
         return cls(config, variant, by_packet, count_invalid=count_invalid, count_localhost=count_localhost)
+
+    @staticmethod
+    async def choose_iptables_variant(config: Config) -> Variant:
+        """See `Backend`."""
+        return (await choose_variant(config))[0]
+
+    @staticmethod
+    def owns_chain(table: str, chain: str) -> bool:
+        """See `Backend`."""
+        return chain_names.is_ours(table, chain)
 
     def is_ready_for(self, node: Node) -> bool:
         """Return whether the Node has the pod CIDRs that the local traffic detection needs."""
@@ -113,10 +134,6 @@ class IptablesMode:
         owned = side_by_side_ownership(family) if self._config.service_proxy_name else ownership(family)
         return IptablesKernel(family, self.iptables_variant, counter, owned)
 
-    def owns_chain(self, table: str, chain: str) -> bool:
-        """Return whether this mode uses a chain."""
-        return chain_names.is_ours(table, chain)
-
     def prepare(self) -> None:
         """Set `route_localnet` if node ports are served on 127.0.0.1.
 
@@ -128,6 +145,42 @@ class IptablesMode:
                 "node ports are served on 127.0.0.0/8, which needs net.ipv4.conf.all.route_localnet=1; to avoid this"
                 " setting, use --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
             )
+
+    def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
+        """See `Backend`."""
+        return node_port_ips(self._config, context.node, family, context.local_ips)
+
+    def node_port_networks(
+        self, family: Family, context: NodeContext, local_networks: Collection[Network]
+    ) -> Collection[Network]:
+        """See `Backend`."""
+        return node_port_networks(self._config, family, context, local_networks)
+
+    def relays_localhost(self, family: Family) -> bool:
+        """See `Backend`: rules serve IPv4."""
+        return relays_localhost(self._config, family, has_rules=True)
+
+    def packet_counts(self) -> Collection[PacketCount]:
+        """See `Backend`."""
+        counts = [
+            PacketCount(
+                "kubeproxy_iptables_ct_state_invalid_dropped_packets",
+                "Packets dropped because they belong to no connection that is known; of both families",
+                {(): partial(counted_packets, INVALID_COUNTER)},
+            )
+        ]
+        if serves_localhost(self._config, Family.IPV4):
+            counts.append(
+                PacketCount(
+                    "kubeproxy_iptables_localhost_nodeports_accepted_packets",
+                    "Packets accepted at node ports on 127.0.0.0/8",
+                    {(): partial(counted_packets, LOCALHOST_COUNTER)},
+                )
+            )
+        return counts
+
+
+BACKEND: type[Backend] = IptablesMode
 
 
 def ownership(family: Family) -> Ownership:

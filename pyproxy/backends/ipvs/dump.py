@@ -1,8 +1,8 @@
 """``dump-rules`` in the IPVS mode: virtual and real servers, addresses, members of sets and rules, by Service."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from pyproxy.backends.interface import desired_entries
+from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.mode import choose_variant
 from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
@@ -28,6 +28,8 @@ _HERE = "EOF"
 
 class IpvsDumper:
     """See `backends.interface.Dumper`."""
+
+    script_formats = frozenset({"restore", "nft"})
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -78,6 +80,9 @@ class IpvsDumper:
             parts += [f"{program} <<'{_HERE}'\n", *lines, f"{_HERE}\n"]
         restore = "iptables-restore" if listing.family is Family.IPV4 else "ip6tables-restore"
         return "".join((*parts, f"{restore} --noflush <<'{_HERE}'\n", listing_restore(listing), f"{_HERE}\n"))
+
+
+DUMPER: Callable[[Config], Dumper] = IpvsDumper
 
 
 def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealServer, RealServerState]]:

@@ -3,9 +3,11 @@
 import logging
 import platform
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 from pyproxy.backends import kube_proxy
+from pyproxy.backends.interface import Backend, PacketCount
 from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.mode import choose_variant, supported_families
 from pyproxy.backends.iptables.restore_text import Ownership
@@ -23,10 +25,16 @@ from pyproxy.linux.addresses import IPVS_DEVICE
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.linux.sysctl import write_sysctl
-from pyproxy.model.address import LOOPBACK_NETWORKS, Family, family_of, parse_network
+from pyproxy.model.address import LOOPBACK_NETWORKS, Family, Network, family_of, parse_network
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import NodeReadiness, family_settings, node_port_ips
+from pyproxy.node.local_traffic import (
+    NodeReadiness,
+    family_settings,
+    node_port_ips,
+    node_port_networks,
+    relays_localhost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,9 @@ class IpvsMode:
     """Services as virtual servers of IPVS; see `backends.interface.Backend`."""
 
     mode = ProxyMode.IPVS
+    follows_service_cidrs = False
+    follows_local_ips = True
+    """Node ports have a virtual server for each address of the node."""
 
     def __init__(self, config: Config, variant: Variant) -> None:
         self._config = config
@@ -73,6 +84,16 @@ class IpvsMode:
         await require_rules(mode.families[0], variant)
         return mode
 
+    @staticmethod
+    async def choose_iptables_variant(config: Config) -> Variant:
+        """See `Backend`: for the helper rules."""
+        return (await choose_variant(config))[0]
+
+    @staticmethod
+    def owns_chain(table: str, chain: str) -> bool:
+        """See `Backend`."""
+        return is_ours(table, chain)
+
     def is_ready_for(self, node: Node) -> bool:
         """See `Backend`."""
         return self._readiness.has_pod_cidrs(node)
@@ -101,10 +122,6 @@ class IpvsMode:
         )
         return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs, SERVED)
 
-    def owns_chain(self, table: str, chain: str) -> bool:
-        """See `Backend`."""
-        return is_ours(table, chain)
-
     def prepare(self) -> None:
         """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""
         choices = {
@@ -124,12 +141,34 @@ class IpvsMode:
                 logger.info("%s is %d: %s", name, value, reason)
         self._set_timeouts()
 
+    def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
+        """See `Backend`."""
+        return node_port_ips(self._config, context.node, family, context.local_ips)
+
+    def node_port_networks(
+        self, family: Family, context: NodeContext, local_networks: Collection[Network]
+    ) -> Collection[Network]:
+        """See `Backend`: never loopback."""
+        config = replace(self._config, iptables_localhost_nodeports=False)
+        return node_port_networks(config, family, context, local_networks)
+
+    def relays_localhost(self, family: Family) -> bool:
+        """See `Backend`."""
+        return relays_localhost(self._config, family, has_rules=False)
+
+    def packet_counts(self) -> Collection[PacketCount]:
+        """See `Backend`."""
+        return ()
+
     def _set_timeouts(self) -> None:
         ipvs = self._config.ipvs
         wanted = (ipvs.tcp_timeout_seconds, ipvs.tcpfin_timeout_seconds, ipvs.udp_timeout_seconds)
         if any(wanted):
             servers = IpvsConnection()
             servers.perform([servers.timeouts(*map(int, wanted))])
+
+
+BACKEND: type[Backend] = IpvsMode
 
 
 def _be_strict_about_arp() -> None:

@@ -1,8 +1,8 @@
 """``dump-rules`` in the nftables mode: elements by Service, or a whole script for ``nft -f``."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from pyproxy.backends.interface import desired_entries
+from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.nftables.attribution import list_elements
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
@@ -25,6 +25,8 @@ from pyproxy.plan.service_plan import ServicePlan
 
 class NftablesDumper:
     """Lists the elements of both families; implements `backends.interface.Dumper`."""
+
+    script_formats = frozenset({"restore", "nft"})
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
@@ -75,3 +77,6 @@ class NftablesDumper:
             parts += [f"# {title}\n"] if title else []
             parts += [f"add element {rule.table} {rule.rule}\n" for rule in rules if rule.chain != LAYOUT[1:].decode()]
         return "".join(parts)
+
+
+DUMPER: Callable[[Config], Dumper] = NftablesDumper

@@ -1,23 +1,36 @@
 """The nftables mode as a backend: its requirements, and settings, program and kernel of each family."""
 
 import logging
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from pyproxy.backends.interface import Backend, PacketCount
+from pyproxy.backends.nftables.accounting import counted_packets
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
 from pyproxy.backends.nftables.elements import Layout
 from pyproxy.backends.nftables.kernel import NftablesKernel
-from pyproxy.backends.nftables.layout import TABLE, NftablesSettings, layout_of, layout_text
+from pyproxy.backends.nftables.layout import LOCALHOST_REJECTIONS, TABLE, NftablesSettings, layout_of, layout_text
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import table_text
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
 from pyproxy.linux.command import run
 from pyproxy.linux.ruleset_counter import NftGeneration
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, Network
+from pyproxy.model.names import Protocol
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
-from pyproxy.node.local_traffic import NodeReadiness, family_settings, nftables_config, node_port_ips, relays_localhost
+from pyproxy.node.local_traffic import (
+    NodeReadiness,
+    family_settings,
+    lists_blocks,
+    nftables_config,
+    node_port_ips,
+    node_port_networks,
+    relays_localhost,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +42,7 @@ class NftablesMode:
     """Programs Services as elements of nftables maps; implements `backends.interface.Backend`."""
 
     mode = ProxyMode.NFTABLES
+    follows_service_cidrs = True
     iptables_variant = None
 
     def __init__(self, config: Config) -> None:
@@ -37,6 +51,7 @@ class NftablesMode:
         self._monitor = ChangeMonitor(TABLE)
         self._layouts: dict[Layout, str] = {}
         self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
+        self.follows_local_ips = lists_blocks(config)
         self._readiness = NodeReadiness(config, self.families)
 
     @classmethod
@@ -53,6 +68,15 @@ class NftablesMode:
                 message = f"--proxy-mode=nftables: {family}: {reason}; use --proxy-mode=iptables"
                 raise ConfigError(message)
         return mode
+
+    @staticmethod
+    async def choose_iptables_variant(config: Config) -> None:
+        """See `Backend`."""
+
+    @staticmethod
+    def owns_chain(table: str, chain: str) -> bool:  # noqa: ARG004  # the protocol's
+        """See `Backend`: the mode has no iptables chains."""
+        return False
 
     def is_ready_for(self, node: Node) -> bool:
         """Return whether the Node has the pod CIDRs that the settings need; missing ones are logged once."""
@@ -74,9 +98,37 @@ class NftablesMode:
     def prepare(self) -> None:
         """Do nothing: the mode needs no kernel settings."""
 
-    def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # the protocol's
-        """Return False: the mode has no chains in iptables."""
-        return False
+    def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
+        """See `Backend`."""
+        return node_port_ips(self._config, context.node, family, context.local_ips)
+
+    def node_port_networks(
+        self, family: Family, context: NodeContext, local_networks: Collection[Network]
+    ) -> Collection[Network]:
+        """See `Backend`."""
+        return node_port_networks(self._config, family, context, local_networks)
+
+    def relays_localhost(self, family: Family) -> bool:
+        """See `Backend`."""
+        return relays_localhost(self._config, family, has_rules=False)
+
+    def packet_counts(self) -> Collection[PacketCount]:
+        """See `Backend`."""
+        readers: dict[tuple[str, ...], Callable[[], int]] = {
+            (str(family), Protocol.SCTP.name): partial(counted_packets, family, LOCALHOST_REJECTIONS)
+            for family in self.families
+        }
+        return [
+            PacketCount(
+                "kubeproxy_nftables_localhost_nodeport_rejected_packets",
+                "Packets to SCTP node ports on loopback, which the relay does not serve, that were rejected",
+                readers,
+                ("ip_family", "protocol"),
+            )
+        ]
+
+
+BACKEND: type[Backend] = NftablesMode
 
 
 def nftables_settings(config: Config, family: Family, context: NodeContext) -> NftablesSettings:
@@ -86,7 +138,7 @@ def nftables_settings(config: Config, family: Family, context: NodeContext) -> N
         node_port_ips=node_port_ips(config, context.node, family, context.local_ips),
         # Side-by-side, most addresses of these ranges belong to kube-proxy's Services, so none may be dropped.
         service_cidrs=() if config.service_proxy_name else context.service_cidrs_of(family),
-        relays_localhost=relays_localhost(config, ProxyMode.NFTABLES, family),
+        relays_localhost=relays_localhost(config, family, has_rules=False),
     )
 
 

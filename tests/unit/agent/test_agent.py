@@ -48,7 +48,7 @@ class TwoFamilies:
 
     mode = ProxyMode.IPTABLES
     families = tuple(Family)
-    iptables_variant = None
+    follows_local_ips = False
 
     def __init__(self) -> None:
         self.kernels = {family: SlowKernel(family) for family in Family}
@@ -72,9 +72,12 @@ class TwoFamilies:
     def prepare(self) -> None:
         """Set nothing."""
 
-    def owns_chain(self, table: str, chain: str) -> bool:  # noqa: ARG002  # there are no others
-        """Say yes."""
-        return True
+    def node_port_ips(self, family: Family, context: NodeContext) -> None:
+        """Let node ports answer on all addresses."""
+
+    def relays_localhost(self, family: Family) -> bool:  # noqa: ARG002  # see above
+        """Relay nothing."""
+        return False
 
 
 class Distrust(Observer):
@@ -92,7 +95,8 @@ async def distrusted_during_first_sync() -> list[Family]:
     """Run an agent through its first sync, and return which families it distrusted meanwhile."""
     backend, observer = TwoFamilies(), Distrust()
     config = Config(healthz_bind_address=None)
-    agent = Agent(config, backend, "node1", observer, AgentHealth(config, Listeners()))
+    health = AgentHealth(config, Listeners())
+    agent = Agent(config, backend, "node1", observer, health)  # type: ignore[arg-type]  # all that an agent asks for
     node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
     for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
         agent.deliver(change)

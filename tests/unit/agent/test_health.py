@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import pytest
 
 from pyproxy.agent.health import AgentHealth
-from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.config import Config
 from pyproxy.model.address import Family, ListenAddress, parse_ip, parse_network
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import node_port_ips
 from pyproxy.serve.listeners import Listeners
 from tests.unit.serve.http_client import free_address, get, is_refused, wait_until
 
@@ -36,8 +37,12 @@ SLICE = EndpointSlice(
 class Families:
     """As much of a mode as health asks for."""
 
-    mode: ProxyMode = ProxyMode.IPTABLES
     families: tuple[Family, ...] = (Family.IPV4,)
+
+    def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
+        """Return the addresses on which node ports answer."""
+        config = Config(nodeport_addresses=NODE_PORT_BLOCKS)
+        return node_port_ips(config, context.node, family, context.local_ips)
 
 
 def checked(port: int, name: NamespacedName = WEB, created: str = "") -> Service:
@@ -54,7 +59,7 @@ def checked(port: int, name: NamespacedName = WEB, created: str = "") -> Service
 
 def health_of(listeners: Listeners, *families: Family) -> AgentHealth:
     """Return the health of an agent whose node ports answer on a range of loopback addresses."""
-    made = AgentHealth(Config(nodeport_addresses=NODE_PORT_BLOCKS), listeners)
+    made = AgentHealth(Config(), listeners)
     made.begin(Families(families=families or (Family.IPV4,)))  # type: ignore[arg-type]  # all it asks for
     return made
 

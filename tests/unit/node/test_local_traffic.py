@@ -4,17 +4,14 @@ import logging
 
 import pytest
 
-from pyproxy.config.config import NODEPORT_ADDRESSES, Config, ProxyMode
+from pyproxy.config.config import NODEPORT_ADDRESSES, Config
 from pyproxy.model.address import Family, ip_text, parse_ip, parse_network
 from pyproxy.model.node import DetectLocalMode, LocalTraffic, Node
-from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import (
     NodeReadiness,
-    follows_local_ips,
+    lists_blocks,
     local_traffic,
     node_port_ips,
-    node_port_networks,
-    relays_localhost,
     serves_localhost,
 )
 from pyproxy.node.node_name import own_node
@@ -131,42 +128,6 @@ def test_family_without_an_address_of_the_node() -> None:
     assert () == node_port_ips(PRIMARY, node, Family.IPV6, LOCAL_IPS)
 
 
-LOCAL_NETWORKS = tuple(map(parse_network, ("127.0.0.0/8", "127.0.0.1/32", "172.18.0.11/32", "::1/128", "fe80::1/128")))
-WITHOUT_LOOPBACK = ["172.18.0.11/32", "fe80::1/128"]
-
-
-@pytest.mark.parametrize(
-    ("config", "mode", "expected"),
-    [
-        pytest.param(
-            blocks(),
-            ProxyMode.IPTABLES,
-            ["127.0.0.0/8", "127.0.0.1/32", "172.18.0.11/32", "fe80::1/128"],
-            id="every address",
-        ),
-        pytest.param(blocks(localhost=False), ProxyMode.IPTABLES, WITHOUT_LOOPBACK, id="loopback switched off"),
-        pytest.param(blocks(), ProxyMode.IPVS, WITHOUT_LOOPBACK, id="ipvs"),
-        pytest.param(blocks("0.0.0.0/0", "::/0"), ProxyMode.NFTABLES, WITHOUT_LOOPBACK, id="nftables, every address"),
-        pytest.param(blocks(), ProxyMode.NFTABLES, ["172.18.0.11/32", "fd00:172:18::11/128"], id="nftables"),
-        pytest.param(
-            blocks("172.16.0.0/12"),
-            ProxyMode.IPTABLES,
-            ["172.18.0.11/32", "172.19.0.11/32", "fe80::1/128"],
-            id="block of one family",
-        ),
-    ],
-)
-def test_whose_flows_are_a_node_ports(config: Config, mode: ProxyMode, expected: list[str]) -> None:
-    """A flow is a node port's where rules of the mode let it answer."""
-    context = NodeContext(node=NODE, local_ips=LOCAL_IPS)
-    found: list[str] = []
-    for family in Family:
-        local = [block for block in LOCAL_NETWORKS if block.family is family]
-        found += map(str, node_port_networks(config, mode, family, context, local))
-
-    assert expected == found
-
-
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
@@ -189,29 +150,6 @@ def test_node_ports_on_loopback(config: Config, expected: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "iptables", "others"),
-    [
-        (blocks(), [False, False], [False, False]),
-        (listed("all"), [False, False], [False, False]),
-        (PRIMARY, [False, False], [False, False]),
-        (listed("localhost"), [False, True], [True, True]),
-        (listed("primary", "localhost", "all"), [False, True], [True, True]),
-        (blocks("127.0.0.0/8"), [False, False], [True, False]),
-        (blocks("::1/128", "10.0.0.0/8"), [False, True], [False, True]),
-        (blocks("127.0.0.1/32", "::1/128", localhost=False), [False, False], [True, True]),
-    ],
-)
-def test_relayed_families(config: Config, iptables: list[bool], others: list[bool]) -> None:
-    """A relay serves the families whose loopback is listed by name; in iptables mode not IPv4, which rules serve."""
-    found = [[relays_localhost(config, mode, family) for family in Family] for mode in ProxyMode]
-    by_mode = dict(zip(ProxyMode, found, strict=True))
-
-    assert [iptables, others, others] == [
-        by_mode[mode] for mode in (ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS)
-    ]
-
-
-@pytest.mark.parametrize(
     ("config", "expected"),
     [
         (blocks(), False),
@@ -222,12 +160,11 @@ def test_relayed_families(config: Config, iptables: list[bool], others: list[boo
         (blocks("172.18.0.0/16"), True),
         (blocks("0.0.0.0/0", "::/0"), False),
         (blocks("0.0.0.0/0", "fd00::/16"), True),
-        (Config(proxy_mode=ProxyMode.IPVS), True),
     ],
 )
-def test_whether_addresses_are_followed(config: Config, expected: object) -> None:
-    """New addresses of the node matter only where single ones are listed."""
-    assert expected is follows_local_ips(config)
+def test_blocks_are_listed(config: Config, expected: object) -> None:
+    """Only a block that does not contain every address makes node ports depend on the node's addresses."""
+    assert expected is lists_blocks(config)
 
 
 @pytest.mark.parametrize(
