@@ -18,6 +18,7 @@ from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
 from pyproxy.agent.reconcile import Reconciler
 from pyproxy.agent.schedule import Schedule
+from pyproxy.agent.sources import EventQueue
 from pyproxy.backends.interface import Backend
 from pyproxy.config.config import Config
 from pyproxy.errors import ApplyError
@@ -25,9 +26,9 @@ from pyproxy.linux.addresses import AddressNotifications, local_addresses
 from pyproxy.linux.local_networks import local_networks
 from pyproxy.linux.systemd_notify import notify, watchdog_seconds
 from pyproxy.model.address import Family, Network
-from pyproxy.model.change import Kind, Object, ObjectChange
-from pyproxy.model.names import NamespacedName
+from pyproxy.model.change import Kind, WatchState
 from pyproxy.model.node import Node
+from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
 from pyproxy.node.localhost_relay import Relay
@@ -56,14 +57,21 @@ _BEATS_PER_WATCHDOG = 3
 class Agent:
     """Keeps the kernel of this network namespace equal to what a source tells."""
 
-    def __init__(
-        self, config: Config, backend: Backend, node_name: str, observer: Observer, health: AgentHealth
+    def __init__(  # noqa: PLR0913  # the parts of a running agent, each made on its own
+        self,
+        config: Config,
+        backend: Backend,
+        node_name: str,
+        *,
+        tracker: Tracker,
+        observer: Observer,
+        health: AgentHealth,
     ) -> None:
         self._config = config
         self._backend = backend
         self._own_node = OwnNode(config, node_name)
         self._health = health
-        self._tracker = Tracker()
+        self._tracker = tracker
         self._planner = Planner(backend.families)
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
         self._settings: dict[Family, Hashable] = {}
@@ -82,25 +90,12 @@ class Agent:
         self._beat_seconds = watchdog_seconds() / _BEATS_PER_WATCHDOG
         self._schedule = Schedule(config.min_sync_period_seconds, config.sync_period_seconds)
 
-    def deliver(self, change: ObjectChange) -> None:
-        """Take in what a source tells; to be called in the loop."""
-        self._tracker.apply(change)
-        self._observer.delivered(change)
-        if self._tracker.knows(Kind.NODE):
-            self._own_node.listed(self._tracker.node)
-            self._health.knows_node(self._tracker.node)
-        self._wake.set()
-
-    def last_good(self, kind: Kind, name: NamespacedName) -> Object | None:
-        """Return what is known of an object, for a source that cannot read its newest version."""
-        return self._tracker.known(kind, name)
-
-    async def run(self, source: Awaitable[None], remove_stale: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run until cancelled, or until the source fails for good. Rules are left in place.
+    async def run(self, events: EventQueue, remove_stale: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run until cancelled. Rules are left in place.
 
         Args:
-            source: calls `deliver` for as long as it lives.
-            remove_stale: called once, when this mode's rules are complete; removes what was there before.
+            events: what the source has received and will receive.
+            remove_stale: called once, when this mode's rules are complete; removes rules of other modes and proxies.
         """
         self._remove_stale = remove_stale
         self._backend.prepare()
@@ -112,7 +107,7 @@ class Agent:
         asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._stop_waiting_for_node)
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(_until_it_fails(source))
+                tasks.create_task(self._take_events(events))
                 tasks.create_task(self._sync_forever())
                 tasks.create_task(self._look_forever())
                 tasks.create_task(self._examine_forever())
@@ -132,6 +127,22 @@ class Agent:
         if self._stale_removal is not None:
             self._stale_removal.cancel()
             await asyncio.gather(self._stale_removal, return_exceptions=True)
+
+    async def _take_events(self, events: EventQueue) -> None:
+        while True:
+            match await events.get():
+                case WatchState(kind, reason):
+                    self._health.watched(kind, reason)
+                    self._observer.watched(kind, reason)
+                case RequestRecord() as request:
+                    self._observer.requested(request)
+                case change:
+                    self._tracker.apply(change)
+                    self._observer.delivered(change)
+                    if self._tracker.knows(Kind.NODE):
+                        self._own_node.listed(self._tracker.node)
+                        self._health.knows_node(self._tracker.node)
+                    self._wake.set()
 
     def _stop_waiting_for_node(self) -> None:
         self._own_node.stop_waiting()
@@ -314,7 +325,3 @@ class Agent:
     def _mark_stale(self, reconciler: Reconciler[Any, Any]) -> None:
         reconciler.mark_stale()
         self._observer.marked_stale(reconciler.family)
-
-
-async def _until_it_fails(source: Awaitable[None]) -> None:
-    await source

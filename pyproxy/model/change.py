@@ -1,4 +1,4 @@
-"""What a source tells the tracker: values, whether they come from the API server or from files."""
+"""What a source of objects reports: the same values, whether they come from the API server or from files."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -6,6 +6,7 @@ from enum import Enum
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
+from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
 
@@ -30,7 +31,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True)
 class Removed:
-    """An object is gone, or is none of ours any more. Removing an unknown object is no error."""
+    """An object was deleted, or no longer concerns pyproxy. It need not be known."""
 
     kind: Kind
     name: NamespacedName
@@ -38,10 +39,22 @@ class Removed:
 
 @dataclass(frozen=True, slots=True)
 class Replaced:
-    """A complete list: what is not in it is gone. The first one of a kind says that the kind is known."""
+    """A complete list: objects that are not in it do not exist. The first list of a kind makes the kind known."""
 
     kind: Kind
     objects: tuple[Object, ...]
 
 
 ObjectChange = Put | Removed | Replaced
+
+
+@dataclass(frozen=True, slots=True)
+class WatchState:
+    """Whether objects of a kind arrive."""
+
+    kind: Kind
+    reason: str
+    """Why they do not; empty means that they do."""
+
+
+SourceEvent = ObjectChange | WatchState | RequestRecord

@@ -10,6 +10,7 @@ from pyproxy.agent import agent as agent_module
 from pyproxy.agent.agent import Agent
 from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
+from pyproxy.agent.sources import EventQueue
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
@@ -17,6 +18,7 @@ from pyproxy.config.config import Config, ProxyMode
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.node import Node
+from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
 from pyproxy.serve.listeners import Listeners
 from tests.properties.kernel import TableKernel
@@ -96,16 +98,17 @@ async def distrusted_during_first_sync() -> list[Family]:
     backend, observer = TwoFamilies(), Distrust()
     config = Config(healthz_bind_address=None)
     health = AgentHealth(config, Listeners())
-    agent = Agent(config, backend, "node1", observer, health)  # type: ignore[arg-type]  # all that an agent asks for
+    agent = Agent(config, backend, "node1", tracker=Tracker(), observer=observer, health=health)  # type: ignore[arg-type]  # all that an agent asks for
+    events = EventQueue()
     node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
     for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
-        agent.deliver(change)
+        events.put_nowait(change)
     is_complete = asyncio.Event()
 
     async def remove_stale() -> None:
         is_complete.set()
 
-    running = asyncio.create_task(agent.run(asyncio.get_running_loop().create_future(), remove_stale))
+    running = asyncio.create_task(agent.run(events, remove_stale))
     await is_complete.wait()
     running.cancel()
     with suppress(asyncio.CancelledError):

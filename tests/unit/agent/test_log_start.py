@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pyproxy.agent.daemon import log_start
+from pyproxy.agent.sources import log_start
 from pyproxy.config.config import ProxyMode
 from pyproxy.config.settings import resolve_settings
 
