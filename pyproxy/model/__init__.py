@@ -1,1 +1,1 @@
-"""The field's vocabulary as frozen values. No module here reads a clock, a file, a socket or an environment."""
+"""Kubernetes objects, addresses and names as immutable values, and the tracker. Pure."""

@@ -1,7 +1,7 @@
 """Addresses as packed bytes: 4 bytes are IPv4, 16 are IPv6, in network order.
 
-Packed bytes are what the kernel takes, half the size of an `ipaddress` object and ten times faster to
-make; `ipaddress` is used at the edges only, for what people write.
+The kernel's interfaces take packed bytes. They are half the size of an `ipaddress` object and ten times faster to create;
+`ipaddress` only parses and formats text.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Family(IntEnum):
         """Return AF_INET or AF_INET6, which are 2 and 10 in Linux (``include/linux/socket.h``)."""
         return 2 if self is Family.IPV4 else 10
 
-    # Enum's own hash is Python code, and families are keys of what is looked up for each address.
+    # Enum's own hash is Python code, and families are keys of dictionaries that are read for each address.
     __hash__ = int.__hash__
 
     def __str__(self) -> str:
@@ -41,13 +41,13 @@ def family_of(ip: bytes) -> Family:
 
 
 def parse_ip(text: str) -> bytes:
-    """Pack an address as the API writes it.
+    """Parse an address of the API into packed bytes.
 
-    Leading zeros in IPv4 octets are dropped and an IPv4-mapped IPv6 address is its IPv4 address, because
-    Go's ``netutils.ParseIPSloppy``, with which kube-proxy reads every address, does both.
+    Leading zeros in IPv4 octets are ignored, and an IPv4-mapped IPv6 address becomes its IPv4 address:
+    ``netutils.ParseIPSloppy``, with which kube-proxy parses every address, does both.
 
     Raises:
-        ValueError: the text is no address.
+        ValueError: the text is not a valid address.
     """
     try:
         ip = ip_address(text)
@@ -65,14 +65,14 @@ def parse_ip(text: str) -> bytes:
 
 
 def ip_text(ip: bytes) -> str:
-    """Write a packed address as people and iptables-save do."""
+    """Format a packed address as iptables-save prints it."""
     if len(ip) == IPv4_BYTES:
         return f"{ip[0]}.{ip[1]}.{ip[2]}.{ip[3]}"
     return str(IPv6Address(ip))
 
 
 def socket_text(ip: bytes, port: int) -> str:
-    """Write address and port as ``10.0.0.1:80`` or ``[fd00::1]:80``."""
+    """Format address and port as ``10.0.0.1:80`` or ``[fd00::1]:80``."""
     return f"{ip_text(ip)}:{port}" if len(ip) == IPv4_BYTES else f"[{ip_text(ip)}]:{port}"
 
 
@@ -99,10 +99,10 @@ class Network:
 
 
 def parse_network(text: str) -> Network:
-    """Read a CIDR block; host bits are cleared, as the API's consumers do.
+    """Parse a CIDR block; host bits are cleared.
 
     Raises:
-        ValueError: the text is no address with a prefix length.
+        ValueError: the text is not an address with a prefix length.
     """
     if "/" not in text:
         message = f"{text!r} has no prefix length"
@@ -122,10 +122,10 @@ def is_loopback(ip: bytes) -> bool:
 
 
 class ListenAddress(NamedTuple):
-    """Where a server listens."""
+    """An address on which a server listens."""
 
     ip: bytes
-    """Packed; all zeros is every address."""
+    """Packed; all zeros means every address."""
     port: int
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""EndpointSlices reduced to what a packet path depends on."""
+"""EndpointSlices, reduced to the fields that rules depend on."""
 
 from msgspec import Struct
 
@@ -7,7 +7,7 @@ from pyproxy.model.names import NamespacedName, Protocol
 
 
 class Endpoint(Struct, frozen=True, order=True, gc=False):
-    """Address and port that a connection can be sent to."""
+    """Address and port of a pod or an external server behind a Service."""
 
     ip: bytes
     port: int
@@ -17,12 +17,12 @@ class Endpoint(Struct, frozen=True, order=True, gc=False):
 
 
 class SliceEndpoint(Struct, frozen=True, gc=False):
-    """One entry of ``endpoints`` in a slice, with the API's defaults for absent conditions filled in."""
+    """One entry of ``endpoints`` in a slice; absent conditions have the API's defaults."""
 
     ip: bytes
-    """The first address; kube-proxy uses no other."""
+    """The first address; kube-proxy ignores the rest too."""
     node_name: str = ""
-    """Empty means unknown: such an endpoint is local to no node."""
+    """Empty means unknown: such an endpoint is not local to any node."""
     ready: bool = True
     serving: bool = True
     terminating: bool = False
@@ -39,7 +39,7 @@ class SlicePort(Struct, frozen=True, gc=False):
 
 
 class EndpointSlice(Struct, frozen=True, gc=False):
-    """One EndpointSlice that names its Service."""
+    """An EndpointSlice that belongs to a Service."""
 
     name: NamespacedName
     service: NamespacedName
@@ -47,7 +47,7 @@ class EndpointSlice(Struct, frozen=True, gc=False):
     ports: tuple[SlicePort, ...]
     endpoints: tuple[SliceEndpoint, ...]
     triggered_at: float = 0.0
-    """When the change behind this version was made, in seconds since 1970; 0 where nobody says. No change by itself."""
+    """Time of the change that led to this version, in seconds since 1970; 0 if unknown. Ignored by comparisons."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, EndpointSlice) and self._compared() == other._compared()

@@ -1,7 +1,7 @@
-"""What is worth an Event of the API: a log line that says whom it is about.
+"""Log lines that also become Events of the API.
 
-Whoever logs gives the line an `Event` by ``extra=event_extra(...)``; the line is logged as any other, and where there is an API
-server it becomes an Event as well, with the line's text as its note. Nobody who logs depends on that.
+A line that is logged with ``extra=event_extra(...)`` is written to the log like any other. If objects come from an API
+server, it also becomes an Event whose note is the text of the line.
 """
 
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from pyproxy.model.names import NamespacedName
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What an Event says beside its note."""
+    """The fields of an Event besides its note."""
 
     kind: str
-    """``Node`` or ``Service``: of the object that it is about."""
+    """Kind of the object that the Event is about: ``Node`` or ``Service``."""
     name: NamespacedName
     reason: str
-    """Why, in UpperCamelCase: what people filter by."""
+    """In UpperCamelCase; users filter by it."""
     action: str
-    """What was done or tried, in UpperCamelCase."""
+    """The operation that was done or attempted, in UpperCamelCase."""
 
 
 def event_extra(kind: str, name: NamespacedName, reason: str, action: str) -> dict[str, Event]:
-    """Return the ``extra`` of a log line that is to become an Event."""
+    """Return the ``extra`` for a log line that becomes an Event."""
     return {"event": Event(kind, name, reason, action)}

@@ -1,4 +1,4 @@
-"""Names of objects and of Service ports, as the API and kube-proxy write them."""
+"""Names of objects and of Service ports, written as the API and kube-proxy write them."""
 
 from enum import Enum
 
@@ -6,7 +6,7 @@ from msgspec import Struct
 
 
 class Protocol(Enum):
-    """A transport protocol that a Service port can have; the value is how iptables and /etc/protocols call it."""
+    """A transport protocol of a Service port; the value is its name in iptables and /etc/protocols."""
 
     TCP = "tcp"
     UDP = "udp"
@@ -17,7 +17,7 @@ class Protocol(Enum):
         """Return the number in the IP header (IANA protocol numbers)."""
         return _PROTOCOL_NUMBERS[self]
 
-    # Members are compared by identity. Enum's own hash is Python code, and names of Service ports are hashed all the time.
+    # Members are compared by identity. Enum's own hash is Python code, and names of Service ports are hashed very often.
     __hash__ = object.__hash__
 
     def __lt__(self, other: "Protocol") -> bool:
@@ -38,13 +38,13 @@ class NamespacedName(Struct, frozen=True, order=True, gc=False, cache_hash=True)
 
 
 class ServicePortName(Struct, frozen=True, order=True, gc=False, cache_hash=True):
-    """The identity of one port of one Service, the unit in which everything is planned."""
+    """The identity of one port of one Service: plans, quarantine and rule listings are per Service port."""
 
     service: NamespacedName
     port: str
-    """Name of the port; empty for a Service's only, unnamed port."""
+    """Name of the port; empty if it is the only port and has no name."""
     protocol: Protocol
 
     def __str__(self) -> str:
-        """Return ``ns/name`` or ``ns/name:port``, as kube-proxy writes it in comments and hashes; without the protocol."""
+        """Return ``ns/name`` or ``ns/name:port`` without the protocol, as kube-proxy writes it in comments and hashes."""
         return f"{self.service}:{self.port}" if self.port else str(self.service)

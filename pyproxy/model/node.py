@@ -1,4 +1,4 @@
-"""This node, as far as its packet path and its health depend on it."""
+"""The agent's own Node, reduced to the fields that rules and health depend on."""
 
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -13,15 +13,15 @@ class Node:
 
     name: str
     ips: tuple[bytes, ...] = ()
-    """InternalIPs, then ExternalIPs, each in the order of the status; the first of a family is the node's IP."""
+    """InternalIPs, then ExternalIPs, each in the order of the status. The first of a family is the node's IP."""
     pod_cidrs: tuple[Network, ...] = ()
     zone: str = ""
     """Label ``topology.kubernetes.io/zone``; empty means none."""
     is_eligible: bool = True
-    """False: on its way out, and load balancers should know; no packet path depends on it."""
+    """False if the node is being removed, so that load balancers should leave; rules do not depend on it."""
 
     def as_packets_see_it(self) -> Self:
-        """Return the Node without what no packet path depends on."""
+        """Return the Node without the fields that rules do not depend on."""
         return self if self.is_eligible else replace(self, is_eligible=True)
 
     def ip(self, family: Family) -> bytes | None:
@@ -34,7 +34,7 @@ class Node:
 
 
 class DetectLocalMode(Enum):
-    """How to tell a pod's packet; values as ``--detect-local-mode`` takes them."""
+    """How packets from pods of this node are recognized; values as in ``--detect-local-mode``."""
 
     CLUSTER_CIDR = "ClusterCIDR"
     NODE_CIDR = "NodeCIDR"
@@ -44,10 +44,10 @@ class DetectLocalMode(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LocalTraffic:
-    """A test for packets of pods: by source range, or by the interface they come in on. Exactly one is set."""
+    """Matches packets from pods of this node, by source range or by input interface. Exactly one field is set."""
 
     cidr: Network | None = None
     interface: str = ""
-    """Name of an interface."""
+    """Name of the interface."""
     interface_prefix: str = ""
-    """Beginning of the names of interfaces."""
+    """Prefix of the names of the interfaces."""

@@ -1,23 +1,23 @@
-"""A request to the API server, and what came of it."""
+"""A request to the API server and its result."""
 
 from typing import NamedTuple
 
 NO_ANSWER = "<error>"
-"""In place of a code; the word of Kubernetes' own client."""
+"""Replaces the status code if there was no answer; the same text as in Kubernetes' client-go."""
 
 
 class RequestRecord(NamedTuple):
-    """One request that was answered, or that nobody answered."""
+    """One finished request."""
 
     method: str
-    """Of HTTP."""
+    """HTTP method."""
     host: str
-    """The API server's, with its port if the URL has one."""
+    """Host of the API server, with the port if the URL has one."""
     code: str
-    """Of HTTP, in digits, or `NO_ANSWER`."""
+    """HTTP status code in digits, or `NO_ANSWER`."""
     seconds: float | None = None
-    """From the request to the end of the answer; None for a watch, which ends for other reasons."""
+    """Time from the request to the end of the answer; None for a watch, which does not end with an answer."""
     sent_bytes: int | None = None
-    """Length of the request's body; None for a watch."""
+    """Length of the request body; None for a watch."""
     received_bytes: int | None = None
-    """Length of the answer, decompressed; None for a watch, and where there was none."""
+    """Decompressed length of the answer; None for a watch and without an answer."""

@@ -1,6 +1,6 @@
-"""A Service reduced to what a packet path depends on.
+"""Services, reduced to the fields that rules depend on.
 
-A Service that makes no rules (headless, ExternalName, another proxy's) never becomes one of these; `source` sees to it.
+Services without rules (headless, ExternalName, or with the label of another proxy) are left out when they are decoded.
 """
 
 from enum import Enum
@@ -24,7 +24,7 @@ class ServicePort(Struct, frozen=True, gc=False):
     """One entry of ``spec.ports``. ``targetPort`` is absent: the endpoint's port always comes from the EndpointSlice."""
 
     name: str
-    """Empty where the only port has no name."""
+    """Empty if the only port has no name."""
     protocol: Protocol
     port: int
     node_port: int
@@ -32,27 +32,27 @@ class ServicePort(Struct, frozen=True, gc=False):
 
 
 class Service(Struct, frozen=True, kw_only=True, gc=False):
-    """One Service of a type that has a packet path."""
+    """A Service that has rules."""
 
     name: NamespacedName
     families: tuple[Family, ...]
-    """Families in which the Service exists."""
+    """The Service's ``ipFamilies``."""
     cluster_ips: tuple[bytes, ...]
-    """At most one for each family; none where a file left it out."""
+    """At most one for each family; empty if the Service comes from a file without them."""
     ports: tuple[ServicePort, ...]
     external_ips: tuple[bytes, ...] = ()
     load_balancer_ips: tuple[bytes, ...] = ()
-    """Ingress addresses with ``ipMode: VIP`` (the default); others are the load balancer's own business."""
+    """Ingress addresses with ``ipMode: VIP`` (the default). The load balancer itself handles traffic to the rest."""
     load_balancer_source_ranges: tuple[Network, ...] = ()
-    """Empty means everybody. One family's ranges may be empty while the other's are not."""
+    """Sources that may use the load balancer IPs; empty means all. Each family counts separately."""
     affinity_seconds: int | None = None
     """Timeout of ClientIP affinity; None means no affinity."""
     internal_policy_local: bool = False
     external_policy_local: bool = False
-    """True only for a type that can have external traffic."""
+    """True only for types that can have external traffic."""
     health_check_node_port: int = 0
     """0 means none."""
     scheduler: str = ""
-    """The Service's own choice of an IPVS scheduler; empty means none."""
+    """IPVS scheduler that the Service requests; empty means none."""
     created: str = ""
-    """``metadata.creationTimestamp``, RFC 3339; settles who keeps an address that two Services claim."""
+    """``metadata.creationTimestamp``, RFC 3339; decides which of two Services gets an address that both list."""

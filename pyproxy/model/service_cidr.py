@@ -1,4 +1,4 @@
-"""Where a cluster's Services get their cluster IPs from."""
+"""ServiceCIDRs: the ranges from which the API server allocates cluster IPs."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from pyproxy.model.names import NamespacedName
 
 @dataclass(frozen=True, slots=True)
 class ServiceCidr:
-    """An object of kind ServiceCIDR: a cluster has at least one, and a cluster IP may come from any of them."""
+    """A ServiceCIDR. A cluster has at least one, and a cluster IP may be allocated from any of them."""
 
     name: NamespacedName
     cidrs: tuple[Network, ...]

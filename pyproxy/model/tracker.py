@@ -1,7 +1,7 @@
-"""Folds changes into the present state of the cluster and knows which Services must be planned again.
+"""Keeps the last known objects of the cluster, and the names of the Services that must be planned again.
 
-The law of this file: state in, names out. Nothing is planned here, nothing is forgotten before it was
-taken, and the order in which events of different objects arrive does not matter.
+It plans nothing. A change is remembered until it is taken, and the order in which changes of different objects arrive does
+not matter.
 """
 
 from collections.abc import Set as AbstractSet
@@ -16,9 +16,9 @@ from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
 
 Triggers = dict[tuple[Family, NamespacedName], list[float]]
-"""By family and Service, when the changes behind new versions of slices were made, in seconds since 1970."""
+"""By family and Service, the times of the changes that led to new versions of slices, in seconds since 1970."""
 MOST_TRIGGERS = 100
-"""Moments that are kept of one Service, the first ones: nobody knows how long a sync has to be waited for."""
+"""Times kept for one Service, the first ones: there is no limit to how many changes arrive before a sync."""
 _name = attrgetter("name")
 
 
@@ -29,7 +29,7 @@ class Tracker:
         self.services: dict[NamespacedName, Service] = {}
         self.node: Node | None = None
         self._slices: dict[NamespacedName, tuple[EndpointSlice, ...]] = {}
-        """Of each Service, in the order of their names: few, so that a tuple is enough."""
+        """By Service, sorted by name. A Service has few slices, so a tuple is enough."""
         self._service_of_slice: dict[NamespacedName, NamespacedName] = {}
         self._dirty: dict[NamespacedName, None] = {}
         self._triggers: Triggers = {}
@@ -42,16 +42,16 @@ class Tracker:
         return f"Tracker({len(self.services)} services, {len(self._service_of_slice)} slices, {len(self._dirty)} dirty)"
 
     def knows(self, *kinds: Kind) -> bool:
-        """Say whether a complete list of each of these kinds has arrived. Before that nothing may be written."""
+        """Return whether a complete list of each of these kinds has arrived. Before that no rule may be written."""
         return self._known.issuperset(kinds)
 
     @property
     def pending(self) -> bool:
-        """Say whether anything changed since it was last taken."""
+        """Return whether there are changes that were not taken yet."""
         return bool(self._dirty) or self._node_changed or self._service_cidrs_changed
 
     def slices(self, service: NamespacedName) -> tuple[EndpointSlice, ...]:
-        """Return the slices of a Service in the order of their names."""
+        """Return the slices of a Service, sorted by name."""
         return self._slices.get(service, ())
 
     def known(self, kind: Kind, name: NamespacedName) -> Object | None:
@@ -68,27 +68,28 @@ class Tracker:
                 return self._service_cidrs.get(name)
 
     def take_dirty(self) -> AbstractSet[NamespacedName]:
-        """Return the names of Services whose Service or slices changed, and forget that they did.
+        """Return the names of Services whose Service or slices changed since the last call.
 
-        They come in the order in which that happened, which is that of their memory: a big start is planned faster so.
+        They are in the order of the changes, which is the order of the objects in memory: planning many Services at the
+        start is faster in that order.
         """
         dirty, self._dirty = self._dirty, {}
         return dirty.keys()
 
     def take_triggers(self) -> Triggers:
-        """Return when the changes were made that slices came with, and forget it."""
+        """Return the times of the changes that led to new versions of slices since the last call."""
         triggers, self._triggers = self._triggers, {}
         return triggers
 
     def take_node_changed(self) -> bool:
-        """Say whether the Node changed since the last call: every plan depends on it."""
+        """Return whether the Node changed since the last call: every plan depends on it."""
         changed, self._node_changed = self._node_changed, False
         return changed
 
     def take_service_cidrs(self) -> tuple[Network, ...] | None:
-        """Return where cluster IPs come from, sorted, and forget that it changed: no plan depends on it.
+        """Return the ranges of all ServiceCIDRs, sorted, and mark them as taken; None before the first complete list.
 
-        None as long as there was no complete list.
+        No plan depends on them.
         """
         self._service_cidrs_changed = False
         if not self.knows(Kind.SERVICE_CIDR):
@@ -96,7 +97,7 @@ class Tracker:
         return tuple(sorted({network for each in self._service_cidrs.values() for network in each.cidrs}))
 
     def apply(self, change: ObjectChange) -> None:
-        """Fold one change in. Equal objects (an informer's resync) change nothing."""
+        """Apply one change. An object that equals the known one, as in a resync, does not make its Service dirty."""
         match change:
             case Put(object=item):
                 self._put(item)
@@ -131,11 +132,11 @@ class Tracker:
         for item in objects:
             self._put(item)
         if kind is Kind.SERVICE_CIDR and not self.knows(kind):
-            self._service_cidrs_changed = True  # also from nothing known to nothing there
+            self._service_cidrs_changed = True  # an empty list differs from no list
         self._known.add(kind)
 
     def _names(self, kind: Kind) -> AbstractSet[NamespacedName]:
-        """Return the names of all objects of a kind of which there may be several."""
+        """Return the names of all known objects of a kind, except for the one Node."""
         match kind:
             case Kind.SERVICE:
                 return self.services.keys()
@@ -158,7 +159,7 @@ class Tracker:
     def _put_slice(self, endpoint_slice: EndpointSlice) -> None:
         name, service = endpoint_slice.name, endpoint_slice.service
         if self._service_of_slice.get(name, service) != service:
-            self._remove_slice(name)  # its label names another Service now
+            self._remove_slice(name)  # its label now names another Service
         if self._slice(service, name) != endpoint_slice:
             others = [each for each in self._slices.get(service, ()) if each.name != name]
             self._slices[service] = tuple(sorted([*others, endpoint_slice], key=_name))
@@ -174,7 +175,7 @@ class Tracker:
         if service is None:
             return
         removed = self._slice(service, name)
-        # As kube-proxy: the time of a slice's last change says nothing about its end.
+        # As in kube-proxy: the trigger time of a slice's last version is not the time of its deletion.
         if removed is not None:
             self._triggers.pop((removed.family, service), None)
         slices = tuple(each for each in self._slices.pop(service) if each.name != name)

@@ -1,4 +1,4 @@
-"""URLs as text that may be shown."""
+"""URLs in logs and on pages."""
 
 import re
 
@@ -6,5 +6,5 @@ _CREDENTIALS = re.compile(r"//[^/@\s]*@")
 
 
 def without_credentials(text: object) -> str:
-    """Write what may have URLs in it without their users and passwords: logs and pages are for many eyes."""
+    """Return text in which URLs are without user and password, for logs and pages, which many people read."""
     return _CREDENTIALS.sub("//", str(text))

@@ -1,9 +1,8 @@
-"""Who gets an address and port, or a node port, that several Services claim.
+"""Decides which Service port gets an address and port, or a node port, that several Services list.
 
-An API server hands out cluster IPs and node ports once only, but nothing keeps two Services from
-listing one external IP, and files can hold anything. kube-proxy lets the order of a hash map decide;
-here a cluster IP beats an external address (nobody may take over another Service's cluster IP, which is
-CVE-2020-8554), then the older Service wins, then the name.
+The API server allocates each cluster IP and node port once, but two Services may list the same external IP, and files may
+contain anything. In kube-proxy the iteration order of a hash map decides. Here a cluster IP wins over an external address,
+so that no Service can take over the cluster IP of another one (CVE-2020-8554); then the older Service wins; then the name.
 """
 
 from collections.abc import Iterable
@@ -11,7 +10,7 @@ from collections.abc import Iterable
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import Claim, ServicePlan
 
-# Sorts behind every RFC 3339 time: an object from a file without a creation time is the younger one.
+# Sorts after every RFC 3339 time: an object from a file without a creation time counts as younger.
 _NO_TIME = "~"
 
 
@@ -24,7 +23,12 @@ class Claims:
         self._contested: dict[Claim, set[ServicePortName]] = {}
 
     def update(self, name: ServicePortName, plan: ServicePlan | None) -> set[ServicePortName]:
-        """Note what a port claims now (None: it is gone); return the *other* ports that may have gained or lost by it."""
+        """Replace the plan of a port; return the *other* ports that may have gained or lost a claim.
+
+        Args:
+            name: of the port.
+            plan: with everything that the port requests; None means that the port is gone.
+        """
         affected: set[ServicePortName] = set()
         before = self._plans.pop(name, None)
         if before is not None:
@@ -38,11 +42,11 @@ class Claims:
         return affected
 
     def requested(self, name: ServicePortName) -> ServicePlan | None:
-        """Return the plan of a port with all that it claims; None if the port is gone."""
+        """Return the plan of a port with everything that it requests; None if the port is gone."""
         return self._plans.get(name)
 
     def effective(self, name: ServicePortName) -> ServicePlan | None:
-        """Return the plan of a port without the claims that another port has; None if the port is gone."""
+        """Return the plan of a port without the claims that other ports win; None if the port is gone."""
         plan = self._plans.get(name)
         if plan is None or not self._contested:
             return plan
@@ -51,7 +55,7 @@ class Claims:
         )
 
     def winner(self, claim: Claim) -> ServicePortName | None:
-        """Return the port that has a claim; None if nobody claims it."""
+        """Return the port that wins a claim; None if no port requests it."""
         rivals = self._contested.get(claim)
         if rivals is None:
             return self._only.get(claim)

@@ -1,8 +1,8 @@
-"""Which Service answers on a health check node port that several claim; no socket, and no address.
+"""Decides which Service answers on a health check node port that several Services have. Opens no socket.
 
-The API server assigns each port of the node once, but files can hold anything, and a port can be one of the agent's own.
-kube-proxy gives the port to the Service that it happens to start first. Here the order is that of `claims`, over the same
-ports: health check node ports and TCP node ports. The agent's own ports are never a Service's.
+The API server allocates each port once, but files may contain anything, and a port may be one of the agent's own. In
+kube-proxy the first Service that it happens to handle gets the port. Here the order is that of `claims`, over the same
+ports: health check node ports and TCP node ports. No Service gets a port of the agent.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.service import Service
 
-# Sorts behind every RFC 3339 time: an object from a file without a creation time is the younger one.
+# Sorts after every RFC 3339 time: an object from a file without a creation time counts as younger.
 _NO_TIME = "~"
 
 
@@ -31,7 +31,7 @@ class HealthPorts:
     """The health check node ports and TCP node ports of all Services.
 
     Args:
-        own: the agent's own ports, and how a message names each.
+        own: the ports on which the agent itself listens, and how a message names each.
     """
 
     def __init__(self, own: Mapping[int, str]) -> None:
@@ -40,7 +40,12 @@ class HealthPorts:
         self._claimants: dict[int, set[NamespacedName]] = {}
 
     def update(self, name: NamespacedName, service: Service | None) -> AbstractSet[NamespacedName]:
-        """Record what a Service claims now (None: it is gone); return the others that may have gained or lost by it."""
+        """Record the ports of a Service; return the *other* Services that may have gained or lost a port.
+
+        Args:
+            name: of the Service.
+            service: None means that it is gone.
+        """
         before, after = self._ports.get(name, _NONE), _ports(service)
         if before == after:
             return frozenset()
@@ -63,7 +68,7 @@ class HealthPorts:
         return affected
 
     def rival(self, name: NamespacedName) -> str:
-        """Return who has the health check node port of a Service instead of it; empty if the Service has it, or has none."""
+        """Return what uses the health check node port of a Service instead of it; empty if the Service has its port, or has none."""
         ports = self._ports.get(name, _NONE)
         if not ports.health:
             return ""

@@ -1,7 +1,7 @@
-"""What becomes of the traffic of one Service port on this node, in one address family; knows no backend.
+"""Decides how this node handles the traffic of one Service port in one address family, independently of the backend.
 
-A `ServicePlan` answers the questions that every backend asks: which addresses, which endpoints for
-which traffic, what is refused and how. A backend writes it down and decides nothing.
+A `ServicePlan` contains every decision: frontends, endpoints for each kind of traffic, and what is rejected or dropped. A
+backend translates plans into rules and decides nothing.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,21 +20,21 @@ from pyproxy.plan.topology import Categorized, Place, categorize_endpoints, merg
 
 
 class Verdict(Enum):
-    """What happens to a packet for a Service port that is not let through by something more special."""
+    """What happens to a packet for a Service port, unless a more specific rule matches it."""
 
     FORWARD = "forward"
-    """To one of the endpoints of the traffic's policy."""
+    """It goes to one of the endpoints of the traffic's policy."""
     REJECT = "reject"
-    """Refused at once, because nothing anywhere could answer."""
+    """It is rejected, because no node has an endpoint."""
     DROP = "drop"
-    """Silently dropped, because others could answer but this node may not send there."""
+    """It is dropped, because other nodes have endpoints but the policy does not allow this node to use them."""
 
 
 class Claim(NamedTuple):
-    """What a packet is addressed to. Two Services with an equal claim cannot both have it."""
+    """A destination that a Service port requests. Of several Service ports with the same claim, one gets it."""
 
     ip: bytes
-    """Empty means any address of the node: the port is a NodePort."""
+    """Empty for a node port, which is on any address of the node."""
     protocol: Protocol
     port: int
 
@@ -51,9 +51,9 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
     node_port: int
     """0 means none."""
     source_ranges: tuple[Network, ...]
-    """Who may use the load balancer addresses; empty means everybody."""
+    """Sources that may use the load balancer IPs; empty means all."""
     allow_load_balancer_ips_as_source: bool
-    """The node itself is inside the source ranges, and may send with the load balancer's address as source."""
+    """Whether the node's own IP is in the source ranges. Then the load balancer IP is allowed as a source too."""
     affinity_seconds: int | None
     internal_local: bool
     """``internalTrafficPolicy: Local``."""
@@ -62,21 +62,21 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
     health_check_node_port: int
     """Set in the plan of the Service's first port only; 0 means none."""
     cluster_endpoints: tuple[Endpoint, ...]
-    """For traffic of policy Cluster, and for the short-cut of pods and node under an external policy Local."""
+    """For traffic of policy Cluster, and for traffic of pods and the node to external addresses with policy Local."""
     local_endpoints: tuple[Endpoint, ...]
     """For traffic of policy Local."""
     any_usable: bool
-    """Whether any endpoint on any node could answer."""
+    """Whether any node has a usable endpoint."""
     node_endpoints: tuple[Endpoint, ...] = ()
-    """Which of the endpoints of either policy are on this node: only they can reach themselves by way of the Service."""
+    """Endpoints of either policy that are on this node: only they can reach themselves through the Service (hairpin)."""
     serving_endpoints: frozenset[Endpoint] = frozenset()
-    """UDP only: endpoints whose established flows are right, whatever policies and hints say about new ones."""
+    """UDP only: endpoints to which established flows may continue, whatever policies and hints require for new ones."""
     draining_endpoints: tuple[Endpoint, ...] = ()
-    """Endpoints on their way out, used or not: where connections are counted, theirs are waited for."""
+    """Terminating endpoints, in use or not. A backend that counts connections waits for theirs to end."""
     scheduler: str = ""
-    """The Service's own choice of an IPVS scheduler; empty means none."""
+    """IPVS scheduler that the Service requests; empty means none."""
     created: str = ""
-    """When the Service was created, RFC 3339."""
+    """Creation time of the Service, RFC 3339."""
 
     @property
     def protocol(self) -> Protocol:
@@ -95,37 +95,37 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def internal_verdict(self) -> Verdict:
-        """Say what becomes of traffic to the cluster IP."""
+        """Return what happens to traffic to the cluster IP."""
         return self._verdict(self.internal_endpoints)
 
     @property
     def external_verdict(self) -> Verdict:
-        """Say what becomes of traffic from outside to external IPs, load balancer IPs and the node port."""
+        """Return what happens to traffic from outside to external IPs, load balancer IPs and the node port."""
         return self._verdict(self.external_endpoints)
 
     @property
     def externally_accessible(self) -> bool:
-        """Say whether the port has an address that is meant for clients outside the cluster."""
+        """Return whether the port has an address for clients outside the cluster."""
         return bool(self.node_port or self.external_ips or self.load_balancer_ips)
 
     @property
     def uses_cluster_endpoints(self) -> bool:
-        """Say whether anything that the port still claims leads to the endpoints of policy Cluster."""
+        """Return whether any frontend of the port uses the endpoints of policy Cluster."""
         return self.externally_accessible or (self.cluster_ip is not None and not self.internal_local)
 
     @property
     def uses_local_endpoints(self) -> bool:
-        """Say whether anything that the port still claims leads to the endpoints of policy Local."""
+        """Return whether any frontend of the port uses the endpoints of policy Local."""
         is_external = self.external_local and self.externally_accessible
         return is_external or (self.cluster_ip is not None and self.internal_local)
 
     @property
     def has_firewall(self) -> bool:
-        """Say whether the load balancer addresses are open to some sources only."""
+        """Return whether only some sources may use the load balancer IPs."""
         return bool(self.source_ranges and self.load_balancer_ips)
 
     def claims(self) -> Iterator[Claim]:
-        """Yield what packets of this port are addressed to, without repetition."""
+        """Yield the claims of this port, each once."""
         protocol = self.name.protocol
         if self.cluster_ip:
             yield Claim(self.cluster_ip, protocol, self.port)
@@ -139,11 +139,11 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def health_check_claim(self) -> Claim | None:
-        """Return what load balancers address their health checks to: a TCP port of the node, whatever the plan's protocol."""
+        """Return the claim of the health check node port. It is a TCP port, whatever the protocol of the plan."""
         return Claim(b"", Protocol.TCP, self.health_check_node_port) if self.health_check_node_port else None
 
     def without(self, lost: frozenset[Claim]) -> "ServicePlan":
-        """Return the plan without what another Service has the better claim to."""
+        """Return the plan without claims that another Service port wins."""
         if not lost:
             return self
         ips = {claim.ip for claim in lost}
@@ -165,7 +165,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
 def plan_service(
     service: Service, slices: Iterable[EndpointSlice], node: Node, family: Family
 ) -> dict[ServicePortName, ServicePlan]:
-    """Plan every port of a Service in one family; nothing if the Service does not exist in that family."""
+    """Return the plan of every port of a Service in one family; empty if the Service does not have that family."""
     if family not in service.families:
         return {}
     slices = tuple(slices)
@@ -186,7 +186,7 @@ def _plan_port(
     endpoints = categorize_endpoints(
         candidates,
         Place(node.name, node.zone),
-        # Even with both policies Local, pods and the node reach all endpoints by an external address.
+        # Even if both policies are Local, pods and the node reach all endpoints through an external address.
         uses_cluster_endpoints=not service.internal_policy_local or accessible,
         uses_local_endpoints=service.internal_policy_local or (service.external_policy_local and accessible),
     )
@@ -205,7 +205,7 @@ def _plan_port(
         affinity_seconds=service.affinity_seconds,
         internal_local=service.internal_policy_local,
         external_local=service.external_policy_local and accessible,
-        # It belongs to the Service, not to a port: one of its plans speaks for all.
+        # It belongs to the Service and not to a port, so only the first port's plan has it.
         health_check_node_port=service.health_check_node_port if port is service.ports[0] else 0,
         cluster_endpoints=endpoints.cluster,
         local_endpoints=endpoints.local,

@@ -1,11 +1,11 @@
-"""Which tracked UDP flows lead elsewhere than their destination does now.
+"""Finds tracked UDP flows that no longer lead where their destination leads now.
 
-UDP has no handshake that would fail: a client that keeps its source port stays with what connection tracking remembers
-for as long as it sends, an endpoint that is gone or nothing at all. The invariant: once a change is in the kernel, a
-flow to a *frontend* (an address and port of a Service, or a node port at an address of the node) that the change
-touched leads to a serving endpoint of the Service port that has the frontend. Which endpoint is left alone, whatever
-policies and hints say about new flows, as in kube-proxy (`pkg/proxy/conntrack/cleanup.go`). A frontend that no Service
-has any more keeps no flow to the endpoints that it led to; all other flows to such an address are not ours.
+UDP has no handshake that would fail: for as long as a client sends from one source port, its packets follow the conntrack
+entry, even to an endpoint that is gone or to no endpoint at all. The invariant: once a change is in the kernel, each flow
+to a *frontend* that the change touched (an address and port of a Service, or a node port on an address of the node) leads
+to a serving endpoint of the Service port that has the frontend. Any serving endpoint is right, whatever policies and hints
+require for new flows, as in kube-proxy (`pkg/proxy/conntrack/cleanup.go`). If no Service has the frontend any more, its
+flows to the former endpoints are deleted; all other flows to such an address are left alone.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -29,18 +29,18 @@ class _Holder(NamedTuple):
 
 
 class _Rule(NamedTuple):
-    """What the flows to a frontend may have."""
+    """Decides about the flows to a frontend."""
 
     endpoints: Endpoints
     are_right: bool
-    """Whether flows to these endpoints are the right ones, or, where nobody has the frontend, the wrong ones."""
+    """True: only flows to these endpoints are right. False, if no Service has the frontend: flows to these are stale."""
 
     def is_stale(self, flow: Flow) -> bool:
         return (Endpoint(flow.reply_source, flow.reply_source_port) in self.endpoints) is not self.are_right
 
 
 class NodeAddresses:
-    """Addresses of the node: single ones, and blocks that are local as a whole, as 127.0.0.0/8 is."""
+    """Addresses of the node: single ones, and blocks in which every address is local, such as 127.0.0.0/8."""
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self.networks = frozenset(networks)
@@ -66,17 +66,17 @@ NO_ADDRESSES = NodeAddresses(())
 
 @dataclass(frozen=True, slots=True)
 class StaleFlows:
-    """What to look for in connection tracking, and which of it has to go."""
+    """Which conntrack entries to examine, and which of them are stale."""
 
     by_address: Mapping[tuple[bytes, int], _Rule | None]
-    """Frontends of Services at one address. None: a Service has it and nothing changed, so it is no node port's."""
+    """Frontends of Services. None means that a Service has the frontend and nothing changed: it is not a node port."""
     by_node_port: tuple[tuple[NodeAddresses, Mapping[int, _Rule]], ...]
-    """Node ports, and the addresses at which each of them is looked at."""
+    """Node ports, and the addresses on which each is examined."""
     destinations: tuple[Destination, ...]
-    """Every flow that may be stale has one of these."""
+    """Every flow that may be stale has one of these destinations."""
 
     def is_stale(self, flow: Flow) -> bool:
-        """Say whether a UDP flow has to go."""
+        """Return whether a UDP flow is stale."""
         key = (flow.destination, flow.destination_port)
         if key in self.by_address:
             rule = self.by_address[key]
@@ -89,7 +89,7 @@ class StaleFlows:
 
 
 class Touched:
-    """Frontends that a change touched, each with all endpoints that it led to before."""
+    """Frontends that a change touched, each with all endpoints to which it led before."""
 
     def __init__(self, *, addresses: bool = False) -> None:
         self.former: dict[Claim, Endpoints] = {}
@@ -100,26 +100,26 @@ class Touched:
         return self.addresses or bool(self.former)
 
     def add(self, other: "Touched") -> None:
-        """Add what another change touched."""
+        """Add the frontends that another change touched."""
         self.addresses |= other.addresses
         for claim, endpoints in other.former.items():
             self.former[claim] = self.former.get(claim, _NONE) | endpoints
 
 
 class Frontends:
-    """Who has each UDP frontend of one family in the kernel, and where its flows may go."""
+    """The UDP frontends of one family in the kernel: which Service port has each, and where its flows may go."""
 
     def __init__(self) -> None:
         self._plans: dict[ServicePortName, ServicePlan] = {}
         self._holders: dict[Claim, _Holder] = {}
         self._ips: dict[int, set[bytes]] = {}
-        """By port, the addresses of Services at which it is a frontend."""
+        """By port, the addresses of Services that have a frontend with it."""
         self._node_ports: set[int] = set()
 
     def update(self, changes: Iterable[tuple[ServicePlan | None, ServicePlan | None]]) -> Touched:
-        """Take in the plans that the kernel had and has; return the frontends whose flows may be wrong by that.
+        """Record which plans the kernel had and has; return the frontends that may have stale flows now.
 
-        A plan that follows none is new, or was missing from the kernel for a while: all its frontends count.
+        A plan without a plan before it is new, or was missing from the kernel for some time: all its frontends count.
         """
         touched = Touched()
         surely: set[Claim] = set()
@@ -142,7 +142,7 @@ class Frontends:
         plan = self._plans.pop(name, None)
         for claim in _claims(plan) if plan is not None else ():
             holder = self._holders.get(claim)
-            # Another Service may have taken it a moment ago: two of them exchange addresses one after the other.
+            # Another Service may have it already: if two Services exchange addresses, one is updated after the other.
             if holder is None or holder.name != name:
                 continue
             touched.former.setdefault(claim, holder.serving)
@@ -167,18 +167,21 @@ class Frontends:
                 self._node_ports.add(claim.port)
 
     def needs_addresses(self, touched: Touched) -> bool:
-        """Say whether `stale` depends on the addresses of the node: for node ports, and for what one may inherit."""
+        """Return whether `stale` depends on the addresses of the node.
+
+        It does for node ports, and for a Service's address on the port of a node port, which may get its flows.
+        """
         if touched.addresses and self._node_ports:
             return True
         return any(not claim.ip or claim.port in self._node_ports for claim in touched.former)
 
     def stale(self, touched: Touched, node: NodeAddresses, known: NodeAddresses | None) -> StaleFlows:
-        """Return what to look for after changes.
+        """Return which conntrack entries to examine after changes.
 
         Args:
             touched: the frontends.
-            node: where node ports answer now; matters only if `needs_addresses`.
-            known: where they answered when it was last asked; None: it never was.
+            node: addresses on which node ports answer now; used only if `needs_addresses`.
+            known: addresses on which they answered at the last call; None before the first.
         """
         by_address: dict[tuple[bytes, int], _Rule | None] = {}
         changed: dict[int, _Rule] = {}
@@ -192,7 +195,7 @@ class Frontends:
                 by_address[claim.ip, claim.port] = self._rule(_node_port(claim.port), _NONE)
         areas = [(node, changed)] if changed else []
         if known is not None:
-            # Every pod's interface comes with a link-local address, to which nobody can have sent anything before.
+            # The interface of each new pod has a link-local address, to which no client can have sent packets before.
             areas += self._moved(touched, (node - known).without(_LINK_LOCAL), (known - node).without(_LINK_LOCAL))
         destinations = [Destination(ip, port) for ip, port in by_address]
         for addresses, rules in areas:
@@ -205,7 +208,7 @@ class Frontends:
     def _moved(
         self, touched: Touched, gained: NodeAddresses, lost: NodeAddresses
     ) -> Iterator[tuple[NodeAddresses, dict[int, _Rule]]]:
-        """Yield what addresses that the node got or lost mean for all its node ports."""
+        """Yield the decision about all node ports on addresses that the node gained or lost."""
         claims = {port: _node_port(port) for port in self._node_ports}
         if gained and claims:
             yield gained, {port: self._rule(claim, _NONE) for port, claim in claims.items()}
@@ -225,7 +228,7 @@ class Frontends:
 
 
 def _claims(plan: ServicePlan) -> Iterator[Claim]:
-    """Yield the frontends of a UDP port; what else its plan claims is a health check node port, of TCP."""
+    """Yield the frontends of a UDP port, without the health check node port, which is a TCP port."""
     return (claim for claim in plan.claims() if claim.protocol is Protocol.UDP)
 
 
@@ -234,8 +237,8 @@ def _node_port(port: int) -> Claim:
 
 
 def _destinations(addresses: NodeAddresses, ports: Collection[int], *, every: bool) -> Iterator[Destination]:
-    """Yield what covers some ports at some addresses; where `every` node port is meant, there are fewer addresses."""
-    # Of IPv6, the kernel can pick out ports only (`linux.conntrack`).
+    """Yield destinations that cover ports on addresses: by address if `every` node port is meant, as those are fewer."""
+    # For IPv6 the kernel can filter by port only (`linux.conntrack`).
     if every and all(block.family is Family.IPV4 and _is_single(block) for block in addresses.networks):
         yield from (Destination(block.ip, None) for block in addresses.networks)
     else:

@@ -1,12 +1,12 @@
-"""Which endpoints a Service port may use on this node.
+"""Selects the endpoints that a Service port may use on this node.
 
-The one place for the hard rule: readiness, termination, locality, topology hints and the order of
-fall-back. It follows ``CategorizeEndpoints`` of kube-proxy (`pkg/proxy/topology.go`), whose contract is:
+All of readiness, termination, locality, topology hints and the order of fallback is here. It follows
+``CategorizeEndpoints`` of kube-proxy (`pkg/proxy/topology.go`), whose contract is:
 
 - Cluster traffic uses the ready endpoints that the hints allow; if there are none, the serving and
-  terminating ones, hints aside.
+  terminating ones, without regard to hints.
 - Local traffic uses the ready endpoints of this node; if there are none, its serving and terminating ones.
-- Hints count only if every ready endpoint has them and one is meant for this node (or zone).
+- Hints count only if every ready endpoint has them and one of them names this node (or zone).
 """
 
 from collections.abc import Callable, Iterable
@@ -22,22 +22,22 @@ _NO_ENDPOINTS: tuple[Endpoint, ...] = ()
 
 
 class Place(Struct, frozen=True, gc=False):
-    """Where this agent stands, as far as the choice of endpoints depends on it."""
+    """The location of this node, as far as the selection of endpoints depends on it."""
 
     node_name: str
     zone: str = ""
-    """Empty means that the node has no zone label; zone hints are then ignored."""
+    """Empty if the node has no zone label; zone hints are then ignored."""
 
 
 class Categorized(Struct, frozen=True, gc=False):
     """The endpoints of a Service port, sorted by address, for each kind of traffic."""
 
     cluster: tuple[Endpoint, ...] = ()
-    """For traffic of policy Cluster. Empty also where no traffic of the port has that policy."""
+    """For traffic of policy Cluster. Empty if no traffic of the port has that policy."""
     local: tuple[Endpoint, ...] = ()
-    """For traffic of policy Local. Empty also where no traffic of the port has that policy."""
+    """For traffic of policy Local. Empty if no traffic of the port has that policy."""
     any_usable: bool = False
-    """Whether anything on any node could answer: decides between REJECT and DROP."""
+    """Whether any node has a usable endpoint: decides between REJECT and DROP."""
 
 
 def merge_slices(
@@ -45,8 +45,8 @@ def merge_slices(
 ) -> dict[Endpoint, SliceEndpoint]:
     """Return the endpoints of one Service port from all its slices; one entry for each address and port.
 
-    A duplicate replaces the entry before it unless it is terminating: an address that a running pod took
-    over beats the entry of the pod that is going.
+    A duplicate replaces the entry before it unless it is terminating: if a new pod has got the address of a terminating
+    pod, the new pod's entry counts.
     """
     found: dict[Endpoint, SliceEndpoint] = {}
     for endpoint_slice in slices:
@@ -68,7 +68,7 @@ def categorize_endpoints(
     uses_cluster_endpoints: bool,
     uses_local_endpoints: bool,
 ) -> Categorized:
-    """Sort the endpoints of a Service port into those for cluster and those for local traffic."""
+    """Return the endpoints of a Service port, divided into those for cluster traffic and those for local traffic."""
     if not candidates:
         return Categorized()
     cluster = _cluster_endpoints(candidates, place) if uses_cluster_endpoints else _NO_ENDPOINTS
@@ -79,11 +79,11 @@ def categorize_endpoints(
 
 
 def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> int:
-    """Return how many ready endpoints a Service has on a node, whatever their ports, for who balances between nodes.
+    """Return how many ready endpoints a Service has on a node, whatever their ports, for health checks of load balancers.
 
-    An endpoint has an address in each family, so the family with most of them says how many there are. One that is
-    terminating does not count, though it may still be used: the balancer shall go first (`LocalReadyEndpoints` of
-    ``pkg/proxy/endpointschangetracker.go``, which counts for each family on its own).
+    An endpoint has an address in each family, so the family with the most addresses counts. A terminating endpoint does
+    not count although it may still be in use: load balancers should leave first (`LocalReadyEndpoints` of
+    ``pkg/proxy/endpointschangetracker.go``, which counts each family separately).
     """
     found: dict[Family, set[bytes]] = {}
     for endpoint_slice in slices:
@@ -98,7 +98,7 @@ def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint,
     first = next(iter(ready.values()), None)
     if first is None:
         return _select(candidates, _is_draining)
-    # Hints count only if all have them.
+    # Hints count only if all endpoints have them, so the first one decides whether to look.
     return tuple(sorted(_hinted(ready, place) if first.node_hints or first.zone_hints else ready))
 
 
@@ -111,7 +111,7 @@ def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, .
 
 
 def _hinted(ready: _Candidates, place: Place) -> Iterable[Endpoint]:
-    """Return the endpoints that topology hints mean for this place: node hints before zone hints, or none at all."""
+    """Return the endpoints that topology hints allow here: by node hints, else by zone hints, else all."""
     items = ready.values()
     if all(item.node_hints for item in items) and any(place.node_name in item.node_hints for item in items):
         return (endpoint for endpoint, item in ready.items() if place.node_name in item.node_hints)
