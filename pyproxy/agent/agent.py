@@ -1,7 +1,7 @@
 """The running agent: one asyncio loop that owns all state.
 
-Events of a source go into the tracker; the sync task plans what became dirty, and brings the kernel up to
-it; the watch task looks for changes that others made. While a sync is in flight further events gather.
+One task applies the events of the source to the tracker. The sync task plans dirty Services and writes the changes to the
+kernel; events that arrive meanwhile wait for the next sync. Two tasks detect changes that other programs make in the kernel.
 """
 
 import asyncio
@@ -40,22 +40,22 @@ logger = logging.getLogger(__name__)
 
 _LOOK_PERIOD_SECONDS = 0.5
 _LOOKS_PER_READ = 20
-"""A full read may take at most this part of the time: on a node where others write rules all day, too."""
+"""A full read may take one part in this many of the time, also on a node where another program keeps writing rules."""
 _EXAMINATION_SECONDS = 60.0
-"""Between looks at what the quick look does not see."""
+"""Time between examinations for changes that the quick look cannot detect."""
 _PERIODS_PER_READ = 10
-"""Sync periods between full reads where a change by others can go unseen."""
+"""Sync periods between full reads, in modes that cannot detect every external change."""
 _NODE_WAIT_SECONDS = 30.0
 _GC_THRESHOLDS = gc.get_threshold()
 _GC_THRESHOLDS_AT_START = (1_000_000, 50, 100)
 _PLANS_PER_SLICE = 200
-"""Services planned before the loop gets a turn: some 10 ms."""
+"""Services planned before other tasks get a turn: about 10 ms."""
 _BEATS_PER_WATCHDOG = 3
-"""Signs of life in the time after which a supervisor would end us: one may come late."""
+"""Watchdog notifications in the time after which systemd would restart the agent, so that one may be late."""
 
 
 class Agent:
-    """Keeps the kernel of this network namespace equal to what a source tells."""
+    """Keeps the kernel of this network namespace in sync with the objects of a source."""
 
     def __init__(  # noqa: PLR0913  # the parts of a running agent, each made on its own
         self,
@@ -77,7 +77,7 @@ class Agent:
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
         self._followed_ips: Collection[bytes] = self._local_ips
-        """Those that the rules in the kernel are for."""
+        """The addresses with which the rules in the kernel were made."""
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._relay = Relay(observer)
@@ -100,8 +100,7 @@ class Agent:
         self._remove_stale = remove_stale
         self._backend.prepare()
         self._health.begin(self._backend)
-        # What comes in until the first sync is there to stay: looking through it again and again for garbage took as
-        # long as planning it.
+        # Objects that arrive before the first sync stay alive: repeated garbage collection took as long as planning.
         gc.set_threshold(*_GC_THRESHOLDS_AT_START)
         notifications = AddressNotifications(self._address_changed)
         asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._stop_waiting_for_node)
@@ -119,10 +118,10 @@ class Agent:
             self._relay.close()
 
     async def _stop_stale_removal(self) -> None:
-        """End what runs beside the task group.
+        """Cancel the task that runs outside the task group, and wait for it.
 
-        Left to the end of the loop, which cancels asyncio's own task that opens a program's pipes as well, the start
-        of a program would never end (Python 3.11, `BaseSubprocessTransport._wait`).
+        If the end of the loop cancelled it, it would also cancel asyncio's own task that connects the pipes of a child
+        process, and the start of the process would never return (Python 3.11, `BaseSubprocessTransport._wait`).
         """
         if self._stale_removal is not None:
             self._stale_removal.cancel()
@@ -175,7 +174,7 @@ class Agent:
                 self._schedule.failed(monotonic())
 
     async def _wait_for_work(self) -> None:
-        """Return when a sync is due. Signs of life come from here alone, so that a sync that never ends has none."""
+        """Return when a sync is due. Only this method notifies the watchdog, so that it expires if a sync never ends."""
         while True:
             self._wake.clear()
             if math.isfinite(self._beat_seconds):
@@ -199,7 +198,7 @@ class Agent:
         return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
 
     def _knows_enough(self) -> bool:
-        """Say whether both lists are complete: before that, a write would cut live traffic."""
+        """Return whether both lists are complete and the Node is known: before that, a write would cut live traffic."""
         if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
             return False
         return self._backend.is_ready_for(self._own_node.node)
@@ -238,13 +237,13 @@ class Agent:
         return not failed
 
     async def _read_addresses(self) -> bool:
-        """Read the node's own addresses; say whether that worked."""
-        self._stale_addresses = False  # before the read: what changes from now on may be in it or not
+        """Read the addresses of the node; return whether that succeeded."""
+        self._stale_addresses = False  # before the read, which may or may not see changes that are made meanwhile
         try:
             self._local_ips = await local_addresses()
         except ApplyError as error:
             self._stale_addresses = True
-            logger.error("sync failed, will be tried again: %s", error)  # noqa: TRY400  # it says all that there is
+            logger.error("sync failed, will be tried again: %s", error)  # noqa: TRY400  # the message is complete
             return False
         return True
 
@@ -252,7 +251,7 @@ class Agent:
         self._ready = True
         logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
         notify("READY=1")
-        # What is there now is there to stay; a full collection would look at all of it, and stop the loop for that.
+        # The present objects stay alive. Without freeze a full collection would traverse all of them and block the loop.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         if self._remove_stale:
@@ -285,13 +284,13 @@ class Agent:
             if count % _PLANS_PER_SLICE == 0:
                 await asyncio.sleep(0)
 
-    # Looking for what others did
+    # Detecting external changes
 
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
             if self._is_syncing:
-                continue  # both families' changes can show in one counter, and a change in flight is not accounted for
+                continue  # families may share a counter, and it does not account for a transaction in flight
             for reconciler in self._reconcilers.values():
                 if not reconciler.pending and reconciler.changed_externally():
                     self._mark_stale(reconciler)
@@ -308,7 +307,7 @@ class Agent:
                         self._mark_stale(reconciler)
                         self._wake.set()
                 except ApplyError as error:
-                    logger.warning("%s: looking for changes by others: %s", reconciler.family, error)
+                    logger.warning("%s: cannot look for external changes: %s", reconciler.family, error)
             await asyncio.sleep(_EXAMINATION_SECONDS)
 
     async def _count_periods(self) -> None:

@@ -1,9 +1,9 @@
-"""Whether configuration files still say what was read at the start: the agent ends when they do not, to be started anew.
+"""Detects that a configuration file has changed since the start. The agent then ends, so that its supervisor restarts it.
 
-Law of this file: polling, and contents. ConfigMap volumes swap a symbolic link beside the file (``..data``) also for
-another file's sake, editors rename, and inotify tells of neither in the same way; two `stat` calls a second cost
-nothing. Content is what counts, so that a touch or a swap without a change disturbs nobody. A file that is gone for
-a while, or being written, has not changed yet.
+Files are polled, and their content is compared. A ConfigMap volume swaps a symbolic link (``..data``) beside the file when
+any of its files changes, and editors rename files; inotify reports these differently, and two `stat` calls a second cost
+nothing. Because content counts, a touch or a swap without a change does not restart the agent. A file that is missing for
+some time or is being written does not count as changed.
 """
 
 import asyncio
@@ -21,9 +21,9 @@ _Version = FileVersion | None
 
 
 def texts_of(path: str) -> dict[str, str]:
-    """Return the content of a file by its path; nothing where there is none: whoever needs it says so.
+    """Return the content of a file by its path; empty if it cannot be read, which the code that needs it reports.
 
-    A pipe gives its content once, and not to us.
+    A pipe is left out: its content can be read only once.
     """
     try:
         return {path: Path(path).read_text(errors="replace")} if _version(path) else {}
@@ -32,18 +32,18 @@ def texts_of(path: str) -> dict[str, str]:
 
 
 async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECONDS) -> str:
-    """Return the path of the first file whose content is not the given one any more, and has come to rest.
+    """Wait until the content of a file differs from the given one and is complete; return the path of that file.
 
     Args:
-        texts: path to what was read of it.
-        poll_seconds: time between two looks; a change is seen after one to two of them.
+        texts: by path, the content that was read.
+        poll_seconds: time between two checks; a change is detected after one or two of them.
     """
     seen: dict[str, _Version] = dict.fromkeys(texts)
     good: dict[str, _Version] = dict.fromkeys(texts)
     while True:
         for path, text in texts.items():
             version = _version(path)
-            # One that looks different from the last time may still be being written.
+            # A file that has changed since the last check may not be complete yet.
             if version is not None and version == seen[path] != good[path]:
                 if _differs(path, text):
                     return path
@@ -54,7 +54,7 @@ async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECO
 
 def _version(path: str) -> _Version:
     try:
-        status = os.stat(path)  # noqa: PTH116  # a Path for each look would be all that it costs
+        status = os.stat(path)  # noqa: PTH116  # creating a Path takes longer than the call
     except OSError:
         return None
     return file_version(status) if stat.S_ISREG(status.st_mode) else None

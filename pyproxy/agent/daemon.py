@@ -34,7 +34,7 @@ def run(settings: ResolvedSettings) -> int:
     """Run the agent until a signal ends it; return the exit status. Rules are left in place.
 
     Raises:
-        ConfigError: this node does not support what the configuration asks for, or it leads to no API server.
+        ConfigError: this node does not support the configuration, or it leads to no API server.
     """
     config = settings.config
     if config.init_only:
@@ -54,7 +54,7 @@ async def _prepare(config: Config) -> int:
     apply_conntrack_limits(_conntrack_limits(config))
     backend = await open_backend(config)
     backend.prepare()
-    logger.info("kernel settings are done; --init-only asks for no more")
+    logger.info("kernel settings are set; the agent ends because of --init-only")
     return 0
 
 

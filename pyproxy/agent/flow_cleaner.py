@@ -1,4 +1,4 @@
-"""Deletes stale UDP flows beside the sync path: a dump of a big table must not delay rules."""
+"""Deletes stale UDP flows outside the sync path: a dump of a large conntrack table must not delay rules."""
 
 import asyncio
 import logging
@@ -17,16 +17,16 @@ _RETRY_SECONDS = 5.0
 _SETTLE_SECONDS = 0.1
 """The kernel announces an address just before it makes its local route (`__ipv6_ifa_notify`, `__inet_insert_ifa`)."""
 _PAUSES_PER_WALK = 4
-"""Cleaning takes at most one part in five of the time, however fast Services change and however big the table is."""
+"""Cleaning takes at most a fifth of the time, however fast Services change and however large the table is."""
 
 NodeNetworks = Callable[[Family], Awaitable[Collection[Network]]]
 
 
 class FlowCleaner:
-    """Gathers the frontends that changes touched, and cleans them as fast as one walk after the other goes.
+    """Collects the frontends that changes touched, and deletes their stale flows, one walk through conntrack after another.
 
     Args:
-        on_cleaned: called after each walk with the number of flows that it deleted, and the seconds it took.
+        on_cleaned: called after each walk with the number of deleted flows and the duration in seconds.
     """
 
     def __init__(self, on_cleaned: Callable[[Family, int, float], None]) -> None:
@@ -34,11 +34,11 @@ class FlowCleaner:
         self._frontends = {family: Frontends() for family in Family}
         self._pending: dict[Family, Touched] = {}
         self._known: dict[Family, NodeAddresses] = {}
-        """Where node ports answered at the last look."""
+        """Addresses on which node ports answered at the last walk."""
         self._wake = asyncio.Event()
 
     def note(self, changes: Iterable[tuple[ServicePlan | None, ServicePlan | None]]) -> None:
-        """Take in the plans that the kernel had and has: rules are in place before their flows are cleaned."""
+        """Record the plans that the kernel had and has. Call it once the rules are in place."""
         of_family: dict[Family, list[tuple[ServicePlan | None, ServicePlan | None]]] = {}
         for before, plan in changes:
             known = plan or before
@@ -48,7 +48,7 @@ class FlowCleaner:
             self._add(family, self._frontends[family].update(those))
 
     def note_addresses(self) -> None:
-        """Take in that the node's addresses may have changed, and that rules go with those that it has."""
+        """Record that the node's addresses may have changed. Call it once the rules match the new addresses."""
         asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._add_addresses)
 
     def _add_addresses(self) -> None:
@@ -61,10 +61,10 @@ class FlowCleaner:
             self._wake.set()
 
     async def run(self, node_networks: NodeNetworks) -> None:
-        """Clean whenever there is something to clean, until cancelled.
+        """Delete stale flows whenever there may be some, until cancelled.
 
         Args:
-            node_networks: returns where node ports of a family answer; called only where they matter.
+            node_networks: returns the networks on which node ports of a family answer; called only if they matter.
         """
         while True:
             await self._wake.wait()
@@ -89,7 +89,7 @@ class FlowCleaner:
             if stale.destinations:
                 cleaned = await asyncio.to_thread(delete_udp_flows, family, stale.destinations, stale.is_stale)
         except ApplyError as error:
-            logger.warning("stale UDP flows stay for now: %s", error)
+            logger.warning("stale UDP flows cannot be deleted, will be tried again: %s", error)
             self._pending.setdefault(family, Touched()).add(touched)
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._wake.set)
             return

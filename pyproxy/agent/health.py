@@ -1,7 +1,6 @@
-"""What the agent tells of its health, and where that is served.
+"""Serves the health of the agent, on ``--healthz-bind-address`` and on the health check node port of each Service.
 
-That is on ``--healthz-bind-address``, and on the health check node port of each Service that has one.
-Law: the agent tells what it does, and its behaviour never depends on it. One set of servers speaks for both families.
+The agent reports its work here, and never depends on it. One set of servers covers both families.
 """
 
 import logging
@@ -26,7 +25,7 @@ from pyproxy.serve.listeners import HttpService, Listeners
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SYNC_PERIODS = 2
-"""How long work may be pending (``cmd/kube-proxy/app/server.go``)."""
+"""Time for which work may be pending (``cmd/kube-proxy/app/server.go``)."""
 _EVERY_ADDRESS = {Family.IPV4: bytes(4), Family.IPV6: bytes(16)}
 
 
@@ -39,10 +38,10 @@ class _Check:
 
 
 class AgentHealth:
-    """The health of one agent; to be called in its loop.
+    """The health of one agent. Call its methods in the agent's loop.
 
     Args:
-        config: says where health is served, and how long work may be pending.
+        config: has the address, and the sync period, on which the time-out depends.
         listeners: serve it.
     """
 
@@ -50,25 +49,25 @@ class AgentHealth:
         self._config = config
         self._listeners = listeners
         self._health = Health(_TIMEOUT_SYNC_PERIODS * config.sync_period_seconds)
-        self._health.set_node_eligible(bool(config.manifests))  # files need not have a Node
+        self._health.set_node_eligible(bool(config.manifests))  # files need not contain a Node
         self._lost: set[Kind] = set()
         self._backend: Backend | None = None
         self._checks: dict[NamespacedName, _Check] = {}
-        """What Services want; those of `_stale` are served as they were before."""
+        """The health checks that Services request; those of `_stale` are still served as before."""
         self._ports = HealthPorts(config.own_ports)
         self._refused: dict[NamespacedName, str] = {}
-        """Who has the port of a Service instead of it, as logged."""
+        """By Service, what uses its port instead, as it was logged."""
         self._stale: set[NamespacedName] = set()
         self._counts: dict[NamespacedName, int] = {}
-        """What is served, read by the threads of requests."""
+        """The counts that are served, read by the threads of requests."""
         self._ips: list[bytes] = []
 
     def serve(self, answered: Answered, failed: Callable[[str], None] | None) -> None:
-        """Serve health, for as long as the listeners do.
+        """Start to serve health.
 
         Args:
-            answered: told of answers.
-            failed: told, in another thread and in place of the log, when the address cannot be had.
+            answered: called with path and status of each answer.
+            failed: called in another thread, instead of a log line, if the address cannot be used.
         """
         if self._config.healthz_bind_address is not None:
             application = health_application(self._health, answered)
@@ -77,26 +76,26 @@ class AgentHealth:
             )
 
     def watched(self, kind: Kind, reason: str) -> None:
-        """Take note of why objects of a kind do not arrive, or, with an empty reason, that they do."""
+        """Record why objects of a kind do not arrive; an empty reason means that they do."""
         (self._lost.add if reason else self._lost.discard)(kind)
         self._health.set_watching(not self._lost)
 
     def begin(self, backend: Backend) -> None:
-        """Take note that an agent begins to work."""
+        """Record that the agent starts to work."""
         self._backend = backend
         self._health.begin(backend.families)
 
     def knows_node(self, node: Node | None) -> None:
-        """Take note of what the Node's object says; where it is gone, its last word counts, as for kube-proxy."""
+        """Record the Node. If it is deleted, its last version counts, as in kube-proxy."""
         if node is not None:
             self._health.set_node_eligible(node.is_eligible)
 
     def queued(self) -> None:
-        """Take note that there is work to do."""
+        """Record that there is work to do."""
         self._health.queued()
 
     def plan(self, name: NamespacedName, service: Service | None, slices: Iterable[EndpointSlice], node: Node) -> None:
-        """Take note of a Service, or its end, for the next sync that goes through."""
+        """Record a changed or deleted Service, for the next successful sync."""
         check = None
         if service is not None and service.health_check_node_port:
             check = _Check(service.health_check_node_port, count_local_endpoints(slices, node.name))
@@ -110,9 +109,9 @@ class AgentHealth:
             self._checks[name] = check
 
     def synced(self, families: Collection[Family], context: NodeContext) -> None:
-        """Take note of a sync, and of the families in which it went through.
+        """Record a sync, and the families in which it succeeded.
 
-        Load balancers are told of Services once their rules are there: in all families, as there is one server for all.
+        Health checks change once the rules are in the kernel, in all families, because one server covers all.
         """
         self._health.synced(families)
         if self._backend is None or len(families) < len(self._backend.families):
@@ -144,7 +143,7 @@ class AgentHealth:
         return HttpService(application, addresses, both_families=False, event=event)
 
     def _refuse(self, name: NamespacedName, rival: str, event: Event) -> None:
-        """Log who has the port of a Service, once."""
+        """Log once what uses the port of a Service."""
         if rival and rival != self._refused.get(name):
             logger.warning(
                 "health check of Service %s is not served: port %d is used by %s",

@@ -1,4 +1,4 @@
-"""Addresses that a server is to listen on where the user named a CIDR block or an interface; they come and go."""
+"""Follows the addresses on which a server listens if the user gave a CIDR block or an interface."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
 _LINK_LOCAL = parse_network("fe80::/10")
-"""They are addresses only together with an interface, and no client of ours has one."""
+"""They are valid only together with an interface, which URLs of scrapers do not contain."""
 
 
 async def follow_selector(place: ListenSelector, listen: Callable[[Collection[ListenAddress]], None]) -> None:
-    """Have a server listen on the addresses of a place, and on others when these change, until cancelled."""
+    """Call `listen` with the addresses that a selector matches, at first and after each change, until cancelled."""
     changed = asyncio.Event()
     changed.set()
     notifications = AddressNotifications(changed.set)
@@ -32,7 +32,7 @@ async def follow_selector(place: ListenSelector, listen: Callable[[Collection[Li
                 asyncio.get_running_loop().call_later(_RETRY_SECONDS, changed.set)
                 continue
             if not addresses:
-                logger.warning("nothing is served on %s for now: it has no address", place)
+                logger.warning("%s has no address: not listening until it has one", place)
             listen(addresses)
     finally:
         notifications.close()

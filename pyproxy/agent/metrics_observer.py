@@ -1,4 +1,4 @@
-"""What the agent does, as metrics. Each observation costs what the change costs, not what the cluster is large."""
+"""Turns the work of the agent into metrics. The cost of an observation depends on the change, not on the cluster."""
 
 from collections.abc import Collection
 from time import time
@@ -19,26 +19,26 @@ from pyproxy.serve.statusz import FamilyStatus, StatusBoard
 
 _POLICIES = ("internal", "external")
 _KINDS = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
-"""What is counted of what the kernel has; an endpoint counts for each Service port that leads to it."""
+"""Kinds of objects in the kernel that are counted; an endpoint counts once for each Service port that uses it."""
 
 
 class MetricsObserver(Observer):
-    """Turns what it is told into values of metrics.
+    """Updates metrics and the status page.
 
     Args:
-        metrics: takes the values.
-        board: shows some of them to people.
-        families: of the agent.
+        metrics: has the metrics.
+        board: has the values of the status page.
+        families: families of the agent.
     """
 
     def __init__(self, metrics: Metrics, board: StatusBoard, families: Collection[Family]) -> None:
         self._metrics = metrics
         self._board = board
-        self._distrusted: set[Family] = set()
+        self._stale_families: set[Family] = set()
         self._programmed = {family: dict.fromkeys((*_KINDS, *_POLICIES), 0) for family in families}
-        """How much of each kind the kernel has; and by traffic policy, ports that are dropped here and served elsewhere."""
+        """Number of objects of each kind in the kernel; by traffic policy, number of ports with endpoints elsewhere only."""
         self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
-        """When changes were made that no sync has settled yet, in seconds since 1970."""
+        """Times of changes that are not in the kernel yet, in seconds since 1970."""
         for family in families:
             board.families[family] = FamilyStatus(dict.fromkeys(_KINDS, 0))
 
@@ -60,7 +60,7 @@ class MetricsObserver(Observer):
             self._metrics.set_queued(family, time())
 
     def planned(self, triggers: Triggers) -> None:
-        """See `Observer`; what was changed before we began is not measured, as nobody could have been faster."""
+        """See `Observer`. Changes from before the start of the agent are not measured."""
         self._metrics.set_nothing_pending()
         for (family, service), moments in triggers.items():
             if family in self._triggers:
@@ -90,7 +90,7 @@ class MetricsObserver(Observer):
 
     def marked_stale(self, family: Family) -> None:
         """See `Observer`."""
-        self._distrusted.add(family)
+        self._stale_families.add(family)
 
     def answered(self, path: str, code: int) -> None:
         """See `Observer`."""
@@ -122,11 +122,11 @@ class MetricsObserver(Observer):
         if report.error is None and counts.rules:
             self._metrics.set_rules(family, counts.rules, counts.rules_written)
         self._count_programmed(family, report)
-        # Where plans changed in the same sync, repaired entries cannot be told from new ones.
-        if family in self._distrusted and report.error is None:
+        # If plans changed in the same sync, repaired entries cannot be distinguished from new ones.
+        if family in self._stale_families and report.error is None:
             if not report.taken:
                 self._metrics.add_repaired_entries(family, report.entries_changed)
-            self._distrusted.discard(family)
+            self._stale_families.discard(family)
         self._metrics.set_quarantined(family, len(reconciler.quarantined))
         self._show(reconciler, str(report.error or ""), time())
 
@@ -155,9 +155,9 @@ class MetricsObserver(Observer):
 
 
 def _add(counts: dict[str, int], plan: ServicePlan, sign: int) -> None:
-    """Add what a port is made of, and under which policies it is dropped here and served elsewhere; or take it away.
+    """Add the objects of a port to the counts, or subtract them, and count whether its traffic is dropped on this node.
 
-    In the first sync this runs once for each port of the cluster, hence no loop and no object.
+    In the first sync this runs once for each port of the cluster, so it has no loop and creates few objects.
     """
     counts["service_port"] += sign
     if plan.cluster_ip is not None:

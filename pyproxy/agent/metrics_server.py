@@ -1,6 +1,6 @@
-"""What the metrics server serves, put together: values from the loop, pages from `serve`.
+"""Puts the metrics server together: values from the agent's loop, pages from `serve`.
 
-It is imported only where metrics are wanted: the library behind them takes 5 MB.
+It is imported only if metrics are enabled, because prometheus_client takes 5 MB.
 """
 
 import asyncio
@@ -24,22 +24,22 @@ from pyproxy.serve.proc_metrics import PacketCounter
 from pyproxy.serve.statusz import StatusBoard, status_page
 
 _SLIS = frozenset({"process_start_time_seconds"})
-"""What Kubernetes calls service level indicators; kube-proxy has no other."""
+"""Metrics on ``/metrics/slis`` (service level indicators); kube-proxy has only this one."""
 _following: set[asyncio.Task[None]] = set()
-"""The loop itself holds its tasks by weak references only."""
+"""References to tasks: the loop itself has only weak ones."""
 
 
 def start_metrics(
     config: Config, backend: Backend, node_name: str, listeners: Listeners, failed: Callable[[str], None] | None
 ) -> MetricsObserver:
-    """Start to serve metrics, and return who is to be told of the agent's work; to be called in its loop.
+    """Start to serve metrics, and return the observer that updates them. Call it in the agent's loop.
 
     Args:
-        config: of the agent.
-        backend: its mode.
-        node_name: where it is.
+        config: configuration of the agent.
+        backend: proxy mode of the agent.
+        node_name: name of the node, for the status page.
         listeners: serve the metrics.
-        failed: told, in another thread and in place of the log, if the address cannot be had.
+        failed: called in another thread, instead of a log line, if the address cannot be used.
     """
     metrics = Metrics(backend.mode.value, backend.families)
     for count in backend.packet_counts():
@@ -61,7 +61,7 @@ def start_metrics(
 
 
 def metrics_server(metrics: Metrics, board: StatusBoard, config: Config) -> WSGIApplication:
-    """Return what answers on the metrics port."""
+    """Return the application of the metrics port."""
     pages = {
         "/configz": lambda: _configuration_page(config),
         "/flagz": fixed(_flags_text(config)),
@@ -74,7 +74,7 @@ def metrics_server(metrics: Metrics, board: StatusBoard, config: Config) -> WSGI
 
 
 def _flags_text(config: Config) -> str:
-    """Write all flags with the values that they have in effect, wherever these come from."""
+    """Return all flags with the values in effect, whether they come from flags or files."""
     values = ((about.flag, about.grammar, about.value(config)) for about in OPTIONS.values())
     lines = sorted(
         f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
@@ -83,8 +83,8 @@ def _flags_text(config: Config) -> str:
 
 
 def _configuration_page(config: Config) -> HttpPage:
-    """Write the effective configuration as kube-proxy does, and beside it what is pyproxy's own, by flag."""
-    from pyproxy.config.effective_config import effective_configuration  # noqa: PLC0415  # only where somebody asks
+    """Return the effective configuration as kube-proxy does, and the options that only pyproxy has, by flag."""
+    from pyproxy.config.effective_config import effective_configuration  # noqa: PLC0415  # only for a request
 
     own = {
         about.flag: about.grammar.write(about.value(config))

@@ -1,4 +1,4 @@
-"""Who is told of the agent's work. The agent's behaviour never depends on what an observer does with it."""
+"""The interface of observers, which record the work of the agent. The agent never depends on what they do."""
 
 from typing import Any
 
@@ -10,44 +10,44 @@ from pyproxy.model.tracker import Triggers
 
 
 class Observer:
-    """Is told of everything and keeps nothing: the observer of an agent without metrics."""
+    """Records nothing: the observer of an agent without metrics."""
 
     def delivered(self, change: ObjectChange) -> None:
-        """Take note that a source told something."""
+        """Record a change that a source delivered."""
 
     def marked_stale(self, family: Family) -> None:
-        """Take note that others may have changed the kernel: what the next sync finds wrong is their work."""
+        """Record a possible external change: entries that the next sync writes without a changed plan are repairs."""
 
     def queued(self) -> None:
-        """Take note, again and again, that there is work that waits for a sync."""
+        """Record that changes wait for a sync; called repeatedly."""
 
     def synced(self, reconciler: Reconciler[Any, Any], report: SyncReport) -> None:
-        """Record a sync of a family, successful or not: what it did, what it cost and what is in quarantine."""
+        """Record a sync of a family, successful or not."""
 
     def planned(self, triggers: Triggers) -> None:
-        """Take note that everything delivered so far is taken up by the sync that begins.
+        """Record that the sync that starts now includes everything that was delivered.
 
         Args:
-            triggers: when the changes behind new versions of slices were made.
+            triggers: times of the changes that led to new versions of slices.
         """
 
     def settled(self, reconciler: Reconciler[Any, Any]) -> None:
-        """Take note that the kernel has what was taken up; but for what is in quarantine."""
+        """Record that all of this is in the kernel, except for quarantined ports."""
 
     def requested(self, exchange: RequestRecord) -> None:
-        """Take note of a request to the API server."""
+        """Record a request to the API server."""
 
     def watched(self, kind: Kind, reason: str) -> None:
-        """Take note, again and again, of why objects of a kind do not arrive; with an empty reason, that they do."""
+        """Record why objects of a kind do not arrive; an empty reason means that they do. Called repeatedly."""
 
     def answered(self, path: str, code: int) -> None:
-        """Take note, in the thread of the request, of an answer of the health server and its HTTP status."""
+        """Record an answer of the health server with its HTTP status; called in the thread of the request."""
 
     def listeners_changed(self, family: Family, change: int) -> None:
-        """Record, in the relay's thread, that so many more localhost node ports are served; -1: one less."""
+        """Record a change of the number of localhost node ports that are served; called in the relay's thread."""
 
     def listening_failed(self, family: Family) -> None:
-        """Record, in the relay's thread, that a localhost node port could not be listened on."""
+        """Record that the relay could not listen on a localhost node port; called in the relay's thread."""
 
     def cleaned_flows(self, family: Family, count: int, seconds: float) -> None:
-        """Take note of a walk through connection tracking: how many entries it deleted, and how long it took."""
+        """Record a walk through conntrack: the number of deleted entries, and the duration."""

@@ -1,9 +1,9 @@
-"""Keeps one family's kernel tables equal to the plans: stage what changed, apply the difference, remember it.
+"""Keeps the kernel tables of one family in sync with the plans: stages changed plans, writes the difference of entries.
 
-The law of this file: memory follows the kernel. A plan counts as taken only after the kernel took it; after
-a refusal what is there is read back, and the refused Service port is found by halving and put in
-quarantine, where it keeps its last good entries and disturbs nobody. Full sync, start-up adoption,
-change and drift repair are one code with another "what is there".
+The invariant: memory follows the kernel. A plan counts as applied only after the kernel has accepted it. After a rejected
+transaction the entries in the kernel are read again, and the transaction is bisected to find the Service port at fault.
+That port is quarantined: it keeps its last good entries, and all other ports are programmed. A full sync, adoption at the
+start, a change and the repair of drift are the same comparison; they differ in where the present entries come from.
 """
 
 import asyncio
@@ -29,20 +29,20 @@ K = TypeVar("K")
 V = TypeVar("V")
 _MOST_PERIODS_BETWEEN_TRIES = 32
 _PLANS_PER_SLICE = 200
-"""FinalPlans compiled before the loop gets a turn: some 10 ms."""
+"""Plans compiled before other tasks get a turn: about 10 ms."""
 _KEYS_PER_SLICE = 5_000
-"""Keys compared before the loop gets a turn: less than that."""
+"""Keys compared before other tasks get a turn: less than 10 ms."""
 
 
 @dataclass(slots=True)
 class Quarantine:
-    """A Service port whose last plan the kernel refused."""
+    """A Service port whose last plan the kernel rejected."""
 
     refused: ServicePlan | None
     error: str
     tries: int = 1
     periods_left: int = 1
-    """Sync periods until it is tried again; doubles with each refusal."""
+    """Sync periods until the next try; doubles with each rejection."""
 
 
 @dataclass(slots=True)
@@ -51,24 +51,24 @@ class SyncReport:
 
     entries_changed: int = 0
     taken: dict[ServicePortName, tuple[ServicePlan | None, ServicePlan | None]] = field(default_factory=dict)
-    """For each port, the plan that the kernel had and the one it has now."""
+    """By port, the plan that the kernel had and the plan that it has now."""
     refused: list[ServicePortName] = field(default_factory=list)
     repaired: dict[ServicePortName, ServicePlan] = field(default_factory=dict)
-    """Every port with its plan, if entries had to be written that should have been there: any of them may have been missing."""
+    """All unchanged ports with their plans if the sync wrote entries that should have existed: any may have been missing."""
     error: ApplyError | None = None
-    """Why the sync ended early: what is in `taken` is in the kernel all the same, the rest stays staged."""
+    """Why the sync ended early. The plans in `taken` are in the kernel nevertheless, the rest stays staged."""
     is_full: bool = False
-    """Whether everything was compared with the kernel, not only what changed."""
+    """Whether all entries were compared with the kernel, not only changed ones."""
     failed_transactions: int = 0
-    """Changes that the kernel did not accept, among them those by which a refused port was found."""
+    """Transactions that the kernel rejected, including those of the bisection."""
     seconds: float = 0.0
     counts: KernelCounts = field(default_factory=KernelCounts)
-    """What the kernel's own code counted during the sync."""
+    """Counts of the mode's `Kernel` during the sync."""
 
     def flow_changes(self) -> list[tuple[ServicePlan | None, ServicePlan | None]]:
-        """Return plans before and now of the ports whose flows may be wrong.
+        """Return the plans before and after the sync of all ports that may have stale flows.
 
-        What began while entries were missing is tracked as it went then, as if there had been no Service.
+        A flow that began while entries were missing is tracked as if there had been no Service.
         """
         return [*((None, plan) for plan in self.repaired.values()), *self.taken.values()]
 
@@ -84,39 +84,39 @@ class Reconciler(Generic[K, V]):
         self._applied_plans: dict[ServicePortName, ServicePlan] = {}
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
         self._applied: dict[K, V] = {}
-        """What the kernel has."""
+        """The entries in the kernel."""
         self._is_known = False
-        """Whether the kernel still has it, for all we know; if not, the next sync reads it."""
+        """Whether `_applied` is up to date. If not, the next sync reads the kernel."""
         self._is_compiled = True
-        """Whether the program has the plans that were taken; if not, the next sync puts them there."""
+        """Whether the program has all applied plans. If not, the next sync puts them into it."""
 
     def __repr__(self) -> str:
         return f"Reconciler({self.family}, {len(self._applied_plans)} ports, {len(self._staged)} staged)"
 
     @property
     def pending(self) -> bool:
-        """Say whether there is something that the kernel does not have yet; quarantined ports do not count."""
+        """Return whether a sync has work to do; quarantined ports do not count."""
         return bool(self._staged) or not self._is_known
 
     @property
     def detects_all_changes(self) -> bool:
-        """Say whether `changed_externally` misses no change by others."""
+        """Return whether `changed_externally` detects every external change."""
         return self._kernel.detects_all_changes
 
     def changed_externally(self) -> bool:
-        """Say whether others may have changed our tables."""
+        """Return whether another program may have changed our tables."""
         return self._kernel.changed_externally()
 
     async def examine(self) -> bool:
-        """Say whether others may have changed what `changed_externally` does not see; see `Kernel.examine`."""
+        """Return whether another program may have made a change that `changed_externally` does not detect."""
         return await self._kernel.examine()
 
     def mark_stale(self) -> None:
-        """Have the next sync read what is in the kernel and repair what differs."""
+        """Make the next sync a full one, which reads the kernel and repairs differences."""
         self._is_known = False
 
     def replace_program(self, program: Program[K, V]) -> None:
-        """Change what does not depend on Services: every port is compiled again, and the difference applied."""
+        """Replace the program, as settings changed: the next sync compiles every port again and writes the difference."""
         self._program = program
         self._is_compiled = False
         self._is_known = False
@@ -130,17 +130,17 @@ class Reconciler(Generic[K, V]):
                 self._staged[name] = plan
 
     def release_due(self) -> None:
-        """Count one sync period; stage again the quarantined ports whose time has come."""
+        """Count one sync period, and stage the quarantined ports that are due for another try."""
         for name, quarantine in self.quarantined.items():
             quarantine.periods_left -= 1
             if quarantine.periods_left <= 0 and name not in self._staged:
                 self._staged[name] = quarantine.refused
 
     async def sync(self) -> SyncReport:
-        """Bring the kernel up to the staged plans.
+        """Write the staged plans to the kernel.
 
-        A sync that fails says so in its report: what the kernel did not accept stays staged, and the next sync reads
-        what is in the kernel before it writes.
+        If the sync fails, the report has the error, plans that the kernel did not accept stay staged, and the next sync
+        reads the kernel before it writes.
         """
         staged, self._staged = self._staged, {}
         report = SyncReport(is_full=not self._is_known)
@@ -154,22 +154,18 @@ class Reconciler(Generic[K, V]):
         report.seconds = monotonic() - started
         report.counts = self._kernel.take_counts()
         if report.error is None:
-            self._log(report)
+            logger.log(
+                V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
+                "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
+                self.family,
+                "full" if report.is_full else "partial",
+                report.seconds * 1000,
+                len(report.taken),
+                len(self._applied_plans),
+                len(report.refused),
+                report.entries_changed,
+            )
         return report
-
-    def _log(self, report: SyncReport) -> None:
-        """Log what a sync did, at -v 4 only if it found nothing to do."""
-        logger.log(
-            V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
-            "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
-            self.family,
-            "full" if report.is_full else "partial",
-            report.seconds * 1000,
-            len(report.taken),
-            len(self._applied_plans),
-            len(report.refused),
-            report.entries_changed,
-        )
 
     async def _sync(self, staged: FinalPlans, report: SyncReport) -> None:
         suspects = {name: staged[name] for name in self.quarantined if name in staged}
@@ -179,9 +175,9 @@ class Reconciler(Generic[K, V]):
             await self._put(self._applied_plans)
             self._is_compiled = True
         if not self._is_known:
-            self._is_known = True  # before the read: what others do from now on may be in it or not
+            self._is_known = True  # before the read, which may or may not see changes that are made meanwhile
             self._applied = await self._kernel.read()
-            # In the program's order: where an entry goes can depend on what was written before it (hooks do).
+            # In the program's order: the position of an entry can depend on those written before it, as with hooks.
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._apply_plans(trusted, touched, report)
         if report.entries_changed and report.is_full:
@@ -190,7 +186,7 @@ class Reconciler(Generic[K, V]):
             await self._apply_plans({name: plan}, (), report)
 
     async def _apply_plans(self, plans: FinalPlans, touched: Iterable[K], report: SyncReport) -> None:
-        """Apply plans in one transaction; if that is refused, halve until the refused ports are found."""
+        """Apply plans in one transaction; if the kernel rejects it, bisect it to find the ports at fault."""
         before = {name: self._applied_plans.get(name) for name in plans}
         keys = dict.fromkeys(touched)
         try:
@@ -215,20 +211,19 @@ class Reconciler(Generic[K, V]):
         self._applied = await self._kernel.read()
         if len(plans) == 1:
             (name, plan), *_ = plans.items()
-            await self._apply_plans(
-                {}, keys, report
-            )  # its last good entries, and whatever else was in this transaction
+            # Its last good entries, and the other entries of the transaction.
+            await self._apply_plans({}, keys, report)
             self._quarantine(name, plan, error)
             report.refused.append(name)
             return
-        # First without any of them: what is refused then is no Service's fault, and the error says so.
+        # First without any plan: if that is rejected too, no Service is at fault, and the error is returned.
         await self._apply_plans({}, keys, report)
         names = sorted(plans)
         for half in (names[: len(names) // 2], names[len(names) // 2 :]):
             await self._apply_plans({name: plans[name] for name in half}, (), report)
 
     async def _load(self, plans: FinalPlans, keys: dict[K, None], size: int) -> int:
-        """Compile plans in portions, each while the kernel takes in the one before; their keys are added to those given."""
+        """Compile plans in portions, each while the kernel applies the one before; adds their keys to `keys`."""
         names, written = list(plans), 0
         writing = asyncio.create_task(self._write(keys.copy()))
         try:

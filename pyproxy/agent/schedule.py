@@ -1,4 +1,4 @@
-"""When may, and when must, the next sync run: arithmetic on given times, in seconds. No clock is read here."""
+"""Computes when the next sync may run. All times are given, in seconds; no clock is read here."""
 
 from dataclasses import dataclass
 
@@ -12,10 +12,10 @@ class Schedule:
     """The times of one agent's syncs."""
 
     min_period_seconds: float | None
-    """Shortest time from the end of one sync to the start of the next. None: none where a sync is cheap, else as
-    long as the last one took, at most 1 s, so that a burst of changes cannot take the whole machine."""
+    """Shortest time from the end of one sync to the start of the next. None means no pause after a short sync, and
+    otherwise a pause as long as the last sync, at most 1 s, so that a burst of changes cannot take all CPU time."""
     sync_period_seconds: float
-    """Longest time until a failed sync is tried again."""
+    """Longest time until a failed sync is retried."""
     finished_at: float = float("-inf")
     duration: float = 0.0
     failures: int = 0
@@ -28,11 +28,11 @@ class Schedule:
         return self.finished_at + self._rest()
 
     def succeeded(self, started: float, finished: float) -> None:
-        """Note a sync that went through."""
+        """Record a successful sync."""
         self.finished_at, self.duration, self.failures = finished, finished - started, 0
 
     def failed(self, finished: float) -> None:
-        """Note a sync that did not."""
+        """Record a failed sync."""
         self.finished_at = finished
         self.failures += 1
 

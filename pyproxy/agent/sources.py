@@ -76,7 +76,7 @@ async def _follow_files(settings: ResolvedSettings, node_name: str, events: Even
 
 
 def _without_other_nodes(change: ObjectChange, node_name: str) -> ObjectChange | None:
-    """Return the part of a change that concerns this node: files have all Nodes, while the API server is asked for one."""
+    """Return the part of a change that concerns this node: files have all Nodes, while the API server sends one."""
     match change:
         case Put(object=Node() as node):
             return change if node.name == node_name else None

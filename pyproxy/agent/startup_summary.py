@@ -1,4 +1,4 @@
-"""Where each value comes from that nobody wrote down as it is used: for one line of the log at the start."""
+"""The log line at the start with the derived values and their origins."""
 
 from collections.abc import Collection
 
@@ -10,13 +10,13 @@ from pyproxy.model.node import DetectLocalMode
 
 
 def startup_summary(settings: ResolvedSettings, node_name: str, mode: ProxyMode, families: Collection[Family]) -> str:
-    """Return the values that an agent works with, and the origin of each.
+    """Return the values that the agent derived from its configuration and the node, and the origin of each.
 
     Args:
-        settings: what the user asked for.
-        node_name: of the Node object.
-        mode: that came of it.
-        families: that this node supports in the mode.
+        settings: configuration and origins of its values.
+        node_name: name of the Node object.
+        mode: proxy mode that is used.
+        families: families that this node supports in the mode.
     """
     config = settings.config
     name_from = settings.origin("hostname_override") if config.hostname_override else "this machine's host name"
@@ -29,7 +29,7 @@ def startup_summary(settings: ResolvedSettings, node_name: str, mode: ProxyMode,
         f"node addresses {addresses}",
         "zone and podCIDRs the Node object's",
         f"{mode.value} mode ({mode_from}) for {' and '.join(map(str, families))}",
-        f"pods told by {_pods(settings, config)}",
+        f"pods detected by {_pods(settings, config)}",
     )
     return "; ".join(parts)
 

@@ -1,1 +1,1 @@
-"""The proxy modes: one folder for each, what they have in common, and the list of them."""
+"""The proxy modes: a folder for each, their common interface, and the list of them."""

@@ -66,7 +66,7 @@ NO_ADDRESSES = NodeAddresses(())
 
 @dataclass(frozen=True, slots=True)
 class StaleFlows:
-    """Which conntrack entries to examine, and which of them are stale."""
+    """Selects the conntrack entries to examine, and those of them that are stale."""
 
     by_address: Mapping[tuple[bytes, int], _Rule | None]
     """Frontends of Services. None means that a Service has the frontend and nothing changed: it is not a node port."""

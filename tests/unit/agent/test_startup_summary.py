@@ -29,7 +29,7 @@ def test_defaults() -> None:
         "node addresses the Node object's",
         "zone and podCIDRs the Node object's",
         "iptables mode (default) for IPv4 and IPv6",
-        f"pods told by ClusterCIDR (default): {nothing}",
+        f"pods detected by ClusterCIDR (default): {nothing}",
     ] == told()
 
 
@@ -48,7 +48,7 @@ def test_origins() -> None:
         f"node addresses 192.0.2.1 ({FILE}: bindAddress), else the Node object's",
         "zone and podCIDRs the Node object's",
         f"nftables mode ({FILE}: mode: auto) for IPv4 and IPv6",
-        f"pods told by ClusterCIDR (default): 10.244.0.0/16 ({FILE}: clusterCIDR)",
+        f"pods detected by ClusterCIDR (default): 10.244.0.0/16 ({FILE}: clusterCIDR)",
     ] == found
 
 
@@ -70,4 +70,4 @@ def test_origins() -> None:
 )
 def test_how_pods_are_told(mode: DetectLocalMode, values: dict[str, Any], expected: str) -> None:
     """Each way is told with what it goes by."""
-    assert f"pods told by {expected}" == told(detect_local_mode=(mode, "--detect-local-mode"), **values)[-1]
+    assert f"pods detected by {expected}" == told(detect_local_mode=(mode, "--detect-local-mode"), **values)[-1]
