@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import table_text
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.linux.command import run
+from pyproxy.linux.command import CommandError, run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family, Network
 from pyproxy.model.names import Protocol
@@ -47,8 +48,10 @@ class NftablesMode:
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
-        self._generation = NftGeneration()
+        self._sockets = ExitStack()
+        self._generation = self._sockets.enter_context(NftGeneration())
         self._monitor = ChangeMonitor(TABLE)
+        self._sockets.callback(self._monitor.close)
         self._layouts: dict[Layout, str] = {}
         self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
         self.follows_local_ips = lists_blocks(config)
@@ -62,20 +65,27 @@ class NftablesMode:
             ConfigError: they do not; the message contains the error of ``nft``.
         """
         mode = cls(config)
-        for family in mode.families:
-            reason = await why_unusable(family)
-            if reason:
-                message = f"--proxy-mode=nftables: {family}: {reason}; use --proxy-mode=iptables"
-                raise ConfigError(message)
+        with ExitStack() as unless_usable:
+            unless_usable.callback(mode.close)
+            for family in mode.families:
+                reason = await why_unusable(family)
+                if reason:
+                    message = f"--proxy-mode=nftables: {family}: {reason}; use --proxy-mode=iptables"
+                    raise ConfigError(message)
+            unless_usable.pop_all()
         return mode
+
+    def close(self) -> None:
+        """Close all sockets of the mode and of its kernels. The tables stay."""
+        self._sockets.close()
 
     @staticmethod
     async def choose_iptables_variant(config: Config) -> None:
-        """See `Backend`."""
+        """Do nothing: the mode does not use iptables."""
 
     @staticmethod
     def owns_chain(table: str, chain: str) -> bool:  # noqa: ARG004  # the protocol's
-        """See `Backend`: the mode has no iptables chains."""
+        """Return False: the mode has no iptables chains."""
         return False
 
     def is_ready_for(self, node: Node) -> bool:
@@ -93,27 +103,28 @@ class NftablesMode:
 
     def kernel(self, family: Family) -> NftablesKernel:
         """Return the reader and writer of one family's table."""
-        return NftablesKernel(family, self._generation.counter(), self._layouts, self._monitor)
+        kernel = NftablesKernel(family, self._generation.counter(), self._layouts, self._monitor)
+        return self._sockets.enter_context(kernel)
 
     def prepare(self) -> None:
         """Do nothing: the mode needs no kernel settings."""
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
-        """See `Backend`."""
+        """Return the addresses of this node that serve node ports; None means all except loopback."""
         return node_port_ips(self._config, context.node, family, context.local_ips)
 
     def node_port_networks(
         self, family: Family, context: NodeContext, local_networks: Collection[Network]
     ) -> Collection[Network]:
-        """See `Backend`."""
+        """Return the destinations among the node's local networks that serve node ports."""
         return node_port_networks(self._config, family, context, local_networks)
 
     def relays_localhost(self, family: Family) -> bool:
-        """See `Backend`."""
+        """Return whether the relay serves TCP and UDP node ports on loopback."""
         return relays_localhost(self._config, family, has_rules=False)
 
     def packet_counts(self) -> Collection[PacketCount]:
-        """See `Backend`."""
+        """Return the packet counters of the mode: rejected packets to SCTP node ports on loopback."""
         readers: dict[tuple[str, ...], Callable[[], int]] = {
             (str(family), Protocol.SCTP.name): partial(counted_packets, family, LOCALHOST_REJECTIONS)
             for family in self.families
@@ -146,5 +157,8 @@ async def why_unusable(family: Family) -> str:
     """Check the whole layout with ``nft --check``, without creating it; return the first line of the error, or nothing."""
     settings = NftablesSettings(family=family, local_traffic=None, node_port_ips=None)
     script = table_text(family, layout_text(settings), {}).replace(" pyproxy {", " pyproxy-probe {", 1)
-    result = await run(["nft", "--check", "-f", "-"], stdin=script)
+    try:
+        result = await run(["nft", "--check", "-f", "-"], stdin=script)
+    except CommandError as error:
+        return str(error)
     return result.stderr.strip().partition("\n")[0] if result.status else ""

@@ -252,7 +252,7 @@ def test_waiting_port_that_is_removed() -> None:
 
 
 def test_several_waiting_ports() -> None:
-    """If several Service ports wait, the address goes to one after the other as they are removed."""
+    """If several Service ports wait, the address goes to the first one that still wants it."""
     program = program_with(having("a"), having("b"), having("c"), having("b", OTHER_IP))
 
     assert "a" == owner(program)
