@@ -50,7 +50,9 @@ def list_elements(family: Family, entries: Mapping[ElementKey, Value]) -> RuleLi
     for key in sorted(entries):
         value = entries[key]
         if isinstance(value, Layout):
-            common.append(ListedRule(_table(family), LAYOUT[1:].decode(), f"layout {value.version or 'damaged'}"))
+            common.append(
+                ListedRule(_table(family), LAYOUT[1:].decode(), f"layout {value.version or 'changed externally'}")
+            )
             continue
         kind = SETS[key[0]]
         rule = ListedRule(_table(family), kind.name, f"{kind.name} {{ {element_text(kind, key[1:], value, family)} }}")
@@ -68,11 +70,12 @@ def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, 
         if kind is not None and kind.is_named and isinstance(value, bytes):
             comment = value[kind.data_size(family) :].decode(errors="replace")
             addressed = _addressed(key, family)
-            if addressed is not None and comment:
-                # The comment is NAMESPACE/NAME:PORT; the protocol is the field before the port, of 4 bytes each.
+            # The protocol is the field before the port, of 4 bytes each. An element that was added externally may have one that
+            # no Service has.
+            if addressed is not None and comment and (protocol := _PROTOCOLS.get(addressed[-8])):
+                # NAMESPACE/NAME:PORT
                 service, _, port = comment.partition(":")
                 namespace, _, name = service.partition("/")
-                protocol = _PROTOCOLS[addressed[-8]]
                 found[addressed] = ServicePortName(NamespacedName(namespace, name), port, protocol)
     return found
 

@@ -4,7 +4,7 @@ The layout is written as text by ``nft`` and read back as netlink attributes, so
 without rules marks a table as ours instead. Its name has two digests: of the text that the layout was made from, and of the
 chains and rules as the kernel listed them afterwards. A start then needs only dumps to find that the table has this version
 and is unchanged. Chains that draw a slot are not in the second digest, because they come and go with the counts in use; their
-single rule is compared with what it must be.
+single rule is compared with the one that belongs there.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +98,7 @@ class TableReader:
         Raises:
             OSError: a dump failed.
         """
+        # The kernel dumps the chains of all tables of the family; a dump of rules can be limited to one table.
         chains = {
             _name(values[NftaChain.NAME]): values.get(NftaChain.HOOK, b"") + values.get(NftaChain.POLICY, b"")
             for values in self._dump(request(NftMsg.GETCHAIN, self.family))
@@ -106,7 +107,6 @@ class TableReader:
         rules: dict[str, list[bytes]] = {}
         of_table = request(NftMsg.GETRULE, self.family, text_attribute(NftaRule.TABLE, TABLE))
         for values in self._dump(of_table) if chains else ():
-            # The name of the table in the request selects rules, but a dump of chains ignores it.
             if values.get(NftaRule.TABLE) == _OUR_TABLE:
                 rules.setdefault(_name(values[NftaRule.CHAIN]), []).append(values[NftaRule.EXPRESSIONS])
         return TableListing(chains, rules)
@@ -152,7 +152,7 @@ class TableReader:
         )
 
     def _is_dormant(self) -> bool:
-        """Return whether the kernel has detached the chains of our table from their hooks (NFT_TABLE_F_DORMANT)."""
+        """Return whether our table has a flag. We set none; with NFT_TABLE_F_DORMANT no packet passes its chains."""
         tables = self._dump(request(NftMsg.GETTABLE, self.family))
         return any(any(values[NftaTable.FLAGS]) for values in tables if values[NftaTable.NAME] == _OUR_TABLE)
 

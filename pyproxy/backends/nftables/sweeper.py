@@ -1,11 +1,12 @@
 """Deleting what is no longer used, a moment after the change: elements, their chains, and pins.
 
-A packet that is being processed may have read a count or a slot just before a change, and looks up what it leads to just
-after it. Without the element the look-up fails, and the packet keeps its destination, which no machine has. So elements that
-are found by such a number stay for a grace period. They do no harm: no new packet gets their number.
+A packet that is being processed may read a count or a slot just before a change, and use it as a key just after the change.
+If the element is gone, the look-up fails, and the packet is not translated: it keeps the address of the Service and is lost.
+So elements that are found by such a number linger for a grace period. They do no harm, because no new packet gets their
+number.
 
-The grace period is one second. On the node's own packets a process can be preempted between two rules, for as long as it
-waits for a CPU.
+The grace period is one second, which is long for a packet. But packets that a process of the node sends are processed in its
+context, and the process can be preempted between two rules for as long as it waits for a CPU.
 """
 
 import asyncio

@@ -48,7 +48,8 @@ def element_text(kind: ElementSet, key: bytes, value: bytes, family: Family) -> 
         ends = _fields(kind.key, key[size:], family)
         fields = [first if first == last else f"{first}-{last}" for first, last in zip(fields, ends, strict=True)]
     data_size = kind.data_size(family)
-    comment = f' comment "{value[data_size:].decode()}"' if len(value) > data_size else ""
+    # A comment that was written externally need not be UTF-8.
+    comment = f' comment "{value[data_size:].decode(errors="replace")}"' if len(value) > data_size else ""
     if kind.leads_to_chains:
         chain = numbered_chain(kind, unpack_number(key), family)
         return f"{fields[0]} : {chain.verdict} {chain.name}"

@@ -4,9 +4,8 @@ from enum import IntEnum
 
 
 class NfIpPri(IntEnum):
-    """`NF_IP_PRI_*`: priorities; the lowest comes first. Connection tracking is at `CONNTRACK`."""
+    """`NF_IP_PRI_*`: priorities; the lowest comes first. Connection tracking is at -200."""
 
-    CONNTRACK = -200
     NAT_DST = -100
     FILTER = 0
     NAT_SRC = 100

@@ -20,11 +20,10 @@ class NetlinkOption(IntEnum):
 
 
 class Nlmsg(IntEnum):
-    """`NLMSG_*`: message types below `MIN_TYPE` mean the same in all protocols."""
+    """`NLMSG_*`: message types that mean the same in all protocols."""
 
     ERROR = 2
     DONE = 3
-    MIN_TYPE = 0x10
 
 
 class NlmF(IntEnum):

@@ -38,17 +38,10 @@ class NftaTable(IntEnum):
     FLAGS = 2
 
 
-class NftTableF(IntEnum):
-    """`NFT_TABLE_F_*`: flags of a table."""
-
-    DORMANT = 1
-
-
 class NftaChain(IntEnum):
     """`NFTA_CHAIN_*`: attributes of a chain."""
 
     TABLE = 1
-    HANDLE = 2
     NAME = 3
     HOOK = 4
     POLICY = 5
@@ -84,7 +77,6 @@ class NftaSetElem(IntEnum):
 
     KEY = 1
     DATA = 2
-    FLAGS = 3
     TIMEOUT = 4
     EXPIRATION = 5
     USERDATA = 6
@@ -130,14 +122,12 @@ class NftaNg(IntEnum):
 class NftNg(IntEnum):
     """`NFT_NG_*`: how ``numgen`` chooses its number."""
 
-    INCREMENTAL = 0
     RANDOM = 1
 
 
 class NftaMeta(IntEnum):
     """`NFTA_META_*`: attributes of the expression ``meta``."""
 
-    DREG = 1
     KEY = 2
     SREG = 3
 
@@ -181,7 +171,6 @@ class NftaCounter(IntEnum):
 class NftaImmediate(IntEnum):
     """`NFTA_IMMEDIATE_*`: attributes of the expression ``immediate``, which also holds the verdict of a rule."""
 
-    DREG = 1
     DATA = 2
 
 

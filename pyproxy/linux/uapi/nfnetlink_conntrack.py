@@ -26,7 +26,6 @@ class CtaTuple(IntEnum):
 
     IP = 1
     PROTO = 2
-    ZONE = 3
 
 
 class CtaIp(IntEnum):
@@ -59,9 +58,6 @@ class CtaFilterF(IntEnum):
     No uapi header has them; the kernel defines them in `net/netfilter/nf_internals.h`, and libnetfilter_conntrack repeats them.
     """
 
-    IP_SRC = 1 << 0
     IP_DST = 1 << 1
-    TUPLE_ZONE = 1 << 2
     PROTO_NUM = 1 << 3
-    PROTO_SRC_PORT = 1 << 4
     PROTO_DST_PORT = 1 << 5

@@ -9,6 +9,7 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import IPVS_DEVICE
 from pyproxy.linux.local_networks import local_networks
 from pyproxy.model.address import Family
+from tests.packets.cluster import wait_until
 from tests.packets.own_namespace import own_namespace, run
 
 pytestmark = pytest.mark.usefixtures("needs_root")
@@ -25,6 +26,8 @@ def namespace() -> Iterator[None]:
         ):
             run("ip", family, "address", "add", address, "dev", "lo")
             run("ip", family, "route", "add", "local", route, "dev", "lo")
+        # The kernel adds the route of an IPv6 address later, when a work queue has finished duplicate address detection.
+        wait_until(lambda: "local 2001:db8::1 " in run("ip", "-6", "route", "show", "table", "local"), "a local route")
         yield
 
 
