@@ -41,7 +41,7 @@ def start_metrics(
         listeners: serve the metrics.
         failed: called in another thread, instead of a log line, if the address cannot be used.
     """
-    metrics = Metrics(backend.mode.value, backend.families)
+    metrics = Metrics(backend.mode.value, backend.metrics, backend.families)
     for count in backend.packet_counts():
         metrics.registry.register(PacketCounter(count.metric, count.help, count.readers, count.labels))
     board = StatusBoard(backend.mode.value, node_name, time())

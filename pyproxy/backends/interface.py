@@ -5,7 +5,7 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 the two.
 """
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -17,6 +17,7 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
+from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 K = TypeVar("K")
 V_co = TypeVar("V_co", covariant=True)
@@ -115,21 +116,11 @@ class Kernel(Protocol[K, V]):
         ...
 
 
-class PacketCount(NamedTuple):
-    """A packet counter of the kernel that becomes a metric."""
-
-    metric: str
-    """Name of the metric, without ``_total``."""
-    help: str
-    readers: Mapping[tuple[str, ...], Callable[[], int]]
-    """By values of the labels, functions that return the packets; they raise OSError if there is no counter."""
-    labels: tuple[str, ...] = ()
-
-
 class Backend(Protocol):
     """One mode on this node."""
 
     mode: ProxyMode
+    metrics: ModeMetrics
     follows_service_cidrs: bool
     """Whether the rules depend on ServiceCIDRs."""
     follows_local_ips: bool
@@ -203,6 +194,10 @@ class Backend(Protocol):
 
     def packet_counts(self) -> Collection[PacketCount]:
         """Return the packet counters that the mode's rules have."""
+        ...
+
+    def close(self) -> None:
+        """Close the sockets that the mode opened. The rules stay in the kernel."""
         ...
 
 

@@ -55,7 +55,7 @@ async def choose_mode(config: Config) -> Config:
         return config
     nftables = _nftables_of_auto(config)
     try:
-        await open_backend(nftables)
+        (await open_backend(nftables)).close()
     except ConfigError:
         return replace(config, proxy_mode=ProxyMode.IPTABLES)
     return nftables

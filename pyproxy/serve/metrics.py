@@ -21,6 +21,7 @@ from prometheus_client import (
 
 from pyproxy import __version__
 from pyproxy.model.address import Family
+from pyproxy.serve.mode_metrics import ModeMetrics
 from pyproxy.serve.proc_metrics import ProcCollector
 from pyproxy.serve.rest_metrics import RestMetrics
 
@@ -32,27 +33,22 @@ _SYNC_SECONDS = [0.001 * 2**exponent for exponent in range(15)]
 """Upper bounds of the buckets of a sync: 1 ms to 16.4 s."""
 _PROGRAMMING_SECONDS = [0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30)]
 """Upper bounds of the buckets of network programming; the 0 is an accident of kube-proxy's, and dashboards know it."""
-_IPTABLES_FAILURES = "sync_proxy_rules_iptables_restore_failures"
-_FAILURES = {
-    "iptables": (_IPTABLES_FAILURES, "sync_proxy_rules_iptables_partial_restore_failures"),
-    "ipvs": (_IPTABLES_FAILURES, ""),
-    "nftables": ("sync_proxy_rules_nftables_sync_failures", ""),
-}
-"""By mode, how kube-proxy calls the count of refusals, and of those that a full sync follows."""
 
 
 class Metrics:
     """The metrics of one agent.
 
     Args:
-        mode: the proxy mode, as ``/proxyMode`` gives it.
-        families: the agent's; their counters are there from the start, so that the first count is seen as an increase.
+        mode: the proxy mode, as ``/proxyMode`` returns it.
+        names: the metrics that only some modes have.
+        families: families of the agent. Their counters start at 0, so that the first count is visible as an increase.
     """
 
-    def __init__(self, mode: str, families: Iterable[Family]) -> None:
+    def __init__(self, mode: str, names: ModeMetrics, families: Iterable[Family]) -> None:
         # A time-stamp for each counter and histogram: twice the lines, and kube-proxy has none.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         self._mode = mode
+        self._names = names
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         GCCollector(registry=self.registry)
@@ -64,8 +60,8 @@ class Metrics:
         self._add_health()
         self._add_flows()
         self._add_failures()
-        if mode == "iptables":
-            self._add_rules()
+        if names.rules:
+            self._add_rules(names.rules)
         self._add_localhost()
         self._add_own()
         counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
@@ -93,7 +89,7 @@ class Metrics:
 
     def _add_syncs(self) -> None:
         self._syncs = self._histogram("sync_proxy_rules_duration_seconds", "Duration of a sync")
-        if self._mode != "ipvs":
+        if self._names.has_full_syncs:
             self._full_syncs = self._histogram(
                 "sync_full_proxy_rules_duration_seconds", "Duration of a sync that compared everything with the kernel"
             )
@@ -142,23 +138,22 @@ class Metrics:
         )
 
     def _add_failures(self) -> None:
-        name, partial = _FAILURES[self._mode]
-        self._failures = [self._counter(name, "Changes that the kernel did not take")]
-        if partial:
-            self._failures.append(self._counter(partial, "Those of a sync that looked at changes only"))
+        names = self._names
+        self._failures = [self._counter(names.failures, "Changes that the kernel rejected")]
+        if names.partial_failures:
+            self._failures.append(
+                self._counter(names.partial_failures, "Changes of partial syncs that the kernel rejected")
+            )
         self._cleanup_failures = None
-        if self._mode == "nftables":
+        if names.cleanup_failures:
             self._cleanup_failures = self._counter(
-                "sync_proxy_rules_nftables_cleanup_failures",
-                "Removals of what is out of use that the kernel did not take",
+                names.cleanup_failures, "Removals of unused entries that the kernel rejected"
             )
 
-    def _add_rules(self) -> None:
+    def _add_rules(self, prefix: str) -> None:
         labels = (_FAMILY, "table")
-        self._rules = self._gauge("sync_proxy_rules_iptables_total", "iptables rules in force", labels=labels)
-        self._written_rules = self._gauge(
-            "sync_proxy_rules_iptables_last", "iptables rules written by the last sync", labels=labels
-        )
+        self._rules = self._gauge(f"{prefix}_total", "Rules in the kernel", labels=labels)
+        self._written_rules = self._gauge(f"{prefix}_last", "Rules written by the last sync", labels=labels)
 
     def _add_localhost(self) -> None:
         self._localhost_listeners = self._gauge(
@@ -231,7 +226,7 @@ class Metrics:
             full: everything was compared with the kernel, not only what changed.
         """
         self._syncs.labels(family).observe(seconds)
-        if self._mode != "ipvs":
+        if self._names.has_full_syncs:
             (self._full_syncs if full else self._partial_syncs).labels(family).observe(seconds)
 
     def set_synced(self, family: Family, at: float) -> None:

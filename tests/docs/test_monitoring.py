@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
+from pyproxy.backends.registry import backend_class
+from pyproxy.config.config import ProxyMode
 from pyproxy.model.address import Family
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.serve.metrics import Metrics
@@ -44,7 +46,7 @@ def existing() -> dict[str, set[str]]:
     """Return the names of all series that an agent can have, each with its labels."""
     found = {name: set(labels) for name, labels in GIVEN.items()}
     for mode in ("iptables", "ipvs", "nftables"):
-        metrics = Metrics(mode, Family)
+        metrics = Metrics(mode, backend_class(ProxyMode(mode)).metrics, Family)
         set_all_metrics(metrics, mode)
         for metric in metrics.registry.collect():
             for sample in metric.samples:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from pyproxy.backends import kube_proxy
-from pyproxy.backends.interface import Backend, PacketCount, Unsupported
+from pyproxy.backends.interface import Backend, Unsupported
 from pyproxy.backends.iptables import chain_names
 from pyproxy.backends.iptables.accounting import counted_packets, ensure_counter
 from pyproxy.backends.iptables.capabilities import chain_rules, probe_rule
@@ -42,6 +42,7 @@ from pyproxy.node.local_traffic import (
     relays_localhost,
     serves_localhost,
 )
+from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,11 @@ class IptablesMode:
     """Programs Services as iptables chains; a `backends.interface.Backend`."""
 
     mode = ProxyMode.IPTABLES
+    metrics = ModeMetrics(
+        failures="sync_proxy_rules_iptables_restore_failures",
+        partial_failures="sync_proxy_rules_iptables_partial_restore_failures",
+        rules="sync_proxy_rules_iptables",
+    )
     follows_service_cidrs = False
 
     def __init__(
@@ -100,12 +106,12 @@ class IptablesMode:
 
     @staticmethod
     async def choose_iptables_variant(config: Config) -> Variant:
-        """See `Backend`."""
+        """Return the variant that this mode would use, without opening it."""
         return (await choose_variant(config))[0]
 
     @staticmethod
     def owns_chain(table: str, chain: str) -> bool:
-        """See `Backend`."""
+        """Return whether this mode uses a chain."""
         return chain_names.is_ours(table, chain)
 
     def is_ready_for(self, node: Node) -> bool:
@@ -147,25 +153,30 @@ class IptablesMode:
             )
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
-        """See `Backend`."""
+        """Return the addresses on which health check node ports answer; None means all addresses of the node."""
         return node_port_ips(self._config, context.node, family, context.local_ips)
 
     def node_port_networks(
         self, family: Family, context: NodeContext, local_networks: Collection[Network]
     ) -> Collection[Network]:
-        """See `Backend`."""
+        """Return the networks on which node ports answer."""
         return node_port_networks(self._config, family, context, local_networks)
 
     def relays_localhost(self, family: Family) -> bool:
-        """See `Backend`: rules serve IPv4."""
+        """Return whether the relay serves node ports on loopback: IPv6 only, because rules serve IPv4."""
         return relays_localhost(self._config, family, has_rules=True)
 
+    def close(self) -> None:
+        """Close the socket of the generation counter, which only the nft variant has."""
+        if self._generation is not None:
+            self._generation.close()
+
     def packet_counts(self) -> Collection[PacketCount]:
-        """See `Backend`."""
+        """Return the counters of the match `nfacct`, which exist only if the kernel has xt_nfacct."""
         counts = [
             PacketCount(
                 "kubeproxy_iptables_ct_state_invalid_dropped_packets",
-                "Packets dropped because they belong to no connection that is known; of both families",
+                "Packets dropped because conntrack considers them INVALID, in both families",
                 {(): partial(counted_packets, INVALID_COUNTER)},
             )
         ]
@@ -173,7 +184,7 @@ class IptablesMode:
             counts.append(
                 PacketCount(
                     "kubeproxy_iptables_localhost_nodeports_accepted_packets",
-                    "Packets accepted at node ports on 127.0.0.0/8",
+                    "First packets of connections to node ports on 127.0.0.0/8",
                     {(): partial(counted_packets, LOCALHOST_COUNTER)},
                 )
             )

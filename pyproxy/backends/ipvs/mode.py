@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from pyproxy.backends import kube_proxy
-from pyproxy.backends.interface import Backend, PacketCount
+from pyproxy.backends.interface import Backend
 from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.mode import choose_variant, supported_families
 from pyproxy.backends.iptables.restore_text import Ownership
@@ -35,6 +35,7 @@ from pyproxy.node.local_traffic import (
     node_port_networks,
     relays_localhost,
 )
+from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class IpvsMode:
     """Services as virtual servers of IPVS; see `backends.interface.Backend`."""
 
     mode = ProxyMode.IPVS
+    metrics = ModeMetrics(failures="sync_proxy_rules_iptables_restore_failures", has_full_syncs=False)
     follows_service_cidrs = False
     follows_local_ips = True
     """Node ports have a virtual server for each address of the node."""
@@ -86,12 +88,12 @@ class IpvsMode:
 
     @staticmethod
     async def choose_iptables_variant(config: Config) -> Variant:
-        """See `Backend`: for the helper rules."""
+        """Return the variant that the helper rules would use, without opening the mode."""
         return (await choose_variant(config))[0]
 
     @staticmethod
     def owns_chain(table: str, chain: str) -> bool:
-        """See `Backend`."""
+        """Return whether the helper rules of this mode use a chain."""
         return is_ours(table, chain)
 
     def is_ready_for(self, node: Node) -> bool:
@@ -142,22 +144,27 @@ class IpvsMode:
         self._set_timeouts()
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
-        """See `Backend`."""
+        """Return the addresses on which health check node ports answer; None means all addresses of the node."""
         return node_port_ips(self._config, context.node, family, context.local_ips)
 
     def node_port_networks(
         self, family: Family, context: NodeContext, local_networks: Collection[Network]
     ) -> Collection[Network]:
-        """See `Backend`: never loopback."""
+        """Return the networks on which node ports answer: never loopback, from which IPVS cannot forward."""
         config = replace(self._config, iptables_localhost_nodeports=False)
         return node_port_networks(config, family, context, local_networks)
 
     def relays_localhost(self, family: Family) -> bool:
-        """See `Backend`."""
+        """Return whether the relay serves node ports on loopback."""
         return relays_localhost(self._config, family, has_rules=False)
 
+    def close(self) -> None:
+        """Close the socket of the generation counter, which only the nft variant has."""
+        if self._generation is not None:
+            self._generation.close()
+
     def packet_counts(self) -> Collection[PacketCount]:
-        """See `Backend`."""
+        """Return an empty tuple: the mode counts no packets."""
         return ()
 
     def _set_timeouts(self) -> None:

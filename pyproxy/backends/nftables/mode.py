@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from pyproxy.backends.interface import Backend, PacketCount
+from pyproxy.backends.interface import Backend
 from pyproxy.backends.nftables.accounting import counted_packets
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
 from pyproxy.backends.nftables.elements import Layout
@@ -32,6 +32,7 @@ from pyproxy.node.local_traffic import (
     node_port_networks,
     relays_localhost,
 )
+from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,10 @@ class NftablesMode:
     """Programs Services as elements of nftables maps; implements `backends.interface.Backend`."""
 
     mode = ProxyMode.NFTABLES
+    metrics = ModeMetrics(
+        failures="sync_proxy_rules_nftables_sync_failures",
+        cleanup_failures="sync_proxy_rules_nftables_cleanup_failures",
+    )
     follows_service_cidrs = True
     iptables_variant = None
 

@@ -9,6 +9,7 @@ from pyproxy.backends.interface import KernelCounts
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.backends.registry import backend_class
 from pyproxy.config.config import ProxyMode
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
@@ -54,7 +55,7 @@ class Told:
     """An observer with what it tells."""
 
     def __init__(self, mode: ProxyMode) -> None:
-        self.metrics = Metrics(mode.value, Family)
+        self.metrics = Metrics(mode.value, backend_class(mode).metrics, Family)
         self.board = StatusBoard(mode.value, "node-1", STARTED)
         self.observer = MetricsObserver(self.metrics, self.board, tuple(Family))
 

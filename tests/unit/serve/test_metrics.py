@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from pyproxy.agent.metrics_server import metrics_server
+from pyproxy.backends.registry import backend_class
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.model.address import Family, ListenAddress
 from pyproxy.model.request_record import RequestRecord
@@ -63,7 +64,7 @@ def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
 @contextmanager
 def served(mode: str = "iptables") -> Iterator[Served]:
     """Serve the metrics of an agent with both families."""
-    metrics = Metrics(mode, Family)
+    metrics = Metrics(mode, backend_class(ProxyMode(mode)).metrics, Family)
     address = free_address()
     listeners = Listeners()
     listeners.serve("metrics", HttpService(server_of(metrics, mode), [address]))
@@ -87,7 +88,7 @@ def test_counters_are_there_before_their_first_count() -> None:
 
 def test_ipvs_mode_has_its_own() -> None:
     """What kube-proxy's IPVS mode does not register is not there (its RegisterMetrics): the cluster tests have no IPVS."""
-    metrics = Metrics("ipvs", Family)
+    metrics = Metrics("ipvs", backend_class(ProxyMode.IPVS).metrics, Family)
     for full in (True, False):
         metrics.observe_sync(Family.IPV4, 0.1, full=full)
     names = {metric.name for metric in metrics.registry.collect() if metric.name.startswith("kubeproxy_sync_")}
