@@ -19,7 +19,9 @@ class DecodeError(PyproxyError):
     """
 
     def __init__(self, subject: str, field: str, reason: str) -> None:
-        super().__init__(f"{subject}: {field}: {reason}" if field else f"{subject}: {reason}")
+        self.complaint = f"{field}: {reason}" if field else reason
+        """The message without the subject."""
+        super().__init__(f"{subject}: {self.complaint}")
         self.subject = subject
         self.field = field
         self.reason = reason

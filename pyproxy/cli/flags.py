@@ -82,7 +82,8 @@ class FlagCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the flags in two lists: those that have an effect, and those that have none."""
         for title, ignored in (("Options", False), ("Flags of kube-proxy that change nothing", True)):
-            flags = (param for param in self.get_params(ctx) if getattr(param, "ignored", False) is ignored)
+            options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
+            flags = (param for param in options if getattr(param, "ignored", False) is ignored)
             if records := [record for flag in flags if (record := flag.get_help_record(ctx))]:
                 with formatter.section(title):
                     formatter.write_dl(records, col_max=40)

@@ -9,6 +9,7 @@ from pyproxy.manifests.files import FileObjects, read_objects
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
+from pyproxy.model.unserved import UnservedService
 from pyproxy.node.node_name import own_node, own_node_name
 
 
@@ -21,6 +22,8 @@ class OfflineCluster:
     node: Node
     """The node of ``--node`` or ``--hostname-override``, or one made from flags if no file has it."""
     nodes: tuple[Node, ...]
+    unserved: tuple[UnservedService, ...]
+    """Services without rules."""
     problems: int
     """How many problems the files have; each was printed."""
 
@@ -35,7 +38,7 @@ def read_cluster(config: Config) -> OfflineCluster:
     problems = report(objects, sys.stderr)
     name = own_node_name(config)
     node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
-    return OfflineCluster(tracked(objects), node, tuple(objects.nodes), problems)
+    return OfflineCluster(tracked(objects), node, tuple(objects.nodes), objects.unserved, problems)
 
 
 def report(objects: FileObjects, stream: TextIO) -> int:

@@ -1,12 +1,15 @@
 """How commands print: tables for people by rich, JSON and YAML documents for programs."""
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
+from itertools import chain
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 API_VERSION = "pyproxy.io/v1alpha1"
 
@@ -36,6 +39,22 @@ def console() -> Console:
     if not made.is_terminal:
         made.width = 10_000
     return made
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> None:
+    """Print many rows of ASCII below a heading, as kubectl does: aligned columns, and lines that are never cut.
+
+    A `Table` looks the same, but takes half a millisecond for a row, ten seconds for the Services of a large cluster.
+    """
+    target = console()
+    cells = [[Text(column, "bold") for column in columns], *rows]
+    widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+    for row in cells:
+        gaps = [" " * (width - len(cell) + 2) for cell, width in zip(row, widths, strict=True)]
+        if target.is_terminal:
+            target.print(Text.assemble(*chain.from_iterable(zip(row, [*gaps[:-1], ""], strict=True))), soft_wrap=True)
+        else:
+            sys.stdout.write("".join(map("{}{}".format, row, gaps)).rstrip() + "\n")
 
 
 def table(*columns: str) -> Table:

@@ -18,6 +18,7 @@ COMMANDS = {
     "cleanup": "pyproxy.cli.cleanup",
     "dump-rules": "pyproxy.cli.dump_rules",
     "run": "pyproxy.cli.run",
+    "services": "pyproxy.cli.services",
     "takeover": "pyproxy.cli.takeover",
     "version": "pyproxy.cli.version",
 }

@@ -13,6 +13,7 @@ from pyproxy.decode import wire
 from pyproxy.decode.fields import Problems, is_label, read_label, shown
 from pyproxy.errors import DecodeError
 from pyproxy.model.names import NamespacedName
+from pyproxy.model.unserved import UnservedService
 
 T = TypeVar("T")
 
@@ -30,6 +31,8 @@ class Decoded(Struct, Generic[T], frozen=True, gc=False):
     object: T | None
     """None without a problem: none of ours (headless, ExternalName, another proxy's, host names for addresses)."""
     problems: tuple[DecodeError, ...] = ()
+    unserved: UnservedService | None = None
+    """Set for a Service that has no rules."""
 
 
 def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:

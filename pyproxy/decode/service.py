@@ -25,6 +25,7 @@ from pyproxy.decode.fields import (
 )
 from pyproxy.model.address import Family, Network, family_of
 from pyproxy.model.service import NoPacketPath, Service, ServicePort
+from pyproxy.model.unserved import UnservedService
 
 HEADLESS = "None"
 """What ``spec.clusterIP`` says in a headless Service."""
@@ -48,12 +49,13 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
         proxy_name: what its label service-proxy-name has to say for it to count; empty: it must not have that label.
     """
     metadata, spec = service.metadata or wire.NO_METADATA, service.spec or wire.NO_SERVICE_SPEC
-    if no_packet_path(service, proxy_name) is not None:
-        return Decoded(None)
-    problems: Problems = []
     name = object_name(metadata)
+    if kind := no_packet_path(service, proxy_name):
+        return Decoded(None, unserved=UnservedService(name, kind))
+    problems: Problems = []
     if not is_usable(name, problems):
-        return Decoded(None, errors("Service", name, problems))
+        found = errors("Service", name, problems)
+        return Decoded(None, found, UnservedService(name, problem=found[0].complaint))
     service_type = read_word(spec.type, SERVICE_TYPES, "spec.type", problems) or "ClusterIP"
     families, cluster_ips = _cluster_ips(spec, problems)
     load_balancer_ips, source_ranges = _load_balancer(service, families, problems)

@@ -5,7 +5,7 @@ which Service gets a port or an address that two claim is the plan's decision, a
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ class FileObjects:
     """EndpointSlices, and core/v1 Endpoints where they say what no slice does."""
     nodes: tuple[Node, ...] = ()
     service_cidrs: tuple[ServiceCidr, ...] = ()
+    unserved: tuple[UnservedService, ...] = ()
+    """Services that have no rules, each name once."""
     problems: tuple[FileProblem, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
     """How many objects there are of each kind that is none of ours."""
@@ -76,9 +79,20 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
         (*made, *chain.from_iterable(mirrored)),
         tuple(one.object for one in nodes),
         tuple(one.object for one in service_cidrs),
+        tuple(_unserved(manifests, {one.object.name for one in services})),
         tuple(problems),
         sum((manifest.skipped for manifest in manifests), Counter()),
     )
+
+
+def _unserved(manifests: Iterable[Manifest], served: Collection[NamespacedName]) -> Iterable[UnservedService]:
+    """Return the Services without rules whose names no Service with rules has."""
+    found: dict[NamespacedName, UnservedService] = {}
+    for manifest in manifests:
+        for one in manifest.unserved:
+            if one.name not in served:
+                found.setdefault(one.name, one)
+    return found.values()
 
 
 def _service_of(endpoints: tuple[EndpointSlice, ...]) -> NamespacedName:

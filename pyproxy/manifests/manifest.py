@@ -35,6 +35,7 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 from pyproxy.yaml_documents import YamlDocument, yaml_documents
 
 T = TypeVar("T")
@@ -106,6 +107,8 @@ class Manifest:
     """core/v1 Endpoints, as slices."""
     nodes: tuple[LocatedObject[Node], ...]
     service_cidrs: tuple[LocatedObject[ServiceCidr], ...]
+    unserved: tuple[UnservedService, ...]
+    """Services that have no rules."""
     controlled: frozenset[NamespacedName]
     """Services that have a slice made by a controller, so that their core/v1 Endpoints say nothing new."""
     selecting: frozenset[NamespacedName]
@@ -140,6 +143,7 @@ class _Reading:
         self._endpoints: list[LocatedObject[tuple[EndpointSlice, ...]]] = []
         self._nodes: list[LocatedObject[Node]] = []
         self._service_cidrs: list[LocatedObject[ServiceCidr]] = []
+        self._unserved: list[UnservedService] = []
         self._controlled: set[NamespacedName] = set()
         self._selecting: set[NamespacedName] = set()
         self._problems: list[FileProblem] = []
@@ -153,6 +157,7 @@ class _Reading:
             tuple(self._endpoints),
             tuple(self._nodes),
             tuple(self._service_cidrs),
+            tuple(self._unserved),
             frozenset(self._controlled),
             frozenset(self._selecting),
             tuple(self._problems),
@@ -262,6 +267,9 @@ class _Reading:
         except msgspec.ValidationError as error:
             problem = wrong_type(what, error)
             self._problems.append(FileProblem(self._file, locate(problem.field), problem))
+            if kind == "Service":
+                name = _name_in_tree(kind, tree)
+                self._unserved.append(UnservedService(name, problem=problem.complaint))
 
     def _is_ours(self, kind: str, api_version: object, what: str, locate: Locate) -> bool:
         wanted = API_VERSIONS[kind]
@@ -284,6 +292,8 @@ class _Reading:
             case wire.Service():
                 decoded_service = decode_service(known, self._proxy_name)
                 self._keep(self._services, decoded_service, locate)
+                if decoded_service.unserved:
+                    self._unserved.append(decoded_service.unserved)
                 if decoded_service.object and known.spec and known.spec.selector:
                     self._selecting.add(decoded_service.object.name)
             case wire.EndpointSlice():

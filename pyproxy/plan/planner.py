@@ -15,7 +15,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.claims import Claims
-from pyproxy.plan.service_plan import ServicePlan, plan_service
+from pyproxy.plan.service_plan import Claim, ServicePlan, plan_service
 
 FinalPlans = Mapping[ServicePortName, ServicePlan | None]
 """Plans that may be programmed as they are, by Service port; None means that the port is gone."""
@@ -64,11 +64,23 @@ class Planner:
                     plans[family] = changed
             yield PlannedService(name, service, slices, plans)
 
+    def requested(self, family: Family, name: ServicePortName) -> ServicePlan | None:
+        """Return the plan of a Service port before claims are resolved; None if the port does not exist."""
+        return self._families[family].claims.requested(name)
+
+    def effective(self, family: Family, name: ServicePortName) -> ServicePlan | None:
+        """Return the final plan of a Service port; None if the port does not exist."""
+        return self._families[family].claims.effective(name)
+
+    def winner(self, family: Family, claim: Claim) -> ServicePortName | None:
+        """Return the Service port that has a claim; None if there is none."""
+        return self._families[family].claims.winner(claim)
+
 
 class _FamilyPlanner:
     def __init__(self, family: Family) -> None:
         self._family = family
-        self._claims = Claims()
+        self.claims = Claims()
         self._ports: dict[NamespacedName, tuple[ServicePortName, ...]] = {}
 
     def update(
@@ -84,10 +96,10 @@ class _FamilyPlanner:
         affected: set[ServicePortName] = set()
         for port in {*before, *requested} if before else requested:
             plan = requested.get(port)
-            if plan != self._claims.requested(port):
+            if plan != self.claims.requested(port):
                 affected.add(port)
-                affected |= self._claims.update(port, plan)
-        return {port: self._claims.effective(port) for port in affected}
+                affected |= self.claims.update(port, plan)
+        return {port: self.claims.effective(port) for port in affected}
 
 
 def final_plans(tracker: Tracker, node: Node, family: Family) -> dict[ServicePortName, ServicePlan]:

@@ -38,6 +38,14 @@ class ReasonCode(Enum):
     HEADLESS = "headless"
     EXTERNAL_NAME = "external-name"
     OTHER_PROXY = "other-proxy"
+    INVALID = "invalid"
+    """The Service cannot be decoded."""
+    NO_FRONTEND = "no-frontend"
+    """The Service has no address and port that can be used."""
+    NO_NODE_PORT_ADDRESS = "no-node-port-address"
+    """No address of the node serves node ports."""
+    CLAIMED = "claimed"
+    """Another Service has the same address and port, and takes precedence."""
 
 
 class Reason(NamedTuple):

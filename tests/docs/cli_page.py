@@ -22,6 +22,7 @@ This page is the output of `--help`, written by `python tests/docs/cli_page.py`;
   `--cluster-cidr` has commas only. Of any other flag the last one counts.
 - A flag of kube-proxy that changes nothing is read, checked, and answered with one warning.
 - Called under the name `kube-proxy`, for example by a symbolic link, the program is `pyproxy run`.
+- `-o json` and `-o yaml` print documents with `apiVersion` and `kind`. Their schemas are in `docs/schemas`.
 - What a person reads goes to standard output; errors and logs go to standard error.
 """
 

@@ -16,7 +16,8 @@ from pyproxy.decode.fields import packed_ip
 from pyproxy.decode.objects import Decoded, decode_service, wrong_type
 from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.names import NamespacedName, Protocol
-from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service import NoPacketPath, Service, ServicePort
+from pyproxy.model.unserved import UnservedService
 from tests.unit.decode.decoding import fields_of, ips, the_object
 
 Json = dict[str, Any]
@@ -92,20 +93,33 @@ def test_defaults_of_the_api() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spec", "labels"),
+    ("spec", "labels", "kind"),
     [
-        ({"clusterIP": "None", "clusterIPs": ["None"], "ports": [HTTP]}, {}),
-        ({"clusterIPs": ["None"]}, {}),
-        ({"type": "ExternalName", "externalName": "example.org"}, {}),
-        ({"type": "ExternalName", "externalName": "example.org", "clusterIP": "10.96.0.1"}, {}),
-        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": "other"}),
-        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": ""}),
-        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": None}),
+        ({"clusterIP": "None", "clusterIPs": ["None"], "ports": [HTTP]}, {}, NoPacketPath.HEADLESS),
+        ({"clusterIPs": ["None"]}, {}, NoPacketPath.HEADLESS),
+        ({"type": "ExternalName", "externalName": "example.org"}, {}, NoPacketPath.EXTERNAL_NAME),
+        (
+            {"type": "ExternalName", "externalName": "example.org", "clusterIP": "10.96.0.1"},
+            {},
+            NoPacketPath.EXTERNAL_NAME,
+        ),
+        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": "other"}, NoPacketPath.OTHER_PROXY),
+        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": ""}, NoPacketPath.OTHER_PROXY),
+        (SINGLE_STACK, {"service.kubernetes.io/service-proxy-name": None}, NoPacketPath.OTHER_PROXY),
     ],
 )
-def test_services_that_are_none_of_ours(spec: Json, labels: Json) -> None:
-    """Headless, ExternalName and other proxies' Services are nothing, and nothing is said about them."""
-    assert Decoded(None) == decoded_service(spec, labels=labels)
+def test_services_without_rules(spec: Json, labels: Json, kind: NoPacketPath) -> None:
+    """Headless Services, ExternalName Services and those of other proxies have no rules, which is not a problem."""
+    assert Decoded(None, unserved=UnservedService(WEB, kind)) == decoded_service(spec, labels=labels)
+
+
+def test_a_service_with_an_invalid_name_has_no_rules() -> None:
+    """A Service whose name cannot be used is invalid, and the reason is that of its problem."""
+    decoded = decoded_service(SINGLE_STACK, name="Web")
+
+    assert decoded.unserved is not None
+    assert decoded.unserved.kind is None
+    assert decoded.unserved.problem.startswith("metadata.name: Web")
 
 
 @pytest.mark.parametrize(

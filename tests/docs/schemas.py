@@ -1,0 +1,23 @@
+"""Writes docs/schemas from the types of the commands' JSON output: ``python -m tests.docs.schemas``."""
+
+from pathlib import Path
+
+import msgspec
+
+from pyproxy.cli.service_list import ServiceList
+
+FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
+TYPES: dict[str, type[msgspec.Struct]] = {"service-list.json": ServiceList}
+"""By file, the type of the document."""
+
+
+def schema_text(document: type[msgspec.Struct]) -> str:
+    """Return the JSON schema of a document."""
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(document)}
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2).decode() + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, document in TYPES.items():
+        (FOLDER / name).write_text(schema_text(document))
