@@ -1,1 +1,1 @@
-"""The real control plane and the real kube-proxy, as tools of tests."""
+"""Tests with a real control plane, and with the real kube-proxy."""

@@ -1,4 +1,4 @@
-"""The installed pyproxy beside the control plane, as `kubeproxy` is the real kube-proxy."""
+"""The installed pyproxy, connected to the control plane; the counterpart of `kubeproxy`."""
 
 import os
 import re
@@ -20,9 +20,9 @@ _ENDPOINT = re.compile(r"^-A (\S+) .*-j DNAT --to-destination (\S+)", re.MULTILI
 
 
 class Agent:
-    """A pyproxy that lives as long as its ``with`` block, and can be stopped and started in it; its rules stay."""
+    """A pyproxy that runs until its ``with`` block ends, and can be stopped and started in it; its rules stay."""
 
-    def __init__(  # noqa: PLR0913 - as KubeProxy, and what only some tests name
+    def __init__(  # noqa: PLR0913 - like KubeProxy, with options for some tests
         self,
         control_plane: ControlPlane,
         namespace: str,
@@ -35,18 +35,18 @@ class Agent:
         wrapper: Sequence[str] = (),
         names_mode: bool = True,
     ) -> None:
-        """Describe it.
+        """Configure the agent.
 
         Args:
-            control_plane: what it follows.
-            namespace: the network namespace that it is for.
-            node: name of its Node.
-            backend: proxy mode and variant.
-            flags: further ones.
-            kubeconfig: None is one with a token, by way of the control plane's relay for clients; an empty path is a pod.
-            environment: further variables.
-            wrapper: the beginning of a command line that runs the rest of it.
-            names_mode: whether the command line has the mode; without it the default has to be the right one.
+            control_plane: the control plane to which it connects.
+            namespace: the network namespace in which it runs.
+            node: the name of its Node.
+            backend: the proxy mode and variant.
+            flags: further flags.
+            kubeconfig: None for one with a token and the relay; an empty path for in-cluster configuration.
+            environment: further environment variables.
+            wrapper: a command that runs the rest of its command line.
+            names_mode: whether to pass the mode on the command line; otherwise it has to be the default.
         """
         self.log = Path()
         self._control_plane = control_plane
@@ -64,11 +64,11 @@ class Agent:
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
-        """Start it; wait for what it brings about."""
+        """Start the agent; use `wait_until` to wait for its effects."""
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-agent-{os.getpid()}-")))
             self.log = directory / "pyproxy.log"
-            # Of its own: the lock of iptables is a file, which programs in other namespaces would wait for.
+            # A separate lock file: programs in other namespaces would wait for the default one.
             self._environment.setdefault("XTABLES_LOCKFILE", str(directory / "xtables.lock"))
             if self._kubeconfig is None:
                 server = stack.enter_context(self._control_plane.exposed_in(self._namespace))
@@ -80,11 +80,11 @@ class Agent:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it."""
+        """Stop the agent."""
         self._at_exit.close()
 
     def start(self) -> None:
-        """Start it."""
+        """Start the agent."""
         where = [f"--kubeconfig={self._kubeconfig}"] if self._kubeconfig != Path() else []
         self.process = Process(
             [*self._wrapper, PYPROXY, "run", *where, *self._flags],
@@ -94,19 +94,19 @@ class Agent:
         )
 
     def stop(self) -> int:
-        """Ask it to end, and return its exit status."""
+        """Terminate the agent, and return its exit status."""
         return self.process.stop()
 
     def wait_until(self, condition: Callable[[], bool], what: str, seconds: float = _PATIENCE_SECONDS) -> None:
-        """Wait for something that it brings about."""
+        """Wait for a condition that the agent causes."""
         self.process.wait_until(condition, what, timeout_seconds=seconds)
 
     def wait_for_log(self, text: str) -> None:
-        """Wait until it has said something; what it said before an earlier end counts too."""
+        """Wait until its log contains a text; the log of earlier runs counts as well."""
         self.wait_until(lambda: text in self.log.read_text(), f"{text!r} in its log")
 
     def services(self) -> dict[str, set[str]]:
-        """Return what is in the kernel: the endpoints of each Service of the namespace default, but the API server's."""
+        """Return the endpoints in the kernel by Service of the namespace default, without the Service of the API server."""
         chains: dict[str, str] = {}
         found: dict[str, set[str]] = {}
         rules = self.rules()
@@ -120,5 +120,5 @@ class Agent:
         return found
 
     def rules(self) -> str:
-        """Return the rules of both families that are in the kernel now, whoever made them."""
+        """Return all rules of both families in the kernel, from any program."""
         return ruleset(self._namespace, self._backend)

@@ -1,4 +1,4 @@
-"""A small client of the API server for tests: one request, one answer, and kubeconfig files for the clients tested."""
+"""A small API client for tests, and kubeconfig files for the tested clients."""
 
 import http.client
 import json
@@ -18,40 +18,40 @@ _MADE_BY_THE_SERVER = (
     "/api/v1/namespaces/default/services/kubernetes",
     "/apis/networking.k8s.io/v1/servicecidrs/kubernetes",
 )
-"""Objects that a new API server makes by itself, some of them only after it has said that it is ready."""
+"""Objects that a new API server creates, some of them only after it has reported readiness."""
 
 
 class ApiError(ClusterError):
-    """The API server, or etcd, answered with an error."""
+    """An error response of the API server or etcd."""
 
     def __init__(self, status: int, request: str, answer: str) -> None:
-        """Keep the HTTP status beside what was asked and answered."""
+        """Keep the HTTP status; the message has the request and the response."""
         super().__init__(f"{request}: status {status}: {answer}")
         self.status = status
 
 
 class ApiClient:
-    """Talks to an API server on the loopback, with one new connection a request."""
+    """Sends requests to an API server on the loopback, each on a new connection."""
 
     def __init__(self, port: int, token: str, authority: Path) -> None:
-        """Take the port, a bearer token and the certificate of the server's authority."""
+        """Use this port, bearer token and CA certificate."""
         self._port = port
         self._token = token
         self._tls = ssl.create_default_context(cafile=str(authority))
 
     def request(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
-        """Send a request and return the object that it is answered with; a PATCH is a JSON merge patch."""
+        """Send a request and return the object in the response; a PATCH is a JSON merge patch."""
         return _decode(self.fetch(method, path, body))
 
     def fetch(self, method: str, path: str, body: JsonObject | None = None) -> str:
-        """Send a request and return the text that it is answered with."""
+        """Send a request and return the text of the response."""
         connection = http.client.HTTPSConnection(LOOPBACK, self._port, context=self._tls, timeout=_TIMEOUT_SECONDS)
         content = "application/merge-patch+json" if method == "PATCH" else "application/json"
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": content}
         return exchange(connection, method, path, body, headers)
 
     def is_ready(self) -> bool:
-        """Say whether the server answers, and all that it starts with is done."""
+        """Return whether the server is ready and has created its initial objects."""
         try:
             for path in ("/readyz", *_MADE_BY_THE_SERVER):
                 self.fetch("GET", path)
@@ -64,7 +64,7 @@ class UnixConnection(http.client.HTTPConnection):
     """An HTTP connection over a Unix socket."""
 
     def __init__(self, path: Path) -> None:
-        """Take the path of the socket."""
+        """Use the socket at this path."""
         super().__init__("localhost", timeout=_TIMEOUT_SECONDS)
         self._path = path
 
@@ -82,7 +82,7 @@ def exchange(
     body: JsonObject | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
-    """Send one request over a connection, close it, and return the answer's text."""
+    """Send one request over a connection, close it, and return the text of the response."""
     try:
         connection.request(method, path, None if body is None else json.dumps(body), dict(headers or {}))
         response = connection.getresponse()
@@ -95,7 +95,7 @@ def exchange(
 
 
 def kubeconfig(server: str, authority: Path, user: Mapping[str, str]) -> str:
-    """Return a kubeconfig with one context; the user is an entry such as token, tokenFile or client-certificate."""
+    """Return a kubeconfig with one context; `user` has fields such as token, tokenFile or client-certificate."""
     content = {
         "apiVersion": "v1",
         "kind": "Config",

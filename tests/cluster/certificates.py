@@ -1,4 +1,4 @@
-"""The certificates of one control plane: a certificate authority, and what it signs."""
+"""The certificates of a control plane: a certificate authority, and certificates that it signs."""
 
 import subprocess
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ class Certificate:
 
 
 class Authority:
-    """A certificate authority that keeps all its files in one folder."""
+    """A certificate authority with all its files in one directory."""
 
     def __init__(self, directory: Path) -> None:
-        """Make the authority."""
+        """Create the authority."""
         self._directory = directory
         self._own = self._request("ca", "/CN=pyproxy-tests")
 
     @property
     def certificate(self) -> Path:
-        """The certificate that others verify with."""
+        """The CA certificate, for verification."""
         return self._own.certificate
 
     def server(self, names: Sequence[str]) -> Certificate:
@@ -34,13 +34,13 @@ class Authority:
         return self._issue("server", "/CN=server", f"subjectAltName={','.join(names)}")
 
     def client(self, user: str, groups: Sequence[str] = ()) -> Certificate:
-        """Issue a certificate that the API server takes for a user and groups; each call makes new files."""
+        """Issue a client certificate for a user and groups; each call creates new files."""
         number = len(list(self._directory.glob("client-*.key")))
         subject = "".join([*(f"/O={group}" for group in groups), f"/CN={user}"])
         return self._issue(f"client-{number}", subject, "extendedKeyUsage=clientAuth")
 
     def key(self, name: str) -> Path:
-        """Make a key of its own, such as the one that signs service account tokens."""
+        """Create a separate key, for example to sign service account tokens."""
         path = self._directory / f"{name}.key"
         _openssl("ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", str(path))
         return path

@@ -1,4 +1,4 @@
-"""One control plane for all the tests here; each test leaves it running, and without the objects it made."""
+"""One control plane for all cluster tests; each test removes the objects that it has created."""
 
 import os
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from .relay import Relay
 
 @pytest.fixture(scope="session")
 def peers() -> None:
-    """Fail what needs root or the built programs where they are not there: a skipped peer proves nothing."""
+    """Fail without root or the built programs, because a skipped comparison would prove nothing."""
     if os.geteuid():
         pytest.fail("network namespaces need root: run make test-cluster as root")
     if not BINARIES.exists():
@@ -23,27 +23,27 @@ def peers() -> None:
 
 
 @pytest.fixture(scope="session")
-def control_plane(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it decides whether tests can run
-    """Give the control plane of the session."""
+def control_plane(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - fails without the programs
+    """Provide the control plane of the session."""
     with ControlPlane() as started:
         yield started
 
 
 @pytest.fixture
 def cluster(control_plane: ControlPlane) -> Iterator[Cluster]:
-    """Give a way to make objects in the control plane of the session, which keeps none of a test."""
+    """Provide helpers that create objects in the control plane, and remove them after the test."""
     with ExitStack() as at_exit:
         yield Cluster(control_plane, at_exit)
 
 
 @pytest.fixture
 def relay(control_plane: ControlPlane) -> Relay:
-    """Give a way to the API server that fails on command."""
+    """Provide a relay to the API server that fails on command."""
     return control_plane.new_relay()
 
 
 @pytest.fixture
-def namespace(peers: None) -> Iterator[str]:  # noqa: ARG001 - it decides whether tests can run
-    """Give a network namespace with nothing but a loopback."""
+def namespace(peers: None) -> Iterator[str]:  # noqa: ARG001 - fails without the programs
+    """Provide a network namespace with only a loopback interface."""
     with fresh_namespace() as name:
         yield name

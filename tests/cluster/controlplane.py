@@ -1,8 +1,8 @@
-"""A Kubernetes control plane for tests: a real etcd and a real kube-apiserver, and nothing else.
+"""A Kubernetes control plane for tests: only a real etcd and a real kube-apiserver.
 
-No kubelet, controller or scheduler runs: Nodes, EndpointSlices and the rest are what the test writes, and stay so.
-Clients under test come in through a relay that can fail on command; the test itself has its own way in.
-etcd listens on Unix sockets only.
+No kubelet, controller or scheduler runs, so Nodes, EndpointSlices and other objects stay as the test has written them.
+Clients under test connect through a relay that can fail on command; the test itself connects directly. etcd listens
+only on Unix sockets.
 """
 
 import itertools
@@ -27,22 +27,22 @@ from .relay import LOOPBACK, Relay, bound_socket
 Authorization: TypeAlias = Literal["AlwaysAllow", "RBAC"]
 
 KUBE_PROXY_USER = "system:kube-proxy"
-"""The user that the built-in RBAC role of proxies is bound to."""
+"""The user to whom the built-in RBAC role of kube-proxy is bound."""
 SERVICE_CIDRS = ("10.96.0.0/16", "fd00:10:96::/112")
 _SERVER_NAMES = ("IP:127.0.0.1", "IP:10.96.0.1", "IP:fd00:10:96::1", "DNS:localhost", "DNS:kubernetes.default.svc")
 _ADMIN = "admin"
 _GROUPS = {_ADMIN: "system:masters", KUBE_PROXY_USER: ""}
 _ADVERTISED = "192.0.2.1"
-"""The endpoint of the Service default/kubernetes: an address for documentation, as a loopback address is not valid."""
+"""The endpoint of the Service default/kubernetes: a documentation address, because a loopback address is invalid."""
 _ETCD_CLIENTS, _ETCD_PEERS = "clients:0", "peers:0"
-"""Sockets in etcd's folder: it takes names of Unix sockets only if they look like host and port."""
+"""Sockets in etcd's directory: it accepts names of Unix sockets only in the form of host and port."""
 _START_SECONDS = 60.0
 _KUBECTL_SECONDS = 120.0
-"""Nothing that it is asked for takes a minute."""
+"""Far longer than any request takes."""
 
 
 class ControlPlane:
-    """A control plane that lives as long as its ``with`` block; enter it in a thread that outlives the block."""
+    """A control plane that runs until its ``with`` block ends; enter it in a thread that outlives the block."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class ControlPlane:
         authorization: Authorization = "AlwaysAllow",
         flags: Sequence[str] = (),
     ) -> None:
-        """Describe it: the network namespace of the API server (None: the caller's), and further flags of that."""
+        """Configure the network namespace of the API server (None for the caller's), and its further flags."""
         self._namespace = namespace
         self._flags = [f"--authorization-mode={authorization}", *flags]
         self._tokens = {user: secrets.token_hex(16) for user in _GROUPS}
@@ -85,7 +85,7 @@ class ControlPlane:
 
     @contextmanager
     def exposed_in(self, namespace: str | None, relay: Relay | None = None) -> Iterator[str]:
-        """Let clients of a network namespace in on its loopback, and give the URL; the relay is ``clients``."""
+        """Accept clients on the loopback of a network namespace, and yield the URL; they use the relay ``clients``."""
         relay = relay or self.clients
         port = relay.listen(namespace)
         try:
@@ -94,13 +94,13 @@ class ControlPlane:
             relay.leave(port)
 
     def new_relay(self) -> Relay:
-        """Return a further relay to the API server; as it fails alone, it is to a client one server of several."""
+        """Return a further relay to the API server; it fails independently, like one of several servers."""
         relay = Relay(self._port, namespace=self._namespace)
         self._relays.append(relay)
         return relay
 
     def kill_connections(self) -> None:
-        """Reset all connections of clients, watches among them; they may come back at once."""
+        """Reset all connections of clients, including watches; clients may reconnect immediately."""
         self.clients.drop()
 
     def kubeconfig_for(self, user: Mapping[str, str], server: str) -> Path:
@@ -110,11 +110,11 @@ class ControlPlane:
         return path
 
     def static_token(self, user: str = KUBE_PROXY_USER) -> str:
-        """Return the token that a user has for as long as the control plane lives."""
+        """Return a token of a user that is valid as long as the control plane runs."""
         return self._tokens[user]
 
     def create_token(self, service_account: str, namespace: str = "default", seconds: int = 600) -> str:
-        """Return a new token of a service account, which is made if it is not there; the server's minimum is 600 s."""
+        """Return a new token of a service account, which is created if necessary; the shortest lifetime is 600 s."""
         accounts = f"/api/v1/namespaces/{namespace}/serviceaccounts"
         try:
             self.request("POST", accounts, {"metadata": {"name": service_account}})
@@ -125,15 +125,15 @@ class ControlPlane:
         return str(self.request("POST", f"{accounts}/{service_account}/token", wanted)["status"]["token"])
 
     def client_certificate(self, user: str, groups: Sequence[str] = ()) -> Certificate:
-        """Return a new certificate that makes its holder a user in groups."""
+        """Return a new client certificate for a user in groups."""
         return self.authority.client(user, groups)
 
     def request(self, method: str, path: str, body: JsonObject | None = None) -> JsonObject:
-        """Send a request as administrator, past the relay; a PATCH is a JSON merge patch."""
+        """Send a request as administrator, not through the relay; a PATCH is a JSON merge patch."""
         return self._client.request(method, path, body)
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as in subprocess
-        """Run kubectl as administrator, past the relay, and return its output."""
+        """Run kubectl as administrator, not through the relay, and return its output."""
         result = subprocess.run(
             [binary("kubectl"), *arguments],
             input=input,
@@ -155,7 +155,7 @@ class ControlPlane:
     def create_node(
         self, name: str, addresses: Sequence[str], *, pod_cidrs: Sequence[str] = (), zone: str | None = None
     ) -> None:
-        """Create a Node that is ready, with internal addresses, pod ranges and a zone."""
+        """Create a ready Node, with internal addresses, pod CIDRs and a zone."""
         labels = {"kubernetes.io/hostname": name} | ({"topology.kubernetes.io/zone": zone} if zone else {})
         node: JsonObject = {
             "metadata": {"name": name, "labels": labels},
@@ -178,24 +178,24 @@ class ControlPlane:
         self._apiserver.wait_until(self._client.is_ready, "/readyz", timeout_seconds=_START_SECONDS)
 
     def stop_apiserver(self) -> None:
-        """Stop the API server, as a crash would: it keeps everything in etcd, and an orderly end waits for watches."""
+        """Kill the API server: its state is in etcd, and a graceful shutdown would wait for watches."""
         if self._apiserver is not None:
             self._apiserver.kill()
             self._apiserver = None
 
     def compact(self) -> None:
-        """Make all resource versions of the past answer 410 Gone; connections of clients die over it.
+        """Compact etcd, so that all earlier resource versions return 410 Gone; connections of clients are closed.
 
-        The API server is restarted, as its watch cache would go on to serve what etcd has forgotten.
+        The API server is restarted, because its watch cache would still serve the compacted versions.
         """
         self.stop_apiserver()
-        # The key is a zero byte: a key must be given, and the answer's header is what is wanted.
+        # A key is required, here a zero byte; only the header of the answer is used.
         revision = self._ask_etcd("range", {"key": "AA=="})["header"]["revision"]
         self._ask_etcd("compaction", {"revision": revision, "physical": True})
         self.start_apiserver()
 
     def store(self, key: str, item: JsonObject | None) -> None:
-        """Write an object to etcd as it is, under its key below /registry, or remove what is there: nobody validates."""
+        """Write an object to etcd without validation, under its key below /registry, or delete the key."""
         wanted = {"key": b64encode(f"/registry/{key}".encode()).decode()}
         if item is None:
             self._ask_etcd("deleterange", wanted)
@@ -222,7 +222,7 @@ class ControlPlane:
         return etcd
 
     def _prepare_apiserver(self) -> None:
-        """Make what the API server keeps over its restarts: certificates, tokens and flags."""
+        """Create what the API server keeps across restarts: certificates, tokens and flags."""
         self.authority = Authority(self.directory)
         serving = self.authority.server(_SERVER_NAMES)
         accounts = self.authority.key("service-accounts")
@@ -230,7 +230,7 @@ class ControlPlane:
         tokens.write_text("".join(f'{self._tokens[user]},{user},{user},"{_GROUPS[user]}"\n' for user in _GROUPS))
         self._apiserver_flags = [
             f"--etcd-servers=unix://{self.directory / _ETCD_CLIENTS}",
-            "--etcd-compaction-interval=0",  # compact() is the only one who compacts
+            "--etcd-compaction-interval=0",  # only compact() compacts
             f"--bind-address={LOOPBACK}",
             f"--secure-port={self._port}",
             f"--advertise-address={_ADVERTISED}",
@@ -242,7 +242,7 @@ class ControlPlane:
             "--service-account-issuer=https://kubernetes.default.svc",
             f"--service-account-signing-key-file={accounts}",
             f"--service-account-key-file={accounts}",
-            "--disable-admission-plugins=ServiceAccount",  # it refuses Pods, as no controller makes default accounts
+            "--disable-admission-plugins=ServiceAccount",  # would reject Pods, because no controller creates default accounts
             *self._flags,
         ]
 
@@ -253,7 +253,7 @@ class ControlPlane:
 
 @contextmanager
 def _reserved_port(namespace: str | None) -> Iterator[int]:
-    """Keep a free port from all others who do not name it, also while the API server is stopped."""
+    """Reserve a free port, also while the API server is stopped."""
     with call_inside(namespace, bound_socket) as reserved:
         yield int(reserved.getsockname()[1])
 

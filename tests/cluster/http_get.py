@@ -11,7 +11,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 class Answer(NamedTuple):
-    """What a server said."""
+    """The answer of a server."""
 
     status: int
     headers: Mapping[str, str]
@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 def get_inside(namespace: str, address: str, port: int, path: str = "/") -> Answer | None:
-    """Ask for a path; None: nobody listens, or not any more, so that the connection was reset before it was answered."""
+    """Request a path; None if nothing listens, or if the connection is reset before an answer."""
 
     def ask() -> Answer | None:
         with closing(HTTPConnection(address, port, timeout=_PATIENCE_SECONDS)) as connection:

@@ -1,4 +1,4 @@
-"""The real kube-proxy, as a peer: it runs in a network namespace of a test and leaves the host as it is."""
+"""The real kube-proxy, for comparisons: it runs in a network namespace of a test, and does not change the host."""
 
 import http.client
 import itertools
@@ -21,35 +21,35 @@ from .process import ClusterError, Process, binary
 from .relay import LOOPBACK
 
 Backend: TypeAlias = Literal["iptables-legacy", "iptables-nft", "nftables", "ipvs-legacy", "ipvs-nft"]
-"""A proxy mode and, after the hyphen, the variant of the iptables tools that it finds."""
+"""A proxy mode and, after the hyphen, the variant of the iptables tools in its PATH."""
 
 _METRICS_PORT = 10249
 _METRICS_SECONDS = 5.0
 _IPTABLES_TOOLS = ("iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore")
 HOST_UNTOUCHED = (
-    # The limit of conntrack is one for all namespaces, and so is the size of its hash table, which grows with it.
+    # The conntrack limit is shared by all namespaces, and so is the size of the hash table, which depends on it.
     "--conntrack-max-per-core=0",
-    # These belong to the namespace; at 0 the tests measure the kernel's own, not the proxy's.
+    # These belong to the namespace; 0 keeps the defaults of the kernel.
     "--conntrack-tcp-timeout-established=0",
     "--conntrack-tcp-timeout-close-wait=0",
-    # Whom the kernel kills first is not for a test to say.
+    # Tests should not change which process the kernel kills first.
     "--oom-score-adj=0",
 )
-"""Flags of either proxy that keep it from what is not its namespace's."""
+"""Flags of both proxies that prevent changes outside the namespace."""
 _marks = itertools.count(10_000)
-"""Ports of the marks of `catch_up`: of one width, so that none is the beginning of another."""
+"""Ports of the marker Services: all with equally many digits, so that none is a prefix of another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Syncs:
-    """How many syncs there have been since the start, and how long they took in all."""
+    """The number of syncs since the start, and their total duration."""
 
     count: int
     seconds: float
 
 
 class KubeProxy:
-    """A kube-proxy that lives as long as its ``with`` block; the rules it made stay in the namespace."""
+    """A kube-proxy that runs until its ``with`` block ends; its rules stay in the namespace."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class KubeProxy:
         backend: Backend,
         flags: Sequence[str] = (),
     ) -> None:
-        """Describe it: the namespace and the Node it is for, the backend, and further flags."""
+        """Configure the namespace, the Node, the backend, and further flags."""
         self._control_plane = control_plane
         self._namespace = namespace
         self._backend: Backend = backend
@@ -85,7 +85,7 @@ class KubeProxy:
                     namespace=self._namespace,
                     environment={
                         "PATH": f"{self._tools(directory)}:{os.environ['PATH']}",
-                        # The tables are those of the namespace, so nobody elsewhere shall be waited for.
+                        # The tables belong to the namespace, so no other program should be waited for.
                         "XTABLES_LOCKFILE": str(directory / "xtables.lock"),
                     },
                 )
@@ -98,19 +98,19 @@ class KubeProxy:
         self._at_exit.close()
 
     def wait_synced(self, *, since: float = 0.0, timeout_seconds: float = 60.0) -> None:
-        """Wait until every address family has synced after it was last asked to, and one was asked after ``since``.
+        """Wait until every address family has synced after its last queued sync, and one was queued after ``since``.
 
-        A change that comes while a sync runs counts as synced at its end, though it waits for the next one: after a
-        change, use `catch_up` or wait for what the change brings.
+        A change that arrives during a sync counts as synced at its end, although it waits for the next sync. So use
+        `catch_up` after a change, or wait for its effects.
         """
         self.process.wait_until(
             lambda: self._is_synced(since), f"a sync after {since}", timeout_seconds=timeout_seconds
         )
 
     def catch_up(self, *, timeout_seconds: float = 60.0) -> None:
-        """Wait until everything is programmed that the API server knew of Services and EndpointSlices before the call.
+        """Wait until all Services and EndpointSlices that the API server had before the call are programmed.
 
-        A Service with one endpoint a family marks the moment: its rules can only come with, or after, all others.
+        A marker Service with one endpoint per family shows this: its rules come with, or after, all other rules.
         """
         with _mark(self._control_plane) as endpoints:
 
@@ -121,7 +121,7 @@ class KubeProxy:
             self.process.wait_until(reached, f"rules with {endpoints}", timeout_seconds=timeout_seconds)
 
     def metrics(self) -> dict[str, float]:
-        """Return kube-proxy's metrics by name with labels, as they are written."""
+        """Return kube-proxy's metrics by name with labels, as text."""
         get = partial(http.client.HTTPConnection, LOOPBACK, _METRICS_PORT, timeout=_METRICS_SECONDS)
         text = call_inside(self._namespace, lambda: exchange(get(), "GET", "/metrics"))
         samples = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
@@ -136,14 +136,14 @@ class KubeProxy:
         return {family: Syncs(int(counts[family]), seconds[family]) for family in counts}
 
     def rules(self) -> str:
-        """Return the rules of both families that are in the kernel now, whoever made them."""
+        """Return all rules of both families in the kernel, from any program."""
         return ruleset(self._namespace, self._backend)
 
     def _tools(self, directory: Path) -> Path:
-        """Make a folder where the names of the iptables tools stand for one variant, whatever the host's default is."""
+        """Create a directory in which the iptables tools are those of one variant, regardless of the host's default."""
         program = shutil.which(f"xtables-{self._variant}-multi")
         if program is None:
-            message = f"iptables is not installed in its variant {self._variant}"
+            message = f"the iptables variant {self._variant} is not installed"
             raise ClusterError(message)
         tools = directory / "tools"
         tools.mkdir()
@@ -164,7 +164,7 @@ class KubeProxy:
 
 
 def ruleset(namespace: str, backend: Backend) -> str:
-    """Return the rules of both families that are in a namespace now, whoever made them."""
+    """Return all rules of both families in a namespace, from any program."""
     mode, _, variant = backend.partition("-")
     commands = {
         "iptables": [[f"{tool}-{variant}-save"] for tool in ("iptables", "ip6tables")],
@@ -182,7 +182,7 @@ def _by_family(metrics: Mapping[str, float], name: str) -> dict[str, float]:
 
 @contextmanager
 def _mark(control_plane: ControlPlane) -> Iterator[list[re.Pattern[str]]]:
-    """Keep a Service with an endpoint a family that no other has; give the endpoints as rules write them."""
+    """Create a Service with a unique endpoint per family; yield patterns of the endpoints in rules."""
     port = next(_marks)
     name = f"mark-{port}"
     services = "/api/v1/namespaces/default/services"

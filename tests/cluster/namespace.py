@@ -1,6 +1,6 @@
-"""Work inside a named network namespace, without moving the process that asks.
+"""Operations inside a named network namespace, without moving the calling process.
 
-None stands for the namespace of the caller everywhere, so that the tools work on the host's loopback as well.
+None means the namespace of the caller everywhere, so that the tools also work on the loopback of the host.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ _numbers = itertools.count(1)
 
 @contextmanager
 def fresh_namespace() -> Iterator[str]:
-    """Make a network namespace that has nothing but its loopback, and remove it in the end."""
+    """Create a network namespace with only a loopback interface, and remove it on exit."""
     name = f"pyproxy-cluster-{os.getpid()}-{next(_numbers)}"
     _ip("netns", "add", name)
     try:
@@ -33,14 +33,14 @@ def fresh_namespace() -> Iterator[str]:
 
 
 def command_inside(namespace: str | None, command: Sequence[str]) -> list[str]:
-    """Return the command that runs in a namespace; it replaces itself, so that the process id is the command's own."""
+    """Return a command line that runs a command in a namespace; it calls exec, so the pid is that of the command."""
     if namespace is None:
         return list(command)
     return ["nsenter", f"--net={_path(namespace)}", "--", *command]
 
 
 def call_inside(namespace: str | None, function: Callable[[], T]) -> T:
-    """Call a function on a thread that has moved into a namespace; a socket made there belongs to it for ever."""
+    """Call a function on a thread inside a namespace; sockets created there stay in the namespace."""
     if namespace is None:
         return function()
 
@@ -53,7 +53,7 @@ def call_inside(namespace: str | None, function: Callable[[], T]) -> T:
 
 
 def _enter(namespace: str) -> None:
-    """Move the calling thread; the other threads of the process stay where they are."""
+    """Move only the calling thread into the namespace."""
     with _path(namespace).open() as file:
         if _libc.setns(file.fileno(), _CLONE_NEWNET):
             error = ctypes.get_errno()

@@ -1,4 +1,4 @@
-"""Objects in the control plane of the session, for as long as a test needs them."""
+"""Objects in the control plane of the session, for the duration of a test."""
 
 from contextlib import ExitStack
 
@@ -12,20 +12,20 @@ SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 
 
 class Cluster:
-    """The objects that a test makes, and removes in the end."""
+    """Creates objects, and removes them after the test."""
 
     def __init__(self, control_plane: ControlPlane, at_exit: ExitStack) -> None:
         self._control_plane = control_plane
         self._at_exit = at_exit
 
     def create_service(self, name: str, **spec: object) -> None:
-        """Make a Service with one port."""
+        """Create a Service with one port."""
         body = {"metadata": {"name": name}, "spec": {"ports": [{"port": 80}]} | spec}
         self._control_plane.request("POST", SERVICES, body)
         self._at_exit.callback(self.delete_service, name)
 
     def create_slice(self, service: str, address: str) -> None:
-        """Make an EndpointSlice of one endpoint, on port 8080."""
+        """Create an EndpointSlice with one endpoint, on port 8080."""
         body = {
             "metadata": {"name": f"{service}-1", "labels": {"kubernetes.io/service-name": service}},
             "addressType": "IPv4",
@@ -36,20 +36,20 @@ class Cluster:
         self._at_exit.callback(self._control_plane.kubectl, "delete", "endpointslice", f"{service}-1")
 
     def create_service_cidr(self, name: str, *cidrs: str) -> None:
-        """Make a range that cluster IPs may come from."""
+        """Create a ServiceCIDR."""
         self._control_plane.request("POST", SERVICE_CIDRS, {"metadata": {"name": name}, "spec": {"cidrs": cidrs}})
         self._at_exit.callback(self.delete_service_cidr, name)
 
     def delete_service_cidr(self, name: str) -> None:
-        """Remove a range, if it is there."""
+        """Delete a ServiceCIDR, if it exists."""
         self._control_plane.kubectl("delete", "servicecidr", name, "--ignore-not-found")
 
     def set_endpoint(self, service: str, address: str) -> None:
-        """Put another endpoint in the place of the one that `create_slice` made."""
+        """Replace the endpoint that `create_slice` created."""
         self._control_plane.request("PATCH", f"{SLICES}/{service}-1", {"endpoints": [{"addresses": [address]}]})
 
     def create_node(self) -> None:
-        """Make the Node that the source watches."""
+        """Create the Node that the source watches."""
         self._control_plane.create_node(NODE, ["192.0.2.11"], pod_cidrs=["10.244.0.0/24"], zone="a")
         self._at_exit.callback(self._control_plane.kubectl, "delete", "node", NODE)
 
@@ -58,16 +58,16 @@ class Cluster:
         self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"spec": {"ports": [{"port": port}]}})
 
     def give_to(self, name: str, proxy: str | None) -> None:
-        """Let another proxy see to a Service, or none."""
+        """Set the service proxy name of a Service, or remove it."""
         labels = {"service.kubernetes.io/service-proxy-name": proxy}
         self._control_plane.request("PATCH", f"{SERVICES}/{name}", {"metadata": {"labels": labels}})
 
     def delete_service(self, name: str) -> None:
-        """Remove a Service, if it is there."""
+        """Delete a Service, if it exists."""
         self._control_plane.kubectl("delete", "service", name, "--ignore-not-found")
 
     def smuggle(self, *items: JsonObject) -> None:
-        """Put Services and EndpointSlices past the API server into what it reads: unvalidated, and a thousand a second."""
+        """Write Services and EndpointSlices to etcd directly: without validation, and a thousand per second."""
         for item in items:
             metadata = item["metadata"]
             folder = {"Service": "services/specs", "EndpointSlice": "endpointslices"}[item["kind"]]

@@ -1,7 +1,7 @@
-"""A TCP relay that fails on command: the network between a client and its API server.
+"""A TCP relay that fails on command, to simulate the network between a client and its API server.
 
-It listens on the loopback of any network namespace and connects on from the target's own, so that no namespace needs
-a link to another. It runs on a thread of its own; its public methods are for all other threads.
+It listens on the loopback of any network namespace, and connects to the target from the target's namespace, so that the
+namespaces need no link. It runs on its own thread; its public methods are for other threads.
 """
 
 import asyncio
@@ -22,12 +22,12 @@ _BACKLOG = 128
 
 
 @dataclass(slots=True)
-class _Door:
-    """A port on which clients come in, and the connections that came through it."""
+class _Listener:
+    """A port for clients, and the connections accepted on it."""
 
     namespace: str | None
     reserved: socket.socket
-    """Bound and never listening: the port stays ours, and refuses, while no server listens on it."""
+    """Bound but not listening: it keeps the port reserved, and refusing, while no server listens on it."""
     server: asyncio.Server | None = None
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
 
@@ -36,7 +36,7 @@ class _Door:
         return int(self.reserved.getsockname()[1])
 
     def shut(self) -> None:
-        """Let nobody in any more."""
+        """Stop accepting connections."""
         if self.server is not None:
             self.server.close()
             self.server = None
@@ -48,13 +48,13 @@ class _Door:
 
 
 class Relay:
-    """Carries connections to one port, until it is told to drop, hold or refuse them."""
+    """Relays connections to one port; on command it drops, holds or refuses them."""
 
     def __init__(self, port: int, *, namespace: str | None = None) -> None:
         """Relay to a port on the loopback of a namespace."""
         self._target_port = port
         self._target_namespace = namespace
-        self._doors: list[_Door] = []
+        self._listeners: list[_Listener] = []
         self._flowing = asyncio.Event()
         self._flowing.set()
         self._loop = asyncio.new_event_loop()
@@ -62,67 +62,67 @@ class Relay:
         self._thread.start()
 
     def listen(self, namespace: str | None = None) -> int:
-        """Let clients of a namespace come in on its loopback, and return the port; the namespace lives until `leave`."""
-        door = _Door(namespace, call_inside(namespace, bound_socket))
-        self._doors.append(door)
-        self._run(self._let_in(door))
-        return door.port
+        """Accept clients on the loopback of a namespace, and return the port; the namespace must exist until `leave`."""
+        listener = _Listener(namespace, call_inside(namespace, bound_socket))
+        self._listeners.append(listener)
+        self._run(self._accept(listener))
+        return listener.port
 
     def leave(self, port: int) -> None:
-        """Stop listening on a port for good, and reset the connections that came in there."""
-        for door in [door for door in self._doors if door.port == port]:
-            self._run(_now(door.shut))
-            self._run(_now(door.reset))
-            door.reserved.close()
-            self._doors.remove(door)
+        """Stop listening on a port permanently, and reset its connections."""
+        for listener in [listener for listener in self._listeners if listener.port == port]:
+            self._run(_now(listener.shut))
+            self._run(_now(listener.reset))
+            listener.reserved.close()
+            self._listeners.remove(listener)
 
     def drop(self) -> None:
-        """Reset all connections that are open; new ones are welcome."""
+        """Reset all open connections; new ones are accepted."""
         self._run(_now(self._reset_all))
 
     def hold(self) -> None:
-        """Let no more byte through: connections stay open, new ones too are accepted, and nothing is ever answered."""
+        """Stop relaying data: connections stay open, new ones are accepted, and nothing is answered."""
         self._run(_now(self._flowing.clear))
 
     def refuse(self) -> None:
-        """Reset all connections that are open, and refuse new ones."""
-        self._run(_now(self._shut_out))
+        """Reset all open connections, and refuse new ones."""
+        self._run(_now(self._refuse_all))
 
     def resume(self) -> None:
-        """Behave again; what was held goes on."""
+        """Relay normally again, including held data."""
         self._run(_now(self._flowing.set))
-        for door in self._doors:
-            if door.server is None:
-                self._run(self._let_in(door))
+        for listener in self._listeners:
+            if listener.server is None:
+                self._run(self._accept(listener))
 
     def close(self) -> None:
-        """End all connections, and the relay."""
+        """Close all connections and stop the relay."""
         self._run(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-        for door in self._doors:
-            door.reserved.close()
+        for listener in self._listeners:
+            listener.reserved.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    async def _let_in(self, door: _Door) -> None:
-        listener = call_inside(door.namespace, partial(bound_socket, door.port))
-        serve = partial(self._serve, door.writers)
-        door.server = await asyncio.start_server(serve, sock=listener, limit=_BUFFER_BYTES, backlog=_BACKLOG)
+    async def _accept(self, listener: _Listener) -> None:
+        sock = call_inside(listener.namespace, partial(bound_socket, listener.port))
+        serve = partial(self._serve, listener.writers)
+        listener.server = await asyncio.start_server(serve, sock=sock, limit=_BUFFER_BYTES, backlog=_BACKLOG)
 
-    def _shut_out(self) -> None:
-        for door in self._doors:
-            door.shut()
-            door.reset()
+    def _refuse_all(self) -> None:
+        for listener in self._listeners:
+            listener.shut()
+            listener.reset()
 
     def _reset_all(self) -> None:
-        for door in self._doors:
-            door.reset()
+        for listener in self._listeners:
+            listener.reset()
 
     async def _end(self) -> None:
-        self._shut_out()
+        self._refuse_all()
         serving = asyncio.all_tasks() - {asyncio.current_task()}
         for task in serving:
             task.cancel()
@@ -142,15 +142,15 @@ class Relay:
             writers.add(server_writer)
             shared |= writers
             if client_writer.is_closing():
-                raise ConnectionResetError  # told to reset it before there was a server to tell
+                raise ConnectionResetError  # reset on command before the server was connected
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(client_reader, server_writer))
                 pumps.create_task(self._pump(server_reader, client_writer))
         except* OSError:
-            for writer in writers:  # one side was cut off, so the other one is too
+            for writer in writers:  # one side was closed, so close the other one as well
                 _reset(writer)
         except* asyncio.CancelledError:
-            pass  # at the end of the relay; the streams of Python 3.11 would report it as an error
+            pass  # the relay ends; the streams of Python 3.11 would report an error
         finally:
             shared -= writers
             for writer in writers:
@@ -174,7 +174,7 @@ class Relay:
 
 
 def bound_socket(port: int = 0) -> socket.socket:
-    """Bind a port of the loopback (0: a free one) in a way that lets others who reuse addresses bind it as well."""
+    """Bind a loopback port (0 for a free one) so that other sockets with SO_REUSEADDR can bind it as well."""
     made = socket.socket()
     made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     made.bind((LOOPBACK, port))
@@ -182,12 +182,12 @@ def bound_socket(port: int = 0) -> socket.socket:
 
 
 async def _now(action: Callable[[], None]) -> None:
-    """Call a function in the loop's thread, once the loop gets to it."""
+    """Call a function in the thread of the event loop."""
     action()
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
-    """Close at once with a reset, as a peer that is gone does, not with the orderly end of a stream."""
+    """Close a connection immediately with a reset, as after a crash of the peer."""
     if not writer.transport.is_closing():
         lingering = struct.pack("ii", 1, 0)
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, lingering)

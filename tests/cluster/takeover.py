@@ -1,4 +1,4 @@
-"""A node that kube-proxy and pyproxy have one after the other, or at a time, while its clients go on asking."""
+"""A node on which kube-proxy and pyproxy run in turn, or side-by-side, under continuous traffic."""
 
 import os
 import re
@@ -22,11 +22,11 @@ FLAGS = (f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}",)
 PORT = 8080
 PATIENCE_SECONDS = 60.0
 ANSWER_SECONDS = 4.0
-# Of an administrator, and of another agent.
+# Rules of an administrator and of another agent.
 FOREIGN_RULES = """\
 *filter
 :ADMIN - [0:0]
--A FORWARD -m comment --comment "kubernetes of my own" -j ADMIN
+-A FORWARD -m comment --comment "custom kubernetes rule" -j ADMIN
 -A ADMIN -s 192.0.2.1/32 -j DROP
 COMMIT
 *nat
@@ -42,33 +42,33 @@ _COUNTERS = re.compile(r"(?m)^#.*\n|counter packets \d+ bytes \d+|\[\d+:\d+\]")
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Connections that are held open, and streams of new ones."""
+    """Open connections, and streams of new ones."""
 
     held: tuple[Connection, ...]
     loads: tuple[Load, ...]
     began_at: float
-    """In seconds of the monotonic clock; not later than any of it."""
+    """The start, in seconds of the monotonic clock."""
 
     notes: list[str] = field(default_factory=list)
-    """What happened when, for whoever looks at a failure."""
+    """Events with their times, for failure messages."""
 
     def note(self, what: str) -> float:
-        """Note that something has happened; return the time, which is later than that of all that began before."""
+        """Record an event; return the current time."""
         at_seconds = time.monotonic() - self.began_at
         self.notes.append(f"{at_seconds:.2f}: {what}")
         return at_seconds
 
     def reports(self) -> list[LoadReport]:
-        """Return what the streams met so far."""
+        """Return the reports of the streams so far."""
         return [load.report() for load in self.loads]
 
     def broken(self) -> list[str]:
-        """Return how those of the held connections fail that their server does not answer any more."""
+        """Return the failures of open connections whose server no longer answers."""
         answers = [(connection.greeting, connection.ask()) for connection in self.held]
         return [f"{greeting} then {answer}" for greeting, answer in answers if greeting.server != answer.server]
 
     def failures(self, *, outside: tuple[float, float]) -> list[LoadFailure]:
-        """Return the new connections that failed and were not made between two times."""
+        """Return the failed new connections, except those made between two times."""
         failed = [failure for report in self.reports() for failure in report.failures]
         return [failure for failure in failed if not outside[0] <= failure.at_seconds <= outside[1]]
 
@@ -77,14 +77,14 @@ class OneNode:
     """A lab with a proxy on its first node, and a Service with an endpoint on each node."""
 
     def __init__(self, control_plane: ControlPlane, *, tools: Sequence[str] = _IPTABLES, per_second: int = 100) -> None:
-        """Describe it: the programs of iptables that its kernel has, and how many connections a pod makes in a second."""
+        """Configure the iptables programs that the kernel supports, and the number of connections of a pod per second."""
         self._control_plane = control_plane
         self._tools = tools
         self._per_second = per_second
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
-        """Build the lab, and make the objects."""
+        """Build the lab, and create the objects."""
         with ExitStack() as stack:
             self.lab = stack.enter_context(Lab(Shape(nodes=2, pods_per_node=1), timeout_seconds=ANSWER_SECONDS))
             for pod in self.lab.pods:
@@ -103,13 +103,13 @@ class OneNode:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take all down."""
+        """Remove everything."""
         self._at_exit.close()
 
     # -- objects
 
     def create(self, wanted: Entry, at_exit: ExitStack) -> JsonObject:
-        """Create a Service with its slices, for as long as a stack says, and return it as completed."""
+        """Create a Service with its slices, until a stack is closed, and return the completed Service."""
         made = self._post("/api/v1/namespaces/default/services", wanted.service, at_exit)
         for endpoint_slice in wanted.slices:
             self._post("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices", endpoint_slice, at_exit)
@@ -144,7 +144,7 @@ class OneNode:
         return self.host.run(PYPROXY, *arguments, env=self._lock)
 
     def dry_run(self, backend: Backend) -> str:
-        """Return what a dry run of a take-over says."""
+        """Return the output of `pyproxy takeover --dry-run`."""
         mode, _, variant = backend.partition("-")
         with self._control_plane.exposed_in(self.host.namespace.name) as server:
             user = {"token": self._control_plane.static_token(KUBE_PROXY_USER)}
@@ -161,38 +161,38 @@ class OneNode:
         return any("nft" in tool for tool in self._tools)
 
     def rules_of(self, *command: str) -> str:
-        """Return rules that a command prints, but for counters."""
+        """Return the rules that a command prints, without counters."""
         return _COUNTERS.sub("", self.host.run(*command))
 
     def rules(self) -> str:
-        """Return all rules of the node but for counters: those of both variants of iptables, and of nftables."""
+        """Return all rules of the node without counters: those of both iptables variants, and of nftables."""
         tables = {"iptables": "/proc/net/ip_tables_names", "ip6tables": "/proc/net/ip6_tables_names"}
         parts = [self.rules_of("nft", "list", "ruleset")] if self._has_nft else []
         for tool in self._tools:
             names = tables[tool.partition("-")[0]]
-            # The legacy programs create a table that they are asked for.
+            # The legacy programs create tables that they list.
             if "nft" in tool or self.host.run("sh", "-c", f"cat {names} 2>/dev/null || true"):
                 parts.append(self.rules_of(f"{tool}-save"))
         return "".join(parts)
 
     def wait_for_rules(self, *, without: str) -> None:
-        """Wait until no rule has a text."""
+        """Wait until no rule contains a text."""
         wait_until(lambda: without not in self.rules(), f"rules without {without}", timeout_seconds=PATIENCE_SECONDS)
 
     def load_foreign_rules(self) -> None:
-        """Have rules of others on the node."""
+        """Load foreign rules on the node."""
         for tool in {"iptables-legacy", "iptables-nft"}.intersection(self._tools):
             self.host.run(f"{tool}-restore", "--noflush", stdin=FOREIGN_RULES, env=self._lock)
         if self._has_nft:
             self.host.run("nft", "-f", "-", stdin=FOREIGN_TABLE)
 
     def foreign_rules(self) -> list[str]:
-        """Return the lines of the rules of others."""
+        """Return the lines of the foreign rules."""
         return [line for line in self.rules().splitlines() if "ADMIN" in line or "table ip admin" in line]
 
     @contextmanager
     def cleaned_up(self) -> Iterator[None]:
-        """Begin without flows, end with the rules of neither proxy, and see that none of others is touched between."""
+        """Start without flows, remove the rules of both proxies at the end, and check that foreign rules did not change."""
         foreign = self.foreign_rules()
         self.forget_flows()
         yield
@@ -202,23 +202,23 @@ class OneNode:
     # -- packets
 
     def forget_flows(self) -> None:
-        """Have the nodes forget what went by without a proxy: with the same ports again it would go the same way."""
+        """Delete the flows from the time without a proxy: packets with the same ports would follow them."""
         for node in self.lab.nodes:
             node.run("conntrack", "--flush")
 
     @contextmanager
     def traffic(self) -> Iterator[Traffic]:
-        """Hold connections open, and make new ones all the time: a pod's to the cluster IP, and from outside."""
+        """Keep connections open, and make new ones continuously, from a pod to the cluster IP and from outside."""
         inside = tcp(self.web["spec"]["clusterIP"], 80)
         outside = tcp(self.host.ipv4, self.web["spec"]["ports"][0]["nodePort"])
-        client, stranger = self.lab.client_pod, self.lab.outside[0]
+        client, external = self.lab.client_pod, self.lab.outside[0]
         began_at = time.monotonic()
         with ExitStack() as stack:
-            held = [client.connect(inside) for _ in range(4)] + [stranger.connect(outside) for _ in range(4)]
+            held = [client.connect(inside) for _ in range(4)] + [external.connect(outside) for _ in range(4)]
             for connection in held:
                 stack.enter_context(connection)
             loads = (
                 stack.enter_context(client.load(inside, per_second=self._per_second)),
-                stack.enter_context(stranger.load(outside, per_second=self._per_second / 5)),
+                stack.enter_context(external.load(outside, per_second=self._per_second / 5)),
             )
             yield Traffic(tuple(held), loads, began_at)

@@ -1,6 +1,6 @@
-"""The installed pyproxy on a node of a real API server: whatever happens to either, in the end the kernel is right.
+"""The installed pyproxy with a real API server: after any failure of either, the kernel gets the right rules.
 
-What becomes of packets is not asked here; rules are what is looked at, and whether they are written at all.
+These tests check rules, and whether rules are written, but send no packets.
 """
 
 import os
@@ -27,10 +27,10 @@ from .relay import LOOPBACK, Relay
 BACKENDS: tuple[Backend, ...] = ("iptables-nft", "iptables-legacy")
 FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "-v=4")
 ENDPOINTS = {"stays": {"10.244.0.1:8080"}, "goes": {"10.244.0.2:8080"}}
-"""Of the Services that an agent finds at its start."""
+"""Endpoints of the Services that exist when an agent starts."""
 PATIENCE_SECONDS = 60.0
 RETURN_SECONDS = 120.0
-"""What may pass after a long absence: the longest delay between two tries, and the limits of a try."""
+"""Time for recovery after a long outage: the longest delay between two tries, and the time-outs of a try."""
 _LOOK_SECONDS = 1.0
 SERVICES = 1000
 BUDGET_BYTES = 60_000_000
@@ -41,11 +41,11 @@ mount --bind "$1" /run/secrets/kubernetes.io/serviceaccount
 shift
 exec "$@"
 """
-"""Runs a command where the files of its first argument are those of a pod's service account."""
+"""Runs a command with the files of its first argument as those of a pod's service account."""
 
 
 class Running:
-    """An agent behind a relay, in a namespace of its own, and what it is told."""
+    """An agent behind a relay, in its own namespace, with its objects."""
 
     def __init__(self, control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> None:
         self._control_plane = control_plane
@@ -55,7 +55,7 @@ class Running:
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
-        """Make the Node and two Services, ``stays`` and ``goes``."""
+        """Create the Node and two Services, ``stays`` and ``goes``."""
         self.url = self._at_exit.enter_context(self._control_plane.exposed_in(self._namespace, self._relay))
         self._cluster.create_node()
         for name, address in (("stays", "10.244.0.1"), ("goes", "10.244.0.2")):
@@ -76,7 +76,7 @@ class Running:
         wrapper: Sequence[str] = (),
         **user: str,
     ) -> Agent:
-        """Start it, and wait until both Services are in the kernel."""
+        """Start the agent, and wait until both Services are in the kernel."""
         if kubeconfig is None:
             credentials = user or {"token": self._control_plane.static_token()}
             kubeconfig = self._control_plane.kubeconfig_for(credentials, self.url)
@@ -95,7 +95,7 @@ class Running:
         return agent
 
     def change(self) -> None:
-        """Change everything: a Service goes, one comes, and one gets another endpoint."""
+        """Delete a Service, create one, and change the endpoint of one."""
         self._cluster.delete_service("goes")
         self._cluster.set_endpoint("stays", "10.244.0.3")
         self._cluster.create_service("comes")
@@ -103,20 +103,20 @@ class Running:
 
 
 def expect(agent: Agent, seconds: float = PATIENCE_SECONDS, **services: str) -> None:
-    """Wait until exactly these Services are in the kernel, with these endpoints."""
+    """Wait until the kernel has exactly these Services and endpoints."""
     wanted = {name: {f"{address}:8080"} for name, address in services.items()}
     agent.wait_until(lambda: agent.services() == wanted, f"in the kernel: {wanted}", seconds)
 
 
 @pytest.fixture
 def running(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> Iterator[Running]:
-    """Give a node that is ready for an agent."""
+    """Provide a node for an agent."""
     with Running(control_plane, cluster, relay, namespace) as ready:
         yield ready
 
 
 def test_restart_of_the_api_server(control_plane: ControlPlane, running: Running) -> None:
-    """While the API server restarts all rules stay; what it is told afterwards arrives."""
+    """While the API server restarts, all rules stay; later changes arrive."""
     agent = running.start()
     control_plane.stop_apiserver()
     agent.wait_for_log("API server lost")
@@ -129,7 +129,7 @@ def test_restart_of_the_api_server(control_plane: ControlPlane, running: Running
 
 
 def test_unreachable(running: Running, relay: Relay) -> None:
-    """What happens while the API server cannot be reached is caught up with; until then all rules stay."""
+    """While the API server is unreachable, all rules stay; changes made meanwhile arrive afterwards."""
     agent = running.start()
     relay.refuse()
     running.change()
@@ -143,7 +143,7 @@ def test_unreachable(running: Running, relay: Relay) -> None:
 
 
 def test_expired_versions(control_plane: ControlPlane, running: Running, relay: Relay) -> None:
-    """Where the API server has forgotten what happened (410 Gone) objects that are gone are found by a new list."""
+    """After a compaction (410 Gone), a relist finds deleted objects."""
     agent = running.start()
     relay.refuse()
     running.change()
@@ -154,13 +154,13 @@ def test_expired_versions(control_plane: ControlPlane, running: Running, relay: 
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the length of a blackout: five minutes only where there is time for them."""
+    """Provide the length of an outage: five minutes only with --long."""
     if "blackout_seconds" in metafunc.fixturenames:
         metafunc.parametrize("blackout_seconds", [300.0 if metafunc.config.getoption("--long") else 3.0])
 
 
 def test_blackout(running: Running, relay: Relay, blackout_seconds: float) -> None:
-    """A network that swallows every packet costs no rule, however long; `test_silence` has time limits to match."""
+    """A network that drops all packets, for any time, removes no rules."""
     agent = running.start()
     relay.hold()
     running.change()
@@ -174,7 +174,7 @@ def test_blackout(running: Running, relay: Relay, blackout_seconds: float) -> No
 
 
 def test_killed_connections(running: Running, relay: Relay, cluster: Cluster) -> None:
-    """Connections that are reset again and again delay nothing and lose nothing."""
+    """Repeated connection resets neither delay nor lose changes."""
     agent = running.start()
     for number in range(5, 10):
         relay.drop()
@@ -183,7 +183,7 @@ def test_killed_connections(running: Running, relay: Relay, cluster: Cluster) ->
 
 
 def test_rotated_token(control_plane: ControlPlane, running: Running, relay: Relay, tmp_path: Path) -> None:
-    """A token file is read at each connection: its old token may be worth nothing by then."""
+    """The token file is read for each connection, because an old token may be invalid."""
     token = tmp_path / "token"
     token.write_text(control_plane.create_token("first"))
     agent = running.start(tokenFile=str(token))
@@ -197,7 +197,7 @@ def test_rotated_token(control_plane: ControlPlane, running: Running, relay: Rel
 
 
 def test_change_while_it_is_stopped(running: Running) -> None:
-    """What comes, goes and changes while no agent runs is in the kernel after its start; stopping touches nothing."""
+    """Changes made while no agent runs are programmed at its start; stopping changes no rules."""
     agent = running.start()
     before = agent.rules()
     status = agent.stop()
@@ -211,7 +211,7 @@ def test_change_while_it_is_stopped(running: Running) -> None:
 
 
 def test_change_while_it_sleeps(running: Running, relay: Relay) -> None:
-    """A machine that was suspended finds its connections dead and catches up."""
+    """After a suspend of the machine, the agent detects dead connections and catches up."""
     agent = running.start()
     agent.process.suspend()
     relay.drop()
@@ -223,9 +223,9 @@ def test_change_while_it_sleeps(running: Running, relay: Relay) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_restart_on_an_unchanged_cluster(running: Running, namespace: str, backend: Backend) -> None:
-    """It takes its own rules over and writes nothing: the kernel counts no commit, and no table changes."""
+    """A restart on an unchanged cluster writes nothing: the kernel counts no commit, and no table changes."""
     agent = running.start(backend)
-    agent.wait_for_log("first sync done")  # in both families; that the Services are there is so in one
+    agent.wait_for_log("first sync done")  # in both families; the check of the Services covers only one
     agent.stop()
     agent.log.write_text("")
     before = agent.rules()
@@ -238,12 +238,12 @@ def test_restart_on_an_unchanged_cluster(running: Running, namespace: str, backe
 
 
 def without_counters(rules: str) -> str:
-    """Return rules without remarks, which hold the time, and without the packets that policies have counted."""
+    """Return rules without comment lines, which contain the time, and without counters of policies."""
     return re.sub(r"^#.*\n| \[\d+:\d+\]$", "", rules, flags=re.MULTILINE)
 
 
 def test_in_cluster(control_plane: ControlPlane, running: Running, relay: Relay, tmp_path: Path) -> None:
-    """In a pod nothing needs to be said: server, token and CA are where pods have them, and the token rotates."""
+    """In a pod no flags are needed: server, token and CA are those of the service account, and the token is rotated."""
     account = tmp_path / "serviceaccount"
     account.mkdir()
     (account / "token").write_text(control_plane.create_token("first"))
@@ -263,8 +263,8 @@ def test_in_cluster(control_plane: ControlPlane, running: Running, relay: Relay,
     control_plane.kubectl("delete", "serviceaccount", "second")
 
 
-def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
-    """An object that no API server would let in today is named with its field, and harms no other."""
+def test_invalid_object_among_valid_ones(running: Running, cluster: Cluster) -> None:
+    """An object that current API servers would reject is logged with its field, and affects no other object."""
     agent = running.start()
     cluster.smuggle(
         {
@@ -295,7 +295,7 @@ def test_bad_object_among_good_ones(running: Running, cluster: Cluster) -> None:
     ],
 )
 def test_no_way_to_the_api_server(namespace: str, tmp_path: Path, flag: str, message: str) -> None:
-    """What leads to no API server is one line, and exit code 2; no stack of calls."""
+    """Invalid settings of the API server give a one-line error and exit code 2, without a traceback."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBERNETES_")}
     command = [PYPROXY, "run", "--iptables-variant=nft", *FLAGS, *HOST_UNTOUCHED, flag]
     done = subprocess.run(
@@ -312,7 +312,7 @@ def test_no_way_to_the_api_server(namespace: str, tmp_path: Path, flag: str, mes
 
 
 def test_memory(running: Running, cluster: Cluster) -> None:
-    """With 1,000 Services of three endpoints the agent stays below its budget, all the way from its start."""
+    """With 1,000 Services of three endpoints the peak memory of the agent stays below its budget."""
     cluster.smuggle(*(item for number in range(SERVICES) for item in numbered(number)))
     agent = running.start()
     agent.wait_until(lambda: len(agent.services()) == SERVICES + 2, f"{SERVICES} Services in the kernel")
@@ -321,7 +321,7 @@ def test_memory(running: Running, cluster: Cluster) -> None:
 
 
 def numbered(number: int) -> list[JsonObject]:
-    """Return a Service and its slice, as the API server keeps them."""
+    """Return a Service and its slice, as the API server stores them."""
     name, (high, low) = f"web-{number}", divmod(number, 250)
     service = {
         "type": "ClusterIP",

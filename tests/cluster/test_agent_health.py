@@ -1,4 +1,4 @@
-"""What the installed pyproxy says of its health while its API server comes and goes, and what it waits for."""
+"""The health of the installed pyproxy during outages of the API server, and with an incomplete Node."""
 
 import json
 import socket
@@ -29,7 +29,7 @@ _LOOK_SECONDS = 0.2
 
 @pytest.fixture
 def agent(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str) -> Iterator[Agent]:
-    """Give an agent behind a relay, which has yet to be started, with a Service that load balancers ask for."""
+    """Provide an agent behind a relay, not yet started, and a Service with a health check node port."""
     with ExitStack() as stack:
         url = stack.enter_context(control_plane.exposed_in(namespace, relay))
         balanced = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": CHECK_PORT}
@@ -44,25 +44,25 @@ def agent(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace
 
 
 def ask(namespace: str, path: str, port: int = HEALTH_PORT) -> tuple[int, str]:
-    """Ask the agent of a namespace, from its own loopback; a status of 0: nobody listens."""
+    """Send a request to the agent of a namespace, on its loopback; status 0 if nothing listens."""
     answer = get_inside(namespace, LOOPBACK, port, path)
     return (answer.status, answer.body) if answer else (0, "")
 
 
 def answers(namespace: str, path: str, port: int, status: int) -> bool:
-    """Say whether the agent of a namespace answers so."""
+    """Return whether the agent of a namespace answers with this status."""
     return ask(namespace, path, port)[0] == status
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give the length of an outage: one minute only where there is time for it."""
+    """Provide the length of an outage: one minute only with --long."""
     if "outage_seconds" in metafunc.fixturenames:
         is_long = metafunc.config.getoption("--long")
         metafunc.parametrize("outage_seconds", [60.0 if is_long else 3 * HEALTH_TIMEOUT_SECONDS])
 
 
 def test_lost_api_server(cluster: Cluster, agent: Agent, relay: Relay, namespace: str, outage_seconds: float) -> None:
-    """While the API server is away nobody turns to 503, well beyond the time that work may be pending."""
+    """During an outage of the API server no endpoint turns to 503, well beyond the limit for pending work."""
     cluster.create_node()
     places = (("/healthz", HEALTH_PORT), ("/livez", HEALTH_PORT), ("/readyz", HEALTH_PORT), ("/", CHECK_PORT))
     for path, port in places:
@@ -85,7 +85,7 @@ def test_lost_api_server(cluster: Cluster, agent: Agent, relay: Relay, namespace
 
 
 def test_check_whose_port_is_taken(control_plane: ControlPlane, cluster: Cluster, agent: Agent, namespace: str) -> None:
-    """A health check node port that another program has is an Event of its Service, and is served once it is free."""
+    """A health check node port in use causes an Event of its Service, and is served once it is free."""
     cluster.create_node()
     reason = "FailedToStartServiceHealthcheck"
 
@@ -110,7 +110,7 @@ def test_check_whose_port_is_taken(control_plane: ControlPlane, cluster: Cluster
 
 
 def test_node_without_an_address(cluster: Cluster, agent: Agent, namespace: str) -> None:
-    """Rules wait for the Node's address, and nothing takes its place; a node without is none for load balancers."""
+    """Rules wait for an address of the Node, without a substitute; until then the node is not eligible."""
     agent.wait_for_log(f"node {NODE}: there is no such Node object")
     before = agent.services()
     healthz = ask(namespace, "/healthz")

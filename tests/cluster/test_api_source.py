@@ -1,4 +1,4 @@
-"""The API source against the real kube-apiserver: whatever happens to it, in the end the tracker equals the cluster."""
+"""The API source with a real kube-apiserver: after any failure, the tracker equals the cluster."""
 
 import asyncio
 import logging
@@ -30,22 +30,22 @@ QUICK = Timing(connect=1.0, answer=2.0, silence=1.0)
 
 
 class Follower:
-    """A tracker that follows a source, and how it got there."""
+    """A tracker that follows a source, with a record of the lists."""
 
     def __init__(self) -> None:
         self.tracker = Tracker()
         self.lists = 0
-        """Complete lists of Services that have arrived."""
+        """The number of complete lists of Services so far."""
         self._changed = asyncio.Event()
 
     def deliver(self, change: ObjectChange) -> None:
-        """Take a change."""
+        """Process a change."""
         self.tracker.apply(change)
         self.lists += isinstance(change, Replaced) and change.kind is Kind.SERVICE
         self._changed.set()
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait for changes that bring a condition about."""
+        """Wait for changes until a condition holds."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not condition():
                 self._changed.clear()
@@ -56,12 +56,12 @@ class Follower:
         await self.until(lambda: self.tracker.knows(*Kind))
 
     def has(self, *names: str) -> bool:
-        """Tell whether exactly these Services are known, beside the API server's own."""
+        """Return whether exactly these Services are known, apart from that of the API server."""
         expected = {NamespacedName("default", name) for name in ("kubernetes", *names)}
         return expected == self.tracker.services.keys()
 
     def ranges(self) -> set[Network]:
-        """Return where cluster IPs come from, for all that is known."""
+        """Return the known ranges of cluster IPs."""
         return set(self.tracker.take_service_cidrs() or ())
 
     def port(self, name: str) -> int:
@@ -70,7 +70,7 @@ class Follower:
 
 
 class LogEntry(logging.Handler):
-    """Hears a text in the log of the source."""
+    """Waits for a text in the log of the source."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -78,28 +78,28 @@ class LogEntry(logging.Handler):
         self._heard = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Listen."""
+        """Check a log record."""
         if self._text in record.getMessage():
             self._heard.set()
 
-    async def heard(self) -> None:
+    async def seen(self) -> None:
         """Wait for the text."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._heard.wait()
 
     def __enter__(self) -> Self:
-        """Begin to listen."""
+        """Start checking log records."""
         logging.getLogger("pyproxy").addHandler(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop listening."""
+        """Stop checking log records."""
         logging.getLogger("pyproxy").removeHandler(self)
 
 
 @asynccontextmanager
 async def following(settings: AccessSettings, timing: Timing | None = None) -> AsyncIterator[Follower]:
-    """Follow a cluster, from a state in which all of it is known."""
+    """Follow a cluster; entered when everything is known."""
     follower = Follower()
     store = Store(deliver=follower.deliver)
     wanted = asyncio.get_running_loop().create_future()
@@ -117,28 +117,28 @@ async def following(settings: AccessSettings, timing: Timing | None = None) -> A
 
 
 def through(control_plane: ControlPlane, *relays: Relay, **user: str) -> AccessSettings:
-    """Return settings that lead through relays, one server each."""
+    """Return settings with one server for each relay."""
     urls = [f"https://{LOOPBACK}:{relay.listen()}" for relay in relays]
     kubeconfig = control_plane.kubeconfig_for(user or {"token": control_plane.static_token()}, urls[0])
     return AccessSettings(kubeconfig=str(kubeconfig), master=",".join(urls))
 
 
-def turn_over(cluster: Cluster) -> None:
-    """Have one Service go, one change, and one come."""
+def change_all(cluster: Cluster) -> None:
+    """Delete one Service, change one, and create one."""
     cluster.delete_service("goes")
     cluster.set_port("stays", 81)
     cluster.create_service("comes")
 
 
-async def until_turned_over(follower: Follower) -> None:
-    """Wait for what `turn_over` did, and see that it came without another list."""
+async def until_changed(follower: Follower) -> None:
+    """Wait for the changes of `change_all`, and check that they arrived without a relist."""
     await follower.until(lambda: follower.has("stays", "comes"))
     assert (81, 1) == (follower.port("stays"), follower.lists)
 
 
 @in_loop
 async def test_objects_come_and_go(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """Services, slices and the Node arrive with what they say, and each change of them follows."""
+    """Services, slices and the Node arrive with their content, as do all their changes."""
     cluster.create_service("before")
     async with following(through(control_plane, relay)) as follower:
         assert follower.has("before")
@@ -157,7 +157,7 @@ async def test_objects_come_and_go(control_plane: ControlPlane, cluster: Cluster
 
 @in_loop
 async def test_ranges_of_cluster_ips(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """The ServiceCIDR that every API server makes by itself is known from the start, and others follow."""
+    """The default ServiceCIDR of the API server is known from the start, and later ones arrive."""
     default = set(map(parse_network, SERVICE_CIDRS))
     both = default | {parse_network("10.112.0.0/16")}
     async with following(through(control_plane, relay)) as follower:
@@ -169,8 +169,8 @@ async def test_ranges_of_cluster_ips(control_plane: ControlPlane, cluster: Clust
 
 
 @in_loop
-async def test_what_is_not_ours(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """A headless Service never arrives; one that is given to another proxy goes, and comes back."""
+async def test_services_of_other_proxies(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
+    """A headless Service never arrives; one that is assigned to another proxy is removed, and returns later."""
     cluster.create_service("headless", clusterIP="None")
     cluster.create_service("web")
     async with following(through(control_plane, relay)) as follower:
@@ -184,7 +184,7 @@ async def test_what_is_not_ours(control_plane: ControlPlane, cluster: Cluster, r
 
 @in_loop
 async def test_killed_connections(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """Watches whose connections are reset go on where they were: nothing is lost, nothing is listed again."""
+    """Watches resume after connection resets: nothing is lost, and nothing is listed again."""
     async with following(through(control_plane, relay)) as follower:
         for name in ("one", "two", "three"):
             relay.drop()
@@ -196,35 +196,35 @@ async def test_killed_connections(control_plane: ControlPlane, cluster: Cluster,
 
 @in_loop
 async def test_absence(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """What happened while the API server could not be reached is caught up with, and until then all stays."""
+    """While the API server is unreachable, all objects stay; changes made meanwhile arrive afterwards."""
     cluster.create_service("stays")
     cluster.create_service("goes")
     async with following(through(control_plane, relay)) as follower:
         relay.refuse()
-        turn_over(cluster)
+        change_all(cluster)
         assert follower.has("stays", "goes")
         relay.resume()
-        await until_turned_over(follower)
+        await until_changed(follower)
 
 
 @in_loop
 async def test_silence(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """A network that swallows everything for a while: all stays, and is caught up with when it is over."""
+    """While the network drops everything, all objects stay; changes made meanwhile arrive afterwards."""
     cluster.create_service("stays")
     cluster.create_service("goes")
     with LogEntry("API server lost") as loss:
         async with following(through(control_plane, relay), QUICK) as follower:
             relay.hold()
-            turn_over(cluster)
-            await loss.heard()
+            change_all(cluster)
+            await loss.seen()
             assert (True, 80) == (follower.has("stays", "goes"), follower.port("stays"))
             relay.resume()
-            await until_turned_over(follower)
+            await until_changed(follower)
 
 
 @in_loop
 async def test_restart(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """A restarted API server is followed on."""
+    """Changes arrive after a restart of the API server."""
     cluster.create_service("stays")
     async with following(through(control_plane, relay)) as follower:
         control_plane.stop_apiserver()
@@ -235,7 +235,7 @@ async def test_restart(control_plane: ControlPlane, cluster: Cluster, relay: Rel
 
 @in_loop
 async def test_compaction(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """Where the API server has forgotten what happened a new list says what is gone."""
+    """After a compaction, a relist finds deleted objects."""
     cluster.create_service("stays")
     cluster.create_service("goes")
     async with following(through(control_plane, relay)) as follower:
@@ -250,8 +250,8 @@ async def test_compaction(control_plane: ControlPlane, cluster: Cluster, relay: 
 
 
 @in_loop
-async def test_server_that_falls_silent(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
-    """A server that keeps its connections and says nothing any more, like one without power, gives way to another."""
+async def test_server_that_stops_answering(control_plane: ControlPlane, cluster: Cluster, relay: Relay) -> None:
+    """A server that keeps its connections but no longer answers, as without power, is replaced by another server."""
     second = control_plane.new_relay()
     async with following(through(control_plane, relay, second), QUICK) as follower:
         relay.hold()
@@ -262,7 +262,7 @@ async def test_server_that_falls_silent(control_plane: ControlPlane, cluster: Cl
 
 
 def rotate(control_plane: ControlPlane, token: Path) -> None:
-    """Replace the token in a file by that of another account, and make the old one worth nothing."""
+    """Replace the token in a file by that of another account, and invalidate the old one."""
     token.write_text(control_plane.create_token("second"))
     control_plane.kubectl("delete", "serviceaccount", "first")
 
@@ -270,7 +270,7 @@ def rotate(control_plane: ControlPlane, token: Path) -> None:
 async def outlast_rotation(
     settings: AccessSettings, token: Path, control_plane: ControlPlane, cluster: Cluster, relay: Relay
 ) -> None:
-    """Go on, with new connections, when the token in a file is another."""
+    """Check that new connections use a rotated token."""
     async with following(settings) as follower:
         rotate(control_plane, token)
         relay.drop()
@@ -281,7 +281,7 @@ async def outlast_rotation(
 
 @in_loop
 async def test_rotated_token_file(control_plane: ControlPlane, cluster: Cluster, relay: Relay, tmp_path: Path) -> None:
-    """A token file is read again: its old token may be worth nothing by the time that a watch ends."""
+    """A token file is read again, because its old token may be invalid when a watch ends."""
     token = tmp_path / "token"
     token.write_text(control_plane.create_token("first"))
     await outlast_rotation(through(control_plane, relay, tokenFile=str(token)), token, control_plane, cluster, relay)
@@ -291,17 +291,17 @@ async def test_rotated_token_file(control_plane: ControlPlane, cluster: Cluster,
 async def test_token_that_is_rotated_late(
     control_plane: ControlPlane, cluster: Cluster, relay: Relay, tmp_path: Path
 ) -> None:
-    """A token that the server does not take any more is tried until there is another one; the state stays so long."""
+    """A rejected token is retried until there is a new one; until then all objects stay."""
     token = tmp_path / "token"
     token.write_text(control_plane.create_token("first"))
     settings = through(control_plane, relay, tokenFile=str(token))
     with LogEntry("401 Unauthorized") as refusal:
         async with following(settings) as follower:
             control_plane.kubectl("delete", "serviceaccount", "first")
-            control_plane.stop_apiserver()  # it remembers for seconds that a token is good
+            control_plane.stop_apiserver()  # it caches valid tokens for some seconds
             control_plane.start_apiserver()
             cluster.create_service("comes")
-            await refusal.heard()
+            await refusal.seen()
             assert follower.has()
             token.write_text(control_plane.static_token())
             await follower.until(lambda: follower.has("comes"))
@@ -311,7 +311,7 @@ async def test_token_that_is_rotated_late(
 async def test_service_account(
     control_plane: ControlPlane, cluster: Cluster, relay: Relay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a pod the service account's token and CA are all that is needed, and its token too may be rotated."""
+    """In a pod the token and CA of the service account suffice, and the token may be rotated."""
     token, ca = tmp_path / "token", tmp_path / "ca.crt"
     token.write_text(control_plane.create_token("first"))
     ca.write_bytes(control_plane.authority.certificate.read_bytes())
@@ -322,15 +322,15 @@ async def test_service_account(
 
 @in_loop
 async def test_client_certificate(control_plane: ControlPlane, relay: Relay) -> None:
-    """A client certificate is as good as a token."""
+    """A client certificate works like a token."""
     issued = control_plane.client_certificate(KUBE_PROXY_USER)
     user = {"client-certificate": str(issued.certificate), "client-key": str(issued.key)}
     async with following(through(control_plane, relay, **user)) as follower:
         assert follower.has()
 
 
-def test_older_server_that_checks_permissions(peers: None) -> None:  # noqa: ARG001 - it decides whether to skip
-    """The built-in role of proxies is enough, and a server that cannot stream lists is listed in pages."""
+def test_older_server_that_checks_permissions(peers: None) -> None:  # noqa: ARG001 - fails without the programs
+    """The built-in role of kube-proxy suffices, and lists are paged if the server does not support streaming lists."""
     names = [f"web-{number}" for number in range(PAGE_SIZE + 1)]
     with ControlPlane(authorization="RBAC", flags=["--feature-gates=WatchList=false"]) as older:
         for name in names:

@@ -1,6 +1,6 @@
-"""Configuration beside the real kube-proxy: its flags, its files in both directions, and kubeadm's words unchanged.
+"""Configuration compared with the real kube-proxy: flags, files in both directions, and kubeadm's command line.
 
-What a value means is asked elsewhere; here it is whether both programs read and write the same.
+These tests check whether both programs read and write the same; other suites test the effects of the values.
 """
 
 import json
@@ -34,7 +34,7 @@ _FLAG = re.compile(
 )
 WHAT_TO_DO = {"help", "version", "cleanup"}
 CHOSEN_BY_COST = {"iptables-min-sync-period": "1s", "ipvs-min-sync-period": "1s"}
-"""Defaults of kube-proxy in whose place pyproxy chooses by what a sync costs."""
+"""Settings with other defaults, which pyproxy chooses by the cost of a sync."""
 ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 MOUNTS = f"""
 mount -t tmpfs none /run
@@ -45,19 +45,19 @@ mount --bind "$2" /var/lib/kube-proxy
 shift 2
 exec "$@"
 """
-"""Runs a command where the files of its first two arguments are those of a service account and of the ConfigMap."""
+"""Runs a command with the files of its first two arguments as those of a service account and the ConfigMap."""
 PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")
-def kube_proxys_flags(peers: None) -> dict[str, re.Match[str]]:  # noqa: ARG001 - it decides whether tests can run
-    """Give each flag of the real kube-proxy as its help shows it."""
+def kube_proxys_flags(peers: None) -> dict[str, re.Match[str]]:  # noqa: ARG001 - fails without the programs
+    """Provide the flags of the real kube-proxy, from its help."""
     done = subprocess.run([binary("kube-proxy"), "--help"], capture_output=True, text=True, check=True)
     return {match["name"]: match for match in _FLAG.finditer(done.stdout) if match["name"] not in WHAT_TO_DO}
 
 
-def test_every_flag_of_kube_proxy_is_taken(kube_proxys_flags: dict[str, re.Match[str]]) -> None:
-    """Each flag of the real kube-proxy is one here, a switch where it is one there, with the same default."""
+def test_every_flag_of_kube_proxy_is_accepted(kube_proxys_flags: dict[str, re.Match[str]]) -> None:
+    """Every flag of the real kube-proxy exists in pyproxy, of the same kind and with the same default."""
     ours = {about.flag: about for about in OPTIONS.values()}
     defaults = Config()
 
@@ -73,12 +73,12 @@ def test_every_flag_of_kube_proxy_is_taken(kube_proxys_flags: dict[str, re.Match
 
 
 def by_kube_proxy(tmp_path: Path, *words: str) -> JsonObject:
-    """Return the configuration that the real kube-proxy writes for these words."""
+    """Return the configuration that the real kube-proxy writes for these arguments."""
     return written(binary("kube-proxy"), tmp_path / "kube-proxys", *words)
 
 
 def by_pyproxy(tmp_path: Path, *words: str) -> JsonObject:
-    """Return the configuration that pyproxy writes for these words."""
+    """Return the configuration that pyproxy writes for these arguments."""
     return written(PYPROXY, tmp_path / "pyproxys", "run", *words)
 
 
@@ -91,7 +91,7 @@ def written(program: str, path: Path, *words: str) -> JsonObject:
 
 
 def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, Any]]:  # noqa: ANN401 - any JSON
-    """Return what differs between two trees, by path."""
+    """Return the differences between two trees, by path."""
     if not isinstance(one, dict) or not isinstance(other, dict):
         return {} if one == other else {path.lstrip("."): (one, other)}
     found: dict[str, tuple[Any, Any]] = {}
@@ -121,7 +121,7 @@ def differences(one: Any, other: Any, path: str = "") -> dict[str, tuple[Any, An
     ],
 )
 def test_both_write_the_same(tmp_path: Path, peers: None, words: tuple[str, ...], wanted: JsonObject) -> None:  # noqa: ARG001
-    """For the same words both write the same file, but for blocks of other modes, which kube-proxy leaves empty."""
+    """For the same arguments both write the same file, except blocks of other modes, which kube-proxy leaves empty."""
     theirs, ours = by_kube_proxy(tmp_path, *words), by_pyproxy(tmp_path, *words)
     blocks = {"iptables", "ipvs", "nftables"} - {ours["mode"]}
     found = {path: pair for path, pair in differences(theirs, ours).items() if path.partition(".")[0] not in blocks}
@@ -130,8 +130,8 @@ def test_both_write_the_same(tmp_path: Path, peers: None, words: tuple[str, ...]
 
 
 @pytest.mark.parametrize("words", [(), ("--proxy-mode=auto",), ("--proxy-mode=nftables",), (f"--config={EXPLICIT}",)])
-def test_kube_proxy_takes_what_pyproxy_writes(tmp_path: Path, peers: None, words: tuple[str, ...]) -> None:  # noqa: ARG001
-    """On the way back kube-proxy reads pyproxy's file without a complaint, and means the same by it."""
+def test_kube_proxy_reads_the_file_of_pyproxy(tmp_path: Path, peers: None, words: tuple[str, ...]) -> None:  # noqa: ARG001
+    """After a rollback kube-proxy reads pyproxy's file without an error, and with the same meaning."""
     ours = by_pyproxy(tmp_path, *words)
     theirs = by_kube_proxy(tmp_path, f"--config={tmp_path / 'pyproxys'}")
     blocks = {"iptables", "ipvs", "nftables"} - {theirs["mode"]}
@@ -143,7 +143,7 @@ def test_kube_proxy_takes_what_pyproxy_writes(tmp_path: Path, peers: None, words
 
 
 class Pod:
-    """The volumes of kubeadm's kube-proxy, and its words; the program is pyproxy under kube-proxy's name."""
+    """The volumes and the command line of kubeadm's kube-proxy; the program is pyproxy under the name kube-proxy."""
 
     def __init__(self, folder: Path, kubeconfig: str) -> None:
         self._config_map = folder / "config-map"
@@ -161,7 +161,7 @@ class Pod:
         self.command = [*mounts, str(folder / "kube-proxy"), *words]
 
     def update(self, **replacements: str) -> None:
-        """Change the ConfigMap as the kubelet does: by a new folder, and one swap of a link."""
+        """Change the ConfigMap as the kubelet does: write a new directory and replace a link atomically."""
         self._updates += 1
         for old, new in replacements.items():
             self._files["config.conf"] = self._files["config.conf"].replace(f"{old}: ", f"{old}: {new} # ", 1)
@@ -198,7 +198,7 @@ users:
 
 @pytest.fixture
 def pod(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: str, tmp_path: Path) -> Iterator[Pod]:
-    """Give a pod of kubeadm's, on a node with one Service."""
+    """Provide a pod as configured by kubeadm, on a node with one Service."""
     with ExitStack() as at_exit:
         server = at_exit.enter_context(control_plane.exposed_in(namespace, relay))
         made = Pod(tmp_path, KUBEADMS_KUBECONFIG.replace("SERVER", server))
@@ -210,8 +210,8 @@ def pod(control_plane: ControlPlane, cluster: Cluster, relay: Relay, namespace: 
         yield made
 
 
-def test_kubeadms_config_map_and_words(pod: Pod, namespace: str, tmp_path: Path) -> None:
-    """ConfigMap, kubeconfig and command of kubeadm start it unchanged; a changed ConfigMap ends it for a restart."""
+def test_kubeadms_config_map_and_command(pod: Pod, namespace: str, tmp_path: Path) -> None:
+    """The program starts with kubeadm's ConfigMap, kubeconfig and command; after a change of the ConfigMap it exits."""
     log = tmp_path / "log"
     with Process(pod.command, log=log, namespace=namespace) as agent:
         said = log.read_text
@@ -228,17 +228,17 @@ def test_kubeadms_config_map_and_words(pod: Pod, namespace: str, tmp_path: Path)
 
 
 def wait_for_end(agent: Process) -> None:
-    """Wait until a process has ended by itself, and expect it to say that it failed: supervisors restart what fails."""
+    """Wait until a process exits, and expect a failure status, so that supervisors restart it."""
     assert 1 == agent.wait(PATIENCE_SECONDS)
 
 
 def with_flags(pod: Pod, *flags: str) -> list[str]:
-    """Return the pod's command with further words, and nothing of it that would wait for another's port."""
+    """Return the command of the pod with further arguments, and without waiting for a running proxy."""
     return [*pod.command, "--healthz-bind-address=", *flags]
 
 
 def test_hard_fail_of_a_taken_address(pod: Pod, namespace: str, tmp_path: Path) -> None:
-    """With --bind-address-hard-fail an address that is taken ends the program; without, it goes on and works."""
+    """With --bind-address-hard-fail an address in use ends the program; without it, the program keeps working."""
     log, port = tmp_path / "log", call_inside(namespace, bound_socket)
     port.listen()
     flags = with_flags(pod, f"--metrics-bind-address=127.0.0.1:{port.getsockname()[1]}", "--takeover=never")
@@ -252,7 +252,7 @@ def test_hard_fail_of_a_taken_address(pod: Pod, namespace: str, tmp_path: Path) 
 
 
 class Servers(NamedTuple):
-    """Two ways to the API server: to an agent, two servers."""
+    """Two relays to the API server, which are two servers to an agent."""
 
     urls: list[str]
     first: Relay
@@ -261,7 +261,7 @@ class Servers(NamedTuple):
 
 @pytest.fixture
 def servers(control_plane: ControlPlane, relay: Relay, namespace: str) -> Iterator[Servers]:
-    """Give two servers."""
+    """Provide two servers."""
     second = control_plane.new_relay()
     with ExitStack() as at_exit:
         urls = [at_exit.enter_context(control_plane.exposed_in(namespace, way)) for way in (relay, second)]
@@ -271,7 +271,7 @@ def servers(control_plane: ControlPlane, relay: Relay, namespace: str) -> Iterat
 def test_fail_over_between_api_servers(
     cluster: Cluster, pod: Pod, servers: Servers, namespace: str, tmp_path: Path
 ) -> None:
-    """Servers of a PyproxyConfiguration are used one at a time: the next one when one fails, and then for good."""
+    """The agent uses one server of a PyproxyConfiguration at a time; after a failure it switches and stays."""
     log, own = tmp_path / "log", tmp_path / "pyproxy.yaml"
     listed = json.dumps(servers.urls)
     own.write_text(f"apiVersion: pyproxy.io/v1alpha1\nkind: PyproxyConfiguration\napiServers: {listed}\n")
@@ -291,7 +291,7 @@ def test_fail_over_between_api_servers(
         arrives("10.244.0.8")
         servers.first.resume()
         arrives("10.244.0.9")
-        # It stays with the second: that the first one comes and goes again is nothing to it.
+        # It stays with the second server, whatever happens to the first one.
         said = log.read_text().count("API server lost")
         servers.first.refuse()
         arrives("10.244.0.10")
@@ -301,8 +301,8 @@ def test_fail_over_between_api_servers(
         arrives("10.244.0.11")
 
 
-def test_start_with_the_first_api_server_away(pod: Pod, servers: Servers, namespace: str, tmp_path: Path) -> None:
-    """A server that is away from the start is passed over."""
+def test_start_with_an_unavailable_first_api_server(pod: Pod, servers: Servers, namespace: str, tmp_path: Path) -> None:
+    """A server that is unavailable at the start is skipped."""
     log = tmp_path / "log"
     servers.first.refuse()
     command = with_flags(pod, f"--api-servers={','.join(servers.urls)}", "--metrics-bind-address=")

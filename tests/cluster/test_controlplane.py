@@ -1,4 +1,4 @@
-"""The tools of the cluster tests do what they promise; nothing of pyproxy is tested here."""
+"""Tests of the tools of the cluster tests, without pyproxy."""
 
 import http.client
 import json
@@ -38,7 +38,7 @@ SILENCE_SECONDS = 0.3
 
 @pytest.fixture
 def service(control_plane: ControlPlane) -> Iterator[JsonObject]:
-    """Keep a Service with one endpoint while a test runs."""
+    """Create a Service with one endpoint for a test."""
     control_plane.apply(SERVICE)
     yield control_plane.request("GET", f"{SERVICES}/web")
     control_plane.kubectl("delete", "--filename=-", input=SERVICE)
@@ -46,7 +46,7 @@ def service(control_plane: ControlPlane) -> Iterator[JsonObject]:
 
 @pytest.fixture
 def node(control_plane: ControlPlane) -> Iterator[str]:
-    """Keep a Node while a test runs."""
+    """Create a Node for a test."""
     name = "node-1"
     control_plane.create_node(name, ["192.0.2.11", "2001:db8::11"], pod_cidrs=["10.244.0.0/24"], zone="a")
     yield name
@@ -55,7 +55,7 @@ def node(control_plane: ControlPlane) -> Iterator[str]:
 
 @contextmanager
 def connection(control_plane: ControlPlane, url: str) -> Iterator[http.client.HTTPSConnection]:
-    """Give a connection that a client under test would have."""
+    """Provide a connection like that of a client under test."""
     tls = ssl.create_default_context(cafile=str(control_plane.authority.certificate))
     opened = http.client.HTTPSConnection(urlsplit(url).netloc, context=tls, timeout=10)
     try:
@@ -66,7 +66,7 @@ def connection(control_plane: ControlPlane, url: str) -> Iterator[http.client.HT
 
 @contextmanager
 def watch(control_plane: ControlPlane, url: str, version: str) -> Iterator[http.client.HTTPSConnection]:
-    """Give a connection on which a watch of config maps has been asked for."""
+    """Provide a connection with a watch of ConfigMaps."""
     with connection(control_plane, url) as opened:
         token = control_plane.static_token("admin")
         path = f"{CONFIG_MAPS}?watch=1&resourceVersion={version}"
@@ -75,7 +75,7 @@ def watch(control_plane: ControlPlane, url: str, version: str) -> Iterator[http.
 
 
 def add_config_map(control_plane: ControlPlane, name: str) -> str:
-    """Make the next event of a watch, and return its resource version."""
+    """Cause the next event of a watch, and return its resource version."""
     made = control_plane.request("POST", CONFIG_MAPS, {"metadata": {"name": name}})
     control_plane.request("DELETE", f"{CONFIG_MAPS}/{name}")
     return str(made["metadata"]["resourceVersion"])
@@ -88,7 +88,7 @@ def next_event(response: http.client.HTTPResponse) -> tuple[str, JsonObject]:
 
 
 def test_version(control_plane: ControlPlane) -> None:
-    """The API server and kubectl know which Kubernetes they are, and it is the same one."""
+    """The API server and kubectl report the same Kubernetes version."""
     versions = json.loads(control_plane.kubectl("version", "--output=json"))
 
     assert "v1.37.2" == versions["serverVersion"]["gitVersion"] == versions["clientVersion"]["gitVersion"]
@@ -102,7 +102,7 @@ def test_service_gets_addresses(service: JsonObject) -> None:
 
 
 def test_node(control_plane: ControlPlane, node: str) -> None:
-    """A Node has the addresses, the pod range and the zone that it was created with."""
+    """A Node has the addresses, the pod CIDR and the zone with which it was created."""
     found = control_plane.request("GET", f"{NODES}/{node}")
 
     assert ["192.0.2.11", "2001:db8::11"] == [address["address"] for address in found["status"]["addresses"]]
@@ -111,7 +111,7 @@ def test_node(control_plane: ControlPlane, node: str) -> None:
 
 
 def test_restart_keeps_objects(control_plane: ControlPlane, service: JsonObject) -> None:
-    """A restarted API server has the objects of before, unchanged."""
+    """A restarted API server has the same objects as before."""
     control_plane.stop_apiserver()
     control_plane.start_apiserver()
 
@@ -119,7 +119,7 @@ def test_restart_keeps_objects(control_plane: ControlPlane, service: JsonObject)
 
 
 def test_drop_ends_a_watch(control_plane: ControlPlane) -> None:
-    """A watch through the relay gets events until connections are killed; then it is over."""
+    """A watch through the relay gets events until its connection is reset."""
     version = add_config_map(control_plane, "before")
     with control_plane.exposed_in(None) as url, watch(control_plane, url, version) as watching:
         add_config_map(control_plane, "during")
@@ -128,12 +128,12 @@ def test_drop_ends_a_watch(control_plane: ControlPlane) -> None:
         control_plane.kill_connections()
 
         assert ["DELETED", "ADDED", "DELETED"] == kinds
-        with suppress(ConnectionResetError):  # through TLS a reset looks like an end with some versions of OpenSSL
+        with suppress(ConnectionResetError):  # with TLS, some versions of OpenSSL report a reset as an end of file
             assert b"" == response.readline()
 
 
 def test_hold_delays_a_watch(control_plane: ControlPlane) -> None:
-    """While the relay holds, a watch is neither answered nor ended; then it gets what it missed."""
+    """While the relay holds, a watch gets no events, and stays open; afterwards it gets the missed events."""
     version = add_config_map(control_plane, "before")
     with control_plane.exposed_in(None) as url, watch(control_plane, url, version) as watching:
         response = watching.getresponse()
@@ -151,8 +151,8 @@ def test_hold_delays_a_watch(control_plane: ControlPlane) -> None:
         assert watching.sock.recv(1)
 
 
-def test_refuse_turns_clients_away(control_plane: ControlPlane) -> None:
-    """While the relay refuses, no client can connect, but the test can; then clients can connect on the same port."""
+def test_refuse_rejects_clients(control_plane: ControlPlane) -> None:
+    """While the relay refuses, clients cannot connect, but the test can; afterwards clients can use the same port."""
     with control_plane.exposed_in(None) as url:
         control_plane.clients.refuse()
         with connection(control_plane, url) as refused, pytest.raises(ConnectionRefusedError):
@@ -163,8 +163,8 @@ def test_refuse_turns_clients_away(control_plane: ControlPlane) -> None:
             welcome.connect()
 
 
-def test_compaction_ends_the_past(control_plane: ControlPlane) -> None:
-    """After a compaction, a watch from a resource version of before is told that it is gone."""
+def test_compaction_expires_resource_versions(control_plane: ControlPlane) -> None:
+    """After a compaction, a watch from an earlier resource version gets 410 Gone."""
     version = add_config_map(control_plane, "old")
     add_config_map(control_plane, "new")
     control_plane.compact()
@@ -175,7 +175,7 @@ def test_compaction_ends_the_past(control_plane: ControlPlane) -> None:
 
 
 def test_token_of_a_service_account(control_plane: ControlPlane) -> None:
-    """A created token makes its holder the service account."""
+    """A created token authenticates as the service account."""
     review = {"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}
     token = control_plane.create_token("agent", "kube-system")
     with control_plane.exposed_in(None) as url:
@@ -186,7 +186,7 @@ def test_token_of_a_service_account(control_plane: ControlPlane) -> None:
 
 
 def test_rbac_in_a_namespace(namespace: str) -> None:
-    """With RBAC kube-proxy's user may list Services but not make them, and nothing is left behind in the end."""
+    """With RBAC, kube-proxy's user may list Services but not create them; nothing remains afterwards."""
     with ControlPlane(namespace=namespace, authorization="RBAC") as other, other.exposed_in(None) as url:
         token = other.static_token(KUBE_PROXY_USER)
         client = ApiClient(urlsplit(url).port or 0, token, other.authority.certificate)
@@ -200,7 +200,7 @@ def test_rbac_in_a_namespace(namespace: str) -> None:
 
 @pytest.mark.usefixtures("peers")
 def test_failed_start() -> None:
-    """A control plane that cannot start says why, and leaves nothing behind."""
+    """A control plane that cannot start reports why, and leaves nothing behind."""
     failing = ControlPlane(flags=["--no-such-flag"])
     with pytest.raises(ClusterError, match="unknown flag"):
         failing.__enter__()
@@ -216,7 +216,7 @@ def test_failed_start() -> None:
 def test_kube_proxy_programs_a_service(
     control_plane: ControlPlane, namespace: str, node: str, backend: Backend, sign: str
 ) -> None:
-    """kube-proxy reaches the API server from its namespace, programs the Service there, and leaves the host alone."""
+    """The real kube-proxy reaches the API server from its namespace, and programs Services only there."""
     before = [Path(file).read_text() for file in SHARED_WITH_THE_HOST]
     with KubeProxy(control_plane, namespace, node=node, backend=backend) as proxy:
         proxy.wait_synced()

@@ -1,4 +1,4 @@
-"""Events in a real API server that looks at rights: with the rights of manifests/base, and without any to make Events."""
+"""Events in a real API server with RBAC: with the permissions of manifests/base, and without permission for Events."""
 
 import re
 from collections.abc import Iterator
@@ -26,8 +26,8 @@ FLAGS = ("--cluster-cidr=10.244.0.0/16", "--metrics-bind-address=", "--healthz-b
 
 
 @pytest.fixture(scope="module")
-def guarded(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it decides whether tests can run
-    """Give a control plane that looks at rights, and has those of the manifests."""
+def guarded(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - fails without the programs
+    """Provide a control plane with RBAC and the roles of the manifests."""
     with ControlPlane(authorization="RBAC") as started:
         for name in ("serviceaccount.yaml", "rbac.yaml"):
             started.kubectl("apply", "--namespace=kube-system", f"--filename={MANIFESTS / name}")
@@ -35,7 +35,7 @@ def guarded(peers: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - it decides
 
 
 class Watched:
-    """An agent behind a gate, with one Service, and the Events that the API server has."""
+    """An agent behind a gate, with one Service, and its Events in the API server."""
 
     def __init__(self, control_plane: ControlPlane, namespace: str, relay: Relay, folder: Path) -> None:
         self._control_plane = control_plane
@@ -45,7 +45,7 @@ class Watched:
         self.gate = Gate(GATED, folder)
 
     def __enter__(self) -> Self:
-        """Make the Node and the Service."""
+        """Create the Node and the Service."""
         cluster = Cluster(self._control_plane, self._at_exit)
         cluster.create_node()
         cluster.create_service("web")
@@ -54,7 +54,7 @@ class Watched:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the agent, and remove what was made."""
+        """Stop the agent, and delete the objects."""
         self._at_exit.close()
         self._control_plane.kubectl("delete", "events", "--all", "--wait=false")
 
@@ -75,7 +75,7 @@ class Watched:
         return agent
 
     def refuse_web(self) -> None:
-        """Refuse what has the Service's cluster IP, from its next change on, and change it."""
+        """Make the gate refuse the cluster IP of the Service, and change the Service."""
         self.gate.refuse(f"-d {self.web()['spec']['clusterIP']}/32")
         self._control_plane.request("PATCH", f"{SERVICES}/web", {"spec": {"ports": [{"port": 81}]}})
 
@@ -84,7 +84,7 @@ class Watched:
         return self._control_plane.request("GET", f"{SERVICES}/web")
 
     def event(self, reason: str) -> JsonObject:
-        """Wait for the one Event with a reason."""
+        """Wait for the only Event with a reason."""
         wait_until(lambda: bool(self.events(reason)), f"an Event {reason}", timeout_seconds=PATIENCE_SECONDS)
         [found] = self.events(reason)
         return found
@@ -95,13 +95,13 @@ class Watched:
         return [item for item in items if item["reason"] == reason]
 
     def described(self, kind: str, name: str) -> str:
-        """Return what kubectl tells a person of an object."""
+        """Return the output of kubectl describe for an object."""
         return self._control_plane.kubectl("describe", kind, name)
 
 
 @pytest.fixture
 def watched(guarded: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[Watched]:
-    """Give an agent's surroundings."""
+    """Provide the environment of an agent."""
     with Watched(guarded, namespace, guarded.new_relay(), tmp_path) as made:
         yield made
 
@@ -111,8 +111,8 @@ def parts(event: JsonObject, *names: str) -> tuple[Any, ...]:
     return tuple(event.get(name) for name in names)
 
 
-def test_events_with_the_rights_of_the_manifests(guarded: ControlPlane, watched: Watched) -> None:
-    """The Node is told of the start, a Service of its refusal, once, and of its end; kubectl describe shows each."""
+def test_events_with_the_permissions_of_the_manifests(guarded: ControlPlane, watched: Watched) -> None:
+    """The Node gets an Event of the start, the Service one of its refusal and one of its end, as shown by kubectl."""
     agent = watched.start(guarded.create_token("kube-proxy", "kube-system"))
     started = watched.event("Starting")
     defaulted = watched.event("KubeProxyDefaultMode")
@@ -138,11 +138,11 @@ def test_events_with_the_rights_of_the_manifests(guarded: ControlPlane, watched:
     assert re.search(r"Warning +RulesRefused .* pyproxy", watched.described("service", "web"))
 
 
-def test_events_that_come_while_the_api_server_is_away(guarded: ControlPlane, watched: Watched) -> None:
-    """An Event waits for the API server to come back, and disturbs nothing meanwhile."""
+def test_events_during_an_outage_of_the_api_server(guarded: ControlPlane, watched: Watched) -> None:
+    """An Event is sent after an outage of the API server, and affects nothing meanwhile."""
     agent = watched.start(guarded.create_token("kube-proxy", "kube-system"))
     watched.event("Starting")
-    # The change has to arrive, and its refusal has to come when the API server is away.
+    # The change has to arrive before the outage, and its refusal has to come during it.
     watched.gate.be_busy()
     tries = watched.gate.count
     watched.refuse_web()
@@ -156,8 +156,8 @@ def test_events_that_come_while_the_api_server_is_away(guarded: ControlPlane, wa
     assert "Warning" == watched.event("RulesRefused")["type"]
 
 
-def test_without_rights_to_make_events(guarded: ControlPlane, watched: Watched) -> None:
-    """Rights to read are enough to work: that Events are refused is one warning, however many there were to be."""
+def test_without_permission_to_create_events(guarded: ControlPlane, watched: Watched) -> None:
+    """Read permissions suffice; refused Events cause a single warning."""
     name = "pyproxy-without-events"
     guarded.kubectl("create", "clusterrole", name, "--verb=list,watch", "--resource=services,nodes,endpointslices")
     token = guarded.create_token("reader", "kube-system")

@@ -1,4 +1,4 @@
-"""The fields that a misspelt one in a file is compared with are those that the real API server publishes."""
+"""The known fields of objects, used to find misspelt fields in files, equal those of the real API server."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ KINDS = {
 
 
 def differences(schemas: JsonObject, schema: JsonObject, shape: _Shape, path: str) -> list[str]:
-    """Return the fields that only one side knows, below a schema; fields whose content is not looked into end the walk."""
+    """Return the fields below a schema that only one side has; fields whose content is not checked end the recursion."""
     properties: JsonObject = schema.get("properties", {})
     found = [f"{path}.{name}" for name in sorted(properties.keys() ^ shape.keys())]
     for name, inner in shape.items():
@@ -29,7 +29,7 @@ def differences(schemas: JsonObject, schema: JsonObject, shape: _Shape, path: st
 
 
 def resolved(schemas: JsonObject, schema: JsonObject) -> JsonObject:
-    """Return the schema of an object, or of the items of a list, behind its references."""
+    """Return the schema of an object, or of the items of a list, with references resolved."""
     inner: Any = schema.get("items", schema)
     [reference] = [part for part in (inner, *inner.get("allOf", ())) if "$ref" in part]
     found: JsonObject = schemas[reference["$ref"].rpartition("/")[2]]
@@ -38,7 +38,7 @@ def resolved(schemas: JsonObject, schema: JsonObject) -> JsonObject:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_known_fields(control_plane: ControlPlane, kind: str) -> None:
-    """No field is missing, which would be called unknown in a good file, and none is too many."""
+    """No field is missing, which would be reported as unknown in a valid file, and none is superfluous."""
     path, package = KINDS[kind]
     schemas: JsonObject = control_plane.request("GET", f"/openapi/v3/{path}")["components"]["schemas"]
 

@@ -1,6 +1,6 @@
-"""Metrics of kube-proxy and of pyproxy, scraped in one run: names, types, labels and bounds of buckets, as text.
+"""Metrics of kube-proxy and pyproxy, scraped in one run: names, types, labels and bucket bounds, as text.
 
-Each difference stands in docs/metrics.md with its reason; a row there that is no difference any more is an error, too.
+docs/metrics.md lists each difference with its reason; a row that is no longer a difference is also an error.
 """
 
 import fnmatch
@@ -32,10 +32,10 @@ ROOT = Path(__file__).parents[2]
 METRICS = ROOT / "docs" / "metrics.md"
 NODE = "metrics"
 BACKENDS: tuple[Backend, ...] = ("iptables-nft", "nftables")
-"""Of each mode that the kernel of the tests has."""
+"""The modes that the kernel of the tests supports."""
 PATHS = ("/metrics", "/healthz", "/proxyMode", "/configz")
 MISSING, MORE = "### Not in pyproxy", "### Only in pyproxy"
-"""Tables of docs/metrics.md."""
+"""Headings of tables in docs/metrics.md."""
 PATIENCE_SECONDS = 60.0
 _SAMPLE = re.compile(r"(?P<name>\w+)(?:\{(?P<labels>.*)\})? \S+")
 _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
@@ -43,12 +43,12 @@ _LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 @dataclass
 class Shape:
-    """What a metric is like, whatever its values are."""
+    """The properties of a metric, apart from its values."""
 
     type: str
     labels: set[str] = field(default_factory=set)
     bounds: list[str] = field(default_factory=list)
-    """Of the buckets of a histogram, as they are written, of its first series."""
+    """The bucket bounds of the first series of a histogram, as text."""
 
 
 def shapes(text: str) -> dict[str, Shape]:
@@ -71,51 +71,51 @@ def shapes(text: str) -> dict[str, Shape]:
 
 @cache
 def rows(heading: str) -> tuple[tuple[str, ...], ...]:
-    """Return the patterns of names in the first column of the table under a heading of docs/metrics.md, row by row."""
+    """Return the name patterns in the first column of the table under a heading of docs/metrics.md, by row."""
     section = METRICS.read_text().split(f"\n{heading}\n")[1].split("\n#")[0]
     cells = (line.split("|")[1] for line in section.splitlines() if line.startswith("| `"))
     return tuple(tuple(re.findall(r"`([^`]+)`", cell)) for cell in cells)
 
 
 def without_row(names: set[str], heading: str) -> set[str]:
-    """Return the names that no row of a table speaks of."""
+    """Return the names that no row of a table matches."""
     patterns = [pattern for row in rows(heading) for pattern in row]
     return {name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)}
 
 
 @dataclass(frozen=True)
 class Scraped:
-    """What one program answered, by path."""
+    """The answers of one program, by path."""
 
     pages: Mapping[str, str]
 
     @property
     def metrics(self) -> dict[str, Shape]:
-        """Return what its metrics are like."""
+        """Return the properties of its metrics."""
         return shapes(self.pages["/metrics"])
 
 
 class Both(NamedTuple):
-    """What both answered in one mode."""
+    """The answers of both programs in one mode."""
 
     kube_proxy: Scraped
     pyproxy: Scraped
 
 
 def get(namespace: str, path: str, port: int = 10249) -> str:
-    """Ask the program in a namespace for a path."""
+    """Return a path of the program in a namespace."""
     return call_inside(namespace, lambda: exchange(HTTPConnection(LOOPBACK, port, timeout=10), "GET", path))
 
 
 def scrape(namespace: str) -> Scraped:
-    """Ask a program for all that it says."""
+    """Return all pages of a program."""
     for path in ("/healthz", "/livez"):
         get(namespace, path, 10256)
     return Scraped({path: get(namespace, path) for path in PATHS})
 
 
 def has_counted(namespace: str) -> bool:
-    """Say whether a program has measured a change in both families, by itself, and looked for stale flows."""
+    """Return whether a program has measured a single change in both families, and has searched for stale flows."""
     text = get(namespace, "/metrics")
     return all(
         f'kubeproxy_{name}{{ip_family="{family}"}}' in text
@@ -130,22 +130,22 @@ def has_counted(namespace: str) -> bool:
 
 
 def change_until_counted(control_plane: ControlPlane, namespaces: Collection[str], stack: ExitStack) -> None:
-    """Make changes, each with a Service of its own, until programs in all namespaces have counted one.
+    """Make changes, each with a new Service, until the programs in all namespaces have counted one.
 
-    A change that comes together with the first list of ServiceCIDRs is not looked at by itself.
+    A change that arrives together with the first list of ServiceCIDRs is not measured separately.
     """
     deadline = time.monotonic() + PATIENCE_SECONDS
     for number in count():
         if all(map(has_counted, namespaces)):
             return
         assert time.monotonic() < deadline
-        stack.callback(forget, control_plane, f"told-{number}")
-        describe(control_plane, f"told-{number}")
+        stack.callback(forget, control_plane, f"changed-{number}")
+        describe(control_plane, f"changed-{number}")
         time.sleep(1)
 
 
 def describe(control_plane: ControlPlane, told: str) -> None:
-    """Make a Service with endpoints that were changed just now, of TCP and UDP."""
+    """Create a Service with TCP and UDP endpoints that have just changed."""
     ports = [{"name": "tcp", "port": 80}, {"name": "udp", "port": 53, "protocol": "UDP"}]
     spec = {"type": "LoadBalancer", "ipFamilyPolicy": "RequireDualStack", "ports": ports}
     control_plane.request("POST", SERVICES, {"metadata": {"name": told}, "spec": spec})
@@ -162,7 +162,7 @@ def describe(control_plane: ControlPlane, told: str) -> None:
 
 
 def forget(control_plane: ControlPlane, told: str) -> None:
-    """Remove what was made, also where not all of it was."""
+    """Delete the objects, also if not all were created."""
     for path in (f"{SERVICES}/{told}", f"{SLICES}/{told}-ipv4", f"{SLICES}/{told}-ipv6"):
         with suppress(ApiError):
             control_plane.request("DELETE", path)
@@ -170,12 +170,12 @@ def forget(control_plane: ControlPlane, told: str) -> None:
 
 @pytest.fixture(scope="module")
 def scraped(control_plane: ControlPlane) -> Mapping[Backend, Both]:
-    """Run both in each mode, each in a namespace of its own, and ask them for everything."""
+    """Run both programs in each mode, each in its own namespace, and scrape them."""
     return {backend: run_both(control_plane, backend) for backend in BACKENDS}
 
 
 def run_both(control_plane: ControlPlane, backend: Backend) -> Both:
-    """Run both until they have been asked."""
+    """Run both programs until they have been scraped."""
     with ExitStack() as stack:
         control_plane.create_node(NODE, ["192.0.2.11", "2001:db8::11"], pod_cidrs=["10.244.0.0/24", "fd00:10:244::/64"])
         stack.callback(control_plane.request, "DELETE", f"/api/v1/nodes/{NODE}")
@@ -190,7 +190,7 @@ def run_both(control_plane: ControlPlane, backend: Backend) -> Both:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_kube_proxy_has(scraped: Mapping[Backend, Both], backend: Backend) -> None:
-    """Each metric of kube-proxy is there under the same name, of the same type, with its labels and bounds."""
+    """Each metric of kube-proxy exists in pyproxy with the same name, type, labels and bounds."""
     theirs, ours = (each.metrics for each in scraped[backend])
 
     assert set() == without_row(theirs.keys() - ours.keys(), MISSING)
@@ -200,7 +200,7 @@ def test_what_kube_proxy_has(scraped: Mapping[Backend, Both], backend: Backend) 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_kube_proxy_has_not(scraped: Mapping[Backend, Both], backend: Backend) -> None:
-    """What pyproxy has besides begins with its name, or has a reason."""
+    """Additional metrics of pyproxy have its prefix, or a documented reason."""
     theirs, ours = (each.metrics for each in scraped[backend])
 
     others = {name for name in ours.keys() - theirs.keys() if not name.startswith("pyproxy_")}
@@ -208,7 +208,7 @@ def test_what_kube_proxy_has_not(scraped: Mapping[Backend, Both], backend: Backe
 
 
 def test_every_reason_is_needed(scraped: Mapping[Backend, Both]) -> None:
-    """A row of either table speaks of a metric that is on one side only, in one of the modes."""
+    """Each row of either table matches a metric that only one program has, in one of the modes."""
     missing = {name for theirs, ours in scraped.values() for name in theirs.metrics.keys() - ours.metrics.keys()}
     more = {name for theirs, ours in scraped.values() for name in ours.metrics.keys() - theirs.metrics.keys()}
 
@@ -218,21 +218,21 @@ def test_every_reason_is_needed(scraped: Mapping[Backend, Both]) -> None:
 
 @pytest.mark.parametrize("path", ["/healthz", "/proxyMode"])
 def test_pages_are_the_same(scraped: Mapping[Backend, Both], path: str) -> None:
-    """What is said in plain text is the same, byte for byte."""
+    """Plain text pages are the same, byte for byte."""
     for both in scraped.values():
         assert both.kube_proxy.pages[path] == both.pyproxy.pages[path]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_configurations_have_the_same_fields(scraped: Mapping[Backend, Both], backend: Backend) -> None:
-    """/configz has the same fields on both sides, of the same types of JSON."""
+    """/configz has the same fields on both sides, with the same JSON types."""
     theirs, ours = (json.loads(each.pages["/configz"])["kubeproxy.config.k8s.io"] for each in scraped[backend])
 
     assert dict(fields(theirs)) == dict(fields(ours))
 
 
 def fields(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the path of each field, and what kind of value it has."""
+    """Yield the path of each field, and the type of its value."""
     for key, value in tree.items():
         if isinstance(value, dict):
             yield from fields(value, f"{above}{key}.")
@@ -241,7 +241,7 @@ def fields(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
 
 
 def test_monitoring_is_rendered(control_plane: ControlPlane) -> None:
-    """The folder for Prometheus and Grafana is a kustomization, and the dashboard arrives whole."""
+    """The directory for Prometheus and Grafana is a kustomization with the complete dashboard."""
     rendered = list(yaml.safe_load_all(control_plane.kubectl("kustomize", str(ROOT / "manifests" / "monitoring"))))
 
     assert {"ConfigMap", "PrometheusRule", "Service", "ServiceMonitor"} == {item["kind"] for item in rendered}

@@ -1,6 +1,6 @@
-"""pyproxy does with every packet what the real kube-proxy does, for the same objects in the same cluster.
+"""pyproxy treats every packet like the real kube-proxy, for the same objects in the same cluster.
 
-What may differ stands in docs/differences.md, and nothing of it is met by these packets.
+These packets avoid the intended differences in docs/differences.md.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ from .peer.world import CLUSTER_CIDR_FLAG, CORE, FURTHER
 SETS = 20
 LONG_SETS = 200
 FURTHER_PACKETS = 60
-"""For a handmade state, beside all that its core sources can send to what Services have."""
+"""The number of additional packets of a handmade state, beyond all packets from core sources to frontends."""
 GENERATED_PACKETS = 60
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each generated state a test of its own: its number, and the seed of the run."""
+    """Create a test for each generated state, with its number and the seed of the run."""
     if "number" in metafunc.fixturenames:
         config = metafunc.config
         seed = config.getoption("hypothesis_seed") or "0"
@@ -36,21 +36,21 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="module", params=MODES, ids=str)
 def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Give two labs with proxies in one mode."""
+    """Provide two labs with proxies in one mode."""
     with Pair(control_plane, request.param, [CLUSTER_CIDR_FLAG]) as started:
         yield started
 
 
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
 def test_handmade(pair: Pair, state: State) -> None:
-    """Whatever a Service can be or have, packets from everywhere to each of its addresses meet the same."""
+    """For every feature of Services, packets from all sources to all addresses have the same results."""
     told = pair.tell(state)
 
     assert [] == divergences(pair, told, core_and_further(destinations(told), FURTHER_PACKETS))
 
 
 def test_generated(pair: Pair, seed: str, number: int) -> None:
-    """Whatever comes together in Services, slices and Nodes, packets meet the same."""
+    """For random Services, slices and Nodes, packets have the same results."""
     told = pair.tell(generated_state(seed, number))
     found = packets([*CORE, *FURTHER], destinations(told))
     wanted = some(found, GENERATED_PACKETS, Random(f"{pair.mode}/{seed}/{number}"))  # noqa: S311 - as above

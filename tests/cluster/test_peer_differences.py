@@ -1,6 +1,6 @@
-"""What differs, and shall: each test shows kube-proxy's way and pyproxy's, beside the rows of docs/differences.md.
+"""Intended differences: each test shows the behaviour of kube-proxy and of pyproxy for a row of docs/differences.md.
 
-A test that fails here because both do the same means that a row is no longer true.
+A test that fails because both behave the same means that its row is outdated.
 """
 
 import subprocess
@@ -44,23 +44,23 @@ FREE_CLUSTER_IPS = [str(ip_network(cidr).network_address + 64001) for cidr in SE
 
 @pytest.fixture(scope="module", params=MODES, ids=str)
 def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Give two labs with proxies in one mode."""
+    """Provide two labs with proxies in one mode."""
     with Pair(control_plane, request.param, [CLUSTER_CIDR_FLAG]) as started:
         yield started
 
 
 def ask(connections: list[Connection]) -> list[str]:
-    """Ask through each connection, and say who answered, or how it failed."""
+    """Send a question through each connection; return the servers, or the failures."""
     return [outcome.server or outcome.verdict.value for outcome in (connection.ask() for connection in connections)]
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Wait for what comes beside rules."""
+    """Wait for an effect other than rules."""
     wait_until(condition, what, timeout_seconds=PATIENCE_SECONDS)
 
 
 def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
-    """Where no endpoint is left, both end flows to cluster IPs; those to node ports pyproxy alone."""
+    """After the last endpoint is removed, both end flows to cluster IPs; only pyproxy ends those to node ports."""
     dns = entry(service("dns", port(53, "UDP", node_port=NODE_PORT), type="NodePort"), "pod1-1")
     [(_, made)] = pair.tell(State((dns,)))
     with ExitStack() as opened:
@@ -73,7 +73,7 @@ def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
             open_all(side.lab["outside1"], map(side.lab["node1"].address, VERSIONS), NODE_PORT) for side in pair.sides
         ]
         pair.remove_slices(dns)
-        for _ in range(2):  # with the second mark, what comes after the sync of the first is over
+        for _ in range(2):  # after the second marker, the work after the sync of the first one is complete
             pair.catch_up()
 
         for connections in (*to_cluster_ips, to_node_ports[1]):
@@ -82,29 +82,29 @@ def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
 
 
 def test_udp_flows_from_before_a_service_that_has_endpoints(pair: Pair) -> None:
-    """Where a Service comes after its endpoints, kube-proxy in iptables mode leaves earlier flows with nobody."""
+    """If a Service is created after its endpoints, kube-proxy in iptables mode keeps earlier flows, without an answer."""
     late = entry(service("late", port(53, "UDP"), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS), "pod1-1")
     pair.tell(State(()))
     pair.add_slices(late)
     pair.catch_up()
 
-    def met(side: Side) -> list[Outcome]:
+    def outcomes(side: Side) -> list[Outcome]:
         probes = [udp(ip, 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS) for ip in FREE_CLUSTER_IPS]
         return side.lab.client_pod.probe(*probes)
 
-    assert [] == [outcome for side in pair.sides for outcome in met(side) if outcome.verdict is Verdict.REPLY]
+    assert [] == [outcome for side in pair.sides for outcome in outcomes(side) if outcome.verdict is Verdict.REPLY]
     pair.add_service(late.service)
     for _ in range(2):
         pair.catch_up()
 
-    wait_for(lambda: ["pod1-1"] * 2 == [outcome.server for outcome in met(pair.pyproxy)], "answers with pyproxy")
-    # In nftables mode kube-proxy drops what goes to addresses without a Service, so that there is no flow.
+    wait_for(lambda: ["pod1-1"] * 2 == [outcome.server for outcome in outcomes(pair.pyproxy)], "answers with pyproxy")
+    # In nftables mode kube-proxy drops packets to addresses without a Service, so that there is no flow.
     expected = "pod1-1" if pair.mode is NFTABLES else None
-    assert [expected] * 2 == [outcome.server for outcome in met(pair.kube_proxy)]
+    assert [expected] * 2 == [outcome.server for outcome in outcomes(pair.kube_proxy)]
 
 
 def test_address_that_two_services_list(pair: Pair) -> None:
-    """Where two Services list one external IP, chance decides with kube-proxy, and age with pyproxy, on every node."""
+    """If two Services list one external IP, kube-proxy's choice is random; pyproxy uses the older one on every node."""
     older = entry(service("z-older", port(80), externalIPs=public(110)), "pod1-1")
     younger = entry(service("a-younger", port(80), externalIPs=public(110)), "pod1-2")
     [(_, made)] = pair.tell(State((older,)))
@@ -116,7 +116,7 @@ def test_address_that_two_services_list(pair: Pair) -> None:
 
 
 def test_cluster_ip_that_another_service_lists(pair: Pair) -> None:
-    """Where a Service lists another's cluster IP as an external IP, chance decides with kube-proxy, not with pyproxy."""
+    """If a Service lists another's cluster IP as external IP, kube-proxy's choice is random; pyproxy's is not."""
     thief = entry(service("a-thief", port(80), externalIPs=FREE_CLUSTER_IPS), "pod1-2")
     owner = service("z-owner", port(80), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS)
     pair.tell(State((thief, entry(owner, "pod1-1"))))
@@ -127,7 +127,7 @@ def test_cluster_ip_that_another_service_lists(pair: Pair) -> None:
 
 
 def test_service_cidr_that_comes_later(pair: Pair, control_plane: ControlPlane) -> None:
-    """In nftables mode pyproxy drops at once what goes to free addresses of a new range, kube-proxy from a full sync on."""
+    """In nftables mode pyproxy applies a new ServiceCIDR immediately, kube-proxy only after a full sync."""
     pair.tell(State(()))
     body = {"metadata": {"name": "later"}, "spec": {"cidrs": [str(LATER_CIDR)]}}
     control_plane.request("POST", SERVICE_CIDRS_PATH, body)
@@ -138,18 +138,18 @@ def test_service_cidr_that_comes_later(pair: Pair, control_plane: ControlPlane) 
         pair.catch_up()
         assert NO_ROUTE == _fate_in_the_later_range(pair.kube_proxy)
 
-        pair.tell(State((), {"node1": "b", "node2": "a"}))  # a Node's zone is a reason for a full sync
+        pair.tell(State((), {"node1": "b", "node2": "a"}))  # a changed zone causes a full sync
         wait_for(lambda: dropped == _fate_in_the_later_range(pair.kube_proxy), "the range to act with kube-proxy")
 
 
 def _fate_in_the_later_range(side: Side) -> str:
-    """Say what a node's packet meets at an address that no Service has; the lab's router has no such network, and says so."""
+    """Return the result of a node's packet to a free address; the lab's router has no route to it, and sends an error."""
     [outcome] = side.lab["node1"].probe(tcp(LATER_CIDR[77], 80, timeout_seconds=SILENCE_SECONDS))
     return str(outcome)
 
 
 def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
-    """Where another agent forwards a port to a pod, the pod reaches itself by it with pyproxy's iptables mode only."""
+    """A pod reaches itself through a port that another agent forwards only with pyproxy's iptables mode."""
     pair.tell(State(()))
     found = []
     for side in pair.sides:
@@ -167,7 +167,7 @@ def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
 def test_kernel_settings_that_cannot_be_written(
     control_plane: ControlPlane, namespace: str, program: str, status: int
 ) -> None:
-    """Where /proc/sys is read-only, as in containers without privileges, kube-proxy ends, and pyproxy goes on."""
+    """With a read-only /proc/sys, as in unprivileged containers, kube-proxy exits, and pyproxy keeps working."""
     paths = {"kube-proxy": binary("kube-proxy"), "pyproxy": PYPROXY}
     control_plane.create_node("alone", ["192.0.2.11"])
     with ExitStack() as stack:
@@ -188,14 +188,14 @@ def test_kernel_settings_that_cannot_be_written(
 
 
 def _servers(pair: Pair, *ips: str) -> list[set[str | None]]:
-    """Return who answers on port 80 of addresses, asked on both nodes of both sides."""
+    """Return the servers on port 80 of addresses, from both nodes of both sides."""
     probes = [tcp(ip, 80) for ip in ips] * CHANCES
     sources = [[side.lab.client_pod, side.lab["pod2-3"]] for side in pair.sides]
     return [{outcome.server for source in both for outcome in source.probe(*probes)} for both in sources]
 
 
 def _add_when_younger(pair: Pair, older: JsonObject, younger: Entry) -> None:
-    """Create a Service until the API server, which counts in seconds, takes it to be younger than another."""
+    """Create a Service repeatedly until its creation time, in whole seconds, is later than that of another."""
     age = older["metadata"]["creationTimestamp"]
 
     def is_younger() -> bool:

@@ -1,4 +1,4 @@
-"""pyproxy and kube-proxy change the same by the same flags."""
+"""The same flags have the same effects in pyproxy and kube-proxy."""
 
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
@@ -19,7 +19,7 @@ from .peer.world import CLUSTER_CIDR_FLAG, CORE
 FURTHER_PACKETS = 40
 BLOCKS = "--nodeport-addresses="
 RELAY = "--feature-gates=KubeProxyNFTablesLocalhostNodePorts=true"
-"""Has kube-proxy serve TCP node ports on loopback in nftables mode; pyproxy does in all modes, without a gate."""
+"""Makes kube-proxy serve TCP node ports on loopback in nftables mode; pyproxy does so in all modes, without a gate."""
 FLAGS = {
     "masquerade-all": (CLUSTER_CIDR_FLAG, "--masquerade-all"),
     "no cluster CIDR": (),
@@ -37,7 +37,7 @@ FLAGS = {
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give each mode all flags; but the variants of iptables share them, unless there is time."""
+    """Test all flags in each mode; without --long, the iptables variants share them."""
     if "flags" in metafunc.fixturenames:
         is_long = metafunc.config.getoption("--long")
         modes_in_turn: Iterator[Sequence[Mode]] = cycle([MODES] if is_long else [(LEGACY, NFTABLES), (NFT, NFTABLES)])
@@ -47,7 +47,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def test_flags(control_plane: ControlPlane, mode: Mode, flags: tuple[str, ...]) -> None:
-    """Packets meet the same where both proxies have the same flags."""
+    """Packets have the same results if both proxies have the same flags."""
     with Pair(control_plane, mode, flags) as pair:
         told = pair.tell(FOR_FLAGS)
 
@@ -61,7 +61,7 @@ def test_flags(control_plane: ControlPlane, mode: Mode, flags: tuple[str, ...]) 
 
 
 def is_for_pyproxys_relay(destination: Destination, mode: Mode, flags: Sequence[str]) -> bool:
-    """Say whether a packet is for a node port on loopback that pyproxy alone serves (docs/differences.md)."""
+    """Return whether a packet is for a node port on loopback that only pyproxy serves (docs/differences.md)."""
     ip = destination.to.ip
     texts = [flag.removeprefix(BLOCKS).split(",") for flag in flags if flag.startswith(BLOCKS)]
     blocks = [ip_network(text) for text in chain.from_iterable(texts) if "/" in text]
@@ -69,11 +69,11 @@ def is_for_pyproxys_relay(destination: Destination, mode: Mode, flags: Sequence[
         return False
     if mode is NFTABLES:
         return RELAY not in flags or destination.protocol is not Protocol.TCP
-    return destination.version == 6  # of IPv4 both have rules
+    return destination.version == 6  # for IPv4 both have rules
 
 
-def test_a_difference_is_seen(control_plane: ControlPlane) -> None:
-    """Where pyproxy alone is told to masquerade all traffic to cluster IPs, the packets that show it are found."""
+def test_a_difference_is_found(control_plane: ControlPlane) -> None:
+    """With --masquerade-all for pyproxy only, the comparison finds the different packets."""
     with Pair(control_plane, MODES[0], [CLUSTER_CIDR_FLAG], only_pyproxy=["--masquerade-all"]) as pair:
         told = pair.tell(FOR_FLAGS)
         wanted = [packet for packet in packets(CORE, destinations(told)) if packet.destination.what == "cluster IP"]

@@ -1,4 +1,4 @@
-"""The real kube-proxy and pyproxy, asked for their health side by side: status, headers and body are the same."""
+"""Health endpoints of the real kube-proxy and pyproxy: status, headers and body are the same."""
 
 import json
 import re
@@ -31,19 +31,19 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
 
 @pytest.fixture(scope="module", params=(MODES[0], NFTABLES), ids=str)
 def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Give two labs with proxies in one mode."""
+    """Provide two labs with proxies in one mode."""
     with Pair(control_plane, request.param, [CLUSTER_CIDR_FLAG]) as started:
         yield started
 
 
 def balanced(*endpoints: str | On) -> Entry:
-    """Return a Service with a load balancer that asks each node for endpoints."""
+    """Return a Service with a load balancer and a health check node port."""
     spec = service("balanced", port(80), ingress=ingress(111), healthCheckNodePort=CHECK_PORT, **LOCAL, **BALANCED)
     return entry(spec, *endpoints)
 
 
 def ask(side: Side, node: str, number: int, path: str, version: int = 4) -> Answer | None:
-    """Ask a port of a node from outside the cluster; None: nobody listens."""
+    """Send a request to a port of a node from outside the cluster; None if nothing listens."""
     answer = get_inside(side.lab["outside1"].namespace.name, str(side.lab[node].address(version)), number, path)
     if answer is None:
         return None
@@ -51,7 +51,7 @@ def ask(side: Side, node: str, number: int, path: str, version: int = 4) -> Answ
 
 
 def both(pair: Pair, node: str, number: int, path: str = "/", version: int = 4) -> list[Answer | None]:
-    """Ask a node of each side, kube-proxy's first."""
+    """Send a request to a node of each side, kube-proxy's first."""
     return [ask(side, node, number, path, version) for side in pair.sides]
 
 
@@ -65,7 +65,7 @@ def wait_for_both(pair: Pair, node: str, number: int, status: int | None, path: 
 
 
 def has_ended(side: Side) -> bool:
-    """Say whether the proxy of a node has ended."""
+    """Return whether the proxy of a node has exited."""
     try:
         side.require_alive(side.lab["node2"])
     except ClusterError:
@@ -73,13 +73,13 @@ def has_ended(side: Side) -> bool:
     return False
 
 
-def has_said(side: Side, words: str) -> bool:
-    """Say whether the proxy of a node has logged something."""
+def has_logged(side: Side, words: str) -> bool:
+    """Return whether the proxy of a node has logged a text."""
     return words in side.log(side.lab["node2"])
 
 
 def shape(answer: Answer | None) -> Answer:
-    """Return an answer without its times, whose length in text varies."""
+    """Return an answer without times, whose text length varies."""
     assert answer is not None
     headers = {name: text for name, text in answer.headers.items() if name != "Content-Length"}
     return Answer(answer.status, headers, _TIME.sub("TIME", answer.body))
@@ -87,7 +87,7 @@ def shape(answer: Answer | None) -> Answer:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_health_check_node_ports(pair: Pair, version: int) -> None:
-    """Load balancers are told the same to the byte, in both families, by nodes with and without endpoints."""
+    """Answers to load balancers are equal byte for byte, in both families, on nodes with and without endpoints."""
     pair.tell(State((balanced("pod1-1", "pod1-2", On("pod1-3", TERMINATING), On("pod2-1", TERMINATING)),)))
     wait_for_both(pair, "node1", CHECK_PORT, 200)
     wait_for_both(pair, "node2", CHECK_PORT, 503)
@@ -100,7 +100,7 @@ def test_health_check_node_ports(pair: Pair, version: int) -> None:
 
 
 def test_health_check_node_ports_follow_their_services(pair: Pair) -> None:
-    """Endpoints come and go, and Services: both sides follow."""
+    """Health checks follow changes of endpoints and Services on both sides."""
     pair.tell(State((balanced("pod2-1"),)))
     wait_for_both(pair, "node1", CHECK_PORT, 503)
     wait_for_both(pair, "node2", CHECK_PORT, 200)
@@ -114,7 +114,7 @@ def test_health_check_node_ports_follow_their_services(pair: Pair) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("path", ["/healthz", "/livez", "/", "/healthz/x"])
 def test_health(pair: Pair, path: str, version: int) -> None:
-    """The same paths are there, with the same headers, and bodies that differ in times alone."""
+    """Both sides have the same paths and headers, and the bodies differ only in times."""
     wait_for_both(pair, "node1", HEALTH_PORT, 200, "/healthz")
     kube_proxy, pyproxy = both(pair, "node1", HEALTH_PORT, path, version)
 
@@ -122,7 +122,7 @@ def test_health(pair: Pair, path: str, version: int) -> None:
 
 
 def test_node_that_the_autoscaler_drains(pair: Pair, control_plane: ControlPlane) -> None:
-    """Both sides' /healthz turns with the taint, to the same body; /livez stays."""
+    """/healthz of both sides fails with the taint, with the same body; /livez does not change."""
 
     def taint(*taints: JsonObject) -> None:
         control_plane.request("PATCH", "/api/v1/nodes/node2", {"spec": {"taints": list(taints) or None}})
@@ -139,7 +139,7 @@ def test_node_that_the_autoscaler_drains(pair: Pair, control_plane: ControlPlane
 
 
 def test_node_that_is_deleted(pair: Pair, control_plane: ControlPlane) -> None:
-    """kube-proxy ends when its Node is deleted; pyproxy goes on with what the Node said last."""
+    """After its Node is deleted, kube-proxy exits; pyproxy continues with the last known Node."""
     path = "/api/v1/nodes/node2"
     node: dict[str, Any] = control_plane.request("GET", path)
     pair.tell(State((balanced("pod2-1"),)))
@@ -149,7 +149,7 @@ def test_node_that_is_deleted(pair: Pair, control_plane: ControlPlane) -> None:
         kube_proxy, pyproxy = pair.sides
         wait_until(partial(has_ended, kube_proxy), "kube-proxy ends", timeout_seconds=PATIENCE_SECONDS)
         words = "there is no such Node object"
-        wait_until(partial(has_said, pyproxy, words), words, timeout_seconds=PATIENCE_SECONDS)
+        wait_until(partial(has_logged, pyproxy, words), words, timeout_seconds=PATIENCE_SECONDS)
         answers = [ask(pyproxy, "node2", HEALTH_PORT, "/healthz"), ask(pyproxy, "node2", CHECK_PORT, "/")]
     finally:
         metadata = {key: node["metadata"][key] for key in ("name", "labels")}

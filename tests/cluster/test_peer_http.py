@@ -1,4 +1,4 @@
-"""Requests of every shape, sent as they are to the servers of the real kube-proxy and of pyproxy."""
+"""Valid and malformed requests, sent to the HTTP servers of the real kube-proxy and of pyproxy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ print(json.dumps(replies))
 
 @pytest.fixture(scope="module")
 def pair(control_plane: ControlPlane) -> Iterator[Pair]:
-    """Give two labs with proxies that serve a Service with a health check node port."""
+    """Provide two labs with proxies that serve a Service with a health check node port."""
     flags = [CLUSTER_CIDR_FLAG, f"--metrics-bind-address=127.0.0.1:{METRICS_PORT}"]
     with Pair(control_plane, MODES[0], flags) as started:
         started.tell(State((balanced("pod1-1"),)))
@@ -43,14 +43,14 @@ def pair(control_plane: ControlPlane) -> Iterator[Pair]:
 
 
 def replies(side: Side, port: int) -> dict[str, Reply]:
-    """Send all shapes to a port of node1, on the node itself."""
+    """Send all requests to a port of node1, from the node itself."""
     text = side.lab["node1"].run(sys.executable, "-c", ASK, "127.0.0.1", str(port))
     return {name: Reply(*reply) for name, reply in json.loads(text).items()}
 
 
 @pytest.mark.parametrize("port", [HEALTH_PORT, CHECK_PORT, METRICS_PORT])
 def test_shapes(pair: Pair, port: int) -> None:
-    """Each request gets the same status, headers and refusals from both, and the table of shapes says which."""
+    """Each request gets the same status, headers and error text from both, as listed in the table of requests."""
     kube_proxy, pyproxy = (replies(side, port) for side in pair.sides)
     index = (HEALTH_PORT, CHECK_PORT, METRICS_PORT).index(port)
 
@@ -63,8 +63,8 @@ def test_shapes(pair: Pair, port: int) -> None:
 
 
 def essence(port: int, reply: Reply) -> tuple[object, ...]:
-    """Return what does not depend on time: the body of a refusal, of pages only the kind."""
+    """Return the parts of an answer that do not depend on time: the body of errors, only the content type of pages."""
     headers = {name: reply.headers[name] for name in HEADERS if name in reply.headers}
     if port == METRICS_PORT:
-        headers = {}  # pages of pyproxy have more headers, against being shown in foreign frames
+        headers = {}  # pages of pyproxy have more headers, which prevent framing by other sites
     return reply.status, headers, reply.body if reply.status >= 300 and reply.status != 503 else ""

@@ -1,8 +1,8 @@
-"""pyproxy's IPVS mode beside that of the real kube-proxy, where the kernel has IPVS: `python -m tests.guest` brings one.
+"""pyproxy's IPVS mode compared with that of the real kube-proxy, on a kernel with IPVS (`python -m tests.guest`).
 
-pyproxy follows the iptables mode where kube-proxy's IPVS mode does not (docs/differences.md). Packets that meet one of
-those rows are left out of the comparison, and have tests of their own: one that fails because both do the same means
-that a row is no longer true.
+In some cases pyproxy follows the iptables mode, and kube-proxy's IPVS mode does not (docs/differences.md). Packets of
+these cases are not compared, and have separate tests: a test that fails because both behave the same means that its
+row is outdated.
 """
 
 from collections.abc import Container, Iterator, Sequence
@@ -28,26 +28,26 @@ FURTHER_PACKETS = 100
 GENERATED = 10
 FOREIGN = "198.51.100.7:80"
 WEB = service("web", port(80))
-"""For what happens when it goes."""
+"""A Service that is deleted."""
 
 Told = Sequence[tuple[Entry, JsonObject]]
 
 
 @pytest.fixture(scope="module")
 def pair(control_plane: ControlPlane) -> Iterator[Pair]:
-    """Give two labs with proxies in IPVS mode."""
+    """Provide two labs with proxies in IPVS mode."""
     with Pair(control_plane, IPVS, [CLUSTER_CIDR_FLAG]) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def told(pair: Pair) -> Told:
-    """Tell both of a little of everything."""
+    """Provide a few Services of every kind on both sides."""
     return pair.tell(FOR_IPVS)
 
 
-def test_packets_meet_the_same(pair: Pair, told: Told) -> None:
-    """Whatever a Service can be or have, packets from everywhere meet the same, but for what is wanted otherwise."""
+def test_packets_have_the_same_results(pair: Pair, told: Told) -> None:
+    """For every feature of Services packets have the same results, except for intended differences."""
     assert "" == _unwanted(pair, told)
 
 
@@ -66,17 +66,20 @@ def _unwanted(pair: Pair, told: Told) -> str:
 
 
 def _goes_to_a_contested_address(packet: Packet, listed: Container[str]) -> bool:
-    """Say whether a packet is for or from an address of a node that a Service lists: with kube-proxy each node claims it."""
+    """Return whether a Service lists the packet's source or destination, an address of a node, as external IP.
+
+    With kube-proxy every node then claims this address.
+    """
     ips = {packet.destination.to.ip, *packet.source.bound}
     return any(str(ip) in listed for node in ("node1", "node2") for ip in ips.intersection(SECOND_ADDRESSES[node]))
 
 
 def _is_otherwise(packet: Packet, item: Entry) -> bool:
-    """Say whether a packet meets a row of docs/differences.md about its Service."""
+    """Return whether a row of docs/differences.md applies to a packet."""
     spec = item.service["spec"]
     to = packet.destination
     if not to.is_served:
-        # kube-proxy's node has the address, and refuses; pyproxy's has not, and passes the packet on.
+        # With kube-proxy the node has the address and refuses the packet; with pyproxy it forwards the packet.
         return any(where in to.what for where in ("external IP, another port", "at external IP"))
     if to.what == "cluster IP":
         node = NODE_OF.get(packet.source.host, "node1")
@@ -85,7 +88,7 @@ def _is_otherwise(packet: Packet, item: Entry) -> bool:
 
 
 def _nodes(item: Entry) -> set[str | None]:
-    """Return the nodes that have an endpoint that is ready."""
+    """Return the nodes with a ready endpoint."""
     return {
         endpoint.get("nodeName")
         for each in item.slices
@@ -95,7 +98,7 @@ def _nodes(item: Entry) -> set[str | None]:
 
 
 def test_node_and_external_policy_local(pair: Pair, told: Told) -> None:
-    """A node without a local endpoint sends its own packets to other nodes with an address that gets no answer."""
+    """With kube-proxy, a node without a local endpoint sends its own packets to other nodes, and gets no answer."""
     [ip] = _external_ips(told, "local")
     met = [_met(side, "node2", ip) for side in pair.sides]
 
@@ -104,7 +107,7 @@ def test_node_and_external_policy_local(pair: Pair, told: Told) -> None:
 
 
 def test_internal_policy_local_without_a_local_endpoint(pair: Pair, told: Told) -> None:
-    """Packets go to endpoints of other nodes, or are refused, where they have to be dropped."""
+    """With kube-proxy, packets that should be dropped are refused, or reach endpoints of other nodes."""
     elsewhere, nowhere = (_cluster_ip(told, name) for name in ("internal-local", "internal-nowhere"))
     probes = udp(elsewhere, 80), tcp(nowhere, 80)
     kube_proxy, pyproxy = (side.lab["node2"].probe(*probes) for side in pair.sides)
@@ -114,7 +117,7 @@ def test_internal_policy_local_without_a_local_endpoint(pair: Pair, told: Told) 
 
 
 def test_addresses_are_bound(pair: Pair, told: Told) -> None:
-    """kube-proxy binds addresses to its device, and pyproxy has routes over it."""
+    """The addresses are bound to a device by kube-proxy, and routed over it by pyproxy."""
     ip = _cluster_ip(told, "cluster")
     listings = [side.lab["node1"].run("ip", "address", "show", "dev", "kube-ipvs0") for side in pair.sides]
 
@@ -122,7 +125,7 @@ def test_addresses_are_bound(pair: Pair, told: Told) -> None:
 
 
 def test_external_ip_of_another_node(pair: Pair, told: Told) -> None:
-    """Where a Service lists an address of node1, kube-proxy takes all of it on node2, and pyproxy the Service's port."""
+    """If a Service lists an address of node1, kube-proxy claims it on node2, and pyproxy only the Service's port."""
     [address] = {entry.service["spec"]["externalIPs"][0] for entry, _ in told if entry.name == "address-of-a-node"}
     kube_proxy, pyproxy = (side.lab["node2"].probe(tcp(address, PORT), tcp(address, 80)) for side in pair.sides)
 
@@ -130,8 +133,8 @@ def test_external_ip_of_another_node(pair: Pair, told: Told) -> None:
     assert ["node1", "pod2-1"] == [outcome.server for outcome in pyproxy]
 
 
-def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG001 - nodes that have something
-    """kube-proxy deletes a virtual server that somebody else made, at its next sync."""
+def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG001 - for its Services
+    """Foreign virtual servers are deleted by kube-proxy at its next sync, and kept by pyproxy."""
     for side in pair.sides:
         side.lab["node1"].run("ipvsadm", "-A", "-t", FOREIGN, "-s", "wlc")
     pair.catch_up()
@@ -140,7 +143,7 @@ def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG
 
 
 def test_connections_of_a_service_that_goes(pair: Pair) -> None:
-    """With kube-proxy they end, and with pyproxy they go on."""
+    """Connections of a deleted Service end with kube-proxy, and continue with pyproxy."""
     [(_, made)] = pair.tell(State((web := entry(WEB, "pod1-1"),)))
     ip = made["spec"]["clusterIP"]
     connections = [side.lab.client_pod.connect(tcp(ip, 80)) for side in pair.sides]
@@ -152,7 +155,7 @@ def test_connections_of_a_service_that_goes(pair: Pair) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Give further states where there is time: a sync of kube-proxy takes a minute or more with some of them."""
+    """Test further states with --long: kube-proxy needs a minute or more to sync some of them."""
     if "state" in metafunc.fixturenames:
         seed = metafunc.config.getoption("hypothesis_seed") or "0"
         states = {"everything": together(STATES)}
@@ -161,8 +164,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("state", chosen.values(), ids=chosen.keys())
 
 
-def test_packets_in_other_states_meet_the_same(pair: Pair, state: State) -> None:
-    """Whatever comes together in Services, slices and Nodes, packets meet the same."""
+def test_packets_in_random_states(pair: Pair, state: State) -> None:
+    """For random Services, slices and Nodes, packets have the same results."""
     assert "" == _unwanted(pair, pair.tell(state))
 
 
@@ -181,7 +184,7 @@ def _cluster_ip(told: Told, name: str) -> str:
 
 
 def _external_ips(told: Told, name: str) -> list[str]:
-    """Return the load balancer's IPv4 addresses of a Service."""
+    """Return the IPv4 load balancer IPs of a Service."""
     return [item["ip"] for item in _made(told, name)["status"]["loadBalancer"]["ingress"][:1]]
 
 

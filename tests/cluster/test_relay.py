@@ -1,4 +1,4 @@
-"""The relay carries bytes faithfully, and fails exactly as it is told to."""
+"""The relay passes data unchanged, and fails exactly as commanded."""
 
 import socket
 from collections.abc import Iterator
@@ -14,14 +14,14 @@ SILENCE_SECONDS = 0.2
 
 @pytest.fixture
 def listener(namespace: str) -> Iterator[socket.socket]:
-    """Give a listening socket in a namespace of its own."""
+    """Provide a listening socket in a separate namespace."""
     with call_inside(namespace, lambda: socket.create_server((LOOPBACK, 0))) as listening:
         yield listening
 
 
 @pytest.fixture
 def relay(listener: socket.socket, namespace: str) -> Iterator[Relay]:
-    """Give a relay to the listening socket."""
+    """Provide a relay to the listening socket."""
     made = Relay(int(listener.getsockname()[1]), namespace=namespace)
     yield made
     made.close()
@@ -33,12 +33,12 @@ def connect(port: int) -> socket.socket:
 
 
 def read_all(stream: socket.socket) -> bytes:
-    """Read until the other side ends the stream."""
+    """Read until the end of the stream."""
     return b"".join(iter(lambda: stream.recv(1 << 20), b""))
 
 
 def test_bytes_arrive_both_ways(relay: Relay, listener: socket.socket) -> None:
-    """All bytes arrive, and one side may end its half of the stream while the other goes on."""
+    """All bytes arrive, and one side may close its half of the stream while the other continues."""
     with connect(relay.listen()) as client, listener.accept()[0] as server:
         client.sendall(MESSAGE[:4])
         client.shutdown(socket.SHUT_WR)
@@ -73,7 +73,7 @@ def test_drop(relay: Relay, listener: socket.socket) -> None:
 
 
 def test_hold(relay: Relay, listener: socket.socket) -> None:
-    """What is sent while the relay holds arrives after it resumes, and not before."""
+    """Data sent while the relay holds arrives only after it resumes."""
     with connect(relay.listen()) as client, listener.accept()[0] as server:
         relay.hold()
         server.sendall(b"late")
@@ -87,7 +87,7 @@ def test_hold(relay: Relay, listener: socket.socket) -> None:
 
 
 def test_refuse(relay: Relay, listener: socket.socket) -> None:
-    """A relay that refuses resets and turns away, and takes connections on the same port after it resumes."""
+    """A relay that refuses resets and refuses connections, and accepts them on the same port after it resumes."""
     port = relay.listen()
     with connect(port) as client, listener.accept()[0]:
         relay.refuse()
@@ -101,7 +101,7 @@ def test_refuse(relay: Relay, listener: socket.socket) -> None:
 
 
 def test_leave(relay: Relay, listener: socket.socket) -> None:
-    """A port that was left refuses, its connections are reset, and those of other ports go on."""
+    """A closed port refuses connections, its open ones are reset, and those of other ports continue."""
     left, kept = relay.listen(), relay.listen()
     with connect(left) as client, listener.accept()[0], connect(kept) as other, listener.accept()[0] as server:
         relay.leave(left)
@@ -115,7 +115,7 @@ def test_leave(relay: Relay, listener: socket.socket) -> None:
 
 
 def test_server_away(relay: Relay, listener: socket.socket) -> None:
-    """With no server behind the relay, a client is let in and then reset."""
+    """Without a server behind the relay, a client is accepted and then reset."""
     port = relay.listen()
     listener.close()
     with connect(port) as client, pytest.raises(ConnectionResetError):

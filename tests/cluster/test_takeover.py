@@ -1,4 +1,4 @@
-"""pyproxy in the place of the real kube-proxy, and back, while clients hold connections and make new ones."""
+"""Takeover from the real kube-proxy and rollback, while clients hold connections and make new ones."""
 
 import re
 from collections.abc import Iterator
@@ -22,17 +22,17 @@ LEFT = {
     "iptables-nft": "KUBE-PROXY-CANARY",
     "nftables": "kube-proxy {",
 }
-"""A text in the rules of each of kube-proxy's modes that pyproxy's never have."""
+"""A text in the rules of each of kube-proxy's modes that pyproxy's rules never contain."""
 REMOVED_BY_KUBE_PROXY = ("nftables", "iptables-nft")
-"""kube-proxy in nftables mode removes the chains of iptables when it starts, before it has rules of its own."""
+"""In nftables mode kube-proxy removes the iptables chains at start, before its own rules are complete."""
 OURS = {"iptables-legacy": "PYPROXY-CANARY", "iptables-nft": "PYPROXY-CANARY", "nftables": "pyproxy {"}
-TRIAL = "PYPROXY-SERVICES"
-"""A chain that pyproxy has on trial only."""
+SIDE_BY_SIDE_CHAIN = "PYPROXY-SERVICES"
+"""A chain that only a pyproxy running side-by-side has."""
 
 
 @pytest.fixture(scope="module")
 def node(control_plane: ControlPlane) -> Iterator[OneNode]:
-    """Give a node without a proxy, and with rules of others."""
+    """Provide a node without a proxy, with foreign rules."""
     with OneNode(control_plane) as made:
         made.load_foreign_rules()
         yield made
@@ -40,7 +40,7 @@ def node(control_plane: ControlPlane) -> Iterator[OneNode]:
 
 @pytest.fixture(autouse=True)
 def _clean(node: OneNode) -> Iterator[None]:
-    """See to it that each test begins without rules of either, and that no rule of others is ever touched."""
+    """Start each test without rules of either proxy, and check that foreign rules never change."""
     with node.cleaned_up():
         yield
     assert not [text for text in (*LEFT.values(), *OURS.values()) if text in node.rules()]
@@ -48,21 +48,21 @@ def _clean(node: OneNode) -> Iterator[None]:
 
 @pytest.mark.parametrize("ours", BACKENDS)
 @pytest.mark.parametrize("its", BACKENDS)
-def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
-    """No connection is lost on the way from kube-proxy to pyproxy, nor on the way back, by anything that pyproxy does."""
+def test_takeover_and_rollback(node: OneNode, its: Backend, ours: Backend) -> None:
+    """No connection is lost through pyproxy during a takeover from kube-proxy and a rollback."""
     with ExitStack() as before:
         before.enter_context(node.kube_proxy(its)).catch_up()
         with node.traffic() as traffic:
             before.close()
             with node.pyproxy(ours) as agent:
                 agent.wait_for_log("first sync done")
-                traffic.note("pyproxy is there")
+                traffic.note("pyproxy has synced")
                 node.wait_for_rules(without=LEFT[its])
                 traffic.note("kube-proxy's rules are gone")
-            way_back_at = traffic.note("pyproxy has ended")
+            rollback_at = traffic.note("pyproxy has ended")
             with node.kube_proxy(its) as proxy:
                 proxy.catch_up()
-                is_back_at = traffic.note("kube-proxy is back")
+                is_back_at = traffic.note("kube-proxy has started")
                 node.command("cleanup")
                 after = node.rules()
                 traffic.note("pyproxy's rules are gone")
@@ -70,15 +70,15 @@ def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
             broken = traffic.broken()
 
     assert [] == broken
-    gap = (way_back_at, is_back_at) if (its, ours) == REMOVED_BY_KUBE_PROXY else (0.0, 0.0)
+    gap = (rollback_at, is_back_at) if (its, ours) == REMOVED_BY_KUBE_PROXY else (0.0, 0.0)
     assert [] == traffic.failures(outside=gap), traffic.notes
     assert all({"pod1-1", "pod2-1"} == set(report.replies) for report in traffic.reports())
     assert OURS[ours] not in after
     assert LEFT[its] in after
 
 
-def test_a_live_one_is_waited_for(node: OneNode, tmp_path: Path) -> None:
-    """While a kube-proxy lives nothing is written, log and supervisor are told why, and its end is seen."""
+def test_waiting_for_a_running_kube_proxy(node: OneNode, tmp_path: Path) -> None:
+    """While a kube-proxy runs nothing is written, log and supervisor get the reason, and its end is detected."""
     with ExitStack() as before, socket(AF_UNIX, SOCK_DGRAM) as supervisor:
         supervisor.bind(str(tmp_path / "notify"))
         before.enter_context(node.kube_proxy("nftables")).wait_synced()
@@ -98,7 +98,7 @@ def test_a_live_one_is_waited_for(node: OneNode, tmp_path: Path) -> None:
 
 
 def test_a_wait_ends_with_a_signal(node: OneNode) -> None:
-    """Who waits can be stopped, and has written nothing."""
+    """A waiting agent can be stopped, and has written nothing."""
     with node.kube_proxy("nftables") as proxy:
         proxy.wait_synced()
         rules = node.rules()
@@ -111,15 +111,15 @@ def test_a_wait_ends_with_a_signal(node: OneNode) -> None:
 
 @pytest.mark.parametrize(("its", "ours"), [("nftables", "iptables-nft"), ("iptables-nft", "nftables")])
 def test_never(node: OneNode, its: Backend, ours: Backend) -> None:
-    """With --takeover=never nobody is waited for, and what kube-proxy has in another mode stays."""
+    """With --takeover=never the agent does not wait, and kube-proxy's rules in another mode stay."""
     with node.kube_proxy(its) as proxy:
         proxy.wait_synced()
-        # Left of a trial of pyproxy: once it is gone, whatever else was to go would be gone too.
-        node.host.run("iptables-legacy-restore", "--noflush", stdin=f"*nat\n:{TRIAL} - [0:0]\nCOMMIT\n")
+        # A stale chain of a side-by-side pyproxy: when it is gone, all other stale rules would be gone as well.
+        node.host.run("iptables-legacy-restore", "--noflush", stdin=f"*nat\n:{SIDE_BY_SIDE_CHAIN} - [0:0]\nCOMMIT\n")
         before = its_rules(node, its)
         with node.pyproxy(ours, "--takeover=never", "--metrics-bind-address=") as agent:
             agent.wait_for_log("first sync done")
-            node.wait_for_rules(without=TRIAL)
+            node.wait_for_rules(without=SIDE_BY_SIDE_CHAIN)
             agent.stop()
             log = agent.log.read_text()
         after = its_rules(node, its)
@@ -136,15 +136,15 @@ def test_never(node: OneNode, its: Backend, ours: Backend) -> None:
         ("iptables-nft", "iptables-nft", "port unreachable"),
         ("nftables", "nftables", "port unreachable"),
         ("iptables-nft", "nftables", "port unreachable"),
-        # kube-proxy drops what is for an address of a ServiceCIDR that it has no Service for.
+        # kube-proxy drops packets to addresses of a ServiceCIDR for which it has no Service.
         ("nftables", "iptables-nft", "timeout"),
     ],
 )
-def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, refusal: str) -> None:
-    """On trial pyproxy serves the Services that carry its name, and no others; kube-proxy goes on, its rules untouched."""
+def test_side_by_side_with_kube_proxy(node: OneNode, its: Backend, ours: Backend, refusal: str) -> None:
+    """Side-by-side, pyproxy serves only the labelled Services; kube-proxy keeps working, and its rules do not change."""
     with node.kube_proxy(its) as proxy, ExitStack() as objects:
-        trial = node.create(
-            entry(service("trial", port(80), labels={PROXY_NAME_LABEL: "pyproxy"}), "pod1-1", "pod2-1"), objects
+        side_by_side = node.create(
+            entry(service("side-by-side", port(80), labels={PROXY_NAME_LABEL: "pyproxy"}), "pod1-1", "pod2-1"), objects
         )
         empty = node.create(entry(service("empty", port(80), labels={PROXY_NAME_LABEL: "pyproxy"})), objects)
         proxy.wait_synced()
@@ -152,12 +152,12 @@ def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, ref
         with node.traffic() as traffic:
             with node.pyproxy(ours, "--service-proxy-name=pyproxy", "--metrics-bind-address=") as agent:
                 agent.wait_for_log("first sync done")
-                served = met(node, trial, 40), met(node, empty, 1), met(node, node.web, 40)
-            stopped = met(node, trial, 40)
+                served = results(node, side_by_side, 40), results(node, empty, 1), results(node, node.web, 40)
+            stopped = results(node, side_by_side, 40)
             node.command("cleanup")
             broken = traffic.broken()
         after = its_rules(node, its)
-        gone = met(node, trial, 1)
+        gone = results(node, side_by_side, 1)
 
     both = {"pod1-1", "pod2-1"}
     assert (both, {refusal}, both) == served
@@ -168,19 +168,19 @@ def test_trial_beside_kube_proxy(node: OneNode, its: Backend, ours: Backend, ref
 
 
 @pytest.mark.parametrize("ours", BACKENDS)
-def test_from_a_trial_to_full_service(node: OneNode, ours: Backend) -> None:
-    """What a trial left goes when pyproxy serves all Services in the same mode."""
+def test_from_side_by_side_to_all_services(node: OneNode, ours: Backend) -> None:
+    """Stale side-by-side rules are removed when pyproxy serves all Services in the same mode."""
     with node.pyproxy(ours, "--service-proxy-name=pyproxy") as agent:
         agent.wait_for_log("first sync done")
-        trial = node.rules()
+        side_by_side = node.rules()
     with node.pyproxy(ours) as agent:
         agent.wait_for_log("first sync done")
-        node.wait_for_rules(without=TRIAL)
-        served = met(node, node.web, 40)
+        node.wait_for_rules(without=SIDE_BY_SIDE_CHAIN)
+        served = results(node, node.web, 40)
 
     assert {"pod1-1", "pod2-1"} == served
-    assert (ours != "nftables") is (TRIAL in trial)
-    assert "KUBE-SERVICES" not in trial
+    assert (ours != "nftables") is (SIDE_BY_SIDE_CHAIN in side_by_side)
+    assert "KUBE-SERVICES" not in side_by_side
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_from_a_trial_to_full_service(node: OneNode, ours: Backend) -> None:
     [("iptables-nft", "iptables-nft"), ("iptables-legacy", "nftables"), ("nftables", "iptables-legacy")],
 )
 def test_dry_run(node: OneNode, its: Backend, ours: Backend) -> None:
-    """A dry run tells who is there, what goes, and what each Service has now and then; it writes nothing."""
+    """A dry run shows the running proxy, the rules to remove, and the changes of each Service; it writes nothing."""
     with node.kube_proxy(its) as proxy:
         proxy.wait_synced()
         before = node.rules()
@@ -205,7 +205,7 @@ def test_dry_run(node: OneNode, its: Backend, ours: Backend) -> None:
 
 
 def its_rules(node: OneNode, its: Backend) -> list[str]:
-    """Return the rules of a kube-proxy, without those of pyproxy in the same tables."""
+    """Return the rules of kube-proxy, without those of pyproxy in the same tables."""
     if its == "nftables":
         return "".join(
             node.rules_of("nft", "list", "table", family, "kube-proxy") for family in ("ip", "ip6")
@@ -215,8 +215,8 @@ def its_rules(node: OneNode, its: Backend) -> list[str]:
     return [line for line in lines if "KUBE-" in line]
 
 
-def met(node: OneNode, item: JsonObject, times: int) -> set[str]:
-    """Return who answers a pod that asks a Service, or how it is refused."""
+def results(node: OneNode, item: JsonObject, times: int) -> set[str]:
+    """Return the servers that a pod reaches through a Service, or the refusals."""
     outcomes = node.lab.client_pod.probe(*[tcp(item["spec"]["clusterIP"], 80)] * times)
     return {
         outcome.server or (outcome.refused_by.value if outcome.refused_by else outcome.verdict.value)

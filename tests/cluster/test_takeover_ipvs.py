@@ -1,4 +1,4 @@
-"""kube-proxy's IPVS mode, and pyproxy in its place: under a kernel that has IPVS (`python -m tests.guest`)."""
+"""Takeover from kube-proxy's IPVS mode, on a kernel with IPVS (`python -m tests.guest`)."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,12 +14,12 @@ pytestmark = pytest.mark.needs_ipvs
 FOREIGN_SERVER = ("--tcp-service", "192.0.2.77:80")
 KEEP_FOREIGN = "--ipvs-exclude-cidrs=192.0.2.0/24"
 ITS = ("KUBE-PROXY-CANARY", "KUBE-NODE-PORT", "KUBE-LOAD-BALANCER", "KUBE-IPVS-OUT-FILTER")
-"""Chains that pyproxy never has."""
+"""Chains that pyproxy never creates."""
 
 
 @pytest.fixture(scope="module")
 def node(control_plane: ControlPlane) -> Iterator[OneNode]:
-    """Give a node without a proxy, and with a virtual server of others."""
+    """Provide a node without a proxy, with a foreign virtual server."""
     with OneNode(control_plane, tools=LEGACY_TOOLS, per_second=20) as made:
         made.load_foreign_rules()
         made.host.run("ipvsadm", "--add-service", *FOREIGN_SERVER)
@@ -28,7 +28,7 @@ def node(control_plane: ControlPlane) -> Iterator[OneNode]:
 
 @pytest.fixture(autouse=True)
 def _clean(node: OneNode) -> Iterator[None]:
-    """See to it that each test begins without anything of either, and that nothing of others is ever touched."""
+    """Start each test without anything of either proxy, and check that foreign objects never change."""
     with node.cleaned_up():
         yield
     assert (["192.0.2.77:80"], "", "") == (servers(node), sets(node), device(node))
@@ -36,7 +36,7 @@ def _clean(node: OneNode) -> Iterator[None]:
 
 
 def servers(node: OneNode) -> list[str]:
-    """Return where virtual servers are."""
+    """Return the addresses of virtual servers."""
     return [words[2] for words in map(str.split, node.host.run("ipvsadm", "-Sn").splitlines()) if words[0] == "-A"]
 
 
@@ -46,7 +46,7 @@ def sets(node: OneNode) -> str:
 
 
 def device(node: OneNode) -> str:
-    """Return the addresses of the device of IPVS."""
+    """Return the addresses of the IPVS device."""
     return node.host.run("sh", "-c", "ip -oneline address show dev kube-ipvs0 2>/dev/null || true")
 
 
@@ -54,9 +54,9 @@ def device(node: OneNode) -> str:
     ("its", "ours"),
     [("ipvs-legacy", "ipvs-legacy"), ("ipvs-legacy", "iptables-legacy"), ("iptables-legacy", "ipvs-legacy")],
 )
-def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
-    """No connection is lost on the way from kube-proxy to pyproxy in IPVS mode or from it, nor on the way back."""
-    # Connections that IPVS carries keep what they need until they end, where another mode has taken over.
+def test_takeover_and_rollback(node: OneNode, its: Backend, ours: Backend) -> None:
+    """No connection is lost during a takeover from kube-proxy to or from IPVS mode, and during the rollback."""
+    # After a takeover by another mode, connections through IPVS keep the entries that they need until they end.
     drains = (its, ours) == ("ipvs-legacy", "iptables-legacy")
     with ExitStack() as before:
         before.enter_context(node.kube_proxy(its, KEEP_FOREIGN)).wait_synced(timeout_seconds=300.0)
@@ -66,24 +66,24 @@ def test_there_and_back(node: OneNode, its: Backend, ours: Backend) -> None:
                 agent.wait_for_log("first sync done")
                 for text in ITS:
                     node.wait_for_rules(without=text)
-                traffic.note("pyproxy is there")
+                traffic.note("pyproxy has synced")
                 broken_there = traffic.broken()
                 if not drains:
                     wait_until(lambda: "KUBE-" not in sets(node), "kube-proxy's sets are gone", timeout_seconds=60.0)
             lost_there = traffic.failures(outside=(0.0, 0.0))
-            way_back_at = traffic.note("pyproxy has ended")
+            rollback_at = traffic.note("pyproxy has ended")
             with node.kube_proxy(its, KEEP_FOREIGN) as proxy:
                 proxy.wait_synced(timeout_seconds=300.0)
-                is_back_at = traffic.note("kube-proxy is back")
-                # For a cleanup, connections are no reason to leave virtual servers.
+                is_back_at = traffic.note("kube-proxy has started")
+                # A cleanup removes virtual servers regardless of connections.
                 broken = traffic.broken() if its != ours else []
                 said = node.command("cleanup")
                 proxy.wait_synced(timeout_seconds=300.0)
                 broken += traffic.broken() if its == ours else []
 
     assert ([], []) == (broken_there, lost_there)
-    # kube-proxy makes its rules of both modes with one set of chains, and one table after the other.
-    assert [] == traffic.failures(outside=(way_back_at, is_back_at) if its != ours else (0.0, 0.0)), (
+    # kube-proxy uses the same chains in both modes, and writes one table after the other.
+    assert [] == traffic.failures(outside=(rollback_at, is_back_at) if its != ours else (0.0, 0.0)), (
         traffic.notes,
         said,
     )

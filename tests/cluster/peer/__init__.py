@@ -1,1 +1,1 @@
-"""Two equal labs, the real kube-proxy on the nodes of one and pyproxy on those of the other, told by one API server."""
+"""Comparison of pyproxy with kube-proxy: two equal labs, each with one of the proxies, and one API server for both."""

@@ -1,7 +1,7 @@
-"""What packets meet in both labs, and where that differs.
+"""The results of packets in both labs, and their differences.
 
-Law: what a packet may meet is a set of words, and two proxies agree on it if the sets are equal. Silence counts only
-if it is there again with a patience that no busy machine exceeds.
+The possible results of a packet are a set of strings, and two proxies agree if the sets are equal. A time-out counts
+only if it is confirmed with a longer time-out, which is enough for any busy machine.
 """
 
 import json
@@ -17,33 +17,33 @@ from .packets import Packet
 from .pair import Pair
 
 Both: TypeAlias = tuple[Outcome, Outcome]
-"""What one probe met: with kube-proxy, and with pyproxy."""
+"""The results of one probe, with kube-proxy and with pyproxy."""
 
 SILENT_BURSTS = 3
-"""How many bursts can be one where few answers are expected."""
+"""How many bursts are sent as one if few answers are expected."""
 _SCTP_WEIGHT = 4
-"""For how many probes one of SCTP counts: a host hands each packet to all its raw sockets."""
+"""The weight of an SCTP probe: a host delivers each packet to all its raw sockets."""
 PATIENCE_SECONDS = 4.0
-NOT_STICKY = "servers that change from one connection of a client to the next"
+NOT_STICKY = "different servers for two connections of a client"
 _SILENT = {Verdict.TIMEOUT, Verdict.UNREACHABLE}
 
 
 def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
-    """Send all packets in both labs, as often as each needs, and return what became of them."""
+    """Send all packets in both labs, each as often as it needs, and return their fates."""
     found = [*_fates_of_plain(pair, [packet for packet in packets if not packet.is_sticky])]
     found += _fates_of_sticky(pair, [packet for packet in packets if packet.is_sticky])
     return [*_with_patience(pair, found)]
 
 
 def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
-    """Send all packets and return the fates that differ and may not, each with the objects that it is about."""
+    """Send all packets and return the unexpected differences, each with the objects involved."""
     objects = {item.name: [service["spec"], *item.slices] for item, service in told}
     different = [fate for fate in fates(pair, packets) if not fate.is_equal]
     return [f"{fate}\n{json.dumps(objects[fate.packet.destination.service])}" for fate in different]
 
 
 def _fates_of_plain(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
-    """Send each packet once, then those again together that seem to meet the same: silence is waited for only once."""
+    """Send each packet once, then repeat packets grouped by result, so that time-outs are waited for only once."""
     probes = {packet: packet.probes() for packet in packets}
     first = _send(pair, [(packet, probes[packet][0]) for packet in packets])
     met = {packet: [both] for packet, both in zip(packets, first, strict=True)}
@@ -56,9 +56,9 @@ def _fates_of_plain(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
 
 
 def _fates_of_sticky(pair: Pair, packets: Sequence[Packet]) -> Iterator[Fate]:
-    """Send each client's packet twice: the second shall meet whom the first met."""
+    """Send each client's packet twice: the second should reach the same server as the first."""
     while packets:
-        # A client is pinned whatever destination of the Service it uses, so the others of it wait.
+        # A client has one affinity entry for all destinations of a Service, so they are tested one after the other.
         now = [*{_pins(packet): packet for packet in packets}.values()]
         packets = [packet for packet in packets if packet not in now]
         pair.forget_clients()
@@ -88,7 +88,7 @@ def _is_another(first: Outcome, second: Outcome) -> bool:
 
 
 def _with_patience(pair: Pair, found: Sequence[Fate]) -> Iterator[Fate]:
-    """Send packets that differ again and wait for as long as it takes; only the silence of now counts."""
+    """Repeat packets with differences and a long time-out; only time-outs of this repetition count."""
     doubtful = [fate.packet for fate in found if not fate.is_equal]
     flows = [
         (packet, replace(probe, timeout_seconds=PATIENCE_SECONDS)) for packet in doubtful for probe in packet.probes()
@@ -97,18 +97,18 @@ def _with_patience(pair: Pair, found: Sequence[Fate]) -> Iterator[Fate]:
     for (packet, probe), both in zip(flows, _send(pair, flows), strict=True):
         met[packet].append((probe, both))
     for fate in found:
-        yield _with_silence_of(_fate(fate.packet, met[fate.packet]), fate) if fate.packet in met else fate
+        yield _with_timeouts_of(_fate(fate.packet, met[fate.packet]), fate) if fate.packet in met else fate
 
 
-def _with_silence_of(again: Fate, fate: Fate) -> Fate:
+def _with_timeouts_of(again: Fate, fate: Fate) -> Fate:
     return Fate(
         fate.packet,
-        again.kube_proxy | _without_silence(fate.kube_proxy),
-        again.pyproxy | _without_silence(fate.pyproxy),
+        again.kube_proxy | _without_timeouts(fate.kube_proxy),
+        again.pyproxy | _without_timeouts(fate.pyproxy),
     )
 
 
-def _without_silence(answers: Answers) -> Answers:
+def _without_timeouts(answers: Answers) -> Answers:
     silent = tuple(verdict.value for verdict in _SILENT)
     return frozenset(answer for answer in answers if not answer.startswith(silent))
 

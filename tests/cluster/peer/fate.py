@@ -1,4 +1,4 @@
-"""What may become of a packet on both sides, in words that can be compared."""
+"""The possible results of a packet on both sides, as comparable strings."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +10,7 @@ Answers: TypeAlias = frozenset[str]
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What may become of a packet with kube-proxy, and what with pyproxy."""
+    """The possible results of a packet with kube-proxy, and with pyproxy."""
 
     packet: Packet
     kube_proxy: Answers
@@ -18,11 +18,11 @@ class Fate:
 
     @property
     def is_equal(self) -> bool:
-        """Say whether both sides agree."""
+        """Return whether both sides agree."""
         return self.kube_proxy == self.pyproxy
 
     def __str__(self) -> str:
-        """Write it for a person."""
+        """Return a readable description."""
         lines = [str(self.packet)]
         for name, answers in (("kube-proxy", self.kube_proxy), ("pyproxy", self.pyproxy)):
             lines += [f"    {name:10} {answer}" for answer in sorted(answers)]

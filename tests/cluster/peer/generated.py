@@ -1,7 +1,7 @@
-"""States by chance: every field of a Service and of its slices takes every kind of value that matters.
+"""Random states: every field of Services and slices takes all relevant kinds of values.
 
-Law: a state depends on a seed and a number only. Nothing is in it that has several right answers: no address and port
-of two Services, no endpoint that is said to be in two conditions which neither of two orders of slices decides.
+A state depends only on a seed and a number. Its expected behaviour is unambiguous: no two Services have the same
+address and port, and no endpoint has contradicting conditions in two slices.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from .world import ADDRESSES, FAMILIES, PORT, SECOND_ADDRESSES, SECOND_PORT, pub
 
 SERVICES = 4
 MOST_ENDPOINTS = 3
-"""In one slice; affinity would need more clients for more."""
+"""The number of endpoints in one slice; with affinity, more would need more clients."""
 PROTOCOLS = ("TCP", "TCP", "UDP", "UDP", "SCTP")
 HOSTS = ("pod1-1", "pod1-2", "pod1-3", "pod2-1", "pod2-2", "pod2-3", "node1", "node2", "database")
 CONDITIONS: Sequence[JsonObject] = (
@@ -37,8 +37,8 @@ RANGES = (
 
 
 def state(seed: str, number: int) -> State:
-    """Return the state of a number."""
-    random = Random(f"{seed}/{number}")  # noqa: S311 - it shall be repeatable
+    """Return the state with this number."""
+    random = Random(f"{seed}/{number}")  # noqa: S311 - must be repeatable
     entries = tuple(_entry(random, f"g{number}-{place}", place) for place in range(SERVICES))
     return State(entries, {"node1": random.choice(("a", "a", "b", None)), "node2": random.choice(("a", "b", "c"))})
 
@@ -70,7 +70,7 @@ def _service(random: Random, name: str, place: int) -> JsonObject:
 
 
 def _external_ips(random: Random, place: int) -> list[str]:
-    """Return addresses that no Service of another place has."""
+    """Return addresses that no other Service has."""
     pool = [*public(60 + place), *public(70 + place)]
     if place == 0:
         pool += [*map(str, ADDRESSES["node1"]), *map(str, SECOND_ADDRESSES["node1"])]
@@ -113,7 +113,7 @@ def _slices(random: Random, owner: JsonObject) -> list[JsonObject]:
 
 
 def _targets(random: Random, owner: JsonObject) -> dict[str, int]:
-    """Return the ports of the endpoints: of a Service with affinity one number, so that there are no more of them."""
+    """Return the ports of the endpoints: a single number with affinity, to limit the number of endpoints."""
     names = [entry["name"] for entry in owner["spec"]["ports"]]
     if "sessionAffinity" in owner["spec"]:
         return dict.fromkeys(names, PORT)
@@ -129,7 +129,7 @@ def _endpoint(random: Random, host: str, hints: str) -> On:
 
 
 def _again(random: Random, on: On) -> On:
-    """Return an endpoint for a further slice: the same, or that of a pod that is going from an address that is reused."""
+    """Return an endpoint for another slice: the same one, or a terminating pod whose address is reused."""
     if on.conditions.get("terminating", False) or _happens(random, 0.5):
         return on
     return On(

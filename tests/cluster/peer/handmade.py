@@ -1,6 +1,6 @@
-"""States with one Service for each thing that Services can be or have; their names say what.
+"""Handmade states with one Service for each feature, after which it is named.
 
-Law: what is to be seen must be seen from the sources of `world`: node1 is in zone a and node2 in zone b.
+Every feature must show with the sources of `world`: node1 is in zone a, node2 in zone b.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ AFFINITY: Final[JsonObject] = {"sessionAffinity": "ClientIP"}
 
 
 def every_protocol(node_port: int = 0) -> list[JsonObject]:
-    """Return port 80 in every protocol, and one node port number for all of them."""
+    """Return port 80 in every protocol, with the same node port."""
     return [port(80, protocol, name=protocol.lower(), node_port=node_port) for protocol in PROTOCOLS]
 
 
@@ -43,13 +43,13 @@ def blocks(*hosts: str) -> list[str]:
 
 
 def several(owner: JsonObject, *parts: tuple[str | On, ...]) -> Entry:
-    """Return a Service with several slices a family."""
+    """Return a Service with several slices per family."""
     found = [item for place, part in enumerate(parts) for item in slices(owner, *part, suffix=f"s{place}")]
     return Entry(owner, tuple(found))
 
 
 def relabelled(item: Entry, **labels: str) -> Entry:
-    """Return a Service whose slices have further labels."""
+    """Return a Service whose slices have more labels."""
     found = [
         {**each, "metadata": {**each["metadata"], "labels": each["metadata"]["labels"] | labels}}
         for each in item.slices
@@ -94,7 +94,7 @@ SLICES = State(
         entry(service("of-another-proxy", port(80), labels={PROXY_NAME_LABEL: ""}, **NODE_PORT), "pod1-1"),
         entry(service("labelled-as-headless", port(80), labels={HEADLESS_LABEL: ""}), "pod1-1"),
         entry(service("headless", port(80), clusterIP="None"), "pod1-1"),
-        Entry(service("slice-of-nobody", port(80)), tuple(slices(service("nobody", port(80)), "pod1-1"))),
+        Entry(service("slice-of-a-missing-service", port(80)), tuple(slices(service("missing", port(80)), "pod1-1"))),
         entry(
             service("single-stack", port(80), ipFamilies=["IPv6"], ipFamilyPolicy="SingleStack", **NODE_PORT), "pod1-1"
         ),
@@ -213,7 +213,7 @@ RANGES = State(
         ),
         entry(
             service(
-                "everybody",
+                "all-external",
                 port(80, "UDP"),
                 ingress=ingress(53),
                 loadBalancerSourceRanges=["0.0.0.0/0", "::/0"],
@@ -309,7 +309,7 @@ PINNED = State(
         ),
         entry(service("pinned-inside", port(80), **AFFINITY, **INTERNAL_LOCAL), "pod1-1", "pod1-2"),
         entry(service("pinned-to-one", port(80, "SCTP"), **AFFINITY), "pod1-1"),
-        entry(service("pinned-to-nobody", port(80), **AFFINITY)),
+        entry(service("pinned-without-endpoints", port(80), **AFFINITY)),
     )
 )
 
@@ -329,7 +329,7 @@ FOR_FLAGS = State(
         entry(service("empty", port(80), **NODE_PORT)),
     )
 )
-"""What flags change something about; with single endpoints, as no flag is about the choice among several."""
+"""Services that are affected by flags; with single endpoints, because no flag affects the choice of endpoints."""
 
 FOR_IPVS = State(
     (
@@ -341,7 +341,7 @@ FOR_IPVS = State(
         entry(service("internal-nowhere", port(80), **INTERNAL_LOCAL), "database"),
     )
 )
-"""A little of everything: a sync of kube-proxy's IPVS mode starts a program for each address of each Service."""
+"""A few Services of every kind: a sync of kube-proxy's IPVS mode starts a program for each address of each Service."""
 
 STATES: Final = {
     "endpoints": ENDPOINTS,
@@ -360,7 +360,7 @@ STATES: Final = {
 
 
 def together(states: Mapping[str, State]) -> State:
-    """Return one state of several, whose Services have the names of their states in front."""
+    """Return the union of several states, whose Services have the names of their states as prefixes."""
     return State(
         tuple(_renamed(item, f"{name}-{item.name}") for name, state in states.items() for item in state.entries)
     )

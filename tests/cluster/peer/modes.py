@@ -1,4 +1,4 @@
-"""Which modes are compared, and how each is asked of both proxies."""
+"""The modes in which the proxies are compared, and how each proxy is configured for them."""
 
 import json
 import re
@@ -12,42 +12,42 @@ from tests.lab.values import DEFAULT_TIMEOUT_SECONDS
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What a machine can be asked to do."""
+    """Limits that depend on the speed of the machine."""
 
     burst: int
-    """Probes at once in each lab: as many as a server can take, even if all are for it."""
+    """Concurrent probes in each lab: as many as one server can answer."""
     answer_seconds: float
-    """For how long an answer is waited for."""
+    """The time-out of an answer."""
     poll_seconds: float
     patience_seconds: float
-    """Far longer than any change takes: only a fault exceeds it."""
+    """Far longer than any change takes; exceeded only after a bug."""
 
 
 QUICK = Pace(burst=400, answer_seconds=DEFAULT_TIMEOUT_SECONDS, poll_seconds=0.02, patience_seconds=60.0)
 GUEST = Pace(burst=150, answer_seconds=3.0, poll_seconds=0.5, patience_seconds=400.0)
-"""On the guest kernel, where starting a program takes a tenth of a second."""
+"""Limits on the guest kernel, where starting a program takes a tenth of a second."""
 _FORGET_RECENT = "for list in /proc/net/xt_recent/*; do [ ! -e $list ] || echo / > $list; done"
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """A proxy mode with its variant: a row more compares a mode more."""
+    """A proxy mode with its variant."""
 
     name: str
     kube_proxy: Backend
     pyproxy: tuple[str, ...]
-    """Flags that bring pyproxy into the same mode."""
+    """Flags of pyproxy for the same mode."""
     dumps: tuple[tuple[str, ...], ...]
     """Commands that print all rules of both families."""
     forget_clients: Callable[[Host], None]
-    """Makes a node forget which client is pinned to which endpoint."""
+    """Deletes the session affinity of all clients on a node."""
     flags: tuple[str, ...] = ("--iptables-min-sync-period=100ms",)
-    """Flags for both proxies: for short times between syncs, where a sync is cheap."""
+    """Flags for both proxies: short times between syncs if a sync is cheap."""
     pace: Pace = QUICK
     syncs: re.Pattern[str] | None = None
-    """What kube-proxy says at the beginning of a sync, or else at its end ("complete"), with the family; None: nothing.
+    """A pattern of kube-proxy's messages at the start and end ("complete") of a sync, with the family; None if unused.
 
-    Needed where a sync takes long, and something is written after a mark.
+    It is needed if syncs are slow, and some rules are written after those of the marker.
     """
 
     def __str__(self) -> str:
@@ -56,12 +56,12 @@ class Mode:
 
 
 def _forget_recent(node: Host) -> None:
-    """Empty the lists of the iptables match ``recent``."""
+    """Flush the lists of the iptables match ``recent``."""
     node.run("sh", "-c", _FORGET_RECENT)
 
 
 def _forget_dynamic(node: Host) -> None:
-    """Empty the sets and maps that packets fill."""
+    """Flush the sets and maps that packets fill."""
     for item in json.loads(node.run("nft", "--json", "list", "ruleset"))["nftables"]:
         for kind in ("set", "map"):
             found = item.get(kind, {})
@@ -93,11 +93,11 @@ IPVS = Mode(
     kube_proxy="ipvs-legacy",
     pyproxy=("--proxy-mode=ipvs", "--iptables-variant=legacy"),
     dumps=(("ipvsadm", "-Ln"),),
-    # The kernel forgets by itself: a pin goes with the virtual server it belongs to, and each state has its own.
+    # Not necessary: affinity is deleted with its virtual server, and each state has its own virtual servers.
     forget_clients=lambda _: None,
     flags=("-v=4",),
     pace=GUEST,
     syncs=re.compile(r'"(?:Syncing ipvs proxier rules|syncProxyRules (complete))".* ipFamily="(\w+)"'),
 )
 MODES = (LEGACY, NFT, NFTABLES)
-"""Those that every kernel has; for IPVS there is `test_peer_ipvs`."""
+"""The modes that every kernel supports; for IPVS see `test_peer_ipvs`."""

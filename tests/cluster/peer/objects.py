@@ -1,7 +1,7 @@
-"""What both proxies are told: Services with their EndpointSlices, and the zones of the Nodes.
+"""The objects for both proxies: Services with their EndpointSlices, and the zones of the Nodes.
 
-Law: plain values, as they are sent to the API server, which completes and checks them. No two Services of a state claim
-the same address and port, so that every packet has one right fate.
+They are plain values, as sent to the API server, which validates and completes them. No two Services of a state claim
+the same address and port, so that the fate of every packet is unambiguous.
 """
 
 from collections.abc import Mapping
@@ -56,26 +56,26 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The Service's name."""
+        """The name of the Service."""
         return str(self.service["metadata"]["name"])
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """All that proxies are told at one time."""
+    """All objects at one time."""
 
     entries: tuple[Entry, ...]
     zones: Mapping[str, str | None] = field(default_factory=lambda: ZONES)
-    """The zone of each Node; None: it has no zone label."""
+    """The zone of each Node; None for no zone label."""
 
 
 def entry(owner: JsonObject, *endpoints: str | On, to: TargetPorts = PORT) -> Entry:
-    """Return a Service with all its endpoints in one slice a family."""
+    """Return a Service with all endpoints in one slice per family."""
     return Entry(owner, tuple(slices(owner, *endpoints, to=to)))
 
 
 def possible_endpoints(item: Entry, wanted: JsonObject, version: int) -> int:
-    """Return to how many endpoints at most packets for a port of the Service may go."""
+    """Return the maximum number of endpoints for packets to a port of the Service."""
     family = FAMILIES[VERSIONS.index(version)]
     found = {
         (endpoint["addresses"][0], target["port"])

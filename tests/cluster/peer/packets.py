@@ -1,6 +1,6 @@
-"""Packets to send: from every kind of source to every kind of destination of the Services of a state.
+"""Packets from every kind of source to every kind of destination of the Services of a state.
 
-Law: values only. A packet knows how many times it must be sent for all that may happen to it to be seen.
+Plain values. A packet has the number of repetitions that are needed to observe all its possible results.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,7 +27,7 @@ from .world import (
 )
 
 MISS = 1e-6
-"""Probability at most that one of the endpoints that a packet may reach is not met."""
+"""Upper limit of the probability that a possible endpoint of a packet is not reached."""
 MOST_STICKY = 16
 LOOPBACK = ("127.0.0.1", "::1")
 WRONG_PORT = 4
@@ -35,18 +35,18 @@ WRONG_PORT = 4
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """An address and port, and what it is of which Service."""
+    """An address and port, with the Service that it belongs to, and its kind."""
 
     service: str
     what: str
     protocol: Protocol
     to: SocketAddress
     endpoints: int
-    """How many the Service's port has, whatever state they are in."""
+    """The number of endpoints of the Service port, in any condition."""
     is_sticky: bool
-    """The Service has affinity."""
+    """Whether the Service has session affinity."""
     is_served: bool
-    """False where a Service has the address, or the port, but not both together."""
+    """False if the Service has this address, or this port, but not the combination."""
 
     @property
     def version(self) -> int:
@@ -56,23 +56,23 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet from a source to a destination, to be sent several times."""
+    """A packet from a source to a destination, sent several times."""
 
     source: Source
     destination: Destination
 
     def __str__(self) -> str:
-        """Write it for a person."""
+        """Return a readable description."""
         to = self.destination
         return f"{self.source} -> {to.to}/{to.protocol.value} ({to.service}: {to.what})"
 
     @property
     def is_sticky(self) -> bool:
-        """Whether each client is to meet one server only."""
+        """Whether each client should reach only one server."""
         return self.destination.is_sticky
 
     def probes(self) -> list[Probe]:
-        """Return the probes that show all that may happen; those of a sticky packet come from different clients."""
+        """Return enough probes to observe all possible results; those of a sticky packet have different clients."""
         to = self.destination
         tries = tries_for(to.endpoints)
         sources: Sequence[IPAddress | None] = [self.source.address(to.version)] * tries
@@ -82,14 +82,14 @@ class Packet:
 
 
 def tries_for(endpoints: int) -> int:
-    """Return how many random choices among endpoints show each of them, but for a probability of `MISS`."""
+    """Return how many random choices include every endpoint, except with probability `MISS`."""
     if endpoints < 2:
         return 1
     return ceil(log(MISS / endpoints) / log(1 - 1 / endpoints))
 
 
 def destinations(entries: Iterable[tuple[Entry, JsonObject]]) -> list[Destination]:
-    """Return all destinations of Services, given with what the API server made of each."""
+    """Return all destinations of Services, each given with its completed object from the API server."""
     return [
         destination
         for entry, service in entries
@@ -100,7 +100,7 @@ def destinations(entries: Iterable[tuple[Entry, JsonObject]]) -> list[Destinatio
 
 
 def some(found: Sequence[Packet], count: int, random: Random) -> list[Packet]:
-    """Return so many packets by chance, evenly spread over destinations; sticky ones take long, and are few."""
+    """Return a random selection of packets, evenly spread over destinations; with few sticky ones, which are slow."""
     by_destination: dict[Destination, list[Packet]] = {}
     for packet in random.sample(found, len(found)):
         by_destination.setdefault(packet.destination, []).append(packet)
@@ -110,23 +110,23 @@ def some(found: Sequence[Packet], count: int, random: Random) -> list[Packet]:
 
 
 def packets(sources: Sequence[Source], found: Iterable[Destination]) -> list[Packet]:
-    """Return all packets from the sources to the destinations that make sense."""
+    """Return all useful packets from the sources to the destinations."""
     return [
         Packet(source, destination) for destination in found for source in sources if _makes_sense(source, destination)
     ]
 
 
 def core_and_further(found: Iterable[Destination], further: int) -> list[Packet]:
-    """Return all packets from the core sources to what Services have, and so many of all others."""
+    """Return all packets from the core sources to frontends of Services, and a selection of the rest."""
     everything = packets([*CORE, *FURTHER], found)
     core = [packet for packet in everything if packet.source in CORE and packet.destination.is_served]
-    others = [packet for packet in everything if packet.source in FURTHER or not packet.destination.is_served]
-    return core + some(others, further, Random(0))  # noqa: S311 - repeatable
+    rest = [packet for packet in everything if packet.source in FURTHER or not packet.destination.is_served]
+    return core + some(rest, further, Random(0))  # noqa: S311 - repeatable
 
 
 def _makes_sense(source: Source, destination: Destination) -> bool:
     if destination.is_sticky and (source.host not in CROWD or source.bound):
-        return False  # one client is pinned to anyone, and tells nothing
+        return False  # a single client may reach any server, which shows nothing
     if destination.to.ip.is_loopback:
         return source.host.startswith("node") and not source.bound
     return True

@@ -1,6 +1,6 @@
-"""Both sides together: what one is told the other is told, and what is sent in one lab is sent in the other.
+"""Both sides together: they get the same objects, and the same packets are sent in both labs.
 
-Law: packets are sent only when both have programmed everything; a mark, which each writes last, shows that.
+Packets are sent only after both sides have programmed everything, which a marker Service shows, whose rules come last.
 """
 
 import itertools
@@ -20,20 +20,20 @@ from .sides import KubeProxySide, PyproxySide, Side
 from .world import PLAN, VERSIONS
 
 MARK_ZONES = ("a", "b", "c")
-"""All zones that a Node may be in."""
+"""All possible zones of a Node."""
 ZONE_LABEL = "topology.kubernetes.io/zone"
 _marks = itertools.count(10_000)
-"""Ports of the marks: of one width, so that none is the beginning of another."""
+"""Ports of the marker Services: all with equally many digits, so that none is a prefix of another."""
 _MARK_NETWORKS = ("198.51.100.", "2001:db8:51:100::")
 
 
 class Pair:
-    """Two labs, with kube-proxy on the nodes of one, and pyproxy on those of the other."""
+    """Two labs: kube-proxy runs on the nodes of one, pyproxy on the nodes of the other."""
 
     def __init__(
         self, control_plane: ControlPlane, mode: Mode, flags: Sequence[str], *, only_pyproxy: Sequence[str] = ()
     ) -> None:
-        """Describe it: the mode, the flags that both proxies get besides, and those that only pyproxy gets."""
+        """Configure the mode, further flags of both proxies, and flags of pyproxy only."""
         self.mode = mode
         self._control_plane = control_plane
         self._flags = flags
@@ -54,23 +54,23 @@ class Pair:
             stack.callback(self._clear)
             self.kube_proxy.start(self._flags)
             self.pyproxy.start([*self._flags, *self._only_pyproxy])
-            # kube-proxy may miss a zone that its Node has from the start (docs/differences.md); a change it does not.
+            # kube-proxy may miss a zone that its Node has from the start (docs/differences.md), but not a change.
             self.tell(State((), dict.fromkeys(ZONES)))
             self._at_exit = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop the proxies, take the labs down, and remove all objects."""
+        """Stop the proxies, remove the labs and all objects."""
         self._at_exit.close()
 
     @property
     def sides(self) -> tuple[Side, Side]:
-        """Both, the judge first."""
+        """Both sides, kube-proxy first."""
         return self.kube_proxy, self.pyproxy
 
     def tell(self, state: State) -> list[tuple[Entry, JsonObject]]:
-        """Replace what was there by a state, wait until all nodes have it, and return the Services as completed."""
-        with self._judge_at_rest():
+        """Replace all objects by a state, wait until it is programmed on all nodes, and return the completed Services."""
+        with self._kube_proxy_suspended():
             self._clear()
             for name, zone in state.zones.items():
                 path = f"/api/v1/nodes/{name}"
@@ -115,14 +115,14 @@ class Pair:
         self._delete(f"/api/v1/namespaces/{NAMESPACE}/services/{name}")
 
     def catch_up(self) -> None:
-        """Wait until all nodes have everything that was written before."""
-        with self._judge_at_rest():
+        """Wait until all earlier writes are programmed on all nodes."""
+        with self._kube_proxy_suspended():
             mark = self._marked()
         self._wait_for(self.kube_proxy, mark)
 
     def _marked(self) -> "_Mark":
-        """Write marks until pyproxy has everything that was written before; return the last."""
-        # What it writes after a mark is there before it writes the next.
+        """Write markers until pyproxy has programmed all earlier writes; return the last marker."""
+        # Rules that it writes after those of a marker are complete before those of the next marker.
         for _ in range(1 if self.mode.syncs is None else 2):
             mark = _Mark(next(_marks))
             self.add(mark.entry())
@@ -134,13 +134,13 @@ class Pair:
             side.wait_for(node, partial(mark.is_seen, self._zones[node.name]), f"rules of {mark}")
 
     def forget_clients(self) -> None:
-        """Make all nodes forget which client is pinned to which endpoint."""
+        """Delete the session affinity of all clients on all nodes."""
         for side in self.sides:
             side.forget_clients()
 
     @contextmanager
-    def _judge_at_rest(self) -> Iterator[None]:
-        """Keep kube-proxy from a sync for each object, where one takes long."""
+    def _kube_proxy_suspended(self) -> Iterator[None]:
+        """Prevent kube-proxy from syncing after each object, if syncs are slow."""
         if self.mode.syncs is None:
             yield
             return
@@ -170,9 +170,9 @@ def _slices_of(namespace: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Mark:
-    """A Service whose rules come with, or after, those of all objects that were written before.
+    """A marker Service, whose rules come with, or after, those of all objects that were written before.
 
-    It has an endpoint for each zone, so that its rules also say in which zone a proxy takes its node to be.
+    It has an endpoint for each zone, so that its rules also show in which zone a proxy locates its node.
     """
 
     number: int
@@ -186,7 +186,7 @@ class _Mark:
         return Entry(owner, tuple(self._slice(owner, index) for index in range(len(VERSIONS))))
 
     def is_seen(self, zone: str | None, rules: str) -> bool:
-        """Say whether the rules of a node that is in a zone, or in none, are those of the mark."""
+        """Return whether the rules of a node include those of the marker, for its zone or for no zone."""
         expected = {each for each in MARK_ZONES if zone in {each, None}}
         return all(expected == self._zones_in(rules, network) for network in _MARK_NETWORKS)
 

@@ -1,6 +1,6 @@
 """One lab with one proxy on its nodes: the real kube-proxy, or pyproxy.
 
-Law: both are run as users run them, against the same API server, with the same flags beside those that choose the mode.
+Both run as users run them, with the same API server, and the same flags apart from those that select the mode.
 """
 
 import os
@@ -25,7 +25,7 @@ _LOG_LINES = 40
 
 
 class Side(ABC):
-    """A lab whose nodes have a proxy each, once it is started; it lives as long as the stack that it is given."""
+    """A lab with a proxy on each node, once started; the given stack closes it."""
 
     name: str
 
@@ -37,7 +37,7 @@ class Side(ABC):
         equip(self.lab)
 
     def start(self, flags: Sequence[str]) -> None:
-        """Start the proxy of each node; `wait_for` waits for what they do."""
+        """Start the proxy of each node; use `wait_for` to wait for their rules."""
         for node in self.lab.nodes:
             self.start_on(node, [*self.mode.flags, *flags])
 
@@ -46,7 +46,7 @@ class Side(ABC):
         return "".join(node.run(*command) for command in self.mode.dumps)
 
     def wait_for(self, node: Host, condition: Callable[[str], bool], what: str) -> None:
-        """Wait until a condition holds of a node's rules."""
+        """Wait until the rules of a node satisfy a condition."""
         self._wait_until(node, lambda: condition(self.rules(node)), what)
 
     def _wait_until(self, node: Host, condition: Callable[[], bool], what: str) -> None:
@@ -67,12 +67,12 @@ class Side(ABC):
             raise ClusterError(message) from error
 
     def forget_flows(self) -> None:
-        """Make all nodes forget their flows."""
+        """Delete all conntrack entries on all nodes."""
         for node in self.lab.nodes:
             node.run("conntrack", "--flush")
 
     def forget_clients(self) -> None:
-        """Make all nodes forget which client is pinned to which endpoint."""
+        """Delete the session affinity of all clients on all nodes."""
         for node in self.lab.nodes:
             self.mode.forget_clients(node)
 
@@ -82,15 +82,15 @@ class Side(ABC):
 
     @abstractmethod
     def require_alive(self, node: Host) -> None:
-        """Raise if the node's proxy has ended."""
+        """Raise an error if the proxy of a node has ended."""
 
     @abstractmethod
     def log(self, node: Host) -> str:
-        """Return what the node's proxy has said."""
+        """Return the log of the proxy of a node."""
 
 
 class KubeProxySide(Side):
-    """The judge."""
+    """The side of kube-proxy, which is the reference."""
 
     name = "kube-proxy"
 
@@ -111,14 +111,14 @@ class KubeProxySide(Side):
             os.kill(proxy.process.pid, number)
 
     def wait_for(self, node: Host, condition: Callable[[str], bool], what: str) -> None:
-        """See `Side`; to the end of the sync in which the condition began to hold."""
+        """Wait until the rules satisfy a condition, and until the end of that sync."""
         super().wait_for(node, condition, what)
         if self.mode.syncs is not None:
             begun, _ = self._syncs(node)
             self._wait_until(node, lambda: self._syncs(node)[1] >= begun, f"{begun} are complete")
 
     def _syncs(self, node: Host) -> tuple[Counter[str], Counter[str]]:
-        """Return how many syncs of each family have begun, and how many have ended."""
+        """Return how many syncs of each family have started, and how many have ended."""
         assert self.mode.syncs is not None
         found = self.mode.syncs.findall(self.log(node))
         begun, ended = ([family for end, family in found if bool(end) is is_end] for is_end in (False, True))
@@ -134,7 +134,7 @@ class KubeProxySide(Side):
 
 
 class PyproxySide(Side):
-    """The one that is judged."""
+    """The side of pyproxy, which is tested."""
 
     name = "pyproxy"
 

@@ -1,7 +1,4 @@
-"""The hosts that packets come from and go to, in both labs alike.
-
-Law: names and addresses, and what both labs are given beyond their plan: further addresses of hosts.
-"""
+"""The hosts that send and receive packets, equal in both labs: names, addresses, and additional addresses."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,9 +10,9 @@ from tests.lab.shape import ExternalHostPlan, IPNetwork, NodePlan, plan
 VERSIONS = (4, 6)
 FAMILIES = ("IPv4", "IPv6")
 PORT = 8080
-"""Every pod and node, and the database, answers here in all protocols."""
+"""Every pod and node, and the database, serves this port in all protocols."""
 SECOND_PORT = 9090
-"""And here."""
+"""A second port that all of them serve."""
 SHAPE = Shape(nodes=2, pods_per_node=3)
 PLAN: Plan = plan(SHAPE)
 _ON_SEGMENT: tuple[NodePlan | ExternalHostPlan, ...] = (*PLAN.nodes, *PLAN.external_hosts)
@@ -25,32 +22,32 @@ SECOND_ADDRESSES = {host.name: host.second_addresses for host in _ON_SEGMENT}
 NODE_OF = {pod.name: node.name for node in PLAN.nodes for pod in node.pods} | {
     node.name: node.name for node in PLAN.nodes
 }
-"""Where each pod is, and each server on the network of its node."""
+"""The node of each pod, and of each server on the network of a node."""
 POD_BRIDGE = {node.name: node.gateways for node in PLAN.nodes}
 
 CLUSTER_CIDR_FLAG = f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}"
 
 CLIENTS = 48
-"""How many further addresses each host of the crowd has: as many clients as affinity to three endpoints takes."""
+"""The number of additional addresses of each host of the crowd: enough clients for affinity to three endpoints."""
 _FIRST_NUMBERS = {"node1": 16, "outside1": 128, "client-pod": 128, "pod2-3": 128}
 CROWD = tuple(_FIRST_NUMBERS)
-"""Hosts that can be many clients."""
+"""Hosts with many client addresses."""
 DISGUISE = (ip_network("10.244.200.0/24"), ip_network("fd00:10:244:c8::/64"))
-"""A pod range of no node: who sends from there looks like a pod to those who go by addresses."""
+"""A pod CIDR of no node: its addresses look like those of a pod."""
 _DISGUISED = tuple(network.network_address + 7 for network in DISGUISE)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A host that sends, and from which of its addresses."""
+    """A sending host, and the source address that it uses."""
 
     host: str
     bound: tuple[IPAddress, ...] = ()
-    """In each family the address to send from; empty leaves it to the route."""
+    """The source address in each family; empty if the route chooses it."""
     remark: str = ""
 
     def __str__(self) -> str:
-        """Write it for a person."""
+        """Return a readable description."""
         return f"{self.host}{self.remark}"
 
     def address(self, version: int) -> IPAddress | None:
@@ -59,7 +56,7 @@ class Source:
 
 
 CORE = tuple(map(Source, ("client-pod", "pod1-1", "pod2-3", "node1", "node2", "outside1")))
-"""Pods of both nodes, of which one is mostly an endpoint itself, the nodes, and a client outside the cluster."""
+"""Pods of both nodes, one of which is usually an endpoint itself, the nodes, and an external client."""
 FURTHER = (
     Source("pod1-2"),
     Source("pod2-1"),
@@ -73,20 +70,20 @@ FURTHER = (
 
 
 def public(number: int) -> list[str]:
-    """Return the addresses of a number in the ranges that the world routes to a node, IPv4 first."""
+    """Return the addresses of a number in the ranges that external hosts route to a node, IPv4 first."""
     return [str(cidr.network_address + number) for cidr in EXTERNAL_CIDRS]
 
 
 def crowd(host: str, version: int) -> list[IPAddress]:
-    """Return the further addresses of a host."""
+    """Return the additional addresses of a host."""
     network = _networks(host)[VERSIONS.index(version)]
-    # Hosts of the lab have their decimal numbers in hexadecimal in IPv6; there is room elsewhere.
+    # In IPv6, hosts of the lab use their decimal number as hex digits; these addresses do not overlap with them.
     first = _FIRST_NUMBERS[host] + (0 if version == 4 else 0x1000)
     return [network.network_address + first + number for number in range(CLIENTS)]
 
 
 def equip(lab: Lab) -> None:
-    """Give the hosts of a lab what they have beyond their plan, and let all that can be endpoints answer."""
+    """Add the additional addresses and routes to the hosts of a lab, and start servers on all possible endpoints."""
     for name in CROWD:
         _configure(lab, name, (_add(address) for version in VERSIONS for address in crowd(name, version)))
     _configure(lab, "outside1", map(_add, _DISGUISED))
@@ -107,6 +104,6 @@ def _configure(lab: Lab, host: str, lines: Iterable[str]) -> None:
 
 
 def _add(address: IPAddress) -> str:
-    # Deprecated: nobody sends from it without being asked to.
+    # Deprecated, so that it is a source address only if a socket is bound to it.
     options = " nodad preferred_lft 0" if address.version == 6 else ""
     return f"address add {address}/{address.max_prefixlen} dev eth0{options}"
