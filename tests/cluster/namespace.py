@@ -3,7 +3,6 @@
 None means the namespace of the caller everywhere, so that the tools also work on the loopback of the host.
 """
 
-import ctypes
 import itertools
 import os
 import subprocess
@@ -13,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from tests.lab.namespace import enter
+
 T = TypeVar("T")
 
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 
 
@@ -45,19 +44,12 @@ def call_inside(namespace: str | None, function: Callable[[], T]) -> T:
         return function()
 
     def enter_and_call() -> T:
-        _enter(namespace)
+        with _path(namespace).open("rb") as file:
+            enter(file.fileno())
         return function()
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(enter_and_call).result()
-
-
-def _enter(namespace: str) -> None:
-    """Move only the calling thread into the namespace."""
-    with _path(namespace).open() as file:
-        if _libc.setns(file.fileno(), _CLONE_NEWNET):
-            error = ctypes.get_errno()
-            raise OSError(error, os.strerror(error), namespace)
 
 
 def _path(namespace: str) -> Path:

@@ -7,7 +7,6 @@ not forked from the process that builds the lab, because that one may have threa
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -19,9 +18,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from .messages import SpawnRequest
+from .namespace import enter
 from .worker import work
 
-_CLONE_NEWNET = 0x40000000
 _LARGEST_REQUEST = 65536
 
 
@@ -46,7 +45,8 @@ def _be_worker(request: SpawnRequest, descriptor: int) -> None:
     """Run a worker in this forked process; never returns to the loop of the fork server."""
     status = 1
     try:
-        _enter(request.namespace_path)
+        with Path(request.namespace_path).open("rb") as namespace:
+            enter(namespace.fileno())
         work(request, Connection(descriptor))
         status = 0
     except BaseException:
@@ -54,15 +54,6 @@ def _be_worker(request: SpawnRequest, descriptor: int) -> None:
         raise
     finally:
         os._exit(status)
-
-
-def _enter(namespace_path: str) -> None:
-    """Move this process into the namespace; Python has os.setns only since 3.12."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path(namespace_path).open("rb") as namespace:
-        if libc.setns(namespace.fileno(), _CLONE_NEWNET):
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), namespace_path)
 
 
 if __name__ == "__main__":

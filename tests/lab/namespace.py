@@ -7,6 +7,7 @@ this file system mounts its own /run, because pids of the host mean nothing ther
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import os
 import re
@@ -21,6 +22,8 @@ from .values import LabError
 
 DIRECTORY = Path("/run/netns")
 _NAME = re.compile(r"pyp-(?P<pid>\d+)-(?P<number>\d+)-.+")
+_CLONE_NEWNET = 0x40000000
+_LIBC = ctypes.CDLL(None, use_errno=True)
 _numbers = itertools.count(1)
 _used_prefixes: set[str] = set()
 
@@ -65,6 +68,14 @@ class Batch:
             return None
         named = [self.lines[int(number) - 1] for number in re.findall(r"^Command failed -:(\d+)$", said, re.MULTILINE)]
         return "\n".join([f"{self.process.args!r}: {said}", *named])
+
+
+def enter(descriptor: int) -> None:
+    """Move the calling thread into the network namespace of a file descriptor."""
+    # Python has os.setns only since 3.12.
+    if _LIBC.setns(descriptor, _CLONE_NEWNET):
+        number = ctypes.get_errno()
+        raise OSError(number, f"setns: {os.strerror(number)}")
 
 
 def new_prefix() -> str:

@@ -6,7 +6,6 @@ programs and threads that the test starts are in it as well.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import subprocess
@@ -18,10 +17,7 @@ import pytest
 
 from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.model.address import Family
-from tests.lab.namespace import create, new_prefix, remove
-
-_CLONE_NEWNET = 0x40000000
-_LIBC = ctypes.CDLL(None, use_errno=True)
+from tests.lab.namespace import create, enter, new_prefix, remove
 
 
 @contextmanager
@@ -41,25 +37,12 @@ def inside(path: Path) -> Iterator[None]:
     """Enter an existing network namespace."""
     home = os.open("/proc/self/ns/net", os.O_RDONLY)
     try:
-        _enter(path)
+        with path.open("rb") as namespace:
+            enter(namespace.fileno())
         yield
     finally:
-        _set_namespace(home)
+        enter(home)
         os.close(home)
-
-
-def _enter(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        _set_namespace(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _set_namespace(descriptor: int) -> None:
-    # Python has os.setns only since 3.12.
-    if _LIBC.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 def run(*argv: str, stdin: str = "") -> str:

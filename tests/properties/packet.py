@@ -14,7 +14,7 @@ from functools import lru_cache
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
-from tests.properties.tables import Tables
+from tests.fakes.tables import Tables
 
 LOOPBACKS = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 _NETWORK_INTERFACE = "eth0"

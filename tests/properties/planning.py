@@ -14,8 +14,8 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.planner import final_plans
 from pyproxy.plan.service_plan import ServicePlan
+from tests.fakes.tables import Tables
 from tests.properties.strategies import Cluster
-from tests.properties.tables import Tables
 
 R = TypeVar("R")
 K = TypeVar("K")

@@ -16,9 +16,9 @@ from pyproxy.backends.iptables.static_rules import IptablesSettings, node_port_j
 from pyproxy.backends.listing import ListedRule
 from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol, ServicePortName
+from tests.fakes.tables import HOOKS, Tables
 from tests.properties.planning import Plans, compiled, plans_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
-from tests.properties.tables import HOOKS, Tables
 
 LONGEST_CHAIN_NAME = 28
 """The longest chain name in bytes (XT_EXTENSION_MAXNAMELEN without the terminating zero)."""

@@ -21,12 +21,12 @@ from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.model.address import Family
 from pyproxy.model.change import ObjectChange
+from tests.fakes.node_agent import NodeAgent
+from tests.fakes.tables import HOOKS, Chains, RestoreRefusedError, Tables
 from tests.packets.each import families, variants
 from tests.packets.own_namespace import own_namespace, run
-from tests.properties.node_agent import NodeAgent
 from tests.properties.planning import difference, plans_of, ruleset_of, succeeded
 from tests.properties.strategies import Cluster, clusters, iptables_settings
-from tests.properties.tables import HOOKS, Chains, RestoreRefusedError, Tables
 from tests.properties.test_reconcile import walks
 
 pytestmark = pytest.mark.usefixtures("needs_root")

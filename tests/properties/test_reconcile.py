@@ -14,10 +14,10 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.plan.service_plan import ServicePlan
-from tests.properties.node_agent import TableAgent
+from tests.fakes.node_agent import TableAgent
+from tests.fakes.tables import HOOKS
 from tests.properties.planning import names_of, ruleset_of, tables_of
 from tests.properties.strategies import Cluster, changes, clusters, iptables_settings
-from tests.properties.tables import HOOKS
 from tests.properties.world import WORLD, of_families
 
 MOST_PERIODS = 40

@@ -7,7 +7,7 @@ from pyproxy.backends.iptables.restore_text import restore_text
 from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family
-from tests.properties.kernel import TableKernel
+from tests.fakes.kernel import TableKernel
 from tests.properties.planning import difference, plans_of, ruleset_of, run_now, tables_of
 from tests.properties.strategies import Cluster, clusters, iptables_settings
 

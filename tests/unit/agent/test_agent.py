@@ -21,7 +21,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
 from pyproxy.serve.listeners import Listeners
-from tests.properties.kernel import TableKernel
+from tests.fakes.kernel import TableKernel
 
 LOOK_SECONDS = 0.01
 SLOW_SECONDS = 20 * LOOK_SECONDS

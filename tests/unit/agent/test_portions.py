@@ -13,8 +13,8 @@ from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan
-from tests.properties.kernel import TableKernel
-from tests.properties.node_agent import NodeAgent, TableAgent
+from tests.fakes.kernel import TableKernel
+from tests.fakes.node_agent import NodeAgent, TableAgent
 from tests.properties.planning import succeeded
 from tests.unit.agent.objects import endpoints_changed, everything, port_name
 

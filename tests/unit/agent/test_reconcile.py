@@ -15,7 +15,7 @@ from pyproxy.logs import V2
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.change import Kind, Put, Removed
 from pyproxy.model.node import LocalTraffic
-from tests.properties.node_agent import TableAgent
+from tests.fakes.node_agent import TableAgent
 from tests.properties.planning import run_now
 from tests.unit.agent.objects import address, endpoints_changed, everything, port_name, service
 

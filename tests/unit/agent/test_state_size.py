@@ -10,7 +10,7 @@ from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.node import LocalTraffic, Node
 from pyproxy.model.service import Service
 from pyproxy.plan.service_plan import ServicePlan, plan_service
-from tests.properties.node_agent import TableAgent
+from tests.fakes.node_agent import TableAgent
 from tests.unit.agent.objects import endpoint_slice, endpoints_changed, everything, port_name, service
 
 SETTINGS = IptablesSettings(family=Family.IPV4, local_traffic=LocalTraffic(parse_network("10.0.0.0/8")))

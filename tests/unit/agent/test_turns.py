@@ -10,7 +10,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.model.node import LocalTraffic
 from pyproxy.plan.service_plan import ServicePlan
-from tests.properties.node_agent import TableAgent
+from tests.fakes.node_agent import TableAgent
 from tests.properties.planning import run_now
 from tests.unit.agent.objects import endpoints_changed, everything
 

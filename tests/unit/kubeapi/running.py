@@ -17,7 +17,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
-from tests.unit.kubeapi.apiserver import PATIENCE_SECONDS
+from tests.fakes.apiserver import PATIENCE_SECONDS
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -22,7 +22,7 @@ from pyproxy.model.change import Kind, Object, Put, Removed, Replaced
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
-from tests.unit.kubeapi.apiserver import (
+from tests.fakes.apiserver import (
     NODES,
     PATIENCE_SECONDS,
     SERVICE_CIDRS,
@@ -314,7 +314,7 @@ async def test_other_kinds_do_not_wait_for_service_cidrs() -> None:
     """While nobody knows whether ServiceCIDRs are wanted, and while the server is silent about them, the rest is there."""
     wanted = asyncio.get_running_loop().create_future()
     async with ApiServer() as server:
-        server.say(SERVICE_CIDRS, server.keep_silent)
+        server.say(SERVICE_CIDRS, server.send_nothing)
         async with running(access_to(server.url), service_cidrs=wanted) as changes:
             assert Replaced(Kind.SERVICE, ()) == await changes.next()
             wanted.set_result(True)

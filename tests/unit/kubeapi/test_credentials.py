@@ -23,7 +23,7 @@ from pyproxy.kubeapi import load_access as module
 from pyproxy.kubeapi.access import Access, AccessSettings, Pem, Server
 from pyproxy.kubeapi.kubeconfig import read_settings
 from pyproxy.kubeapi.load_access import load_access
-from tests.unit.kubeapi.apiserver import PATIENCE_SECONDS, Json
+from tests.fakes.apiserver import PATIENCE_SECONDS, Json
 
 URL = "https://10.0.0.1:6443"
 CA = b"-----BEGIN CERTIFICATE-----\n"

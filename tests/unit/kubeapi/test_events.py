@@ -18,7 +18,7 @@ from pyproxy.kubeapi.events import BURST, MOST_WAITING, EventHandler, EventSende
 from pyproxy.kubeapi.transport import Timing, Transport
 from pyproxy.model.event import Event, event_extra
 from pyproxy.model.names import NamespacedName
-from tests.unit.kubeapi.apiserver import ApiServer, Json, listed, refused
+from tests.fakes.apiserver import ApiServer, Json, listed, refused
 from tests.unit.kubeapi.running import in_loop
 
 WEB = NamespacedName("shop", "web")

@@ -9,7 +9,7 @@ from msgspec import Raw
 from pyproxy.errors import SourceError
 from pyproxy.kubeapi.resource import ObjectPage, Resource, endpoint_slices, node, service_cidrs, services
 from pyproxy.model.names import NamespacedName
-from tests.unit.kubeapi.apiserver import service
+from tests.fakes.apiserver import service
 
 GOOD = json.dumps(service("good", "7")).encode()
 NAME = b'"metadata": {"name": "bad", "namespace": "default", "resourceVersion": "3"}'

@@ -17,7 +17,7 @@ from pyproxy.kubeapi import transport
 from pyproxy.kubeapi.access import Access, Pem, Server
 from pyproxy.kubeapi.transport import HttpStatusError, Timing, Transport, UnreachableError
 from pyproxy.model.request_record import RequestRecord
-from tests.unit.kubeapi.apiserver import SERVICES, ApiServer, listed, refused
+from tests.fakes.apiserver import SERVICES, ApiServer, listed, refused
 from tests.unit.kubeapi.running import in_loop
 
 TIMING = Timing(connect=1.0, answer=0.5, silence=0.5)
@@ -256,7 +256,7 @@ async def test_compressed_answer() -> None:
 async def test_server_that_does_not_answer() -> None:
     """A server that takes a request and says nothing is given up in time."""
     async with ApiServer() as server:
-        server.say(SERVICES, server.keep_silent)
+        server.say(SERVICES, server.send_nothing)
         with pytest.raises(UnreachableError, match=server.url):
             await ask(lambda: Access(servers=(Server(server.url),)))
 

@@ -12,7 +12,7 @@ from pyproxy.backends.iptables.restore_text import parse_save, restore_text
 from pyproxy.backends.iptables.ruleset import TABLES, RulesetKey
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from tests.properties.tables import RestoreRefusedError, Tables, accept_all
+from tests.fakes.tables import RestoreRefusedError, Tables, accept_all
 
 FOREIGN_CHAIN = "CNI-FORWARD"
 FOREIGN_RULES = {

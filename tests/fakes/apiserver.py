@@ -1,4 +1,4 @@
-"""An API server on loopback that says what a test tells it to say: real HTTP, no cluster behind it."""
+"""A fake API server on the loopback: real HTTP, with answers that the test defines."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ SLICES = "/apis/discovery.k8s.io/v1/endpointslices"
 NODES = "/api/v1/nodes"
 SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 PATIENCE_SECONDS = 10.0
-"""For what must happen; a test that waits so long has failed."""
+"""Time-out of events that must happen; a test that waits longer fails."""
 
 Json = dict[str, Any]
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -23,17 +23,17 @@ Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a test wants to know about a request."""
+    """The properties of a request that tests check."""
 
     query: Mapping[str, str]
     authorization: str
     host: str
     content: bytes = b""
-    """What was posted."""
+    """The body of the request."""
 
 
 class ApiServer:
-    """Gives each path its answers one after the other, and what an empty cluster would say after that."""
+    """Sends the given answers of each path in order, and after that the answers of an empty cluster."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -53,16 +53,16 @@ class ApiServer:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End all streams, and the server."""
+        """Close all streams, and stop the server."""
         await self._runner.cleanup()
 
     @property
     def url(self) -> str:
-        """The server's own URL."""
+        """The URL of the server."""
         return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     def say(self, path: str, *answers: Answer) -> None:
-        """Give a path these answers, after those that it has."""
+        """Append answers of a path."""
         self._answers[path] += answers
 
     async def asked(self, path: str) -> Request:
@@ -71,7 +71,7 @@ class ApiServer:
             return await self._requests[path].get()
 
     def stream(self, *lines: Json, then_end: bool = False) -> Answer:
-        """Say some lines, and then nothing more until the server ends."""
+        """Send some lines, and then nothing more until the server stops."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
@@ -84,8 +84,8 @@ class ApiServer:
 
         return answer
 
-    async def keep_silent(self, _: web.Request) -> web.StreamResponse:
-        """Say nothing until the server ends."""
+    async def send_nothing(self, _: web.Request) -> web.StreamResponse:
+        """Send nothing until the server stops."""
         await self._closing.wait()
         return web.Response()
 
@@ -94,10 +94,10 @@ class ApiServer:
         noted = Request(dict(request.query), authorization, request.host, await request.read())
         self._requests[request.path].put_nowait(noted)
         answers = self._answers[request.path]
-        answer = answers.popleft() if answers else self._say_nothing_new(request)
+        answer = answers.popleft() if answers else self._send_no_changes(request)
         return await answer(request)
 
-    def _say_nothing_new(self, request: web.Request) -> Answer:
+    def _send_no_changes(self, request: web.Request) -> Answer:
         if "sendInitialEvents" in request.query:
             return self.stream(end_of_list("1"))
         return self.stream() if "watch" in request.query else listed("1")
@@ -107,7 +107,7 @@ class ApiServer:
 
 
 def listed(resource_version: str, *items: Json, more: str = "") -> Answer:
-    """Say a page of a list, compressed as the API server does with large ones."""
+    """Send a page of a list, compressed as the API server does with large lists."""
     body = {"metadata": {"resourceVersion": resource_version, "continue": more}, "items": items}
 
     async def answer(_: web.Request) -> web.StreamResponse:
@@ -119,7 +119,7 @@ def listed(resource_version: str, *items: Json, more: str = "") -> Answer:
 
 
 def refused(status: int, message: str = "no", **headers: str) -> Answer:
-    """Say no."""
+    """Send an error."""
 
     async def answer(_: web.Request) -> web.StreamResponse:
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -134,7 +134,7 @@ def event(kind: str, item: Json) -> Json:
 
 
 def bookmark(resource_version: str) -> Json:
-    """Return the line that brings a watch to a version."""
+    """Return the line of a bookmark with a resource version."""
     return event("BOOKMARK", {"metadata": {"resourceVersion": resource_version}})
 
 
@@ -155,5 +155,5 @@ def service(name: str, resource_version: str = "1", **spec: object) -> Json:
 
 
 def service_cidr(*cidrs: str) -> Json:
-    """Return the ServiceCIDR that the API server makes by itself."""
+    """Return the default ServiceCIDR of the API server."""
     return {"metadata": {"name": "kubernetes", "resourceVersion": "3"}, "spec": {"cidrs": cidrs}}

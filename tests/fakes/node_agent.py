@@ -13,7 +13,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.planner import PlannedService, Planner, final_plans
 from pyproxy.plan.service_plan import ServicePlan
-from tests.properties.kernel import TableKernel
+from tests.fakes.kernel import TableKernel
 from tests.properties.planning import ruleset_of, run_now, succeeded
 
 NOBODY = Node(name="node1")

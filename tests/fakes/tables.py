@@ -1,6 +1,6 @@
 """The tables of one family in memory: takes input of ``iptables-restore``, prints output of ``iptables-save``.
 
-They are as strict as the kernel and libiptc, with which `test_kernel` compares them. The target of a jump must exist, a
+They are as strict as the kernel and libiptc, with which `tests/properties/test_kernel.py` compares them. The target of a jump must exist, a
 chain can be deleted only if it is empty and without jumps to it, a rule to delete must exist; and a table is changed as
 a whole or not at all.
 """
