@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
+from tests.packets.objects import endpoint_slice
+
 from .api import JsonObject, exchange
 from .controlplane import KUBE_PROXY_USER, ControlPlane
 from .namespace import call_inside, command_inside
@@ -187,10 +189,11 @@ def _mark(control_plane: ControlPlane) -> Iterator[list[re.Pattern[str]]]:
     name = f"mark-{port}"
     services = "/api/v1/namespaces/default/services"
     slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
-    addresses = {"ipv4": "198.51.100.1", "ipv6": "2001:db8::1"}
+    addresses = {"IPv4": "198.51.100.1", "IPv6": "2001:db8::1"}
     objects = {f"{services}/{name}": (services, _marking_service(name))}
     for family, address in addresses.items():
-        objects[f"{slices}/{name}-{family}"] = (slices, _marking_slice(name, family, address, port))
+        wanted = endpoint_slice(name, family, [address], [{"port": port}], suffix=family.lower())
+        objects[f"{slices}/{wanted['metadata']['name']}"] = (slices, wanted)
     made = []
     try:
         for path, (collection, wanted) in objects.items():
@@ -205,13 +208,3 @@ def _mark(control_plane: ControlPlane) -> Iterator[list[re.Pattern[str]]]:
 
 def _marking_service(name: str) -> JsonObject:
     return {"metadata": {"name": name}, "spec": {"ipFamilyPolicy": "RequireDualStack", "ports": [{"port": 9}]}}
-
-
-def _marking_slice(service: str, family: str, address: str, port: int) -> JsonObject:
-    labels = {"kubernetes.io/service-name": service}
-    return {
-        "metadata": {"name": f"{service}-{family}", "labels": labels},
-        "addressType": family.replace("ip", "IP"),
-        "endpoints": [{"addresses": [address]}],
-        "ports": [{"port": port}],
-    }

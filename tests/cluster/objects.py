@@ -2,6 +2,8 @@
 
 from contextlib import ExitStack
 
+from tests.packets.objects import endpoint_slice
+
 from .api import JsonObject
 from .controlplane import ControlPlane
 
@@ -26,13 +28,7 @@ class Cluster:
 
     def create_slice(self, service: str, address: str) -> None:
         """Create an EndpointSlice with one endpoint, on port 8080."""
-        body = {
-            "metadata": {"name": f"{service}-1", "labels": {"kubernetes.io/service-name": service}},
-            "addressType": "IPv4",
-            "endpoints": [{"addresses": [address]}],
-            "ports": [{"port": 8080}],
-        }
-        self._control_plane.request("POST", SLICES, body)
+        self._control_plane.request("POST", SLICES, endpoint_slice(service, "IPv4", [address], [{"port": 8080}]))
         self._at_exit.callback(self._control_plane.kubectl, "delete", "endpointslice", f"{service}-1")
 
     def create_service_cidr(self, name: str, *cidrs: str) -> None:

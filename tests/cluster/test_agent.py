@@ -15,6 +15,8 @@ from typing import Self
 
 import pytest
 
+from tests.packets.objects import endpoint_slice
+
 from .agent import PYPROXY, Agent
 from .api import JsonObject
 from .bench_kernel import KernelWatch
@@ -329,7 +331,8 @@ def numbered(number: int) -> list[JsonObject]:
         "ports": [{"port": 80, "protocol": "TCP"}],
     }
     metadata = {"namespace": "default", "uid": str(uuid.UUID(int=number))}
-    labels = {"kubernetes.io/service-name": name}
+    ports: list[JsonObject] = [{"port": 8080, "protocol": "TCP"}]
+    stored = endpoint_slice(name, "IPv4", [f"10.{20 + which}.{high}.{low}" for which in range(3)], ports)
     return [
         {
             "apiVersion": "v1",
@@ -337,12 +340,5 @@ def numbered(number: int) -> list[JsonObject]:
             "metadata": metadata | {"name": name},
             "spec": service | {"clusterIPs": [service["clusterIP"]], "ipFamilies": ["IPv4"]},
         },
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": metadata | {"name": f"{name}-1", "labels": labels},
-            "addressType": "IPv4",
-            "ports": [{"port": 8080, "protocol": "TCP"}],
-            "endpoints": [{"addresses": [f"10.{20 + which}.{high}.{low}"]} for which in range(3)],
-        },
+        stored | {"metadata": stored["metadata"] | metadata},
     ]

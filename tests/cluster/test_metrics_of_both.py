@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from tests.packets.objects import endpoint_slice
+
 from .agent import Agent
 from .api import ApiError, exchange
 from .controlplane import ControlPlane
@@ -139,31 +141,27 @@ def change_until_counted(control_plane: ControlPlane, namespaces: Collection[str
         if all(map(has_counted, namespaces)):
             return
         assert time.monotonic() < deadline
-        stack.callback(forget, control_plane, f"changed-{number}")
-        describe(control_plane, f"changed-{number}")
+        stack.callback(delete, control_plane, f"changed-{number}")
+        create(control_plane, f"changed-{number}")
         time.sleep(1)
 
 
-def describe(control_plane: ControlPlane, told: str) -> None:
+def create(control_plane: ControlPlane, name: str) -> None:
     """Create a Service with TCP and UDP endpoints that have just changed."""
     ports = [{"name": "tcp", "port": 80}, {"name": "udp", "port": 53, "protocol": "UDP"}]
     spec = {"type": "LoadBalancer", "ipFamilyPolicy": "RequireDualStack", "ports": ports}
-    control_plane.request("POST", SERVICES, {"metadata": {"name": told}, "spec": spec})
+    control_plane.request("POST", SERVICES, {"metadata": {"name": name}, "spec": spec})
     for kind, address in (("IPv4", "10.244.0.5"), ("IPv6", "fd00:10:244::5")):
-        annotations = {"endpoints.kubernetes.io/last-change-trigger-time": datetime.now(UTC).isoformat()}
-        labels = {"kubernetes.io/service-name": told}
-        body = {
-            "metadata": {"name": f"{told}-{kind.lower()}", "labels": labels, "annotations": annotations},
-            "addressType": kind,
-            "endpoints": [{"addresses": [address]}],
-            "ports": [{**port, "port": 8080} for port in ports],
+        body = endpoint_slice(name, kind, [address], [{**port, "port": 8080} for port in ports], suffix=kind.lower())
+        body["metadata"]["annotations"] = {
+            "endpoints.kubernetes.io/last-change-trigger-time": datetime.now(UTC).isoformat()
         }
         control_plane.request("POST", SLICES, body)
 
 
-def forget(control_plane: ControlPlane, told: str) -> None:
+def delete(control_plane: ControlPlane, name: str) -> None:
     """Delete the objects, also if not all were created."""
-    for path in (f"{SERVICES}/{told}", f"{SLICES}/{told}-ipv4", f"{SLICES}/{told}-ipv6"):
+    for path in (f"{SERVICES}/{name}", f"{SLICES}/{name}-ipv4", f"{SLICES}/{name}-ipv6"):
         with suppress(ApiError):
             control_plane.request("DELETE", path)
 

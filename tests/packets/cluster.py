@@ -18,7 +18,7 @@ from pathlib import Path
 from tests.lab import CLUSTER_CIDRS, Host, Lab, Outcome, Process, probe_all
 
 from .modes import IS_GUEST, Mode
-from .objects import PLAN, PORT, SECOND_PORT, JsonObject, cluster_ips, node
+from .objects import FAMILIES, PLAN, PORT, SECOND_PORT, JsonObject, cluster_ips, endpoint_slice, node
 from .table import Row
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
@@ -224,16 +224,8 @@ def _mark(number: int, protocol: str) -> list[JsonObject]:
     found: list[JsonObject] = [
         {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "mark", "namespace": "default"}, "spec": spec}
     ]
-    for family, ip in zip(("IPv4", "IPv6"), _MARK_IPS, strict=True):
-        labels = {"kubernetes.io/service-name": "mark"}
-        found.append(
-            {
-                "apiVersion": "discovery.k8s.io/v1",
-                "kind": "EndpointSlice",
-                "metadata": {"name": f"mark-{family.lower()}", "namespace": "default", "labels": labels},
-                "addressType": family,
-                "endpoints": [{"addresses": [ip]}],
-                "ports": [{"name": "", "port": number, "protocol": protocol}],
-            }
-        )
-    return found
+    target = {"name": "", "port": number, "protocol": protocol}
+    return found + [
+        endpoint_slice("mark", family, [ip], [target], suffix=family.lower())
+        for family, ip in zip(FAMILIES, _MARK_IPS, strict=True)
+    ]

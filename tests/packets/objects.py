@@ -6,7 +6,7 @@ EndpointSlices take port names and protocols from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -129,21 +129,38 @@ def slices(
         labels: further labels of the slices.
     """
     name = owner["metadata"]["name"]
-    return [
-        {
-            "apiVersion": "discovery.k8s.io/v1",
-            "kind": "EndpointSlice",
-            "metadata": {
-                "name": f"{name}-{suffix}-{family.lower()}",
-                "namespace": NAMESPACE,
-                "labels": {SERVICE_NAME_LABEL: name, **(labels or {})},
-            },
-            "addressType": family,
-            "ports": [_slice_port(entry, to) for entry in owner["spec"]["ports"] if _has_target(entry, to)],
-            "endpoints": [_endpoint(item, FAMILIES.index(family)) for item in endpoints],
-        }
+    made = [
+        endpoint_slice(
+            name,
+            family,
+            [_endpoint(item, FAMILIES.index(family)) for item in endpoints],
+            [_slice_port(entry, to) for entry in owner["spec"]["ports"] if _has_target(entry, to)],
+            suffix=f"{suffix}-{family.lower()}",
+        )
         for family in owner["spec"]["ipFamilies"]
     ]
+    for item in made:
+        item["metadata"]["labels"] |= labels or {}
+    return made
+
+
+def endpoint_slice(
+    owner: str,
+    family: str,
+    endpoints: Iterable[str | JsonObject],
+    ports: Iterable[JsonObject],
+    *,
+    suffix: str = "1",
+) -> JsonObject:
+    """Return an EndpointSlice of the Service with this name; an endpoint may be given as its address only."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": f"{owner}-{suffix}", "namespace": NAMESPACE, "labels": {SERVICE_NAME_LABEL: owner}},
+        "addressType": family,
+        "ports": [*ports],
+        "endpoints": [{"addresses": [item]} if isinstance(item, str) else item for item in endpoints],
+    }
 
 
 def backed(*services: JsonObject, by: str) -> list[JsonObject]:

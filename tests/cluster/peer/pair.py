@@ -15,7 +15,7 @@ from typing import Self
 from tests.cluster.controlplane import ControlPlane
 
 from .modes import Mode
-from .objects import NAMESPACE, ZONES, Entry, JsonObject, State, port, service
+from .objects import NAMESPACE, ZONES, Entry, JsonObject, State, endpoint_slice, port, service
 from .sides import KubeProxySide, PyproxySide, Side
 from .world import PLAN, VERSIONS
 
@@ -102,12 +102,12 @@ class Pair:
 
     def add_slices(self, entry: Entry) -> None:
         """Create the slices of a Service."""
-        for endpoint_slice in entry.slices:
-            self._post(_slices_of(endpoint_slice["metadata"]["namespace"]), endpoint_slice)
+        for item in entry.slices:
+            self._post(_slices_of(item["metadata"]["namespace"]), item)
 
     def remove_slices(self, entry: Entry) -> None:
         """Delete the slices of a Service."""
-        for metadata in (endpoint_slice["metadata"] for endpoint_slice in entry.slices):
+        for metadata in (item["metadata"] for item in entry.slices):
             self._delete(f"{_slices_of(metadata['namespace'])}/{metadata['name']}")
 
     def remove_service(self, name: str) -> None:
@@ -197,16 +197,9 @@ class _Mark:
 
     def _slice(self, owner: JsonObject, index: int) -> JsonObject:
         family = owner["spec"]["ipFamilies"][index]
-        return {
-            "metadata": {
-                "name": f"{self}-{family.lower()}",
-                "namespace": owner["metadata"]["namespace"],
-                "labels": {"kubernetes.io/service-name": str(self)},
-            },
-            "addressType": family,
-            "ports": [{"name": "", "protocol": "TCP", "port": self.number}],
-            "endpoints": [
-                {"addresses": [f"{_MARK_NETWORKS[index]}{place}"], "hints": {"forZones": [{"name": zone}]}}
-                for place, zone in enumerate(MARK_ZONES, start=1)
-            ],
-        }
+        endpoints: list[JsonObject] = [
+            {"addresses": [f"{_MARK_NETWORKS[index]}{place}"], "hints": {"forZones": [{"name": zone}]}}
+            for place, zone in enumerate(MARK_ZONES, start=1)
+        ]
+        ports: list[JsonObject] = [{"name": "", "protocol": "TCP", "port": self.number}]
+        return endpoint_slice(str(self), family, endpoints, ports, suffix=family.lower())
