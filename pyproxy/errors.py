@@ -9,6 +9,10 @@ class ConfigError(PyproxyError):
     """The user asked for something impossible; the message names the flag, field or file."""
 
 
+class RightsError(PyproxyError):
+    """This process lacks a capability; the message names it."""
+
+
 class DecodeError(PyproxyError):
     """An API object, or one field of it, cannot be used.
 

@@ -50,10 +50,15 @@ def run(settings: ResolvedSettings) -> int:
 
 
 async def _prepare(config: Config) -> int:
-    """Set what needs full privileges. An agent without them finds the settings as it needs them, and changes none."""
-    apply_conntrack_limits(_conntrack_limits(config))
+    """Set what needs full privileges. An agent without them finds the settings as it needs them, and changes none.
+
+    Returns 1 if a setting could not be written.
+    """
+    limits_are_set = apply_conntrack_limits(_conntrack_limits(config))
     backend = await open_backend(config)
-    backend.prepare()
+    if not (backend.prepare() and limits_are_set):
+        logger.error("--init-only: some kernel settings could not be written, see the warnings above")
+        return 1
     logger.info("kernel settings are set; the agent ends because of --init-only")
     return 0
 

@@ -168,8 +168,8 @@ class Backend(Protocol):
         """Return the reader and writer of one family's tables."""
         ...
 
-    def prepare(self) -> None:
-        """Set the sysctls that the mode needs; a failure is logged."""
+    def prepare(self) -> bool:
+        """Set the sysctls that the mode needs, and return whether all have their value; a failure is logged."""
         ...
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:

@@ -21,6 +21,7 @@ from pyproxy.cli.flags import (
 )
 from pyproxy.config.config import Config, IptablesVariant
 from pyproxy.config.grammar import SWITCH
+from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.linux.iptables_programs import Variant, is_available
 from pyproxy.model.address import Family
 from pyproxy.takeover.stale_rules import NFT_FAMILIES, delete_nft_table, nft_tables, remove_own_rules, removed_text
@@ -51,7 +52,9 @@ def remove_rules(config: Config, *, include_kube_proxy: bool) -> int:
 
     Raises:
         ApplyError: some rules could not be removed.
+        RightsError: this process may not change rules.
     """
+    require_capabilities("cleanup")
     return asyncio.run(_remove_rules(config, include_kube_proxy=include_kube_proxy))
 
 

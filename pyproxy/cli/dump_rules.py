@@ -26,6 +26,7 @@ from pyproxy.cli.objects import read_cluster
 from pyproxy.config.config import NODE_NAME, Config
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ConfigError
+from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
@@ -112,7 +113,10 @@ def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live:
 
     Raises:
         ConfigError: the input cannot be read, or the Service is not in it.
+        RightsError: this process may not read the kernel's rules.
     """
+    if live:
+        require_capabilities("dump-rules --live")
     dumper = open_dumper(config)
     if output is DumpFormat.NFT and output.value not in dumper.script_formats:
         message = (

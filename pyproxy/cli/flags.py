@@ -24,6 +24,8 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DURATIONS = "DURATION is a number with a unit, or several: 500ms, 30s, 1h30m."
 VERSION_LINE = f"pyproxy {__version__}"
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
+_TRACEBACK_LEVEL = 4
+"""The least verbosity (-v) at which an unexpected error is logged with its traceback."""
 LOG_ATTRIBUTES = ("v", "logging_format")
 
 
@@ -71,12 +73,14 @@ class FlagCommand(click.Command):
             raise click.UsageError(str(error), ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's)
-        """Run the command. A ConfigError is a usage error (exit code 2), any other error of ours a failure (1)."""
+        """Run the command. A ConfigError is a usage error (exit code 2), any other error of ours or the system's a failure (1)."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
             raise click.UsageError(str(error), ctx) from error
-        except PyproxyError as error:
+        except (PyproxyError, OSError) as error:
+            if isinstance(error, OSError) and (ctx.params.get("v") or 0) >= _TRACEBACK_LEVEL:
+                logger.exception("unexpected error of the system")
             raise click.ClickException(str(error)) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -15,8 +15,9 @@ from pyproxy.cli.flags import (
     config_flags,
     configured_settings,
 )
-from pyproxy.config.config import OPTIONS
+from pyproxy.config.config import OPTIONS, IptablesVariant, ProxyMode
 from pyproxy.config.grammar import SWITCH, Grammar, parse_bool
+from pyproxy.linux.capabilities import Capability, require_capabilities
 
 logger = logging.getLogger(__name__)
 
@@ -67,5 +68,7 @@ def command(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None
         from pyproxy.cli.cleanup import remove_rules  # noqa: PLC0415 (an agent does not need it)
 
         ctx.exit(remove_rules(config, include_kube_proxy=True))
+    is_legacy = config.proxy_mode is not ProxyMode.NFTABLES and config.iptables_variant is IptablesVariant.LEGACY
+    require_capabilities("run", Capability if is_legacy else [Capability.NET_ADMIN])
     logger.info("configuration: %s", settings.in_words())
     ctx.exit(daemon.run(settings))

@@ -24,6 +24,7 @@ from pyproxy.cli.objects import report, tracked
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import SWITCH
 from pyproxy.errors import ConfigError, SourceError
+from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind
@@ -73,6 +74,7 @@ def command(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None
             " use `pyproxy dump-rules`"
         )
         raise ConfigError(message)
+    require_capabilities("takeover --dry-run")
     for line in asyncio.run(_plan(config)):
         click.echo(line)
 

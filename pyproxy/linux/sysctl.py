@@ -42,11 +42,15 @@ class ConntrackLimits:
     udp_timeout_stream_seconds: float
 
 
-def apply_conntrack_limits(limits: ConntrackLimits) -> None:
-    """Write what kube-proxy writes at start (`cmd/kube-proxy/app/conntrack.go`); the table is never made smaller."""
+def apply_conntrack_limits(limits: ConntrackLimits) -> bool:
+    """Write what kube-proxy writes at start (`cmd/kube-proxy/app/conntrack.go`); the table is never made smaller.
+
+    Returns whether all settings could be written.
+    """
+    written = []
     if limits.max_per_core:
         per_cores = min(limits.max_per_core * (os.cpu_count() or 1), _MOST_BY_CORES)
-        _raise_table_size(max(limits.min, per_cores))
+        written.append(_raise_table_size(max(limits.min, per_cores)))
     values = {
         "tcp_timeout_established": limits.tcp_timeout_established_seconds,
         "tcp_timeout_close_wait": limits.tcp_timeout_close_wait_seconds,
@@ -57,20 +61,22 @@ def apply_conntrack_limits(limits: ConntrackLimits) -> None:
     for name, value in values.items():
         if value:
             # The kernel takes whole seconds, and with 0 it would drop each connection at once.
-            write_sysctl(f"net/netfilter/nf_conntrack_{name}", max(1, int(value)))
+            written.append(write_sysctl(f"net/netfilter/nf_conntrack_{name}", max(1, int(value))))
+    return all(written)
 
 
-def _raise_table_size(wanted: int) -> None:
+def _raise_table_size(wanted: int) -> bool:
     present = read_sysctl("net/netfilter/nf_conntrack_max")
     if present is not None and present >= wanted:
-        return
+        return True
     # The hash table belongs to the whole machine. Where the limit is read-only (a container, another network namespace),
     # the hash table is not changed either.
     if not write_sysctl("net/netfilter/nf_conntrack_max", wanted):
-        return
+        return False
     buckets = _read(_HASH_SIZE)
     if buckets is not None and buckets < wanted // _ENTRIES_PER_BUCKET:
-        _write(_HASH_SIZE, wanted // _ENTRIES_PER_BUCKET)
+        return _write(_HASH_SIZE, wanted // _ENTRIES_PER_BUCKET)
+    return True
 
 
 def _read(path: Path) -> int | None:

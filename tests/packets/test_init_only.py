@@ -86,3 +86,15 @@ def test_a_second_run_changes_nothing(tmp_path: Path) -> None:
         run(PYPROXY, "run", f"--config={config}", *FLAGS)
 
         assert WANTED == settings()
+
+
+def test_a_setting_that_cannot_be_written_is_a_failure() -> None:
+    """Where a kernel setting is read-only the exit status is 1, and the log names the setting."""
+    flags = (*FLAGS, "--conntrack-tcp-timeout-close-wait=77s")
+    read_only = 'mount --bind -o ro /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", read_only, "sh", PYPROXY, "run", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert 1 == done.returncode
+    assert "nf_conntrack_tcp_timeout_close_wait: cannot be set to 77: Read-only file system" in done.stderr
+    assert "--init-only: some kernel settings could not be written" in done.stderr

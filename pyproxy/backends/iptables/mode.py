@@ -140,17 +140,21 @@ class IptablesMode:
         owned = side_by_side_ownership(family) if self._config.service_proxy_name else ownership(family)
         return IptablesKernel(family, self.iptables_variant, counter, owned)
 
-    def prepare(self) -> None:
+    def prepare(self) -> bool:
         """Set `route_localnet` if node ports are served on 127.0.0.1.
 
         Their packets have a loopback source address and leave through the device of a pod. Without the setting the kernel
         drops them as martians.
         """
-        if serves_localhost(self._config, Family.IPV4) and write_sysctl("net/ipv4/conf/all/route_localnet", 1):
-            logger.info(
-                "node ports are served on 127.0.0.0/8, which needs net.ipv4.conf.all.route_localnet=1; to avoid this"
-                " setting, use --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
-            )
+        if not serves_localhost(self._config, Family.IPV4):
+            return True
+        if not write_sysctl("net/ipv4/conf/all/route_localnet", 1):
+            return False
+        logger.info(
+            "node ports are served on 127.0.0.0/8, which needs net.ipv4.conf.all.route_localnet=1; to avoid this"
+            " setting, use --iptables-localhost-nodeports=false or --nodeport-addresses without loopback"
+        )
+        return True
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
         """Return the addresses on which health check node ports answer; None means all addresses of the node."""

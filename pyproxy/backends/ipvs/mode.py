@@ -124,7 +124,7 @@ class IpvsMode:
         )
         return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs, SERVED)
 
-    def prepare(self) -> None:
+    def prepare(self) -> bool:
         """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""
         choices = {
             "net/ipv4/vs/conntrack": (1, "iptables sees and masquerades connections of IPVS"),
@@ -138,10 +138,14 @@ class IpvsMode:
             choices["net/ipv4/vs/conn_reuse_mode"] = (0, reason)
         else:
             logger.info("net/ipv4/vs/conn_reuse_mode is left as it is: from Linux 5.9 on it costs nothing")
+        is_complete = True
         for name, (value, reason) in choices.items():
             if write_sysctl(name, value):
                 logger.info("%s is %d: %s", name, value, reason)
+            else:
+                is_complete = False
         self._set_timeouts()
+        return is_complete
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
         """Return the addresses on which health check node ports answer; None means all addresses of the node."""

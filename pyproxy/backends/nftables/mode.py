@@ -111,8 +111,9 @@ class NftablesMode:
         kernel = NftablesKernel(family, self._generation.counter(), self._layouts, self._monitor)
         return self._sockets.enter_context(kernel)
 
-    def prepare(self) -> None:
-        """Do nothing: the mode needs no kernel settings."""
+    def prepare(self) -> bool:
+        """Return True: the mode needs no kernel settings."""
+        return True
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
         """Return the addresses of this node that serve node ports; None means all except loopback."""

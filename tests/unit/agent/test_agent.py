@@ -71,8 +71,9 @@ class TwoFamilies:
         """Return the family's tables."""
         return self.kernels[family]
 
-    def prepare(self) -> None:
+    def prepare(self) -> bool:
         """Set nothing."""
+        return True
 
     def node_port_ips(self, family: Family, context: NodeContext) -> None:
         """Let node ports answer on all addresses."""
