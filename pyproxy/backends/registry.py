@@ -8,8 +8,10 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib import import_module
+from typing import NamedTuple
 
 from pyproxy.backends.interface import Backend, Dumper
+from pyproxy.backends.listing import RuleListing
 from pyproxy.config.config import Config, NodePortAddresses, ProxyMode
 from pyproxy.errors import ConfigError
 
@@ -66,6 +68,32 @@ def _nftables_of_auto(config: Config) -> Config:
     # the mode that is chosen.
     addresses = config.nodeport_addresses or (NodePortAddresses.ALL,)
     return replace(config, proxy_mode=ProxyMode.NFTABLES, nodeport_addresses=addresses)
+
+
+class LiveRules(NamedTuple):
+    """The rules of one mode that are in the kernel."""
+
+    mode: ProxyMode
+    dumper: Dumper
+    listings: list[RuleListing]
+
+
+async def find_live_rules(config: Config) -> list[LiveRules]:
+    """Return the rules of every mode that has some in the kernel, whatever mode the configuration names.
+
+    In iptables mode rules of kube-proxy are among them: its chains have the same names.
+    """
+    found = []
+    for mode in (ProxyMode.NFTABLES, ProxyMode.IPVS, ProxyMode.IPTABLES):
+        dumper = open_dumper(replace(config, proxy_mode=mode))
+        try:
+            listings = await dumper.live()
+        except ConfigError as error:
+            logger.debug("no rules of mode %s: %s", mode.value, error)
+            continue
+        if any(listing.services or listing.chains or listing.common for listing in listings):
+            found.append(LiveRules(mode, dumper, listings))
+    return found
 
 
 def open_dumper(config: Config) -> Dumper:

@@ -1,6 +1,7 @@
 """The command ``dump-rules``: the rules for objects in files, or what the kernel has now. Changes nothing."""
 
 import asyncio
+import logging
 import re
 import sys
 from collections.abc import Iterable
@@ -11,7 +12,7 @@ import msgspec
 
 from pyproxy.backends.interface import Dumper
 from pyproxy.backends.listing import RuleListing
-from pyproxy.backends.registry import open_dumper
+from pyproxy.backends.registry import LiveRules, find_live_rules, open_dumper
 from pyproxy.cli.flags import (
     EXIT_CODES,
     LOG_ATTRIBUTES,
@@ -20,18 +21,21 @@ from pyproxy.cli.flags import (
     FlagCommand,
     config_flags,
     configured_settings,
+    typed_values,
 )
 from pyproxy.cli.listing import listing_text, listing_values
 from pyproxy.cli.objects import read_cluster
 from pyproxy.config.config import NODE_NAME, Config
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
-from pyproxy.errors import ConfigError
+from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.planner import final_plans
+
+logger = logging.getLogger(__name__)
 
 _WRONG_INPUT = 2
 """Exit code."""
@@ -105,28 +109,47 @@ def command(
     if not live and not config.manifests:
         message = "give --manifests PATH (the rules for the objects there) or --live (the rules in the kernel)"
         raise click.UsageError(message, ctx)
-    ctx.exit(dump_rules(config, service=service, output=output or DumpFormat.TEXT, live=bool(live)))
+    ctx.exit(
+        dump_rules(
+            config,
+            service=service,
+            output=output or DumpFormat.TEXT,
+            live=bool(live),
+            mode=typed_values(ctx).get("proxy_mode"),
+        )
+    )
 
 
-def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live: bool) -> int:
+def dump_rules(
+    config: Config, *, service: str | None, output: DumpFormat, live: bool, mode: ProxyMode | None = None
+) -> int:
     """Print rules; return 2 if an object in the files has a problem, else 0.
 
+    Args:
+        config: all settings.
+        service: the only Service to show.
+        output: the format.
+        live: show the rules in the kernel.
+        mode: the mode that the user asked for on the command line; None: whichever mode has rules in the kernel.
+
     Raises:
+        ApplyError: the kernel has no rules of ours.
         ConfigError: the input cannot be read, or the Service is not in it.
         RightsError: this process may not read the kernel's rules.
     """
     if live:
         require_capabilities("dump-rules --live")
-    dumper = open_dumper(config)
+        rules = live_rules(config, mode)
+    else:
+        rules = LiveRules(config.proxy_mode, open_dumper(config), [])
+    dumper, listings, problems = rules.dumper, rules.listings, 0
     if output is DumpFormat.NFT and output.value not in dumper.script_formats:
         message = (
-            f"-o nft: the rules of --proxy-mode={config.proxy_mode.value} are not input for nft;"
+            f"-o nft: the rules of --proxy-mode={rules.mode.value} are not input for nft;"
             f" use -o {' or '.join(sorted(dumper.script_formats))}"
         )
         raise ConfigError(message)
-    if live:
-        listings, problems = asyncio.run(dumper.live()), 0
-    else:
+    if not live:
         cluster = read_cluster(config)
         problems = cluster.problems
         listings = tracked_listings(cluster.tracker, cluster.node, dumper)
@@ -143,6 +166,37 @@ def dump_rules(config: Config, *, service: str | None, output: DumpFormat, live:
     ]
     sys.stdout.write(_formatted(shown, output, dumper))
     return _WRONG_INPUT if problems else 0
+
+
+def live_rules(config: Config, mode: ProxyMode | None = None) -> LiveRules:
+    """Return the rules in the kernel.
+
+    Args:
+        config: has the variant of iptables, and the name under which pyproxy runs side-by-side.
+        mode: the only mode to look for; None or auto: the mode that has rules in the kernel.
+
+    Raises:
+        ApplyError: there are none.
+    """
+    if mode in {None, ProxyMode.AUTO}:
+        found = asyncio.run(find_live_rules(config))
+        if not found:
+            message = "no mode of pyproxy has rules in the kernel"
+            raise ApplyError(message, retryable=False)
+        for other in found[1:]:
+            logger.warning(
+                "%s mode is shown; %s mode has rules in the kernel, too: --proxy-mode=%s shows them",
+                found[0].mode.value,
+                other.mode.value,
+                other.mode.value,
+            )
+        return found[0]
+    dumper = open_dumper(config)
+    listings = asyncio.run(dumper.live())
+    if not any(listing.services or listing.chains or listing.common for listing in listings):
+        message = f"{config.proxy_mode.value} mode has no rules in the kernel"
+        raise ApplyError(message, retryable=False)
+    return LiveRules(config.proxy_mode, dumper, listings)
 
 
 def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleListing]:

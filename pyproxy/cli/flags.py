@@ -80,7 +80,7 @@ class FlagCommand(click.Command):
             raise click.UsageError(str(error), ctx) from error
         except (PyproxyError, OSError) as error:
             if isinstance(error, OSError) and (ctx.params.get("v") or 0) >= _TRACEBACK_LEVEL:
-                logger.exception("unexpected error of the system")
+                logger.debug("unexpected error of the system", exc_info=True)
             raise click.ClickException(str(error)) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

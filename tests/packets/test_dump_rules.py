@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import tcp
+from tests.lab import LabError, tcp
 
 from . import test_cluster_ips, test_external_addresses, test_service_cidrs
 from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
@@ -68,6 +69,27 @@ def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
     while (seen := found()) != expected and time.monotonic() < deadline:
         continue
     assert expected == seen
+
+
+def test_the_mode_is_found_in_the_kernel(cluster: Cluster) -> None:
+    """Without a mode, and with auto, the rules are those of the mode that has some in the kernel."""
+    found = live(cluster, "node1", "--service=default/dumped", "-o", "json")
+    command = [PYPROXY, "dump-rules", "--live", "--service=default/dumped", "-o", "json"]
+    variant = [flag for flag in cluster.mode.flags if "variant" in flag]
+
+    def rules(text: str) -> list[str]:
+        return [rule["rule"] for family in json.loads(text)["families"] for rule in family["services"][0]["rules"]]
+
+    for flags in ([], ["--proxy-mode=auto"]):
+        assert rules(found) == rules(cluster.run(cluster.lab["node1"], *command, *flags, *variant))
+
+
+@pytest.mark.parametrize("wanted", ["", "auto", "iptables", "nftables"])
+def test_a_kernel_without_rules_is_a_failure(cluster: Cluster, wanted: str) -> None:
+    """Where no agent ran, live rules are a message and exit status 1, never empty output and success."""
+    command = [PYPROXY, "dump-rules", "--live", *([f"--proxy-mode={wanted}"] if wanted else [])]
+    with pytest.raises(LabError, match=r"exit 1 .*Error: .* no.* rules? in the kernel"):
+        cluster.run(cluster.lab["outside1"], *command)
 
 
 @needs("is_iptables")
