@@ -84,7 +84,7 @@ async def find_live_rules(config: Config) -> list[LiveRules]:
     In iptables mode rules of kube-proxy are among them: its chains have the same names.
     """
     found = []
-    for mode in (ProxyMode.NFTABLES, ProxyMode.IPVS, ProxyMode.IPTABLES):
+    for mode in sorted(_FOLDERS, key=lambda mode: mode is ProxyMode.IPTABLES):  # last, as its rules may be kube-proxy's
         dumper = open_dumper(replace(config, proxy_mode=mode))
         try:
             listings = await dumper.live()

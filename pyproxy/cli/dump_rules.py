@@ -25,7 +25,7 @@ from pyproxy.cli.flags import (
 )
 from pyproxy.cli.listing import listing_text, listing_values
 from pyproxy.cli.objects import read_cluster
-from pyproxy.config.config import NODE_NAME, Config
+from pyproxy.config.config import NODE_NAME, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.capabilities import require_capabilities

@@ -88,7 +88,9 @@ def test_the_mode_is_found_in_the_kernel(cluster: Cluster) -> None:
 def test_a_kernel_without_rules_is_a_failure(cluster: Cluster, wanted: str) -> None:
     """Where no agent ran, live rules are a message and exit status 1, never empty output and success."""
     command = [PYPROXY, "dump-rules", "--live", *([f"--proxy-mode={wanted}"] if wanted else [])]
-    with pytest.raises(LabError, match=r"exit 1 .*Error: (?:no mode of pyproxy has|\w+ mode has no) rules in the kernel"):
+    with pytest.raises(
+        LabError, match=r"exit 1 .*Error: (?:no mode of pyproxy has|\w+ mode has no) rules in the kernel"
+    ):
         cluster.run(cluster.lab["outside1"], *command)
 
 
