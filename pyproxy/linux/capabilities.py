@@ -1,4 +1,7 @@
-"""What this process may do to the kernel (capabilities(7)), asked before it is tried."""
+"""The capabilities of this process (capabilities(7)), checked before a command needs them.
+
+``/proc/self/status`` has the effective set as a hexadecimal number in the line ``CapEff``.
+"""
 
 from collections.abc import Iterable
 from enum import IntEnum
@@ -10,32 +13,25 @@ _STATUS = Path("/proc/self/status")
 
 
 class Capability(IntEnum):
-    """Bits of a capability set (``linux/capability.h``)."""
+    """`CAP_*` in `linux/capability.h`: bits of a capability set."""
 
     NET_ADMIN = 12
-    """Needed to read and write rules, sets, virtual servers and routes."""
+    """Required to read and write rules, sets, virtual servers and routes."""
     NET_RAW = 13
-    """Needed by the legacy variant of iptables, which talks to the kernel through a raw socket."""
+    """Required by the legacy variant of iptables, which uses a raw socket."""
 
 
 def require_capabilities(command: str, wanted: Iterable[Capability] = (Capability.NET_ADMIN,)) -> None:
-    """Return if this process has some capabilities.
+    """Check that this process has these capabilities.
 
-    In a user namespace it may have them and still lack them for the network namespace: then the kernel refuses later.
+    In a user namespace a process can have them and still lack them for the network namespace; then the kernel refuses later.
 
     Raises:
-        RightsError: it lacks one; the message names all that it lacks.
+        RightsError: a capability is missing; the message names all missing ones.
     """
-    effective = _effective_set()
+    lines = (line.partition(":") for line in _STATUS.read_text().splitlines())
+    effective = next((int(value, 16) for name, _, value in lines if name == "CapEff"), 0)
     missing = [f"CAP_{capability.name}" for capability in wanted if not effective >> capability & 1]
     if missing:
         message = f"{command} needs {' and '.join(missing)}, which this process does not have: run it as root"
         raise RightsError(message)
-
-
-def _effective_set() -> int:
-    for line in _STATUS.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            return int(value, 16)
-    return 0

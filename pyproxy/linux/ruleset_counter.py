@@ -114,7 +114,11 @@ class LegacyCounter:
         self._raw = socket.socket(domain, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_RAW)
         self._level = socket.IPPROTO_IP if ipv4 else socket.IPPROTO_IPV6
         self._tables = tuple(tables)
-        self._known = self.read()
+        try:
+            self._known = self.read()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         """Return the object; the end of the block closes its socket."""

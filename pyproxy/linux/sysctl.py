@@ -43,7 +43,7 @@ class ConntrackLimits:
 
 
 def apply_conntrack_limits(limits: ConntrackLimits) -> bool:
-    """Write what kube-proxy writes at start (`cmd/kube-proxy/app/conntrack.go`); the table is never made smaller.
+    """Write what kube-proxy writes at start (`pkg/proxy/conntrack/sysctls.go` in 1.37); the table is never made smaller.
 
     Returns whether all settings could be written.
     """

@@ -1,6 +1,6 @@
 """Writing a family's table: elements by netlink, the layout and its chains as a script for ``nft``.
 
-A transaction becomes visible to all packets at once, but a packet does not see one generation only: it runs the rules of the
+A transaction takes effect as a whole, but one packet can see parts of two generations of the ruleset: it runs the rules of the
 generation in which it entered the base chain (`nft_do_chain`), while each look-up finds the elements of the present
 generation. So a packet that is being processed can
 
