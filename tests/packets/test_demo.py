@@ -112,7 +112,7 @@ def test_prompt_is_in_the_client_pod() -> None:
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)]
 )
-@pytest.mark.parametrize("after", ["stays as it is", "examples/clusterip.yaml"])
+@pytest.mark.parametrize("after", ["is not changed", "examples/clusterip.yaml"])
 def test_cleanup_after_an_interrupt(after: str, number: signal.Signals, status: int) -> None:
     """A demo that is interrupted while it builds the lab, or between requests, cleans up."""
     demo = Demo()
@@ -130,7 +130,7 @@ def test_without_root() -> None:
     demo = subprocess.run(["unshare", "--user", *DEMO], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert COULD_NOT_RUN == demo.returncode
-    assert "takes root" in demo.stderr
+    assert "needs root privileges" in demo.stderr
     assert "" == demo.stdout
 
 

@@ -32,7 +32,7 @@ from pyproxy.backends.nftables.elements import (
     Value,
     unpack_number,
 )
-from pyproxy.backends.nftables.layout import TABLE, numbered_chain, slot_chain
+from pyproxy.backends.nftables.layout import LOCALHOST_REJECTIONS, TABLE, numbered_chain, slot_chain
 from pyproxy.backends.nftables.reader import TableReader
 from pyproxy.backends.nftables.text import element_text, family_name, table_text
 from pyproxy.errors import ApplyError
@@ -141,6 +141,9 @@ class TableWriter:
         listing = self._reader.listing()
         kept = {*_CHAIN_IN_SCRIPT.findall(script), *listing.markers}
         deletes = "".join(f"delete chain {self._name} {name}\n" for name in listing.chains if name not in kept)
+        if LOCALHOST_REJECTIONS not in script:
+            # The counter may not exist; if it is added first, it can be deleted in any case.
+            deletes += "".join(f"{verb} counter {self._name} {LOCALHOST_REJECTIONS}\n" for verb in ("add", "delete"))
         await self._run_nft(f"flush table {self._name}\n{script}{deletes}")
         rest = {
             key: both for key, both in change.items() if key != LAYOUT and not (key in chained and both[1] is not None)
