@@ -1,4 +1,4 @@
-"""`linux/netfilter/nf_tables.h`, and of `nf_tables_compat.h` what iptables-nft writes."""
+"""`linux/netfilter/nf_tables.h`, and of `linux/netfilter/nf_tables_compat.h` what iptables-nft writes."""
 
 from enum import IntEnum
 
@@ -105,7 +105,7 @@ class NftVerdict(IntEnum):
 
 
 class NftReg(IntEnum):
-    """`NFT_REG_*`: registers that pass a value from one expression of a rule to the next."""
+    """`NFT_*`: registers that pass a value from one expression of a rule to the next."""
 
     REG_1 = 1
 
