@@ -1,12 +1,13 @@
 """Keys and values of the IPVS mode: virtual and real servers, members of ipsets, addresses of Services, iptables rules.
 
-All of them are entries of one mapping for each family. Protocols are numbers here, as in the IP header and in the
-kernel's messages: an enum member takes longer to hash than the rest of a key.
+All of them are entries of one mapping for each family. Protocols are numbers, as in the IP header and in the kernel's
+messages, because hashing a member of an enum takes longer than hashing the rest of a key.
 """
 
 from typing import NamedTuple
 
 from pyproxy.backends.iptables.ruleset import RulesetKey
+from pyproxy.linux.uapi.ip_vs import IpVsSvcF
 from pyproxy.model.address import Network, socket_text
 from pyproxy.model.endpoint import Endpoint
 
@@ -25,24 +26,23 @@ class VirtualServer(NamedTuple):
 
 
 class Scheduling(NamedTuple):
-    """How a virtual server spreads connections."""
+    """How a virtual server distributes connections."""
 
     scheduler: str
-    """Name of the kernel's module without ``ip_vs_``."""
+    """Name of the scheduler, which is that of the kernel's module without ``ip_vs_``."""
     flags: int = 0
     """`PERSISTENT` and the scheduler's own flags."""
     timeout: int = 0
-    """Seconds for which a client stays with its real server; 0 where it does not."""
+    """Seconds for which a client stays with its real server; 0 without persistence."""
 
 
-PERSISTENT = 0x1
-"""IP_VS_SVC_F_PERSISTENT of `linux/ip_vs.h`."""
-HASH_PORT = 0x10
-"""IP_VS_SVC_F_SCHED2: the schedulers mh and sh take the client's port into account."""
+PERSISTENT = int(IpVsSvcF.PERSISTENT)
+HASH_PORT = int(IpVsSvcF.SCHED_SH_PORT)
+"""The schedulers mh and sh use the port of the client as well as its address."""
 
 
 class RealServer(NamedTuple):
-    """A real server of a virtual server; its value is its weight. Weight 0 gets no new connections."""
+    """A real server of a virtual server. Its value is its weight; with weight 0 it gets no new connections."""
 
     virtual: VirtualServer
     endpoint: Endpoint
@@ -52,23 +52,26 @@ class RealServer(NamedTuple):
 
 
 class Vip(NamedTuple):
-    """An address of Services that this node answers for; its value is the source address of the node's own packets to it.
+    """An address of Services that this node owns. Its value is the source address for the node's own packets to it.
 
-    An empty value leaves that to the kernel, which then takes the address itself.
+    With an empty value the kernel uses the VIP itself as the source.
     """
 
     ip: bytes
 
 
 class Set(NamedTuple):
-    """An ipset of ours; its value is its type."""
+    """One of our ipsets. Its value is its type."""
 
     name: str
-    """Without the prefix that says whose it is and of which family."""
+    """Without the prefix, which has the owner and the family."""
 
 
 class Member(NamedTuple):
-    """A member of an ipset; its value is a remark: whose it is, or nothing. Which fields count depends on the type."""
+    """A member of an ipset. Its value is a comment: the name of the Service port, or nothing.
+
+    The type of the set decides which fields are used.
+    """
 
     set: str
     """As in `Set`."""
@@ -83,12 +86,12 @@ IpvsValue = Scheduling | int | bytes | str
 
 
 class RealServerState(NamedTuple):
-    """What the kernel says of a real server."""
+    """The state of a real server in the kernel."""
 
     weight: int
     active: int
-    """Connections that are established."""
+    """Established connections."""
     inactive: int
-    """Connections that are being opened or closed, or have no state."""
+    """Connections that are being opened or closed, or that have no state, such as UDP."""
     since: int
-    """When it got weight 0, in seconds of wall time; 0 means not known. Kept by the kernel in the upper threshold."""
+    """When it got weight 0, in seconds since the epoch; 0: unknown. It is stored in the upper threshold of connections."""
