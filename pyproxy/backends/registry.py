@@ -1,7 +1,8 @@
 """The list of proxy modes.
 
 A mode is a folder beside this file and a row of `_FOLDERS`. The module ``mode`` of the folder names its `Backend` class
-``BACKEND``, the module ``dump`` its `Dumper` class ``DUMPER``.
+``BACKEND``, the module ``dump`` its `Dumper` class ``DUMPER``. They are imported when the mode is used: each mode brings
+libraries of its own.
 """
 
 import logging

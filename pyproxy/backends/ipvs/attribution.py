@@ -1,7 +1,7 @@
-"""Which Service port each entry of the IPVS mode belongs to, told from the entries alone.
+"""Finds the Service port that each entry of the IPVS mode belongs to, from the entries alone.
 
-Entries from a plan and entries from the kernel go through the same code, so that a difference between the two is a
-difference of entries. A virtual server has no room for a name: the remark of its member in a set says whose it is.
+Planned entries and entries read from the kernel go through the same code, so every difference between the two listings is a
+difference of entries. A virtual server has no field for a name: the comment of its member in a set has the Service port.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -28,9 +28,11 @@ from pyproxy.model.address import Family, ip_text, socket_text
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 
 IPVS, IPSET, ROUTE = "ipvs", "ipset", "route"
-"""What stands in the place of an iptables table: `ipvsadm`, `ipset` and `ip route` take the rest of the line."""
+"""In place of the name of an iptables table: the rest of the line is for `ipvsadm`, `ipset` or `ip route`."""
 REMARK = "  # "
+"""Separates what the tool reads from what only people read."""
 _PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
+# Of ipvsadm.
 _OPTIONS = {6: "-t", 17: "-u", 132: "--sctp-service"}
 _ORDER = (IPVS, ROUTE, IPSET)
 
@@ -45,11 +47,17 @@ def list_entries(
 
     Args:
         family: the family.
-        entries: all but rules.
-        rules: those of iptables, in order.
-        states: what the kernel says of real servers; empty where entries come from a plan.
+        entries: the entries; rules are skipped.
+        rules: the iptables rules, in order.
+        states: the states of real servers in the kernel; empty for planned entries.
     """
-    owners = _owners(entries)
+    owners: dict[VirtualServer, ServicePortName] = {}
+    for key, value in entries.items():
+        if isinstance(key, Member) and key.set in (*SERVED, REMOTE_EXTERNAL_IPS) and isinstance(value, str) and value:
+            service, _, port = value.partition(":")
+            name = NamespacedName(*service.split("/", 1))
+            virtual = VirtualServer(key.ip, key.protocol, key.port)
+            owners[virtual] = ServicePortName(name, port, _PROTOCOLS[key.protocol])
     chains = {f"KUBE-EXT-{names.service_suffix(name)}": name for name in owners.values()}
     remarks = ("health check node port", "external IP")
     named = {f"{name} {remark}": name for name in sorted(owners.values(), reverse=True) for remark in remarks}
@@ -60,7 +68,8 @@ def list_entries(
     last: list[ListedRule] = []
     for rule in rules:
         jump = rule.rule.rpartition(" -j ")[2]
-        owner = chains.get(rule.chain) or chains.get(jump) or named.get(_remark(rule))
+        comment = rule.rule.partition('--comment "')[2].partition('"')[0]
+        owner = chains.get(rule.chain) or chains.get(jump) or named.get(comment)
         ends = last if rule.chain == LOCAL_DISPATCH else common
         (services.setdefault(owner, []) if owner else ends).append(rule)
     return RuleListing(
@@ -72,30 +81,28 @@ def list_entries(
     )
 
 
-def _owners(entries: Mapping[IpvsKey, IpvsValue]) -> dict[VirtualServer, ServicePortName]:
-    found: dict[VirtualServer, ServicePortName] = {}
-    for key, value in entries.items():
-        if isinstance(key, Member) and key.set in (*SERVED, REMOTE_EXTERNAL_IPS) and isinstance(value, str) and value:
-            service, _, port = value.partition(":")
-            name = NamespacedName(*service.split("/", 1))
-            found[VirtualServer(key.ip, key.protocol, key.port)] = ServicePortName(name, port, _PROTOCOLS[key.protocol])
-    return found
-
-
 def _listed(
     family: Family,
     entries: Mapping[IpvsKey, IpvsValue],
     owners: Mapping[VirtualServer, ServicePortName],
     states: Mapping[RealServer, RealServerState],
 ) -> Iterator[tuple[ServicePortName | None, ListedRule]]:
+    """Yield each entry as a line of the tool that loads it, with the Service port that it belongs to."""
+    # A VIP has no port. If several Service ports use it, it is listed with the first one.
     by_ip = {virtual.ip: owners[virtual] for virtual in sorted(owners, reverse=True)}
     prefix = set_prefix(family)
     for key, value in entries.items():
         match key, value:
             case VirtualServer(), Scheduling():
-                yield owners.get(key), ListedRule(IPVS, str(key), f"-A {_virtual_text(key)} {_scheduling_text(value)}")
+                persistence = f" -p {value.timeout}" if value.flags & PERSISTENT else ""
+                hash_port = " -b mh-port" if value.flags & HASH_PORT else ""
+                text = f"-A {_virtual_text(key)} -s {value.scheduler}{persistence}{hash_port}"
+                yield owners.get(key), ListedRule(IPVS, str(key), text)
             case RealServer(), int():
-                yield owners.get(key.virtual), ListedRule(IPVS, str(key.virtual), _real_text(key, value, states))
+                text = f"-a {_virtual_text(key.virtual)} -r {key.endpoint} -m -w {value}"
+                if state := states.get(key):
+                    text += f"{REMARK}{state.active} active, {state.inactive} inactive connections"
+                yield owners.get(key.virtual), ListedRule(IPVS, str(key.virtual), text)
             case Vip(), bytes():
                 source = f" src {ip_text(value)}" if value else ""
                 yield (
@@ -108,30 +115,15 @@ def _listed(
                 yield owner, ListedRule(IPSET, prefix + key.set, f"add {prefix}{_member_text(key, value)}")
             case Set(), str():
                 comment = " comment" if value == "hash:ip,port" else ""
-                text = f"create {prefix}{key.name} {value} family {_inet(family)} maxelem 1048576{comment}"
+                inet = "inet" if family is Family.IPV4 else "inet6"
+                text = f"create {prefix}{key.name} {value} family {inet} maxelem 1048576{comment}"
                 yield None, ListedRule(IPSET, "", text)
             case _:
                 pass
 
 
-def _remark(rule: ListedRule) -> str:
-    return rule.rule.partition('--comment "')[2].partition('"')[0]
-
-
 def _virtual_text(virtual: VirtualServer) -> str:
     return f"{_OPTIONS.get(virtual.protocol, '-t')} {socket_text(virtual.ip, virtual.port)}"
-
-
-def _scheduling_text(how: Scheduling) -> str:
-    persistence = f" -p {how.timeout}" if how.flags & PERSISTENT else ""
-    port = " -b mh-port" if how.flags & HASH_PORT else ""
-    return f"-s {how.scheduler}{persistence}{port}"
-
-
-def _real_text(real: RealServer, weight: int, states: Mapping[RealServer, RealServerState]) -> str:
-    text = f"-a {_virtual_text(real.virtual)} -r {real.endpoint} -m -w {weight}"
-    state = states.get(real)
-    return f"{text}{REMARK}{state.active} active, {state.inactive} inactive connections" if state else text
 
 
 def _member_text(member: Member, remark: str) -> str:
@@ -143,12 +135,9 @@ def _member_text(member: Member, remark: str) -> str:
     return f'{text} comment "{remark}"' if remark else text
 
 
-def _inet(family: Family) -> str:
-    return "inet" if family is Family.IPV4 else "inet6"
-
-
 def _place(rule: ListedRule) -> tuple[int, str, str]:
     if rule.table in _ORDER:
-        # -A, which makes a virtual server, sorts before -a, which needs it; and create before add.
+        # In an order that can be loaded: -A, which creates a virtual server, is before -a, which needs it, and the creation of
+        # a set, which has no chain here, before its members.
         return _ORDER.index(rule.table), rule.chain, "" if rule.table == IPSET and not rule.chain else rule.rule
     return len(_ORDER), "", ""

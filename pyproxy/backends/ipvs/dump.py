@@ -1,4 +1,4 @@
-"""``dump-rules`` in the IPVS mode: virtual and real servers, addresses, members of sets and rules, by Service."""
+"""Lists virtual and real servers, VIPs, members of sets and rules for ``dump-rules``, by Service."""
 
 from collections.abc import Callable, Mapping
 
@@ -27,7 +27,7 @@ _HERE = "EOF"
 
 
 class IpvsDumper:
-    """See `backends.interface.Dumper`."""
+    """Lists planned entries, and the entries that are in the kernel; a `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore", "nft"})
 
@@ -37,17 +37,17 @@ class IpvsDumper:
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
-        """See `Dumper`."""
+        """Return the entries that the agent would write for these plans on this node."""
         program = IpvsProgram(ipvs_settings(self._config, family, context))
         entries: dict[IpvsKey, IpvsValue] = desired_entries(program, plans)
-        # Each hook is inserted at the top: in the kernel the last one of a chain stands first.
+        # Each hook is inserted at the top, so in the kernel the hook written last is the first rule of its chain.
         rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
         for key in sorted(key for key in entries if isinstance(key, ChainKey)):
             rules += [ListedRule(*key, rule) for rule in str(entries[key]).splitlines()]
         return list_entries(family, entries, rules, {})
 
     async def live(self) -> list[RuleListing]:
-        """See `Dumper`; with weights, and connections of real servers."""
+        """Return the entries that are in the kernel, with weights and connections of real servers, for each family."""
         await require_ipvs()
         variant, _ = await choose_variant(self._config)
         listings = []
@@ -65,7 +65,7 @@ class IpvsDumper:
         return listings
 
     def script(self, listing: RuleListing) -> str:
-        """See `Dumper`: for a shell, which hands each part to the program that loads it."""
+        """Return a listing as a shell script, in which each part is the input of the program that loads it."""
         family = listing.family.value
         parts = [
             f"# {listing.family}\nip link show kube-ipvs0 >/dev/null 2>&1 || ip link add kube-ipvs0 type dummy\nip link set kube-ipvs0 up\n"
@@ -86,7 +86,7 @@ DUMPER: Callable[[Config], Dumper] = IpvsDumper
 
 
 def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealServer, RealServerState]]:
-    """Return what is in the kernel, without rules; reads only."""
+    """Return the entries in the kernel except for rules, and the states of real servers. Nothing is written."""
     sets, types = ipvs_sets(family)
     names, members = sets.read(types)
     entries: dict[IpvsKey, IpvsValue] = {}

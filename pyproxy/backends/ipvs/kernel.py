@@ -10,7 +10,7 @@ where a restarted agent finds them. A timer of the event loop removes it when it
 `DRAIN_SECONDS`. UDP has no connections that end, so its real servers are removed at once (`docs/decisions/022-ipvs-draining.md`).
 
 IPVS has one table per network namespace, which other programs may use as well. A virtual server is ours if it was in one of our
-sets when it was read; all others are never changed.
+sets when it was read; foreign ones are never changed.
 """
 
 import asyncio

@@ -1,9 +1,10 @@
-"""The IPVS mode, put together: what the kernel has, settings, program and kernel of each family."""
+"""The IPVS mode: checks the kernel, and builds settings, program and kernel for each family."""
 
 import logging
 import platform
 import re
 from collections.abc import Collection
+from contextlib import closing
 from dataclasses import replace
 
 from pyproxy.backends import kube_proxy
@@ -41,13 +42,14 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_SCHEDULER = "rr"
 _NOT_FOR_NODE_PORTS = (*LOOPBACK_NETWORKS.values(), parse_network("fe80::/10"))
-"""Loopback: IPVS sends no packet with a loopback address out. Link-local: the kernel has one for each interface."""
-_REUSE_IS_RIGHT_SINCE = (5, 9)
-"""From this Linux on, a new connection from a port that was used just before is scheduled without a second's delay."""
+"""Addresses without node ports. IPVS does not send packets with a loopback address out of the node, and a link-local address
+is ambiguous without its interface, which a virtual server does not have."""
+_PORT_REUSE_FIXED = (5, 9)
+"""Before this version of Linux, `conn_reuse_mode` 1 delays a new connection from a port that was used just before by a second."""
 
 
 class IpvsMode:
-    """Services as virtual servers of IPVS; see `backends.interface.Backend`."""
+    """Programs Services as virtual servers of IPVS; a `backends.interface.Backend`."""
 
     mode = ProxyMode.IPVS
     metrics = ModeMetrics(failures="sync_proxy_rules_iptables_restore_failures", has_full_syncs=False)
@@ -65,14 +67,14 @@ class IpvsMode:
 
     @classmethod
     async def open(cls, config: Config) -> "IpvsMode":
-        """See that the kernel has what is needed.
+        """Check the requirements, and load modules that are missing.
 
         Raises:
-            ConfigError: it has not; the message names the module and what to do.
+            ConfigError: something is missing; the message names the module and the alternatives.
         """
         if config.service_proxy_name:
             message = (
-                "--service-proxy-name: is for nftables and iptables mode: virtual servers of both would be in one table"
+                "--service-proxy-name: not supported in IPVS mode: both proxies would have virtual servers in one table"
             )
             raise ConfigError(message)
         await require_ipvs()
@@ -97,22 +99,26 @@ class IpvsMode:
         return is_ours(table, chain)
 
     def is_ready_for(self, node: Node) -> bool:
-        """See `Backend`."""
+        """Return whether the Node has the pod CIDRs that the local traffic detection needs."""
         return self._readiness.has_pod_cidrs(node)
 
     def settings(self, family: Family, context: NodeContext) -> IpvsSettings:
-        """See `Backend`."""
+        """Return the settings of a family. With `--ipvs-strict-arp` the sysctls follow the addresses of the node here."""
         if self._config.ipvs.strict_arp and context.local_ips != self._known_ips:
             self._known_ips = frozenset(context.local_ips)
-            _be_strict_about_arp()
+            # Not by the settings for all devices: if the gateway of the pods is an address of another device, or of none,
+            # those would cut the pods off. The devices of such pods have no address, so they keep their settings here.
+            for device in devices_with_addresses(Family.IPV4) - {"lo", IPVS_DEVICE}:
+                for name, value in (("arp_ignore", 1), ("arp_announce", 2)):
+                    write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
         return ipvs_settings(self._config, family, context)
 
     def program(self, settings: IpvsSettings) -> IpvsProgram:
-        """See `Backend`."""
+        """Return an empty program."""
         return IpvsProgram(settings)
 
     def kernel(self, family: Family) -> IpvsKernel:
-        """See `Backend`."""
+        """Return the reader and writer of one family's entries."""
         counter = self._generation.counter() if self._generation else LegacyCounter(family, IPVS_TABLES)
         sets, types = ipvs_sets(family)
         handles = IpvsHandles(
@@ -125,26 +131,35 @@ class IpvsMode:
         return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs, SERVED)
 
     def prepare(self) -> bool:
-        """See `Backend`: what IPVS needs to work beside connection tracking, chosen for this kernel."""
-        choices = {
-            "net/ipv4/vs/conntrack": (1, "iptables sees and masquerades connections of IPVS"),
-            "net/ipv4/vs/expire_nodest_conn": (1, "a connection to a server that is gone ends at once"),
-            "net/ipv4/vs/expire_quiescent_template": (1, "a client does not stay with a server that drains"),
-            "net/ipv4/ip_forward": (1, "replies of pods pass the node"),
+        """Set the sysctls that IPVS needs together with connection tracking, and the time-outs of connections.
+
+        Returns:
+            Whether all sysctls have the values that they need.
+        """
+        wanted = {
+            "net/ipv4/vs/conntrack": (1, "iptables can match and masquerade IPVS connections"),
+            "net/ipv4/vs/expire_nodest_conn": (1, "a connection to a deleted real server ends at once"),
+            "net/ipv4/vs/expire_quiescent_template": (1, "a client does not stay with a draining real server"),
+            "net/ipv4/ip_forward": (1, "the node forwards packets of pods"),
         }
         release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
-        if release < _REUSE_IS_RIGHT_SINCE:
-            reason = "before Linux 5.9 a client that uses a port again would wait for a second"
-            choices["net/ipv4/vs/conn_reuse_mode"] = (0, reason)
+        if release < _PORT_REUSE_FIXED:
+            reason = "before Linux 5.9 a client that reuses a source port would wait for one second"
+            wanted["net/ipv4/vs/conn_reuse_mode"] = (0, reason)
         else:
-            logger.info("net/ipv4/vs/conn_reuse_mode is left as it is: from Linux 5.9 on it costs nothing")
+            # 0 would send a client that reuses a port to a real server with weight 0.
+            logger.info("net/ipv4/vs/conn_reuse_mode is not changed: since Linux 5.9 it has no disadvantage")
         is_complete = True
-        for name, (value, reason) in choices.items():
+        for name, (value, reason) in wanted.items():
             if write_sysctl(name, value):
                 logger.info("%s is %d: %s", name, value, reason)
             else:
                 is_complete = False
-        self._set_timeouts()
+        ipvs = self._config.ipvs
+        timeouts = (ipvs.tcp_timeout_seconds, ipvs.tcpfin_timeout_seconds, ipvs.udp_timeout_seconds)
+        if any(timeouts):
+            with closing(IpvsConnection()) as servers:
+                servers.perform([servers.timeouts(*map(int, timeouts))])
         return is_complete
 
     def node_port_ips(self, family: Family, context: NodeContext) -> tuple[bytes, ...] | None:
@@ -171,47 +186,28 @@ class IpvsMode:
         """Return an empty tuple: the mode counts no packets."""
         return ()
 
-    def _set_timeouts(self) -> None:
-        ipvs = self._config.ipvs
-        wanted = (ipvs.tcp_timeout_seconds, ipvs.tcpfin_timeout_seconds, ipvs.udp_timeout_seconds)
-        if any(wanted):
-            servers = IpvsConnection()
-            servers.perform([servers.timeouts(*map(int, wanted))])
-
 
 BACKEND: type[Backend] = IpvsMode
 
 
-def _be_strict_about_arp() -> None:
-    """Have each device answer for its own addresses only.
-
-    Not by the settings for all devices: where a pod's gateway is an address of another device, or of none, those would cut
-    the pods off. Such devices have no address, so they keep their settings here.
-    """
-    for device in devices_with_addresses(Family.IPV4) - {"lo", IPVS_DEVICE}:
-        for name, value in (("arp_ignore", 1), ("arp_announce", 2)):
-            write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
-
-
 def ipvs_settings(config: Config, family: Family, context: NodeContext) -> IpvsSettings:
-    """Derive what the entries of a family depend on besides Services."""
+    """Return the settings of a family that follow from the configuration and the node."""
     node = context.node
     own = frozenset(ip for ip in context.local_ips if family_of(ip) is family)
-    asked = node_port_ips(config, node, family, own)
+    selected = node_port_ips(config, node, family, own)
     node_ip = node.ip(family)
+    serving = (
+        ip for ip in (own if selected is None else selected) if not any(ip in net for net in _NOT_FOR_NODE_PORTS)
+    )
     return replace(
         family_settings(IpvsSettings, config, family, context),
         local_ips=own,
-        node_port_ips=tuple(sorted(ip for ip in (own if asked is None else asked) if _may_serve_node_ports(ip))),
+        node_port_ips=tuple(sorted(serving)),
         source_ip=node_ip if node_ip in own else b"",
         scheduler=config.ipvs.scheduler or _DEFAULT_SCHEDULER,
     )
 
 
 def ownership(family: Family) -> Ownership:
-    """Return what of a family's tables is ours; what the iptables mode shares with the kubelet is none of this mode's."""
+    """Return the ownership of this mode in a family's tables. It has no chain in common with the kubelet."""
     return Ownership(owns=is_ours, shared=(), hooks=(*ipvs_hooks(family), *kube_proxy.HOOKS))
-
-
-def _may_serve_node_ports(ip: bytes) -> bool:
-    return not any(ip in block for block in _NOT_FOR_NODE_PORTS)

@@ -1,10 +1,11 @@
-"""A Service port's plan as virtual and real servers, members of sets and, where its external policy is Local, rules.
+"""Turns the plan of a Service port into virtual and real servers, VIPs, members of sets and rules.
 
-Each address and port of a Service is one virtual server, so it can have one list of endpoints only. Under an external
-policy Local two are needed: local endpoints for the world, all for pods and the node. The second list is that of the cluster
-IP, and a rule sends pods and the node there (DNAT before IPVS). Where the cluster IP has another list, or there is
-none, a stand-in has it: an address that nobody uses, made from the name of the port. (A virtual server by firewall mark would do
-without, but IPVS compares the whole mark, and the other bits are not ours.)
+A frontend is one virtual server, so it can have one list of endpoints only. With the external policy Local it needs two: local
+endpoints for clients outside the cluster, all endpoints for pods and the node. The virtual server has the local ones. The list
+of all endpoints is that of the cluster IP, and a rule sends pods and the node there, by a DNAT before IPVS. If the cluster IP has
+another list, or there is no cluster IP, a placeholder has it: a virtual server on an address that no host uses, derived from the
+name of the port. (A virtual server by firewall mark would not need an address, but IPVS compares the whole mark, and the other
+bits of it belong to other agents.)
 """
 
 from collections import Counter
@@ -39,15 +40,16 @@ _HEALTH_CHECK_PORTS = ChainKey(FILTER, names.NODE_PORTS)
 SHARED_CHAINS = (_LOCAL_DISPATCH, _REMOTE_EXTERNAL_DISPATCH, _NODE_PORT_DISPATCH, _HEALTH_CHECK_PORTS)
 _TAILS: dict[IpvsKey, str] = {_LOCAL_DISPATCH: rules(static.LOCAL_DISPATCH, f"-j {names.NODE_PORTS}")}
 _FIRST_PORT, _PORTS = 1, 65535
-_STAND_IN = {
-    # Reserved for future use (RFC 1112), and for discarding (RFC 6666): nobody's addresses. Linux takes both as they are.
+_PLACEHOLDER_NETWORKS = {
+    # Reserved for future use (RFC 1112) and for discarding (RFC 6666), so no host has these addresses. Linux treats both like
+    # other unicast addresses.
     Family.IPV4: Network(bytes((240, 0, 0, 0)), 4),
     Family.IPV6: Network(bytes((1, 0)) + bytes(14), 64),
 }
 
 
 class IpvsProgram:
-    """What the IPVS mode wants in the kernel for one family, from all plans. Pure."""
+    """All entries of one family, from all plans. Pure."""
 
     def __init__(self, settings: IpvsSettings) -> None:
         self._settings = settings
@@ -56,14 +58,14 @@ class IpvsProgram:
         self._entries: dict[IpvsKey, IpvsValue] = {}
         self._owned: dict[ServicePortName, dict[IpvsKey, IpvsValue]] = {}
         self._shared: Counter[IpvsKey] = Counter()
-        """How many more ports want an entry than the first one: the ports of a Service share its addresses."""
+        """Counts the users of an entry besides the first one: the ports of a Service share its VIPs."""
         self._node_ports = _NodePorts(settings.local_ips)
         self._pieces: dict[IpvsKey, dict[ServicePortName, str]] = {}
         self._pieces.update((key, {}) for key in SHARED_CHAINS)
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[IpvsKey]:
-        """Take in the plan of a port (None: it is gone) and return the keys whose value may have changed."""
-        freed = self._node_ports.note(name, plan)
+        """Record the plan of a port (None: it was removed) and return the keys whose value may have changed."""
+        freed = self._node_ports.record(name, plan)
         changed = self._put(name, plan)
         for owner, owners_plan in freed.items():
             changed |= self._put(owner, owners_plan)
@@ -76,11 +78,26 @@ class IpvsProgram:
             piece = compiled.pop(key, None)
             if pieces.get(name) != piece:
                 changed.add(key)
-                _put_piece(pieces, name, piece)
-        return changed | self._put_entries(name, compiled)
+                if isinstance(piece, str):
+                    pieces[name] = piece
+                else:
+                    del pieces[name]
+        before = self._owned.pop(name, {})
+        for key in before:
+            if key not in compiled and self._release(key):
+                changed.add(key)
+        for key, value in compiled.items():
+            if key not in before and key in self._entries:
+                self._shared[key] += 1
+            if self._entries.get(key) != value:
+                self._entries[key] = value
+                changed.add(key)
+        if compiled:
+            self._owned[name] = compiled
+        return changed
 
     def value(self, key: IpvsKey) -> IpvsValue | None:
-        """Return what should be at a key; None is nothing."""
+        """Return the value that a key should have; None: the entry should not exist."""
         if key in self._pieces:
             pieces = self._pieces[key]
             text = "".join(pieces[name] for name in sorted(pieces))
@@ -94,28 +111,8 @@ class IpvsProgram:
         yield from self._pieces
         yield from self._entries
 
-    def _put_entries(self, name: ServicePortName, compiled: dict[IpvsKey, IpvsValue]) -> set[IpvsKey]:
-        before = self._owned.pop(name, {})
-        changed: set[IpvsKey] = set()
-        for key in before:
-            if key not in compiled and self._drop(key):
-                changed.add(key)
-        for key, value in compiled.items():
-            if key not in before:
-                self._add(key)
-            if self._entries.get(key) != value:
-                self._entries[key] = value
-                changed.add(key)
-        if compiled:
-            self._owned[name] = compiled
-        return changed
-
-    def _add(self, key: IpvsKey) -> None:
-        if key in self._entries:
-            self._shared[key] += 1
-
-    def _drop(self, key: IpvsKey) -> bool:
-        """Note that one port wants an entry no more; say whether nobody does."""
+    def _release(self, key: IpvsKey) -> bool:
+        """Record that one port does not need an entry any more; return whether no port needs it."""
         if self._shared[key]:
             self._shared[key] -= 1
             return False
@@ -124,30 +121,27 @@ class IpvsProgram:
         return True
 
 
-def _put_piece(pieces: dict[ServicePortName, str], name: ServicePortName, piece: IpvsValue | None) -> None:
-    if isinstance(piece, str):
-        pieces[name] = piece
-    else:
-        del pieces[name]
-
-
 class _NodePorts:
-    """Who has a node port, and on which addresses of the node that port is another Service's.
+    """Resolves conflicts between node ports and other frontends on addresses of the node.
 
-    An external IP can be the node's own address, and its port somebody's node port: there the external IP has it, as in the
-    iptables mode, where rules for single addresses come first.
+    An external IP may be an address of the node, and its port the node port of another Service. There the external IP takes
+    precedence, as in the iptables mode, in which rules for single addresses come first.
     """
 
     def __init__(self, local_ips: Collection[bytes]) -> None:
         self._local_ips = local_ips
         self.taken: set[VirtualServer] = set()
+        """Frontends on addresses of the node where node ports do not apply."""
         self._takes: dict[ServicePortName, set[VirtualServer]] = {}
         self._plans: dict[ServicePortName, ServicePlan] = {}
         self._owners: dict[tuple[int, int], ServicePortName] = {}
 
-    def note(self, name: ServicePortName, plan: ServicePlan | None) -> dict[ServicePortName, ServicePlan]:
-        """Take in the plan of a port; return the other ports whose node port gains or loses an address by it."""
-        takes = set(self._virtuals_on_node(plan)) if plan is not None else set()
+    def record(self, name: ServicePortName, plan: ServicePlan | None) -> dict[ServicePortName, ServicePlan]:
+        """Record the plan of a port; return the plans of other ports whose node port gains or loses an address by it."""
+        takes: set[VirtualServer] = set()
+        if plan is not None:
+            ips = (ip for ip in (*plan.external_ips, *plan.load_balancer_ips) if ip in self._local_ips)
+            takes = {VirtualServer(ip, plan.protocol.number, plan.port) for ip in ips}
         moved = self._takes.pop(name, set()) ^ takes
         self.taken ^= moved
         if takes:
@@ -155,7 +149,7 @@ class _NodePorts:
         before = self._plans.pop(name, None)
         if before is not None:
             number = before.protocol.number, before.node_port
-            # Another Service may have it by now: two of them exchange node ports one after the other.
+            # Another Service may have the port already: two Services exchange node ports one after the other.
             if self._owners.get(number) == name:
                 del self._owners[number]
         if plan is not None and plan.node_port:
@@ -164,31 +158,38 @@ class _NodePorts:
         owners = (self._owners.get((virtual.protocol, virtual.port)) for virtual in moved)
         return {owner: self._plans[owner] for owner in owners if owner is not None and owner != name}
 
-    def _virtuals_on_node(self, plan: ServicePlan) -> Iterator[VirtualServer]:
-        for ip in (*plan.external_ips, *plan.load_balancer_ips):
-            if ip in self._local_ips:
-                yield VirtualServer(ip, plan.protocol.number, plan.port)
-
 
 def port_entries(
     plan: ServicePlan, settings: IpvsSettings, taken: Collection[VirtualServer] = ()
 ) -> dict[IpvsKey, IpvsValue]:
-    """Compile one plan: its entries, and its pieces of the shared chains; node ports not where they are taken."""
+    """Return the entries of one plan, and its rules in shared chains.
+
+    Args:
+        plan: the plan.
+        settings: the settings of the family.
+        taken: frontends on addresses of the node where the plan's node port does not apply.
+    """
     return _PortEntries(plan, settings, taken).compile()
 
 
 class _PortEntries:
-    """The entries of one Service port, while they are being written down."""
+    """The entries of one Service port, while they are compiled."""
 
     def __init__(self, plan: ServicePlan, settings: IpvsSettings, taken: Collection[VirtualServer]) -> None:
         self._plan = plan
         self._taken = taken
         self._settings = settings
-        self._scheduling = _scheduling(plan, settings)
+        scheduler = plan.scheduler or settings.scheduler
+        # mh hashes the address of the client only, unless this flag is set. Then connections of one client are distributed.
+        flags = HASH_PORT if scheduler == "mh" else 0
+        if plan.affinity_seconds is None:
+            self._scheduling = Scheduling(scheduler, flags)
+        else:
+            self._scheduling = Scheduling(scheduler, flags | PERSISTENT, plan.affinity_seconds)
         self._elsewhere = [
             ip for ip in plan.external_ips if ip not in settings.local_ips and ip not in plan.load_balancer_ips
         ]
-        """External IPs that the node does not answer for."""
+        """External IPs that the node does not own."""
         self._external_chain = ChainKey(NAT, f"KUBE-EXT-{names.service_suffix(plan.name)}")
         self._entries: dict[IpvsKey, IpvsValue] = {}
         self._rules: dict[ChainKey, str] = {}
@@ -196,52 +197,45 @@ class _PortEntries:
     def compile(self) -> dict[IpvsKey, IpvsValue]:
         plan = self._plan
         if plan.cluster_ip is not None:
-            self._cluster_ip(plan.cluster_ip)
-        for virtual in self._external_virtuals():
-            self._external(virtual)
+            virtual = VirtualServer(plan.cluster_ip, plan.protocol.number, plan.port)
+            self._serve(virtual, plan.internal_endpoints, static.CLUSTER_IP)
+            self._own(plan.cluster_ip)
+            if plan.internal_verdict is Verdict.DROP:
+                self._member(static.NO_LOCAL, virtual)
+        self._external_virtuals()
         if self._elsewhere:
-            self._external_ips()
+            self._remote_external_ips()
         if plan.any_usable and plan.has_firewall:
             self._firewall()
         if plan.external_local and plan.externally_accessible and plan.cluster_endpoints:
-            self._short_cut()
+            self._local_dispatch()
         if plan.health_check_node_port:
             text = comment(f"{plan.name} health check node port")
             self._rule(_HEALTH_CHECK_PORTS, f"-p tcp {text} -m tcp --dport {plan.health_check_node_port} -j ACCEPT")
         self._entries.update(self._rules.items())
         return self._entries
 
-    def _cluster_ip(self, ip: bytes) -> None:
-        plan = self._plan
-        virtual = VirtualServer(ip, plan.protocol.number, plan.port)
-        self._serve(virtual, plan.internal_endpoints, static.CLUSTER_IP)
-        self._answer_for(ip)
-        if plan.internal_verdict is Verdict.DROP:
-            self._member(static.NO_LOCAL, virtual)
-
-    def _external_virtuals(self) -> Iterator[VirtualServer]:
-        plan = self._plan
-        number = plan.protocol.number
-        for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
-            if ip not in self._elsewhere:
-                yield VirtualServer(ip, number, plan.port)
+    def _external_virtuals(self) -> None:
+        """Add the virtual servers of external frontends: addresses that this node owns, and node ports."""
+        plan, number = self._plan, self._plan.protocol.number
+        ips = dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips))
+        virtuals = [VirtualServer(ip, number, plan.port) for ip in ips if ip not in self._elsewhere]
         if plan.node_port:
-            virtuals = (VirtualServer(ip, number, plan.node_port) for ip in self._settings.node_port_ips)
-            yield from (virtual for virtual in virtuals if virtual not in self._taken)
-
-    def _external(self, virtual: VirtualServer) -> None:
-        plan = self._plan
+            node_ports = (VirtualServer(ip, number, plan.node_port) for ip in self._settings.node_port_ips)
+            virtuals += [virtual for virtual in node_ports if virtual not in self._taken]
         served = static.EXTERNAL_LOCAL if plan.external_local else static.EXTERNAL
-        self._serve(virtual, plan.external_endpoints, served)
-        if virtual.ip not in self._settings.local_ips:
-            self._answer_for(virtual.ip)
-        if plan.external_verdict is Verdict.DROP:
-            self._member(static.NO_LOCAL_EXTERNAL, virtual)
+        for virtual in virtuals:
+            self._serve(virtual, plan.external_endpoints, served)
+            if virtual.ip not in self._settings.local_ips:
+                self._own(virtual.ip)
+            if plan.external_verdict is Verdict.DROP:
+                self._member(static.NO_LOCAL_EXTERNAL, virtual)
 
-    def _external_ips(self) -> None:
-        """Send what is for an external IP to the virtual server of another address, and leave its other ports alone.
+    def _remote_external_ips(self) -> None:
+        """Translate packets to the port of an external IP to the address of another virtual server.
 
-        The address may be another node's. If this node answered for it, the two could not speak to each other.
+        The external IP may be an address of another node. If this node owned it, the two could not reach each other. Packets
+        to its other ports are not touched.
         """
         plan = self._plan
         text = comment(f"{plan.name} external IP")
@@ -264,19 +258,20 @@ class _PortEntries:
 
     def _firewall(self) -> None:
         plan = self._plan
+        # A range of all addresses allows every client, and the kernel's sets do not accept a prefix of length 0.
         if any(not block.prefix for block in plan.source_ranges):
             return
         for ip in plan.load_balancer_ips:
             if ip in plan.external_ips:
-                continue  # open to all as that
+                continue  # source ranges do not apply to external IPs
             virtual = VirtualServer(ip, plan.protocol.number, plan.port)
             self._member(static.FIREWALL, virtual)
             own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
             for block in (*plan.source_ranges, *own):
                 self._entries[Member(static.ALLOWED, *virtual, block)] = ""
 
-    def _short_cut(self) -> None:
-        """Send pods and the node to all endpoints of the cluster, past those of the policy Local."""
+    def _local_dispatch(self) -> None:
+        """Send pods and the node to all endpoints of the cluster, although the external policy is Local."""
         plan, settings = self._plan, self._settings
         protocol = f"-p {plan.protocol.value}"
         target = f"-j DNAT --to-destination {self._all_endpoints()}"
@@ -299,36 +294,34 @@ class _PortEntries:
             self._rule(_NODE_PORT_DISPATCH, f"{protocol} {text} {port} {jump}")
 
     def _all_endpoints(self) -> Endpoint:
-        """Return address and port of the virtual server that has all endpoints of the cluster."""
+        """Return the address and port of a virtual server with all endpoints of the cluster."""
         plan = self._plan
         if plan.cluster_ip is not None and not plan.internal_local:
             return Endpoint(plan.cluster_ip, plan.port)
         return self._placeholder_address("", plan.cluster_endpoints)
 
     def _placeholder_address(self, use: str, endpoints: Iterable[Endpoint]) -> Endpoint:
-        """Serve endpoints at an address that nobody uses."""
+        """Add a virtual server with these endpoints on a placeholder address, and return its address and port."""
         plan = self._plan
         placeholder = _placeholder_address(plan.name, use, plan.family)
         self._serve(VirtualServer(placeholder.ip, plan.protocol.number, placeholder.port), endpoints, static.CLUSTER_IP)
-        self._answer_for(placeholder.ip)
+        self._own(placeholder.ip)
         return placeholder
 
     def _serve(self, virtual: VirtualServer, endpoints: Iterable[Endpoint], served: str) -> None:
+        """Add a virtual server with its real servers, and a member of the set `served`."""
+        plan = self._plan
         self._entries[virtual] = self._scheduling
-        for endpoint in self._draining():
-            self._entries[RealServer(virtual, endpoint)] = 0
+        for endpoint in plan.draining_endpoints:
+            # A UDP flow has no end to wait for: it stays as long as the endpoint is serving.
+            if plan.protocol is not Protocol.UDP or endpoint in plan.serving_endpoints:
+                self._entries[RealServer(virtual, endpoint)] = 0
         for endpoint in endpoints:
             self._entries[RealServer(virtual, endpoint)] = 1
         self._member(served, virtual)
 
-    def _draining(self) -> Iterable[Endpoint]:
-        plan = self._plan
-        if plan.protocol is not Protocol.UDP:
-            return plan.draining_endpoints
-        # A UDP flow has no end that could be waited for: it stays as long as the endpoint says that it serves.
-        return [endpoint for endpoint in plan.draining_endpoints if endpoint in plan.serving_endpoints]
-
-    def _answer_for(self, ip: bytes) -> None:
+    def _own(self, ip: bytes) -> None:
+        """Add a VIP."""
         self._entries[Vip(ip)] = self._settings.source_ip
         self._entries[Member(static.VIP, ip)] = ""
 
@@ -339,20 +332,12 @@ class _PortEntries:
         self._rules[key] = self._rules.get(key, "") + rules(key.chain, *bodies)
 
 
-def _scheduling(plan: ServicePlan, settings: IpvsSettings) -> Scheduling:
-    scheduler = plan.scheduler or settings.scheduler
-    flags = HASH_PORT if scheduler == "mh" else 0
-    if plan.affinity_seconds is None:
-        return Scheduling(scheduler, flags)
-    return Scheduling(scheduler, flags | PERSISTENT, plan.affinity_seconds)
-
-
 def _placeholder_address(name: ServicePortName, use: str, family: Family) -> Endpoint:
-    """Return an address and port from the name of a Service port; two names give the same once in 10^13 cases."""
+    """Return an address and port derived from the name of a Service port; two names collide once in 10^13 cases."""
     digest = int.from_bytes(sha256(f"{name}/{name.protocol.value}{use}".encode()).digest())
-    block = _STAND_IN[family]
+    block = _PLACEHOLDER_NETWORKS[family]
     host_bits = len(block.ip) * 8 - block.prefix
-    # Not the first and the last address, which mean a network and a broadcast to some.
+    # Not the first and the last address, which some programs take for network and broadcast addresses.
     host = digest % ((1 << host_bits) - 2) + 1
     ip = int.from_bytes(block.ip) + host
     return Endpoint(ip.to_bytes(len(block.ip)), _FIRST_PORT + (digest >> 128) % _PORTS)

@@ -1,14 +1,17 @@
-"""What the IPVS mode has in iptables and in ipsets whatever Services there are.
+"""The ipsets and the helper rules of the IPVS mode that do not depend on Services.
 
-IPVS takes packets at LOCAL_IN and LOCAL_OUT, between the tables' own hooks. What follows from that:
+IPVS processes packets in the hooks LOCAL_IN and LOCAL_OUT, between the tables of iptables. This decides which table does what:
 
-- Dropped is in *mangle*, before anything else: the node's own packets have passed IPVS when *filter* OUTPUT sees them, and
-  *nat* may not drop.
-- Refused is by a virtual server without real servers: IPVS answers "port unreachable", as a REJECT rule does.
-- *nat* decides on masquerading while a packet still has the Service's address, and says so by the mark. What it does not
-  send elsewhere it accepts, so that nobody's host port takes over the port of a Service.
-- *filter* INPUT refuses what is for an address of Services but no port of theirs: the address is the node's own, and so
-  would be whatever listens on the node.
+- *mangle* drops, before anything else: packets of the node itself have passed IPVS when *filter* OUTPUT sees them, and *nat*
+  cannot drop.
+- Nothing rejects on behalf of Services without endpoints. They have a virtual server without real servers, for which IPVS
+  answers "port unreachable", as a REJECT rule does.
+- *nat* decides on masquerading while a packet still has the Service's address, and marks it. It accepts packets to Services
+  that it does not translate, so that no later rule, such as that of a host port, takes over the port of a Service.
+- *filter* INPUT rejects packets to a VIP whose port no Service has. The node owns the address, so otherwise every program that
+  listens on the node would be reachable on it.
+
+A rule matches a set, so the number of rules does not grow with the number of Services.
 """
 
 from dataclasses import dataclass
@@ -20,7 +23,6 @@ from pyproxy.backends.iptables.ruleset import FILTER, MANGLE, NAT, ChainKey, Hoo
 from pyproxy.backends.iptables.static_rules import known_hooks
 from pyproxy.backends.ipvs.entries import Set
 from pyproxy.model.address import Family
-from pyproxy.model.node import LocalTraffic
 from pyproxy.node.context import FamilySettings
 
 CLUSTER_IP = "CLUSTER-IP"
@@ -31,7 +33,8 @@ ALLOWED = "ALLOWED"
 NO_LOCAL = "NO-LOCAL"
 NO_LOCAL_EXTERNAL = "NO-LOCAL-EXTERNAL"
 REMOTE_EXTERNAL_IPS = "ELSEWHERE"
-"""External IPs, which may be another node's addresses: only the ports of Services are taken, by rules."""
+"""External IPs that this node does not own. They may be addresses of another node, so rules translate the Services' ports
+only."""
 VIP = "VIP"
 SET_TYPES = {
     CLUSTER_IP: "hash:ip,port",
@@ -45,11 +48,11 @@ SET_TYPES = {
     VIP: "hash:ip",
 }
 SERVED = (CLUSTER_IP, EXTERNAL, EXTERNAL_LOCAL)
-"""Each virtual server is in exactly one of these."""
+"""Each virtual server is a member of exactly one of these sets, which shows that it is ours."""
 
 LOCAL_DISPATCH = "KUBE-SVC-EXTERNAL-LOCAL"
 REMOTE_EXTERNAL_DISPATCH = "KUBE-SVC-EXTERNAL-IPS"
-"""Both are named so that kube-proxy, where it takes over again, deletes them as stale."""
+"""Both names begin with KUBE-SVC-, so that kube-proxy deletes the chains as stale after a rollback."""
 NO_LOCAL_CHAIN = "KUBE-NO-LOCAL-ENDPOINTS"
 
 _FIXED = {
@@ -61,7 +64,7 @@ _FIXED = {
     MANGLE: {names.PROXY_FIREWALL, names.SOURCE_RANGES, NO_LOCAL_CHAIN, names.CANARY, names.KUBE_PROXY_CANARY},
 }
 _NEW = "-m conntrack --ctstate NEW "
-# As in the iptables mode: each is inserted at the top, so the last one of a chain ends up first.
+# (table, chain, match, comment, target). Each is inserted at the top, so the last one of a chain becomes its first rule.
 _HOOKS = (
     (MANGLE, "PREROUTING", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     (MANGLE, "OUTPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
@@ -76,36 +79,36 @@ _HOOKS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IpvsSettings(FamilySettings):
-    """What the entries of one family depend on besides Services."""
+    """The settings that the entries of one family depend on, besides Services."""
 
     local_ips: frozenset[bytes] = frozenset()
-    """Addresses of this node: served where a Service claims them, but never made or removed."""
+    """Addresses of this node. A Service may use them, but they are never added or removed."""
     node_port_ips: tuple[bytes, ...] = ()
-    """Those of them that serve node ports."""
+    """Addresses of this node on which node ports are served."""
     source_ip: bytes = b""
-    """The node's address from which it speaks to Services; empty: the kernel's choice."""
+    """The source address for packets of the node to Services; empty: chosen by the kernel."""
     scheduler: str = "rr"
 
 
 def set_prefix(family: Family) -> str:
-    """Return how the names of a family's sets begin."""
+    """Return the prefix of the names of a family's sets."""
     return f"PYPROXY-{family.value}-"
 
 
 def is_ours(table: str, chain: str) -> bool:
-    """Say whether a chain is one that pyproxy owns whole in this mode, or takes over from the iptables mode."""
+    """Return whether pyproxy owns a chain with all its rules in this mode, or takes it over from the iptables mode."""
     return chain in _FIXED[table] or (table != MANGLE and names.is_ours(table, chain))
 
 
 def is_ours_alone(table: str, chain: str) -> bool:
-    """Say whether a chain is one that pyproxy owns in this mode and not in the iptables mode."""
+    """Return whether pyproxy owns a chain in this mode and not in the iptables mode."""
     return chain in _FIXED[table] and (table == MANGLE or not names.is_ours(table, chain))
 
 
 def ipvs_hooks(family: Family) -> tuple[HookKey, ...]:
-    """Return every rule that pyproxy may have in a chain of others, in this mode or left from the iptables mode.
+    """Return every hook of pyproxy in this mode, and those of the iptables mode, which are stale here.
 
-    The kubelet's part of those is left out: it stays whatever the mode.
+    Hooks for the kubelet's chain are excluded: they are kept in all modes.
     """
     own = tuple(key for key in static_rules(IpvsSettings(family=family)) if isinstance(key, HookKey))
     return own + tuple(
@@ -116,26 +119,40 @@ def ipvs_hooks(family: Family) -> tuple[HookKey, ...]:
 
 
 def match(settings: IpvsSettings, name: str, directions: str = "dst,dst") -> str:
-    """Return the match on membership in one of our sets."""
+    """Return the match for packets whose address and port are a member of one of our sets."""
     return f"-m set --match-set {set_prefix(settings.family)}{name} {directions}"
 
 
 def static_sets() -> dict[Set, str]:
-    """Return the sets, with their types."""
+    """Return the sets with their types."""
     return {Set(name): kind for name, kind in SET_TYPES.items()}
 
 
 def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
-    """Return the chains and hooks that are there whatever Services there are."""
+    """Return the chains and hooks that do not depend on Services."""
+    icmp = "icmp" if settings.family is Family.IPV4 else "icmp6"
+    # Traffic from pods and from the node is not external: it may use all endpoints of the cluster.
+    pods = [f"{if_local(settings.local_traffic)} -j RETURN"] if settings.local_traffic is not None else []
     found: dict[RulesetKey, str] = {
-        ChainKey(MANGLE, names.PROXY_FIREWALL): _firewall(settings),
+        ChainKey(MANGLE, names.PROXY_FIREWALL): rules(
+            names.PROXY_FIREWALL,
+            f"{match(settings, FIREWALL)} -j {names.SOURCE_RANGES}",
+            f"{match(settings, NO_LOCAL)} -j DROP",
+            f"{match(settings, NO_LOCAL_EXTERNAL)} -j {NO_LOCAL_CHAIN}",
+        ),
         ChainKey(MANGLE, names.SOURCE_RANGES): rules(
             names.SOURCE_RANGES, f"{match(settings, ALLOWED, 'dst,dst,src')} -j RETURN", "-j DROP"
         ),
-        ChainKey(MANGLE, NO_LOCAL_CHAIN): _no_local(settings),
-        ChainKey(FILTER, names.IPVS_FILTER): _access_filter(settings),
+        ChainKey(MANGLE, NO_LOCAL_CHAIN): rules(
+            NO_LOCAL_CHAIN, *pods, "-m addrtype --src-type LOCAL -j RETURN", "-j DROP"
+        ),
+        ChainKey(FILTER, names.IPVS_FILTER): rules(
+            names.IPVS_FILTER,
+            *(f"{match(settings, name)} -j RETURN" for name in SERVED),
+            f"{match(settings, VIP, 'dst')} -j REJECT --reject-with {icmp}-port-unreachable",
+        ),
         ChainKey(FILTER, names.FORWARD): forward_chain(settings),
-        ChainKey(NAT, names.SERVICES): _services(settings),
+        ChainKey(NAT, names.SERVICES): _services_chain(settings),
         ChainKey(NAT, names.POSTROUTING): postrouting_chain(settings, hairpin_rule(settings, "-m ipvs --ipvs")),
         ChainKey(NAT, names.MARK_MASQUERADE): mark_chain(settings),
     }
@@ -146,40 +163,18 @@ def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
     return found
 
 
-def _firewall(settings: IpvsSettings) -> str:
-    return rules(
-        names.PROXY_FIREWALL,
-        f"{match(settings, FIREWALL)} -j {names.SOURCE_RANGES}",
-        f"{match(settings, NO_LOCAL)} -j DROP",
-        f"{match(settings, NO_LOCAL_EXTERNAL)} -j {NO_LOCAL_CHAIN}",
-    )
-
-
-def _no_local(settings: IpvsSettings) -> str:
-    # Pods and the node itself are not "external": they may use every endpoint of the cluster.
-    pods = [f"{if_local(settings.local_traffic)} -j RETURN"] if settings.local_traffic is not None else []
-    return rules(NO_LOCAL_CHAIN, *pods, "-m addrtype --src-type LOCAL -j RETURN", "-j DROP")
-
-
-def _access_filter(settings: IpvsSettings) -> str:
-    icmp = "icmp" if settings.family is Family.IPV4 else "icmp6"
-    return rules(
-        names.IPVS_FILTER,
-        *(f"{match(settings, name)} -j RETURN" for name in SERVED),
-        f"{match(settings, VIP, 'dst')} -j REJECT --reject-with {icmp}-port-unreachable",
-    )
-
-
-def _services(settings: IpvsSettings) -> str:
+def _services_chain(settings: IpvsSettings) -> str:
+    """Return the chain that decides on masquerading, and sends some packets to another virtual server."""
     mark = f"-j {names.MARK_MASQUERADE}"
     bodies = []
     if settings.masquerade_all:
         bodies.append(f"{match(settings, CLUSTER_IP)} {mark}")
     elif settings.local_traffic is not None:
-        bodies.append(_cluster_ip_masquerade(settings, settings.local_traffic))
+        # Traffic from outside the cluster. iptables-save prints addresses and interfaces before matches.
+        bodies.append(f"{if_not_local(settings.local_traffic)} {match(settings, CLUSTER_IP)} {mark}")
     bodies += [
         f"{match(settings, REMOTE_EXTERNAL_IPS)} -j {REMOTE_EXTERNAL_DISPATCH}",
-        # Where the node speaks with an address that every node has, the answer would never come back.
+        # A packet of the node with a VIP as its source: every node owns that address, so the reply would not come back.
         f"{match(settings, VIP, 'src')} {mark}",
         f"{match(settings, EXTERNAL)} {mark}",
         f"{match(settings, EXTERNAL_LOCAL)} -j {LOCAL_DISPATCH}",
@@ -187,8 +182,3 @@ def _services(settings: IpvsSettings) -> str:
         *(f"{match(settings, name)} -j ACCEPT" for name in (EXTERNAL, EXTERNAL_LOCAL)),
     ]
     return rules(names.SERVICES, *bodies)
-
-
-def _cluster_ip_masquerade(settings: IpvsSettings, traffic: LocalTraffic) -> str:
-    # iptables-save prints addresses and interfaces before matches.
-    return f"{if_not_local(traffic)} {match(settings, CLUSTER_IP)} -j {names.MARK_MASQUERADE}"

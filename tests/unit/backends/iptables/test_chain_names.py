@@ -1,4 +1,4 @@
-"""Names of chains are kube-proxy's, so that each can take over from the other."""
+"""Names of chains equal those of kube-proxy, so that each can take over from the other."""
 
 import pytest
 
