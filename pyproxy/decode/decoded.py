@@ -1,6 +1,6 @@
-"""What decoding an object gives, and how the object is called in messages.
+"""The result of decoding an object, and the name of the object in messages.
 
-Law of this file: what `decode_service`, `decode_slices` and `decode` share and nothing else.
+It has only what `decode.service`, `decode.slices` and `decode.objects` share.
 """
 
 import re
@@ -18,7 +18,7 @@ from pyproxy.model.unserved import UnservedService
 T = TypeVar("T")
 
 CLUSTER_WIDE = frozenset({"Node", "ServiceCIDR"})
-"""The kinds whose objects are in no namespace."""
+"""The kinds whose objects do not belong to a namespace."""
 
 DEFAULT_NAMESPACE = "default"
 
@@ -26,33 +26,33 @@ _WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)
 
 
 class Decoded(Struct, Generic[T], frozen=True, gc=False):
-    """What one API object came to."""
+    """The result of decoding one API object."""
 
     object: T | None
-    """None without a problem: none of ours (headless, ExternalName, another proxy's, host names for addresses)."""
+    """None without a problem: the object is not used (headless, ExternalName, another proxy's, host names for addresses)."""
     problems: tuple[DecodeError, ...] = ()
     unserved: UnservedService | None = None
     """Set for a Service that has no rules."""
 
 
 def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
-    """Return the unchecked name of a namespaced object; one without a namespace is in ``default``."""
+    """Return the name of a namespaced object, not validated; without a namespace it is in ``default``."""
     metadata = metadata or wire.NO_METADATA
     return NamespacedName(intern(metadata.namespace or DEFAULT_NAMESPACE), metadata.name or "")
 
 
 def cluster_wide_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
-    """Return the unchecked name of an object that is in no namespace."""
+    """Return the name of an object without a namespace, not validated."""
     return NamespacedName("", (metadata or wire.NO_METADATA).name or "")
 
 
 def subject(kind: str, name: NamespacedName) -> str:
-    """Write what an object is, for example ``Service default/web``, harmless whatever its name is."""
+    """Return kind and name for messages, for example ``Service default/web``; an unusual name is quoted."""
     return f"{kind} {shown(name.namespace)}/{shown(name.name)}" if name.namespace else f"{kind} {shown(name.name)}"
 
 
 def wrong_type(what: str, error: ValidationError) -> DecodeError:
-    """Turn msgspec's complaint about one object into ours; `what` is the object's `subject`."""
+    """Convert an error of msgspec about one object; `what` is the object's `subject`."""
     text = str(error)
     match = _WRONG_TYPE.fullmatch(text)
     path, reason = (match["path"], match["reason"]) if match else ("", text)
@@ -60,7 +60,7 @@ def wrong_type(what: str, error: ValidationError) -> DecodeError:
 
 
 def errors(kind: str, name: NamespacedName, problems: Problems) -> tuple[DecodeError, ...]:
-    """Turn the problems of one object into errors that name it."""
+    """Convert the problems of one object to errors that name it."""
     if not problems:
         return ()
     what = subject(kind, name)
@@ -68,11 +68,11 @@ def errors(kind: str, name: NamespacedName, problems: Problems) -> tuple[DecodeE
 
 
 def is_usable(name: NamespacedName, problems: Problems) -> bool:
-    """Tell whether namespace and name are DNS-1123 labels, as a Service's have to be."""
-    is_ready_for = has_usable_namespace(name, problems)
-    return read_label(name.name, "metadata.name", problems) is not None and is_ready_for
+    """Return whether namespace and name are DNS-1123 labels, as required for a Service."""
+    has_namespace = has_usable_namespace(name, problems)
+    return read_label(name.name, "metadata.name", problems) is not None and has_namespace
 
 
 def has_usable_namespace(name: NamespacedName, problems: Problems) -> bool:
-    """Tell whether the namespace is a DNS-1123 label."""
+    """Return whether the namespace is a DNS-1123 label."""
     return is_label(name.namespace) or read_label(name.namespace, "metadata.namespace", problems) is not None

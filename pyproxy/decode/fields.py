@@ -1,8 +1,8 @@
-"""What the API server would have checked in one field, checked again.
+"""Validation of single fields, as in the API server.
 
-Law of this file: a function takes the text or number of one field and gives the value of it, or notes in `Problems`
-what is wrong and gives None or the default. It never raises and knows no object. pyproxy checks again because files
-come past no API server, and because names end up in kernel rules: what is not a name must never get that far.
+A function takes the text or number of one field and returns its value. For an invalid one it adds an entry to `Problems`
+and returns None or the default; it never raises. pyproxy validates again because files do not pass through an API server,
+and because names are written into kernel rules: an invalid name must never reach them.
 """
 
 import re
@@ -15,10 +15,10 @@ from pyproxy.model.names import Protocol
 from pyproxy.model.suggestion import suggestion
 
 Problems = list[tuple[str, str]]
-"""Path of a field and what is wrong with it, in the order found."""
+"""Path of each invalid field and the reason, in the order found."""
 
 FieldErrors = tuple[tuple[str, str], ...]
-"""Problems that do not grow any more."""
+"""Immutable problems."""
 
 PORTS = range(1, 65536)
 
@@ -38,7 +38,7 @@ _MAX_SHOWN = 80
 
 
 def plain_ip(text: str, family: Family) -> bytes | None:
-    """Give an address of a family if nothing is to be said of it; None where `read_ip` has to look."""
+    """Return an address of a family if it is valid in its usual notation; None if `read_ip` has to examine it."""
     try:
         ip = inet_pton(family.socket_family, text)
     except (OSError, ValueError):
@@ -47,10 +47,10 @@ def plain_ip(text: str, family: Family) -> bytes | None:
 
 
 def packed_ip(text: str) -> bytes:
-    """Give what `parse_ip` gives, eight times faster for addresses that need no forgiveness.
+    """Return the result of `parse_ip`, eight times faster for addresses in their usual notation.
 
     Raises:
-        ValueError: the text is no address.
+        ValueError: the text is not a valid address.
     """
     try:
         ip = inet_pton(AF_INET6 if ":" in text else AF_INET, text)
@@ -60,7 +60,7 @@ def packed_ip(text: str) -> bytes:
 
 
 def shown(text: str) -> str:
-    """Write foreign text for a message: as it is where that is harmless, else quoted and cut short."""
+    """Return text of an object for use in a message: unchanged if it is printable ASCII, else quoted; long text is cut."""
     if text and text.isascii() and text.isprintable() and " " not in text and len(text) <= _MAX_SHOWN:
         return text
     return ascii(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
@@ -68,36 +68,38 @@ def shown(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def is_label(text: str) -> bool:
-    """Tell whether a text is a DNS-1123 label; for texts that stand in many objects, as namespaces do."""
+    """Return whether a text is a DNS-1123 label; cached, for texts that many objects have, such as namespaces."""
     return _LABEL.fullmatch(text) is not None
 
 
 def read_label(text: str, field: str, problems: Problems) -> str | None:
-    """Give a DNS-1123 label, the form of namespaces, Services and port names, or None."""
+    """Return a DNS-1123 label, the form of the names of namespaces, Services and ports, or None."""
     if _LABEL.fullmatch(text):
         return text
-    problems.append((field, f"{shown(text)} is no name: lower-case letters, digits and inner hyphens, at most 63"))
+    problems.append(
+        (field, f"{shown(text)} is not a valid name: at most 63 lower-case letters, digits and inner hyphens")
+    )
     return None
 
 
 def read_subdomain(text: str, field: str, problems: Problems) -> str | None:
-    """Give a DNS-1123 subdomain, the form of the names of EndpointSlices and Nodes, or None."""
+    """Return a DNS-1123 subdomain, the form of the names of EndpointSlices and Nodes, or None."""
     if _SUBDOMAIN.fullmatch(text):
         return text
-    problems.append((field, f"{shown(text)} is no name: labels of lower-case letters, digits and hyphens, with dots"))
+    problems.append((field, f"{shown(text)} is not a valid name: lower-case letters, digits, hyphens and dots"))
     return None
 
 
 def read_word(text: str | None, known: Sequence[str], field: str, problems: Problems) -> str:
-    """Give one of the known words; empty for none or an unknown one, so that the API's default can follow by `or`."""
+    """Return one of the known words; empty if absent or unknown, so that the caller can add the default with `or`."""
     if not text or text in known:
         return text or ""
-    problems.append((field, f"{shown(text)} is none of {', '.join(known)}{suggestion(text, known)}"))
+    problems.append((field, f"{shown(text)} is not one of {', '.join(known)}{suggestion(text, known)}"))
     return ""
 
 
 def read_protocol(text: str | None, field: str, problems: Problems) -> Protocol | None:
-    """Give a protocol, TCP where none is written (the API's default), None for an unknown one."""
+    """Return a protocol; TCP if absent (the API's default), None if unknown."""
     protocol = _PROTOCOLS.get(text or "TCP")
     if protocol is None:
         read_word(text, tuple(_PROTOCOLS), field, problems)
@@ -105,7 +107,7 @@ def read_protocol(text: str | None, field: str, problems: Problems) -> Protocol 
 
 
 def read_port(number: int | None, field: str, problems: Problems) -> int | None:
-    """Give a port number, or None."""
+    """Return a port number, or None."""
     if number is None:
         problems.append((field, "missing"))
         return None
@@ -113,17 +115,17 @@ def read_port(number: int | None, field: str, problems: Problems) -> int | None:
 
 
 def read_family(text: str | None, field: str, problems: Problems) -> Family | None:
-    """Give the family that the API calls IPv4 or IPv6, None for any other."""
+    """Return the family that the API calls IPv4 or IPv6; None for any other text."""
     if text == "IPv4":
         return Family.IPV4
     if text == "IPv6":
         return Family.IPV6
-    problems.append((field, f"{shown(text or '')} is none of IPv4, IPv6"))
+    problems.append((field, f"{shown(text or '')} is not one of IPv4, IPv6"))
     return None
 
 
 def read_number(number: int, allowed: range, field: str, problems: Problems) -> int | None:
-    """Give a number within a range, or None."""
+    """Return a number within a range, or None."""
     if number in allowed:
         return number
     problems.append((field, f"{number} is not between {allowed[0]} and {allowed[-1]}"))
@@ -131,38 +133,38 @@ def read_number(number: int, allowed: range, field: str, problems: Problems) -> 
 
 
 def read_ip(text: str, field: str, problems: Problems) -> bytes | None:
-    """Give an address that traffic can be sent to, or None; 0.0.0.0 and :: are none."""
+    """Return an address that can be a destination, or None; 0.0.0.0 and :: cannot."""
     try:
         ip = packed_ip(text)
     except ValueError:
-        problems.append((field, f"{shown(text)} is no IP address"))
+        problems.append((field, f"{shown(text)} is not a valid IP address"))
         return None
     if ip in _UNSPECIFIED:
-        problems.append((field, f"{text} is the unspecified address, which is no destination"))
+        problems.append((field, f"{text} is the unspecified address, which cannot be a destination"))
         return None
     return ip
 
 
 def read_network(text: str, field: str, problems: Problems) -> Network | None:
-    """Give a CIDR block with blanks around it dropped, as the API does, or None."""
+    """Return a CIDR block, without white space around it as in the API, or None."""
     try:
         return parse_network(text.strip())
     except ValueError:
-        problems.append((field, f"{shown(text)} is no CIDR block such as 10.0.0.0/8"))
+        problems.append((field, f"{shown(text)} is not a valid CIDR block such as 10.0.0.0/8"))
         return None
 
 
 def read_networks(texts: Iterable[str], field: str, problems: Problems) -> tuple[Network, ...]:
-    """Give the good ones of a list of CIDR blocks."""
+    """Return the valid CIDR blocks of a list."""
     read = (read_network(text, f"{field}[{index}]", problems) for index, text in enumerate(texts))
     return tuple(network for network in read if network is not None)
 
 
 def read_external_ip(text: str, field: str, problems: Problems) -> bytes | None:
-    """Give an address that a Service may list in ``externalIPs``, or None."""
+    """Return an address that a Service may have in ``externalIPs``, or None."""
     ip = read_ip(text, field, problems)
     network = next((network for network in _SPECIAL if ip and ip in network), None)
     if network is None:
         return ip
-    problems.append((field, f"{text} is in {network}, which no Service may take over"))
+    problems.append((field, f"{text} is in {network}, which Services may not use"))
     return None

@@ -1,10 +1,9 @@
-"""API objects from the wire to the model, with kube-proxy's rules for what counts.
+"""API objects from the wire to the model, by kube-proxy's rules.
 
-Law of this file and of `decode_service` and `decode_slices`, which it speaks for: pure functions from a wire struct to
-`Decoded`; no I/O, no log, no memory between objects. Whatever is wrong costs the smallest unit that it touches (one
-address, one port, in the end the object) and one `DecodeError` that names the field; the good rest is used. What an
-API server would have refused or completed is said in the words of the field to set. Where no other reason is given,
-a rule is kube-proxy's.
+This module, `decode.service` and `decode.slices` have pure functions from a wire struct to `Decoded`: no I/O, no log, no
+state between objects. An error costs the smallest unit that it concerns (an address, a port, in the end the object) and
+gives one `DecodeError` that names the field; the valid rest is used. The message about a field that an API server would
+have refused or completed says which value to set. A rule without another source comes from kube-proxy.
 """
 
 from pyproxy.decode import wire
@@ -30,24 +29,32 @@ __all__ = [
 ]
 
 NODE_IP_TYPES = ("InternalIP", "ExternalIP")
-"""The types of address that count, the first ones first (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
+"""The types of address that are used, in order of preference (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
 _TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
-"""On a Node that the cluster autoscaler drains, whatever its effect (``NodeEligible`` of
+"""Key of the taint on a Node that the cluster autoscaler drains; the effect does not matter (``NodeEligible`` of
 ``pkg/proxy/healthcheck/proxy_health.go``)."""
 
 
 def decode_node(node: wire.Node) -> Decoded[Node]:
-    """Reduce a Node to its addresses, pod ranges and zone, and whether it is to stay."""
+    """Reduce a Node to its addresses, pod CIDR blocks and zone, and whether it is eligible."""
     metadata, spec = node.metadata or wire.NO_METADATA, node.spec or wire.NO_NODE_SPEC
     problems: Problems = []
     name = cluster_wide_name(metadata)
     if read_subdomain(name.name, "metadata.name", problems) is None:
         return Decoded(None, errors("Node", name, problems))
-    # The API server keeps podCIDR equal to podCIDRs[0]; a file may have only the first.
+    # The API server keeps podCIDR equal to podCIDRs[0]; a file may have only podCIDR.
     listed, field = (spec.pod_cidrs, "spec.podCIDRs") if spec.pod_cidrs else ([spec.pod_cidr or ""], "spec.podCIDR")
+    addresses = list(enumerate((node.status or wire.NO_NODE_STATUS).addresses or ()))
+    # All InternalIPs, then all ExternalIPs, in the order of the status.
+    ips = [
+        read_ip(address.address or "", f"status.addresses[{index}].address", problems)
+        for address_type in NODE_IP_TYPES
+        for index, address in addresses
+        if address.type == address_type
+    ]
     decoded = Node(
         name=name.name,
-        ips=_node_ips(node.status or wire.NO_NODE_STATUS, problems),
+        ips=tuple(dict.fromkeys(ip for ip in ips if ip is not None)),
         pod_cidrs=read_networks([text for text in listed if text], field, problems),
         zone=(metadata.labels or wire.NO_LABELS).zone or "",
         is_eligible=not metadata.deletion_timestamp
@@ -57,22 +64,10 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
 
 
 def decode_service_cidr(service_cidr: wire.ServiceCIDR) -> Decoded[ServiceCidr]:
-    """Reduce a ServiceCIDR to its ranges; one that is on its way out counts until it is gone."""
+    """Reduce a ServiceCIDR to its ranges; one that is being deleted counts until it is gone."""
     problems: Problems = []
     name = cluster_wide_name(service_cidr.metadata)
     if read_subdomain(name.name, "metadata.name", problems) is None:
         return Decoded(None, errors("ServiceCIDR", name, problems))
     cidrs = read_networks((service_cidr.spec or wire.NO_SERVICE_CIDR_SPEC).cidrs or (), "spec.cidrs", problems)
     return Decoded(ServiceCidr(name, cidrs), errors("ServiceCIDR", name, problems))
-
-
-def _node_ips(status: wire.NodeStatus, problems: Problems) -> tuple[bytes, ...]:
-    """Return all InternalIPs, then all ExternalIPs, in the order of the status."""
-    addresses = list(enumerate(status.addresses or ()))
-    ips = [
-        read_ip(address.address or "", f"status.addresses[{index}].address", problems)
-        for address_type in NODE_IP_TYPES
-        for index, address in addresses
-        if address.type == address_type
-    ]
-    return tuple(dict.fromkeys(ip for ip in ips if ip is not None))

@@ -1,4 +1,4 @@
-"""EndpointSlices and core/v1 Endpoints from the wire to the model. The law is that of `decode`."""
+"""EndpointSlices and core/v1 Endpoints from the wire to the model, by the rules of `decode.objects`."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -26,9 +26,9 @@ from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName
 
 MOST_MIRRORED = 1000
-"""Addresses of core/v1 Endpoints with one port that get into EndpointSlices (``--mirroring-max-endpoints-per-subset``)."""
+"""Most addresses of a port that are mirrored from core/v1 Endpoints (``--mirroring-max-endpoints-per-subset``)."""
 HOST_NAMES = "FQDN"
-"""The ``addressType`` whose addresses are host names, which make no rules."""
+"""The ``addressType`` for host names, which make no rules."""
 
 
 def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[EndpointSlice]:
@@ -41,7 +41,9 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
     name = object_name(metadata)
     owner = read_label(labels.service_name or "", "metadata.labels[kubernetes.io/service-name]", problems)
     family = read_family(endpoint_slice.address_type, "addressType", problems)
-    if not _is_usable_slice(name, problems) or owner is None or family is None:
+    has_namespace = has_usable_namespace(name, problems)
+    is_named = read_subdomain(name.name, "metadata.name", problems) is not None
+    if not has_namespace or not is_named or owner is None or family is None:
         return Decoded(None, errors("EndpointSlice", name, problems))
     decoded = EndpointSlice(
         name,
@@ -57,9 +59,9 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
 def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, ...]]:
     """Turn core/v1 Endpoints into one slice for each subset and family.
 
-    What a cluster mirrors to no EndpointSlice makes none here (``pkg/controller/endpointslicemirroring`` of Kubernetes
-    1.37), except that the conditions that lie in the Service are for the caller to check. The slices' names hold colons,
-    which the name of no API object can.
+    Endpoints that a cluster does not mirror to EndpointSlices are ignored here as well (``pkg/controller/
+    endpointslicemirroring`` of Kubernetes 1.37); the caller checks the conditions that depend on the Service. The names of
+    the slices have colons, which are not possible in the name of an API object.
     """
     metadata = endpoints.metadata or wire.NO_METADATA
     labels, annotations = metadata.labels or wire.NO_LABELS, metadata.annotations
@@ -75,7 +77,7 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
     for index, subset in enumerate(endpoints.subsets or ()):
         ports = _slice_ports(subset.ports or (), f"subsets[{index}].ports", problems)
         members = _subset_endpoints(subset, f"subsets[{index}]", problems)
-        # Subsets with the same port are one for the controller; ready addresses come first.
+        # The controller merges subsets with the same port; ready addresses come first.
         room = MOST_MIRRORED - max((mirrored[port] for port in ports), default=0)
         if len(members) > room:
             reason = (
@@ -92,7 +94,7 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
 
 
 def _triggered_at(annotations: wire.Annotations | None) -> float:
-    """Return when the change behind a slice was made, 0 if that is not said in a way that can be read: no path depends on it."""
+    """Return the time of the change that caused a slice; 0 if absent or not readable, because only metrics use it."""
     text = annotations.last_change_trigger_time if annotations else None
     if not text:
         return 0.0
@@ -103,13 +105,8 @@ def _triggered_at(annotations: wire.Annotations | None) -> float:
         return 0.0
 
 
-def _is_usable_slice(name: NamespacedName, problems: Problems) -> bool:
-    is_ready_for = has_usable_namespace(name, problems)
-    return read_subdomain(name.name, "metadata.name", problems) is not None and is_ready_for
-
-
 def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Problems) -> tuple[SlicePort, ...]:
-    """Return the ports that have a number; one without is ignored."""
+    """Return the ports that have a number; a port without one is ignored."""
     ports: list[SlicePort] = []
     for index, entry in enumerate(entries):
         if not entry.port:
@@ -122,10 +119,10 @@ def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Pro
     return tuple(ports)
 
 
-# Thousands of slices have the same port: one copy of it, made once.
+# Thousands of slices have equal ports: the cache keeps one value for all of them.
 @lru_cache(maxsize=1024)
 def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort | None, FieldErrors]:
-    """Return a port; an absent name is the empty one, as the API server makes it before kube-proxy sees it."""
+    """Return a port; an absent name is the empty one, which is the API server's default."""
     problems: Problems = []
     label = read_label(name, "name", problems) if name else ""
     known = read_protocol(protocol, "protocol", problems)
@@ -136,39 +133,38 @@ def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort
 
 
 def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems: Problems) -> tuple[SliceEndpoint, ...]:
-    """Return the endpoints that have an address; only the first one of each counts."""
+    """Return the endpoints that have an address; only the first address of each is used.
+
+    An absent condition ready or serving is true, an absent terminating is false.
+    """
     endpoints: list[SliceEndpoint] = []
     for index, entry in enumerate(entries):
         if not entry.addresses:
             continue
         text = entry.addresses[0]
-        ip = plain_ip(text, family) or _odd_ip(text, family, f"endpoints[{index}].addresses[0]", problems)
-        if ip is not None:
-            endpoints.append(_slice_endpoint(entry, ip))
+        ip = plain_ip(text, family)
+        if ip is None:
+            field = f"endpoints[{index}].addresses[0]"
+            ip = read_ip(text, field, problems)
+            if ip is None:
+                continue
+            if family_of(ip) is not family:
+                problems.append((field, f"{text} is not of addressType {family}"))
+                continue
+        conditions, hints = entry.conditions, entry.hints
+        endpoints.append(
+            SliceEndpoint(
+                ip,
+                # Thousands of endpoints have the same node name: keep one copy.
+                intern(entry.node_name or ""),
+                conditions is None or conditions.ready is not False,
+                conditions is None or conditions.serving is not False,
+                conditions is not None and conditions.terminating is True,
+                _hint_names(hints.for_zones) if hints else (),
+                _hint_names(hints.for_nodes) if hints else (),
+            )
+        )
     return tuple(endpoints)
-
-
-def _odd_ip(text: str, family: Family, field: str, problems: Problems) -> bytes | None:
-    ip = read_ip(text, field, problems)
-    if ip is None or family_of(ip) is family:
-        return ip
-    problems.append((field, f"{text} is not of addressType {family}"))
-    return None
-
-
-def _slice_endpoint(entry: wire.Endpoint, ip: bytes) -> SliceEndpoint:
-    """Fill in the conditions' defaults: absent ready or serving is true, absent terminating is false."""
-    conditions, hints = entry.conditions, entry.hints
-    return SliceEndpoint(
-        ip,
-        # Every node name stands in thousands of endpoints: keep one copy.
-        intern(entry.node_name or ""),
-        conditions is None or conditions.ready is not False,
-        conditions is None or conditions.serving is not False,
-        conditions is not None and conditions.terminating is True,
-        _hint_names(hints.for_zones) if hints else (),
-        _hint_names(hints.for_nodes) if hints else (),
-    )
 
 
 def _hint_names(hints: Iterable[wire.Hint] | None) -> tuple[str, ...]:
@@ -176,7 +172,7 @@ def _hint_names(hints: Iterable[wire.Hint] | None) -> tuple[str, ...]:
 
 
 def _subset_endpoints(subset: wire.EndpointSubset, field: str, problems: Problems) -> list[SliceEndpoint]:
-    """Return the endpoints of both lists of a subset; only `ready` tells them apart, as in a mirrored slice."""
+    """Return the endpoints of both lists of a subset; they differ in `ready` only, as in a mirrored slice."""
     endpoints: list[SliceEndpoint] = []
     groups = (("addresses", subset.addresses, True), ("notReadyAddresses", subset.not_ready_addresses, False))
     for group, addresses, ready in groups:

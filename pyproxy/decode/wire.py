@@ -1,13 +1,13 @@
-"""The Kubernetes API's JSON, cut down to what pyproxy reads.
+"""The JSON of the Kubernetes API, reduced to what pyproxy reads.
 
-Law of this file: types only, spelled as the API spells them; no rule about what a value means (that is `decode`).
-Every field may be absent or null, because Go's encoding/json takes both for the zero value; every field that is
-not declared is skipped without being built. A wrong JSON type is a `msgspec.ValidationError` that names the path.
+This module has types only, with the names of the API; `decode.objects` has the rules for the values. Each field may be
+absent or null, because Go's encoding/json reads both as the zero value. A field that is not declared is skipped without
+being built. A wrong JSON type is a `msgspec.ValidationError` that names the path.
 
-All structs are frozen and decoded from text, so no cycle can arise and none needs the garbage collector (`gc=False`).
-Lists are typed as sequences, which are read-only, so that `known_fields` may narrow their items.
-Labels and annotations are structs too: only the keys that mean something here are ever built. A label that counts by
-its existence alone is `UNSET` when absent, and None when a file gives it no value.
+All structs are frozen and decoded from text, so they cannot form cycles and do not need the garbage collector
+(`gc=False`). Lists are typed as sequences, which are read-only, so that `known_fields` may narrow their items. Labels and
+annotations are structs too, so that only the keys that pyproxy uses are built. A label whose mere existence matters is
+`UNSET` if absent, and None if it has no value in a file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,14 +25,14 @@ ERROR = "ERROR"
 
 
 class Labels(Struct, frozen=True, gc=False):
-    """The labels of any object that pyproxy acts upon."""
+    """The labels of any object that have an effect."""
 
     service_proxy_name: str | UnsetType | None = field(name="service.kubernetes.io/service-proxy-name", default=UNSET)
     headless: str | UnsetType | None = field(name="service.kubernetes.io/headless", default=UNSET)
     service_name: str | None = field(name="kubernetes.io/service-name", default=None)
     managed_by: str | None = field(name="endpointslice.kubernetes.io/managed-by", default=None)
     skip_mirror: str | None = field(name="endpointslice.kubernetes.io/skip-mirror", default=None)
-    """On Endpoints: ``true`` where no controller may make EndpointSlices of them."""
+    """On Endpoints: ``true`` if no controller may mirror them to EndpointSlices."""
     zone: str | None = field(name="topology.kubernetes.io/zone", default=None)
 
 
@@ -40,17 +40,17 @@ class Annotations(Struct, frozen=True, gc=False):
     """The annotations of any object that pyproxy reads."""
 
     last_change_trigger_time: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
-    """RFC 3339; when the change behind an EndpointSlice or Endpoints happened."""
+    """RFC 3339; time of the change that caused an EndpointSlice or Endpoints."""
     ipvs_scheduler: str | None = field(name="pyproxy.io/ipvs-scheduler", default=None)
-    """On a Service: how IPVS spreads its connections."""
+    """On a Service: its scheduler in IPVS."""
     leader: str | UnsetType | None = field(name="control-plane.alpha.kubernetes.io/leader", default=UNSET)
-    """On Endpoints that are the lock of a leader election; its value says who holds it."""
+    """On Endpoints that are the lock of a leader election; its value names the holder."""
     initial_events_end: str | None = field(name="k8s.io/initial-events-end", default=None)
     """``true`` on the bookmark that ends the initial events of a streaming list."""
 
 
 class ObjectMeta(Struct, frozen=True, gc=False, rename="camel"):
-    """What all objects have."""
+    """The metadata of any object."""
 
     name: str | None = None
     namespace: str | None = None
@@ -60,7 +60,7 @@ class ObjectMeta(Struct, frozen=True, gc=False, rename="camel"):
     creation_timestamp: str | None = None
     """RFC 3339."""
     deletion_timestamp: str | None = None
-    """RFC 3339; None unless the object is on its way out."""
+    """RFC 3339; None unless the object is being deleted."""
     uid: str | None = None
 
 
@@ -100,7 +100,7 @@ class ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
     ports: Sequence[ServicePort] | None = None
     external_ips: Sequence[str] | None = field(name="externalIPs", default=None)
     selector: Mapping[str, Any] | None = None
-    """Read in files only: whether core/v1 Endpoints count depends on it."""
+    """Read in files only: core/v1 Endpoints of a Service with a selector are not used."""
     session_affinity: str | None = None
     session_affinity_config: SessionAffinityConfig | None = None
     internal_traffic_policy: str | None = None
@@ -114,7 +114,7 @@ NO_SERVICE_SPEC = ServiceSpec()
 
 
 class LoadBalancerIngress(Struct, frozen=True, gc=False, rename="camel"):
-    """core/v1 LoadBalancerIngress; the host name of an entry makes no rule."""
+    """core/v1 LoadBalancerIngress, without the host name, which makes no rule."""
 
     ip: str | None = None
     ip_mode: str | None = None
@@ -203,7 +203,7 @@ class EndpointSubset(Struct, frozen=True, gc=False, rename="camel"):
 
 
 class Endpoints(Struct, frozen=True, gc=False):
-    """core/v1 Endpoints, which manifests still have; the API server is never asked for them."""
+    """core/v1 Endpoints, which some manifests have; they are not read from the API server."""
 
     metadata: ObjectMeta | None = None
     subsets: Sequence[EndpointSubset] | None = None
@@ -278,7 +278,7 @@ NO_LIST_METADATA = ListMeta()
 
 
 class ObjectList(Struct, Generic[T], frozen=True, gc=False):
-    """A page of a list; with items of type `Raw` where one item of a wrong type must not fail its neighbours."""
+    """A page of a list; with items of type `Raw` if an item of a wrong type must not fail the whole page."""
 
     metadata: ListMeta | None = None
     items: list[T] | None = None
@@ -294,18 +294,18 @@ class WatchEvent(Struct, frozen=True, gc=False):
 
 
 class Bookmark(Struct, frozen=True, gc=False):
-    """The object of a `BOOKMARK` event: metadata and nothing else."""
+    """The object of a `BOOKMARK` event, which has only metadata."""
 
     metadata: ObjectMeta | None = None
 
     @property
     def resource_version(self) -> str:
-        """Return the version up to which all events have been sent."""
+        """Return the resource version up to which all events have been sent."""
         return (self.metadata or NO_METADATA).resource_version or ""
 
     @property
     def ends_initial_events(self) -> bool:
-        """Tell whether the streaming list is complete with this event."""
+        """Return whether the streaming list is complete with this event."""
         annotations = (self.metadata or NO_METADATA).annotations or NO_ANNOTATIONS
         return annotations.initial_events_end == "true"
 
@@ -319,7 +319,7 @@ class Status(Struct, frozen=True, gc=False):
 
 
 class Header(Struct, frozen=True, gc=False, rename="camel"):
-    """What any object says about itself, to tell its kind before it is decoded as one."""
+    """Kind and metadata of any object, to select its type before it is decoded."""
 
     api_version: str | None = None
     kind: str | None = None

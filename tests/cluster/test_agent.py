@@ -285,7 +285,7 @@ def test_invalid_object_among_valid_ones(running: Running, cluster: Cluster) -> 
 
     expect(agent, stays="10.244.0.3", comes="10.244.0.4")
     agent.wait_for_log("Service default/bad: spec.ports[0].port: 70000 is not between 1 and 65535")
-    agent.wait_for_log("Service default/bad: spec.clusterIPs[0]: 10.96.300.1 is no IP address")
+    agent.wait_for_log("Service default/bad: spec.clusterIPs[0]: 10.96.300.1 is not a valid IP address")
 
 
 @pytest.mark.parametrize(

@@ -287,8 +287,8 @@ def test_service_cidr_with_bad_ranges() -> None:
 
     assert decoded.object == ServiceCidr(NamespacedName("", "kubernetes"), (parse_network("10.97.0.0/16"),))
     assert [
-        "ServiceCIDR kubernetes: spec.cidrs[0]: 10.96.0.0 is no CIDR block such as 10.0.0.0/8",
-        "ServiceCIDR kubernetes: spec.cidrs[2]: 10.98.0.0/33 is no CIDR block such as 10.0.0.0/8",
+        "ServiceCIDR kubernetes: spec.cidrs[0]: 10.96.0.0 is not a valid CIDR block such as 10.0.0.0/8",
+        "ServiceCIDR kubernetes: spec.cidrs[2]: 10.98.0.0/33 is not a valid CIDR block such as 10.0.0.0/8",
     ] == [str(problem) for problem in decoded.problems]
 
 

@@ -334,7 +334,7 @@ def test_unknown_type_is_a_cluster_ip() -> None:
 
     assert decoded.object is not None
     words = "ClusterIP, NodePort, LoadBalancer, ExternalName"
-    expected = f"Service shop/web: spec.type: Nodeport is none of {words} (did you mean NodePort?)"
+    expected = f"Service shop/web: spec.type: Nodeport is not one of {words} (did you mean NodePort?)"
     assert [expected] == list(map(str, decoded.problems))
 
 

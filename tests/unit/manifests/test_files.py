@@ -255,7 +255,7 @@ def test_service_cidrs(tmp_path: Path) -> None:
     found = {each.name.name: [str(cidr) for cidr in each.cidrs] for each in objects.service_cidrs}
     assert {"kubernetes": ["10.96.0.0/16", "fd00:10:96::/112"], "more": [], "misspelt": []} == found
     assert [
-        "b.json, line 1: ServiceCIDR more: spec.cidrs[0]: 10.112.0.0 is no CIDR block such as 10.0.0.0/8",
+        "b.json, line 1: ServiceCIDR more: spec.cidrs[0]: 10.112.0.0 is not a valid CIDR block such as 10.0.0.0/8",
         "c.json: ServiceCIDR misspelt: spec.cidr: no such field; it is ignored (did you mean cidrs?)",
         "b.json, line 2: ServiceCIDR kubernetes: metadata.name: stands in a.json already, and that one is used",
     ] == [text.replace(f"{tmp_path}/", "") for text in texts(objects)]
