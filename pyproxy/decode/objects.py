@@ -7,7 +7,16 @@ have refused or completed says which value to set. A rule without another source
 """
 
 from pyproxy.decode import wire
-from pyproxy.decode.decoded import CLUSTER_WIDE, Decoded, cluster_wide_name, errors, object_name, subject, wrong_type
+from pyproxy.decode.decoded import (
+    CLUSTER_WIDE,
+    DEFAULT_NAMESPACE,
+    Decoded,
+    cluster_wide_name,
+    errors,
+    object_name,
+    subject,
+    wrong_type,
+)
 from pyproxy.decode.fields import Problems, read_ip, read_networks, read_subdomain
 from pyproxy.decode.service import decode_service
 from pyproxy.decode.slices import decode_endpoint_slice, decode_endpoints
@@ -16,6 +25,7 @@ from pyproxy.model.service_cidr import ServiceCidr
 
 __all__ = [
     "CLUSTER_WIDE",
+    "DEFAULT_NAMESPACE",
     "Decoded",
     "cluster_wide_name",
     "decode_endpoint_slice",

@@ -1,8 +1,8 @@
-"""What changes in a set of objects when some of its files change, at the cost of what has to do with the change.
+"""The changes of the objects when some files change, at a cost that depends on the change only.
 
-Law of this file: the changes and problems are those between `combine` of all files before and of all after. They are found
-by combining only what is connected with an object that differs: objects of one kind and name, Services that claim the
-same, slices and Endpoints of one Service. Between objects that nothing connects there is nothing to decide.
+The result is the difference between `combine` of all files before and after. To find it, only the objects are combined
+that are connected with an object that differs: objects of the same kind and name, Services that claim the same frontend,
+and slices and Endpoints of the same Service. `combine` makes no decision between objects that are not connected.
 """
 
 from collections import defaultdict
@@ -23,9 +23,9 @@ from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
 
 Manifests = Mapping[str, Manifest]
-"""By path, in the order in which they count, which is that of the paths."""
+"""By path, in the order of the paths, which is the order of precedence."""
 _Topic = tuple[str, Hashable]
-"""What connects objects: a sort of names, and one of them."""
+"""What connects objects: a type of name, and a name."""
 _CLAIM, _ENDPOINTS = "claim", "endpoints"
 _EMPTY = read_manifest("", b"")
 _number = attrgetter("number")
@@ -33,28 +33,28 @@ _number = attrgetter("number")
 
 @dataclass(frozen=True, slots=True)
 class FileChanges:
-    """What came of new versions of files."""
+    """The result of new versions of files."""
 
     changes: tuple[ObjectChange, ...]
-    """What comes before what goes, and endpoints before their Service, so that no step of it is a gap."""
+    """Additions before removals, and endpoints before their Service, so that no step interrupts traffic."""
     problems: tuple[FileProblem, ...]
-    """Of the changed files, and of all that is connected with what changed in them."""
+    """Problems of the changed files, and of all objects connected with what changed in them."""
     problems_before: tuple[FileProblem, ...]
-    """Of the same, before it."""
+    """Problems of the same files and objects before the change."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Item:
-    """Something usable in a file."""
+    """A usable object in a file."""
 
     path: str
     number: int
-    """Its place among what is usable there."""
+    """Its index among the usable objects of the file."""
     found: LocatedObject[Any]
 
     @property
     def topics(self) -> list[_Topic]:
-        """Return what connects it with others; by the first it is known."""
+        """Return its topics; the first one identifies it."""
         match self.found.object:
             case Service() as service:
                 contested = ((_CLAIM, claim) for claim in claims(service))
@@ -70,7 +70,7 @@ class _Item:
 
 
 class _File:
-    """A version of a file, with what is in it."""
+    """A version of a file, with its objects."""
 
     def __init__(self, path: str, manifest: Manifest) -> None:
         every: tuple[tuple[LocatedObject[Any], ...], ...] = (
@@ -90,7 +90,7 @@ class _File:
     def cut_down(
         self, items: Iterable[_Item], topics: AbstractSet[_Topic], problems: Iterable[FileProblem]
     ) -> Manifest:
-        """Return it with some of its items only, and nothing that is not about the topics."""
+        """Return the manifest of the file, reduced to some items and to Services in the topics."""
         found = defaultdict[type, list[LocatedObject[Any]]](list)
         for item in sorted(items, key=_number):
             found[type(item.found.object)].append(item.found)
@@ -109,7 +109,7 @@ class _File:
 
 
 class FileIndex:
-    """The objects of files by what connects them. The first change costs a look at all of them."""
+    """The objects of files by their topics. The first change indexes all objects."""
 
     def __init__(self) -> None:
         self._files: dict[str, _File] = {}
@@ -119,7 +119,7 @@ class FileIndex:
         return f"FileIndex({len(self._files)} files, {len(self._items)} topics)"
 
     def changes(self, before: Manifests, after: Manifests) -> FileChanges:
-        """Return what the step from some versions of all files to others changes."""
+        """Return the changes between two versions of all files."""
         changed = [path for path in {**before, **after} if before.get(path) is not after.get(path)]
         if len(changed) >= len(before):
             old, new = combine(before.values()), combine(after.values())
@@ -131,12 +131,15 @@ class FileIndex:
         return FileChanges(tuple(_differences(old, new)), new.problems, old.problems)
 
     def _keep(self, manifests: Manifests) -> None:
-        """Have exactly what is in these files in the index."""
+        """Make the index have exactly the objects of these files."""
         for path, file in list(self._files.items()):
             if manifests.get(path) is not file.manifest:
                 del self._files[path]
                 for item in file.items:
-                    self._leave_out(item)
+                    for topic in item.topics:
+                        remaining = tuple(each for each in self._items.pop(topic, ()) if each is not item)
+                        if remaining:
+                            self._items[topic] = remaining
         for path, manifest in manifests.items():
             if path not in self._files:
                 file = self._files[path] = _File(path, manifest)
@@ -144,14 +147,8 @@ class FileIndex:
                     for topic in item.topics:
                         self._items[topic] = (*self._items.get(topic, ()), item)
 
-    def _leave_out(self, item: _Item) -> None:
-        for topic in item.topics:
-            others = tuple(each for each in self._items.pop(topic, ()) if each is not item)
-            if others:
-                self._items[topic] = others
-
     def _connected(self, olds: Iterable[_File], news: Iterable[_File]) -> AbstractSet[_Topic]:
-        """Return all topics of what differs between versions of files, and of what is connected with that."""
+        """Return the topics of all objects that differ between versions of files, and of objects connected with those."""
         in_changed = defaultdict[_Topic, list[_Item]](list)
         for file in (*olds, *news):
             for item in file.items:
@@ -168,22 +165,22 @@ class FileIndex:
         return topics
 
     def _cut_down(self, changed: Iterable[_File], topics: AbstractSet[_Topic]) -> Iterator[Manifest]:
-        """Yield files without what is not connected with the change, in their order; problems only of those that changed."""
-        others = defaultdict[str, set[_Item]](set)
+        """Yield the files, in order, reduced to the objects with these topics; only changed files keep their problems."""
+        unchanged = defaultdict[str, set[_Item]](set)
         for topic in topics:
             for item in self._items.get(topic, ()):
-                others[item.path].add(item)
+                unchanged[item.path].add(item)
         files = {file.path: file for file in changed}
-        for path in sorted({*files, *others}):
+        for path in sorted({*files, *unchanged}):
             if path in files:
                 items = [item for item in files[path].items if not topics.isdisjoint(item.topics)]
                 yield files[path].cut_down(items, topics, files[path].manifest.problems)
             else:
-                yield self._files[path].cut_down(others[path], topics, ())
+                yield self._files[path].cut_down(unchanged[path], topics, ())
 
 
 def _differing(old: _File, new: _File) -> Iterator[_Topic]:
-    """Yield topics of what is not the same in two versions of a file."""
+    """Yield the topics of the objects that differ between two versions of a file."""
     by_name: tuple[dict[_Topic, list[_Item]], ...] = ({}, {})
     for file, known in zip((old, new), by_name, strict=True):
         for item in file.items:
@@ -192,7 +189,7 @@ def _differing(old: _File, new: _File) -> Iterator[_Topic]:
     olds, news = by_name
     for topic in {**olds, **news}:
         items = olds.get(topic, []), news.get(topic, [])
-        # Their places count, too: problems name them.
+        # The places are compared as well, because problems name them.
         if [each.found for each in items[0]] != [each.found for each in items[1]]:
             yield from (topic for one in items for item in one for topic in item.topics)
     for before, after in (

@@ -1,7 +1,7 @@
-"""Many files to one set of objects: what stands twice, what two Services claim, what Endpoints add to slices.
+"""Several files to one set of objects: duplicates, conflicts between Services, and Endpoints without slices.
 
-Law of this file: pure functions of manifests, in the order of their files. It decides which object stands for a name;
-which Service gets a port or an address that two claim is the plan's decision, and only reported here.
+Pure functions of manifests, in the order of their files. Of objects with the same kind and name the first is used. Which
+Service gets a frontend that two Services claim is decided in `plan.claims`, and only reported here.
 """
 
 from collections import Counter
@@ -33,22 +33,22 @@ class FileObjects:
 
     services: tuple[Service, ...] = ()
     slices: tuple[EndpointSlice, ...] = ()
-    """EndpointSlices, and core/v1 Endpoints where they say what no slice does."""
+    """EndpointSlices, and slices made of core/v1 Endpoints whose endpoints are in no other slice."""
     nodes: tuple[Node, ...] = ()
     service_cidrs: tuple[ServiceCidr, ...] = ()
     unserved: tuple[UnservedService, ...] = ()
     """Services that have no rules, each name once."""
     problems: tuple[FileProblem, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
-    """How many objects there are of each kind that is none of ours."""
+    """Number of objects of each kind that is not read."""
 
 
 def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = MappingProxyType({})) -> FileObjects:
-    """Make one set of several files; of objects with one kind and name, the first stays.
+    """Combine the objects of several files; of objects with the same kind and name the first is used.
 
     Args:
         manifests: the files.
-        own_ports: the agent's own, and how a message names each, where Services that want one are to be reported.
+        own_ports: the agent's own ports and their names, to report Services that use one of them.
     """
     manifests = tuple(manifests)
     problems = [problem for manifest in manifests for problem in manifest.problems]
@@ -60,7 +60,9 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
     )
     endpoints = [one for each in manifests for one in each.endpoints if one.object]
     endpoints = _first_of_each("Endpoints", _service_of, endpoints, problems)
-    nodes = _first_of_each("Node", _node_name, (one for each in manifests for one in each.nodes), problems)
+    nodes = _first_of_each(
+        "Node", lambda node: NamespacedName("", node.name), (one for each in manifests for one in each.nodes), problems
+    )
     service_cidrs = _first_of_each(
         "ServiceCIDR", attrgetter("name"), (one for each in manifests for one in each.service_cidrs), problems
     )
@@ -72,7 +74,14 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
         for sets in ([each.controlled for each in manifests], [each.selecting for each in manifests])
     )
     news = _news(endpoints, made, controlled)
-    problems += [_unused(one) for one in news if _service_of(one.object) in selecting]
+    reason = (
+        "not used: its Service has a selector, so its endpoints come from EndpointSlices only, as in a cluster; add them, "
+        "or remove the selector"
+    )
+    for one in news:
+        if _service_of(one.object) in selecting:
+            what = subject("Endpoints", _service_of(one.object))
+            problems.append(FileProblem(one.file, one.place, DecodeError(what, "subsets", reason)))
     mirrored = [one.object for one in news if _service_of(one.object) not in selecting]
     return FileObjects(
         tuple(one.object for one in services),
@@ -99,10 +108,6 @@ def _service_of(endpoints: tuple[EndpointSlice, ...]) -> NamespacedName:
     return endpoints[0].service
 
 
-def _node_name(node: Node) -> NamespacedName:
-    return NamespacedName("", node.name)
-
-
 def _first_of_each(
     kind: str, name_of: Callable[[T], NamespacedName], every: Iterable[LocatedObject[T]], problems: list[FileProblem]
 ) -> list[LocatedObject[T]]:
@@ -111,7 +116,7 @@ def _first_of_each(
         name = name_of(one.object)
         stays = first.setdefault(name, one)
         if stays is not one:
-            reason = f"stands in {stays} already, and that one is used"
+            reason = f"already defined in {stays}, which is used"
             problems.append(FileProblem(one.file, one.place, DecodeError(subject(kind, name), "metadata.name", reason)))
     return list(first.values())
 
@@ -121,9 +126,9 @@ def _news(
     slices: Iterable[EndpointSlice],
     controlled: frozenset[NamespacedName],
 ) -> list[LocatedObject[tuple[EndpointSlice, ...]]]:
-    """Return those Endpoints that are not the source or a copy of slices that are there.
+    """Return the Endpoints that are neither the source nor a copy of the slices.
 
-    A controller keeps Endpoints and its slices equal; a slice by any other hand is a copy if it has every address.
+    A controller keeps Endpoints and its own slices equal. Other slices are copies if they have each address.
     """
     known = {(each.service, member.ip) for each in slices for member in each.endpoints} if endpoints else set()
     news: list[LocatedObject[tuple[EndpointSlice, ...]]] = []
@@ -134,34 +139,41 @@ def _news(
     return news
 
 
-def _unused(endpoints: LocatedObject[tuple[EndpointSlice, ...]]) -> FileProblem:
-    reason = (
-        "not used: its Service has a selector, so its endpoints come from EndpointSlices only, as in a cluster; add them, "
-        "or remove the selector"
-    )
-    what = subject("Endpoints", _service_of(endpoints.object))
-    return FileProblem(endpoints.file, endpoints.place, DecodeError(what, "subsets", reason))
-
-
 def _contested(services: Iterable[LocatedObject[Service]]) -> Iterator[FileProblem]:
-    """Yield a problem for each node port and each address and port of a Service that another one gets."""
+    """Yield a problem for each node port, and each address and port of a Service, that another Service gets."""
     holders: dict[tuple[bytes, int, str], LocatedObject[Service]] = {}
     for one in services:
         for claim in claims(one.object):
             holder = holders.setdefault(claim, one)
-            if holder is not one:
-                first, second = sorted((holder, one), key=partial(_rank, claim[0]))
-                holders[claim] = first
-                yield _contest(claim, first, second)
+            if holder is one:
+                continue
+            first, second = sorted((holder, one), key=partial(_rank, claim[0]))
+            holders[claim] = first
+            ip, port, protocol = claim
+            loser = second.object
+            if not ip:
+                is_health_check = (port, protocol) == (loser.health_check_node_port, Protocol.TCP.name)
+                path = "spec.healthCheckNodePort" if is_health_check else "spec.ports"
+                what = f"node port {port}/{protocol}"
+            else:
+                path = "spec.clusterIPs" if ip in loser.cluster_ips else "status.loadBalancer.ingress"
+                path = "spec.externalIPs" if ip in loser.external_ips else path
+                what = f"{socket_text(ip, port)}/{protocol}"
+            reason = (
+                f"{what} belongs to {subject('Service', first.object.name)} ({first}): a cluster IP wins, then the older"
+                " Service, then the first name"
+            )
+            error = DecodeError(subject("Service", loser.name), path, reason)
+            yield FileProblem(second.file, second.place, error)
 
 
 def _rank(ip: bytes, one: LocatedObject[Service]) -> tuple[bool, str, NamespacedName]:
-    """Rank as the plan does: the Service whose cluster IP it is, then the older one, then by name."""
+    """Return the rank of a claim as in `plan.claims`: a cluster IP first, then the older Service, then by name."""
     return ip not in one.object.cluster_ips, one.object.created or "~", one.object.name
 
 
 def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
-    """Yield what no other Service can have: address, port and protocol; a node port's address is empty."""
+    """Yield address, port and protocol of what only one Service can have; the address of a node port is empty."""
     addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
     for port in service.ports:
         protocol = port.protocol.name
@@ -174,7 +186,7 @@ def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
 
 
 def _reserved(services: Iterable[LocatedObject[Service]], own_ports: Mapping[int, str]) -> Iterator[FileProblem]:
-    """Yield a problem for each health check node port that the agent or the Service itself uses otherwise."""
+    """Yield a problem for each health check node port that the agent or a node port of the same Service uses."""
     for one in services:
         service = one.object
         port = service.health_check_node_port
@@ -185,22 +197,3 @@ def _reserved(services: Iterable[LocatedObject[Service]], own_ports: Mapping[int
             what = subject("Service", service.name)
             error = DecodeError(what, "spec.healthCheckNodePort", f"{port} is not served: it is used by {user}")
             yield FileProblem(one.file, one.place, error)
-
-
-def _contest(
-    claim: tuple[bytes, int, str], first: LocatedObject[Service], second: LocatedObject[Service]
-) -> FileProblem:
-    ip, port, protocol = claim
-    service = second.object
-    if not ip:
-        path, what = "spec.ports", f"node port {port}/{protocol}"
-        if (port, protocol) == (service.health_check_node_port, Protocol.TCP.name):
-            path = "spec.healthCheckNodePort"
-    else:
-        what = f"{socket_text(ip, port)}/{protocol}"
-        path = "spec.clusterIPs" if ip in service.cluster_ips else "status.loadBalancer.ingress"
-        path = "spec.externalIPs" if ip in service.external_ips else path
-    reason = (
-        f"{what} is {subject('Service', first.object.name)}'s ({first}): a cluster IP counts first, then age, then name"
-    )
-    return FileProblem(second.file, second.place, DecodeError(subject("Service", service.name), path, reason))

@@ -1,14 +1,13 @@
-"""Objects from files: one file, a directory, or standard input; read once, or followed.
+"""Objects from a file, a directory, or standard input, read once or followed.
 
-Law of this file: it knows paths, time and threads; what is in a file is `manifest`'s business, what many files make
-together is `file_objects`', and what a change of some makes of that `file_changes`'. A directory stands for its files
-`*.yaml`, `*.yml` and `*.json`, in the order of their names, without sub-directories and without names that begin with a
-dot (editors and ConfigMap volumes have these).
+This module deals with paths, time and threads. `manifest` reads the content of a file, `file_objects` combines files, and
+`file_changes` finds the changes. Of a directory the files `*.yaml`, `*.yml` and `*.json` are read in the order of their
+names, without sub-directories and names that begin with a dot (editors and ConfigMap volumes have these).
 
-Following is polling: five `stat` calls a second for each file cost less than 0.1 % of a CPU, and are right where
-inotify needs care: ConfigMap volumes swap a symbolic link beside the files, editors rename, network file systems and
-overlays tell nothing. A file counts as changed when it has looked the same in two polls, so that one which is being
-written is left alone; if it then ends in the middle, or is empty, its last good objects stay.
+Files are polled: five `stat` calls per second and file cost less than 0.1 % of a CPU. inotify would miss changes where a
+ConfigMap volume swaps a symbolic link beside the files, where an editor renames a file, and in network and overlay file
+systems. A file is read again when its version has changed and is the same in two polls, so not while it is being written.
+If it is then incomplete or empty, its last good objects are kept.
 """
 
 import asyncio
@@ -18,7 +17,7 @@ import os
 import stat
 import sys
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from threading import Event
@@ -51,7 +50,7 @@ def read_objects(
         own_ports: see `combine`.
 
     Raises:
-        SourceError: there is nothing to read at the path. A bad file of a directory is a problem, not an error.
+        SourceError: the path cannot be read. A bad file of a directory is a problem, not an error.
     """
     if str(path) == STANDARD_INPUT:
         with _without_garbage_collection():
@@ -60,11 +59,11 @@ def read_objects(
 
 
 class FileSource:
-    """Objects of files, as changes for as long as the files change.
+    """Objects of files, as a stream of changes.
 
     Args:
-        path: a file, a directory, or ``-`` for standard input, which like any pipe is read once.
-        poll_seconds: time between two looks at the files; a change is seen after one to two of them.
+        path: a file, a directory, or ``-`` for standard input, which is read once like any pipe.
+        poll_seconds: time between two polls; a change is found after one or two of them.
         proxy_name: see `decode_service`.
     """
 
@@ -73,7 +72,7 @@ class FileSource:
         self._proxy_name = proxy_name
         self._poll_seconds = poll_seconds
         self.problems: set[str] = set()
-        """What cannot be used as of the last change, or not as it is."""
+        """The problems of the files as of the last change."""
 
     def __repr__(self) -> str:
         return f"<FileSource {self._path}: {len(self.problems)} problems>"
@@ -81,34 +80,35 @@ class FileSource:
     async def changes(self) -> AsyncGenerator[ObjectChange, None]:
         """Yield a complete list of each kind, then each change; never ends.
 
-        What comes is put before what goes, and endpoints before their Service, so that no step of it is a gap.
+        Objects are added before any are removed, and endpoints before their Service, so that no step interrupts traffic.
 
         Raises:
-            SourceError: there is nothing to read at the path when following begins.
+            SourceError: the path cannot be read at the beginning.
         """
-        if str(self._path) == STANDARD_INPUT or not _is_followed(Path(self._path)):
+        path = Path(self._path)
+        if str(self._path) == STANDARD_INPUT or not _can_be_followed(path):
             objects = await asyncio.to_thread(read_objects, self._path, self._proxy_name)
-            self._tell(objects.problems)
+            self._log(objects.problems)
             for change in _lists(objects):
                 yield change
             await asyncio.get_running_loop().create_future()
             return
-        folder, stop = _Folder(Path(self._path), self._proxy_name), Event()
+        folder, stop = _Folder(path, self._proxy_name), Event()
         try:
             objects = await asyncio.to_thread(folder.read)
-            self._tell(objects.problems)
+            self._log(objects.problems)
             for change in _lists(objects):
                 yield change
             del objects
             while (news := await asyncio.to_thread(folder.read_next, stop, self._poll_seconds)) is not None:
-                self._tell(news.problems, news.problems_before)
+                self._log(news.problems, news.problems_before)
                 for change in news.changes:
                     yield change
         finally:
             stop.set()
 
-    def _tell(self, problems: Iterable[FileProblem], before: Iterable[FileProblem] = ()) -> None:
-        """Log those problems that are new, and remember that they are in the place of those before."""
+    def _log(self, problems: Iterable[FileProblem], before: Iterable[FileProblem] = ()) -> None:
+        """Log the problems that are new, and replace the earlier problems by them."""
         texts = dict.fromkeys(map(str, problems))
         for text in texts:
             if text not in self.problems:
@@ -118,7 +118,7 @@ class FileSource:
 
 
 class _Folder:
-    """The files at a path, with what was last good in each."""
+    """The files at a path, with the last good content of each."""
 
     def __init__(self, path: Path, proxy_name: str) -> None:
         self._path = path
@@ -137,13 +137,13 @@ class _Folder:
             raise SourceError(message) from error
 
     def read_next(self, stop: Event, poll_seconds: float) -> FileChanges | None:
-        """Wait for a change that has come to rest, and read it; return None once `stop` is set."""
+        """Wait until files have changed and stay the same, and read them; return None once `stop` is set."""
         last = self._versions
         while not stop.wait(poll_seconds):
             try:
                 versions = self._look()
             except OSError:
-                # A volume that is not mounted, or an editor between two renames: the last good objects stay.
+                # A volume is not mounted, or an editor is renaming the file: keep the last good objects.
                 continue
             if versions == last != self._versions:
                 before = self._manifests
@@ -156,14 +156,23 @@ class _Folder:
         """Return the version of each file.
 
         Raises:
-            OSError: the path itself cannot be looked at.
+            OSError: the path does not exist or is not accessible.
         """
         try:
             entries = os.scandir(self._path)
         except NotADirectoryError:
             return {str(self._path): file_version(self._path.stat())}
+        versions: dict[str, FileVersion] = {}
         with entries:
-            return dict(sorted(_manifest_files(entries)))
+            for entry in entries:
+                if not entry.name.endswith(SUFFIXES) or entry.name.startswith("."):
+                    continue
+                # The file may have been removed since the directory was listed, or be a broken link.
+                with suppress(OSError):
+                    status = entry.stat()
+                    if stat.S_ISREG(status.st_mode):
+                        versions[entry.path] = file_version(status)
+        return dict(sorted(versions.items()))
 
     def _read(self, versions: dict[str, FileVersion]) -> None:
         with _without_garbage_collection():
@@ -174,7 +183,7 @@ class _Folder:
             self._versions = versions
 
     def _read_file(self, file: str) -> Manifest:
-        """Read a file; of one that is unreadable, empty or broken since the last time, the objects of that time stay."""
+        """Read a file; if it has become unreadable, empty or invalid, keep the objects that it had before."""
         last = self._manifests.get(file)
         try:
             data = Path(file).read_bytes()
@@ -184,7 +193,7 @@ class _Folder:
         if last is None or not last.is_whole:
             return manifest
         if not data.strip():
-            return _kept(last, file, "empty; its objects stay as they were until there are others, or no file")
+            return _kept(last, file, "empty; its previous objects are kept until it has objects again or is removed")
         return manifest if manifest.is_whole else replace(last, problems=manifest.problems)
 
 
@@ -193,27 +202,14 @@ def _kept(last: Manifest | None, file: str, reason: str) -> Manifest:
     return replace(manifest, problems=(FileProblem(file, "", DecodeError("file", "", reason)),))
 
 
-def _is_followed(path: Path) -> bool:
-    """Tell whether reading a path twice gives the same twice; a pipe or a device gives it once."""
+def _can_be_followed(path: Path) -> bool:
+    """Return whether a path can be read repeatedly; a pipe or a device cannot."""
     return path.is_dir() or path.is_file() or not path.exists()
-
-
-def _manifest_files(entries: Iterable[os.DirEntry[str]]) -> Iterator[tuple[str, FileVersion]]:
-    for entry in entries:
-        if not entry.name.endswith(SUFFIXES) or entry.name.startswith("."):
-            continue
-        try:
-            status = entry.stat()
-        except OSError:
-            # Removed since the directory was listed, or a broken link.
-            continue
-        if stat.S_ISREG(status.st_mode):
-            yield entry.path, file_version(status)
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Hold the collector off while many objects without cycles are made; it would look through all of them for nothing."""
+    """Disable the garbage collector while many objects without cycles are made, which it would traverse in vain."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

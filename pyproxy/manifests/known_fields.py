@@ -1,11 +1,11 @@
-"""All fields that the API of Kubernetes 1.37 knows in the kinds that pyproxy reads, to find misspelt ones in files.
+"""All fields of the API of Kubernetes 1.37 in the kinds that pyproxy reads, to find misspelt fields in files.
 
-Law of this file: declarations that add to `wire`'s what pyproxy does not read, and the two questions that they answer.
-An API server would refuse or drop an unknown field; a file comes past none, and a Service with ``clusterIp`` would go
-without its cluster IP in silence. Objects from the API server are never asked.
+The structs add to those of `wire` the fields that pyproxy does not read. An API server would refuse or drop an unknown
+field, but files do not pass through one: without this check a Service with ``clusterIp`` would silently have no cluster
+IP. Objects from the API server are not checked.
 
-The structs are a fast path too: what decodes as one has no unknown field, and is at once the wire struct.
-Status and annotations are written by programs, not by hand, so most of them is not looked into.
+The structs are a fast path as well: an object that can be decoded as one has no unknown field, and the result is a wire
+struct. Programs write status and annotations, so most of their fields are not checked.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -201,7 +201,7 @@ class ServiceCIDR(
 
 KnownObject = Service | EndpointSlice | Endpoints | Node | ServiceCIDR
 KNOWN_OBJECT: Decoder[KnownObject] = Decoder(KnownObject)
-"""Takes an object of one of our kinds that has no unknown field and no wrong type; all others raise."""
+"""Decodes an object of one of our kinds without unknown fields and wrong types; any other object raises."""
 
 _KINDS: Mapping[str, type[KnownObject]] = {
     "Service": Service,
@@ -213,11 +213,11 @@ _KINDS: Mapping[str, type[KnownObject]] = {
 
 
 class _Shape(dict[str, "_Shape | None"]):
-    """Known fields by their API name, with the shape of those that are looked into; a list has its items' shape."""
+    """Known fields by their API name, with the shape of those whose fields are checked; a list has the shape of its items."""
 
 
 def unknown_fields(kind: str, tree: object) -> Iterator[tuple[str, str]]:
-    """Yield path and complaint of each field of an object of one of our kinds that the API does not know."""
+    """Yield path and reason of each unknown field in an object of one of our kinds."""
     return _unknown(_shape_of_kind(kind), tree, "")
 
 
@@ -229,19 +229,19 @@ def _unknown(shape: _Shape, tree: object, path: str) -> Iterator[tuple[str, str]
         for name, value in tree.items():
             place = f"{path}.{shown(str(name))}" if path else shown(str(name))
             if name not in shape:
-                yield place, f"no such field; it is ignored{suggestion(str(name), shape)}"
+                yield place, f"unknown field, ignored{suggestion(str(name), shape)}"
             elif (inner := shape[name]) is not None:
                 yield from _unknown(inner, value, place)
 
 
 @cache
 def _shape_of_kind(kind: str) -> _Shape:
-    # The tag that tells the kinds apart is no field of the struct.
+    # The tag that distinguishes the kinds is not a field of the struct.
     return _Shape({"kind": None, **(_shape(inspect.type_info(_KINDS[kind])) or {})})
 
 
 def _shape(info: inspect.Type) -> _Shape | None:
-    """Find the struct within optional and list types, if unknown fields are forbidden in it."""
+    """Return the shape of the struct within optional and list types; None if its unknown fields are allowed."""
     if isinstance(info, inspect.StructType):
         if not info.forbid_unknown_fields:
             return None

@@ -1,17 +1,15 @@
-"""One file of Kubernetes objects, YAML or JSON, to what is in it.
+"""One file of Kubernetes objects, in YAML or JSON, to a `Manifest`.
 
-Law of this file: a pure function from bytes to a `Manifest`; nothing in the bytes can make it raise. Whatever cannot be
-used is a problem that names its place. What one file cannot know (the same object elsewhere) is `file_objects`' part.
-Plain JSON takes a fast path that knows good objects only; whatever is odd in an object shows on the slow path, where
-JSON and YAML are the same.
+It is a pure function of the bytes, and never raises. Each part that cannot be used is a problem that names its place.
+`file_objects` finds problems that involve several files, such as the same object in two files. JSON has a fast path that
+decodes valid objects only; an object with any irregularity takes the slow path, which is the same for JSON and YAML.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -19,6 +17,7 @@ from pyproxy.decode import wire
 from pyproxy.decode.fields import shown
 from pyproxy.decode.objects import (
     CLUSTER_WIDE,
+    DEFAULT_NAMESPACE,
     Decoded,
     decode_endpoint_slice,
     decode_endpoints,
@@ -40,8 +39,6 @@ from pyproxy.yaml_documents import YamlDocument, yaml_documents
 
 T = TypeVar("T")
 WireObject = wire.Service | wire.EndpointSlice | wire.Endpoints | wire.Node | wire.ServiceCIDR
-Locate = Callable[[str], str]
-"""From the path of a field within an object to the place in the file."""
 
 API_VERSIONS: Mapping[str, str] = {
     "Service": "v1",
@@ -50,7 +47,7 @@ API_VERSIONS: Mapping[str, str] = {
     "Node": "v1",
     "ServiceCIDR": "networking.k8s.io/v1",
 }
-"""The kinds that are read; a kind of that name in another group (Knative has a Service) is none of ours."""
+"""The kinds that are read. A kind of the same name in another API group (Knative has a Service) is skipped."""
 
 _WIRE_TYPES: Mapping[str, type[WireObject]] = {
     "Service": wire.Service,
@@ -60,7 +57,7 @@ _WIRE_TYPES: Mapping[str, type[WireObject]] = {
     "ServiceCIDR": wire.ServiceCIDR,
 }
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in API_VERSIONS}}
-"""Kinds of lists, with the kind that their items need not say."""
+"""Kinds of lists, with the kind of items that have none."""
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
 _CONTROLLERS = frozenset({"endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"})
 
@@ -75,19 +72,39 @@ _DOCUMENT = msgspec.json.Decoder(_Document)
 
 @dataclass(frozen=True, slots=True)
 class FileProblem:
-    """Something in a file that cannot be used, or not as it is."""
+    """A part of a file that cannot be used, or not completely."""
 
     file: str
     place: str
-    """``line 14``, or ``items[3]`` where lines are not known; empty for the whole file."""
+    """``line 14``, or ``items[3]`` if lines are not known; empty for the whole file."""
     error: DecodeError
 
     def __str__(self) -> str:
         return f"{self.file}, {self.place}: {self.error}" if self.place else f"{self.file}: {self.error}"
 
 
+class Place(NamedTuple):
+    """The place of an object in a file."""
+
+    document: YamlDocument | None = None
+    """The document of the object in YAML, which knows the line of each field."""
+    line: int = 0
+    """Line of the document in a series of JSON documents."""
+    item: int | None = None
+    """Index in a list of objects."""
+
+    def of(self, path: str) -> str:
+        """Return the place of a field of the object: ``line 14``, or ``items[3]`` if lines are not known."""
+        if self.document is not None:
+            line = self.document.line(path if self.item is None else f"items[{self.item}].{path}")
+            return f"line {line}"
+        if self.line:
+            return f"line {self.line}"
+        return "" if self.item is None else f"items[{self.item}]"
+
+
 class LocatedObject(msgspec.Struct, Generic[T], frozen=True, gc=False):
-    """A usable object and where it stands."""
+    """A usable object and its place."""
 
     object: T
     file: str
@@ -99,7 +116,7 @@ class LocatedObject(msgspec.Struct, Generic[T], frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What is in one file, in its order."""
+    """The content of one file, in the order of the file."""
 
     services: tuple[LocatedObject[Service], ...]
     slices: tuple[LocatedObject[EndpointSlice], ...]
@@ -110,21 +127,21 @@ class Manifest:
     unserved: tuple[UnservedService, ...]
     """Services that have no rules."""
     controlled: frozenset[NamespacedName]
-    """Services that have a slice made by a controller, so that their core/v1 Endpoints say nothing new."""
+    """Services that have a slice of a controller, so that their core/v1 Endpoints have nothing new."""
     selecting: frozenset[NamespacedName]
-    """Services with a selector: a cluster makes their slices from Pods, never from core/v1 Endpoints."""
+    """Services with a selector: a cluster makes their slices from Pods, not from core/v1 Endpoints."""
     problems: tuple[FileProblem, ...]
     skipped: Counter[str]
-    """How many objects there are of each kind that is none of ours."""
+    """Number of objects of each kind that is not read."""
     is_whole: bool
-    """False where a syntax error hides objects."""
+    """False if a syntax error hides objects."""
 
 
 def read_manifest(file: str, data: bytes, proxy_name: str = "") -> Manifest:
-    """Read all objects of a file; `file` is how messages call it, and `proxy_name` is as in `decode_service`."""
+    """Read all objects of a file; messages name it `file`, and `proxy_name` is that of `decode_service`."""
     reading = _Reading(file, proxy_name)
     data = data.removeprefix(b"\xef\xbb\xbf")
-    # A brace makes it JSON, as for kubectl (k8s.io/apimachinery/pkg/util/yaml, NewYAMLOrJSONDecoder).
+    # A file that begins with a brace is JSON, as for kubectl (k8s.io/apimachinery/pkg/util/yaml, NewYAMLOrJSONDecoder).
     if data.lstrip().startswith((b"{", b"[")):
         reading.read_json(data)
     else:
@@ -133,7 +150,7 @@ def read_manifest(file: str, data: bytes, proxy_name: str = "") -> Manifest:
 
 
 class _Reading:
-    """A file that is being read."""
+    """The state of reading a file."""
 
     def __init__(self, file: str, proxy_name: str) -> None:
         self._file = file
@@ -172,30 +189,29 @@ class _Reading:
             self._read_json_stream(data)
             return
         if document.kind not in _LISTS:
-            self._read_json_object(data, "", _nowhere)
+            self._read_json_object(data, "", Place())
             return
         for index, item in enumerate(document.items or ()):
-            self._read_json_object(item, _LISTS[document.kind], partial(_at_item, index))
+            self._read_json_object(item, _LISTS[document.kind], Place(item=index))
 
-    def _read_json_object(self, data: bytes | msgspec.Raw, kind: str, locate: Locate) -> None:
+    def _read_json_object(self, data: bytes | msgspec.Raw, kind: str, place: Place) -> None:
         try:
             known = KNOWN_OBJECT.decode(data)
         except _UNDECODABLE:
-            self._read_odd_json_object(data, kind, locate)
+            pass
         else:
-            self._take(known, locate)
-
-    def _read_odd_json_object(self, data: bytes | msgspec.Raw, kind: str, locate: Locate) -> None:
+            self._add(known, place)
+            return
         try:
             tree = msgspec.json.decode(data)
         except _UNDECODABLE as error:
-            # Only the value itself shows it: text that is no UTF-8, a number beyond all measure.
-            self._say("document", "", str(error), locate)
+            # msgspec finds it only when it builds the value: text that is not UTF-8, or a number out of range.
+            self._report("document", "", str(error), place)
         else:
-            self._read_tree(tree, kind, locate)
+            self._read_tree(tree, kind, place)
 
     def _read_json_stream(self, data: bytes) -> None:
-        """Read JSON documents one after another, with the line of whatever is no JSON."""
+        """Read several JSON documents, and report the line of a syntax error."""
         text = data.decode(errors="replace").rstrip()
         position = 0
         while position < len(text):
@@ -209,17 +225,17 @@ class _Reading:
             except (ValueError, RecursionError) as error:
                 self._break_off("JSON", str(error), line)
                 return
-            self._read_document(tree, partial(_at_line, line))
+            self._read_document(tree, Place(line=line))
 
     def read_yaml(self, data: bytes) -> None:
         try:
             text = data.decode()
         except UnicodeDecodeError as error:
-            self._break_off("YAML", "no UTF-8 text", data.count(b"\n", 0, error.start) + 1)
+            self._break_off("YAML", "not UTF-8", data.count(b"\n", 0, error.start) + 1)
             return
         for document in yaml_documents(text):
             if isinstance(document, YamlDocument):
-                self._read_document(document.tree, partial(_at_field, document))
+                self._read_document(document.tree, Place(document=document))
             else:
                 self._break_off("YAML", document.reason, document.line)
 
@@ -228,120 +244,90 @@ class _Reading:
         error = DecodeError(language, "", reason)
         self._problems.append(FileProblem(self._file, f"line {line}" if line else "", error))
 
-    def _read_document(self, tree: object, locate: Locate) -> None:
-        """Read an object, or a list of objects in which there is no further list."""
+    def _read_document(self, tree: object, place: Place) -> None:
+        """Read an object, or a list of objects. A list within the list is an error."""
         kind = tree.get("kind") if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(kind, str) or kind not in _LISTS:
-            self._read_tree(tree, "", locate)
+            self._read_tree(tree, "", place)
             return
         items = tree.get("items") or ()
         if not isinstance(items, list):
-            self._say(kind, "items", "no list of objects", locate)
+            self._report(kind, "items", "not a list of objects", place)
             return
         for index, item in enumerate(items):
-            self._read_tree(item, _LISTS[kind], partial(_within_item, locate, index))
+            self._read_tree(item, _LISTS[kind], place._replace(item=index))
 
-    def _read_tree(self, tree: object, implied_kind: str, locate: Locate) -> None:
+    def _read_tree(self, tree: object, implied_kind: str, place: Place) -> None:
         if tree is None:
             return
         kind = (tree.get("kind") or implied_kind) if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(kind, str) or not kind:
-            self._say("document", "kind", "missing; this is no Kubernetes object", locate)
+            self._report("document", "kind", "missing; this is not a Kubernetes object", place)
         elif kind in _LISTS:
-            self._say(kind, "kind", "a list within a list is not read", locate)
+            self._report(kind, "kind", "lists within a list are not read", place)
         elif kind not in API_VERSIONS:
             self._skipped[shown(kind)] += 1
         else:
-            self._read_object(kind, tree, implied_kind, locate)
+            self._read_object(kind, tree, implied_kind, place)
 
-    def _read_object(self, kind: str, tree: dict[object, object], implied_kind: str, locate: Locate) -> None:
-        what = subject(kind, _name_in_tree(kind, tree))
-        if not self._is_ours(
-            kind, tree.get("apiVersion") or (API_VERSIONS[kind] if implied_kind else ""), what, locate
-        ):
+    def _read_object(self, kind: str, tree: dict[object, object], implied_kind: str, place: Place) -> None:
+        metadata = tree.get("metadata")
+        known = metadata if isinstance(metadata, dict) else {}
+        namespace = "" if kind in CLUSTER_WIDE else str(known.get("namespace") or DEFAULT_NAMESPACE)
+        name = NamespacedName(namespace, str(known.get("name") or ""))
+        what = subject(kind, name)
+        wanted = API_VERSIONS[kind]
+        api_version = tree.get("apiVersion") or (wanted if implied_kind else "")
+        if not api_version:
+            self._report(what, "apiVersion", f"missing; read as {wanted}", place)
+        elif api_version != wanted:
+            if _group(api_version) == _group(wanted):
+                reason = f"{shown(str(api_version))} is not supported, only {wanted}"
+                self._report(what, "apiVersion", reason, place)
+            else:
+                self._skipped[f"{kind} of {shown(str(api_version))}"] += 1
             return
         for path, reason in unknown_fields(kind, tree):
-            self._say(what, path, reason, locate)
+            self._report(what, path, reason, place)
         try:
-            self._take(msgspec.convert(tree, _WIRE_TYPES[kind]), locate)
+            self._add(msgspec.convert(tree, _WIRE_TYPES[kind]), place)
         except msgspec.ValidationError as error:
             problem = wrong_type(what, error)
-            self._problems.append(FileProblem(self._file, locate(problem.field), problem))
+            self._problems.append(FileProblem(self._file, place.of(problem.field), problem))
             if kind == "Service":
-                name = _name_in_tree(kind, tree)
                 self._unserved.append(UnservedService(name, problem=problem.complaint))
 
-    def _is_ours(self, kind: str, api_version: object, what: str, locate: Locate) -> bool:
-        wanted = API_VERSIONS[kind]
-        if api_version == wanted:
-            return True
-        if not api_version:
-            self._say(what, "apiVersion", f"missing; taken for {wanted}", locate)
-            return True
-        if _group(api_version) == _group(wanted):
-            self._say(what, "apiVersion", f"{shown(str(api_version))} is not read, only {wanted}", locate)
-        else:
-            self._skipped[f"{kind} of {shown(str(api_version))}"] += 1
-        return False
+    def _report(self, what: str, field: str, reason: str, place: Place) -> None:
+        self._problems.append(FileProblem(self._file, place.of(field), DecodeError(what, field, reason)))
 
-    def _say(self, what: str, field: str, reason: str, locate: Locate) -> None:
-        self._problems.append(FileProblem(self._file, locate(field), DecodeError(what, field, reason)))
-
-    def _take(self, known: WireObject, locate: Locate) -> None:
+    def _add(self, known: WireObject, place: Place) -> None:
         match known:
             case wire.Service():
                 decoded_service = decode_service(known, self._proxy_name)
-                self._keep(self._services, decoded_service, locate)
+                self._keep(self._services, decoded_service, place)
                 if decoded_service.unserved:
                     self._unserved.append(decoded_service.unserved)
                 if decoded_service.object and known.spec and known.spec.selector:
                     self._selecting.add(decoded_service.object.name)
             case wire.EndpointSlice():
                 decoded = decode_endpoint_slice(known)
-                self._keep(self._slices, decoded, locate)
+                self._keep(self._slices, decoded, place)
                 labels = (known.metadata or wire.NO_METADATA).labels
                 if decoded.object and labels and labels.managed_by in _CONTROLLERS:
                     self._controlled.add(decoded.object.service)
             case wire.Endpoints():
-                self._keep(self._endpoints, decode_endpoints(known), locate)
+                self._keep(self._endpoints, decode_endpoints(known), place)
             case wire.Node():
-                self._keep(self._nodes, decode_node(known), locate)
+                self._keep(self._nodes, decode_node(known), place)
             case wire.ServiceCIDR():
-                self._keep(self._service_cidrs, decode_service_cidr(known), locate)
+                self._keep(self._service_cidrs, decode_service_cidr(known), place)
 
-    def _keep(self, found: list[LocatedObject[T]], decoded: Decoded[T], locate: Locate) -> None:
+    def _keep(self, found: list[LocatedObject[T]], decoded: Decoded[T], place: Place) -> None:
         for error in decoded.problems:
-            self._problems.append(FileProblem(self._file, locate(error.field), error))
+            self._problems.append(FileProblem(self._file, place.of(error.field), error))
         if decoded.object is not None:
-            found.append(LocatedObject(decoded.object, self._file, locate("")))
-
-
-def _nowhere(_: str) -> str:
-    return ""
-
-
-def _at_item(index: int, _: str) -> str:
-    return f"items[{index}]"
-
-
-def _at_line(line: int, _: str) -> str:
-    return f"line {line}"
-
-
-def _at_field(document: YamlDocument, path: str) -> str:
-    return f"line {document.line(path)}"
-
-
-def _within_item(locate: Locate, index: int, path: str) -> str:
-    return locate(f"items[{index}].{path}")
+            found.append(LocatedObject(decoded.object, self._file, place.of("")))
 
 
 def _group(api_version: object) -> str:
     return str(api_version).rpartition("/")[0]
-
-
-def _name_in_tree(kind: str, tree: dict[object, object]) -> NamespacedName:
-    metadata = tree.get("metadata")
-    known = metadata if isinstance(metadata, dict) else {}
-    name = str(known.get("name") or "")
-    return NamespacedName("" if kind in CLUSTER_WIDE else str(known.get("namespace") or "default"), name)

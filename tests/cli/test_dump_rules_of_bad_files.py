@@ -12,12 +12,12 @@ INPUTS = Path(__file__).parents[1] / "inputs"
 @pytest.mark.parametrize(
     ("name", "complaint", "skipped", "shown"),
     [
-        ("bad-fields.yaml", "13: Service default/misspelt-field: spec.externalIps: no such field", "", "10.96.0.9"),
+        ("bad-fields.yaml", "13: Service default/misspelt-field: spec.externalIps: unknown field", "", "10.96.0.9"),
         ("syntax-error.yaml", "15: YAML: did not find expected ',' or '}'", "", "10.96.0.2"),
         ("two-claims.yaml", "2: Service default/younger: spec.ports: node port 30080/TCP", "", "10.96.0.1"),
         (
             "health-check-ports.yaml",
-            "2: Service default/younger: spec.healthCheckNodePort: node port 30100/TCP is Service default/older's",
+            "2: Service default/younger: spec.healthCheckNodePort: node port 30100/TCP belongs to Service default/older",
             "",
             "10.96.0.1",
         ),
@@ -29,7 +29,7 @@ INPUTS = Path(__file__).parents[1] / "inputs"
         ),
         (
             "health-check-ports.yaml",
-            "51: Service default/node-port: spec.ports: node port 30100/TCP is Service default/older's",
+            "51: Service default/node-port: spec.ports: node port 30100/TCP belongs to Service default/older",
             "",
             "10.96.0.4",
         ),

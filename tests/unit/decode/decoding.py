@@ -1,4 +1,4 @@
-"""What the tests of decoding have in common."""
+"""Helpers of the tests of decoding."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ def ips(*texts: str) -> tuple[bytes, ...]:
 
 
 def the_object(decoded: Decoded[Any]) -> Any:  # noqa: ANN401 any model type
-    """Return an object that decoding had nothing to say about."""
+    """Return an object that was decoded without problems."""
     assert () == decoded.problems
     assert decoded.object is not None
     return decoded.object
 
 
 def fields_of(decoded: Decoded[Any]) -> list[str]:
-    """Return the paths of the fields that have problems."""
+    """Return the paths of the fields with problems."""
     return [problem.field for problem in decoded.problems]

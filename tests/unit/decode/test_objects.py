@@ -1,4 +1,4 @@
-"""From the wire to the model, but for Services: slices, Endpoints, Nodes and ServiceCIDRs."""
+"""EndpointSlices, Endpoints, Nodes and ServiceCIDRs from the wire to the model."""
 
 from ipaddress import IPv4Address
 from typing import Any
@@ -30,7 +30,7 @@ def decoded_slice(**fields: object) -> Decoded[EndpointSlice]:
 
 
 def test_whole_slice() -> None:
-    """A slice comes through with ports, conditions, node and hints; only the first address of an endpoint counts."""
+    """A slice is decoded with ports, conditions, node and hints; only the first address of an endpoint is used."""
     endpoint = {
         "addresses": ["10.244.1.5", "10.244.1.6"],
         "conditions": {"ready": False, "serving": True, "terminating": True},
@@ -71,7 +71,7 @@ def test_whole_slice() -> None:
     ],
 )
 def test_conditions(conditions: Json | None, expected: tuple[bool, bool, bool]) -> None:
-    """Absent ready and serving are true, absent terminating is false, and none follows from another."""
+    """Absent ready and serving are true, absent terminating is false, independently of each other."""
     [endpoint] = the_object(
         decoded_slice(endpoints=[{"addresses": ["10.244.1.5"], "conditions": conditions}])
     ).endpoints
@@ -98,7 +98,7 @@ def test_conditions(conditions: Json | None, expected: tuple[bool, bool, bool]) 
     ],
 )
 def test_endpoint_addresses(address_type: str, addresses: list[str], kept: list[str], problems: list[str]) -> None:
-    """Addresses are canonical and of the slice's family; kube-proxy refuses none but those, and 0.0.0.0 goes nowhere."""
+    """Addresses are normalised and must be of the slice's family; the unspecified address is refused."""
     decoded = decoded_slice(addressType=address_type, endpoints=[{"addresses": addresses}])
 
     assert decoded.object is not None
@@ -119,7 +119,7 @@ def test_endpoint_addresses(address_type: str, addresses: list[str], kept: list[
     ],
 )
 def test_slice_ports(port: Json, kept: SlicePort | None, problems: list[str]) -> None:
-    """A port without a number is ignored, as kube-proxy does; a bad one is dropped and said."""
+    """A port without a number is ignored, as in kube-proxy; an invalid port is dropped and reported."""
     decoded = decoded_slice(ports=[port])
 
     assert decoded.object is not None
@@ -146,7 +146,7 @@ def test_slice_ports(port: Json, kept: SlicePort | None, problems: list[str]) ->
     ],
 )
 def test_slices_that_are_not_used(fields: Json, problems: list[str]) -> None:
-    """Host names and headless Services make no rules; a slice of no Service or no family cannot be used."""
+    """Host names and headless Services make no rules; a slice without a Service or a family cannot be used."""
     decoded = decoded_slice(**fields)
 
     assert decoded.object is None
@@ -165,7 +165,7 @@ def test_slices_that_are_not_used(fields: Json, problems: list[str]) -> None:
     ],
 )
 def test_time_of_the_change(text: str, seconds: float) -> None:
-    """The time of the change behind a slice is read as RFC 3339 has it; another text costs the time and nothing else."""
+    """The time of the change that caused a slice is read as RFC 3339; any other text only costs the time."""
     annotations = {"endpoints.kubernetes.io/last-change-trigger-time": text}
     metadata = {
         "name": "web-x",
@@ -180,7 +180,7 @@ def test_time_of_the_change(text: str, seconds: float) -> None:
 
 
 def test_endpoints_are_slices() -> None:
-    """Core Endpoints become a slice for each subset and family, with the addresses that are not ready among them."""
+    """Core Endpoints become a slice for each subset and family, including the addresses that are not ready."""
     tree = {
         "metadata": {"namespace": "shop", "name": "web"},
         "subsets": [
@@ -208,7 +208,7 @@ def test_endpoints_are_slices() -> None:
 
 
 def test_node() -> None:
-    """InternalIPs come before ExternalIPs, each in the order of the status; names of the host are no addresses."""
+    """InternalIPs come before ExternalIPs, each in the order of the status; host names are not used."""
     tree = {
         "metadata": {"name": "node-a.example", "labels": {"topology.kubernetes.io/zone": "zone-1"}},
         "spec": {"podCIDR": "10.244.1.0/24", "podCIDRs": ["10.244.1.0/24", "fd00:244:1::/64"]},
@@ -245,14 +245,14 @@ def test_node() -> None:
     ids=["stays", "another taint", "autoscaler", "being deleted"],
 )
 def test_node_on_its_way_out(metadata: Json, spec: Json, expected: object) -> None:
-    """Load balancers may not count on a Node that is being deleted, or that the cluster autoscaler drains."""
+    """A Node that is being deleted, or that the cluster autoscaler drains, is not eligible."""
     tree = {"metadata": {"name": "node-a", **metadata}, "spec": spec}
 
     assert expected is the_object(decode_node(msgspec.convert(tree, wire.Node))).is_eligible
 
 
 def test_node_of_a_file() -> None:
-    """One pod range and bad addresses: the good rest is used."""
+    """Of a Node with one pod CIDR and invalid addresses the valid rest is used."""
     tree = {
         "metadata": {"name": "node-a"},
         "spec": {"podCIDR": "10.244.1.0/24"},
@@ -275,14 +275,14 @@ def decoded_service_cidr(name: str, *cidrs: str) -> Decoded[ServiceCidr]:
 
 
 def test_service_cidr() -> None:
-    """A ServiceCIDR is its ranges, of either family."""
+    """A ServiceCIDR has its ranges, of both families."""
     assert the_object(decoded_service_cidr("kubernetes", "10.96.0.0/16", "fd00:96::/112")) == ServiceCidr(
         NamespacedName("", "kubernetes"), (parse_network("10.96.0.0/16"), parse_network("fd00:96::/112"))
     )
 
 
 def test_service_cidr_with_bad_ranges() -> None:
-    """A bad range is named, and the good rest is used."""
+    """An invalid range is reported, and the valid rest is used."""
     decoded = decoded_service_cidr("kubernetes", "10.96.0.0", "10.97.0.0/16", "10.98.0.0/33")
 
     assert decoded.object == ServiceCidr(NamespacedName("", "kubernetes"), (parse_network("10.97.0.0/16"),))
@@ -293,7 +293,7 @@ def test_service_cidr_with_bad_ranges() -> None:
 
 
 def test_service_cidr_without_a_name() -> None:
-    """What has no name cannot be told from others."""
+    """An object without a name cannot be identified, and is refused."""
     decoded = decoded_service_cidr("", "10.96.0.0/16")
 
     assert (None, ["metadata.name"]) == (decoded.object, fields_of(decoded))

@@ -1,6 +1,6 @@
-"""From the wire to the model: what counts, what is dropped, and what is said about it.
+"""Services from the wire to the model: what is used, what is dropped, and which problems are reported.
 
-Objects are written as the API server writes them; what files leave out is said where it is left out.
+Objects are complete, as from an API server, unless the test omits a field as a file may do.
 """
 
 from ipaddress import IPv4Address
@@ -46,7 +46,7 @@ def decoded_service(spec: Json, ingress: list[Json] | None = None, **metadata: o
 
 
 def test_whole_service() -> None:
-    """A Service with everything set comes through with everything."""
+    """A Service with all fields set is decoded with all of them."""
     spec = DUAL_STACK | {
         "type": "LoadBalancer",
         "ports": [HTTP | {"nodePort": 30080}, {"name": "dns", "port": 53, "protocol": "UDP", "nodePort": 30053}],
@@ -78,7 +78,7 @@ def test_whole_service() -> None:
 
 
 def test_defaults_of_the_api() -> None:
-    """Absent and null fields mean what the API server would have written there."""
+    """Absent and null fields have the API server's defaults."""
     spec = {"clusterIP": "10.96.0.1", "ports": [{"port": 80}], "sessionAffinity": None, "externalIPs": None}
 
     service = the_object(decoded_service(spec))
@@ -167,7 +167,7 @@ def test_families_and_cluster_ips(
 
 
 def test_missing_cluster_ip_says_what_to_set() -> None:
-    """What an API server would have filled in is asked for by the name of its field."""
+    """A field that an API server would have filled in is reported by its name."""
     reason = "an API server would assign one: set a free address of the cluster's service range"
 
     assert (f"Service shop/web: spec.clusterIP: missing; {reason}, or None for a headless Service",) == tuple(
@@ -195,7 +195,7 @@ def test_missing_cluster_ip_says_what_to_set() -> None:
     ],
 )
 def test_ports(ports: list[Json], kept: list[str], problems: list[str]) -> None:
-    """A bad port is dropped by itself, and its field is named."""
+    """An invalid port is dropped alone, and its field is reported."""
     decoded = decoded_service(SINGLE_STACK | {"ports": ports})
 
     assert problems == fields_of(decoded)
@@ -220,7 +220,7 @@ def test_ports(ports: list[Json], kept: list[str], problems: list[str]) -> None:
     ],
 )
 def test_node_ports(spec: Json, node_port: int | None, kept: int, *, is_said: bool) -> None:
-    """A node port counts by its number and never by the type; what an API server would not have let pass is said."""
+    """A node port is used whatever the type; a combination that an API server would refuse is reported."""
     decoded = decoded_service(SINGLE_STACK | spec | {"ports": [HTTP | {"nodePort": node_port}]})
 
     assert decoded.object is not None
@@ -239,7 +239,7 @@ def test_node_ports(spec: Json, node_port: int | None, kept: int, *, is_said: bo
     ],
 )
 def test_external_ips(texts: list[str], kept: list[str], problems: list[str]) -> None:
-    """External IPs are those of the Service's families, each once; a bad one is dropped by itself."""
+    """External IPs are those of the Service's families, without duplicates; an invalid one is dropped alone."""
     decoded = decoded_service(SINGLE_STACK | {"externalIPs": texts})
 
     assert decoded.object is not None
@@ -258,7 +258,7 @@ def test_external_ips(texts: list[str], kept: list[str], problems: list[str]) ->
     ],
 )
 def test_load_balancer_ips(ingress: list[Json], kept: list[str], problems: list[str]) -> None:
-    """Only addresses that arrive as a packet's destination count; host names and ipMode Proxy do not."""
+    """Only addresses that are the destination of packets are used; host names and ipMode Proxy are not."""
     decoded = decoded_service(BALANCED, ingress)
 
     assert decoded.object is not None
@@ -267,7 +267,7 @@ def test_load_balancer_ips(ingress: list[Json], kept: list[str], problems: list[
 
 
 def test_source_ranges_never_open_by_mistake() -> None:
-    """A bad range is dropped; if none is left the load-balancer address goes too, for no range means everybody."""
+    """An invalid range is dropped; if none is left the load balancer IP is dropped too, because it would be open to all."""
     one_bad = decoded_service(
         BALANCED | {"loadBalancerSourceRanges": ["10.0.0/8", "10.0.0.0/8"]}, [{"ip": "192.0.2.1"}]
     )
@@ -297,7 +297,7 @@ def test_source_ranges_never_open_by_mistake() -> None:
     ],
 )
 def test_affinity(spec: Json, seconds: int | None, problems: list[str]) -> None:
-    """The timeout is 1 to 86400 s, and 10800 s where none or a bad one is written."""
+    """The timeout is 1 to 86400 s, and 10800 s if absent or invalid."""
     decoded = decoded_service(SINGLE_STACK | spec)
 
     assert decoded.object is not None
@@ -319,7 +319,7 @@ def test_affinity(spec: Json, seconds: int | None, problems: list[str]) -> None:
     ],
 )
 def test_external_policy(spec: Json, is_local: bool, health_check_node_port: int, problems: list[str]) -> None:  # noqa: FBT001 pytest calls it
-    """The policy holds for types that can have external traffic, the health check for load balancers with Local."""
+    """The policy applies to types with external traffic, the health check to load balancers with Local."""
     decoded = decoded_service(BALANCED | {"externalTrafficPolicy": "Local"} | spec)
 
     assert decoded.object is not None
@@ -329,7 +329,7 @@ def test_external_policy(spec: Json, is_local: bool, health_check_node_port: int
 
 
 def test_unknown_type_is_a_cluster_ip() -> None:
-    """An unknown type is said, and the Service works as the default type does."""
+    """An unknown type is reported, and the Service works as with the default type."""
     decoded = decoded_service(SINGLE_STACK | {"type": "Nodeport"})
 
     assert decoded.object is not None
@@ -342,7 +342,7 @@ def test_unknown_type_is_a_cluster_ip() -> None:
     "name", ["", "Web", "web_1", "web;reboot", "web\n", "-web", "w" * 64, "wéb", '"', "a.b", "\x1b[2J"]
 )
 def test_names_that_are_no_names(name: str) -> None:
-    """A Service whose name could not stand in a rule is not used, and the message holds nothing that could do harm."""
+    """A Service whose name is not valid is not used, and the message quotes the name safely."""
     decoded = decoded_service(SINGLE_STACK, name=name)
 
     assert decoded.object is None
@@ -352,7 +352,7 @@ def test_names_that_are_no_names(name: str) -> None:
 
 
 def test_bad_namespace() -> None:
-    """A namespace is checked as a name is."""
+    """A namespace is validated like a name."""
     assert ["metadata.namespace"] == fields_of(decoded_service(SINGLE_STACK, namespace="a/b"))
 
 
@@ -380,7 +380,7 @@ def test_wrong_types(data: bytes, field: str, reason: str) -> None:
 
 
 def test_bookmark() -> None:
-    """The bookmark that ends a streaming list says so in an annotation."""
+    """An annotation marks the bookmark that ends a streaming list."""
     bookmark = msgspec.json.decode(
         b'{"kind":"Service","metadata":{"resourceVersion":"7","annotations":{"k8s.io/initial-events-end":"true"}}}',
         type=wire.Bookmark,
@@ -391,7 +391,7 @@ def test_bookmark() -> None:
 
 @given(st.one_of(st.ip_addresses().map(str), st.text("0123456789abcdef.:%", max_size=40)))
 def test_packed_ip_is_parse_ip(text: str) -> None:
-    """The fast way to pack an address gives exactly what the forgiving one gives."""
+    """The fast way to pack an address gives the same result as the tolerant one."""
     try:
         expected: bytes | None = parse_ip(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""Objects from files: what is in them, and what is said about them.
+"""Objects from files: what is read, and which problems are reported.
 
-The files in tests/inputs are of the shapes that people write and that kubectl prints. The others are written here.
+The files in tests/inputs are like those that people write and kubectl prints; the tests write all other files.
 """
 
 import json
@@ -29,7 +29,7 @@ BOMB = b"".join(
     b"%c: &%c [%s]\n" % (name, name, b", ".join([inner] * 10))
     for name, inner in zip(b"bcdefghij", (b"x", b"*b", b"*c", b"*d", b"*e", b"*f", b"*g", b"*h", b"*i"), strict=True)
 )
-"""A few lines that stand for a thousand million texts."""
+"""A few lines that expand to a thousand million texts."""
 MERGED_BOMB = BOMB.replace(b"[", b"{<<: [").replace(b"]", b"]}").replace(b"x", b"{y: 1}")
 
 
@@ -65,7 +65,7 @@ def service_cidr(name: str, *cidrs: str, **fields: object) -> dict[str, Any]:
 
 
 def write(path: Path, *objects: dict[str, Any]) -> None:
-    """Put a whole file in its place in one step, as `mv` does."""
+    """Replace a file atomically, as `mv` does."""
     beside = path.with_suffix(".new")
     beside.write_text("\n".join(map(json.dumps, objects)))
     beside.replace(path)
@@ -82,7 +82,7 @@ def names(objects: FileObjects) -> list[str]:
 
 
 def test_tutorial_deployment() -> None:
-    """Kinds that are not ours are counted; what an API server would have filled in is asked for, line by line."""
+    """Kinds that are not read are counted; fields that an API server would have filled in are reported with their line."""
     objects = read_objects(INPUTS / "tutorial-deployment.yaml")
 
     assert ["hello"] == names(objects)
@@ -94,7 +94,7 @@ def test_tutorial_deployment() -> None:
 
 
 def test_tutorial_endpoints() -> None:
-    """Endpoints beside a Service without a selector are its slices."""
+    """Endpoints of a Service without a selector become its slices."""
     objects = read_objects(INPUTS / "tutorial-endpoints.yaml")
 
     assert () == objects.problems
@@ -107,7 +107,7 @@ def test_tutorial_endpoints() -> None:
 
 
 def test_kubectl_list() -> None:
-    """What kubectl prints is read without a word, and Endpoints are not taken for more than their slice."""
+    """The output of kubectl is read without a problem, and Endpoints that have a slice add nothing."""
     objects = read_objects(INPUTS / "kubectl-list.yaml")
 
     assert [] == texts(objects)
@@ -118,7 +118,7 @@ def test_kubectl_list() -> None:
 
 
 def test_bad_fields() -> None:
-    """Each mistake is one message with file, line, object and field, and costs no more than it has to."""
+    """Each mistake is reported once with file, line, object and field, and costs only the part that it concerns."""
     objects = read_objects(INPUTS / "bad-fields.yaml")
 
     assert [
@@ -143,7 +143,7 @@ def test_bad_fields() -> None:
 
 
 def test_syntax_error() -> None:
-    """A syntax error is told with its line, and the documents before it are used."""
+    """A syntax error is reported with its line, and the documents before it are used."""
     objects = read_objects(INPUTS / "syntax-error.yaml")
 
     assert ["first", "second"] == names(objects)
@@ -153,19 +153,22 @@ def test_syntax_error() -> None:
 
 
 def test_two_claims() -> None:
-    """Who loses a node port or an address and port to another Service is told who has it; both Services stay."""
+    """A Service that loses a node port or a frontend gets a problem that names the winner; both Services are kept."""
     objects = read_objects(INPUTS / "two-claims.yaml")
 
-    whose = "Service default/older's (two-claims.yaml, line 11): a cluster IP counts first, then age, then name"
+    winner = (
+        "belongs to Service default/older (two-claims.yaml, line 11): a cluster IP wins, then the older Service, then the"
+        " first name"
+    )
     assert ["younger", "older"] == names(objects)
     assert [
-        f"two-claims.yaml, line 2: Service default/younger: spec.externalIPs: 192.0.2.1:80/TCP is {whose}",
-        f"two-claims.yaml, line 2: Service default/younger: spec.ports: node port 30080/TCP is {whose}",
+        f"two-claims.yaml, line 2: Service default/younger: spec.externalIPs: 192.0.2.1:80/TCP {winner}",
+        f"two-claims.yaml, line 2: Service default/younger: spec.ports: node port 30080/TCP {winner}",
     ] == texts(objects)
 
 
 def test_directory(tmp_path: Path) -> None:
-    """A directory is its manifests in the order of their names; the first object of a name stays."""
+    """The manifests of a directory are read in the order of their names; the first object of a name is used."""
     write(tmp_path / "b.json", service("web", "10.96.0.2"), service("other", "10.96.0.3"))
     (tmp_path / "a.yml").write_text(json.dumps(service("web")))
     (tmp_path / ".hidden.yaml").write_text("not read: [")
@@ -178,13 +181,13 @@ def test_directory(tmp_path: Path) -> None:
     assert [("web", parse_ip("10.96.0.1")), ("other", parse_ip("10.96.0.3"))] == [
         (each.name.name, *each.cluster_ips) for each in objects.services
     ]
-    assert [
-        "b.json, line 1: Service default/web: metadata.name: stands in a.yml already, and that one is used"
-    ] == texts(objects, tmp_path)
+    assert ["b.json, line 1: Service default/web: metadata.name: already defined in a.yml, which is used"] == texts(
+        objects, tmp_path
+    )
 
 
 def test_nothing_there(tmp_path: Path) -> None:
-    """A path where nothing is, is an error that names it."""
+    """A path that does not exist is an error that names it."""
     with pytest.raises(SourceError, match="gone: No such file or directory"):
         read_objects(tmp_path / "gone")
 
@@ -206,7 +209,7 @@ def test_standard_input() -> None:
         (b'{"kind": "Service",\n "apiVersion" "v1"}', "f, line 2: JSON: Expecting ':' delimiter"),
         (b"kind: Service\nkind: Service", "f, line 2: YAML: the key kind stands here twice"),
         (b"a: b: c", "f, line 1: YAML: mapping values are not allowed in this context"),
-        (b"a: 1\nb: \xff", "f, line 2: YAML: no UTF-8 text"),
+        (b"a: 1\nb: \xff", "f, line 2: YAML: not UTF-8"),
         (b"a: \xc3\xa9\nb: \x07", "f, line 2: YAML: control characters are not allowed"),
         (
             b"a: !!python/object/apply:os.system [reboot]",
@@ -215,12 +218,12 @@ def test_standard_input() -> None:
         (b"a: !!int x", "f, line 1: YAML: a value that is not what it is tagged as"),
         (b"[" * 30000, "f, line 1: JSON: maximum recursion depth exceeded"),
         (b"a: " + b"[" * 30000, "f: YAML: nested too deeply"),
-        (b"just text", "f, line 1: document: kind: missing; this is no Kubernetes object"),
+        (b"just text", "f, line 1: document: kind: missing; this is not a Kubernetes object"),
         (
             b"kind: List\napiVersion: v1\nitems: [{kind: List}]",
-            "f, line 3: List: kind: a list within a list is not read",
+            "f, line 3: List: kind: lists within a list are not read",
         ),
-        (b"kind: List\nitems: 5", "f, line 2: List: items: no list of objects"),
+        (b"kind: List\nitems: 5", "f, line 2: List: items: not a list of objects"),
         (b"&a\nkind: List\nitems: [*a]", "f, line 1: YAML: an alias for what it stands in"),
         (b"kind: Service\nspec: &a {<<: *a}", "f, line 2: YAML: an alias for what it stands in"),
         (b"a:\n  b: 0x" + b"f" * 5000, "f, line 2: YAML: a number of more than 100 digits"),
@@ -231,12 +234,12 @@ def test_standard_input() -> None:
         (b"{kind: Service}", "f, line 1: JSON: Expecting property name"),
         (
             b"kind: EndpointSlice\napiVersion: discovery.k8s.io/v1beta1\nmetadata: {name: web-1}",
-            "f, line 2: EndpointSlice default/web-1: apiVersion: discovery.k8s.io/v1beta1 is not read",
+            "f, line 2: EndpointSlice default/web-1: apiVersion: discovery.k8s.io/v1beta1 is not supported",
         ),
     ],
 )
 def test_what_is_no_object(data: bytes, message: str) -> None:
-    """Whatever is no object is one problem, which says where it is."""
+    """A document that is not an object is one problem with its place."""
     manifest = read_manifest("f", data)
 
     assert [message] == [str(problem)[: len(message)] for problem in manifest.problems]
@@ -244,7 +247,7 @@ def test_what_is_no_object(data: bytes, message: str) -> None:
 
 
 def test_service_cidrs(tmp_path: Path) -> None:
-    """Where cluster IPs come from can stand in files; what is wrong is named, and the rest is used."""
+    """ServiceCIDRs are read from files; mistakes are reported, and the rest is used."""
     default = service_cidr("kubernetes", "10.96.0.0/16", "fd00:10:96::/112", status={"conditions": []})
     write(tmp_path / "a.json", default)
     write(tmp_path / "b.json", service_cidr("more", "10.112.0.0"), service_cidr("kubernetes", "10.1.0.0/16"))
@@ -256,13 +259,13 @@ def test_service_cidrs(tmp_path: Path) -> None:
     assert {"kubernetes": ["10.96.0.0/16", "fd00:10:96::/112"], "more": [], "misspelt": []} == found
     assert [
         "b.json, line 1: ServiceCIDR more: spec.cidrs[0]: 10.112.0.0 is not a valid CIDR block such as 10.0.0.0/8",
-        "c.json: ServiceCIDR misspelt: spec.cidr: no such field; it is ignored (did you mean cidrs?)",
-        "b.json, line 2: ServiceCIDR kubernetes: metadata.name: stands in a.json already, and that one is used",
+        "c.json: ServiceCIDR misspelt: spec.cidr: unknown field, ignored (did you mean cidrs?)",
+        "b.json, line 2: ServiceCIDR kubernetes: metadata.name: already defined in a.json, which is used",
     ] == [text.replace(f"{tmp_path}/", "") for text in texts(objects)]
 
 
 def test_kinds_of_other_groups() -> None:
-    """A kind that only has the name of one of ours is passed over."""
+    """A kind of another API group with the same name is skipped."""
     manifest = read_manifest("f", b"kind: Service\napiVersion: serving.knative.dev/v1\nmetadata: {name: web}")
 
     assert ((), ()) == (manifest.services, manifest.problems)
@@ -296,7 +299,7 @@ def test_kinds_of_other_groups() -> None:
     ],
 )
 def test_forms_of_a_file(data: str) -> None:
-    """One object, lists with and without kinds in them, several documents, a byte order mark: all the same."""
+    """A single object, lists with and without kinds of items, several documents and a byte order mark give the same objects."""
     manifest = read_manifest("f", data.encode())
 
     assert () == manifest.problems
@@ -306,7 +309,7 @@ def test_forms_of_a_file(data: str) -> None:
 
 
 def test_json_and_yaml_are_the_same() -> None:
-    """What kubectl prints in YAML and in JSON makes the same objects, on the fast path and on the slow one."""
+    """Kubectl's YAML and JSON output give the same objects, on the fast path and on the slow path."""
     [document] = yaml_documents((INPUTS / "kubectl-list.yaml").read_text())
     assert isinstance(document, YamlDocument)
     fast = read_manifest("f", json.dumps(document.tree).encode())
@@ -322,7 +325,7 @@ def test_json_and_yaml_are_the_same() -> None:
 
 
 def test_yaml_is_what_kubectl_reads() -> None:
-    """Keys are text; dates, times and fractions are text too; yes is true and 0x10 is 16, as in sigs.k8s.io/yaml."""
+    """As in sigs.k8s.io/yaml, keys, dates, times and fractions are text, yes is true, and 0x10 is 16."""
     text = "80: 1\non: yes\nday: 2026-03-01T10:00:00Z\ntime: 22:30\nhalf: 0.5\nnone:\nhex: 0x10\nequal: ="
 
     [document] = yaml_documents(text)
@@ -342,7 +345,7 @@ def test_yaml_is_what_kubectl_reads() -> None:
 
 @pytest.mark.parametrize("text", ["b: !reboot x", "b: {c: !!int y}\nd: !reboot x"])
 def test_documents_after_a_bad_tag(text: str) -> None:
-    """A document that cannot be built is an error by itself; those after it are read."""
+    """A document that cannot be built is one error; the documents after it are read."""
     good, bad, other = yaml_documents(f"a: 1\n---\n{text}\n---\nc: 3")
 
     assert isinstance(bad, YamlError)
@@ -354,7 +357,7 @@ def test_documents_after_a_bad_tag(text: str) -> None:
 
 @given(st.data())
 def test_nothing_in_a_file_raises(data: st.DataObject) -> None:
-    """Whatever happens to a good file, reading it ends with a manifest."""
+    """Any change of a good file still gives a manifest."""
     whole = data.draw(st.sampled_from(sorted(INPUTS.glob("*.yaml")))).read_bytes()
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, min(len(whole), start + 40)))
@@ -391,7 +394,7 @@ def test_nothing_in_a_file_raises(data: st.DataObject) -> None:
     ],
 )
 def test_endpoints_beside_slices(tmp_path: Path, slices: list[dict[str, Any]], expected: int) -> None:
-    """Endpoints add nothing to slices that a controller made, or that have their addresses already."""
+    """Endpoints add nothing to slices of a controller, or to slices that have their addresses."""
     write(tmp_path / "a.json", endpoints("web", "10.0.0.1", "10.0.0.2"), *slices)
 
     assert expected == len(read_objects(tmp_path).slices)
@@ -412,7 +415,7 @@ def test_endpoints_beside_slices(tmp_path: Path, slices: list[dict[str, Any]], e
 def test_endpoints_that_no_cluster_mirrors(
     tmp_path: Path, metadata: dict[str, Any], expected: int, write_as: Callable[[object], str]
 ) -> None:
-    """Endpoints that ask not to be mirrored, and locks of leader elections, make no endpoints and no message."""
+    """Endpoints with the label skip-mirror and locks of leader elections give no endpoints and no problem."""
     tree = endpoints("web", "10.0.0.1")
     tree["metadata"].update(metadata)
     (tmp_path / "a.yaml").write_text(write_as(tree))
@@ -433,7 +436,7 @@ def test_endpoints_that_no_cluster_mirrors(
 def test_endpoints_of_a_service_with_a_selector(
     tmp_path: Path, selector: object, slices: list[dict[str, Any]], expected: int, messages: int
 ) -> None:
-    """A selector makes a cluster ignore core/v1 Endpoints; they get a message where no slice has their addresses."""
+    """Endpoints of a Service with a selector are not used, and reported unless a slice has their addresses."""
     write(tmp_path / "a.json", endpoints("web", "10.0.0.1"), *slices)
     write(tmp_path / "b.json", service("web", selector=selector))
     objects = read_objects(tmp_path)
@@ -444,7 +447,7 @@ def test_endpoints_of_a_service_with_a_selector(
 
 
 def test_most_mirrored_addresses(tmp_path: Path) -> None:
-    """Of the Endpoints with one port 1000 addresses count, ready ones first, and a message says how many do not."""
+    """Of the Endpoints with one port 1000 addresses are used, ready ones first; the number of the rest is reported."""
     tree = endpoints("web", *(f"10.0.{number // 250}.{number % 250 + 1}" for number in range(900)))
     more = [{"ip": f"10.1.0.{number}"} for number in range(1, 201)]
     tree["subsets"].append({"addresses": more[:150], "notReadyAddresses": more[150:], "ports": [{"port": 80}]})

@@ -1,4 +1,4 @@
-"""Files that change while they are followed: what comes, what stays, and what is said once."""
+"""Files that change while they are followed: which changes result, what is kept, and what is logged once."""
 
 import asyncio
 import json
@@ -25,11 +25,11 @@ from tests.unit.manifests.test_files import endpoint_slice, service, service_cid
 
 POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 10.0
-"""For what must happen; a test that waits so long has failed."""
+"""Time limit for what must happen."""
 
 
 class Follower:
-    """A source that is followed, with the names of what it says."""
+    """A source that is followed, with the names of its changes."""
 
     def __init__(self, changes: AsyncGenerator[ObjectChange, None]) -> None:
         self._changes = changes
@@ -46,7 +46,7 @@ class Follower:
 
 
 def follow(path: Path, scenario: Callable[[Follower], Coroutine[Any, Any, None]]) -> FileSource:
-    """Run a scenario against a source that looks often."""
+    """Run a scenario with a source that polls often."""
     source = FileSource(path, POLL_SECONDS)
 
     async def run() -> None:
@@ -73,7 +73,7 @@ def gone(name: str, kind: Kind = Kind.SERVICE) -> Removed:
 
 
 def test_follow(tmp_path: Path) -> None:
-    """First come all lists, then only what changed: slices before Services, and what comes before what goes."""
+    """Complete lists come first, then only changes: slices before Services, and additions before removals."""
     write(tmp_path / "a.json", service("web"), service("same", "10.96.0.5"))
 
     async def scenario(follower: Follower) -> None:
@@ -92,7 +92,7 @@ def test_follow(tmp_path: Path) -> None:
 
 
 def test_follow_service_cidrs(tmp_path: Path) -> None:
-    """Where cluster IPs come from is followed like all else."""
+    """ServiceCIDRs are followed like all other objects."""
     write(tmp_path / "a.json", service_cidr("kubernetes", "10.96.0.0/16"))
 
     async def scenario(follower: Follower) -> None:
@@ -107,7 +107,7 @@ def test_follow_service_cidrs(tmp_path: Path) -> None:
 
 
 def test_follow_one_file(tmp_path: Path) -> None:
-    """A single file is followed too, over the moment in which an editor has moved it away."""
+    """A single file is followed, also across the moment in which an editor has moved it away."""
     path = tmp_path / "a.json"
     write(path, service("web"))
 
@@ -140,7 +140,7 @@ def test_follow_config_map(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("broken", ["", "\n", "{", json.dumps(service("half"))[:-5], "a: [", "a: \xff"])
 def test_last_good_objects_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: str) -> None:
-    """A file that was good and is broken or empty keeps its objects, says so once, and counts again when it is good."""
+    """A good file that becomes broken or empty keeps its objects, is reported once, and is used again once it is good."""
     write(tmp_path / "a.json", service("web"))
     caplog.set_level(logging.WARNING)
 
@@ -159,7 +159,7 @@ def test_last_good_objects_stay(tmp_path: Path, caplog: pytest.LogCaptureFixture
 
 
 def test_directory_that_goes_away(tmp_path: Path) -> None:
-    """A directory that is away for a moment takes no objects with it; when it is back, what is in it counts."""
+    """A directory that is temporarily unavailable removes no objects; when it is back its content is used."""
     folder = tmp_path / "manifests"
     folder.mkdir()
     write(folder / "a.json", service("web"), service("other", "10.96.0.2"))
@@ -177,7 +177,7 @@ def test_directory_that_goes_away(tmp_path: Path) -> None:
 
 
 def test_following_nothing(tmp_path: Path) -> None:
-    """A path where nothing is when following begins is an error."""
+    """A path that does not exist at the beginning is an error."""
 
     async def scenario(follower: Follower) -> None:
         with pytest.raises(SourceError):
@@ -187,7 +187,7 @@ def test_following_nothing(tmp_path: Path) -> None:
 
 
 def test_pipe_is_read_once(tmp_path: Path) -> None:
-    """A pipe gives its lists and nothing after them."""
+    """A pipe gives complete lists and no further changes."""
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
 

@@ -1,4 +1,4 @@
-"""Which Services count for a pyproxy that serves those of one name, and for one that serves all others."""
+"""The Services that pyproxy serves with and without --service-proxy-name."""
 
 import json
 from pathlib import Path
@@ -9,8 +9,8 @@ from pyproxy.kubeapi.resource import services
 from pyproxy.manifests.files import read_objects
 
 LABEL = "service.kubernetes.io/service-proxy-name"
-LABELS = {"plain": {}, "empty": {LABEL: ""}, "ours": {LABEL: "trial"}, "others": {LABEL: "Trial"}}
-"""Labels of Services, by their names."""
+LABELS = {"plain": {}, "empty": {LABEL: ""}, "ours": {LABEL: "lab"}, "upper-case": {LABEL: "Lab"}}
+"""Labels of Services, by the names of the Services."""
 
 
 @pytest.fixture
@@ -30,23 +30,23 @@ def objects(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("proxy_name", "expected"), [("", ["plain"]), ("trial", ["ours"]), ("nobody", [])])
+@pytest.mark.parametrize(("proxy_name", "expected"), [("", ["plain"]), ("lab", ["ours"]), ("unused", [])])
 def test_services_of_files(objects: Path, proxy_name: str, expected: list[str]) -> None:
-    """Without a name the label must be absent, whatever its value; with one its value must be the name."""
+    """Without a name the label must be absent, whatever its value; with a name its value must be that name."""
     found = read_objects(objects, proxy_name)
 
     assert (expected, ()) == ([service.name.name for service in found.services], found.problems)
 
 
-@pytest.mark.parametrize(("proxy_name", "expected"), [("", f"!{LABEL}"), ("trial", f"{LABEL}=trial")])
+@pytest.mark.parametrize(("proxy_name", "expected"), [("", f"!{LABEL}"), ("lab", f"{LABEL}=lab")])
 def test_what_the_api_server_is_asked_for(proxy_name: str, expected: str) -> None:
-    """The API server is asked for no others."""
+    """The request to the API server selects only the Services that pyproxy serves."""
     assert expected == services(proxy_name).selectors["labelSelector"]
 
 
-@pytest.mark.parametrize(("proxy_name", "expected"), [("", ["plain"]), ("trial", ["ours"])])
+@pytest.mark.parametrize(("proxy_name", "expected"), [("", ["plain"]), ("lab", ["ours"])])
 def test_services_of_the_api_server(objects: Path, proxy_name: str, expected: list[str]) -> None:
-    """Of what a server gives all the same, only those count."""
+    """Other Services in the answer of a server are not used."""
     page = services(proxy_name).decode_page(objects.read_bytes())
 
     assert expected == [item.name.name for item in page.items if item.object is not None]
