@@ -16,7 +16,7 @@ from pyproxy.cli.program import pyproxy
 
 ROOT = Path(__file__).parents[2]
 FILES = {"cluster.yaml": "tests/inputs/broken-services.yaml"}
-"""By the name of a file in docs, the file that it stands for."""
+"""The file of this repository for each file name in the docs."""
 _SAMPLE = re.compile(r"^ {4}\$ pyproxy (.*)\n((?: {4}.*\n|\n(?= {4}))+)", re.MULTILINE)
 
 
