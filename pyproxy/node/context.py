@@ -1,4 +1,4 @@
-"""What the settings of a backend depend on besides the configuration, and what these have in common in all modes."""
+"""The state of the node on which the settings of a mode depend, and the settings that all modes have."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -9,16 +9,16 @@ from pyproxy.model.node import LocalTraffic, Node
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeContext:
-    """This node and its cluster, at one moment."""
+    """This node and its cluster at one moment."""
 
     node: Node
     local_ips: Collection[bytes] = frozenset()
-    """Addresses that the node has at the moment; empty where nothing depends on them."""
+    """Addresses of the node; empty if no rule depends on them."""
     service_cidrs: tuple[Network, ...] | None = None
-    """Where cluster IPs come from; None as long as nobody knows."""
+    """Ranges of cluster IPs; None if they are not known yet."""
 
     def service_cidrs_of(self, family: Family) -> tuple[Network, ...] | None:
-        """Return where cluster IPs of a family come from, or None."""
+        """Return the ranges of cluster IPs of a family; None if they are not known yet."""
         if self.service_cidrs is None:
             return None
         return tuple(network for network in self.service_cidrs if network.family is family)
@@ -26,15 +26,15 @@ class NodeContext:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FamilySettings:
-    """What is the same in every mode; each mode adds its own."""
+    """The settings of one family that all modes have; each mode adds its own."""
 
     family: Family
     masquerade_mark: int = 0x4000
-    """The bit of the packet mark that says: masquerade this packet."""
+    """Packet mark of packets to masquerade; one bit."""
     masquerade_all: bool = False
-    """Masquerade all traffic to cluster IPs, wherever it comes from."""
+    """Whether all traffic to cluster IPs is masqueraded, whatever its source."""
     local_traffic: LocalTraffic | None = None
-    """How to tell a pod's packet; None: nothing is known to be a pod's."""
+    """Matches packets from pods of this node; None if there is no way to recognize them."""
 
     @property
     def mark(self) -> str:

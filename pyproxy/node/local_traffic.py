@@ -1,4 +1,4 @@
-"""From configuration and Node to what a backend depends on: whose packets are pods', where node ports answer."""
+"""Derives settings of the modes from configuration and Node: how pods are recognized, and where node ports answer."""
 
 import logging
 from collections.abc import Collection
@@ -17,7 +17,7 @@ SettingsT = TypeVar("SettingsT", bound=FamilySettings)
 
 
 def family_settings(kind: type[SettingsT], config: Config, family: Family, context: NodeContext) -> SettingsT:
-    """Derive a mode's settings as far as they are the same in every mode; the mode's own are left at their defaults."""
+    """Return settings of a mode with the values that all modes have; the mode's own keep their defaults."""
     return kind(
         family=family,
         masquerade_mark=1 << config.iptables_masquerade_bit,
@@ -27,7 +27,7 @@ def family_settings(kind: type[SettingsT], config: Config, family: Family, conte
 
 
 def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | None:
-    """Return how to tell a pod's packet; None if the configuration has nothing to tell it by."""
+    """Return how packets from pods are recognized; None if the configuration has no way to do so."""
     match config.detect_local_mode:
         case DetectLocalMode.BRIDGE_INTERFACE:
             return LocalTraffic(interface=config.pod_bridge_interface)
@@ -41,18 +41,18 @@ def local_traffic(config: Config, node: Node, family: Family) -> LocalTraffic | 
 
 
 def nftables_config(config: Config) -> Config:
-    """Return the configuration with the nftables mode's defaults: node ports answer on the Node's addresses, never on loopback."""
+    """Return the configuration with the defaults of the nftables mode: node ports on the Node's IPs, never on loopback."""
     addresses = config.nodeport_addresses or (NodePortAddresses.PRIMARY,)
     return replace(config, nodeport_addresses=addresses, iptables_localhost_nodeports=False)
 
 
 def lacks_pod_cidr(config: Config, node: Node, families: Collection[Family]) -> bool:
-    """Say whether the Node has yet to be given the pod ranges that the configuration relies on."""
+    """Return whether the configuration needs the Node's podCIDRs and the Node has none yet."""
     return config.detect_local_mode is DetectLocalMode.NODE_CIDR and not any(map(node.pod_cidr, families))
 
 
 class NodeReadiness:
-    """Whether the Node tells all that rules depend on; what is missing is logged once."""
+    """Checks whether the Node has the podCIDRs that rules depend on, and logs once that they are missing."""
 
     def __init__(self, config: Config, families: Collection[Family]) -> None:
         self._config = config
@@ -60,7 +60,7 @@ class NodeReadiness:
         self._logged_waiting = False
 
     def has_pod_cidrs(self, node: Node) -> bool:
-        """Say whether the Node tells enough."""
+        """Return whether the Node has the podCIDRs, or rules do not depend on them."""
         lacking = lacks_pod_cidr(self._config, node, self._families)
         if lacking and not self._logged_waiting:
             logger.warning(
@@ -71,9 +71,9 @@ class NodeReadiness:
 
 
 def serves_localhost(config: Config, family: Family) -> bool:
-    """Say whether node ports answer on loopback addresses: IPv4 only, which alone has route_localnet.
+    """Return whether rules serve node ports on loopback addresses: only in IPv4, because IPv6 has no route_localnet.
 
-    Not on trial: the rule that goes with it is in the kubelet's chain.
+    They do not side-by-side with kube-proxy, because the rule that protects route_localnet is in the kubelet's chain.
     """
     if family is Family.IPV6 or not config.iptables_localhost_nodeports or config.service_proxy_name:
         return False
@@ -133,14 +133,14 @@ def node_port_networks(
 
 
 def lists_blocks(config: Config) -> bool:
-    """Say whether ``--nodeport-addresses`` has blocks, so that node ports depend on the addresses that the node has."""
+    """Return whether ``--nodeport-addresses`` has blocks, so that node ports depend on the addresses of the node."""
     return any(_node_port_blocks(config, family) for family in Family)
 
 
 def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
-    """Return the blocks that were asked for in a family; None means every address.
+    """Return the configured blocks of a family; None means every address.
 
-    A family that no entry is about has every address. ``primary`` is about both families.
+    A family without an entry has every address. ``primary`` counts as an entry of both families.
     """
     asked = config.nodeport_addresses
     if NodePortAddresses.ALL in asked:

@@ -1,4 +1,4 @@
-"""Which node this is, and what the user says about it in place of the API server."""
+"""The name of this node, and the values of its Node that the configuration overrides."""
 
 import socket
 from dataclasses import replace
@@ -13,7 +13,7 @@ def own_node_name(config: Config) -> str:
     """Return the name of this node's Node object.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: this machine has no host name, and none is configured.
     """
     name = config.hostname_override or socket.gethostname().strip().lower()
     if not name:
@@ -23,9 +23,9 @@ def own_node_name(config: Config) -> str:
 
 
 def own_node(config: Config, node: Node | None, name: str) -> Node:
-    """Return the Node as the plans see it: ``--bind-address`` wins over the Node object's IPs of its family.
+    """Return the Node as plans use it: ``--bind-address`` replaces the Node object's IPs of its family.
 
-    Loopback addresses are left out: nobody reaches this node there.
+    Loopback addresses are left out, because no other node reaches this node there.
     """
     node = node or Node(name=name)
     ips = tuple(ip for ip in node.ips if not is_loopback(ip))

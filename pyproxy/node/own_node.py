@@ -1,7 +1,7 @@
-"""The Node that the agent is on, as long as it runs: waited for, kept while its object is away, and told of in the log.
+"""Keeps the Node on which the agent runs: waits for its address, keeps its last values, and logs its changes.
 
-A Node that is deleted and made again, or that has no address for a while, is no reason to take node ports away: what
-was known of it stays. A change of what is known counts at once.
+If the Node is deleted and created again, or has no address for some time, node ports keep working: the last known values
+stay. A change of a value counts at once.
 """
 
 import logging
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 _FIX = "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
 _VIRTUALBOX_NAT = parse_ip("10.0.2.15")
-"""What VirtualBox's NAT, the first interface of a Vagrant machine, gives to every machine."""
+"""The address of the first interface of every Vagrant machine with VirtualBox, from VirtualBox's NAT."""
 
 
 class OwnNode:
     """This node.
 
     Args:
-        config: says what wins over the object.
-        name: of the object.
+        config: overrides values of the object.
+        name: name of the object.
     """
 
     def __init__(self, config: Config, name: str) -> None:
@@ -33,22 +33,22 @@ class OwnNode:
         self._is_listed = False
         self._listed: Node | None = None
         self._seen: Node | None = None
-        """The last object, with what those before it had and it has not."""
+        """The last object; addresses and podCIDRs that it lacks come from earlier ones."""
         self._is_awaited = True
-        self._said: set[str] = set()
-        self._told = ""
+        self._warnings: set[str] = set()
+        self._logged = ""
         self.node = own_node(config, None, name)
-        """The Node as plans see it."""
+        """The Node as plans use it."""
         if is_loopback(config.bind_address):
             self._warn(f"--bind-address: {ip_text(config.bind_address)} is a loopback address, and not used; {_FIX}")
 
     @property
     def is_awaited(self) -> bool:
-        """Say whether rules should wait for what the object has yet to say."""
+        """Return whether rules should wait for the object, or for its address."""
         return self._is_awaited
 
     def listed(self, node: Node | None) -> None:
-        """Take note of the object, or that there is none, as of now; cheap for one that was noted before."""
+        """Record the current object; None means that there is none. Cheap if it is the same as before."""
         if self._is_listed and node is self._listed:
             return
         self._is_listed, self._listed = True, node
@@ -56,13 +56,13 @@ class OwnNode:
             self._seen = _completed(node, self._seen)
             self._warn_of(node)
         self.node = own_node(self._config, self._seen, self.node.name)
-        self._tell(f"{'' if node else 'there is no such Node object; '}{_described(self.node)}")
-        # Files have what they have: nobody will give their Node an address.
+        self._log(f"{'' if node else 'there is no such Node object; '}{_described(self.node)}")
+        # In files a Node without an address does not get one later.
         if self.node.ips or self._config.manifests:
             self._is_awaited = False
 
     def stop_waiting(self) -> None:
-        """Go on with what is known."""
+        """Continue without the object or its address."""
         if not self._is_awaited:
             return
         self._is_awaited = False
@@ -83,20 +83,20 @@ class OwnNode:
                 f" machine: if other nodes cannot reach it, {_FIX}"
             )
 
-    def _tell(self, description: str) -> None:
-        if description != self._told:
-            self._told = description
+    def _log(self, description: str) -> None:
+        if description != self._logged:
+            self._logged = description
             logger.info("node %s: %s", self.node.name, description)
 
     def _warn(self, message: str) -> None:
-        """Say something once."""
-        if message not in self._said:
-            self._said.add(message)
+        """Log a warning once."""
+        if message not in self._warnings:
+            self._warnings.add(message)
             logger.warning("%s", message)
 
 
 def _completed(node: Node, before: Node | None) -> Node:
-    """Return a Node with the addresses and pod ranges of the one before, where it has none at all."""
+    """Return a Node with the addresses and podCIDRs of the one before if it has none itself."""
     if before is None:
         return node
     return replace(node, ips=node.ips or before.ips, pod_cidrs=node.pod_cidrs or before.pod_cidrs)

@@ -1,1 +1,1 @@
-"""What we tell others over HTTP. It is handed values and reaches into nothing."""
+"""The HTTP servers: metrics, health and status page. They are given values and read no other state."""

@@ -1,8 +1,9 @@
-"""Metrics as text, byte for byte in the way of Go's client library, which kube-proxy uses.
+"""Writes metrics as text, byte for byte as Go's client library, which kube-proxy uses.
 
-Why not prometheus_client's own writer: it prints 1 as ``1.0``, and so for the bound of a bucket, which is a label: what
-asks for ``le="1"`` would find nothing. And it speaks OpenMetrics to whoever prefers that, where a gauge may not be called
-``…_total``; kube-proxy has such gauges, and never speaks it (``component-base/metrics/legacyregistry``).
+The writer of prometheus_client is not used for two reasons. It prints 1 as ``1.0``, also in the bounds of buckets, which are
+labels, so a query for ``le="1"`` would find nothing. And it answers in the OpenMetrics format if a client prefers that,
+where the name of a gauge may not end in ``_total``; kube-proxy has such gauges, and never uses that format
+(``component-base/metrics/legacyregistry``).
 """
 
 import gzip
@@ -17,13 +18,13 @@ from prometheus_client.samples import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _PLAIN_EXPONENTS = range(-4, 6)
-"""Decimal exponents that ``strconv.FormatFloat(…, 'g', -1, 64)`` writes without an ``e``; beyond, with one."""
+"""Decimal exponents that ``strconv.FormatFloat(…, 'g', -1, 64)`` writes without an ``e``."""
 _SPECIAL = {math.inf: "+Inf", -math.inf: "-Inf"}
 
 
 @lru_cache(maxsize=4096)
 def go_number(value: float) -> str:
-    """Write a number as Go's ``strconv.FormatFloat(value, 'g', -1, 64)`` does: 1, 0.25, 1e+06, 1.7952849916e+09."""
+    """Format a number as Go's ``strconv.FormatFloat(value, 'g', -1, 64)`` does: 1, 0.25, 1e+06, 1.7952849916e+09."""
     if not math.isfinite(value):
         return _SPECIAL.get(value, "NaN")
     shortest = Decimal(repr(float(value)))
@@ -37,13 +38,13 @@ def go_number(value: float) -> str:
 
 
 def exposition(registry: CollectorRegistry, only: Collection[str] = ()) -> str:
-    """Write the metrics that have values, sorted by name: all, or those of these names."""
+    """Return the metrics that have values, sorted by name: all, or those with the given names."""
     families = sorted((_name(metric), metric) for metric in registry.collect() if metric.samples)
     return "".join(line for name, metric in families if not only or name in only for line in _lines(name, metric))
 
 
 def metrics_application(registry: CollectorRegistry, only: Collection[str] = ()) -> WSGIApplication:
-    """Return what answers a request for metrics, compressed for those who like that."""
+    """Return the application of a metrics page; it compresses the answer if the client accepts gzip."""
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         body = exposition(registry, only).encode()
@@ -58,7 +59,7 @@ def metrics_application(registry: CollectorRegistry, only: Collection[str] = ())
 
 
 def _name(metric: Metric) -> str:
-    """Return the name as it is written; the library keeps that of a counter without its end."""
+    """Return the name of a metric with ``_total``, which the library leaves out of the name of a counter."""
     return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
 
@@ -72,7 +73,7 @@ def _lines(name: str, metric: Metric) -> Iterator[str]:
 def _labels(sample: Sample) -> str:
     if not sample.labels:
         return ""
-    # Sorted as Go sorts them, and "le" behind all others, which is where it stands by itself.
+    # Go sorts labels by name, and appends "le" after the rest.
     pairs = sorted(sample.labels.items(), key=lambda pair: (pair[0] == "le", pair[0]))
     return "{" + ",".join(f'{key}="{_label_value(key, value)}"' for key, value in pairs) + "}"
 

@@ -1,11 +1,11 @@
-"""What we say about our health. Law of this file: state in, answers out; no socket, and the clock is handed in.
+"""Computes the answers of the health servers. It opens no socket, and the clock is an argument.
 
-``/healthz`` and ``/livez`` are kube-proxy's (``pkg/proxy/healthcheck/proxy_health.go``): they depend on work that is
-pending for too long and, the former only, on whether this node is on its way out. A lost API server leaves nothing
-pending, so it changes neither. ``/readyz`` is ours. A health check node port (``service_health.go``) tells a load
-balancer how many endpoints of its Service this node has.
+``/healthz`` and ``/livez`` are kube-proxy's (``pkg/proxy/healthcheck/proxy_health.go``). They fail if work is pending for
+too long; ``/healthz`` also fails if the node is being removed. If the API server is unavailable, no work is pending, so
+neither changes. ``/readyz`` exists only in pyproxy. A health check node port (``service_health.go``) reports to load
+balancers how many endpoints of its Service this node has.
 
-Values are set in the agent's thread and read in those of requests: each is replaced as a whole.
+The agent's thread sets values, and the threads of requests read them: each value is replaced as a whole.
 """
 
 import json
@@ -23,52 +23,52 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.serve.http_exchange import redirect
 
 WATCHES_LOST_SECONDS = 300.0
-"""How long watches may be lost until we are not ready any more: longer than an API server takes to restart."""
+"""Time for which watches may be lost before ``/readyz`` fails: longer than an API server takes to restart."""
 _JSON = ("Content-Type", "application/json")
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 _NO_SNIFF = ("X-Content-Type-Options", "nosniff")
 
 
 class Moment(NamedTuple):
-    """A time on two clocks, in seconds: steps of the wall clock must not make work look old."""
+    """A time on two clocks, in seconds, so that a step of the wall clock does not make work look old."""
 
     monotonic: float
     wall: float
-    """Since 1970."""
+    """Seconds since 1970."""
 
     @classmethod
     def now(cls) -> "Moment":
-        """Return the present moment."""
+        """Return the current time."""
         return cls(time.monotonic(), time.time())
 
     def seconds_since(self, earlier: "Moment") -> float:
-        """Return how much time went by."""
+        """Return the time since another moment."""
         return self.monotonic - earlier.monotonic
 
     def __str__(self) -> str:
-        """Return the time as Go marshals it (RFC 3339, no zeros at the end of a fraction)."""
+        """Return the time as Go marshals it: RFC 3339, without zeros at the end of the fraction."""
         text = f"{datetime.fromtimestamp(self.wall, UTC):%Y-%m-%dT%H:%M:%S.%f}"
         return text.rstrip("0").rstrip(".") + "Z"
 
 
 @dataclass(frozen=True, slots=True)
 class FamilyHealth:
-    """What one family has to do."""
+    """Pending work and syncs of one family."""
 
     synced: Moment
-    """When its rules were last complete."""
+    """Time of the last successful sync, or of the start."""
     queued: Moment | None = None
-    """Since when something is pending; None: nothing is."""
+    """Time since which work is pending; None if none is."""
     is_good: bool = False
-    """Whether there was a sync, and the last one went through."""
+    """Whether the last sync succeeded; False before the first."""
 
 
 class Health:
     """The health of one agent.
 
     Args:
-        timeout_seconds: how long work may be pending; kube-proxy takes two sync periods.
-        clock: gives the present moment.
+        timeout_seconds: time for which work may be pending; kube-proxy uses two sync periods.
+        clock: returns the current time.
     """
 
     def __init__(self, timeout_seconds: float, clock: Callable[[], Moment] = Moment.now) -> None:
@@ -80,19 +80,19 @@ class Health:
         self._watches_lost: Moment | None = None
 
     def begin(self, families: Iterable[Family]) -> None:
-        """Take note of the families that there are, and that their work begins."""
+        """Record the families, and that their work starts."""
         now = self._clock()
         self._families = {family: FamilyHealth(now) for family in families}
 
     def queued(self) -> None:
-        """Take note that there is work to do; it is in all families, until one is told to be done."""
+        """Record that there is work to do, in all families, until `synced` reports that a family is done."""
         now = self._clock()
         self._families = {
             family: state if state.queued else replace(state, queued=now) for family, state in self._families.items()
         }
 
     def synced(self, families: Iterable[Family]) -> None:
-        """Take note of the families whose sync went through, of all that there are."""
+        """Record the families whose sync succeeded; all other families failed."""
         now, done = self._clock(), set(families)
         self._families = {
             family: FamilyHealth(now, is_good=True) if family in done else replace(state, is_good=False)
@@ -101,11 +101,11 @@ class Health:
         self._is_synced = self._is_synced or all(state.is_good for state in self._families.values())
 
     def set_node_eligible(self, is_eligible: bool) -> None:  # noqa: FBT001  # a value to be kept
-        """Take note whether load balancers may count on this node."""
+        """Record whether load balancers may use this node."""
         self._is_node_eligible = is_eligible
 
     def set_watching(self, is_watching: bool) -> None:  # noqa: FBT001  # a value to be kept
-        """Take note whether changes arrive."""
+        """Record whether changes arrive."""
         if is_watching:
             self._watches_lost = None
         elif self._watches_lost is None:
@@ -113,7 +113,7 @@ class Health:
 
     @property
     def is_healthy(self) -> bool:
-        """Say whether nothing is pending for too long."""
+        """Return whether no work is pending for too long."""
         now = self._clock()
         return all(self._is_family_healthy(state, now) for state in self._families.values())
 
@@ -121,29 +121,29 @@ class Health:
         return state.queued is None or now.seconds_since(state.queued) < self._timeout_seconds
 
     def livez(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether we are alive, and the body that says so."""
-        return self._told({}, is_eligible=True)
+        """Return whether the agent is alive, and the body of the answer."""
+        return self._answer({}, is_eligible=True)
 
     def healthz(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether load balancers shall use this node, and the body that says so."""
+        """Return whether load balancers should use this node, and the body of the answer."""
         is_eligible = self._is_node_eligible
-        return self._told({"nodeEligible": is_eligible}, is_eligible=is_eligible)
+        return self._answer({"nodeEligible": is_eligible}, is_eligible=is_eligible)
 
-    def _told(self, more: Mapping[str, bool], *, is_eligible: bool) -> tuple[bool, Mapping[str, Any]]:
+    def _answer(self, more: Mapping[str, bool], *, is_eligible: bool) -> tuple[bool, Mapping[str, Any]]:
         now, families = self._clock(), self._families
         status = {
             str(family): {"lastUpdated": str(state.synced), "healthy": self._is_family_healthy(state, now)}
             for family, state in families.items()
         }
         is_healthy = all(each["healthy"] for each in status.values())
-        # While all is well kube-proxy says "now"; without that, what it last did. Go's zero time if that is nothing.
+        # kube-proxy reports the current time while it is healthy, else the last sync, or Go's zero time before the first.
         last = max((state.synced for state in families.values()), default=None)
         updated = str(now) if is_healthy and is_eligible else str(last) if last else "0001-01-01T00:00:00Z"
         body = {"lastUpdated": updated, "currentTime": str(now), **more, "healthy": is_healthy}
         return is_healthy and is_eligible, body | ({"status": status} if status else {})
 
     def readyz(self) -> tuple[bool, Mapping[str, Any]]:
-        """Return whether this node's rules are there and kept up, and the body that says why not."""
+        """Return whether this node's rules are complete and up to date, and the body of the answer with the reasons."""
         now, lost = self._clock(), self._watches_lost
         lost_seconds = now.seconds_since(lost) if lost else 0.0
         is_last_good = all(state.is_good for state in self._families.values())
@@ -158,16 +158,16 @@ class Health:
 
 
 Answered = Callable[[str, int], None]
-"""Told the path and the status code of an answer."""
+"""Called with the path and the status code of an answer."""
 
 
 def health_application(health: Health, answered: Answered = lambda _path, _code: None) -> WSGIApplication:
-    """Return the server of ``--healthz-bind-address``."""
+    """Return the application of ``--healthz-bind-address``."""
     answers = {"/healthz": health.healthz, "/livez": health.livez, "/readyz": health.readyz}
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
-        # As ``http.ServeMux``: an asterisk is only for OPTIONS, and a path is asked for in its shortest form.
+        # As in ``http.ServeMux``: an asterisk is valid for OPTIONS only, and other paths are redirected to the clean form.
         if environ["REQUEST_URI"] == "*":
             start_response(_line(HTTPStatus.BAD_REQUEST), [])
             return []
@@ -187,12 +187,12 @@ def health_application(health: Health, answered: Answered = lambda _path, _code:
 
 
 def service_application(name: NamespacedName, local_endpoints: Callable[[], int], health: Health) -> WSGIApplication:
-    """Return the server of a health check node port; whatever the path is.
+    """Return the application of a health check node port; it gives the same answer on every path.
 
     Args:
-        name: the Service.
-        local_endpoints: says how many ready endpoints of it this node has.
-        health: of the agent.
+        name: name of the Service.
+        local_endpoints: returns the number of its ready endpoints on this node.
+        health: health of the agent.
     """
 
     def answer(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -210,7 +210,7 @@ def service_application(name: NamespacedName, local_endpoints: Callable[[], int]
 
 
 def _clean(path: str) -> str:
-    """Return a path without empty segments, ``.`` and ``..``; a slash at its end stays."""
+    """Return a path without empty segments, ``.`` and ``..``; keep a slash at the end."""
     segments: list[str] = []
     for segment in path.split("/"):
         if segment == "..":

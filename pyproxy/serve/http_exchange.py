@@ -1,7 +1,7 @@
-"""One request on a connection and its answer, after which the connection ends.
+"""Reads one request from a connection, answers it and closes the connection.
 
-Answers are those of Go's net/http, except that each says ``Connection: close``: a client that keeps connections would
-hold one of the few threads for nothing.
+Answers are those of Go's net/http, except that each has ``Connection: close``: a client that keeps a connection open would
+occupy one of the few threads.
 """
 
 import logging
@@ -43,7 +43,7 @@ def exchange(connection: socket.socket, app: WSGIApplication) -> None:
 
 
 def redirect(location: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
-    """Answer as ``http.RedirectHandler`` with status 307 does; the location is percent-encoded already."""
+    """Answer as ``http.RedirectHandler`` does with status 307; the location must be percent-encoded."""
     has_body = method in {"GET", "HEAD"}
     headers = [("Content-Type", "text/html; charset=utf-8")] if has_body else []
     start_response("307 Temporary Redirect", [*headers, ("Location", location)])
@@ -85,7 +85,7 @@ def _called(request: Request, app: WSGIApplication) -> tuple[str, list[tuple[str
     try:
         body = b"".join(app(_environ(request), start_response))
     except Exception:
-        # A fault of a page of ours must not look like an agent that does not answer.
+        # A bug in a page must not look like an agent that does not answer.
         logger.exception("%s cannot be answered", request.path)
         return f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} Internal Server Error", [], b""
     status, headers = answer[-1]
@@ -104,10 +104,10 @@ def _environ(request: Request) -> WSGIEnvironment:
 
 
 def _linger(connection: socket.socket) -> None:
-    """Let the client read the answer before the connection is closed.
+    """Give the client time to read the answer before the connection is closed.
 
-    Closing a socket that has unread bytes, of a body or of a further request, sends a reset, at which the client's kernel
-    drops what it has not read yet.
+    Closing a socket with unread bytes, of a body or of another request, sends a reset, and the client's kernel then drops
+    the data that the client has not read yet.
     """
     connection.shutdown(socket.SHUT_WR)
     deadline, left = monotonic() + _LINGER_SECONDS, _LINGER_BYTES

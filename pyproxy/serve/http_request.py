@@ -1,7 +1,7 @@
-"""The head of one HTTP request, with the rules and limits of Go's net/http (1.26), which kube-proxy's servers have.
+"""Parses the head of an HTTP request, with the rules and limits of Go's net/http (1.26), which kube-proxy uses.
 
-Pure but for reading lines of a stream. Why not http.server: docs/decisions/024-http-requests.md. A body is never read:
-no page of ours depends on one.
+Its only effect is reading lines from a stream. docs/decisions/024-http-requests.md explains why http.server is not used. A
+body is never read, because no page depends on one.
 """
 
 import re
@@ -11,13 +11,13 @@ from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 MOST_BYTES = (1 << 20) + 4096
-"""Of the head: ``DefaultMaxHeaderBytes`` and the slack that ``initialReadLimitSize`` adds to it."""
+"""Maximum size of the head: ``DefaultMaxHeaderBytes``, and what ``initialReadLimitSize`` adds to it."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _CONTROL_IN_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _SCHEME = re.compile(rb"([A-Za-z][-+.0-9A-Za-z]*):(.*)")
-# What net/url takes for a host; a percent sign may only stand for a byte that is not ASCII.
+# What net/url accepts as a host; only bytes that are not ASCII may be percent-encoded.
 _AUTHORITY = re.compile(
     rb"(?:[-._~!$&'()*+,;=:%0-9A-Za-z]*@)?"
     rb"(?:\[[^\]@/]*\]|(?:[-._~!$&'()*+,;=<>\"0-9A-Za-z\x80-\xff]|%[89A-Fa-f][0-9A-Fa-f])*)(?::[0-9]*)?"
@@ -29,14 +29,14 @@ _LENGTH = re.compile(r"[0-9]+")
 
 
 class Lines(Protocol):
-    """A stream that gives lines."""
+    """A stream of lines."""
 
     def readline(self, limit: int, /) -> bytes:
-        """Return the next line with its end, at most so many bytes of it; less at the end of the stream."""
+        """Return the next line with its line end, but at most `limit` bytes; fewer at the end of the stream."""
 
 
-class Refused(Exception):  # noqa: N818  # an answer, not an error of ours
-    """A request that is answered with an error, after which the connection ends."""
+class Refused(Exception):  # noqa: N818  # an answer to the client, not an error of the agent
+    """The request is answered with an error, and the connection is closed."""
 
     def __init__(self, status: HTTPStatus, detail: str = "", *, body: str = "") -> None:
         line = f"{status.value} {status.phrase}"
@@ -50,20 +50,20 @@ class Request(NamedTuple):
 
     method: str
     target: str
-    """As sent."""
+    """Request target as sent by the client."""
     path: str
-    """Without percent-encoding, each byte as one character, as WSGI wants it."""
+    """Decoded path, each byte as one character, as WSGI requires."""
     query: str
     is_1_0: bool
     headers: Mapping[str, str]
-    """By name in lower case; several with one name are joined by commas."""
+    """By name in lower case; the values of repeated headers are joined by commas."""
 
 
 def read_request(lines: Lines) -> Request | None:
-    """Read the head of a request; None if the client ended the connection before the first byte.
+    """Read the head of a request; return None if the client closed the connection before the first byte.
 
     Raises:
-        Refused: it is no request, or one that is not served.
+        Refused: it is not a valid request, or one that is not served.
         OSError: the connection broke, or the client took too long.
     """
     budget = _Budget(lines)
@@ -99,14 +99,14 @@ def read_request(lines: Lines) -> Request | None:
 
 
 class _Budget:
-    """Lines of a head that may not be too long in all."""
+    """Reads the lines of a head, and limits their total size."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
         self._left = MOST_BYTES
 
     def line(self) -> bytes | None:
-        """Return a line without its end; None if the stream ends before it."""
+        """Return a line without its line end; None at the end of the stream."""
         line = self._lines.readline(self._left)
         self._left -= len(line)
         if not line:
@@ -117,7 +117,7 @@ class _Budget:
 
 
 def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query, as ``url.ParseRequestURI`` finds them."""
+    """Return path and query, as ``url.ParseRequestURI`` does."""
     if not target or _CONTROL.search(target):
         raise Refused(HTTPStatus.BAD_REQUEST)
     if target == b"*":
@@ -132,7 +132,7 @@ def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
             raise Refused(HTTPStatus.BAD_REQUEST)
         rest = slash + path
     elif parts and not rest.startswith(b"/"):
-        rest = b""  # an opaque URL such as mailto:a, which has no path
+        rest = b""  # an opaque URL, such as mailto:a, does not have a path
     elif not rest.startswith(b"/"):
         raise Refused(HTTPStatus.BAD_REQUEST)
     if _BAD_PERCENT.search(rest):
@@ -141,14 +141,14 @@ def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 def _read_headers(budget: _Budget) -> dict[str, list[str]]:
-    """Return values by name in lower case, in their order; a name with a space is left for the caller to refuse."""
+    """Return values by name in lower case, in order. Names with a space are included, and refused by the caller."""
     headers: dict[str, list[str]] = {}
     last: list[str] | None = None
     while line := budget.line():
         if line[:1] in {b" ", b"\t"}:
             if last is None:
                 raise Refused(HTTPStatus.BAD_REQUEST)
-            name, value = b"a", line  # the last value goes on
+            name, value = b"a", line  # a continuation of the last value
         else:
             name, colon, value = line.partition(b":")
             if not colon or not _TOKEN.fullmatch(name.replace(b" ", b"_")):
@@ -168,7 +168,7 @@ def _read_headers(budget: _Budget) -> dict[str, list[str]]:
 
 
 def _check_framing(headers: Mapping[str, list[str]], *, is_1_0: bool) -> None:
-    """Refuse what net/http refuses, of the headers that say whom a request is for and where it ends."""
+    """Refuse values of ``Host``, ``Transfer-Encoding`` and ``Content-Length`` that net/http refuses."""
     if len(headers.get("host", ())) > 1:
         raise Refused(HTTPStatus.BAD_REQUEST)
     encodings, lengths = headers.get("transfer-encoding", []), headers.get("content-length", [])

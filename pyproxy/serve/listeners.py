@@ -1,8 +1,8 @@
 """Listening sockets for HTTP: one thread waits on all of them, and each client has a thread for its one request.
 
-There may be hundreds of sockets, one for each health check node port. They must never harm the agent: an address that
-cannot be had is one error in the log and another try every few seconds; a client that hangs holds one thread, and not
-for long. Neither TLS nor authentication, as kube-proxy's servers.
+There may be hundreds of sockets, one for each health check node port. They must never harm the agent: an address that is
+not available is logged as one error and retried every few seconds; a client that hangs occupies one thread, for a limited
+time. As in kube-proxy's servers, there is neither TLS nor authentication.
 """
 
 import logging
@@ -25,28 +25,28 @@ from pyproxy.serve.http_exchange import exchange
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
-"""As kube-proxy (``cmd/kube-proxy/app/server.go``, serveHealthz)."""
+"""As in kube-proxy (``cmd/kube-proxy/app/server.go``, serveHealthz)."""
 _IDLE_SECONDS = 10.0
-"""How long a client may keep a thread waiting for its next word."""
+"""Time for which a client may send nothing."""
 _REQUEST_SECONDS = 30.0
-"""How long a connection may last in all."""
+"""Maximum duration of a connection."""
 _MOST_CONNECTIONS = 128
-"""Connections at a time; who comes on top of them takes the place of who has been there for the longest time."""
+"""Maximum number of connections; one more closes the oldest."""
 _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class HttpService:
-    """What is served under a name, and where."""
+    """An application and its addresses."""
 
     app: WSGIApplication
     addresses: Collection[ListenAddress]
     both_families: bool = True
-    """Whether all zeros are every address of both families, as for Go's network ``tcp``, or of their own family only."""
+    """Whether an address of all zeros means both families, as in Go's network ``tcp``, or only its own."""
     failed: Callable[[str], None] | None = None
-    """Told, in the thread of the sockets and in place of the log, of the first time that an address cannot be had."""
+    """Called in the thread of the sockets, instead of a log line, when an address is not available for the first time."""
     event: Event | None = None
-    """What the API is told with the line of the log."""
+    """Event that is sent with the log line."""
 
 
 class _Place(NamedTuple):
@@ -55,45 +55,47 @@ class _Place(NamedTuple):
 
 
 class Listeners(threading.Thread):
-    """Serves sites from its start to `close`; both, and `serve`, are for one thread, whichever that is.
+    """Serves HTTP services from `start` to `close`. Call these and `serve` in one thread.
 
     Args:
-        retry_seconds: time between two tries to get an address.
+        retry_seconds: time between two tries to listen on an address.
     """
 
     def __init__(self, retry_seconds: float = _RETRY_SECONDS) -> None:
         super().__init__(name="listeners", daemon=True)
         self._retry_seconds = retry_seconds
-        self._sites: dict[str, HttpService] = {}
+        self._services: dict[str, HttpService] = {}
         self._settled: dict[str, HttpService] = {}
-        """The sites that sockets were last opened and closed for."""
+        """The services for which sockets were last opened and closed."""
         self._open: dict[_Place, socket.socket] = {}
         self._missing: set[_Place] = set()
-        """Where a site should be served and is not."""
+        """Addresses that are not available."""
         self._retry_at = 0.0
         self._connections: deque[tuple[float, socket.socket]] = deque()
-        """When each has to be over, the first one first."""
+        """Deadline of each connection, the earliest first."""
         self._is_closed = False
         self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._alarm, selectors.EVENT_READ)
 
     def serve(self, name: str, service: HttpService | None) -> None:
-        """Serve a site under a name, which log lines begin with, in place of the one before; None: nothing any more.
+        """Serve a service, and stop to serve the one that had the name before.
 
-        Sockets of addresses that the site had already stay open.
+        Args:
+            name: log lines begin with it.
+            service: None means that nothing is served. Sockets of addresses that the service already had stay open.
         """
         self.serve_all({name: service})
 
     def serve_all(self, services: Mapping[str, HttpService | None]) -> None:
-        """Serve several sites, as `serve` does; addresses that move between them are closed before they are opened."""
-        # One assignment, so that the other thread sees the one dictionary or the other.
-        merged = {**self._sites, **services}
-        self._sites = {name: service for name, service in merged.items() if service is not None}
+        """Serve several services, as `serve` does; an address that moves between them is closed before it is opened."""
+        # One assignment, so that the other thread sees either the old or the new dictionary.
+        merged = {**self._services, **services}
+        self._services = {name: service for name, service in merged.items() if service is not None}
         self._wake()
 
     def close(self) -> None:
-        """Stop serving, and wait until all addresses are free again."""
+        """Stop serving, and wait until all sockets are closed."""
         self._is_closed = True
         self._wake()
         self.join()
@@ -117,10 +119,10 @@ class Listeners(threading.Thread):
         os.eventfd_write(self._alarm, 1)
 
     def _settle(self) -> None:
-        """Have open what is wanted, and nothing else."""
-        services, is_due = self._sites, monotonic() >= self._retry_at
+        """Open and close sockets so that those of the current services are open."""
+        services, is_due = self._services, monotonic() >= self._retry_at
         if services is self._settled and not (self._missing and is_due):
-            return  # as with nearly every request, and there may be hundreds of sites
+            return  # the usual case, which must be fast: there may be hundreds of services
         self._settled = services
         wanted = [_Place(name, address) for name, service in services.items() for address in service.addresses]
         for place in self._open.keys() - set(wanted):
@@ -144,8 +146,7 @@ class Listeners(threading.Thread):
             if service.failed is not None:
                 service.failed(message)
                 return
-            # All that there is to say is in the message.
-            logger.error("%s; trying on", message, extra={"event": service.event})  # noqa: TRY400
+            logger.error("%s; trying on", message, extra={"event": service.event})  # noqa: TRY400  # no need of a traceback
             return
         logger.info("%s served on http://%s", place.name, place.address)
         self._missing.discard(place)
@@ -159,20 +160,20 @@ class Listeners(threading.Thread):
         logger.info("%s not served any more on http://%s", place.name, place.address)
 
     def _patience(self) -> float | None:
-        """Return how long nothing has to be done, in seconds, or None."""
+        """Return the time until something must be done, in seconds; None if nothing must."""
         times = [self._retry_at] if self._missing else []
         if self._connections:
             times.append(self._connections[0][0])
         return max(0.0, min(times) - monotonic()) if times else None
 
     def _accept(self, place: _Place) -> None:
-        listener, service = self._open.get(place), self._sites.get(place.name)
+        listener, service = self._open.get(place), self._services.get(place.name)
         if listener is None or service is None:
             return
         try:
             connection, peer = listener.accept()
         except OSError as error:
-            # A client that is gone again; or no descriptor is left, and asking again at once would be a loop.
+            # Either the client is gone, or no descriptor is left; without a pause the latter would be a busy loop.
             logger.debug("%s: %s", place.name, error)
             threading.Event().wait(_DESCRIPTORS_ARE_SHORT_SECONDS)
             return
@@ -193,20 +194,20 @@ class Listeners(threading.Thread):
             logger.debug("%s: %s", peer[0], error)
 
     def _make_room(self) -> None:
-        """See to it that there may be one more connection: who holds many and says nothing shall keep nobody out."""
+        """Make room for one more connection, so that a client with many idle connections cannot block other clients."""
         if len(self._connections) >= _MOST_CONNECTIONS:
             self._connections = deque(each for each in self._connections if each[1].fileno() >= 0)
         if len(self._connections) >= _MOST_CONNECTIONS:
             self._end_oldest()
 
     def _end_overdue(self) -> None:
-        """Forget connections that are over, and end those that should be."""
+        """Forget closed connections, and close those whose deadline has passed."""
         while self._connections and (self._connections[0][1].fileno() < 0 or self._connections[0][0] <= monotonic()):
             self._end_oldest()
 
     def _end_oldest(self) -> None:
         _, connection = self._connections.popleft()
-        # It may have ended by itself, in the meantime.
+        # It may be closed already.
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
 

@@ -1,8 +1,8 @@
-"""The one registry of metric names, and the methods that take their values.
+"""The metrics of the agent, and the methods that set their values.
 
-Names, labels, buckets and meanings are those of kube-proxy 1.37 (``pkg/proxy/metrics/metrics.go``): dashboards and
-alerts know them. What kube-proxy does not have begins with ``pyproxy_``. Methods may be called from any thread.
-``docs/metrics.md`` says what differs, and why.
+Names, labels, buckets and meanings are those of kube-proxy 1.37 (``pkg/proxy/metrics/metrics.go``), which dashboards and
+alerts use. Metrics that kube-proxy does not have begin with ``pyproxy_``. Methods may be called in any thread.
+``docs/metrics.md`` lists the differences and the reasons.
 """
 
 import platform
@@ -28,11 +28,11 @@ from pyproxy.serve.rest_metrics import RestMetrics
 _NAMESPACE = "kubeproxy"
 _FAMILY = "ip_family"
 KUBERNETES_MINOR = 37
-"""The kube-proxy that this is a replacement of is 1.37: what compares versions of a cluster's parts compares with that."""
+"""pyproxy replaces kube-proxy 1.37. Tools that compare the versions of a cluster's components read this number."""
 _SYNC_SECONDS = [0.001 * 2**exponent for exponent in range(15)]
 """Upper bounds of the buckets of a sync: 1 ms to 16.4 s."""
 _PROGRAMMING_SECONDS = [0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30)]
-"""Upper bounds of the buckets of network programming; the 0 is an accident of kube-proxy's, and dashboards know it."""
+"""Upper bounds of the buckets of network programming. The 0 is a mistake in kube-proxy, kept because dashboards use it."""
 
 
 class Metrics:
@@ -45,7 +45,7 @@ class Metrics:
     """
 
     def __init__(self, mode: str, names: ModeMetrics, families: Iterable[Family]) -> None:
-        # A time-stamp for each counter and histogram: twice the lines, and kube-proxy has none.
+        # A `_created` time-stamp for each counter and histogram would double the lines; kube-proxy has none.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it has no annotations
         self._mode = mode
         self._names = names
@@ -82,46 +82,47 @@ class Metrics:
             "minor": str(KUBERNETES_MINOR),
             "platform": f"{sys.platform}/{platform.machine()}",
         }
-        text = (
-            "Always 1; the version is that of the kube-proxy that pyproxy stands for, with its own behind the plus sign"
-        )
+        text = "Always 1; the version is that of the kube-proxy that pyproxy replaces, then a plus sign and its own version"
         Gauge("kubernetes_build_info", text, values, registry=self.registry).labels(**values).set(1)
 
     def _add_syncs(self) -> None:
         self._syncs = self._histogram("sync_proxy_rules_duration_seconds", "Duration of a sync")
         if self._names.has_full_syncs:
             self._full_syncs = self._histogram(
-                "sync_full_proxy_rules_duration_seconds", "Duration of a sync that compared everything with the kernel"
+                "sync_full_proxy_rules_duration_seconds",
+                "Duration of a full sync, which compares all entries with the kernel",
             )
             self._partial_syncs = self._histogram(
-                "sync_partial_proxy_rules_duration_seconds", "Duration of a sync that looked at changes only"
+                "sync_partial_proxy_rules_duration_seconds", "Duration of a partial sync, which writes only changes"
             )
         self._programming = self._histogram(
             "network_programming_duration_seconds",
-            "Time from a change of a Service or pod until the kernel has it; by two clocks, the control plane's and ours",
+            "Time from a change of a Service or pod until it is programmed, by the clocks of control plane and node",
             _PROGRAMMING_SECONDS,
         )
         self._last_sync = self._gauge("sync_proxy_rules_last_timestamp_seconds", "Time of the last successful sync")
         self._last_queued = self._gauge(
-            "sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync was last asked for"
+            "sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync was last requested"
         )
 
     def _add_changes(self) -> None:
         self._endpoint_changes = self._counter(
-            "sync_proxy_rules_endpoint_changes", "EndpointSlices that came, changed or went", labels=()
+            "sync_proxy_rules_endpoint_changes", "EndpointSlices that were added, changed or removed", labels=()
         )
         self._service_changes = self._counter(
-            "sync_proxy_rules_service_changes", "Services that came, changed or went", labels=()
+            "sync_proxy_rules_service_changes", "Services that were added, changed or removed", labels=()
         )
         self._pending_endpoint_changes = self._gauge(
-            "sync_proxy_rules_endpoint_changes_pending", "EndpointSlices that no sync has taken up yet", labels=()
+            "sync_proxy_rules_endpoint_changes_pending",
+            "Changes of EndpointSlices that no sync has processed yet",
+            labels=(),
         )
         self._pending_service_changes = self._gauge(
-            "sync_proxy_rules_service_changes_pending", "Services that no sync has taken up yet", labels=()
+            "sync_proxy_rules_service_changes_pending", "Changes of Services that no sync has processed yet", labels=()
         )
         self._no_local_endpoints = self._gauge(
             "sync_proxy_rules_no_local_endpoints_total",
-            "Service ports of policy Local with endpoints on other nodes but none on this one",
+            "Service ports with traffic policy Local and endpoints on other nodes, but none on this node",
             labels=(_FAMILY, "traffic_policy"),
         )
 
@@ -131,10 +132,10 @@ class Metrics:
 
     def _add_flows(self) -> None:
         self._flow_cleanings = self._histogram(
-            "conntrack_reconciler_sync_duration_seconds", "Duration of a walk through connection tracking"
+            "conntrack_reconciler_sync_duration_seconds", "Duration of a search for stale flows in conntrack"
         )
         self._deleted_flows = self._counter(
-            "conntrack_reconciler_deleted_entries", "Connection tracking entries deleted because they had become stale"
+            "conntrack_reconciler_deleted_entries", "Stale conntrack entries that were deleted"
         )
 
     def _add_failures(self) -> None:
@@ -166,24 +167,26 @@ class Metrics:
 
     def _add_own(self) -> None:
         self._quarantined = self._own_gauge(
-            "quarantined_service_ports", "Service ports that the kernel refused, and that keep their last good rules"
+            "quarantined_service_ports", "Service ports that the kernel rejected; they keep their last good rules"
         )
         self._programmed = self._own_gauge(
             "programmed",
-            "What the kernel has of Services, by kind: Service ports, addresses, endpoints",
+            "Number of objects in the kernel, by kind: Service ports, addresses, endpoints",
             (_FAMILY, "kind"),
         )
         self._watches = self._own_gauge(
-            "watch_up", "Whether the API server's objects of a kind arrive: 1, or 0 while they are cut off", ("kind",)
+            "watch_up",
+            "1 if changes of this kind of object arrive, 0 if the API server is unavailable for it",
+            ("kind",),
         )
         self._repaired_entries = Counter(
             "pyproxy_repaired_entries",
-            "Chains, hooks and other entries put right after somebody else had changed them",
+            "Chains, hooks and other entries that were repaired after an external change",
             (_FAMILY,),
             registry=self.registry,
         )
         info = {"version": __version__, "mode": self._mode}
-        self._own_gauge("build_info", "Always 1; what this is", tuple(info)).labels(**info).set(1)
+        self._own_gauge("build_info", "Always 1; version and proxy mode of pyproxy", tuple(info)).labels(**info).set(1)
 
     def _own_gauge(self, name: str, text: str, labels: tuple[str, ...] = (_FAMILY,)) -> Gauge:
         return Gauge(name, text, labels, namespace="pyproxy", registry=self.registry)
@@ -199,51 +202,51 @@ class Metrics:
         return Counter(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
 
     def add_service_changes(self, count: int) -> None:
-        """Count Services that a source told of."""
+        """Count changes of Services."""
         self._service_changes.inc(count)
         self._pending_service_changes.inc(count)
 
     def add_endpoint_changes(self, count: int) -> None:
-        """Count EndpointSlices that a source told of."""
+        """Count changes of EndpointSlices."""
         self._endpoint_changes.inc(count)
         self._pending_endpoint_changes.inc(count)
 
     def set_nothing_pending(self) -> None:
-        """Note that a sync takes up all that sources told of."""
+        """Record that a sync processes all changes."""
         self._pending_endpoint_changes.set(0)
         self._pending_service_changes.set(0)
 
     def set_queued(self, family: Family, at: float) -> None:
-        """Note when a sync was asked for, in seconds since 1970."""
+        """Record when a sync was requested, in seconds since 1970."""
         self._last_queued.labels(family).set(at)
 
     def observe_sync(self, family: Family, seconds: float, *, full: bool) -> None:
-        """Note the duration of a sync, whether it succeeded or not.
+        """Record the duration of a sync, successful or not.
 
         Args:
-            family: the family that was synced.
-            seconds: how long it took.
-            full: everything was compared with the kernel, not only what changed.
+            family: family of the sync.
+            seconds: duration.
+            full: all entries were compared with the kernel, not only changed ones.
         """
         self._syncs.labels(family).observe(seconds)
         if self._names.has_full_syncs:
             (self._full_syncs if full else self._partial_syncs).labels(family).observe(seconds)
 
     def set_synced(self, family: Family, at: float) -> None:
-        """Note when a sync succeeded, in seconds since 1970."""
+        """Record when a sync succeeded, in seconds since 1970."""
         self._last_sync.labels(family).set(at)
 
     def observe_programming(self, family: Family, seconds: float) -> None:
-        """Note how long a change took from where it was made into the kernel; clocks may make it less than nothing."""
+        """Record the time from a change to its programming; clocks that differ can make it negative."""
         self._programming.labels(family).observe(seconds)
 
     def add_failure(self, family: Family, *, full: bool) -> None:
-        """Count a change that the kernel did not take, in a sync that compared everything or only what changed."""
+        """Count a change that the kernel rejected, in a full or a partial sync."""
         for counter in self._failures[:1] if full else self._failures:
             counter.labels(family).inc()
 
     def add_cleanup_failure(self, family: Family) -> None:
-        """Count a removal of what is out of use that the kernel did not take; in nftables mode only."""
+        """Count a rejected removal of unused entries, in modes that have this metric."""
         if self._cleanup_failures is not None:
             self._cleanup_failures.labels(family).inc()
 
@@ -264,33 +267,33 @@ class Metrics:
         self._livez.labels(str(code)).inc()
 
     def set_rules(self, family: Family, total: Mapping[str, int], written: Mapping[str, int]) -> None:
-        """Note how many rules there are, and how many the last sync wrote, by table; in iptables mode only."""
+        """Record the number of rules, and of rules written by the last sync, by table, in modes that have this metric."""
         for table, count in total.items():
             self._rules.labels(family, table).set(count)
             self._written_rules.labels(family, table).set(written.get(table, 0))
 
     def set_no_local_endpoints(self, family: Family, policy: str, count: int) -> None:
-        """Note how many Service ports of a traffic policy, ``internal`` or ``external``, have no endpoint here."""
+        """Record the number of Service ports with endpoints on other nodes only, for policy ``internal`` or ``external``."""
         self._no_local_endpoints.labels(family, policy).set(count)
 
     def set_quarantined(self, family: Family, count: int) -> None:
-        """Note how many Service ports are in quarantine."""
+        """Record the number of quarantined Service ports."""
         self._quarantined.labels(family).set(count)
 
     def set_programmed(self, family: Family, counts: Mapping[str, int]) -> None:
-        """Note how much of each kind the kernel has."""
+        """Record the number of objects in the kernel, by kind."""
         for kind, count in counts.items():
             self._programmed.labels(family, kind).set(count)
 
     def set_watch(self, kind: str, *, up: bool) -> None:
-        """Note whether objects of a kind arrive."""
+        """Record whether objects of a kind arrive."""
         self._watches.labels(kind).set(up)
 
     def observe_flow_cleaning(self, family: Family, deleted: int, seconds: float) -> None:
-        """Note a walk through connection tracking, and how many entries it deleted."""
+        """Record a search in conntrack, and the number of entries that it deleted."""
         self._flow_cleanings.labels(family).observe(seconds)
         self._deleted_flows.labels(family).inc(deleted)
 
     def add_repaired_entries(self, family: Family, count: int) -> None:
-        """Count entries that had to be put right."""
+        """Count repaired entries."""
         self._repaired_entries.labels(family).inc(count)

@@ -1,4 +1,4 @@
-"""What the metrics server answers: the paths of kube-proxy's own (``cmd/kube-proxy/app/server.go``, serveMetrics)."""
+"""The pages of the metrics server, on kube-proxy's paths (``cmd/kube-proxy/app/server.go``, serveMetrics)."""
 
 from collections.abc import Callable, Iterable, Mapping
 from http import HTTPStatus
@@ -7,7 +7,7 @@ from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 class HttpPage(NamedTuple):
-    """An answer."""
+    """The body of an answer and its type."""
 
     body: str
     content_type: str = "text/plain; charset=utf-8"
@@ -17,11 +17,11 @@ PageMaker = Callable[[], HttpPage]
 
 
 def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplication]) -> WSGIApplication:
-    """Return what answers requests.
+    """Return the application that serves pages.
 
     Args:
-        pages: by path; a page is made anew for each request, in the thread of the request.
-        metrics: by path, what answers for itself.
+        pages: by path, functions that create a page; called for each request, in its thread.
+        metrics: by path, applications that answer themselves.
     """
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -35,7 +35,7 @@ def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplic
         headers = [
             ("Content-Type", page.content_type),
             ("X-Content-Type-Options", "nosniff"),
-            # A page shows what it is made of and nothing else, whatever name an object has.
+            # No content but the page's own is loaded, whatever the names of objects contain.
             ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"),
             ("Cache-Control", "no-store"),
         ]
@@ -46,6 +46,6 @@ def application(pages: Mapping[str, PageMaker], metrics: Mapping[str, WSGIApplic
 
 
 def fixed(body: str) -> PageMaker:
-    """Return what makes a page of plain text that never changes."""
+    """Return a function that returns a constant page of plain text."""
     page = HttpPage(body)
     return lambda: page

@@ -1,6 +1,7 @@
-"""What the kernel tells about packets, connection tracking and this process, read when somebody asks for metrics.
+"""Metrics of packets, connection tracking and this process, which are read from the kernel at each scrape.
 
-A file that is not there (no connection tracking yet, a kernel without its statistics) costs its metrics and nothing else.
+If a file does not exist (connection tracking is not in use yet, or the kernel has no statistics), only its metrics are
+missing.
 """
 
 import resource
@@ -16,14 +17,14 @@ _PROC = Path("/proc")
 _CONNTRACK_COUNTERS = {
     "insert_failed": (
         "pyproxy_conntrack_insert_failures",
-        "Connections that could not be tracked, as two packets began them",
+        "Connections that could not be tracked, because two packets created them at the same time",
     ),
     "drop": ("pyproxy_conntrack_drops", "Packets dropped because their connection could not be tracked"),
-    "early_drop": ("pyproxy_conntrack_early_drops", "Connections forgotten early, to make room in a full table"),
+    "early_drop": ("pyproxy_conntrack_early_drops", "Connections removed early, to make room in a full table"),
 }
-"""By column of ``/proc/net/stat/nf_conntrack``; the name of a counter is without its ``_total``."""
+"""By column of ``/proc/net/stat/nf_conntrack``, name without ``_total`` and help."""
 _UNLIMITED = float(2**64)
-"""What Go's client library prints for no limit."""
+"""Value for no limit, as in Go's client library."""
 
 
 class PacketCounter(Collector):
@@ -55,17 +56,17 @@ class PacketCounter(Collector):
 
 
 class ProcCollector(Collector):
-    """The conntrack table of this network namespace, and what `prometheus_client.ProcessCollector` leaves out.
+    """Metrics of this network namespace's conntrack table, and process metrics that `ProcessCollector` does not have.
 
     Args:
-        proc: where procfs is mounted.
+        proc: mount point of procfs.
     """
 
     def __init__(self, proc: Path = _PROC) -> None:
         self._proc = proc
 
     def collect(self) -> Iterator[Metric]:
-        """Yield what can be read."""
+        """Yield the metrics that can be read."""
         readers: tuple[Callable[[], Iterator[Metric]], ...] = (
             self._conntrack_table,
             self._conntrack_counters,
@@ -77,27 +78,29 @@ class ProcCollector(Collector):
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
         yield GaugeMetricFamily(
             "process_virtual_memory_max_bytes",
-            "Most virtual memory that the process may have, in bytes.",
+            "Maximum amount of virtual memory available in bytes.",
             value=_UNLIMITED if limit == resource.RLIM_INFINITY else limit,
         )
 
     def _conntrack_table(self) -> Iterator[Metric]:
         settings = self._proc / "sys/net/netfilter"
         count, limit = (int((settings / name).read_text()) for name in ("nf_conntrack_count", "nf_conntrack_max"))
-        yield GaugeMetricFamily("pyproxy_conntrack_entries", "Connections that are tracked", value=count)
+        yield GaugeMetricFamily("pyproxy_conntrack_entries", "Tracked connections", value=count)
         yield GaugeMetricFamily(
-            "pyproxy_conntrack_entries_limit", "Connections that can be tracked; new ones are dropped then", value=limit
+            "pyproxy_conntrack_entries_limit",
+            "Maximum number of tracked connections; above it packets of new connections are dropped",
+            value=limit,
         )
 
     def _conntrack_counters(self) -> Iterator[Metric]:
-        """Sum up a table with a head and a line of hexadecimal numbers for each CPU."""
+        """Yield the sums over all CPUs: the file has a header line, and a line of hexadecimal numbers for each CPU."""
         head, *cpus = (self._proc / "self/net/stat/nf_conntrack").read_text().splitlines()
         rows = [dict(zip(head.split(), line.split(), strict=False)) for line in cpus]
         for column, (name, text) in _CONNTRACK_COUNTERS.items():
             yield CounterMetricFamily(name, text, value=sum(int(row[column], 16) for row in rows))
 
     def _network(self) -> Iterator[Metric]:
-        """Find two columns in pairs of lines: names, then values."""
+        """Yield two values of a file with pairs of lines: names, then values."""
         lines = (self._proc / "self/net/netstat").read_text().splitlines()
         names, values = (line.split() for line in lines if line.startswith("IpExt:"))
         found = dict(zip(names, values, strict=True))

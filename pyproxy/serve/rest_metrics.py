@@ -1,7 +1,7 @@
-"""How requests to the API server go, under the names of Kubernetes' own client.
+"""Metrics of requests to the API server, with the names of Kubernetes' client-go.
 
-Names, labels and buckets: ``k8s.io/component-base/metrics/prometheus/restclient``; what is counted when: ``client-go/rest``,
-where a watch counts as a request and has no duration.
+Names, labels and buckets are those of ``k8s.io/component-base/metrics/prometheus/restclient``. As in ``client-go/rest``, a
+watch counts as a request and has no duration.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -14,12 +14,12 @@ _BYTES = [64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 1677
 
 
 class RestMetrics:
-    """Counts what is told to it."""
+    """Counts requests."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._requests = Counter(
             "rest_client_requests",
-            "Requests to the API server; code <error> is no answer",
+            "Requests to the API server; code <error> means that there was no answer",
             ("code", "method", "host"),
             registry=registry,
         )
@@ -31,10 +31,10 @@ class RestMetrics:
             registry=registry,
         )
         self._sent = Histogram(
-            "rest_client_request_size_bytes", "Size of requests' bodies", _BY_VERB, buckets=_BYTES, registry=registry
+            "rest_client_request_size_bytes", "Size of request bodies", _BY_VERB, buckets=_BYTES, registry=registry
         )
         self._received = Histogram(
-            "rest_client_response_size_bytes", "Size of answers' bodies", _BY_VERB, buckets=_BYTES, registry=registry
+            "rest_client_response_size_bytes", "Size of response bodies", _BY_VERB, buckets=_BYTES, registry=registry
         )
 
     def add(self, exchange: RequestRecord) -> None:

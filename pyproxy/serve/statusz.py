@@ -1,7 +1,7 @@
-"""What is programmed, as a page for a person: it works in any browser, without scripts and without network.
+"""The status page, for people. It works in any browser, without scripts and without further requests.
 
-Law of this file: everything that is not written here is escaped. The agent's loop writes to the `StatusBoard`, the threads of
-requests read it; each value is replaced as a whole, so nobody sees half of one.
+All text that is not part of this module is escaped. The agent's loop writes to the `StatusBoard`, and the threads of
+requests read it; each value is replaced as a whole, so a request never sees half of one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,7 +14,7 @@ from pyproxy.model.address import Family
 from pyproxy.serve.pages import HttpPage
 
 _MOST_ROWS = 200
-"""Of quarantined Service ports: a page of megabytes helps nobody."""
+"""Maximum number of quarantined Service ports that are listed: a page of megabytes would be useless."""
 _STYLE = """
 :root { color-scheme: light dark; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
@@ -32,35 +32,35 @@ p.note { opacity: 0.75; }
 
 @dataclass(frozen=True, slots=True)
 class FamilyStatus:
-    """What one address family is like."""
+    """The status of one family."""
 
     programmed: Mapping[str, int] = field(default_factory=dict)
-    """By kind of thing, how many the kernel has."""
+    """By kind, number of objects in the kernel."""
     synced_at: float | None = None
-    """When a sync last succeeded, in seconds since 1970."""
+    """Time of the last successful sync, in seconds since 1970."""
     error: str = ""
-    """Why the last sync failed; empty if it did not."""
+    """Error of the last sync; empty if it succeeded."""
     quarantined: Mapping[str, str] = field(default_factory=dict)
-    """By name of a Service port, why the kernel refused it."""
+    """By name of the Service port, the error with which the kernel rejected it."""
 
 
 @dataclass(frozen=True, slots=True)
 class WatchStatus:
-    """How the API server's objects of one kind arrive."""
+    """Whether objects of one kind arrive from the API server."""
 
     reason: str
     """Why they do not; empty if they do."""
     since: float
-    """When that began, in seconds since 1970."""
+    """Start of this state, in seconds since 1970."""
 
 
 class StatusBoard:
-    """Where the agent writes down what it is at.
+    """The values of the status page, which the agent sets.
 
     Args:
-        mode: the proxy mode.
-        node_name: of the node.
-        started_at: in seconds since 1970.
+        mode: proxy mode.
+        node_name: name of the node.
+        started_at: start of the agent, in seconds since 1970.
     """
 
     def __init__(self, mode: str, node_name: str, started_at: float) -> None:
@@ -71,16 +71,16 @@ class StatusBoard:
         self.watches: dict[str, WatchStatus] = {}
 
     def set_watch(self, kind: str, reason: str, now: float) -> None:
-        """Note why objects of a kind do not arrive, or with an empty reason that they do."""
+        """Record why objects of a kind do not arrive; an empty reason means that they do."""
         known = self.watches.get(kind)
         if known is None or known.reason != reason:
-            # How long it has been lost counts, not since when for this reason.
+            # The time counts from the loss of the watch, even if the reason has changed since then.
             since = known.since if known and known.reason and reason else now
             self.watches[kind] = WatchStatus(reason, since)
 
 
 def status_page(board: StatusBoard, now: Callable[[], float]) -> HttpPage:
-    """Write the page."""
+    """Return the status page."""
     families = {
         str(family): status for family, status in sorted(dict(board.families).items(), key=lambda one: str(one[0]))
     }
@@ -107,7 +107,7 @@ def status_page(board: StatusBoard, now: Callable[[], float]) -> HttpPage:
 
 
 def _verdict(families: Mapping[str, FamilyStatus], watches: Mapping[str, WatchStatus]) -> str:
-    """Say in one line whether anything needs a look."""
+    """Return a line that lists all problems, or that states that there is none."""
     wrong = []
     if not families or any(status.synced_at is None for status in families.values()):
         wrong.append("rules have not been written yet")
@@ -156,12 +156,12 @@ def _quarantine(families: Mapping[str, FamilyStatus]) -> str:
         return "<p>No Service port is in quarantine.</p>"
     more = len(rows) - _MOST_ROWS
     note = f"<p class=note>and {more} more.</p>" if more > 0 else ""
-    return _table(("family", "Service port", "what the kernel said"), rows[:_MOST_ROWS]) + note
+    return _table(("family", "Service port", "error of the kernel"), rows[:_MOST_ROWS]) + note
 
 
 def _watches(watches: Mapping[str, WatchStatus], now: float) -> str:
     if not watches:
-        return "<p>Objects come from files, or have not been asked for yet.</p>"
+        return "<p>Objects come from files, or no request was sent yet.</p>"
     rows = [
         (kind, "lost" if watch.reason else "watched", duration_text(now - watch.since), watch.reason)
         for kind, watch in sorted(watches.items())
@@ -170,7 +170,7 @@ def _watches(watches: Mapping[str, WatchStatus], now: float) -> str:
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Write a table of texts."""
+    """Return a table; texts are escaped."""
     cells = "".join(f"<th>{escape(cell)}" for cell in head)
     lines = [f"<tr>{cells}"] if cells else []
     lines += ["<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows]
@@ -186,7 +186,7 @@ def _time_text(at: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a duration for people, in its two largest units."""
+    """Format a duration in its two largest units."""
     whole = max(0, int(seconds))
     units = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
     first = next((index for index, (count, _) in enumerate(units) if count), len(units) - 1)
