@@ -4,8 +4,8 @@ Each mode has an interpreter in its ``explain`` module. It reads rules, elements
 kernel, and knows nothing of Services or plans, so what it finds can be compared with what was intended.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
@@ -79,7 +79,22 @@ class Path:
     """The endpoint sees an address of this node as the source."""
     affinity_seconds: int | None = None
     """For how long the client stays with its endpoint; None without session affinity."""
+    is_certain: bool = True
+    """False: a rule on the way could not be evaluated and was passed over; a step says which."""
 
 
 Interpreter = Callable[[Packet, Host], tuple[Path, ...]]
 """Returns every way that a packet can take, the most probable first."""
+
+NOT_EVALUATED = "cannot be evaluated: "
+"""Begins the `Step.rule` of a rule that was passed over."""
+
+
+def merged(paths: Iterable[Path]) -> tuple[Path, ...]:
+    """Return paths with those that differ in their probability only made one, the most probable first."""
+    shares: dict[Path, Fraction] = {}
+    for path in paths:
+        key = replace(path, share=Fraction(0))
+        shares[key] = shares.get(key, Fraction(0)) + path.share
+    found = [replace(path, share=share) for path, share in shares.items()]
+    return tuple(sorted(found, key=lambda path: path.share, reverse=True))

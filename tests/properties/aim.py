@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from itertools import product
 
+from pyproxy.backends.explanation import Host, Packet
 from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol
 from pyproxy.model.service import Service
-from tests.properties.packet import Host, Packet
 from tests.properties.strategies import Cluster
 from tests.properties.world import WORLD, ips, of_families
 

@@ -8,12 +8,13 @@ slow on purpose.
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family, Network, family_of, parse_network
 from pyproxy.model.endpoint import Endpoint, SliceEndpoint
 from pyproxy.model.names import Protocol
 from pyproxy.model.service import Service, ServicePort
-from tests.properties.packet import Fate, Host, Outcome, Packet
+from tests.properties.packet import Fate, Outcome
 from tests.properties.strategies import Cluster
 
 _LOOPBACK = parse_network("127.0.0.0/8")

@@ -11,6 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from pyproxy.agent.reconcile import Reconciler
+from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.iptables.static_rules import IptablesSettings
@@ -32,7 +33,7 @@ from tests.packets.own_namespace import inside
 from tests.properties import strategies
 from tests.properties.aim import LOOPBACK_IPS, aimed_packets, is_here
 from tests.properties.oracle import Oracle
-from tests.properties.packet import Fate, Host, Packet
+from tests.properties.packet import Fate
 from tests.properties.packet import Outcome as Expected
 from tests.properties.planning import Plans, filled, plans_of, succeeded, wanted
 from tests.properties.strategies import Cluster, clusters

@@ -4,11 +4,12 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from pyproxy.backends.explanation import Host, Packet
 from pyproxy.model.address import Family
 from pyproxy.model.names import Protocol
 from tests.properties.aim import IN_INTERFACES, LOOPBACK_IPS, aimed_packets, sources
 from tests.properties.oracle import Oracle
-from tests.properties.packet import Host, Packet, outcomes
+from tests.properties.packet import outcomes
 from tests.properties.planning import compiled
 from tests.properties.strategies import clusters, iptables_settings
 from tests.properties.world import TIGHT_WORLD, WORLD, World, of_families

@@ -6,6 +6,7 @@ from fractions import Fraction
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.chain_names import endpoint_chain
 from pyproxy.backends.iptables.rules import equal_shares
 from pyproxy.backends.iptables.static_rules import IptablesSettings
@@ -14,7 +15,7 @@ from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint, Slice
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 from pyproxy.model.node import LocalTraffic, Node
 from pyproxy.model.service import Service, ServicePort
-from tests.properties.packet import Fate, Host, Outcome, Packet, outcomes
+from tests.properties.packet import Fate, Outcome, outcomes
 from tests.properties.planning import compiled
 from tests.properties.strategies import Cluster
 from tests.properties.world import ips, networks
