@@ -10,11 +10,9 @@ from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
 
-from pyproxy.model.address import parse_network
+from pyproxy.model.address import is_loopback
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
-
-_LOOPBACKS = (parse_network("127.0.0.0/8"), parse_network("::1/128"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +36,7 @@ class Host:
 
     def is_local(self, ip: bytes) -> bool:
         """Return whether the kernel delivers packets for an address to the node itself."""
-        return ip in self.ips or any(ip in network for network in _LOOPBACKS)
+        return ip in self.ips or is_loopback(ip)
 
 
 class Fate(Enum):
