@@ -9,7 +9,7 @@ from pyproxy.backends import explanation
 from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.explain import Ruleset, paths
 from pyproxy.model.endpoint import Endpoint
-from tests.properties.tables import Tables
+from tests.fakes.tables import Tables
 
 
 class Fate(Enum):
