@@ -18,6 +18,7 @@ from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
 from pyproxy.agent.reconcile import Reconciler
 from pyproxy.agent.schedule import Schedule
+from pyproxy.agent.service_report import ServiceReporter
 from pyproxy.agent.sources import EventQueue
 from pyproxy.backends.interface import Backend
 from pyproxy.config.config import Config
@@ -35,6 +36,7 @@ from pyproxy.node.localhost_relay import Relay
 from pyproxy.node.own_node import OwnNode
 from pyproxy.plan.localhost import relay_changes
 from pyproxy.plan.planner import Planner
+from pyproxy.plan.service_values import ServiceList
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +76,7 @@ class Agent:
         self._tracker = tracker
         self._planner = Planner(backend.families)
         self._reconcilers: dict[Family, Reconciler[Any, Any]] = {}
+        self._reporter = ServiceReporter(tracker, self._planner, self._reconcilers)
         self._settings: dict[Family, Hashable] = {}
         self._local_ips: Collection[bytes] = frozenset()
         self._followed_ips: Collection[bytes] = self._local_ips
@@ -116,6 +119,12 @@ class Agent:
             notifications.close()
             await self._stop_stale_removal()
             self._relay.close()
+
+    async def services(self) -> ServiceList:
+        """Return the Services as this node serves them, and whether the kernel has their rules."""
+        context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
+        ips = {family: self._backend.node_port_ips(family, context) for family in self._backend.families}
+        return await self._reporter.report(context.node, self._backend.mode.value, ips)
 
     async def _stop_stale_removal(self) -> None:
         """Cancel the task that runs outside the task group, and wait for it.

@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+
+import msgspec
 
 from pyproxy.agent.agent import Agent
 from pyproxy.agent.config_watch import changed_file, texts_of
@@ -23,6 +25,7 @@ from pyproxy.linux.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.linux.systemd_notify import notify
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.node_name import own_node_name
+from pyproxy.serve.control import ControlServer
 from pyproxy.serve.listeners import Listeners
 from pyproxy.takeover.running_proxy import wait_for_running_proxy
 from pyproxy.takeover.stale_rules import remove_stale
@@ -92,6 +95,8 @@ async def _run(settings: ResolvedSettings) -> int:
 
             # Phase 4: empty the queue, and program the kernel once both lists are complete.
             agent = Agent(config, backend, node_name, tracker=tracker, observer=observer, health=health)
+            if config.control_socket:
+                tasks.create_task(ControlServer(config.control_socket, partial(_answer, agent)).run())
             await agent.run(events, partial(remove_stale, config, backend))
     except* ShutdownRequestedError:
         pass
@@ -111,6 +116,18 @@ async def _follows_service_cidrs(config: Config, opening: Awaitable[Backend]) ->
     if config.proxy_mode is ProxyMode.AUTO:
         return (await opening).follows_service_cidrs
     return backend_class(config.proxy_mode).follows_service_cidrs
+
+
+async def _answer(agent: Agent, request: Mapping[str, object]) -> bytes:
+    """Answer a request of the control socket.
+
+    Raises:
+        ValueError: the request is not known.
+    """
+    if request != {"command": "services"}:
+        message = "unknown request; agent and command have different versions"
+        raise ValueError(message)
+    return msgspec.json.encode(await agent.services())
 
 
 def _observer(

@@ -22,6 +22,7 @@ from pyproxy.model.event import event_extra
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.planner import FinalPlans
 from pyproxy.plan.service_plan import ServicePlan
+from pyproxy.plan.service_values import SyncState
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +88,10 @@ class Reconciler(Generic[K, V]):
         """The entries in the kernel."""
         self._is_known = False
         """Whether `_applied` is up to date. If not, the next sync reads the kernel."""
+        self.synced_at: float | None = None
+        """When a sync last succeeded, as `monotonic` counts; None if none has."""
+        self.error = ""
+        """Why the last sync failed; empty if it succeeded."""
         self._is_compiled = True
         """Whether the program has all applied plans. If not, the next sync puts them into it."""
 
@@ -136,6 +141,14 @@ class Reconciler(Generic[K, V]):
             if quarantine.periods_left <= 0 and name not in self._staged:
                 self._staged[name] = quarantine.refused
 
+    def sync_state(self, name: ServicePortName, plan: ServicePlan) -> tuple[SyncState, str]:
+        """Return whether the kernel has a plan, and the kernel's error if it refused it."""
+        if (quarantine := self.quarantined.get(name)) is not None:
+            return SyncState.QUARANTINED, quarantine.error
+        if name in self._staged or self._applied_plans.get(name) != plan:
+            return SyncState.PENDING, ""
+        return (SyncState.PROGRAMMED if self._is_known else SyncState.STALE), ""
+
     async def sync(self) -> SyncReport:
         """Write the staged plans to the kernel.
 
@@ -151,6 +164,9 @@ class Reconciler(Generic[K, V]):
             self._is_known = False
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
             report.error = error
+            self.error = str(error)
+        else:
+            self.synced_at, self.error = monotonic(), ""
         report.seconds = monotonic() - started
         report.counts = self._kernel.take_counts()
         if report.error is None:

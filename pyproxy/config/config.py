@@ -303,6 +303,12 @@ class Config:
         "Address of the health server; 0.0.0.0 or :: for all addresses of both families. Empty or port 0 disables the"
         " server.",
     )
+    control_socket: str = option(
+        "/run/pyproxy/control.sock",
+        PATH,
+        "Unix socket on which the agent answers commands of root, such as pyproxy services. Empty disables it.",
+        own=True,
+    )
     bind_address_hard_fail: bool = option(
         False, SWITCH, "Exit if pyproxy cannot listen on the address for health or metrics, instead of retrying."
     )

@@ -50,6 +50,10 @@ class Tracker:
         """Return whether there are changes that were not taken yet."""
         return bool(self._dirty) or self._node_changed or self._service_cidrs_changed
 
+    def is_dirty(self, service: NamespacedName) -> bool:
+        """Return whether a Service, or the Node, has changed since the changes were last taken."""
+        return self._node_changed or service in self._dirty
+
     def slices(self, service: NamespacedName) -> tuple[EndpointSlice, ...]:
         """Return the slices of a Service, sorted by name."""
         return self._slices.get(service, ())

@@ -84,14 +84,6 @@ class ServiceRow:
     reasons: tuple[Reason, ...] = ()
     """Why the state is not OK."""
 
-    @property
-    def is_problem(self) -> bool:
-        """Return whether the row needs attention; a Service that is meant to have no rules does not."""
-        return self.state is not State.OK and not any(reason.code in _INTENDED for reason in self.reasons)
-
-
-_INTENDED = frozenset({ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY})
-
 
 def unserved_row(unserved: UnservedService) -> ServiceRow:
     """Return the row of a Service without rules."""

@@ -10,7 +10,7 @@ import pytest
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 WITHOUT_CAPABILITIES = ("setpriv", "--bounding-set=-all", "--inh-caps=-all")
 MODES = ("iptables", "nftables", "ipvs", "auto")
-RUN = ("run", "--hostname-override=node-1", "--healthz-bind-address=", "--metrics-bind-address=")
+RUN = ("run", "--hostname-override=node-1", "--healthz-bind-address=", "--metrics-bind-address=", "--control-socket=")
 COMMANDS = (
     *((*RUN, f"--proxy-mode={mode}") for mode in MODES),
     *((*RUN, f"--proxy-mode={mode}", "--init-only") for mode in MODES),

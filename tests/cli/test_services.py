@@ -7,8 +7,8 @@ import msgspec
 import pytest
 import yaml
 
-from pyproxy.cli.service_list import ServiceList
 from pyproxy.plan.service_table import State
+from pyproxy.plan.service_values import ServiceList
 
 from .test_cli import pyproxy
 
@@ -99,7 +99,10 @@ def test_documents_follow_the_schema(output: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "give --manifests PATH"),
+        (
+            ["--control-socket=/nonexistent", "--problems"],
+            "no agent answers on /nonexistent, and the rules in the kernel",
+        ),
         ([FLAGS[0], "default/none"], "there is no Service default/none"),
         ([FLAGS[0], "default"], "'default' is not NAMESPACE/NAME"),
         (["--manifests=/nonexistent"], "/nonexistent: No such file or directory"),

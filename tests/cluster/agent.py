@@ -53,7 +53,7 @@ class Agent:
         self._namespace = namespace
         self._backend: Backend = backend
         mode, _, variant = backend.partition("-")
-        self._flags = [f"--hostname-override={node}", *HOST_UNTOUCHED, *flags]
+        self._flags = [f"--hostname-override={node}", "--control-socket=", *HOST_UNTOUCHED, *flags]
         if names_mode:
             self._flags.append(f"--proxy-mode={mode}")
         if variant:

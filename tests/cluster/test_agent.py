@@ -299,7 +299,7 @@ def test_invalid_object_among_valid_ones(running: Running, cluster: Cluster) -> 
 def test_no_way_to_the_api_server(namespace: str, tmp_path: Path, flag: str, message: str) -> None:
     """Invalid settings of the API server give a one-line error and exit code 2, without a traceback."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("KUBERNETES_")}
-    command = [PYPROXY, "run", "--iptables-variant=nft", *FLAGS, *HOST_UNTOUCHED, flag]
+    command = [PYPROXY, "run", "--iptables-variant=nft", "--control-socket=", *FLAGS, *HOST_UNTOUCHED, flag]
     done = subprocess.run(
         command_inside(namespace, command),
         env=environment | {"XTABLES_LOCKFILE": str(tmp_path / "lock")},

@@ -111,6 +111,7 @@ class Cluster:
             "conntrack-tcp-timeout-close-wait": 0,
             "metrics-bind-address": "",
             "oom-score-adj": 0,
+            "control-socket": self.directory / f"{node.name}.sock",
             # The guest kernel, which has IPVS, does not support the other variant.
             **({"iptables-variant": "legacy"} if self._mode == "ipvs" else {}),
         }

@@ -4,10 +4,14 @@ from pathlib import Path
 
 import msgspec
 
-from pyproxy.cli.service_list import ServiceList
+from pyproxy.cli.kernel_services import ServiceRulesList
+from pyproxy.plan.service_values import ServiceList
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
-TYPES: dict[str, type[msgspec.Struct]] = {"service-list.json": ServiceList}
+TYPES: dict[str, type[msgspec.Struct]] = {
+    "service-list.json": ServiceList,
+    "service-rules-list.json": ServiceRulesList,
+}
 """By file, the type of the document."""
 
 

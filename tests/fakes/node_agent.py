@@ -25,7 +25,7 @@ class NodeAgent:
 
     def __init__(self, settings: IptablesSettings, kernel: Kernel[RulesetKey, str]) -> None:
         self.tracker = Tracker()
-        self._planner = Planner([settings.family])
+        self.planner = Planner([settings.family])
         self.settings = settings
         self.reconciler: Reconciler[RulesetKey, str] = Reconciler(settings.family, IptablesProgram(settings), kernel)
 
@@ -41,7 +41,7 @@ class NodeAgent:
         """Process changes and plan the affected Services."""
         for change in changes:
             self.tracker.apply(change)
-        self._stage(self._planner.take_changes(self.tracker, self.node))
+        self._stage(self.planner.take_changes(self.tracker, self.node))
 
     def tell_again(self) -> None:
         """Process all known objects again, as in a resync of an informer, and plan them again."""
@@ -49,7 +49,7 @@ class NodeAgent:
         slices = (one for name in self.tracker.services for one in self.tracker.slices(name))
         nodes = [self.tracker.node] if self.tracker.node else []
         self.tell([Replaced(Kind.SERVICE, services), *map(Put, slices), *map(Put, nodes)])
-        self._stage(self._planner.plan(self.tracker.services, self.tracker, self.node))
+        self._stage(self.planner.plan(self.tracker.services, self.tracker, self.node))
 
     def _stage(self, services: Iterable[PlannedService]) -> None:
         for planned in services:

@@ -16,6 +16,7 @@ from tests.cluster.controlplane import ControlPlane
 from tests.cluster.http_get import get_inside
 from tests.cluster.process import wait_until
 from tests.lab import Lab, tcp
+from tests.packets.cluster import PYPROXY
 from tests.packets.objects import JsonObject, port, service, slices
 
 from .image import mounted_image, size_bytes
@@ -82,6 +83,7 @@ def node(
             tmp_path,
             {
                 "kube-proxy": config_volume(control_plane, server, made(tmp_path / "config")),
+                "run": made(tmp_path / "run"),
                 "xtables-lock": touched(tmp_path / "xtables.lock"),
                 # Container runtimes create this directory if it is missing; the kernel of the tests needs no modules.
                 "lib-modules": made(tmp_path / "modules"),
@@ -194,6 +196,9 @@ def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
         complaints = [line for line in container.log.read_text().splitlines() if line[:1] in "WEF"]
         assert [True] == [ONLY_WARNING in line for line in complaints], complaints
         assert int(status["VmRSS"].split()[0]) < 60_000  # kB
+        control_socket = node.volumes["run"] / "control.sock"
+        listed = node.host.run(PYPROXY, "services", f"--control-socket={control_socket}", "default/web", "-o", "json")
+        assert {("ok", "programmed")} == {(item["state"], item["sync"]) for item in json.loads(listed)["items"]}
 
 
 def is_healthy(lab: Lab, probe: JsonObject) -> bool:

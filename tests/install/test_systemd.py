@@ -91,6 +91,20 @@ def test_start_returns_when_services_answer(machine: Machine, lab: Lab) -> None:
 
 
 @pytest.mark.usefixtures("stopped")
+def test_root_can_ask_the_agent(machine: Machine) -> None:
+    """`pyproxy services` shows what the running agent has programmed; the socket is root's, and is gone after a stop."""
+    start(machine)
+
+    listed = json.loads(machine.run("pyproxy", "services", "default/web", "-o", "json"))
+
+    assert "agent" == listed["source"]
+    assert {("ok", "programmed")} == {(item["state"], item["sync"]) for item in listed["items"]}
+    assert "600 root" == machine.run("stat", "--format=%a %U", "/run/pyproxy/control.sock").strip()
+    machine.run("systemctl", "stop", "pyproxy")
+    assert 1 == machine.attempt("test", "-e", "/run/pyproxy/control.sock").returncode
+
+
+@pytest.mark.usefixtures("stopped")
 def test_it_has_few_privileges(machine: Machine) -> None:
     """The running agent has two capabilities, cannot gain more, and cannot write to the system."""
     pid = start(machine)

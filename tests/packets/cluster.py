@@ -36,6 +36,7 @@ FLAGS = (
     "--conntrack-tcp-timeout-close-wait=0",
     "--metrics-bind-address=",
     "--oom-score-adj=0",
+    "--control-socket=",
     "-v=4",
 )
 _MARK_NUMBER = 250
@@ -77,7 +78,12 @@ class Cluster:
     def command(self, host: Host, *flags: str) -> list[str]:
         """Return the command line of the agent on a node."""
         own = (f"--manifests={self.manifests}", f"--hostname-override={host.name}")
-        return [PYPROXY, "run", *own, *self.mode.flags, *FLAGS, *(flags or (CLUSTER_CIDR_FLAG,))]
+        socket = f"--control-socket={self.control_socket(host)}"
+        return [PYPROXY, "run", *own, *self.mode.flags, *FLAGS, socket, *(flags or (CLUSTER_CIDR_FLAG,))]
+
+    def control_socket(self, host: Host) -> Path:
+        """Return the path of the control socket of the agent of a node."""
+        return self._directory / f"{host.name}.sock"
 
     def env(self, host: Host, more: Mapping[str, str] | None = None) -> dict[str, str]:
         """Return the environment of programs on a node: each node has its own xtables lock."""

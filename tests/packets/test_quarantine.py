@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
 import pytest
 
-from .cluster import Cluster, wait_until
+from .cluster import PYPROXY, Cluster, wait_until
 from .gate import Gate
 from .modes import needs
 from .objects import backed, cluster_ips, port, service
@@ -59,3 +60,15 @@ def test_other_services_are_programmed(cluster: Cluster, row: Row) -> None:
 def test_other_family_is_programmed(cluster: Cluster, row: Row) -> None:
     """A Service refused in IPv4 works in IPv6."""
     assert cluster.expected(row) == cluster.observed(row)
+
+
+def test_services_show_the_quarantine(cluster: Cluster) -> None:
+    """`pyproxy services` shows the refused Service with the kernel's error, in the family in which it was refused."""
+    host = cluster.lab["node1"]
+    control_socket = f"--control-socket={cluster.control_socket(host)}"
+    listed = json.loads(cluster.run(host, PYPROXY, "services", control_socket, "default/bad", "-o", "json"))
+
+    found = {item["frontend"]["family"]: (item["sync"], item["syncError"]) for item in listed["items"]}
+    assert ("programmed", "") == found["IPv6"]
+    assert "quarantined" == found["IPv4"][0]
+    assert f"-d {cluster_ips(110)[0]}/32" in found["IPv4"][1]

@@ -149,7 +149,9 @@ class PyproxySide(Side):
         kubeconfig = self.control_plane.kubeconfig_for(user, server)
         own = (f"--kubeconfig={kubeconfig}", f"--hostname-override={node.name}", "--metrics-bind-address=")
         lock = {"XTABLES_LOCKFILE": str(kubeconfig.with_suffix(".lock"))}
-        agent = node.start(PYPROXY, "run", *own, *self.mode.pyproxy, *HOST_UNTOUCHED, *flags, env=lock)
+        agent = node.start(
+            PYPROXY, "run", *own, "--control-socket=", *self.mode.pyproxy, *HOST_UNTOUCHED, *flags, env=lock
+        )
         self._agents[node.name] = agent
         self.stack.callback(agent.stop)
 

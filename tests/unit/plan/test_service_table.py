@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 from msgspec.structs import replace
 
+from pyproxy.cli.service_list import is_problem
 from pyproxy.model.address import Family, parse_ip, parse_network, socket_text
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
@@ -16,6 +17,7 @@ from pyproxy.model.unserved import UnservedService
 from pyproxy.plan.planner import Planner
 from pyproxy.plan.reasons import ReasonCode
 from pyproxy.plan.service_table import ServiceRow, State, service_rows, unserved_row
+from pyproxy.plan.service_values import service_values
 from tests.unit.plan.building import SERVICE, endpoint_slice, ips
 
 NODE = Node(name="node1", ips=ips("172.18.0.11"))
@@ -149,7 +151,7 @@ def test_an_address_of_another_service() -> None:
 
     assert (State.NO_RULES, [ReasonCode.CLAIMED]) == (lost.state, [reason.code for reason in lost.reasons])
     assert "Service default/web has the same address and port" == lost.reasons[0].text
-    assert lost.is_problem
+    assert is_problem(service_values(lost))
 
 
 def test_a_node_port_without_an_address() -> None:
@@ -176,7 +178,7 @@ def test_source_ranges_are_those_of_load_balancer_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_problem"),
+    ("kind", "expected"),
     [
         (NoPacketPath.HEADLESS, False),
         (NoPacketPath.EXTERNAL_NAME, False),
@@ -184,8 +186,8 @@ def test_source_ranges_are_those_of_load_balancer_addresses() -> None:
         (None, True),
     ],
 )
-def test_services_without_rules(kind: NoPacketPath | None, is_problem: bool) -> None:  # noqa: FBT001
+def test_services_without_rules(kind: NoPacketPath | None, expected: bool) -> None:  # noqa: FBT001
     """A Service that is meant to have no rules is not a problem; an invalid one is."""
     row = unserved_row(UnservedService(NamespacedName("default", "web"), kind, "" if kind else "spec: wrong"))
 
-    assert (State.NO_RULES, is_problem) == (row.state, row.is_problem)
+    assert (State.NO_RULES, expected) == (row.state, is_problem(service_values(row)))

@@ -1,0 +1,76 @@
+"""The Services as the agent serves them, for the control socket: the planner's decisions, and whether the kernel has them."""
+
+import asyncio
+from collections.abc import Mapping
+from time import monotonic
+from typing import Any
+
+from pyproxy.agent.reconcile import Reconciler
+from pyproxy.model.address import Family
+from pyproxy.model.node import Node
+from pyproxy.model.tracker import Tracker
+from pyproxy.plan.planner import Planner
+from pyproxy.plan.service_table import NodePortIps, ServiceRow, service_rows
+from pyproxy.plan.service_values import (
+    API_VERSION,
+    FAMILIES,
+    KIND,
+    FamilyValues,
+    ServiceList,
+    ServiceValues,
+    SyncState,
+    service_values,
+)
+
+_SERVICES_PER_SLICE = 100
+"""Services reported before the loop gets a turn: about 10 ms."""
+
+
+class ServiceReporter:
+    """Makes reports from the state of an agent, which it only reads.
+
+    Args:
+        tracker: the objects.
+        planner: the plans.
+        reconcilers: by family, what is in the kernel.
+    """
+
+    def __init__(self, tracker: Tracker, planner: Planner, reconcilers: Mapping[Family, Reconciler[Any, Any]]) -> None:
+        self._tracker = tracker
+        self._planner = planner
+        self._reconcilers = reconcilers
+
+    async def report(self, node: Node, mode: str, node_port_ips: NodePortIps) -> ServiceList:
+        """Return all Services. Objects may change meanwhile; each Service is reported as it is at one moment.
+
+        Args:
+            node: this node.
+            mode: the proxy mode.
+            node_port_ips: where node ports are served, for each family of the agent.
+        """
+        tracker, items = self._tracker, list[ServiceValues]()
+        for count, name in enumerate(sorted(tracker.services), start=1):
+            if service := tracker.services.get(name):
+                rows = service_rows(service, tracker.slices(name), node, self._planner, node_port_ips)
+                items += map(self._values, rows)
+            if count % _SERVICES_PER_SLICE == 0:
+                await asyncio.sleep(0)
+        families = [
+            FamilyValues(
+                FAMILIES[family],
+                None if reconciler.synced_at is None else round(monotonic() - reconciler.synced_at, 3),
+                reconciler.error,
+            )
+            for family, reconciler in self._reconcilers.items()
+        ]
+        return ServiceList(API_VERSION, KIND, node.name, mode, "agent", families, items)
+
+    def _values(self, row: ServiceRow) -> ServiceValues:
+        if self._tracker.is_dirty(row.service) or row.port is None:
+            return service_values(row, SyncState.PENDING if self._tracker.is_dirty(row.service) else None)
+        # A node port without an address has no frontend; its plan is the same in each family.
+        family = row.frontend.family if row.frontend else next(iter(self._reconcilers), None)
+        plan = self._planner.effective(family, row.port) if family is not None else None
+        if family is None or plan is None:
+            return service_values(row, SyncState.PENDING)
+        return service_values(row, *self._reconcilers[family].sync_state(row.port, plan))

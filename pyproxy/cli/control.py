@@ -1,0 +1,78 @@
+"""Asking the agent of this node through its control socket."""
+
+import json
+import socket
+from contextlib import suppress
+from typing import TypeVar
+
+import msgspec
+
+from pyproxy.errors import PyproxyError
+from pyproxy.serve.control import peer_uid
+
+T = TypeVar("T")
+_TIMEOUT_SECONDS = 30.0
+"""The agent may be busy with a large first sync."""
+_CHUNK_BYTES = 1 << 20
+
+
+class ControlError(PyproxyError):
+    """The agent cannot be asked, or refuses to answer."""
+
+
+class NoAgentError(ControlError):
+    """No agent listens on the control socket."""
+
+
+class _Reply(msgspec.Struct):
+    error: str = ""
+    result: msgspec.Raw = msgspec.Raw()
+
+
+def ask(path: str, command: str, type_: type[T]) -> T:
+    """Send a command to the agent and return its answer.
+
+    Raises:
+        NoAgentError: no agent listens on the socket.
+        ControlError: the agent cannot be asked, or refuses to answer.
+    """
+    try:
+        reply = _exchange(path, json.dumps({"command": command}).encode() + b"\n")
+    except (FileNotFoundError, ConnectionRefusedError) as error:
+        message = f"no agent answers on {path}"
+        raise NoAgentError(message) from error
+    except PermissionError as error:
+        message = f"{path}: only root may ask the agent; run the command as root"
+        raise ControlError(message) from error
+    except TimeoutError as error:
+        message = f"{path}: the agent did not answer within {_TIMEOUT_SECONDS:.0f} s"
+        raise ControlError(message) from error
+    except OSError as error:
+        message = f"{path}: {error.strerror or error}"
+        raise ControlError(message) from error
+    try:
+        answer = msgspec.json.decode(reply, type=_Reply)
+        if not answer.error:
+            return msgspec.json.decode(answer.result, type=type_)
+    except msgspec.DecodeError as error:
+        message = f"{path}: the reply cannot be read; agent and command must have the same version: {error}"
+        raise ControlError(message) from error
+    message = f"{path}: {answer.error}"
+    raise ControlError(message)
+
+
+def _exchange(path: str, request: bytes) -> bytes:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_TIMEOUT_SECONDS)
+        client.connect(path)
+        if uid := peer_uid(client):
+            message = f"a process of uid {uid} listens on {path}, not the agent"
+            raise ControlError(message)
+        reply = b""
+        # An agent that refuses a connection replies and closes without reading the request.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            client.sendall(request)
+        with suppress(ConnectionResetError):
+            while chunk := client.recv(_CHUNK_BYTES):
+                reply += chunk
+        return reply

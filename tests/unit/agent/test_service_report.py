@@ -1,0 +1,118 @@
+"""What the agent answers about its Services: whether the kernel has the rules of each, before, during and after syncs."""
+
+import asyncio
+
+import pytest
+
+from pyproxy.agent.service_report import ServiceReporter
+from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.errors import ApplyError
+from pyproxy.model.address import Family
+from pyproxy.model.change import Put
+from pyproxy.plan.service_table import State
+from pyproxy.plan.service_values import ServiceList, SyncState
+from tests.fakes.node_agent import TableAgent
+from tests.unit.agent.objects import endpoint_slice, endpoints_changed, everything, service
+
+POISON = 66
+"""Last octet of an endpoint whose rules the kernel refuses."""
+
+
+@pytest.fixture
+def agent() -> TableAgent:
+    """Provide an agent with three Services, whose kernel refuses one endpoint."""
+    made = TableAgent(IptablesSettings(family=Family.IPV4))
+    made.kernel.refuses = lambda line: f".{POISON}:8080" in line
+    made.tell(everything(3))
+    return made
+
+
+def report(agent: TableAgent) -> ServiceList:
+    """Return the report of an agent."""
+    reporter = ServiceReporter(agent.tracker, agent.planner, {Family.IPV4: agent.reconciler})
+    return asyncio.run(reporter.report(agent.node, "iptables", {Family.IPV4: None}))
+
+
+def sync_states(agent: TableAgent) -> dict[str, SyncState | None]:
+    """Return the sync state of each Service."""
+    return {item.name: item.sync for item in report(agent).items}
+
+
+def test_before_the_first_sync_all_is_pending(agent: TableAgent) -> None:
+    """Until the first sync succeeds no Service is programmed, and there is no time of a sync."""
+    found = report(agent)
+
+    assert [SyncState.PENDING] * 3 == [item.sync for item in found.items]
+    assert [None] == [family.last_sync_seconds for family in found.families]
+
+
+def test_after_a_sync_all_is_programmed(agent: TableAgent) -> None:
+    """After a sync every Service is programmed, with the state of its plan, and the sync has just been."""
+    agent.sync()
+    found = report(agent)
+
+    assert [(SyncState.PROGRAMMED, State.OK)] * 3 == [(item.sync, item.state) for item in found.items]
+    [family] = found.families
+    assert family.last_sync_seconds is not None
+    assert (0 <= family.last_sync_seconds < 60, "") == (True, family.error)
+
+
+def test_a_planned_change_is_pending(agent: TableAgent) -> None:
+    """A Service whose change waits for the next sync is pending, and no other one is."""
+    agent.sync()
+    agent.tell(endpoints_changed(1, [2]))
+
+    assert {
+        "web-0": SyncState.PROGRAMMED,
+        "web-1": SyncState.PENDING,
+        "web-2": SyncState.PROGRAMMED,
+    } == sync_states(agent)
+
+
+def test_an_unplanned_change_is_pending(agent: TableAgent) -> None:
+    """A change that has not been planned yet makes its Service pending, a new Service included."""
+    agent.sync()
+    for change in (*endpoints_changed(1, [2]), Put(service(3)), Put(endpoint_slice(3))):
+        agent.tracker.apply(change)
+
+    assert {
+        "web-0": SyncState.PROGRAMMED,
+        "web-1": SyncState.PENDING,
+        "web-2": SyncState.PROGRAMMED,
+        "web-3": SyncState.PENDING,
+    } == sync_states(agent)
+
+
+def test_after_an_external_change_all_is_stale(agent: TableAgent) -> None:
+    """After an external change the kernel may lack any rule, until the next sync has read it."""
+    agent.sync()
+    agent.reconciler.mark_stale()
+
+    assert {SyncState.STALE} == set(sync_states(agent).values())
+    agent.sync()
+    assert {SyncState.PROGRAMMED} == set(sync_states(agent).values())
+
+
+def test_a_refused_service_is_quarantined(agent: TableAgent) -> None:
+    """A Service that the kernel refused is quarantined with the kernel's error; other Services are programmed."""
+    agent.sync()
+    agent.tell(endpoints_changed(1, [POISON]))
+    agent.sync()
+
+    found = {item.name: item for item in report(agent).items}
+    assert SyncState.QUARANTINED is found["web-1"].sync
+    assert f".{POISON}:8080" in found["web-1"].sync_error
+    assert [SyncState.PROGRAMMED] * 2 == [found[name].sync for name in ("web-0", "web-2")]
+
+
+def test_a_failed_sync_is_reported(agent: TableAgent) -> None:
+    """After a sync that failed as a whole the error is reported, and the time is that of the last success."""
+    agent.sync()
+    agent.kernel.is_busy = True
+    agent.tell(endpoints_changed(1, [2]))
+    with pytest.raises(ApplyError):
+        agent.sync()
+
+    [family] = report(agent).families
+    assert family.error
+    assert family.last_sync_seconds is not None
