@@ -230,6 +230,9 @@ class SctpConnectionChannel(TcpChannel):
             self._socket.family, socket.SOCK_RAW | socket.SOCK_NONBLOCK, association.IPPROTO_SCTP
         )
         queue_icmp_errors(self._errors)
+        if source:
+            # Otherwise `connect` chooses the source by the route, and the kernel reports no errors for another one.
+            self._errors.bind((str(source), 0))
 
     def close(self) -> None:
         """Close both sockets."""

@@ -140,6 +140,7 @@ client-pod   empty:80/tcp             refused
 client-pod   empty:80/udp             refused
 client-pod   empty:80/sctp            refused
 node1        empty:80/tcp             refused
+node1@node1'  empty:80/sctp           refused
 outside1     empty:80/udp             refused
 client-pod   unready:80/tcp           refused
 client-pod   last-gasp:80/tcp         refused
