@@ -1,7 +1,7 @@
-"""What a connection to the API server needs, as a value, and its files and TLS settings at the moment of connecting.
+"""Addresses and credentials of the API server as a value, and the TLS settings made from it for each connection.
 
-Law of this file: an `Access` holds the paths of files, not their contents; whoever connects reads them first, so that a
-rotated token, CA or client certificate is used from the next connection on. `load_access` finds it.
+An `Access` has the paths of files, not their contents. The transport reads the files for each request, so that a rotated
+token, CA or client certificate is used from the next connection on. `load_access` finds the `Access`.
 """
 
 import os
@@ -17,26 +17,26 @@ SERVICE_ACCOUNT = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessSettings:
-    """What the user said about the API server."""
+    """The user's settings for the API server."""
 
     kubeconfig: str = ""
     master: str = ""
-    """URLs of servers, with commas between them; they are tried in turn. Overrides the server of the kubeconfig."""
+    """Comma-separated URLs of servers, used in turn. Overrides the server in the kubeconfig."""
     api_servers: tuple[str, ...] = ()
-    """As `master`, and wins over it; credentials are those of the kubeconfig, or the service account's if there are any."""
+    """Like `master`, and overrides it; credentials come from the kubeconfig, or from the service account if it exists."""
     service_account: str = SERVICE_ACCOUNT
-    """Folder of token and CA, used if there is neither kubeconfig nor master."""
+    """Directory of token and CA, used without kubeconfig and master."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pem:
-    """A certificate or key: in a file that may change, or inline in the kubeconfig."""
+    """A certificate or key, in a file that may change or inline in the kubeconfig."""
 
     path: str = ""
     content: bytes = field(default=b"", repr=False)
 
     def read(self) -> bytes:
-        """Return the PEM text as it is now.
+        """Return the current PEM text.
 
         Raises:
             SourceError: the file cannot be read.
@@ -49,19 +49,19 @@ class Server:
     """One API server."""
 
     url: str
-    """Without a slash at its end; may have a path."""
+    """Without a trailing slash; may have a path."""
     proxy: str = ""
-    """URL of the HTTP proxy to go through; empty means none."""
+    """URL of the HTTP proxy; empty for a direct connection."""
 
     @property
     def name(self) -> str:
-        """Return the URL as it can be shown to anybody."""
+        """Return the URL without credentials."""
         return without_credentials(self.url)
 
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """The contents of an access's PEM files at one moment; equal ones make equal TLS settings."""
+    """The current contents of the PEM files of an Access; equal contents give equal TLS settings."""
 
     ca: bytes = field(repr=False)
     certificate: bytes = field(repr=False)
@@ -70,37 +70,44 @@ class Certificates:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Access:
-    """Everything that a connection to the API server needs."""
+    """Everything that is needed to connect to the API server."""
 
     servers: tuple[Server, ...]
     ca: Pem | None = None
-    """None means the system's authorities."""
+    """None for the system's authorities."""
     certificate: Pem | None = None
-    """The client's; None means that it shows none."""
+    """The client certificate; None if there is none."""
     key: Pem | None = None
     verify: bool = True
-    """False takes any server certificate (``insecure-skip-tls-verify``)."""
+    """False to accept any server certificate (``insecure-skip-tls-verify``)."""
     tls_server_name: str = ""
-    """Name that the server's certificate must have; empty means the one in its URL."""
+    """Name that the server's certificate must have; empty for the host name in the URL."""
     token_file: str = ""
     authorization: str = field(default="", repr=False)
-    """Value of the HTTP header where there is no token file; empty means none."""
+    """Value of the HTTP header without a token file; empty for none."""
     expires_at: float | None = None
-    """When an exec plugin's credentials expire, in seconds since the epoch; None means not known."""
+    """Expiry of an exec plugin's credentials, in seconds since the epoch; None if not known."""
 
     def read_authorization(self) -> str:
-        """Return the value of the HTTP header as it is now; empty means that there is none.
+        """Return the current value of the HTTP header; empty for none.
 
         Raises:
-            SourceError: the token file cannot be read now, or holds no token.
+            SourceError: the token file cannot be read, or has no token.
         """
-        return _bearer(self.token_file) if self.token_file else self.authorization
+        if not self.token_file:
+            return self.authorization
+        # The file may end with a newline, which is not allowed in a header.
+        token = _read(self.token_file).decode("ascii", "replace").strip()
+        if not token or not token.isprintable():
+            message = f"token file {self.token_file} has no token"
+            raise SourceError(message)
+        return f"Bearer {token}"
 
     def read_certificates(self) -> Certificates:
         """Read all PEM files.
 
         Raises:
-            SourceError: one of them cannot be read now.
+            SourceError: a file cannot be read.
         """
         return Certificates(*(pem.read() if pem else b"" for pem in (self.ca, self.certificate, self.key)))
 
@@ -108,17 +115,20 @@ class Access:
         """Make the TLS settings of a connection.
 
         Raises:
-            SourceError: a certificate or key is no PEM, or the two do not belong together.
+            SourceError: a certificate or key is not valid PEM, or they do not match.
         """
-        # Not ssl.create_default_context: from Python 3.13 on it is stricter than Go's crypto/tls and turns away
-        # cluster authorities without key usage, which every other client takes.
+        # Not ssl.create_default_context: from Python 3.13 on it is stricter than Go's crypto/tls and refuses cluster
+        # authorities without key usage, which all other clients accept.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if not self.verify:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         try:
-            _load_authorities(context, certificates.ca)
+            if certificates.ca:
+                context.load_verify_locations(cadata=certificates.ca.decode())
+            else:
+                context.load_default_certs()
             _load_client_certificate(context, certificates)
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             message = f"CA {self.ca}, client certificate {self.certificate}, key {self.key}: {error}"
@@ -126,30 +136,14 @@ class Access:
         return context
 
 
-def _bearer(token_file: str) -> str:
-    # The token may end in a newline, which no header may hold.
-    token = _read(token_file).decode("ascii", "replace").strip()
-    if not token or not token.isprintable():
-        message = f"token file {token_file} holds no token"
-        raise SourceError(message)
-    return f"Bearer {token}"
-
-
-def _load_authorities(context: ssl.SSLContext, ca: bytes) -> None:
-    if ca:
-        context.load_verify_locations(cadata=ca.decode())
-    else:
-        context.load_default_certs()
-
-
 def _load_client_certificate(context: ssl.SSLContext, certificates: Certificates) -> None:
     if not certificates.certificate:
         return
-    # OpenSSL takes files only; one in memory keeps an inline key off the disk.
+    # OpenSSL reads files only; a file in memory keeps an inline key off the disk.
     with os.fdopen(os.memfd_create("client-certificate"), "wb") as file:
         file.write(certificates.certificate + b"\n" + certificates.key)
         file.flush()
-        # Without a password OpenSSL would ask for one on the terminal.
+        # Without a password OpenSSL would prompt for one on the terminal.
         context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
 
 

@@ -1,8 +1,8 @@
 """The Kubernetes API as a source: lists and watches become changes.
 
-Law of this file: what is heard is passed on at once and not kept; the tracker is the store. While the server is away
-nothing is passed on, so that the last good state stays; after that a list says what is gone. That the server is lost,
-why, and that it is back is logged once each, however often it is tried.
+Changes are passed on at once; the tracker keeps the objects. While the server is unavailable nothing is passed on, so
+that the last good state stays in effect; a list then shows which objects were deleted. The loss of the server, each
+reason, and its return are logged once, regardless of the number of retries.
 """
 
 import asyncio
@@ -29,47 +29,47 @@ __all__ = ["ApiSource", "EventHandler", "EventSender", "Store", "Watched"]
 logger = logging.getLogger(__name__)
 
 Random = Callable[[], float]
-"""Gives a number in [0, 1)."""
+"""Returns a number in [0, 1)."""
 
 _EVENT = msgspec.json.Decoder(wire.WatchEvent)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
 _INVALID = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
-"""How servers refuse to stream a list: old ones forbid a ``resourceVersionMatch`` in a watch."""
+"""Statuses of servers that cannot stream a list: old ones forbid a ``resourceVersionMatch`` in a watch."""
 _ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
 _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
-"""About a minute: a server that starts has some resources later than others, and roles, too."""
+"""About a minute: during its start a server may not have all resources and roles yet."""
 _ABSENCE_SECONDS = 300.0
 _MOST_REASONS = 20
-"""That are logged while the API server is lost."""
+"""Limit for the different reasons that are logged while the API server is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
-    """Whoever keeps the objects."""
+    """The receiver of the objects."""
 
     deliver: Callable[[ObjectChange], None]
     """Called in the event loop with each change; the first one of each kind is a `Replaced`."""
     last_good: Callable[[Kind, NamespacedName], Object | None] = lambda _kind, _name: None
-    """Gives what is kept of an object, or None: asked when a list has it in a form that cannot be decoded."""
+    """Returns the last good version of an object, or None; used for an object in a list that cannot be decoded."""
     watched: Callable[[Kind, str], None] = lambda _kind, _reason: None
-    """Told, again and again, why changes of a kind do not arrive; with an empty reason, that they do."""
+    """Called at each attempt with the reason why a kind cannot be watched; an empty reason if it is watched."""
     requested: Tell = lambda _: None
-    """Told of each request."""
+    """Called with the record of each request."""
     events: EventSender | None = None
-    """What it has to tell the API server."""
+    """Sends Events to the API server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Watched:
-    """What is watched beside Services and EndpointSlices."""
+    """What is watched, in addition to EndpointSlices."""
 
     node_name: str
-    """The Node with this name."""
+    """Name of the only Node that is watched."""
     service_cidrs: Awaitable[bool]
-    """Says whether ServiceCIDRs are, as soon as that is known."""
+    """Whether ServiceCIDRs are watched, once that is known."""
     proxy_name: str = ""
-    """Which Services; see `decode_service`."""
+    """Selects Services; see `decode_service`."""
 
 
 class ApiSource:
@@ -95,7 +95,7 @@ class ApiSource:
         """Deliver changes until cancelled.
 
         Raises:
-            ConfigError: the configuration cannot work, says `find_access`.
+            ConfigError: from `find_access`: the configuration cannot work.
         """
         async with self._transport:
             await self._find_server()
@@ -112,7 +112,7 @@ class ApiSource:
         group.create_task(watcher.run(), name=f"watch {resource.path}")
 
     async def _find_server(self) -> None:
-        """Ask for server and credentials until they are there; an exec plugin may need what is not up yet."""
+        """Find server and credentials; retry until that succeeds, because an exec plugin may depend on other services."""
         failures = 0
         while True:
             try:
@@ -127,20 +127,20 @@ class ApiSource:
 
 
 class Availability:
-    """Which kinds are cut off from the API server; says so once."""
+    """The kinds that cannot be watched; logs the loss and the return of the API server once."""
 
-    def __init__(self, told: Callable[[Kind, str], None]) -> None:
-        self._told = told
+    def __init__(self, watched: Callable[[Kind, str], None]) -> None:
+        self._watched = watched
         self._lost: set[Kind] = set()
         self._lost_at = 0.0
         self._reasons: set[str] = set()
 
     def lose(self, kind: Kind, reason: str, now: float) -> None:
-        """Take note that a kind is not to be had; each reason is logged once until all kinds are back, if not too many."""
+        """Record that a kind cannot be watched; each reason is logged once until all kinds are back, up to a limit."""
         if not self._lost:
             self._lost_at = now
         self._lost.add(kind)
-        self._told(kind, reason)
+        self._watched(kind, reason)
         if reason not in self._reasons:
             if len(self._reasons) >= _MOST_REASONS:  # such as answers that have a time in them
                 return
@@ -148,8 +148,8 @@ class Availability:
             logger.warning("API server lost, the last good state is kept: %s", reason)
 
     def regain(self, kind: Kind, server: str, now: float) -> None:
-        """Take note that a kind is watched, and at which server."""
-        self._told(kind, "")
+        """Record that a kind is watched, and at which server."""
+        self._watched(kind, "")
         if kind not in self._lost:
             return
         self._lost.remove(kind)
@@ -159,26 +159,28 @@ class Availability:
 
 
 class BadObjects:
-    """Which objects of a kind have problems; says so once for each version of an object."""
+    """The objects of a kind that have problems; logs them once for each version of an object."""
 
     def __init__(self) -> None:
         self._versions: dict[NamespacedName, str] = {}
 
-    def note(self, item: Item) -> None:
-        """Log the problems of an object, unless this version of it was noted before."""
+    def record(self, item: Item) -> None:
+        """Log the problems of an object, unless this version of it was recorded before."""
         if not item.problems:
             self.forget(item.name)
         elif self._versions.get(item.name) != item.resource_version:
             self._versions[item.name] = item.resource_version
             for problem in item.problems:
-                logger.warning("%s%s", problem, "; its last good version, if any, stays" if item.is_undecodable else "")
+                logger.warning(
+                    "%s%s", problem, "; its last good version, if any, stays in effect" if item.is_undecodable else ""
+                )
 
     def forget(self, name: NamespacedName) -> None:
-        """Take note that an object is good, or gone."""
+        """Record that an object is valid, or was deleted."""
         self._versions.pop(name, None)
 
     def forget_all_but(self, names: Collection[NamespacedName]) -> None:
-        """Take note that all other objects are good, or gone."""
+        """Record that all other objects are valid, or were deleted."""
         self._versions = {name: version for name, version in self._versions.items() if name in names}
 
 
@@ -194,9 +196,9 @@ class Watcher:
     _reflector: Reflector = field(default_factory=Reflector, init=False)
     _bad: BadObjects = field(default_factory=BadObjects, init=False)
     _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
-    """What the pages of the present list had so far; None for what is not kept."""
+    """Objects in the pages of the current list; None for those that are not used."""
     _is_absent: bool = field(default=False, init=False)
-    """Whether the server has last refused a resource that may be absent."""
+    """Whether the last response refused a resource that may be absent."""
 
     async def run(self) -> None:
         """Deliver changes until cancelled."""
@@ -205,7 +207,7 @@ class Watcher:
             await asyncio.sleep(delay)
 
     async def _step(self) -> float:
-        """Make one request and return how many seconds to wait before the next one."""
+        """Make one request and return the delay of the next one in seconds."""
         try:
             match self._reflector.request:
                 case ListPage() as request:
@@ -235,7 +237,7 @@ class Watcher:
         return 0.0
 
     def _collect(self, item: Item) -> None:
-        self._bad.note(item)
+        self._bad.record(item)
         kept = self.store.last_good(self.resource.kind, item.name) if item.is_undecodable else item.object
         self._listed[item.name] = kept
 
@@ -258,25 +260,25 @@ class Watcher:
             self.availability.regain(self.resource.kind, self.transport.server, _now())
             while batch := await lines.read():
                 for line in batch:
-                    self._take(line)
+                    self._process(line)
         return self._reflector.watch_ended(_now(), self.random())
 
-    def _take(self, line: bytes) -> None:
+    def _process(self, line: bytes) -> None:
         try:
             event = _EVENT.decode(line)
             if event.type == wire.ERROR:
                 status = _STATUS.decode(event.object)
                 raise HttpStatusError(status.code or 0, status.message or status.reason or event.type)
             if isinstance(self._reflector.request, Stream):
-                self._take_initial(event)
+                self._process_initial(event)
             else:
-                self._reflector.observed(self._take_event(event))
+                self._reflector.observed(self._process_event(event))
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            message = f"{self.resource.path}: a line of the watch is no event: {error}"
+            message = f"{self.resource.path}: a line of the watch is not an event: {error}"
             raise SourceError(message) from error
 
-    def _take_initial(self, event: wire.WatchEvent) -> None:
-        """Take an event of a stream that is not complete; it may change already what it gave before."""
+    def _process_initial(self, event: wire.WatchEvent) -> None:
+        """Process an event of an incomplete stream, which may also change an object that was delivered before."""
         if event.type == wire.BOOKMARK:
             bookmark = _BOOKMARK.decode(event.object)
             if not bookmark.ends_initial_events:
@@ -288,8 +290,8 @@ class Watcher:
         else:
             self._collect(self.resource.decode_object(event.object))
 
-    def _take_event(self, event: wire.WatchEvent) -> str:
-        """Deliver what an event says, and return the resource version that it brings us to."""
+    def _process_event(self, event: wire.WatchEvent) -> str:
+        """Deliver the change of an event, and return the resource version after it."""
         if event.type == wire.BOOKMARK:
             return _BOOKMARK.decode(event.object).resource_version
         if event.type == wire.DELETED:
@@ -298,11 +300,13 @@ class Watcher:
             self.store.deliver(Removed(self.resource.kind, name))
             return resource_version
         item = self.resource.decode_object(event.object)
-        self._bad.note(item)
+        self._bad.record(item)
         if item.object is not None:
             self.store.deliver(Put(item.object))
         elif not item.problems and event.type == wire.MODIFIED:
-            self.store.deliver(Removed(self.resource.kind, item.name))  # it was one of ours
+            self.store.deliver(
+                Removed(self.resource.kind, item.name)
+            )  # a used object has changed to one that is not used
         return item.resource_version
 
     def _refused(self, error: HttpStatusError) -> float:
@@ -329,12 +333,12 @@ class Watcher:
         return f"{self.resource.path}: {error}{wanted}"
 
     def _absent(self, error: HttpStatusError) -> float:
-        """Go on as if there were no object, which is no loss; a refused watch says nothing before the next list does."""
+        """Continue without objects, which is not a loss; after a refused watch only if the next list is refused too."""
         self.availability.regain(self.resource.kind, self.transport.server, _now())
         if not (self._is_absent or isinstance(self._reflector.request, Watch)):
             self._is_absent = True
             level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO
-            logger.log(level, "done without, and tried again now and then: %s", self._refusal(error))
+            logger.log(level, "unavailable; pyproxy works without it and will retry: %s", self._refusal(error))
             self.store.deliver(Replaced(self.resource.kind, ()))
         delay = self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
         return delay if self._reflector.failures <= _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST else _ABSENCE_SECONDS

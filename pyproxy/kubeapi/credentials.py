@@ -1,9 +1,9 @@
-"""What files do not say: tokens of exec plugins and identity providers, and proxies of the environment.
+"""Credentials that are not in files: tokens of exec plugins and identity providers, and proxies of the environment.
 
-Law of this file: the only one that imports `kubernetes`, and a program of its own (see `load_access`); the agent never
-imports it. Everything here may block.
+This is the only module that imports `kubernetes`. It runs as a separate program (see `load_access`), and all of it may
+block.
 
-The package reads the files that a kubeconfig names once (37.0.2), so the `Access` keeps their paths.
+The package reads the files named by a kubeconfig only once (37.0.2), so the `Access` has their paths.
 """
 
 import sys
@@ -22,12 +22,12 @@ from pyproxy.errors import ConfigError, SourceError
 from pyproxy.kubeapi.access import Access, AccessSettings, Pem, Server
 from pyproxy.kubeapi.kubeconfig import CONFIG_ERROR_STATUS, SOURCE_ERROR_STATUS, checked_url, naming, read_settings
 
-# The package says that it is typed, and this module is not.
+# The package declares that it is typed, but this module of it is not.
 _kube_config: Any = kube_config
 
 
 def main() -> int:
-    """Answer the settings on standard input with an `Access`, or with a message and a status that says whose fault."""
+    """Read settings from standard input; write an `Access`, or a message with an exit status for the type of error."""
     try:
         access = read_access(msgspec.json.decode(sys.stdin.buffer.read(), type=AccessSettings))
     except (ConfigError, SourceError) as error:
@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def read_access(settings: AccessSettings) -> Access:
-    """Find the API server and our credentials.
+    """Find the API server and credentials.
 
     Raises:
         ConfigError: the configuration cannot work; the message names file and field.
@@ -56,7 +56,7 @@ def read_access(settings: AccessSettings) -> Access:
 
 
 def _authenticated(access: Access, path: str, plugin: str) -> Access:
-    """Let the package find the token, run the exec plugin or ask the identity provider."""
+    """Let the package find the token, run the exec plugin or request a token from the identity provider."""
     configuration = Configuration()
     with tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
         loader = _loader(path, folder)
@@ -67,7 +67,7 @@ def _authenticated(access: Access, path: str, plugin: str) -> Access:
         if not plugin or authorization or access.token_file:
             return access
         if access.certificate or not configuration.cert_file or not configuration.key_file:
-            # The package has logged why, which went to standard error, and goes on without credentials.
+            # The package has logged the reason to standard error and continues without credentials.
             message = f"kubeconfig {path}: exec plugin {plugin} gave no credentials"
             raise SourceError(message)
         certificate, key = Path(configuration.cert_file), Path(configuration.key_file)
@@ -75,10 +75,10 @@ def _authenticated(access: Access, path: str, plugin: str) -> Access:
 
 
 def _loader(path: str, folder: str) -> Any:  # noqa: ANN401  # see `_kube_config`
-    """Return the package's reader of a kubeconfig, which puts what it has to write into a folder.
+    """Return the package's reader of a kubeconfig, which writes its temporary files into a folder.
 
-    It takes neither nulls nor a context without a cluster (client-go does, with ``--master``), so it gets a copy where
-    there are any; only without a copy can it write a token that it renewed back into the kubeconfig.
+    It accepts neither nulls nor a context without a cluster, unlike client-go (with ``--master``). It gets a copy of a
+    kubeconfig that has either; only without a copy can it write a renewed token back into the kubeconfig.
     """
     tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     copy = _without_nulls(tree)
@@ -104,7 +104,7 @@ def _without_nulls(tree: Any) -> Any:  # noqa: ANN401  # YAML
 
 
 def _through_proxy(server: Server) -> Server:
-    """Return a server with the proxy that HTTPS_PROXY and NO_PROXY say, unless the kubeconfig names one."""
+    """Return a server with the proxy from HTTPS_PROXY and NO_PROXY, unless the kubeconfig names one."""
     configuration = Configuration(host=server.url)
     proxy = configuration.proxy
     if server.proxy or not proxy or should_bypass_proxies(server.url, configuration.no_proxy or ""):

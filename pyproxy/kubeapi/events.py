@@ -1,8 +1,8 @@
 """Log lines that become Events (``events.k8s.io/v1``) of Nodes and Services, for ``kubectl describe`` and its like.
 
-Law of this file: best effort. Nothing waits for an Event and nothing fails by one: there is a queue of limited length, a
-limit of rate, a few tries, and then it is dropped. What the API server refuses is said once. Not kube-proxy's recorder,
-but its Events: regarding, reason, type and note are where its are.
+Events are sent as best effort: the queue has a limited length, the rate is limited, and an Event is dropped after some
+retries. Nothing waits for an Event or fails because of one. A refusal by the API server is logged once. The Events have
+the same fields as kube-proxy's: regarding, reason, type and note.
 """
 
 import asyncio
@@ -27,24 +27,24 @@ logger = logging.getLogger(__name__)
 
 CONTROLLER = "pyproxy"
 MOST_WAITING = 50
-"""Events that wait to be sent; what comes beyond is dropped, so that the first cause is told."""
+"""Length of the queue; later Events are dropped, so that the first cause is reported."""
 BURST = 10
 SECONDS_PER_EVENT = 6.0
-"""On average, after a burst."""
+"""Average interval after a burst."""
 _RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
 _LONGEST_NOTE_BYTES = 1024
-"""What the API server takes (``pkg/apis/core/validation/events.go``)."""
+"""Limit of the API server (``pkg/apis/core/validation/events.go``)."""
 _LONGEST_NAME = 200
 _NODES_NAMESPACE = "default"
-"""Where Events about what has no namespace stand."""
+"""Namespace of Events about objects without a namespace."""
 _PASSING = OVERLOADED | {HTTPStatus.UNAUTHORIZED}
-"""Refusals that may be over with the next try."""
+"""Statuses that may be temporary."""
 _LIST = msgspec.json.Decoder(wire.ObjectList[wire.Header])
 
 
 @dataclass(frozen=True, slots=True)
 class PendingEvent:
-    """An Event that is to be sent."""
+    """An Event in the queue."""
 
     event: Event
     text: str
@@ -53,10 +53,10 @@ class PendingEvent:
 
 
 class EventHandler(logging.Handler):
-    """Takes log lines that are to be Events; from any thread, at once, and without a word about those it drops.
+    """Puts log records with an Event into the queue, from any thread, without blocking; drops Events silently if it is full.
 
     Args:
-        loop: in which Events are sent.
+        loop: event loop in which Events are sent.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -66,7 +66,7 @@ class EventHandler(logging.Handler):
         self._arrived = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line."""
+        """Put the Event of a log record into the queue."""
         event = getattr(record, "event", None)
         if not isinstance(event, Event) or self._loop.is_closed():
             return
@@ -80,7 +80,7 @@ class EventHandler(logging.Handler):
             self._arrived.set()
 
     async def next(self) -> PendingEvent:
-        """Return the line that waits for the longest time; wait for one."""
+        """Wait for an Event and return the oldest one."""
         while not self._waiting:
             self._arrived.clear()
             await self._arrived.wait()
@@ -89,17 +89,17 @@ class EventHandler(logging.Handler):
 
 @dataclass(slots=True)
 class EventSender:
-    """Sends what a handler takes."""
+    """Sends the Events of a handler."""
 
     handler: EventHandler
     node_name: str
     retry_seconds: tuple[float, ...] = _RETRY_SECONDS
-    """Pauses between tries."""
+    """Pauses between attempts."""
     seconds_per_event: float = SECONDS_PER_EVENT
     _budget: float = field(default=BURST, init=False)
     _budget_at: float = field(default=0.0, init=False)
     _said: set[int] = field(default_factory=set, init=False)
-    """Statuses of refusals that were logged."""
+    """Statuses that were logged."""
 
     async def run(self, transport: Transport) -> None:
         """Send until cancelled."""
@@ -139,7 +139,7 @@ class EventSender:
         logger.warning("an Event was refused, and is not sent again: %s%s", error, wanted)
 
     async def _uid(self, transport: Transport, event: Event) -> str:
-        """Return the uid that ``kubectl describe`` looks for: of a Node its name, as the kubelet and kube-proxy have it."""
+        """Return the uid that ``kubectl describe`` looks for: for a Node its name, as in Events of kubelet and kube-proxy."""
         if event.kind == "Node":
             return event.name.name
         path = f"/api/v1/namespaces/{quote(event.name.namespace)}/services"
@@ -156,7 +156,7 @@ def _path(namespace: str) -> str:
 
 
 def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]:
-    """Return an Event as the API has it."""
+    """Return an Event as an API object."""
     event = note.event
     regarding: Mapping[str, str] = {
         "apiVersion": "v1",

@@ -1,6 +1,7 @@
-"""Kubeconfig and service account to an `Access`, as far as reading files goes; tells where the package has to go on.
+"""Kubeconfig and service account to an `Access`, as far as files are sufficient.
 
-Law of this file: nothing is run and nobody is asked. Contents of files are read only where they must be in the `Access`.
+It runs no program and contacts no server; the result says whether `credentials` is needed for the rest. The contents of
+files are read only if the `Access` must have them.
 """
 
 import binascii
@@ -29,19 +30,19 @@ _PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
 
 @dataclass(frozen=True, slots=True)
 class KubeconfigResult:
-    """What files say about the API server."""
+    """The result of reading files."""
 
     access: Access
     plugin: str = ""
-    """Command of the exec plugin; empty means that there is none."""
+    """Command of the exec plugin; empty if there is none."""
     asks_provider: bool = False
     """Whether the token comes from an identity provider."""
     needs_package: bool = False
-    """Something has to be run or asked for the rest: an exec plugin, an identity provider, the rules of NO_PROXY."""
+    """Whether the `kubernetes` package is needed: for an exec plugin, an identity provider, or the rules of NO_PROXY."""
 
 
 def read_settings(settings: AccessSettings) -> KubeconfigResult:
-    """Find the API server and our credentials in files.
+    """Find the API server and credentials in files.
 
     Raises:
         ConfigError: the configuration cannot work; the message names file and field.
@@ -59,7 +60,7 @@ def read_settings(settings: AccessSettings) -> KubeconfigResult:
 
 
 def _chosen(settings: AccessSettings) -> tuple[str, str]:
-    """Return the URLs of servers that were given apart from a kubeconfig, and the flag that gave them."""
+    """Return the URLs of servers given by a flag, and the flag."""
     return (",".join(settings.api_servers), "--api-servers") if settings.api_servers else (settings.master, "--master")
 
 
@@ -70,7 +71,7 @@ def _found(access: Access, plugin: str = "", *, asks_provider: bool = False) -> 
 
 @contextlib.contextmanager
 def naming(subject: str) -> Iterator[None]:
-    """Turn what can go wrong with a configuration into a ConfigError that begins with its name."""
+    """Convert errors of reading a configuration to a ConfigError that begins with its name."""
     try:
         yield
     except (ConfigError, msgspec.MsgspecError, OSError, UnicodeError) as error:
@@ -135,10 +136,10 @@ class _NamedContext(msgspec.Struct):
 
 
 class _Kubeconfig(msgspec.Struct, rename="kebab"):
-    """The shape of a kubeconfig, so that an error names its field.
+    """The structure of a kubeconfig, so that an error names the field.
 
-    Every field may be missing or null, and so may every entry of a list: Go's JSON decoder, and with it client-go, reads
-    null as the zero value, and kubectl writes null for a list without entries.
+    Each field and each entry of a list may be absent or null: Go's JSON decoder, and so client-go, reads null as the zero
+    value, and kubectl writes null for a list without entries.
     """
 
     current_context: str | None = None
@@ -176,7 +177,7 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
     cluster = (named_cluster and named_cluster.cluster) or _Cluster()
     named_user = _named(kubeconfig.users, context.user)
     if named_user is None and context.user:
-        # client-go sends requests without credentials then, and says nothing.
+        # client-go sends requests without credentials in this case, without a warning.
         logger.warning(
             "kubeconfig %s: users: no entry has the name %r; requests have no credentials", path, context.user
         )
@@ -196,7 +197,7 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
 
 
 def _in_cluster(service_account: str, context: _Context) -> KubeconfigResult:
-    """Use the service account of a pod whose kubeconfig names no cluster, or say that there is no cluster."""
+    """Use the service account of a pod whose kubeconfig names no cluster; raise ConfigError if there is none."""
     try:
         return _found(_read_service_account(service_account))
     except ConfigError as error:
@@ -218,13 +219,15 @@ def _plugin(user: _User) -> str:
 
 def _decoded(content: bytes) -> _Kubeconfig:
     if content.lstrip().startswith(b"{"):
-        with contextlib.suppress(msgspec.DecodeError):  # as JSON without the YAML library; else that says what is wrong
+        with contextlib.suppress(
+            msgspec.DecodeError
+        ):  # JSON does not need the YAML library, which reports the error otherwise
             return msgspec.json.decode(content, type=_Kubeconfig)
     return msgspec.yaml.decode(content, type=_Kubeconfig | None) or _Kubeconfig()
 
 
 def _authorization(user: _User) -> str:
-    """Return the value of the HTTP header, in client-go's order; a token file wins, and is read at each request."""
+    """Return the value of the HTTP header, by client-go's precedence; a token file overrides it for each request."""
     if user.token:
         return f"Bearer {user.token.strip()}"
     if user.username and user.password:
@@ -244,7 +247,7 @@ def _kubeconfig_servers(settings: AccessSettings, cluster: _Cluster) -> tuple[Se
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The files that a kubeconfig names, relative to its own folder."""
+    """The files that a kubeconfig names, relative to its own directory."""
 
     folder: Path
 
@@ -274,17 +277,17 @@ def _servers(urls: str, where: str, scheme: str, proxy: str = "") -> tuple[Serve
 
 
 def checked_url(url: str, where: str) -> str:
-    """Return a URL without what does not count.
+    """Return a URL without surrounding white space and trailing slashes.
 
     Raises:
-        ConfigError: it is none; the message names where it stands.
+        ConfigError: it is not valid; the message names its origin.
     """
     try:
         parts = urlsplit(url.strip())
         usable = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, a bracket without its pair
+    except ValueError:  # an invalid port, or a missing bracket
         usable = False
     if not usable:
-        message = f"{where}: {url!r} is no URL such as https://10.0.0.1:6443"
+        message = f"{where}: {url!r} is not a valid URL such as https://10.0.0.1:6443"
         raise ConfigError(message)
     return url.strip().rstrip("/")

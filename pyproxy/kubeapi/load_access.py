@@ -1,8 +1,8 @@
-"""Finds the API server and our credentials: from files at once, by the `kubernetes` package in a child process.
+"""Finds the API server and credentials: in files, or with the `kubernetes` package in a child process.
 
-Law of this file: the agent never imports the package (25 MB, and half a second with the interpreter locked much of the
-time). What needs it, an exec plugin or an identity provider, happens in `credentials`, a program of its own, which can
-be ended when a plugin hangs; a thread cannot.
+The agent never imports the package, which costs 25 MB and half a second with the interpreter locked much of the time. An
+exec plugin or an identity provider needs it; `credentials` then runs as a separate program, which can be killed if a
+plugin hangs, unlike a thread.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ from pyproxy.kubeapi.access import Access, AccessSettings
 from pyproxy.kubeapi.kubeconfig import CONFIG_ERROR_STATUS, read_settings
 
 LOAD_SECONDS = 60.0
-"""How long an exec plugin may take."""
+"""Time limit for an exec plugin."""
 _PROGRAM = "pyproxy.kubeapi.credentials"
 
 
 async def load_access(settings: AccessSettings) -> Access:
-    """Find the API server and our credentials.
+    """Find the API server and credentials.
 
     Raises:
         ConfigError: the configuration cannot work; the message names file and field.
@@ -35,8 +35,8 @@ async def load_access(settings: AccessSettings) -> Access:
 
 
 async def _ask_package(settings: AccessSettings) -> Access:
-    # The child finds its modules where we find ours, be it a checkout, a virtual environment or a zip file. PYTHONPATH
-    # would do that too, but an exec plugin in Python would inherit it.
+    # The child has the module path of this process, which may be a checkout, a virtual environment or a zip file. With
+    # PYTHONPATH an exec plugin in Python would inherit it.
     program = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; sys.exit(main())"
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-c", program, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True

@@ -1,7 +1,7 @@
-"""List and watch as a state machine: what was heard goes in, what to ask for next and when comes out.
+"""List and watch as a state machine: it receives the results of requests, and returns the next request and its delay.
 
-Law of this file: no I/O, no clock, no random number; a time is an argument in seconds of any monotonic clock, a random
-number one in [0, 1). No object is kept: a complete list and every event are passed on, the tracker is the store.
+It does no I/O and uses no clock or random number: times are arguments in seconds of any monotonic clock, random numbers
+arguments in [0, 1). It keeps no objects; the tracker does.
 
     stream ── complete ─────────────────────────────→ watch ── ended ──→ watch
      │  ↑                                               ↑ │
@@ -10,46 +10,46 @@ number one in [0, 1). No object is kept: a complete list and every event are pas
                                           │ ↑
                                           └─┴ next page; 410 → everything in one page
 
-A stream (a watch with ``sendInitialEvents``) gives the list as events: the API server makes it from memory without
-asking etcd, and neither side ever holds the whole. 20,000 objects of 22 MB take 1.2 s, in pages 2.3 s.
+A stream (a watch with ``sendInitialEvents``) delivers the list as events: the API server serves it from memory without
+a request to etcd, and neither side holds the whole list. 20,000 objects of 22 MB take 1.2 s, and 2.3 s in pages.
 
-Only a watch that proved good (an event, a bookmark, or `STEADY_SECONDS` of silence) ends a series of failures. A list
-alone does not: a server that lists but does not watch would otherwise be listed without a pause.
+Only a working watch (an event, a bookmark, or `STEADY_SECONDS` of silence) ends a series of failures. A list does not:
+if a server lists but does not watch, it would otherwise be listed without a pause.
 """
 
 from dataclasses import dataclass
 
 PAGE_SIZE = 500
-"""Objects in one page, as client-go's pager asks for."""
+"""Objects in one page, as in client-go's pager."""
 SHORTEST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 120.0
-"""A server cannot keep us away longer than this, whatever its Retry-After says."""
+"""Upper limit for a server's Retry-After."""
 SHORTEST_WATCH_SECONDS = 300
 STEADY_SECONDS = 5.0
-"""A watch that was open for so long is a good one, even if nothing happened in it."""
+"""A watch that was open for this time counts as working, even without events."""
 HASTY_SECONDS = 1.0
-"""A watch that ends earlier and empty is a failure (client-go's «very short watch»): it would become a loop."""
+"""A watch that ends earlier without events is a failure (client-go's "very short watch"), to avoid a busy loop."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Ask for all objects as events, and for all changes after that."""
+    """Request all objects as events, and then all changes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """Ask for a page of a list."""
+    """Request a page of a list."""
 
     continue_token: str = ""
-    """Empty asks for the first page."""
+    """Empty for the first page."""
     limit: int = PAGE_SIZE
-    """0 asks for everything at once."""
+    """0 for all objects in one page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """Ask for all changes after a version."""
+    """Request all changes after a resource version."""
 
     resource_version: str
 
@@ -58,19 +58,19 @@ Request = Stream | ListPage | Watch
 
 
 def delay_seconds(failures: int, random: float) -> float:
-    """Return how long to wait after so many failures in a row: doubling up to 30 s, half of it at random."""
-    # The exponent is limited because 2.0**1100 is an OverflowError, and a server may well be away for so long.
+    """Return the delay after a number of consecutive failures: doubling up to 30 s, half of it random."""
+    # The exponent is limited because 2.0**1100 is an OverflowError, and a long outage reaches such numbers.
     ceiling = min(LONGEST_DELAY_SECONDS, 2 * SHORTEST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16))
     return ceiling * (1 + random) / 2
 
 
 def watch_seconds(random: float) -> int:
-    """Return how long a watch shall last at most: 5 to 10 minutes, so that not all agents reconnect at one time."""
+    """Return the time limit of a watch: 5 to 10 minutes, so that agents do not all reconnect at the same time."""
     return int(SHORTEST_WATCH_SECONDS * (1 + random))
 
 
 class Reflector:
-    """One resource's place in list and watch."""
+    """The state of list and watch for one resource."""
 
     def __init__(self) -> None:
         self._request: Request = Stream()
@@ -84,16 +84,16 @@ class Reflector:
 
     @property
     def request(self) -> Request:
-        """Return what to ask the server for now."""
+        """Return the next request to the server."""
         return self._request
 
     @property
     def failures(self) -> int:
-        """Return how many requests in a row came to nothing."""
+        """Return the number of consecutive failures."""
         return self._failures
 
     def page_listed(self, resource_version: str, continue_token: str) -> bool:
-        """Take note of a page and tell whether it was the last one; the watch then starts at its version."""
+        """Record a page and return whether it was the last one; the watch then starts at its version."""
         if continue_token:
             self._request = ListPage(continue_token)
             return False
@@ -101,43 +101,43 @@ class Reflector:
         return True
 
     def stream_completed(self, resource_version: str) -> None:
-        """Take note that a stream has given all objects; it goes on as a watch."""
+        """Record that a stream has delivered all objects; it continues as a watch."""
         self._request = Watch(resource_version)
 
     def stream_unsupported(self) -> None:
-        """Take note that the server cannot stream lists; it gets asked for pages, now and ever after."""
+        """Record that the server cannot stream lists; from now on they are requested in pages."""
         self._can_stream = False
         self._request = ListPage()
 
     def watch_opened(self, now: float) -> None:
-        """Take note that the server accepted the watch or stream."""
+        """Record that the server accepted the watch or stream."""
         self._opened_at = now
         self._heard = False
 
     def observed(self, resource_version: str) -> None:
-        """Take note of the version that an event or bookmark of the watch carries; empty says nothing new."""
+        """Record the resource version of an event or bookmark; an empty one changes nothing."""
         self._heard = True
         self._failures = 0
         if resource_version:
             self._request = Watch(resource_version)
 
     def watch_ended(self, now: float, random: float) -> float:
-        """Take note that a watch ended, and return the seconds to wait before the next request."""
+        """Record the end of a watch, and return the delay of the next request in seconds."""
         if isinstance(self._request, Watch) and (self._heard or self._open_seconds(now) >= HASTY_SECONDS):
             self._close(now)
             return 0.0
         return self.failed(now, random)
 
     def failed(self, now: float, random: float, retry_after_seconds: float = 0.0) -> float:
-        """Take note that a request failed and return the seconds to wait before it is repeated."""
+        """Record a failed request, and return the delay of its repetition in seconds."""
         self._close(now)
         self._failures += 1
         return max(delay_seconds(self._failures, random), min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS))
 
     def expired(self, now: float, random: float) -> float:
-        """Take note of a 410: our version or page is too old. Return the seconds to wait before the new list.
+        """Record a 410: the resource version or page is too old. Return the delay of the new list in seconds.
 
-        The history that a continue token needs may be gone at the third page each time, so that the list never ends;
+        The history for a continue token could expire at the third page each time, and the list would never be complete;
         the next attempt is therefore a single page.
         """
         delay = self.failed(now, random)
@@ -148,9 +148,9 @@ class Reflector:
         return delay
 
     def refused(self, now: float, random: float, retry_after_seconds: float = 0.0) -> float:
-        """Take note that the server refuses the request for another reason, and return the seconds to wait.
+        """Record a refusal for another reason, and return the delay of the next request in seconds.
 
-        A refused watch starts over with a list, as client-go does: its version may be the reason, and where only
+        After a refused watch the next request is a list, as in client-go: the version may be the reason, and if only
         watching is forbidden the state is at least polled.
         """
         if not isinstance(self._request, ListPage):
@@ -164,5 +164,5 @@ class Reflector:
         if self._open_seconds(now) >= STEADY_SECONDS:
             self._failures = 0
         if self._opened_at is not None and isinstance(self._request, Stream):
-            self._request = ListPage()  # what a bad network does not let through as a whole it may in parts
+            self._request = ListPage()  # pages may succeed in a bad network where a stream of all objects does not
         self._opened_at = None

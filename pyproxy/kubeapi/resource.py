@@ -1,7 +1,7 @@
-"""What is watched: path and selectors of a resource of the API, and its bytes to items.
+"""The resources that are watched: path and selectors of each, and decoding of lists and events.
 
-Law of this file: pure. An object that cannot be decoded is an item with problems, never an exception. A page is decoded
-whole, and object by object only if that fails, so that one bad object costs its own loss and nothing else.
+Pure functions. An object that cannot be decoded is an item with problems, never an exception. A page is decoded as a
+whole, and object by object only if that fails, so that an invalid object does not affect its page.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
 _RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _HEADER = msgspec.json.Decoder(wire.Header)
 _BAD_OBJECT = (msgspec.ValidationError, UnicodeDecodeError)
-"""What msgspec raises for JSON that is none of ours; bytes that are no UTF-8 show only where a text is built of them."""
+"""Errors of msgspec for valid JSON of an unexpected structure; invalid UTF-8 is found only when a text is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +42,14 @@ class Item:
 
     name: NamespacedName
     resource_version: str
-    """Empty where not even the metadata can be decoded."""
+    """Empty if the metadata cannot be decoded."""
     object: Object | None
-    """None without a problem: none of ours."""
+    """None without a problem: the object is not used."""
     problems: tuple[DecodeError, ...] = ()
 
     @property
     def is_undecodable(self) -> bool:
-        """Tell whether the object is one of ours, probably, and nothing of it can be used."""
+        """Return whether the object has problems and cannot be used at all."""
         return self.object is None and bool(self.problems)
 
 
@@ -64,7 +64,7 @@ class ObjectPage:
 
 
 class Resource(Generic[W]):
-    """A resource of the API as it is watched."""
+    """A resource of the API that is watched."""
 
     def __init__(
         self,
@@ -76,28 +76,28 @@ class Resource(Generic[W]):
     ) -> None:
         self.kind = kind
         self.path = path
-        """Of the collection, in all namespaces."""
+        """Path of the collection, in all namespaces."""
         self.selectors = selectors
-        """The query's ``labelSelector`` and ``fieldSelector``."""
+        """``labelSelector`` and ``fieldSelector`` of the query."""
         self._object: msgspec.json.Decoder[W] = msgspec.json.Decoder(shapes[0])
         self._page: msgspec.json.Decoder[wire.ObjectList[W]] = msgspec.json.Decoder(shapes[1])
         self._decode: Callable[[W], Decoded[Any]] = decode
 
     def drop_field_selector(self) -> bool:
-        """Do without the field selector of a resource that is right without it too; tell whether it had one.
+        """Remove the field selector if the resource does not depend on it, and return whether there was one.
 
-        Older servers know no field of a Service but its name. What comes more without it is decoded to nothing.
+        Older servers only know the name as a field of a Service. Decoding drops the additional objects.
         """
         return self.kind is Kind.SERVICE and self.selectors.pop("fieldSelector", None) is not None
 
     @property
     def may_be_absent(self) -> bool:
-        """Tell whether an agent does without the resource where the server has it not, or not for the agent."""
+        """Return whether the agent works without the resource, if the server does not have it or forbids it."""
         return self.kind is Kind.SERVICE_CIDR
 
     @property
     def permission(self) -> str:
-        """Return the rule of a role that lets an agent watch this, as kubectl and manifests spell it."""
+        """Return the rule of a role that allows watching the resource, as in manifests."""
         *group, _, plural = self.path.removeprefix("/apis/").removeprefix("/api/").split("/")
         return f'apiGroups: ["{"".join(group)}"], resources: ["{plural}"], verbs: ["list", "watch"]'
 
@@ -105,16 +105,22 @@ class Resource(Generic[W]):
         """Decode a part of a list.
 
         Raises:
-            SourceError: the body is no list.
+            SourceError: the body is not a list.
         """
         try:
             page = self._page.decode(body)
             return _page(page.metadata, [self._item(item) for item in page.items or ()])
         except _BAD_OBJECT:
-            return self._decode_singly(body)
+            pass
         except msgspec.DecodeError as error:
-            message = f"{self.path}: the answer is no JSON: {error}"
+            message = f"{self.path}: the response is not valid JSON: {error}"
             raise SourceError(message) from error
+        try:
+            raw_page = _RAW_PAGE.decode(body)
+        except _BAD_OBJECT as error:
+            message = f"{self.path}: the response is not a list: {error}"
+            raise SourceError(message) from error
+        return _page(raw_page.metadata, [self.decode_object(item) for item in raw_page.items or ()])
 
     def decode_object(self, raw: msgspec.Raw) -> Item:
         """Decode one object."""
@@ -122,23 +128,20 @@ class Resource(Generic[W]):
             return self._item(self._object.decode(raw))
         except _BAD_OBJECT as error:
             name, resource_version = self.identify(raw)
-            return Item(name, resource_version, None, (_problem(subject(self.kind.value, name), error),))
+            what = subject(self.kind.value, name)
+            if isinstance(error, msgspec.ValidationError):
+                problem = wrong_type(what, error)
+            else:
+                problem = DecodeError(what, "", str(error))
+            return Item(name, resource_version, None, (problem,))
 
     def identify(self, raw: msgspec.Raw) -> tuple[NamespacedName, str]:
-        """Return name and resource version of an object, whatever else is in it; empty ones if these are bad too."""
+        """Return name and resource version of an object, even if the rest cannot be decoded; empty if they cannot either."""
         try:
             metadata = _HEADER.decode(raw).metadata or wire.NO_METADATA
         except _BAD_OBJECT:
             metadata = wire.NO_METADATA
         return self._name(metadata), metadata.resource_version or ""
-
-    def _decode_singly(self, body: bytes) -> ObjectPage:
-        try:
-            page = _RAW_PAGE.decode(body)
-        except _BAD_OBJECT as error:
-            message = f"{self.path}: the answer is no list: {error}"
-            raise SourceError(message) from error
-        return _page(page.metadata, [self.decode_object(item) for item in page.items or ()])
 
     def _item(self, item: W) -> Item:
         decoded = self._decode(item)
@@ -149,17 +152,13 @@ class Resource(Generic[W]):
         return cluster_wide_name(metadata) if self.kind.value in CLUSTER_WIDE else object_name(metadata)
 
 
-def _problem(what: str, error: msgspec.ValidationError | UnicodeDecodeError) -> DecodeError:
-    return wrong_type(what, error) if isinstance(error, msgspec.ValidationError) else DecodeError(what, "", str(error))
-
-
 def _page(metadata: wire.ListMeta | None, items: list[Item]) -> ObjectPage:
     metadata = metadata or wire.NO_LIST_METADATA
     return ObjectPage(metadata.resource_version or "", metadata.continue_token or "", items)
 
 
 def services(proxy_name: str = "") -> Resource[wire.Service]:
-    """Return the Services that have a packet path; a server that does not know the field selector gets none.
+    """Return the Services with a packet path.
 
     Args:
         proxy_name: see `decode_service`.
@@ -173,7 +172,7 @@ def services(proxy_name: str = "") -> Resource[wire.Service]:
 
 
 def endpoint_slices() -> Resource[wire.EndpointSlice]:
-    """Return all EndpointSlices but those of headless Services."""
+    """Return all EndpointSlices except those of headless Services."""
     selectors = {"labelSelector": "!service.kubernetes.io/headless"}
     shapes = wire.EndpointSlice, wire.ObjectList[wire.EndpointSlice]
     path = "/apis/discovery.k8s.io/v1/endpointslices"
@@ -187,7 +186,7 @@ def node(name: str) -> Resource[wire.Node]:
 
 
 def service_cidrs() -> Resource[wire.ServiceCIDR]:
-    """Return where cluster IPs come from; servers before Kubernetes 1.33 have it not, or only as a beta."""
+    """Return the ServiceCIDRs; servers before Kubernetes 1.33 do not have them, or only as a beta."""
     shapes = wire.ServiceCIDR, wire.ObjectList[wire.ServiceCIDR]
     path = "/apis/networking.k8s.io/v1/servicecidrs"
     return Resource(Kind.SERVICE_CIDR, path, {}, shapes, decode_service_cidr)

@@ -1,8 +1,8 @@
-"""HTTP to the API server: one request at a time becomes a body, a stream of lines, or an error that says what to do.
+"""HTTP to the API server: a request becomes a body, a stream of lines, or an error.
 
-Law of this file: nothing is retried, remembered or logged here, except which of several servers has its turn. Files of
-the access are read at every request, so that a request never goes out with a token or certificate that is no longer
-there. All errors of aiohttp end here.
+It neither retries nor logs, and its only state is which of several servers is in use. The files of the access are read
+for each request, so that no request uses a token or certificate that has been replaced. All errors of aiohttp are
+converted here.
 """
 
 import asyncio
@@ -28,21 +28,21 @@ from pyproxy.model.request_record import NO_ANSWER, RequestRecord
 from pyproxy.model.urls import without_credentials
 
 FindAccess = Callable[[], Awaitable[Access]]
-"""Finds server and credentials anew; `load_access` with its settings."""
+"""Finds server and credentials: `load_access` with its settings."""
 
 Tell = Callable[[RequestRecord], None]
-"""Is told of each request."""
+"""Called with the record of each request."""
 
 LONGEST_LINE_BYTES = 64 << 20
-"""An object of etcd's greatest size (1.5 MB by default) is far below; beyond this a stream is not a watch."""
+"""Limit for a line of a watch; the largest object in etcd (1.5 MB by default) is far below it."""
 OVERLOADED = frozenset({429, 502, 503, 504})
-"""Answers that say nothing about the request: the same one may be right a moment later, or at another server."""
+"""Statuses that do not depend on the request: it may succeed later, or at another server."""
 _DONE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 _EXCERPT_BYTES = 4096
-"""How much of a refusal is read."""
+"""Part of an error response that is read."""
 _EXPIRY_MARGIN_SECONDS = 60.0
 _SOCKET_OPTIONS = (
-    # A peer that vanished without a word is noticed within 60 s, even on a connection where only it has to speak.
+    # An unreachable peer is detected within 60 s, even on a connection on which only the peer sends.
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
@@ -50,33 +50,33 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 )
 _TURNS_TO_CLOSE = 3
-"""Of the event loop, from the end of a socket's stream to its close: it is read, told to TLS, and closed."""
+"""Iterations of the event loop from the end of a stream to the close of its socket: read, end of TLS, close."""
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """How long to wait for the network, in seconds."""
+    """Time limits for the network, in seconds."""
 
     connect: float = 10.0
     """For a TCP connection with its TLS handshake."""
     answer: float = 60.0
-    """For the beginning of an answer, and between parts of a list: the API server gives up a request after 60 s."""
+    """For the beginning of a response, and between parts of a list: the API server cancels a request after 60 s."""
     silence: float = 85.0
-    """Between parts of a watch: bookmarks come every minute, so that it is not silent for longer."""
+    """Between parts of a watch: the server sends a bookmark every minute."""
 
 
 class UnreachableError(SourceError):
-    """No API server gave an answer."""
+    """No API server responded."""
 
 
 class HttpStatusError(SourceError):
     """The API server answered with an error.
 
     Args:
-        status: of HTTP.
-        message: what it said.
-        retry_after_seconds: how long it wants us to stay away; 0 means that it did not say.
+        status: HTTP status.
+        message: message of the server.
+        retry_after_seconds: value of Retry-After; 0 if absent.
     """
 
     def __init__(self, status: int, message: str, retry_after_seconds: float = 0.0) -> None:
@@ -86,13 +86,13 @@ class HttpStatusError(SourceError):
 
 
 class _Request(NamedTuple):
-    """What is asked for."""
+    """A request."""
 
     path: str
     query: Mapping[str, str] = {}
     is_watch: bool = False
     content: bytes | None = None
-    """JSON to post; None: a GET."""
+    """JSON to post; None for a GET."""
 
     @property
     def method(self) -> HTTPMethod:
@@ -100,14 +100,14 @@ class _Request(NamedTuple):
 
 
 class Lines:
-    """The lines of an answer that goes on."""
+    """The lines of a streamed response."""
 
     def __init__(self, content: aiohttp.StreamReader) -> None:
         self._content = content
         self._rest = bytearray()
 
     async def read(self) -> list[bytes]:
-        """Return the next lines, at least one; none at the end, whether the server ended it, cut it off or fell silent.
+        """Return the next lines, at least one; an empty list at the end of the stream, also if it broke or timed out.
 
         Raises:
             SourceError: a line is longer than `LONGEST_LINE_BYTES`.
@@ -167,7 +167,7 @@ class Transport:
     async def __aexit__(self, *error: object) -> None:
         """Close all connections."""
         await self._session.close()
-        # A request that was given up ends its TLS in an orderly way, which waits for a peer that may be dead.
+        # A cancelled request closes its TLS connection, which waits for a peer that may be unreachable.
         for left in self._sockets:
             with suppress(OSError):
                 left.shutdown(socket.SHUT_RDWR)
@@ -176,53 +176,53 @@ class Transport:
 
     @property
     def server(self) -> str:
-        """Return the server that has its turn, as a URL for people; empty before one is known."""
+        """Return the URL of the server in use, without credentials; empty before one is known."""
         return self._access.servers[self._turn % len(self._access.servers)].name if self._access else ""
 
     async def access(self) -> Access:
-        """Return server and credentials; find them if that was not done before, or if they are about to expire.
+        """Return server and credentials; find them the first time, and again when they are about to expire.
 
         Raises:
-            ConfigError: the configuration cannot work; only before it has worked once.
-            SourceError: an exec plugin failed; only before it has worked once.
+            ConfigError: the configuration cannot work; only before the first success.
+            SourceError: an exec plugin failed; only before the first success.
         """
         if self._access is None:
             await self._replace(None)
         elif self._access.expires_at is not None and self._access.expires_at < time.time() + _EXPIRY_MARGIN_SECONDS:
-            # If there are no new ones the old ones may still do; if they do not, the server will say so.
+            # Without new credentials the old ones may still be valid; otherwise the server responds with 401.
             with suppress(ConfigError, SourceError):
                 await self._replace(self._access)
         assert self._access is not None  # noqa: S101 - the type checker cannot know
         return self._access
 
     async def body(self, path: str, query: Mapping[str, str]) -> bytes:
-        """Return the whole answer to a request.
+        """Return the whole response to a request.
 
         Raises:
-            SourceError: there is none; see `UnreachableError` and `HttpStatusError`.
+            SourceError: the request failed; see `UnreachableError` and `HttpStatusError`.
         """
         async with self._ask(_Request(path, query)) as response:
-            return await response.read()  # again, and at once
+            return await response.read()  # read already, returns at once
 
     async def post(self, path: str, content: bytes) -> None:
-        """Have an object made.
+        """Create an object.
 
         Args:
-            path: of the collection.
+            path: path of the collection.
             content: the object in JSON.
 
         Raises:
-            SourceError: it was not, for all we know; see `UnreachableError` and `HttpStatusError`.
+            SourceError: the request failed; see `UnreachableError` and `HttpStatusError`.
         """
         async with self._ask(_Request(path, content=content)):
             pass
 
     @asynccontextmanager
     async def lines(self, path: str, query: Mapping[str, str]) -> AsyncIterator[Lines]:
-        """Give the answer to a request line by line.
+        """Give the response to a request line by line.
 
         Raises:
-            SourceError: there is none; see `UnreachableError` and `HttpStatusError`.
+            SourceError: the request failed; see `UnreachableError` and `HttpStatusError`.
         """
         async with self._ask(_Request(path, query, is_watch=True)) as response:
             yield Lines(response.content)
@@ -274,14 +274,14 @@ class Transport:
                 )
 
     def _tls_context(self, access: Access) -> ssl.SSLContext:
-        # A new context only when a file changed: connections are kept and reused by their context.
+        # Make a new context only if a file changed: aiohttp reuses connections by their context.
         certificates = access.read_certificates()
         if self._tls is None or self._tls[0] is not access or self._tls[1] != certificates:
             self._tls = access, certificates, access.tls_context(certificates)
         return self._tls[2]
 
     async def _refused(self, response: aiohttp.ClientResponse, access: Access, turn: int) -> HttpStatusError:
-        """Say what a refusal means, and prepare for another try: with new credentials, or at the next server."""
+        """Return the error for a refusal, and prepare the next attempt: with new credentials, or at the next server."""
         message = await _message(response)
         if response.status == HTTPStatus.UNAUTHORIZED:
             try:
@@ -294,11 +294,11 @@ class Transport:
 
     async def _replace(self, known: Access | None) -> None:
         async with self._loading:
-            if self._access is known:  # or else another request that was refused has replaced it already
+            if self._access is known:  # else another refused request has already replaced it
                 self._access = await self._find_access()
 
     def _pass_turn(self, turn: int) -> None:
-        if self._turn == turn:  # of several requests that failed at one server only the first one leaves it
+        if self._turn == turn:  # of several failed requests to a server only the first one switches servers
             self._turn += 1
 
     def _socket(self, address: tuple[Any, ...]) -> socket.socket:
@@ -311,7 +311,7 @@ class Transport:
 
 
 class _Account:
-    """Keeps what there is to tell of a request until it is over; of a watch, until it is open."""
+    """Collects the record of a request until its end, or of a watch until it is open."""
 
     def __init__(self, server: Server, request: _Request, tell: Tell) -> None:
         self.received_bytes: int | None = None
@@ -327,7 +327,7 @@ class _Account:
 
 
 def _cut(response: aiohttp.ClientResponse) -> None:
-    # Not an orderly end of TLS: that would keep the socket until the peer answers, and it may be dead.
+    # Abort instead of closing TLS: that would keep the socket until the peer responds, which may be unreachable.
     connection = response.connection
     if connection is not None and connection.transport is not None:
         connection.transport.abort()
@@ -339,9 +339,9 @@ def _unreachable(server: Server) -> Iterator[None]:
     try:
         yield
     except (aiohttp.ClientError, SourceError, OSError, ValueError) as error:  # a TimeoutError is an OSError
-        # The text of aiohttp's own errors holds addresses of Python objects, which differ each time.
+        # The text of aiohttp's own errors has addresses of Python objects, which differ each time.
         cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-        message = f"{server.name}: {without_credentials(cause) or 'no answer in time'}"
+        message = f"{server.name}: {without_credentials(cause) or 'no response in time'}"
         raise UnreachableError(message) from error
 
 

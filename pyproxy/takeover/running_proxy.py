@@ -1,8 +1,9 @@
-"""Waits for a kube-proxy that still lives on this node: two that write the same rules undo each other's work.
+"""Waits for a kube-proxy that is still running on this node: two proxies would overwrite each other's rules.
 
-It is known by its servers, which are in the network namespace of the rules and can be asked from there without any right:
-one for metrics, which names the proxy mode, and one for health. An earlier pyproxy has the same. A server that says
-nothing may be a proxy's, unless all who listen there can be seen, and have other names.
+A running proxy is detected by its HTTP servers, which listen in the network namespace of the rules and need no
+privileges: the metrics server, which returns the proxy mode, and the health server. An earlier pyproxy has the same. A
+server that does not respond may belong to a proxy, unless all processes that listen on the port are visible and have
+other names.
 """
 
 import asyncio
@@ -20,18 +21,18 @@ from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_tex
 logger = logging.getLogger(__name__)
 
 _KUBE_PROXYS_PORTS = (10249, 10256)
-"""Its defaults, of the server for metrics and of the one for health."""
+"""Default ports of its metrics server and its health server."""
 _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 5.0
 _REPEAT_SECONDS = 300.0
 _LONGEST_ANSWER = 1 << 16
 _MODES = {"iptables", "ipvs", "nftables"}
 _MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
-"""What names and command lines of proxies have in them: kube-proxy, kubelite or k3s that have one inside, and we."""
+"""Part of the names and command lines of proxies: kube-proxy, kubelite and k3s, which include it, and pyproxy."""
 
 
 async def wait_for_running_proxy(config: Config) -> None:
-    """Return when no other proxy lives on this node; at once where that does not matter."""
+    """Return once no other proxy is running on this node; immediately with --takeover=never and side-by-side."""
     if config.takeover is Takeover.NEVER or config.service_proxy_name:
         return
     said_at: float | None = None
@@ -48,7 +49,7 @@ async def wait_for_running_proxy(config: Config) -> None:
 
 
 async def detect_running_proxy(config: Config) -> str:
-    """Return how a proxy that lives on this node shows itself; nothing if there is none."""
+    """Return how a running proxy was detected; an empty text if there is none."""
     defaults = [ListenAddress(ip, port) for ip in LOOPBACK_IPS.values() for port in _KUBE_PROXYS_PORTS]
     asked_for = (config.metrics_bind_address, config.healthz_bind_address)
     configured = [address for address in asked_for if isinstance(address, ListenAddress)]
@@ -58,12 +59,12 @@ async def detect_running_proxy(config: Config) -> str:
 
 
 def _reachable(address: ListenAddress) -> ListenAddress:
-    """Return where to ask a server that listens at an address, which may mean all addresses."""
+    """Return the address for requests to a server; the loopback address if it listens on all addresses."""
     return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
 
 
 async def _recognise(address: ListenAddress) -> str:
-    """Return what a server says that makes it a proxy's. One that says nothing may be a proxy that has much to do."""
+    """Return why a server belongs to a proxy, or an empty text. One that does not respond may be a busy proxy."""
     where = str(address)
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
@@ -81,16 +82,16 @@ async def _recognise(address: ListenAddress) -> str:
 
 
 def _is_no_proxys(port: int) -> bool:
-    """Say whether it is known that no proxy listens on a port."""
+    """Return whether all processes that listen on a port are known not to be a proxy."""
     commands = who_listens(port)
     return bool(commands) and not any(map(_MAY_BE_PROXY.search, commands))
 
 
 async def _ask(address: ListenAddress, path: str) -> str:
-    """Return the body of what a server answers.
+    """Return the body of a response.
 
     Raises:
-        OSError: there is no server, or it hung up.
+        OSError: there is no server, or it closed the connection.
     """
     reader, writer = await asyncio.open_connection(ip_text(address.ip), address.port)
     try:

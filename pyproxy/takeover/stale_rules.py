@@ -1,11 +1,11 @@
-"""Chains and tables that a mode, a trial or kube-proxy left: finds and removes them.
+"""Finds and removes stale rules: chains and tables of another mode, of side-by-side operation, or of kube-proxy.
 
-Chains with kube-proxy's names are ours only where our marker chain stands beside them, and only until kube-proxy is
-back. What the kubelet shares (KUBE-FIREWALL and the jumps to it) stays. Legacy tables are changed inside this process,
-under one lock from the look to the commit (`docs/decisions/002-python-iptables.md`), or by one restore where
-python-iptables cannot be used; those of the nft variant by one transaction of netlink.
+Chains with kube-proxy's names are ours only if our marker chain exists, and only until kube-proxy runs again. Chains that
+the kubelet shares (KUBE-FIREWALL and the jumps to it) are kept. Legacy tables are changed in this process, under one lock
+from reading to commit (`docs/decisions/002-python-iptables.md`), or by one restore if python-iptables cannot be used;
+tables of the nft variant by one netlink transaction.
 
-The command `cleanup` uses this, and the agent, for what it, or a kube-proxy that is gone, left in another mode.
+The command `cleanup` uses this, and so does the agent, for stale rules of another mode or of a kube-proxy that has stopped.
 """
 
 import asyncio
@@ -65,18 +65,18 @@ class Removed:
 Chains = Mapping[str, Collection[str]]
 """Names of chains that can be removed, or rules that hook them in, by table."""
 ChainTest = Callable[[str, str], bool]
-"""Says of a table and a chain whether the chain is one of those in question."""
+"""Returns whether a chain of a table is one of those in question."""
 ChainSelector = Callable[[Chains], tuple[Chains, Kept | None]]
-"""Picks the chains to remove from all chains of a family, and says why others with kube-proxy's names are kept."""
+"""Picks the chains to remove from all chains of a family, and returns why the remaining chains with kube-proxy's names are kept."""
 
 
 async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_kube_proxy: bool) -> None:
-    """Remove what is left of other modes and variants, and of a trial, now that a mode's rules are complete.
+    """Remove stale rules of other modes and variants, and of side-by-side operation, once a mode's rules are complete.
 
     Args:
         used: the variant that this mode uses; None: nftables.
         owns: picks the chains there that this mode uses.
-        include_kube_proxy: remove what kube-proxy left as well.
+        include_kube_proxy: also remove stale rules of kube-proxy.
 
     Raises:
         ApplyError: something could not be removed.
@@ -139,9 +139,9 @@ async def kube_proxy_nft_tables() -> dict[Family, str]:
 
 
 async def remove_stale_side_by_side(used: Variant | None) -> None:
-    """Remove chains that a trial beside kube-proxy left in another variant, and nothing else.
+    """Remove only the stale chains of side-by-side operation in another variant.
 
-    The tables of nftables mode may be those of a pyproxy in full service.
+    Tables of the nftables mode are kept: they may belong to another pyproxy that serves all Services.
 
     Raises:
         ApplyError: something could not be removed.
@@ -167,7 +167,7 @@ async def _remove_stale_chains(family: Family, variant: Variant, choice: ChainSe
 async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSelector) -> Removed:
     """Clean the tables that this mode's own rules are in.
 
-    Table nat may be large, so it is read only if there was something to remove from the others: every mode, and
+    Table nat may be large, so it is read only if there was something to remove from the other tables: every mode, and
     side-by-side pyproxy, has chains of its own in those.
     """
     first = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
@@ -305,7 +305,7 @@ def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, Kept
 
 
 def _is_left(table: str, chain: str, owns: ChainTest, *, include_kube_proxy: bool) -> bool:
-    """Say of a chain in the tables that a mode uses whether it is left of a trial, or of kube-proxy."""
+    """Return whether a chain in the tables that a mode uses is stale: of side-by-side operation, or of kube-proxy."""
     return not owns(table, chain) and (
         chain_names.is_side_by_side(table, chain) or (include_kube_proxy and kube_proxy.is_kube_proxys(table, chain))
     )
@@ -347,10 +347,10 @@ async def delete_nft_table(nft_family: str, name: str) -> bool:
 
 
 async def remove_stale(config: Config, backend: Backend) -> None:
-    """Remove what is left of other modes and variants, and of a trial; on trial what is left of one, and nothing else.
+    """Remove stale rules of other modes and variants; side-by-side only those of side-by-side operation.
 
     Args:
-        config: says whether this is a trial, and whether what kube-proxy left goes as well.
+        config: whether pyproxy runs side-by-side, and whether to remove kube-proxy's stale rules.
         backend: the mode whose rules are complete.
 
     Raises:
@@ -373,7 +373,7 @@ async def remove_stale(config: Config, backend: Backend) -> None:
 
 
 async def _remove_helper_rules(used: Variant | None) -> None:
-    """Remove the rules of the IPVS mode that are beside those of the iptables mode; any others are gone already."""
+    """Remove the rules of the IPVS mode in the tables of the iptables mode; those in other tables are already removed."""
     if used is not None:
         for family in Family:
             if is_available(family, used):

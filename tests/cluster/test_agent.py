@@ -292,7 +292,7 @@ def test_invalid_object_among_valid_ones(running: Running, cluster: Cluster) -> 
     ("flag", "message"),
     [
         ("--kubeconfig=/nowhere", "kubeconfig /nowhere: No such file or directory"),
-        ("--master=:6443", "--master: 'http://:6443' is no URL such as https://10.0.0.1:6443"),
+        ("--master=:6443", "--master: 'http://:6443' is not a valid URL such as https://10.0.0.1:6443"),
         ("--metrics-bind-address=", "neither --kubeconfig nor --master is given, and this is not a pod"),
     ],
 )

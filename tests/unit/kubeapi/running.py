@@ -1,4 +1,4 @@
-"""A source that runs, and what it delivers."""
+"""A running source, and the changes that it delivers."""
 
 import asyncio
 from collections import defaultdict
@@ -31,22 +31,22 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 
 class Changes:
-    """What a source delivered, kind by kind."""
+    """The changes that a source delivered, by kind."""
 
     def __init__(self) -> None:
         self._queues: dict[Kind, asyncio.Queue[ObjectChange]] = defaultdict(asyncio.Queue)
         self.watched: dict[Kind, list[str]] = defaultdict(list)
-        """What was told of each kind: why its changes do not arrive, or that they do, without repetition."""
+        """For each kind the reasons why it could not be watched, or an empty one if it was, without repetition."""
         self.exchanges: list[RequestRecord] = []
         """Requests that were made."""
 
     def take_watched(self, kind: Kind, reason: str) -> None:
-        """Take note of why changes of a kind do not arrive."""
+        """Record why a kind cannot be watched."""
         if self.watched[kind][-1:] != [reason]:
             self.watched[kind].append(reason)
 
     def deliver(self, change: ObjectChange) -> None:
-        """Take a change."""
+        """Record a change."""
         kind = change.kind if isinstance(change, Removed | Replaced) else kind_of(change.object)
         self._queues[kind].put_nowait(change)
 
@@ -74,7 +74,7 @@ def kind_of(item: Object) -> Kind:
 
 
 def access_to(*urls: str, token_file: str = "") -> FindAccess:
-    """Return what finds servers without looking."""
+    """Return a function that finds servers without reading files."""
 
     async def find_access() -> Access:
         return Access(servers=tuple(Server(url) for url in urls), token_file=token_file)
@@ -83,7 +83,7 @@ def access_to(*urls: str, token_file: str = "") -> FindAccess:
 
 
 async def wanted() -> bool:
-    """Say that ServiceCIDRs are wanted."""
+    """Return a result that says that ServiceCIDRs are watched."""
     return True
 
 
@@ -95,7 +95,7 @@ async def running(
     *,
     service_cidrs: Awaitable[bool] | None = None,
 ) -> AsyncIterator[Changes]:
-    """Run a source, without chance in its delays, and leave no task behind."""
+    """Run a source without random delays, and cancel its tasks at the end."""
     changes = Changes()
     store = Store(
         deliver=changes.deliver, last_good=last_good, watched=changes.take_watched, requested=changes.exchanges.append

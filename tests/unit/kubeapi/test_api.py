@@ -1,4 +1,4 @@
-"""The API source against a real HTTP server that answers as scripted: what is asked, what is delivered, what is logged.
+"""The API source against a real HTTP server with scripted responses: requests, delivered changes, and log.
 
 Not covered here: TLS, proxies and single answers (test_transport), credentials (test_credentials), and whether a real
 API server plays along (tests/cluster).
@@ -57,7 +57,7 @@ async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
-    """Return what the source has logged, after the first line, which names the server."""
+    """Return the log of the source after the first line, which names the server."""
     first, *others = (record for record in caplog.records if record.name == "pyproxy.kubeapi.api")
     assert first.message.startswith("API server: http://127.0.0.1:")
     return others
@@ -65,7 +65,7 @@ def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
 
 @in_loop
 async def test_what_is_asked() -> None:
-    """Each resource is streamed with the selectors that leave out what has no packet path."""
+    """Each resource is streamed with selectors that exclude objects without a packet path."""
     async with ApiServer() as server, running(access_to(server.url)):
         queries = [(await server.asked(path)).query for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS)]
 
@@ -83,7 +83,7 @@ async def test_what_is_asked() -> None:
 
 @in_loop
 async def test_stream_and_changes() -> None:
-    """The initial events are one complete list, whatever happened within it; what follows is delivered one by one."""
+    """The initial events are one complete list; the events after them are delivered one by one."""
     gone = service("gone")
     lines = [event("ADDED", gone), event("ADDED", WEB), event("DELETED", gone), end_of_list("7")]
     lines += [event("ADDED", OTHER), event("MODIFIED", service("other", "9", clusterIP="None")), event("DELETED", WEB)]
@@ -99,7 +99,7 @@ async def test_stream_and_changes() -> None:
 
 @in_loop
 async def test_empty_cluster() -> None:
-    """A kind without objects is known all the same."""
+    """A kind without objects is delivered as an empty list."""
     async with ApiServer() as server, running(access_to(server.url)) as changes:
         assert Replaced(Kind.NODE, ()) == await changes.next(Kind.NODE)
         assert Replaced(Kind.ENDPOINT_SLICE, ()) == await changes.next(Kind.ENDPOINT_SLICE)
@@ -121,7 +121,7 @@ async def test_watch_is_resumed(last: Json, expected: str) -> None:
 @pytest.mark.parametrize("status", [400, 422])
 @in_loop
 async def test_pages(status: int) -> None:
-    """A server that cannot stream lists is asked for pages; all of them are one complete list."""
+    """From a server that cannot stream lists they are requested in pages, and delivered as one complete list."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(status), listed("9", WEB, more="token"), listed("9", OTHER), server.stream())
         async with running(access_to(server.url)) as changes:
@@ -136,7 +136,7 @@ async def test_pages(status: int) -> None:
 
 @in_loop
 async def test_stream_without_initial_events() -> None:
-    """A server that takes a stream for a mere watch is asked for pages."""
+    """From a server that treats a stream as a mere watch lists are requested in pages."""
     async with watching(event("ADDED", WEB), bookmark("3")) as (server, changes):
         server.say(SERVICES, listed("9", OTHER))
 
@@ -145,7 +145,7 @@ async def test_stream_without_initial_events() -> None:
 
 @in_loop
 async def test_expired_page() -> None:
-    """Where the rest of a list has expired the whole is asked for at once, and the first pages do not count."""
+    """If the rest of a list has expired, the whole list is requested in one page, and the first pages are dropped."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(400), listed("8", WEB, more="token"), refused(410), listed("9", OTHER))
         async with running(access_to(server.url)) as changes:
@@ -159,7 +159,7 @@ async def test_expired_page() -> None:
 @pytest.mark.parametrize("in_stream", [True, False], ids=["event", "status"])
 @in_loop
 async def test_expired_watch(in_stream: bool) -> None:  # noqa: FBT001 - a parameter of the test
-    """A version that the server has forgotten leads to a new complete list."""
+    """A resource version that the server has forgotten leads to a new complete list."""
     async with ApiServer() as server:
         expired = server.stream(event("ERROR", {"code": 410, "reason": "Expired"}), then_end=True)
         again = server.stream(event("ADDED", OTHER), end_of_list("9"))
@@ -173,13 +173,13 @@ async def test_expired_watch(in_stream: bool) -> None:  # noqa: FBT001 - a param
 
 @in_loop
 async def test_line_that_is_no_event(caplog: pytest.LogCaptureFixture) -> None:
-    """What cannot be understood is logged, and a new list says how things are."""
+    """A line that is not an event is logged, and followed by a new list."""
     async with watching(end_of_list("4"), {"kind": "Surprise"}) as (server, changes):
         server.say(SERVICES, listed("9", WEB))
         await changes.names()
 
         assert {"default/web"} == await changes.names()
-    assert "a line of the watch is no event" in caplog.text
+    assert "a line of the watch is not an event" in caplog.text
 
 
 @in_loop
@@ -196,7 +196,7 @@ async def test_large_object() -> None:
 
 @in_loop
 async def test_silent_watch_is_resumed() -> None:
-    """A watch without a byte for too long, be its server dead or idle, is asked for anew at the same version."""
+    """A watch without data for too long is repeated at the same version."""
     async with ApiServer() as server:
         server.say(SERVICES, server.stream(end_of_list("4")))
         async with running(access_to(server.url), timing=QUICK):
@@ -208,7 +208,7 @@ async def test_silent_watch_is_resumed() -> None:
 @pytest.mark.parametrize("items", [[BAD, OTHER], [OTHER, BAD]])
 @in_loop
 async def test_bad_object_in_a_page(items: list[Json], caplog: pytest.LogCaptureFixture) -> None:
-    """One object that cannot be decoded costs its page nothing, and is named with its field."""
+    """An object that cannot be decoded is reported with its field, and does not affect its page."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(400), listed("9", *items))
         async with running(access_to(server.url)) as changes:
@@ -218,7 +218,7 @@ async def test_bad_object_in_a_page(items: list[Json], caplog: pytest.LogCapture
 
 @in_loop
 async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureFixture) -> None:
-    """An object that turns bad is neither delivered nor removed, in a watch or a list, and is logged once."""
+    """An object that becomes invalid is neither delivered nor removed, in a watch or a list, and is logged once."""
     kept: dict[NamespacedName, Object] = {}
     lines = [event("ADDED", WEB), end_of_list("4"), event("MODIFIED", BAD), event("ADDED", OTHER)]
     async with ApiServer() as server:
@@ -237,7 +237,7 @@ async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureF
 
 @in_loop
 async def test_object_that_is_partly_bad(caplog: pytest.LogCaptureFixture) -> None:
-    """An object with one bad field is delivered without it, and the field is named."""
+    """An object with an invalid field is delivered without it, and the field is reported."""
     async with watching(event("ADDED", service("web", externalIPs=["10.0.0.300"])), end_of_list("4")) as (_, changes):
         assert {"default/web"} == await changes.names()
     assert "Service default/web: spec.externalIPs[0]: " in caplog.text
@@ -245,7 +245,7 @@ async def test_object_that_is_partly_bad(caplog: pytest.LogCaptureFixture) -> No
 
 @in_loop
 async def test_field_selector_unknown_to_the_server() -> None:
-    """An older server that cannot select Services by cluster IP is asked for all; headless ones are not delivered."""
+    """From an older server that cannot select Services by cluster IP all are requested; headless ones are not delivered."""
     unknown = refused(400, "field label not supported: spec.clusterIP")
     headless = service("headless", clusterIP="None", clusterIPs=["None"])
     async with ApiServer() as server:
@@ -260,7 +260,7 @@ async def test_field_selector_unknown_to_the_server() -> None:
 
 @in_loop
 async def test_missing_permission(caplog: pytest.LogCaptureFixture) -> None:
-    """A 403 says once which rule of a role is missing, and the resource is tried again until it is there."""
+    """A 403 is logged once with the missing rule of a role, and the resource is retried until it is available."""
     async with ApiServer() as server:
         server.say(SLICES, *[refused(403, "endpointslices is forbidden")] * 2)
         async with running(access_to(server.url)) as changes:
@@ -280,7 +280,7 @@ async def test_missing_permission(caplog: pytest.LogCaptureFixture) -> None:
 async def test_server_without_service_cidrs(
     status: int, level: str, more: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A server that has no ServiceCIDRs, or none for us, is not lost: there are no ranges, until there are some."""
+    """A server without ServiceCIDRs, or that forbids them, is not lost: there are no ranges until it has some."""
     caplog.set_level(logging.INFO)
     async with ApiServer() as server:
         server.say(SERVICE_CIDRS, *[refused(status)] * 2, listed("7", service_cidr("10.96.0.0/16")))
@@ -289,13 +289,13 @@ async def test_server_without_service_cidrs(
 
     assert [Replaced(Kind.SERVICE_CIDR, ()), Replaced(Kind.SERVICE_CIDR, (KUBERNETES,))] == [absent, there]
     [record] = told(caplog)
-    text = f"done without, and tried again now and then: {SERVICE_CIDRS}: {status} no{more}"
+    text = f"unavailable; pyproxy works without it and will retry: {SERVICE_CIDRS}: {status} no{more}"
     assert (level, text) == (record.levelname, record.message[: len(text)])
 
 
 @in_loop
 async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixture) -> None:
-    """Where the server stops to have ServiceCIDRs, as an older one in its place does, ranges that were known are gone."""
+    """If the server no longer has ServiceCIDRs, for example an older one in its place, known ranges are removed."""
     caplog.set_level(logging.INFO)
     async with ApiServer() as server:
         known = [event("ADDED", service_cidr("10.96.0.0/16")), end_of_list("4")]
@@ -305,13 +305,13 @@ async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixt
 
     assert [Replaced(Kind.SERVICE_CIDR, (KUBERNETES,)), Replaced(Kind.SERVICE_CIDR, ())] == [before, after]
     messages = [record.message for record in told(caplog)]
-    beginnings = ("API server lost, ", "API server is back ", "done without, ")
+    beginnings = ("API server lost, ", "API server is back ", "unavailable; ")
     assert [True] * 3 == [message.startswith(begin) for message, begin in zip(messages, beginnings, strict=True)]
 
 
 @in_loop
 async def test_other_kinds_do_not_wait_for_service_cidrs() -> None:
-    """While nobody knows whether ServiceCIDRs are wanted, and while the server is silent about them, the rest is there."""
+    """Other objects are delivered before it is known whether ServiceCIDRs are needed, and while they are not listed."""
     wanted = asyncio.get_running_loop().create_future()
     async with ApiServer() as server:
         server.say(SERVICE_CIDRS, server.send_nothing)
@@ -326,7 +326,7 @@ async def test_other_kinds_do_not_wait_for_service_cidrs() -> None:
 @pytest.mark.parametrize("are_wanted", [True, False])
 @in_loop
 async def test_service_cidrs_are_watched_where_they_are_wanted(are_wanted: bool) -> None:  # noqa: FBT001  # pytest calls it
-    """A mode that makes no use of ServiceCIDRs costs the server no watch."""
+    """A mode that does not use ServiceCIDRs does not watch them."""
     wanted = asyncio.get_running_loop().create_future()
     wanted.set_result(are_wanted)
     async with ApiServer() as server, running(access_to(server.url), service_cidrs=wanted) as changes:
@@ -338,7 +338,7 @@ async def test_service_cidrs_are_watched_where_they_are_wanted(are_wanted: bool)
 
 @in_loop
 async def test_rotated_token(tmp_path: Path) -> None:
-    """Each request reads the token file, so that the token that is there now is used."""
+    """Each request reads the token file, so that the current token is used."""
     token = tmp_path / "token"
     token.write_text("first\n")
     async with ApiServer() as server:
@@ -355,7 +355,7 @@ async def test_rotated_token(tmp_path: Path) -> None:
 
 @in_loop
 async def test_unauthorized() -> None:
-    """A 401 has the credentials found anew, once for all requests that met with it."""
+    """After a 401 the credentials are found again, once for all requests that were refused."""
     found: list[str] = []
 
     async def find_access() -> Access:
@@ -376,7 +376,7 @@ async def test_unauthorized() -> None:
 
 @in_loop
 async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    """However often a server that is away is tried, its loss and its return are one line each."""
+    """The loss and the return of a server are one line each, regardless of the number of retries."""
     caplog.set_level(logging.INFO)
     async with ApiServer() as server:
         for path in (SERVICES, SLICES, NODES, SERVICE_CIDRS):
@@ -392,7 +392,7 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_reasons_that_are_never_the_same(caplog: pytest.LogCaptureFixture) -> None:
-    """An answer that differs each time, as one with the time in it does, is not kept and logged for ever."""
+    """Responses that differ each time, for example by a time, are logged only up to a limit."""
     caplog.set_level(logging.INFO)
     reasons: list[str] = []
     availability = Availability(lambda _, reason: reasons.append(reason))
@@ -403,7 +403,7 @@ def test_reasons_that_are_never_the_same(caplog: pytest.LogCaptureFixture) -> No
 
 
 async def refused_once() -> tuple[ApiServer, Changes]:
-    """Return a server that refused Services once, and what it led to until all of it was known."""
+    """Return a server that refused Services once, and what was reported until all of it was known."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(503))
         async with running(access_to(server.url)) as changes:
@@ -414,7 +414,7 @@ async def refused_once() -> tuple[ApiServer, Changes]:
 
 @in_loop
 async def test_who_is_watched_is_told() -> None:
-    """A kind that is refused is cut off until it is watched, and the others are not; so it is told."""
+    """A kind that is refused is reported as unavailable until it is watched; other kinds are not affected."""
     _, changes = await refused_once()
 
     others = {kind: [""] for kind in Kind if kind is not Kind.SERVICE}
@@ -423,7 +423,7 @@ async def test_who_is_watched_is_told() -> None:
 
 @in_loop
 async def test_requests_are_told() -> None:
-    """Each request is told with its server and the code of its answer; a watch has no duration, as it has no end."""
+    """Each request is recorded with its server and the status of its response; a watch has no duration."""
     server, changes = await refused_once()
 
     assert {("GET", server.url.removeprefix("http://"))} == {(told.method, told.host) for told in changes.exchanges}
@@ -433,7 +433,7 @@ async def test_requests_are_told() -> None:
 
 @in_loop
 async def test_several_servers() -> None:
-    """Where one server cannot be reached the next one has its turn, and keeps it."""
+    """If a server cannot be reached the next one is used, and stays in use."""
     async with ApiServer() as gone:
         url = gone.url
     async with ApiServer() as server, running(access_to(url, server.url)) as changes:
@@ -443,7 +443,7 @@ async def test_several_servers() -> None:
 
 @in_loop
 async def test_credentials_that_come_late() -> None:
-    """While an exec plugin fails it is tried again."""
+    """An exec plugin that fails is retried."""
     failures = iter([SourceError("exec plugin gave no credentials")] * 2)
 
     async def find_access() -> Access:

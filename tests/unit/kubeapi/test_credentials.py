@@ -32,7 +32,7 @@ EXPIRY_SECONDS = 1935817689.0
 
 
 class Kubeconfig:
-    """A kubeconfig in a folder with the files that it names; a test changes it before it is written."""
+    """A kubeconfig in a directory with the files that it names; a test changes it before it is written."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,14 +63,14 @@ class Kubeconfig:
         self.user["exec"] = {"apiVersion": "client.authentication.k8s.io/v1", "command": command}
 
     def settings(self, master: str = "") -> AccessSettings:
-        """Write it, and return settings that name it."""
+        """Write the kubeconfig, and return settings that name it."""
         path = self.file("kubeconfig", yaml.safe_dump(self.whole).encode())
         return AccessSettings(kubeconfig=str(path), master=master)
 
 
 @pytest.fixture
 def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
-    """Give a kubeconfig as kubeadm writes it for kube-proxy, and no proxy in the environment."""
+    """Give a kubeconfig like kubeadm's for kube-proxy, and no proxy in the environment."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -78,7 +78,7 @@ def kubeconfig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kubeconfig:
 
 
 def read_access(settings: AccessSettings) -> Access:
-    """Return what the agent finds in files, which is what the child process finds too."""
+    """Return what the agent finds in files, which the child process finds as well."""
     found = read_settings(settings)
 
     assert not found.needs_package
@@ -87,7 +87,7 @@ def read_access(settings: AccessSettings) -> Access:
 
 
 def credential(**status: str) -> str:
-    """Return the shell command of an exec plugin that gives some credentials."""
+    """Return the shell command of an exec plugin that prints credentials."""
     answer = {"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": status}
     return f"echo '{json.dumps(answer)}'"
 
@@ -101,7 +101,7 @@ def test_json(kubeconfig: Kubeconfig) -> None:
 
 
 def test_kubeadm(kubeconfig: Kubeconfig) -> None:
-    """The kubeconfig that kubeadm writes names files; their paths are kept, and their contents are read each time."""
+    """The kubeconfig of kubeadm names files; their paths are kept, and their contents are read each time."""
     access = read_access(kubeconfig.settings())
 
     ca, token = str(kubeconfig.folder / "ca.crt"), str(kubeconfig.folder / "token")
@@ -113,7 +113,7 @@ def test_kubeadm(kubeconfig: Kubeconfig) -> None:
 
 
 def test_inline(kubeconfig: Kubeconfig) -> None:
-    """Certificates and keys may be in the kubeconfig itself, where they win over files."""
+    """Certificates and keys may be inline in the kubeconfig, where they override files."""
     kubeconfig.cluster["certificate-authority-data"] = b64encode(CA).decode()
     kubeconfig.user.clear()
     kubeconfig.user.update(
@@ -134,7 +134,7 @@ def test_inline(kubeconfig: Kubeconfig) -> None:
     ],
 )
 def test_authorization(kubeconfig: Kubeconfig, user: Json, expected: str) -> None:
-    """A token, a token file (which wins, as in client-go), a password, or nothing."""
+    """Users have a token, a token file (which wins, as in client-go), a password, or nothing."""
     kubeconfig.user.clear()
     kubeconfig.user.update(user)
 
@@ -142,7 +142,7 @@ def test_authorization(kubeconfig: Kubeconfig, user: Json, expected: str) -> Non
 
 
 def test_options_of_a_cluster(kubeconfig: Kubeconfig) -> None:
-    """Proxy, name of the server and lack of verification are taken over."""
+    """Proxy, server name and verification are read from the kubeconfig."""
     kubeconfig.cluster.update(
         {"proxy-url": "http://proxy:3128", "tls-server-name": "api", "insecure-skip-tls-verify": True}
     )
@@ -164,7 +164,7 @@ def test_options_of_a_cluster(kubeconfig: Kubeconfig) -> None:
     ],
 )
 def test_master_overrides(kubeconfig: Kubeconfig, master: str, expected: tuple[str, ...]) -> None:
-    """--master takes the place of the kubeconfig's server; it may name several."""
+    """--master replaces the server in the kubeconfig, and may name several."""
     access = read_access(kubeconfig.settings(master))
 
     assert expected == tuple(server.url for server in access.servers)
@@ -172,12 +172,12 @@ def test_master_overrides(kubeconfig: Kubeconfig, master: str, expected: tuple[s
 
 
 def test_master_alone() -> None:
-    """--master without a kubeconfig is a server without credentials, by HTTP unless it says otherwise."""
+    """--master without a kubeconfig is a server without credentials, by HTTP unless the URL has another scheme."""
     assert Access(servers=(Server("http://[::1]:8080"),)) == read_access(AccessSettings(master="[::1]:8080"))
 
 
 def test_api_servers_override(kubeconfig: Kubeconfig) -> None:
-    """--api-servers take the place of the kubeconfig's server, and its credentials and authority stay."""
+    """--api-servers replaces the server in the kubeconfig; credentials and authority are kept."""
     settings = replace(kubeconfig.settings(), api_servers=("10.0.0.8:6443", "https://10.0.0.9:6443"))
     access = read_access(settings)
 
@@ -186,7 +186,7 @@ def test_api_servers_override(kubeconfig: Kubeconfig) -> None:
 
 
 def test_api_servers_with_a_service_account(kubeconfig: Kubeconfig, tmp_path: Path) -> None:
-    """Without a kubeconfig they are asked with the service account's token, if there is one."""
+    """Without a kubeconfig --api-servers are used with the service account's token, if there is one."""
     servers = ("https://10.0.0.8:6443",)
     in_pod = read_access(AccessSettings(api_servers=servers, service_account=str(kubeconfig.folder)))
     elsewhere = read_access(AccessSettings(api_servers=servers, service_account=str(tmp_path / "none")))
@@ -196,13 +196,13 @@ def test_api_servers_with_a_service_account(kubeconfig: Kubeconfig, tmp_path: Pa
 
 
 def test_a_bad_url_of_api_servers_names_the_flag(kubeconfig: Kubeconfig) -> None:
-    """The message says what was given wrongly."""
-    with pytest.raises(ConfigError, match="--api-servers: 'https://:1' is no URL"):
+    """The message names the wrong URL."""
+    with pytest.raises(ConfigError, match="--api-servers: 'https://:1' is not a valid URL"):
         read_settings(replace(kubeconfig.settings(), api_servers=("https://a", "https://:1")))
 
 
 def test_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTPS_PROXY holds for all servers but those that NO_PROXY names."""
+    """HTTPS_PROXY applies to all servers except those in NO_PROXY."""
     monkeypatch.setenv("HTTPS_PROXY", "proxy:3128")
     monkeypatch.setenv("NO_PROXY", "10.0.0.0/8")
     servers = asyncio.run(load_access(kubeconfig.settings("https://10.0.0.1:6443,https://192.0.2.1:6443"))).servers
@@ -223,7 +223,7 @@ def test_service_account(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch
 
 
 def test_no_service_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing is given and nothing is found the message says what could be given."""
+    """Without any setting the message names the settings that are possible."""
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     with pytest.raises(ConfigError, match="neither --kubeconfig nor --master is given"):
         read_access(AccessSettings(service_account=str(tmp_path)))
@@ -233,10 +233,13 @@ MISTAKES: dict[str, tuple[Callable[[Kubeconfig], object], str]] = {
     "no server": (lambda k: k.cluster.pop("server"), r"clusters\[\]\.cluster\.server is missing"),
     "bad server": (
         lambda k: k.cluster.update(server="10.0.0.1:port"),
-        "cluster.server: 'https://10.0.0.1:port' is no URL",
+        "cluster.server: 'https://10.0.0.1:port' is not a valid URL",
     ),
     "server of a wrong type": (lambda k: k.cluster.update(server=1), r"\$\.clusters\[0\]\.cluster\.server"),
-    "bad proxy": (lambda k: k.cluster.update({"proxy-url": "socks5://p"}), "proxy-url: 'socks5://p' is no URL"),
+    "bad proxy": (
+        lambda k: k.cluster.update({"proxy-url": "socks5://p"}),
+        "proxy-url: 'socks5://p' is not a valid URL",
+    ),
     "no CA file": (
         lambda k: k.cluster.update({"certificate-authority": "x"}),
         "certificate-authority: /[^ ]*/x: No such file or directory$",
@@ -255,7 +258,7 @@ MISTAKES: dict[str, tuple[Callable[[Kubeconfig], object], str]] = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes(kubeconfig: Kubeconfig, mistake: str) -> None:
-    """A kubeconfig that cannot work is named with the field that is wrong."""
+    """A kubeconfig that cannot work is an error that names the wrong field."""
     make, expected = MISTAKES[mistake]
     make(kubeconfig)
     with pytest.raises(ConfigError, match=f"kubeconfig .*/kubeconfig: .*{expected}"):
@@ -269,7 +272,7 @@ current-context: ""
 kind: Config
 users: null
 """
-"""``kubectl config view`` (1.37) where there is no configuration."""
+"""Output of ``kubectl config view`` (1.37) without a configuration."""
 CLUSTER_FIELDS = (
     *("server", "certificate-authority", "certificate-authority-data", "insecure-skip-tls-verify", "tls-server-name"),
     *("proxy-url", "disable-compression", "extensions"),
@@ -298,7 +301,7 @@ NULLS: dict[str, Callable[[Json], object]] = {
 @pytest.mark.parametrize("nulls", NULLS)
 @pytest.mark.parametrize("write", [lambda tree: yaml.safe_dump(tree).encode(), lambda tree: json.dumps(tree).encode()])
 def test_null_is_an_absent_value(kubeconfig: Kubeconfig, nulls: str, write: Callable[[Json], bytes]) -> None:
-    """With --master every part of a kubeconfig may be null, as for client-go: the server is the flag's."""
+    """With --master each part of a kubeconfig may be null, as for client-go: the flag gives the server."""
     NULLS[nulls](kubeconfig.whole)
     path = kubeconfig.file("kubeconfig", write(kubeconfig.whole))
     access = read_access(AccessSettings(kubeconfig=str(path), master=URL))
@@ -330,7 +333,7 @@ def test_a_missing_user_is_logged(kubeconfig: Kubeconfig, caplog: pytest.LogCapt
 
 @pytest.mark.parametrize("content", [b"- a", b"{", b"\xff\x00"])
 def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes) -> None:
-    """A file that is no kubeconfig is named."""
+    """A file that is not a kubeconfig is an error that names it."""
     path = kubeconfig.folder / "other"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"kubeconfig {path}: "):
@@ -338,14 +341,14 @@ def test_no_kubeconfig(kubeconfig: Kubeconfig, content: bytes) -> None:
 
 
 def test_missing_kubeconfig(tmp_path: Path) -> None:
-    """A file that is not there is named, once."""
+    """A missing file is an error that names it once."""
     path = tmp_path / "other"
     with pytest.raises(ConfigError, match=f"^kubeconfig {path}: No such file or directory$"):
         read_access(AccessSettings(kubeconfig=str(path)))
 
 
 def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
-    """An exec plugin gives a token and says when it expires."""
+    """An exec plugin gives a token and its expiry."""
     kubeconfig.plugin(credential(token="from-plugin", expirationTimestamp=EXPIRY))  # noqa: S106 - no password
     access = asyncio.run(load_access(kubeconfig.settings()))
 
@@ -353,7 +356,7 @@ def test_plugin_with_a_token(kubeconfig: Kubeconfig) -> None:
 
 
 def test_plugin_beside_nulls(kubeconfig: Kubeconfig) -> None:
-    """An exec plugin runs in spite of nulls around it, which the package does not take."""
+    """An exec plugin runs although the kubeconfig has nulls, which the package does not accept."""
     kubeconfig.plugin(credential(token="from-plugin"))  # noqa: S106 - no password
     kubeconfig.user["exec"].update(args=None, env=None)
     kubeconfig.whole["contexts"].insert(0, None)
@@ -365,7 +368,7 @@ def test_plugin_beside_nulls(kubeconfig: Kubeconfig) -> None:
 
 
 def test_nulls_beside_a_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child process that applies the rules of proxies takes nulls too."""
+    """The child process that applies the rules of proxies accepts nulls too."""
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
     path = str(kubeconfig.file("kubeconfig", KUBECTL_WRITES_OF_NOTHING))
     access = asyncio.run(load_access(AccessSettings(kubeconfig=path, master=URL)))
@@ -374,7 +377,7 @@ def test_nulls_beside_a_proxy_of_the_environment(kubeconfig: Kubeconfig, monkeyp
 
 
 def test_plugin_with_a_certificate(kubeconfig: Kubeconfig) -> None:
-    """An exec plugin gives a client certificate, which outlives the files that the package wrote it to."""
+    """A client certificate of an exec plugin is kept after the package has removed its files."""
     kubeconfig.plugin(credential(clientCertificateData="cert", clientKeyData="key"))
     access = asyncio.run(load_access(kubeconfig.settings()))
 
@@ -382,7 +385,7 @@ def test_plugin_with_a_certificate(kubeconfig: Kubeconfig) -> None:
 
 
 def test_identity_provider(kubeconfig: Kubeconfig) -> None:
-    """An OIDC provider's token is the package's business."""
+    """The package requests the token of an OIDC provider."""
     token = ".".join(b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({}, {"exp": 1 << 33}, {}))
     kubeconfig.user.clear()
     kubeconfig.user["auth-provider"] = {"name": "oidc", "config": {"id-token": token}}
@@ -392,7 +395,7 @@ def test_identity_provider(kubeconfig: Kubeconfig) -> None:
 
 
 def test_child_process(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the child process finds crosses to its parent whole: files, inline data, and what is not set."""
+    """The result of the child process is complete: files, inline data, and unset fields."""
     settings = kubeconfig.settings()
     kubeconfig.cluster["certificate-authority-data"] = b64encode(CA).decode()
     monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
@@ -405,19 +408,19 @@ def test_child_process(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) 
 def test_child_process_with_a_mistake(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ConfigError passes from the child process to its parent."""
     monkeypatch.setenv("HTTPS_PROXY", "ftp://proxy")
-    with pytest.raises(ConfigError, match=r"^proxy of the environment: 'ftp://proxy' is no URL"):
+    with pytest.raises(ConfigError, match=r"^proxy of the environment: 'ftp://proxy' is not a valid URL"):
         asyncio.run(load_access(kubeconfig.settings()))
 
 
 def test_plugin_that_fails(kubeconfig: Kubeconfig) -> None:
-    """A plugin that fails is no mistake of the configuration; what it said is passed on."""
+    """A plugin that fails is not an error of the configuration; its message is passed on."""
     kubeconfig.plugin("echo the clock is wrong >&2; exit 1")
     with pytest.raises(SourceError, match=r"plugin gave no credentials; .*the clock is wrong"):
         asyncio.run(load_access(kubeconfig.settings()))
 
 
 def test_plugin_that_hangs(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A plugin that takes too long is not waited for, and the error says what to look at."""
+    """A plugin that takes too long is stopped, and the error suggests the cause."""
     monkeypatch.setattr(module, "LOAD_SECONDS", 0.05)
     kubeconfig.plugin("exec sleep 600")
     with pytest.raises(SourceError, match="does the exec plugin hang"):
@@ -425,7 +428,7 @@ def test_plugin_that_hangs(kubeconfig: Kubeconfig, monkeypatch: pytest.MonkeyPat
 
 
 def test_plugin_ends_with_who_asked_for_it(kubeconfig: Kubeconfig) -> None:
-    """A plugin that is not waited for any more is ended, though it is only a child of our child."""
+    """A plugin that takes too long is killed, although it is a child of the child process."""
     alive = kubeconfig.folder / "alive"
     os.mkfifo(alive)
     kubeconfig.plugin(f"exec 3> {alive}; echo started >&3; exec sleep 600")
@@ -439,7 +442,7 @@ def test_plugin_ends_with_who_asked_for_it(kubeconfig: Kubeconfig) -> None:
 
 
 async def _load_until_readable(settings: AccessSettings, descriptor: int) -> None:
-    """Look for credentials, and give that up once something can be read; not by a time, which may be too short."""
+    """Load credentials, and cancel that once a file has content; not after a time, which may be too short."""
     readable = asyncio.Event()
     asyncio.get_running_loop().add_reader(descriptor, readable.set)
     loading = asyncio.create_task(load_access(settings))

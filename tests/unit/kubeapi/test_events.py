@@ -30,18 +30,18 @@ TIMING = Timing(connect=1.0, answer=1.0, silence=1.0)
 
 
 async def created(_: web.Request) -> web.StreamResponse:
-    """Say that an object was made."""
+    """Respond that an object was created."""
     return web.json_response({"kind": "Event"}, status=201)
 
 
 def note(name: NamespacedName = WEB, text: str = "refused", *, is_warning: bool = True) -> PendingEvent:
-    """Return what a log line said of an object."""
+    """Return an Event in the queue."""
     kind = "Service" if name.namespace else "Node"
     return PendingEvent(Event(kind, name, "RulesRefused", "ProgramRules"), text, is_warning, AT)
 
 
 def test_event_of_a_service() -> None:
-    """It stands in the Service's namespace, and says what the line said."""
+    """An Event is in the namespace of its Service, and its note is the log line."""
     found = event_object(note(), "node-1", "uid-1")
 
     assert found["metadata"]["name"].startswith("web.")
@@ -61,7 +61,7 @@ def test_event_of_a_service() -> None:
 
 
 def test_event_of_the_node() -> None:
-    """What has no namespace stands in the one of Nodes' Events, and a line that is no trouble is normal."""
+    """An Event without a namespace is in that of Nodes' Events, and is normal if the line is not a warning."""
     found = event_object(note(NODE, is_warning=False), "node-1", "node-1")
 
     assert ("default", "Normal") == (found["metadata"]["namespace"], found["type"])
@@ -69,7 +69,7 @@ def test_event_of_the_node() -> None:
 
 
 def test_limits_of_the_api_server() -> None:
-    """A note is cut to what the API server takes, at a letter's end; long names leave room for what makes them unique."""
+    """A note is cut to the limit of the API server at a character, and a long name leaves room for its unique suffix."""
     long = note(NamespacedName("shop", "a" * 253), "ü" * 1000)
     found = event_object(long, "n" * 253, "")
 
@@ -80,7 +80,7 @@ def test_limits_of_the_api_server() -> None:
 
 
 class Sending:
-    """A sender at work, and the log lines that reach it."""
+    """A running sender, and the log lines that it receives."""
 
     def __init__(self, server: ApiServer, *, retries: int = 2, seconds_per_event: float = 0.001) -> None:
         self.server = server
@@ -90,7 +90,7 @@ class Sending:
         self.sender = EventSender(self.handler, "node-1", (0.001,) * retries, seconds_per_event)
 
     def log(self, text: str, name: NamespacedName = WEB) -> None:
-        """Log a line that is to be an Event."""
+        """Log a line with an Event."""
         kind = "Service" if name.namespace else "Node"
         self.logger.error("%s", text, extra=event_extra(kind, name, "RulesRefused", "ProgramRules"))
 
@@ -102,7 +102,7 @@ class Sending:
 
 @asynccontextmanager
 async def sending(server: ApiServer, *, retries: int = 2, seconds_per_event: float = 0.001) -> AsyncIterator[Sending]:
-    """Have a sender at work."""
+    """Run a sender."""
     made = Sending(server, retries=retries, seconds_per_event=seconds_per_event)
     made.logger.addHandler(made.handler)
 
@@ -121,11 +121,11 @@ async def sending(server: ApiServer, *, retries: int = 2, seconds_per_event: flo
 
 @in_loop
 async def test_a_log_line_becomes_an_event() -> None:
-    """It has the uid of the Service as it is now; lines that are about nobody become none."""
+    """An Event has the current uid of the Service; a line without an Event is ignored."""
     async with ApiServer() as server, sending(server) as agent:
         server.say(SERVICES, listed("1", {"metadata": {"name": "web", "uid": "uid-1"}}))
         server.say(POSTED, created)
-        agent.logger.error("about nobody")
+        agent.logger.error("about no object")
         agent.log("refused: line 1")
         found = await agent.posted()
         asked = await server.asked(SERVICES)
@@ -136,7 +136,7 @@ async def test_a_log_line_becomes_an_event() -> None:
 
 @in_loop
 async def test_an_overloaded_or_absent_server_is_tried_again() -> None:
-    """What could not be sent is tried again, and then given up; later Events are sent."""
+    """An Event that cannot be sent is retried, then dropped; later Events are sent."""
     nodes = "/apis/events.k8s.io/v1/namespaces/default/events"
 
     async def cut_off(request: web.Request) -> web.StreamResponse:
@@ -155,7 +155,7 @@ async def test_an_overloaded_or_absent_server_is_tried_again() -> None:
 
 @in_loop
 async def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    """An account that may not make Events causes one warning, which says what a role needs."""
+    """An account that may not create Events causes one warning, which names the rule that a role needs."""
     nodes = "/apis/events.k8s.io/v1/namespaces/default/events"
     async with ApiServer() as server, sending(server) as agent:
         server.say(nodes, refused(403, "may not"), refused(403, "may not"), created)
@@ -170,7 +170,7 @@ async def test_a_refusal_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 @in_loop
 async def test_a_flood_is_limited() -> None:
-    """A burst is sent at once and the rest slowly; what is more than can wait is dropped, the first ones never."""
+    """A burst is sent at once and the rest slowly; if the queue is full, later Events are dropped."""
     nodes = "/apis/events.k8s.io/v1/namespaces/default/events"
     async with ApiServer() as server, sending(server, seconds_per_event=3600.0) as agent:
         server.say(nodes, *[created] * BURST)
@@ -184,7 +184,7 @@ async def test_a_flood_is_limited() -> None:
 
 
 def test_lines_after_the_end_are_dropped() -> None:
-    """A line of a thread that outlives the loop harms nobody."""
+    """A log line of a thread after the end of the loop is ignored."""
     loop = asyncio.new_event_loop()
     handler = EventHandler(loop)
     loop.close()

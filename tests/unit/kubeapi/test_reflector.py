@@ -1,4 +1,4 @@
-"""List and watch as a state machine: what is asked for next, and how long to wait. No server, no time, no chance."""
+"""List and watch as a state machine: the next request and its delay. Without server, clock and random numbers."""
 
 import pytest
 
@@ -39,28 +39,28 @@ def watching(resource_version: str = "7") -> Reflector:
     [(1, 0.0, 0.2), (1, 1.0, 0.4), (2, 0.0, 0.4), (3, 0.5, 1.2), (8, 1.0, 30.0), (9, 0.0, 15.0), (5000, 1.0, 30.0)],
 )
 def test_delay(failures: int, random: float, expected: float) -> None:
-    """The delay doubles from 0.2 s to 30 s, up to half of it is chance, and no number of failures overflows."""
+    """The delay doubles from 0.2 s to 30 s, up to half of it is random, and no number of failures overflows."""
     assert expected == pytest.approx(delay_seconds(failures, random))
 
 
 @pytest.mark.parametrize(("random", "expected"), [(0.0, 300), (0.5, 450), (0.999, 599)])
 def test_watch_seconds(random: float, expected: int) -> None:
-    """A watch lasts five to ten minutes, as chance has it."""
+    """A watch lasts five to ten minutes, at random."""
     assert expected == watch_seconds(random)
 
 
 def test_first_request() -> None:
-    """At first everything is asked for as a stream."""
+    """The first request is a stream of all objects."""
     assert Stream() == Reflector().request
 
 
 def test_stream_becomes_watch() -> None:
-    """A complete stream goes on as a watch at the version of its last bookmark."""
+    """A complete stream continues as a watch at the version of its last bookmark."""
     assert Watch("7") == watching("7").request
 
 
 def test_stream_unsupported() -> None:
-    """A server that cannot stream is asked for pages, after a 410 too."""
+    """From a server that cannot stream, pages are requested, also after a 410."""
     reflector = listing()
     requests = [reflector.request]
     reflector.page_listed("3", "")
@@ -71,7 +71,7 @@ def test_stream_unsupported() -> None:
 
 
 def test_stream_that_was_cut_is_listed_in_pages() -> None:
-    """A stream that began and did not come to its end is not begun again: a page is easier to get through."""
+    """A stream that broke before its end is not repeated: pages are requested, which are easier to transfer."""
     reflector = Reflector()
     reflector.watch_opened(NOW)
     reflector.watch_ended(NOW + 60, NO_JITTER)
@@ -80,7 +80,7 @@ def test_stream_that_was_cut_is_listed_in_pages() -> None:
 
 
 def test_stream_that_got_no_answer_is_repeated() -> None:
-    """A server that cannot be reached says nothing about streams."""
+    """A server that cannot be reached may still be able to stream."""
     reflector = Reflector()
     reflector.failed(NOW, NO_JITTER)
 
@@ -88,7 +88,7 @@ def test_stream_that_got_no_answer_is_repeated() -> None:
 
 
 def test_pages() -> None:
-    """Page after page is asked for with the token of the one before; the last one's version starts the watch."""
+    """Each page is requested with the token of the one before; the version of the last one starts the watch."""
     reflector = listing()
     complete = [reflector.page_listed("5", "next")]
     second = reflector.request
@@ -99,7 +99,7 @@ def test_pages() -> None:
 
 
 def test_failed_page_is_repeated() -> None:
-    """A page that did not arrive is asked for again, not the whole list."""
+    """A page that failed is requested again, not the whole list."""
     reflector = listing()
     reflector.page_listed("5", "next")
     reflector.failed(NOW, NO_JITTER)
@@ -117,7 +117,7 @@ def test_expired_page() -> None:
 
 
 def test_events_move_the_version() -> None:
-    """A watch goes on where the last event or bookmark was; one without a version moves nothing."""
+    """A watch continues at the last event or bookmark; one without a version changes nothing."""
     reflector = watching("7")
     reflector.observed("9")
     reflector.observed("")
@@ -126,7 +126,7 @@ def test_events_move_the_version() -> None:
 
 
 def test_ended_watch_goes_on_at_once() -> None:
-    """A watch that the server ends after its time is resumed without a pause."""
+    """A watch that the server ends after its time limit is resumed without a delay."""
     reflector = watching("7")
 
     assert 0.0 == reflector.watch_ended(NOW + 300, NO_JITTER)
@@ -134,7 +134,7 @@ def test_ended_watch_goes_on_at_once() -> None:
 
 
 def test_short_watch_with_an_event_goes_on_at_once() -> None:
-    """A watch that brought something was good, however short it was."""
+    """A watch that delivered an event was working, however short it was."""
     reflector = watching()
     reflector.observed("8")
 
@@ -142,7 +142,7 @@ def test_short_watch_with_an_event_goes_on_at_once() -> None:
 
 
 def test_hasty_watch_backs_off() -> None:
-    """A server that ends each watch at once, with nothing in it, is not asked in a loop."""
+    """A server that ends each watch at once, without events, does not cause a busy loop."""
     reflector = watching()
     delays = []
     for _ in range(3):
@@ -153,7 +153,7 @@ def test_hasty_watch_backs_off() -> None:
 
 
 def test_failures_back_off() -> None:
-    """Failures in a row wait longer each time, up to the longest delay."""
+    """Consecutive failures are delayed longer each time, up to the longest delay."""
     reflector = watching()
     delays = [reflector.failed(NOW, random=1.0) for _ in range(9)]
 
@@ -173,7 +173,7 @@ def test_event_ends_the_series() -> None:
 
 
 def test_quiet_watch_ends_the_series() -> None:
-    """A watch that was open for long was good, even with nothing in it."""
+    """A watch that was open for long was working, even without events."""
     reflector = watching()
     reflector.failed(NOW, NO_JITTER)
     reflector.failed(NOW, NO_JITTER)
@@ -183,7 +183,7 @@ def test_quiet_watch_ends_the_series() -> None:
 
 
 def test_list_does_not_end_the_series() -> None:
-    """A server that lists but refuses each watch is listed ever more rarely."""
+    """A server that lists but refuses each watch is listed with growing delays."""
     reflector = listing()
     delays = []
     for _ in range(3):
@@ -198,12 +198,12 @@ def test_list_does_not_end_the_series() -> None:
     ("retry_after", "expected"), [(0.0, 0.2), (0.1, 0.2), (5.0, 5.0), (86400.0, LONGEST_RETRY_AFTER_SECONDS)]
 )
 def test_retry_after(retry_after: float, expected: float) -> None:
-    """The server's wish for peace is honoured if it is longer than our own delay, within reason."""
+    """Retry-After is used if it is longer than our own delay, up to a limit."""
     assert pytest.approx(expected) == watching().failed(NOW, NO_JITTER, retry_after)
 
 
 def test_expired_watch() -> None:
-    """A watch whose version the server has forgotten starts over with everything."""
+    """A watch whose version the server has forgotten is followed by a request for all objects."""
     reflector = watching("7")
     delay = reflector.expired(NOW, NO_JITTER)
 
@@ -212,7 +212,7 @@ def test_expired_watch() -> None:
 
 
 def test_outage_keeps_the_version() -> None:
-    """However long the server is away, the watch is first tried where it was."""
+    """However long the server is unavailable, the next watch continues where the last one ended."""
     reflector = watching("7")
     for _ in range(20):
         reflector.failed(NOW, NO_JITTER)
@@ -221,7 +221,7 @@ def test_outage_keeps_the_version() -> None:
 
 
 def test_refused_watch_is_listed() -> None:
-    """A watch refused for another reason than its age starts over with a list."""
+    """A watch that is refused for another reason than its age is followed by a list."""
     reflector = watching("7")
     reflector.refused(NOW, NO_JITTER)
 

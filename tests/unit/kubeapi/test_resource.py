@@ -1,4 +1,4 @@
-"""Bytes of lists and objects to items: one bad object costs itself and nothing else."""
+"""Bytes of lists and objects to items: an invalid object does not affect other objects."""
 
 import json
 from typing import Any
@@ -30,7 +30,7 @@ def page(*items: bytes) -> ObjectPage:
     ],
 )
 def test_permission(resource: Resource[Any], group: str, plural: str) -> None:
-    """The rule that a role needs is written as manifests have it."""
+    """The rule that a role needs has the notation of manifests."""
     assert f'apiGroups: ["{group}"], resources: ["{plural}"], verbs: ["list", "watch"]' == resource.permission
 
 
@@ -47,7 +47,7 @@ def test_permission(resource: Resource[Any], group: str, plural: str) -> None:
     ],
 )
 def test_bad_object(bad: bytes, name: str, field: str) -> None:
-    """An object that is not one of the API's shape is named as far as it says its name, and its neighbours are used."""
+    """An object of an unexpected structure is reported by its name if it has one, and its neighbours are used."""
     items = page(bad, GOOD).items
 
     assert NamespacedName("default", name) == items[0].name
@@ -57,20 +57,20 @@ def test_bad_object(bad: bytes, name: str, field: str) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"items": 5}', b'{"metadata": {"continue": 5}}'])
 def test_no_list(body: bytes) -> None:
-    """What is no list at all is an error of the source."""
-    with pytest.raises(SourceError, match="/api/v1/services: the answer is no "):
+    """A response that is not a list is an error of the source."""
+    with pytest.raises(SourceError, match="/api/v1/services: the response is not "):
         services().decode_page(body)
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"metadata": null, "items": null}'])
 def test_empty_list(body: bytes) -> None:
-    """Null and absence are an empty list, as everywhere in the API."""
+    """Null and absent items are an empty list, as everywhere in the API."""
     assert ObjectPage("", "", []) == services().decode_page(body)
 
 
 @pytest.mark.parametrize("resource", [node("n"), service_cidrs()], ids=["Node", "ServiceCIDR"])
 def test_no_namespace(resource: Resource[Any]) -> None:
-    """A Node, and a ServiceCIDR, is named by its name alone."""
+    """A Node and a ServiceCIDR have no namespace."""
     assert (NamespacedName("", "n"), "4") == resource.identify(
         Raw(b'{"metadata": {"name": "n", "resourceVersion": "4"}}')
     )

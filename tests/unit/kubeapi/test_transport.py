@@ -1,4 +1,4 @@
-"""Single requests to a real server on loopback: TLS with files that change, proxies, refusals, broken answers."""
+"""Single requests to a real server on loopback: TLS with changing files, proxies, refusals, broken responses."""
 
 import re
 import shutil
@@ -24,7 +24,7 @@ TIMING = Timing(connect=1.0, answer=0.5, silence=0.5)
 
 
 class Certificates:
-    """A certificate authority, what it issued for a server and a client, and one that nobody trusts."""
+    """A certificate authority, its certificates for a server and a client, and an authority that is not trusted."""
 
     def __init__(self, folder: Path) -> None:
         self.ca, self.stranger = folder / "ca.crt", folder / "stranger.crt"
@@ -36,7 +36,7 @@ class Certificates:
         openssl(self.client, "/CN=client", *issuer, "-addext", "extendedKeyUsage=clientAuth")
 
     def server_tls(self, *, asks_client: bool = False) -> ssl.SSLContext:
-        """Return what the server speaks with."""
+        """Return the TLS settings of the server."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self.server, self.server.with_suffix(".key"))
         if asks_client:
@@ -46,7 +46,7 @@ class Certificates:
 
 
 def openssl(certificate: Path, subject: str, *options: str) -> None:
-    """Make a certificate, and its key beside it."""
+    """Make a certificate with its key."""
     files = ("-keyout", str(certificate.with_suffix(".key")), "-out", str(certificate))
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc")
     subprocess.run(
@@ -61,7 +61,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 
 
 async def ask(find: Callable[[], Access], times: int = 1, between: Callable[[], object] = lambda: None) -> list[bytes]:
-    """Ask for Services through one transport."""
+    """Request Services through a transport."""
 
     async def find_access() -> Access:
         return find()
@@ -75,7 +75,7 @@ async def ask(find: Callable[[], Access], times: int = 1, between: Callable[[], 
 
 
 async def tell_of_requests(url: str) -> list[RequestRecord]:
-    """Ask for Services, and return what was told of it."""
+    """Request Services, and return the record of the request."""
 
     async def find_access() -> Access:
         return Access(servers=(Server(url),))
@@ -94,7 +94,7 @@ async def hello(_: web.Request) -> web.StreamResponse:
 
 @in_loop
 async def test_requests_are_told() -> None:
-    """A whole answer is told with its size; a refusal with its code; and that there was none without either."""
+    """A complete response is recorded with its size, a refusal with its status, and a failure with neither."""
     async with ApiServer() as server:
         server.say(SERVICES, hello, refused(404))
         told = [*await tell_of_requests(server.url), *await tell_of_requests(server.url)]
@@ -109,7 +109,7 @@ async def test_requests_are_told() -> None:
 
 @in_loop
 async def test_a_password_in_a_url_is_not_told() -> None:
-    """That a server does not answer goes into logs and pages, its user and password do not."""
+    """The error about a server that does not respond has its URL, without user and password."""
     access = Access(servers=(Server("http://joe:secret@127.0.0.1:1", proxy="http://ann:hidden@127.0.0.1:1"),))
     with pytest.raises(UnreachableError) as caught:
         await ask(lambda: access)
@@ -120,7 +120,7 @@ async def test_a_password_in_a_url_is_not_told() -> None:
 
 @in_loop
 async def test_trusted_server(certificates: Certificates) -> None:
-    """A server whose certificate the CA signed is trusted, under the name in its URL or the one that is given."""
+    """A server certificate of the CA is accepted for the name in the URL, or the name that is given."""
     async with ApiServer(certificates.server_tls()) as server:
         server.say(SERVICES, hello, hello)
         by_url = Access(servers=(Server(server.url),), ca=Pem(str(certificates.ca)))
@@ -135,7 +135,7 @@ async def test_trusted_server(certificates: Certificates) -> None:
 
 @in_loop
 async def test_untrusted_server(certificates: Certificates) -> None:
-    """A server of another CA, or under a name that it does not have, gets no request."""
+    """A server of another CA, or with another name, gets no request."""
     async with ApiServer(certificates.server_tls()) as server:
         other_ca = Access(servers=(Server(server.url),), ca=Pem(str(certificates.stranger)))
         other_name = Access(servers=(Server(server.url),), ca=Pem(str(certificates.ca)), tls_server_name="other")
@@ -147,7 +147,7 @@ async def test_untrusted_server(certificates: Certificates) -> None:
 
 @in_loop
 async def test_insecure(certificates: Certificates) -> None:
-    """A user who asks for it gets any server."""
+    """Without verification any server is accepted."""
     async with ApiServer(certificates.server_tls()) as server:
         server.say(SERVICES, hello)
 
@@ -156,7 +156,7 @@ async def test_insecure(certificates: Certificates) -> None:
 
 @in_loop
 async def test_client_certificate_from_files_and_inline(certificates: Certificates) -> None:
-    """A client certificate is shown, be it in files or inline; without it this server does not let us in."""
+    """A client certificate is sent, from files or inline; without it this server refuses the connection."""
     certificate, key = Pem(str(certificates.client)), Pem(str(certificates.client.with_suffix(".key")))
     async with ApiServer(certificates.server_tls(asks_client=True)) as server:
         server.say(SERVICES, hello, hello)
@@ -171,7 +171,7 @@ async def test_client_certificate_from_files_and_inline(certificates: Certificat
 
 @in_loop
 async def test_rotated_ca(certificates: Certificates, tmp_path: Path) -> None:
-    """The CA file that is there when a connection is made is the one that counts."""
+    """The CA file is read for each connection."""
     ca = tmp_path / "ca.crt"
     shutil.copy(certificates.ca, ca)
     async with ApiServer(certificates.server_tls()) as server:
@@ -187,7 +187,7 @@ async def test_rotated_ca(certificates: Certificates, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "two\nlines", None])
 @in_loop
 async def test_unusable_token_file(content: str | None, tmp_path: Path) -> None:
-    """A token file that is missing or holds no token is named, and no request goes out without it."""
+    """A token file that is missing or empty is an error that names it, and no request is sent without a token."""
     token = tmp_path / "token"
     if content is not None:
         token.write_text(content)
@@ -197,7 +197,7 @@ async def test_unusable_token_file(content: str | None, tmp_path: Path) -> None:
 
 @in_loop
 async def test_key_of_another_certificate(certificates: Certificates) -> None:
-    """A key that does not belong to its certificate is told before anything is sent, without a question on a terminal."""
+    """A key that does not match its certificate is an error before a request is sent, without a prompt on a terminal."""
     access = Access(
         servers=(Server("https://127.0.0.1:1"),),
         certificate=Pem(str(certificates.client)),
@@ -219,7 +219,7 @@ async def test_proxy() -> None:
 
 @in_loop
 async def test_refusal() -> None:
-    """A refusal carries the status, what the server said, and how long it wants us to stay away."""
+    """A refusal has the status, the message of the server, and its Retry-After."""
     async with ApiServer() as server:
         server.say(SERVICES, refused(429, "too many requests", Retry_After="7"))
         with pytest.raises(HttpStatusError, match="429 too many requests") as raised:
@@ -230,7 +230,7 @@ async def test_refusal() -> None:
 
 @in_loop
 async def test_refusal_by_something_else() -> None:
-    """A page of HTML from something between us and the API server is cut short, and is not followed elsewhere."""
+    """An HTML page of a proxy is cut short, and its redirect is not followed."""
 
     async def redirect(_: web.Request) -> web.StreamResponse:
         return web.Response(status=302, headers={"Location": "/login"}, text="<html>\n" + "x" * 10000)
@@ -243,7 +243,7 @@ async def test_refusal_by_something_else() -> None:
 
 @in_loop
 async def test_compressed_answer() -> None:
-    """A compressed list is read as if it were none."""
+    """A compressed list is read like an uncompressed one."""
     async with ApiServer() as server:
         server.say(SERVICES, listed("1"))
 
@@ -254,7 +254,7 @@ async def test_compressed_answer() -> None:
 
 @in_loop
 async def test_server_that_does_not_answer() -> None:
-    """A server that takes a request and says nothing is given up in time."""
+    """A server that accepts a request and does not respond causes a time-out."""
     async with ApiServer() as server:
         server.say(SERVICES, server.send_nothing)
         with pytest.raises(UnreachableError, match=server.url):
@@ -281,7 +281,7 @@ async def test_expired_credentials() -> None:
 
 @in_loop
 async def test_endless_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line without an end is given up before it fills the memory."""
+    """A line without an end is an error before it fills the memory."""
     monkeypatch.setattr(transport, "LONGEST_LINE_BYTES", 1000)
 
     async def find_access() -> Access:
@@ -295,7 +295,7 @@ async def test_endless_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_are_not_shown(certificates: Certificates) -> None:
-    """What prints an access prints no secret."""
+    """The text of an Access has no secrets."""
     access = Access(servers=(), authorization="Bearer hidden", key=Pem(content=b"hidden"))
 
     assert "hidden" not in repr(access)

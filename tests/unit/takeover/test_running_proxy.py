@@ -1,4 +1,4 @@
-"""How a kube-proxy that lives on the node is known: by what its servers answer."""
+"""How a running kube-proxy is detected: by the responses of its servers."""
 
 import asyncio
 import socket
@@ -19,14 +19,14 @@ HEALTH = '{"lastUpdated": "2026-01-01 00:00:00 +0000 UTC", "currentTime": "2026-
 
 @pytest.fixture(autouse=True)
 def _nobody_at_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask only the servers of a test: who is at kube-proxy's ports on this machine is not its business."""
+    """Use only the servers of a test: kube-proxy's ports on this machine may be in use."""
     monkeypatch.setattr(running_proxy, "_KUBE_PROXYS_PORTS", ())
     monkeypatch.setattr(running_proxy, "_ANSWER_SECONDS", 0.5)
 
 
 @asynccontextmanager
 async def answering(answers: dict[str, str]) -> AsyncIterator[Config]:
-    """Serve answers by path, and give a configuration with that server's address."""
+    """Serve responses by path, and give a configuration with that server's address."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")
@@ -42,7 +42,7 @@ async def answering(answers: dict[str, str]) -> AsyncIterator[Config]:
 
 
 def asking(port: int) -> Config:
-    """Give a configuration by which a port is asked, and no other."""
+    """Give a configuration for which only one port is examined."""
     return Config(metrics_bind_address=ListenAddress(parse_ip("0.0.0.0"), port), healthz_bind_address=None)  # noqa: S104
 
 
@@ -59,7 +59,7 @@ def asking(port: int) -> Config:
     ],
 )
 def test_who_is_there(answers: dict[str, str], expected: str) -> None:
-    """Metrics or health of a proxy count; other programs' answers do not."""
+    """The metrics or health server of a proxy is detected; responses of other programs are not."""
 
     async def ask() -> tuple[str, int]:
         async with answering(answers) as config:
@@ -82,7 +82,7 @@ def test_who_is_there(answers: dict[str, str], expected: str) -> None:
     ],
 )
 def test_who_is_silent(words: list[str], may_be_proxy: bool) -> None:  # noqa: FBT001  # a case's
-    """A server that says nothing may be a proxy that has much to do, if the process has such a name."""
+    """A server that does not respond may be a busy proxy, if its process has the name of one."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port, descriptor = server.getsockname()[1], server.fileno()
         # Of Python it has the executable only.
@@ -96,7 +96,7 @@ def test_who_is_silent(words: list[str], may_be_proxy: bool) -> None:  # noqa: F
 
 
 def test_nobody_is_waited_for_where_nobody_listens() -> None:
-    """Where no server is, the wait is over at once."""
+    """Without a server the wait ends at once."""
 
     async def wait() -> None:
         async with answering({}) as config:
@@ -108,7 +108,7 @@ def test_nobody_is_waited_for_where_nobody_listens() -> None:
 
 @pytest.mark.parametrize("flags", [{"takeover": Takeover.NEVER}, {"service_proxy_name": "trial"}])
 def test_some_do_not_wait(flags: dict[str, object]) -> None:
-    """With --takeover=never, and on trial, a live proxy is none of our business."""
+    """With --takeover=never and side-by-side a running proxy does not matter."""
 
     async def wait() -> None:
         async with answering({"/proxyMode": "iptables"}) as config:
@@ -118,7 +118,7 @@ def test_some_do_not_wait(flags: dict[str, object]) -> None:
 
 
 def test_the_end_is_seen(caplog: pytest.LogCaptureFixture) -> None:
-    """The wait ends with the proxy, and is told once."""
+    """The wait ends with the proxy, and is logged once."""
 
     async def wait() -> None:
         async with answering({"/proxyMode": "nftables"}) as config:
