@@ -17,6 +17,7 @@ _NAMED = re.compile(
     r' -p (?P<protocol>\w+) .*--comment "(?P<namespace>[^ "/]+)/(?P<name>[^ ":]+)(?::(?P<port>[^ "]+))?'
     r" (?P<what>cluster IP|external address|has no |traffic not accepted|health check node port)"
 )
+# Chains of Service ports end in 16 characters of base32; jumps to shared chains are not matched.
 _JUMP = re.compile(r" -j (?P<chain>KUBE-[A-Z]+-[A-Z2-7]{16})$")
 _HEALTH_CHECK = "health check node port"
 _CHAIN_ORDER = ("KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")

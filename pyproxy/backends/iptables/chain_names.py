@@ -83,5 +83,6 @@ def endpoint_chain(name: ServicePortName, endpoint: Endpoint) -> str:
     return f"KUBE-SEP-{_hash(f'{name}{name.protocol.value}{endpoint}')}"
 
 
+# kube-proxy has the same function (`pkg/proxy/iptables/proxier.go`); chains would not match if it were another one.
 def _hash(text: str) -> str:
     return b32encode(sha256(text.encode()).digest())[:_SUFFIX_LENGTH].decode()

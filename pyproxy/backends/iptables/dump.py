@@ -59,6 +59,7 @@ class IptablesDumper:
 
     async def live(self) -> list[RuleListing]:
         """Return the rules that are in the kernel, with their packet counters, for each family."""
+        # The same choice as the agent's, so that the listing has the rules that are in use.
         variant, _ = await choose_variant(self._config)
         owned = side_by_side_ownership if self._config.service_proxy_name else ownership
         listings = []

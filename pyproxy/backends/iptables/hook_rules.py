@@ -90,6 +90,7 @@ def parts_of_text(rule: str) -> Parts:
 
 def hooks_among(hooks: Iterable[HookKey], found: Mapping[str, Iterable[FoundRule]]) -> list[tuple[HookKey, FoundRule]]:
     """Return the hooks that are among the rules found in chains of one table, once for each copy."""
+    # Hooks differ in these parts, so the parts identify a hook within its chain.
     known = {(hook.chain, parts_of_text(hook.rule)): hook for hook in hooks}
     return [
         (known[chain, rule.parts], rule)

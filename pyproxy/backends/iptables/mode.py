@@ -254,6 +254,7 @@ async def takes_hairpin_rule(family: Family, variant: Variant) -> bool:
 
 async def takes_counter(family: Family, variant: Variant) -> bool:
     """Return whether rules can count packets, which needs xt_nfacct. No rule is written if one is in place."""
+    # The counter comes first: the kernel refuses a rule that names a counter which does not exist.
     unsupported = ensure_counter(INVALID_COUNTER)
     if not unsupported:
         try:

@@ -51,6 +51,7 @@ def chain_names(family: Family, table: str) -> list[str]:
     Raises:
         ApplyError: they cannot be read.
     """
+    # GETCHAIN dumps the chains of all tables of a family; the kernel does not filter them.
     with _netlink() as netlink:
         return [
             name.decode()
@@ -108,6 +109,7 @@ def remove_chains(family: Family, chains: Mapping[str, Collection[str]], hooks: 
 
 
 def _deletions(netlink: NfTablesSocket, family: Family, copies: Mapping[HookKey, int]) -> list[bytes]:
+    # Rules come in the order of the chain, so the copies that are kept are the first ones.
     left = dict(copies)
     messages = []
     for table in dict.fromkeys(hook.table for hook in copies):
@@ -137,6 +139,7 @@ def _find(
 def _rules(netlink: NfTablesSocket, family: Family, table: str, chain: str) -> list[FoundRule]:
     of_chain = text_attribute(NftaRule.TABLE, table) + text_attribute(NftaRule.CHAIN, chain)
     names = {NftaRule.TABLE: table.encode() + b"\0", NftaRule.CHAIN: chain.encode() + b"\0"}
+    # Table and chain are checked again, so that the result does not depend on the kernel's filter.
     return [
         _rule(values)
         for values in _dump(netlink, request(NftMsg.GETRULE, family, of_chain))
@@ -165,6 +168,7 @@ def _rule(values: Values) -> FoundRule:
         expression = dict(_pairs(packed))
         data = dict(_pairs(expression.get(NftaExpr.DATA, b"")))
         name = _text(expression[NftaExpr.NAME])
+        # Comments and conntrack states are x_tables matches also in the nft variant.
         if name == "match":
             revision = int.from_bytes(data[NftaMatch.REV])
             matches.append(Match(_text(data[NftaMatch.NAME]), revision, data[NftaMatch.INFO]))

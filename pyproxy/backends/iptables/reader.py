@@ -45,6 +45,7 @@ async def saved(family: Family, variant: Variant, table: str, owned: Ownership, 
     Raises:
         ApplyError: the kernel's tables cannot be read.
     """
+    # In this variant native nft rules do not exist, and a missing extension shows in the exit status.
     if variant is Variant.LEGACY:
         argv = [program(family, variant, "save"), "-t", table, *(["-c"] if counters else [])]
         result = await run(argv)

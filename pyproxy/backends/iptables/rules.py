@@ -51,6 +51,7 @@ def host_source(ip: bytes) -> str:
 
 def destination_port(protocol: Protocol, port: int) -> str:
     """Return the match for a destination port, without ``-p``, which iptables-save prints before comments."""
+    # `-m tcp` loads the extension with this option. iptables adds it if it is missing, and iptables-save prints it.
     return f"-m {protocol.value} --dport {port}"
 
 
@@ -58,6 +59,7 @@ def if_local(traffic: LocalTraffic) -> str:
     """Return the match for packets from pods of this node."""
     if traffic.cidr is not None:
         return f"-s {traffic.cidr}"
+    # With a trailing + iptables matches all interfaces whose name begins with the text before it.
     return f"-i {traffic.interface or traffic.interface_prefix + '+'}"
 
 
@@ -78,6 +80,7 @@ def random_share(left: int) -> str:
     """
     if left == 1:
         return ""
+    # Another value would be stored as this one, and would be read back with other digits.
     kept = round(_STATISTIC_STEPS / left) / _STATISTIC_STEPS
     return f"-m statistic --mode random --probability {kept:.11f} "
 
@@ -94,6 +97,7 @@ def equal_shares(bodies: Sequence[tuple[str, str]]) -> list[str]:
 
 def recent(option: str, name: str, family: Family) -> str:
     """Return a match on the list of recent clients of an endpoint, with the options that iptables-save adds."""
+    # xt_recent keeps a list of addresses for each name. The mask makes every address a client of its own.
     mask = "255.255.255.255" if family is Family.IPV4 else "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"
     return f"-m recent {option} --name {name} --mask {mask} --rsource"
 

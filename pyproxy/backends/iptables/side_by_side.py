@@ -32,6 +32,7 @@ class SideBySideProgram:
             original: RulesetKey = key._replace(chain=names.from_side_by_side(key.chain))
         else:
             original = key._replace(rule=names.from_side_by_side(key.rule))
+        # The wrapped program knows the usual names only.
         rules = None if _is_shared(original) else self._program.value(original)
         return None if rules is None else names.to_side_by_side(rules)
 
@@ -46,6 +47,7 @@ def side_by_side_hooks(family: Family) -> tuple[HookKey, ...]:
     return tuple(hook._replace(rule=names.to_side_by_side(hook.rule)) for hook in hooks)
 
 
+# KUBE-FIREWALL is the target of two hooks, and has a third one in it.
 def _is_shared(key: RulesetKey) -> bool:
     if isinstance(key, ChainKey):
         return key.chain in (names.CANARY, names.KUBELET_FIREWALL)

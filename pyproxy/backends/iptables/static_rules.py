@@ -41,18 +41,28 @@ _NODE_PORTS_LAST = comment("kubernetes service nodeports; NOTE: this must be the
 # (table, chain, match, comment, target), in kube-proxy's order. Each is inserted at the top, so the last one of a chain
 # becomes its first rule.
 _HOOKS = (
+    # Reject and drop for external frontends. In INPUT, because node ports, and load balancer IPs that are bound to the node, are
+    # local addresses; in FORWARD for the rest.
     (FILTER, "INPUT", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
     (FILTER, "FORWARD", _NEW, "kubernetes externally-visible service portals", names.EXTERNAL_SERVICES),
+    # Accepts load balancers' health checks, which a host firewall further down may drop.
     (FILTER, "INPUT", "", "kubernetes health check service ports", names.NODE_PORTS),
+    # Reject and drop for cluster IPs. The nat table, where these packets are recognised first, knows neither target.
     (FILTER, "FORWARD", _NEW, "kubernetes service portals", names.SERVICES),
     (FILTER, "OUTPUT", _NEW, "kubernetes service portals", names.SERVICES),
+    # For every packet, because it also accepts and drops packets of connections that exist.
     (FILTER, "FORWARD", "", "kubernetes forwarding rules", names.FORWARD),
+    # Inserted after the chains above, so it comes before them: what the source ranges do not allow is dropped first.
     (FILTER, "INPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     (FILTER, "OUTPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     (FILTER, "FORWARD", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
+    # The DNAT has to be before the routing decision: PREROUTING is for packets from pods and other hosts, OUTPUT for those of
+    # the node itself, which the kernel routes again after it.
     (NAT, "OUTPUT", "", "kubernetes service portals", names.SERVICES),
     (NAT, "PREROUTING", "", "kubernetes service portals", names.SERVICES),
+    # Masquerading uses an address of the outgoing interface, which is known after routing only.
     (NAT, "POSTROUTING", "", "kubernetes postrouting rules", names.POSTROUTING),
+    # As the kubelet has them: it creates the chain as well, and either of the two may be first.
     (FILTER, "INPUT", "", "", names.KUBELET_FIREWALL),
     (FILTER, "OUTPUT", "", "", names.KUBELET_FIREWALL),
 )

@@ -33,15 +33,18 @@ async def detect_variant() -> tuple[Variant, str]:
         raise ConfigError(message)
     if len(installed) == 1:
         return installed[0], "the other one is not installed"
+    # nft is first in `installed`: if both have a hint, a kubelet that moved to nft left the one in legacy behind.
     for variant in installed:
         for family in Family:
             chains, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
             if hint := next((hint for hint in _HINTS if hint in chains), None):
                 return variant, f"it has the kubelet's chain {hint}"
+    # A jump from PREROUTING, not the chain alone: a chain without it may be stale.
     for variant in installed:
         jumps = [(await _chains_and_jumps(family, variant, NAT, "PREROUTING"))[1] for family in Family]
         if any(_DISPATCH_CHAIN in targets for targets in jumps):
             return variant, "it has rules of Services"
+    # Neither kubelet nor proxy has been here: what other programs of the node call is most likely the right one.
     try:
         version = (await run(["iptables", "--version"])).stdout.strip()
     except ApplyError:

@@ -65,6 +65,7 @@ def list_entries(
     services: dict[ServicePortName, list[ListedRule]] = {}
     for owner, rule in _listed(family, entries, owners, states):
         (services.setdefault(owner, []) if owner else common).append(rule)
+    # A rule belongs to the port whose chain it is in or jumps to, or whose name is in its comment.
     last: list[ListedRule] = []
     for rule in rules:
         jump = rule.rule.rpartition(" -j ")[2]

@@ -70,6 +70,7 @@ def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]
     for read, family in product(readers, Family):
         if state := read(family):
             removed.append((family, _remove(state)))
+    # Addresses that are still bound belong to a kube-proxy, which needs the device. Deleting it removes the routes as well.
     if removed and not any(Vips(family).bound() for family in Family):
         Vips(Family.IPV4).remove_device()
     return removed
@@ -118,6 +119,7 @@ async def _wait_for_connections(read: _StateReader) -> None:
             for virtual in state.virtuals:
                 for endpoint, real_state in servers.reals(virtual):
                     count += real_state.active if now - (real_state.since or now) < DRAIN_SECONDS else 0
+                    # With weight 0 it gets no new connections. The time stamp starts the hour that its old ones have.
                     if real_state.weight:
                         quiesced.append(servers.change_real(RealServer(virtual, endpoint), 0, now))
             servers.perform_deletes(quiesced)
@@ -179,6 +181,7 @@ def _remove(state: IpvsState) -> RemovedIpvs:
     servers = _open_ipvs()
     if servers is not None:
         servers.perform_deletes([servers.delete(virtual) for virtual in state.virtuals])
+    # kube-proxy's addresses are bound to the device, ours are routes.
     vips = Vips(state.sets.family)
     (vips.unbind if state.are_bound else vips.delete)(state.ips)
     # Last: until they are gone, the sets say what else is ours, so that a clean-up that failed can be repeated.

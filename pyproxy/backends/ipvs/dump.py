@@ -70,6 +70,7 @@ class IpvsDumper:
         parts = [
             f"# {listing.family}\nip link show kube-ipvs0 >/dev/null 2>&1 || ip link add kube-ipvs0 type dummy\nip link set kube-ipvs0 up\n"
         ]
+        # In an order that works: rules refer to sets, and routes to the device.
         for table, program, verb in (
             (IPSET, "ipset -exist restore", ""),
             (IPVS, "ipvsadm --restore", ""),
@@ -92,6 +93,7 @@ def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealServer, Re
     entries: dict[IpvsKey, IpvsValue] = {}
     entries.update((Set(name), types[name].value[0]) for name in names)
     entries.update(members.items())
+    # Without a set nothing is ours, and a virtual server that exists is foreign.
     if not entries:
         return {}, {}
     entries.update((Vip(ip), source) for ip, source in Vips(family).read().items())

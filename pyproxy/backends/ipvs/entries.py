@@ -11,6 +11,7 @@ from pyproxy.linux.uapi.ip_vs import IpVsSvcF
 from pyproxy.model.address import Network, socket_text
 from pyproxy.model.endpoint import Endpoint
 
+# IANA's numbers of the protocols that Services can have.
 PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
 
 

@@ -66,6 +66,8 @@ _REASONS: dict[int, str] = {
 class IpsetType(Enum):
     """Types of sets: the kernel's name, the lowest revision with the features in use, and whether members have comments."""
 
+    # A kernel refuses a revision that it does not know. hash:ip,port has SCTP from revision 1 on and comments from 3 on;
+    # hash:ip,port,net has SCTP from 1 on.
     IP = ("hash:ip", 0, False)
     IP_PORT = ("hash:ip,port", 3, True)
     IP_PORT_NET = ("hash:ip,port,net", 1, False)

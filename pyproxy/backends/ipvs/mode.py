@@ -119,6 +119,7 @@ class IpvsMode:
 
     def kernel(self, family: Family) -> IpvsKernel:
         """Return the reader and writer of one family's entries."""
+        # The helper rules are in one more table than those of the iptables mode, mangle.
         counter = self._generation.counter() if self._generation else LegacyCounter(family, IPVS_TABLES)
         sets, types = ipvs_sets(family)
         handles = IpvsHandles(
@@ -142,6 +143,7 @@ class IpvsMode:
             "net/ipv4/vs/expire_quiescent_template": (1, "a client does not stay with a draining real server"),
             "net/ipv4/ip_forward": (1, "the node forwards packets of pods"),
         }
+        # Distributions append to the version, as in 6.1.0-13-amd64.
         release = tuple(map(int, re.findall(r"\d+", platform.release())[:2]))
         if release < _PORT_REUSE_FIXED:
             reason = "before Linux 5.9 a client that reuses a source port would wait for one second"
@@ -195,6 +197,7 @@ def ipvs_settings(config: Config, family: Family, context: NodeContext) -> IpvsS
     node = context.node
     own = frozenset(ip for ip in context.local_ips if family_of(ip) is family)
     selected = node_port_ips(config, node, family, own)
+    # A route may only name an address of this node as its source, and the Node object may have one that is not.
     node_ip = node.ip(family)
     serving = (
         ip for ip in (own if selected is None else selected) if not any(ip in net for net in _NOT_FOR_NODE_PORTS)

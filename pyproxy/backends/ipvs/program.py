@@ -83,6 +83,7 @@ class IpvsProgram:
                 else:
                     del pieces[name]
         before = self._owned.pop(name, {})
+        # A port that no longer needs an entry does not remove it while another port of the Service does.
         for key in before:
             if key not in compiled and self._release(key):
                 changed.add(key)
@@ -254,6 +255,7 @@ class _PortEntries:
             before = self._external_chain.chain if plan.external_local else names.MARK_MASQUERADE
             if not plan.external_local or plan.cluster_endpoints:
                 self._rule(_REMOTE_EXTERNAL_DISPATCH, f"{packets} -j {before}")
+            # IPVS sees the packet after this DNAT, with the address of a virtual server that the node owns.
             self._rule(_REMOTE_EXTERNAL_DISPATCH, f"{packets} -j DNAT --to-destination {target}")
 
     def _firewall(self) -> None:
@@ -266,6 +268,7 @@ class _PortEntries:
                 continue  # source ranges do not apply to external IPs
             virtual = VirtualServer(ip, plan.protocol.number, plan.port)
             self._member(static.FIREWALL, virtual)
+            # If the address is bound to the node, the node's own packets to it may have it as their source.
             own = [Network(ip, len(ip) * 8)] if plan.allow_load_balancer_ips_as_source else []
             for block in (*plan.source_ranges, *own):
                 self._entries[Member(static.ALLOWED, *virtual, block)] = ""
@@ -275,6 +278,8 @@ class _PortEntries:
         plan, settings = self._plan, self._settings
         protocol = f"-p {plan.protocol.value}"
         target = f"-j DNAT --to-destination {self._all_endpoints()}"
+        # Only connections from the node itself are masqueraded: they may use endpoints on other nodes, and the source may be an
+        # address that these cannot reply to.
         pods = if_local(settings.local_traffic) if settings.local_traffic is not None else None
         if pods is not None:
             self._rule(self._external_chain, f"{pods} {protocol} {target}")
@@ -296,6 +301,7 @@ class _PortEntries:
     def _all_endpoints(self) -> Endpoint:
         """Return the address and port of a virtual server with all endpoints of the cluster."""
         plan = self._plan
+        # With the internal policy Local, the cluster IP has the local endpoints only.
         if plan.cluster_ip is not None and not plan.internal_local:
             return Endpoint(plan.cluster_ip, plan.port)
         return self._placeholder_address("", plan.cluster_endpoints)
@@ -318,6 +324,7 @@ class _PortEntries:
                 self._entries[RealServer(virtual, endpoint)] = 0
         for endpoint in endpoints:
             self._entries[RealServer(virtual, endpoint)] = 1
+        # The member shows that the virtual server is ours, and to which Service port it belongs.
         self._member(served, virtual)
 
     def _own(self, ip: bytes) -> None:
@@ -334,6 +341,7 @@ class _PortEntries:
 
 def _placeholder_address(name: ServicePortName, use: str, family: Family) -> Endpoint:
     """Return an address and port derived from the name of a Service port; two names collide once in 10^13 cases."""
+    # A hash needs no memory of what was given out before: every start, and every node, gets the same address.
     digest = int.from_bytes(sha256(f"{name}/{name.protocol.value}{use}".encode()).digest())
     block = _PLACEHOLDER_NETWORKS[family]
     host_bits = len(block.ip) * 8 - block.prefix

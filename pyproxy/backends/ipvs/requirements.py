@@ -72,6 +72,7 @@ async def require_rules(family: Family, variant: Variant) -> None:
     """
     if "-m ipvs" in await chain_rules(family, variant, ChainKey(NAT, POSTROUTING)):
         return
+    # The plainest rule first. If the kernel refuses it, the variant itself does not work, and no match is to blame.
     if unsupported := await probe_rule(family, variant, "-j RETURN"):
         other = next(each for each in Variant if each is not variant)
         message = (

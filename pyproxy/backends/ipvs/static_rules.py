@@ -1,6 +1,7 @@
 """The ipsets and the helper rules of the IPVS mode that do not depend on Services.
 
-IPVS processes packets in the hooks LOCAL_IN and LOCAL_OUT, between the tables of iptables. This decides which table does what:
+IPVS processes packets in two hooks (`ip_vs_core.c`): in LOCAL_IN with priority 98, which is after *filter* (0), and in LOCAL_OUT
+with priority -99, which is after *nat* (-100) and before *filter*. This decides which table does what:
 
 - *mangle* drops, before anything else: packets of the node itself have passed IPVS when *filter* OUTPUT sees them, and *nat*
   cannot drop.
@@ -37,11 +38,15 @@ REMOTE_EXTERNAL_IPS = "ELSEWHERE"
 only."""
 VIP = "VIP"
 SET_TYPES = {
+    # Virtual servers. Of the three, external traffic with policy Cluster is masqueraded always, cluster IPs depending on the
+    # client, and policy Local keeps the address of the client.
     CLUSTER_IP: "hash:ip,port",
     EXTERNAL: "hash:ip,port",
     EXTERNAL_LOCAL: "hash:ip,port",
+    # Load balancer IPs with source ranges, and the ranges.
     FIREWALL: "hash:ip,port",
     ALLOWED: "hash:ip,port,net",
+    # Policy Local without a local endpoint: dropped for all clients, or for those outside the cluster.
     NO_LOCAL: "hash:ip,port",
     NO_LOCAL_EXTERNAL: "hash:ip,port",
     REMOTE_EXTERNAL_IPS: "hash:ip,port",
@@ -66,13 +71,19 @@ _FIXED = {
 _NEW = "-m conntrack --ctstate NEW "
 # (table, chain, match, comment, target). Each is inserted at the top, so the last one of a chain becomes its first rule.
 _HOOKS = (
+    # Drops, before IPVS and the DNAT in nat: later, the address of the Service is lost, and connections are scheduled.
     (MANGLE, "PREROUTING", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
     (MANGLE, "OUTPUT", _NEW, "kubernetes load balancer firewall", names.PROXY_FIREWALL),
+    # Rejects ports of VIPs that no Service has. IPVS processes packets in LOCAL_IN after this table, so it sees them first.
     (FILTER, "INPUT", _NEW, "kubernetes ipvs access filter", names.IPVS_FILTER),
+    # Accepts load balancers' health checks, which a host firewall further down may drop.
     (FILTER, "INPUT", "", "kubernetes health check service ports", names.NODE_PORTS),
+    # Accepts what IPVS sends to pods, for nodes whose FORWARD policy is DROP.
     (FILTER, "FORWARD", "", "kubernetes forwarding rules", names.FORWARD),
+    # Marks for masquerading, and the DNAT to other virtual servers: before routing, and before IPVS.
     (NAT, "OUTPUT", "", "kubernetes service portals", names.SERVICES),
     (NAT, "PREROUTING", "", "kubernetes service portals", names.SERVICES),
+    # Masquerades what is marked, after IPVS has chosen a real server. With `net.ipv4.vs.conntrack` its packets pass here.
     (NAT, "POSTROUTING", "", "kubernetes postrouting rules", names.POSTROUTING),
 )
 
@@ -92,6 +103,7 @@ class IpvsSettings(FamilySettings):
 
 def set_prefix(family: Family) -> str:
     """Return the prefix of the names of a family's sets."""
+    # Sets of both families are in one name space. A name has at most 31 characters (IPSET_MAXNAMELEN).
     return f"PYPROXY-{family.value}-"
 
 
@@ -173,10 +185,13 @@ def _services_chain(settings: IpvsSettings) -> str:
         # Traffic from outside the cluster. iptables-save prints addresses and interfaces before matches.
         bodies.append(f"{if_not_local(settings.local_traffic)} {match(settings, CLUSTER_IP)} {mark}")
     bodies += [
+        # No virtual server has these addresses, because the node does not own them.
         f"{match(settings, REMOTE_EXTERNAL_IPS)} -j {REMOTE_EXTERNAL_DISPATCH}",
         # A packet of the node with a VIP as its source: every node owns that address, so the reply would not come back.
         f"{match(settings, VIP, 'src')} {mark}",
+        # Policy Cluster: the endpoint may be on another node, whose reply must come back through this one.
         f"{match(settings, EXTERNAL)} {mark}",
+        # Policy Local: pods and the node go to all endpoints, from here, and the rest goes on to IPVS.
         f"{match(settings, EXTERNAL_LOCAL)} -j {LOCAL_DISPATCH}",
         f"{match(settings, VIP, 'dst')} -j ACCEPT",
         *(f"{match(settings, name)} -j ACCEPT" for name in (EXTERNAL, EXTERNAL_LOCAL)),

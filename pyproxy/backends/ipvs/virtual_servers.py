@@ -131,6 +131,7 @@ class IpvsConnection:
             (IpvsCmdAttr.TIMEOUT_TCP_FIN, tcp_fin),
             (IpvsCmdAttr.TIMEOUT_UDP, udp),
         )
+        # The kernel ignores a time-out of 0 (`ip_vs_ctl.c`, ip_vs_set_timeout).
         body = b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in values)
         return self._message(IpvsCmd.SET_CONFIG, body)
 
@@ -145,6 +146,7 @@ class IpvsConnection:
         """
         pending, *rest = alternatives
         refusals = self._netlink.send(pending)
+        # Asking for each object first would double the messages, and the answer could be outdated.
         for further in rest:
             retried = [refusal.at for refusal in refusals if refusal.code in _IN_THE_WAY]
             final = [refusal for refusal in refusals if refusal.code not in _IN_THE_WAY]
