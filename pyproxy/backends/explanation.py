@@ -1,7 +1,7 @@
 """What happens to the first packet of a connection, as an interpreter of one mode's rules finds it. No packet is sent.
 
-Each mode has an interpreter in its ``explain`` module. It reads rules, elements or virtual servers, from files or from the
-kernel, and knows nothing of Services or plans, so what it finds can be compared with what was intended.
+Each mode has an interpreter in its ``explain`` module. It reads rules, elements or virtual servers, from files or from
+the kernel, and knows nothing of Services or plans, so what it finds can be compared with what was intended.
 """
 
 from collections.abc import Callable, Iterable
@@ -78,14 +78,14 @@ class Path:
     affinity_seconds: int | None = None
     """For how long the client stays with its endpoint; None without session affinity."""
     is_certain: bool = True
-    """False: a rule on the way could not be evaluated and was passed over; a step says which."""
+    """False: a rule on the way could not be evaluated and was skipped; a step names it."""
 
 
 Interpreter = Callable[[Packet, Host], tuple[Path, ...]]
 """Returns every way that a packet can take, the most probable first."""
 
 NOT_EVALUATED = "cannot be evaluated: "
-"""Begins the `Step.rule` of a rule that was passed over."""
+"""The prefix of `Step.rule` for a rule that was skipped."""
 
 
 def merged(paths: Iterable[Path]) -> tuple[Path, ...]:

@@ -1,7 +1,7 @@
 """What rules of iptables do to the first packet of a connection, from the text of ``iptables-save``.
 
 It follows the packet through the hooks in the kernel's order and knows nothing of Services. Where chance decides, it
-follows every branch. A rule that it cannot evaluate is passed over, and the path says so.
+follows every branch. A rule that it cannot evaluate is skipped, and the path names it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -176,7 +176,7 @@ class Walk:
                 yield from following(end)
 
     def hook(self, state: State, chain: str, *, after: int = -_LAST, before: int = _LAST) -> Iterator[Way]:
-        """Follow a packet through the tables of a hook whose priorities are between two others."""
+        """Follow a packet through the tables of a hook with priorities between two bounds."""
         ways: Iterator[Way] = iter([(Verdict.ACCEPT, state)])
         for table, priority in HOOKS[chain]:
             if after < priority < before and chain in self._ruleset.chains.get(table, ()):

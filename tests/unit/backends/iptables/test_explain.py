@@ -65,7 +65,7 @@ def test_policy_of_a_built_in_chain() -> None:
     ],
 )
 def test_rules_that_cannot_be_evaluated(rule: str) -> None:
-    """A rule with an unknown match or target is passed over, and the path names it and is not certain."""
+    """A rule with an unknown match or target is skipped, and the path names it and is not certain."""
     packet = Packet(PACKET.source, PACKET.destination, Protocol.TCP, 80, "?")
     (path,) = explained(f"*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD {rule}\nCOMMIT\n", packet)
 
