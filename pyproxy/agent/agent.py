@@ -117,7 +117,12 @@ class Agent:
                 tasks.create_task(self._flows.run(self._node_port_networks))
         finally:
             notifications.close()
-            await self._stop_stale_removal()
+            # If the end of the loop cancelled this task, it would also cancel asyncio's own task that connects the pipes of
+            # a child process, and the start of the process would never return (Python 3.11,
+            # `BaseSubprocessTransport._wait`).
+            if self._stale_removal is not None:
+                self._stale_removal.cancel()
+                await asyncio.gather(self._stale_removal, return_exceptions=True)
             self._relay.close()
 
     async def services(self) -> ServiceList:
@@ -125,16 +130,6 @@ class Agent:
         context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
         ips = {family: self._backend.node_port_ips(family, context) for family in self._backend.families}
         return await self._reporter.report(context.node, self._backend.mode.value, ips)
-
-    async def _stop_stale_removal(self) -> None:
-        """Cancel the task that runs outside the task group, and wait for it.
-
-        If the end of the loop cancelled it, it would also cancel asyncio's own task that connects the pipes of a child
-        process, and the start of the process would never return (Python 3.11, `BaseSubprocessTransport._wait`).
-        """
-        if self._stale_removal is not None:
-            self._stale_removal.cancel()
-            await asyncio.gather(self._stale_removal, return_exceptions=True)
 
     async def _take_events(self, events: EventQueue) -> None:
         while True:
@@ -201,16 +196,13 @@ class Agent:
                         await self._wake.wait()
 
     def _has_work(self) -> bool:
-        if not self._knows_enough():
+        # Before both lists are complete and the Node is known, a write would cut live traffic.
+        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
+            return False
+        if not self._backend.is_ready_for(self._own_node.node):
             return False
         pending = any(reconciler.pending for reconciler in self._reconcilers.values())
         return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
-
-    def _knows_enough(self) -> bool:
-        """Return whether both lists are complete and the Node is known: before that, a write would cut live traffic."""
-        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
-            return False
-        return self._backend.is_ready_for(self._own_node.node)
 
     async def _sync(self) -> bool:
         if self._stale_addresses and not await self._read_addresses():

@@ -45,7 +45,7 @@ async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECO
             version = _version(path)
             # A file that has changed since the last check may not be complete yet.
             if version is not None and version == seen[path] != good[path]:
-                if _differs(path, text):
+                if texts_of(path).get(path, text) != text:
                     return path
                 good[path] = version
             seen[path] = version
@@ -58,7 +58,3 @@ def _version(path: str) -> _Version:
     except OSError:
         return None
     return file_version(status) if stat.S_ISREG(status.st_mode) else None
-
-
-def _differs(path: str, text: str) -> bool:
-    return texts_of(path).get(path, text) != text

@@ -124,33 +124,30 @@ class AgentHealth:
             self._ips = ips
             self._stale.update(self._checks)
         if self._stale:
-            sites = {f"health check of Service {name}": self._check_site(name) for name in sorted(self._stale)}
-            self._listeners.serve_all(sites)
+            services = {
+                f"health check of Service {name}": self._health_check_server(name) for name in sorted(self._stale)
+            }
+            self._listeners.serve_all(services)
             self._stale.clear()
 
-    def _check_site(self, name: NamespacedName) -> HttpService | None:
+    def _health_check_server(self, name: NamespacedName) -> HttpService | None:
         check, rival = self._checks.get(name), self._ports.rival(name)
         # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
         event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
-        if check is None or rival:
-            self._counts.pop(name, None)
-            self._refuse(name, rival, event)
-            return None
-        self._refused.pop(name, None)
-        self._counts[name] = check.local_endpoints
-        application = service_application(name, lambda: self._counts.get(name, 0), self._health)
-        addresses = [ListenAddress(ip, check.port) for ip in self._ips]
-        return HttpService(application, addresses, both_families=False, event=event)
-
-    def _refuse(self, name: NamespacedName, rival: str, event: Event) -> None:
-        """Log once what uses the port of a Service."""
-        if rival and rival != self._refused.get(name):
+        if check is not None and rival and rival != self._refused.get(name):
             logger.warning(
                 "health check of Service %s is not served: port %d is used by %s",
-                *(name, self._checks[name].port, rival),
+                *(name, check.port, rival),
                 extra={"event": event},
             )
         if rival:
             self._refused[name] = rival
         else:
             self._refused.pop(name, None)
+        if check is None or rival:
+            self._counts.pop(name, None)
+            return None
+        self._counts[name] = check.local_endpoints
+        application = service_application(name, lambda: self._counts.get(name, 0), self._health)
+        addresses = [ListenAddress(ip, check.port) for ip in self._ips]
+        return HttpService(application, addresses, both_families=False, event=event)

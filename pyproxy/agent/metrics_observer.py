@@ -121,7 +121,15 @@ class MetricsObserver(Observer):
             self._metrics.add_cleanup_failure(family)
         if report.error is None and counts.rules:
             self._metrics.set_rules(family, counts.rules, counts.rules_written)
-        self._count_programmed(family, report)
+        programmed = self._programmed[family]
+        for before, after in report.taken.values():
+            if before is not None:
+                _add(programmed, before, -1)
+            if after is not None:
+                _add(programmed, after, 1)
+        self._metrics.set_programmed(family, {kind: programmed[kind] for kind in _KINDS})
+        for policy in _POLICIES:
+            self._metrics.set_no_local_endpoints(family, policy, programmed[policy])
         # If plans changed in the same sync, repaired entries cannot be distinguished from new ones.
         if family in self._stale_families and report.error is None:
             if not report.taken:
@@ -141,17 +149,6 @@ class MetricsObserver(Observer):
                 for name, quarantine in reconciler.quarantined.items()
             },
         )
-
-    def _count_programmed(self, family: Family, report: SyncReport) -> None:
-        counts = self._programmed[family]
-        for before, after in report.taken.values():
-            if before is not None:
-                _add(counts, before, -1)
-            if after is not None:
-                _add(counts, after, 1)
-        self._metrics.set_programmed(family, {kind: counts[kind] for kind in _KINDS})
-        for policy in _POLICIES:
-            self._metrics.set_no_local_endpoints(family, policy, counts[policy])
 
 
 def _add(counts: dict[str, int], plan: ServicePlan, sign: int) -> None:

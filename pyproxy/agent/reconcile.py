@@ -220,8 +220,14 @@ class Reconciler(Generic[K, V]):
             await self._bisect(plans, keys, error, report)
             return
         for name, plan in plans.items():
-            self._remember(name, plan)
+            if plan is None:
+                self._applied_plans.pop(name, None)
+            else:
+                self._applied_plans[name] = plan
             report.taken[name] = (before[name], plan)
+            if self.quarantined.pop(name, None) is not None:
+                about = event_extra("Service", name.service, "RulesAccepted", "ProgramRules")
+                logger.info("%s: %s: accepted now, out of quarantine", self.family, name, extra=about)
 
     async def _bisect(self, plans: FinalPlans, keys: Iterable[K], error: ApplyError, report: SyncReport) -> None:
         self._applied = await self._kernel.read()
@@ -278,15 +284,6 @@ class Reconciler(Generic[K, V]):
             if wanted is None:
                 self._applied.pop(key, None)
         return len(change)
-
-    def _remember(self, name: ServicePortName, plan: ServicePlan | None) -> None:
-        if plan is None:
-            self._applied_plans.pop(name, None)
-        else:
-            self._applied_plans[name] = plan
-        if self.quarantined.pop(name, None) is not None:
-            about = event_extra("Service", name.service, "RulesAccepted", "ProgramRules")
-            logger.info("%s: %s: accepted now, out of quarantine", self.family, name, extra=about)
 
     def _quarantine(self, name: ServicePortName, plan: ServicePlan | None, error: ApplyError) -> None:
         known = self.quarantined.get(name)

@@ -25,7 +25,10 @@ class Schedule:
         if self.failures:
             wait = _FIRST_RETRY_SECONDS * (1 << min(self.failures - 1, 16))
             return self.finished_at + min(wait, self.sync_period_seconds)
-        return self.finished_at + self._rest()
+        if self.min_period_seconds is not None:
+            return self.finished_at + self.min_period_seconds
+        rest = 0.0 if self.duration < _CHEAP_SECONDS else min(self.duration, _LONGEST_REST_SECONDS)
+        return self.finished_at + rest
 
     def succeeded(self, started: float, finished: float) -> None:
         """Record a successful sync."""
@@ -35,8 +38,3 @@ class Schedule:
         """Record a failed sync."""
         self.finished_at = finished
         self.failures += 1
-
-    def _rest(self) -> float:
-        if self.min_period_seconds is not None:
-            return self.min_period_seconds
-        return 0.0 if self.duration < _CHEAP_SECONDS else min(self.duration, _LONGEST_REST_SECONDS)

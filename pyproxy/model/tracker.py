@@ -106,26 +106,32 @@ class Tracker:
             case Put(object=item):
                 self._put(item)
             case Removed(kind=Kind.SERVICE, name=name):
-                self._remove_service(name)
+                if self.services.pop(name, None) is not None:
+                    self._dirty[name] = None
             case Removed(kind=Kind.ENDPOINT_SLICE, name=name):
                 self._remove_slice(name)
             case Removed(kind=Kind.NODE):
                 self._set_node(None)
             case Removed(kind=Kind.SERVICE_CIDR, name=name):
-                self._remove_service_cidr(name)
+                if self._service_cidrs.pop(name, None) is not None:
+                    self._service_cidrs_changed = True
             case Replaced(kind=kind, objects=objects):
                 self._replace(kind, objects)
 
     def _put(self, item: Object) -> None:
         match item:
             case Service():
-                self._put_service(item)
+                if self.services.get(item.name) != item:
+                    self.services[item.name] = item
+                    self._dirty[item.name] = None
             case EndpointSlice():
                 self._put_slice(item)
             case Node():
                 self._set_node(item)
             case ServiceCidr():
-                self._put_service_cidr(item)
+                if self._service_cidrs.get(item.name) != item:
+                    self._service_cidrs[item.name] = item
+                    self._service_cidrs_changed = True
 
     def _replace(self, kind: Kind, objects: tuple[Object, ...]) -> None:
         listed = {item.name for item in objects}
@@ -150,15 +156,6 @@ class Tracker:
                 return self._service_cidrs.keys()
             case Kind.NODE:
                 return frozenset()
-
-    def _put_service(self, service: Service) -> None:
-        if self.services.get(service.name) != service:
-            self.services[service.name] = service
-            self._dirty[service.name] = None
-
-    def _remove_service(self, name: NamespacedName) -> None:
-        if self.services.pop(name, None) is not None:
-            self._dirty[name] = None
 
     def _put_slice(self, endpoint_slice: EndpointSlice) -> None:
         name, service = endpoint_slice.name, endpoint_slice.service
@@ -194,12 +191,3 @@ class Tracker:
         before, self.node = self.node, node
         if (node and node.as_packets_see_it()) != (before and before.as_packets_see_it()):
             self._node_changed = True
-
-    def _put_service_cidr(self, service_cidr: ServiceCidr) -> None:
-        if self._service_cidrs.get(service_cidr.name) != service_cidr:
-            self._service_cidrs[service_cidr.name] = service_cidr
-            self._service_cidrs_changed = True
-
-    def _remove_service_cidr(self, name: NamespacedName) -> None:
-        if self._service_cidrs.pop(name, None) is not None:
-            self._service_cidrs_changed = True

@@ -78,7 +78,8 @@ def serves_localhost(config: Config, family: Family) -> bool:
     if family is Family.IPV6 or not config.iptables_localhost_nodeports or config.service_proxy_name:
         return False
     blocks = _node_port_blocks(config, family)
-    return blocks is None or any(_overlaps(block, LOOPBACK_NETWORKS[family]) for block in blocks)
+    loopback = ip_network(str(LOOPBACK_NETWORKS[family]))
+    return blocks is None or any(ip_network((block.ip, block.prefix)).overlaps(loopback) for block in blocks)
 
 
 def relays_localhost(config: Config, family: Family, *, has_rules: bool) -> bool:
@@ -151,7 +152,3 @@ def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | N
     if not blocks and NodePortAddresses.PRIMARY in asked:
         return ()
     return None if not blocks or any(block.prefix == 0 for block in blocks) else blocks
-
-
-def _overlaps(one: Network, other: Network) -> bool:
-    return ip_network((one.ip, one.prefix)).overlaps(ip_network((other.ip, other.prefix)))

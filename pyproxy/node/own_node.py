@@ -53,10 +53,14 @@ class OwnNode:
             return
         self._is_listed, self._listed = True, node
         if node is not None:
-            self._seen = _completed(node, self._seen)
-            self._warn_of(node)
+            known = self._seen or node
+            self._seen = replace(node, ips=node.ips or known.ips, pod_cidrs=node.pod_cidrs or known.pod_cidrs)
+            self._warn_of_addresses(node)
         self.node = own_node(self._config, self._seen, self.node.name)
-        self._log(f"{'' if node else 'there is no such Node object; '}{_described(self.node)}")
+        description = f"{'' if node else 'there is no such Node object; '}{_described(self.node)}"
+        if description != self._logged:
+            self._logged = description
+            logger.info("node %s: %s", self.node.name, description)
         # In files a Node without an address does not get one later.
         if self.node.ips or self._config.manifests:
             self._is_awaited = False
@@ -74,7 +78,7 @@ class OwnNode:
         else:
             self._warn(f"node {self.node.name}: has no address; going on without, until it has one; {_FIX}")
 
-    def _warn_of(self, node: Node) -> None:
+    def _warn_of_addresses(self, node: Node) -> None:
         for ip in filter(is_loopback, node.ips):
             self._warn(f"node {node.name}: its address {ip_text(ip)} is a loopback address, and not used; {_FIX}")
         if _VIRTUALBOX_NAT in node.ips[:1] and not any(self._config.bind_address):
@@ -83,23 +87,11 @@ class OwnNode:
                 f" machine: if other nodes cannot reach it, {_FIX}"
             )
 
-    def _log(self, description: str) -> None:
-        if description != self._logged:
-            self._logged = description
-            logger.info("node %s: %s", self.node.name, description)
-
     def _warn(self, message: str) -> None:
         """Log a warning once."""
         if message not in self._warnings:
             self._warnings.add(message)
             logger.warning("%s", message)
-
-
-def _completed(node: Node, before: Node | None) -> Node:
-    """Return a Node with the addresses and podCIDRs of the one before if it has none itself."""
-    if before is None:
-        return node
-    return replace(node, ips=node.ips or before.ips, pod_cidrs=node.pod_cidrs or before.pod_cidrs)
 
 
 def _described(node: Node) -> str:

@@ -192,6 +192,7 @@ def _plan_port(
     )
     blocks = service.load_balancer_source_ranges
     ranges = tuple([block for block in blocks if block.family is family]) if blocks else ()
+    node_ip = node.ip(family) if ranges else None
     return ServicePlan(
         name=ServicePortName(service.name, port.name, port.protocol),
         family=family,
@@ -201,7 +202,7 @@ def _plan_port(
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
         source_ranges=ranges,
-        allow_load_balancer_ips_as_source=bool(ranges) and _is_inside(node.ip(family), ranges),
+        allow_load_balancer_ips_as_source=node_ip is not None and any(node_ip in block for block in ranges),
         affinity_seconds=service.affinity_seconds,
         internal_local=service.internal_policy_local,
         external_local=service.external_policy_local and accessible,
@@ -216,10 +217,6 @@ def _plan_port(
         scheduler=service.scheduler,
         created=service.created,
     )
-
-
-def _is_inside(ip: bytes | None, ranges: Iterable[Network]) -> bool:
-    return ip is not None and any(ip in block for block in ranges)
 
 
 def _first_of_family(ips: tuple[bytes, ...], family: Family) -> bytes | None:

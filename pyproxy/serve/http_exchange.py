@@ -34,7 +34,9 @@ def exchange(connection: socket.socket, app: WSGIApplication) -> None:
             request = read_request(lines)
         except Refused as refused:
             logger.debug("refused: %s", refused)
-            connection.sendall(_refusal(refused))
+            line = f"HTTP/1.1 {refused.status.value} {refused.status.phrase}"
+            head = f"{line}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
+            connection.sendall((head + refused.body).encode())
         else:
             if request is None:
                 return
@@ -49,12 +51,6 @@ def redirect(location: str, method: str, start_response: StartResponse) -> Itera
     start_response("307 Temporary Redirect", [*headers, ("Location", location)])
     escaped = location.replace("&", "&amp;").replace('"', "&#34;").replace("'", "&#39;")
     return [f'<a href="{escaped}">Temporary Redirect</a>.\n\n'.encode()] if has_body else []
-
-
-def _refusal(refused: Refused) -> bytes:
-    status = refused.status
-    head = f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
-    return (head + refused.body).encode()
 
 
 def _answer(request: Request, app: WSGIApplication) -> bytes:

@@ -57,12 +57,8 @@ class Metrics:
         self._add_build_info()
         self._add_syncs()
         self._add_changes()
-        self._add_health()
-        self._add_flows()
+        self._add_components()
         self._add_failures()
-        if names.rules:
-            self._add_rules(names.rules)
-        self._add_localhost()
         self._add_own()
         counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
         for family in families:
@@ -126,16 +122,21 @@ class Metrics:
             labels=(_FAMILY, "traffic_policy"),
         )
 
-    def _add_health(self) -> None:
+    def _add_components(self) -> None:
         self._healthz = self._counter("proxy_healthz", "Answers of /healthz by HTTP status", labels=("code",))
         self._livez = self._counter("proxy_livez", "Answers of /livez by HTTP status", labels=("code",))
-
-    def _add_flows(self) -> None:
         self._flow_cleanings = self._histogram(
             "conntrack_reconciler_sync_duration_seconds", "Duration of a search for stale flows in conntrack"
         )
         self._deleted_flows = self._counter(
             "conntrack_reconciler_deleted_entries", "Stale conntrack entries that were deleted"
+        )
+        self._localhost_listeners = self._gauge(
+            "nftables_localhost_nodeport_listeners", "Localhost node ports that a relay serves"
+        )
+        self._localhost_failures = self._counter(
+            "nftables_localhost_nodeport_listener_creation_failures",
+            "Failed tries to listen on a localhost node port",
         )
 
     def _add_failures(self) -> None:
@@ -150,20 +151,10 @@ class Metrics:
             self._cleanup_failures = self._counter(
                 names.cleanup_failures, "Removals of unused entries that the kernel rejected"
             )
-
-    def _add_rules(self, prefix: str) -> None:
-        labels = (_FAMILY, "table")
-        self._rules = self._gauge(f"{prefix}_total", "Rules in the kernel", labels=labels)
-        self._written_rules = self._gauge(f"{prefix}_last", "Rules written by the last sync", labels=labels)
-
-    def _add_localhost(self) -> None:
-        self._localhost_listeners = self._gauge(
-            "nftables_localhost_nodeport_listeners", "Localhost node ports that a relay serves"
-        )
-        self._localhost_failures = self._counter(
-            "nftables_localhost_nodeport_listener_creation_failures",
-            "Failed tries to listen on a localhost node port",
-        )
+        if names.rules:
+            labels = (_FAMILY, "table")
+            self._rules = self._gauge(f"{names.rules}_total", "Rules in the kernel", labels)
+            self._written_rules = self._gauge(f"{names.rules}_last", "Rules written by the last sync", labels)
 
     def _add_own(self) -> None:
         self._quarantined = self._own_gauge(
