@@ -206,6 +206,8 @@ class Dumper(Protocol):
 
     script_formats: frozenset[str]
     """Values of ``--output`` for which `script` is printed."""
+    scripts_hold_one_family: bool
+    """Whether a different program loads the script of each family, so that both cannot be one input."""
 
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from enum import Enum
 
 import click
@@ -70,6 +71,18 @@ class DumpFormat(Enum):
     TEXT = "text"
 
 
+class FamilyChoice(Enum):
+    """A family as ``--family`` takes it."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+    @property
+    def family(self) -> Family:
+        """Return the address family."""
+        return Family.IPV4 if self is FamilyChoice.IPV4 else Family.IPV6
+
+
 def _parse_service(text: str) -> str:
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
         message = f"{text!r} is not NAMESPACE/NAME"
@@ -82,6 +95,7 @@ def _parse_service(text: str) -> str:
     cls=FlagCommand,
     params=[
         Flag(["--service"], Grammar("NAMESPACE/NAME", _parse_service), "Show only this Service."),
+        Flag(["--family"], one_of(FamilyChoice), "Show only this address family.  [default: both]"),
         Flag(["-o", "--output"], one_of(DumpFormat), "Output format.  [default: text]"),
         Flag(
             ["--live"],
@@ -100,6 +114,7 @@ def command(
     /,
     *,
     service: str | None,
+    family: FamilyChoice | None,
     output: DumpFormat | None,
     live: bool | None,
     **flags: object,
@@ -109,37 +124,37 @@ def command(
     if not live and not config.manifests:
         message = "give --manifests PATH (the rules for the objects there) or --live (the rules in the kernel)"
         raise click.UsageError(message, ctx)
-    ctx.exit(
-        dump_rules(
-            config,
-            service=service,
-            output=output or DumpFormat.TEXT,
-            live=bool(live),
-            mode=typed_values(ctx).get("proxy_mode"),
-        )
+    shown = Selection(
+        service, family.family if family else None, live=bool(live), mode=typed_values(ctx).get("proxy_mode")
     )
+    ctx.exit(dump_rules(config, shown, output or DumpFormat.TEXT))
 
 
-def dump_rules(
-    config: Config, *, service: str | None, output: DumpFormat, live: bool, mode: ProxyMode | None = None
-) -> int:
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rules to show."""
+
+    service: str | None
+    """``namespace/name`` of the only Service; None: all."""
+    family: Family | None
+    """The only family; None: both."""
+    live: bool
+    """Those in the kernel, instead of those that it should have."""
+    mode: ProxyMode | None
+    """The mode that the user gave on the command line; None: with `live`, whichever mode has rules in the kernel."""
+
+
+def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
     """Print rules; return 2 if an object in the files has a problem, else 0.
-
-    Args:
-        config: all settings.
-        service: the only Service to show.
-        output: the format.
-        live: show the rules in the kernel.
-        mode: the mode that the user asked for on the command line; None: whichever mode has rules in the kernel.
 
     Raises:
         ApplyError: the kernel has no rules of ours.
         ConfigError: the input cannot be read, or the Service is not in it.
         RightsError: this process may not read the kernel's rules.
     """
-    if live:
+    if selection.live:
         require_capabilities("dump-rules --live")
-        rules = live_rules(config, mode)
+        rules = live_rules(config, selection.mode)
     else:
         rules = LiveRules(config.proxy_mode, open_dumper(config), [])
     dumper, listings, problems = rules.dumper, rules.listings, 0
@@ -149,21 +164,29 @@ def dump_rules(
             f" use -o {' or '.join(sorted(dumper.script_formats))}"
         )
         raise ConfigError(message)
-    if not live:
+    if not selection.live:
         cluster = read_cluster(config)
         problems = cluster.problems
         listings = tracked_listings(cluster.tracker, cluster.node, dumper)
-    if service is not None:
-        listings = [only_service(listing, service) for listing in listings]
+    if selection.service is not None:
+        listings = [only_service(listing, selection.service) for listing in listings]
         if not any(listing.services for listing in listings):
-            message = f"--service: {service} has no rules"
+            message = f"--service: {selection.service} has no rules"
             raise ConfigError(message)
     # A family without Services is omitted, except IPv4, so that the output is not empty.
+    first = selection.family or Family.IPV4
     shown = [
         listing
         for listing in listings
-        if listing.services or (listing.family is Family.IPV4 and (listing.chains or listing.common))
+        if selection.family in {None, listing.family}
+        and (listing.services or (listing.family is first and (listing.chains or listing.common)))
     ]
+    if output.value in dumper.script_formats and dumper.scripts_hold_one_family and len(shown) > 1:
+        message = (
+            f"-o {output.value}: the rules of IPv4 and IPv6 are loaded by different programs;"
+            " give --family=ipv4 or --family=ipv6"
+        )
+        raise ConfigError(message)
     sys.stdout.write(_formatted(shown, output, dumper))
     return _WRONG_INPUT if problems else 0
 

@@ -16,6 +16,7 @@ FOLDER = Path(__file__).parent
 CASES = sorted(path.parent for path in FOLDER.glob("*/state.yaml"))
 OUTPUTS = {"iptables": "restore", "ipvs": "text", "nftables": "text"}
 """The output format of ``dump-rules`` by mode."""
+FAMILIES = (("--family=ipv4",), ("--family=ipv6",))
 FLAGS = ("--node=node1", "--cluster-cidr=10.244.0.0/16,fd00:10:244::/48")
 
 
@@ -24,9 +25,13 @@ def printed(case: Path, mode: str) -> str:
     state = case / "state.yaml"
     service = ["--service=default/web"] if "name: web\n" in state.read_text() else []
     command = ["dump-rules", f"--manifests={state}", f"--proxy-mode={mode}", "-o", OUTPUTS[mode], *FLAGS, *service]
-    result = CliRunner().invoke(pyproxy, command, catch_exceptions=False)
-    assert (0, "") == (result.exit_code, result.stderr)
-    return result.stdout
+    text = ""
+    # Input for iptables-restore is of one family; one that the Services do not have is empty.
+    for family in FAMILIES if OUTPUTS[mode] == "restore" else ((),):
+        result = CliRunner().invoke(pyproxy, [*command, *family], catch_exceptions=False)
+        assert (0, "") == (result.exit_code, result.stderr)
+        text += result.stdout
+    return text
 
 
 @pytest.mark.parametrize("mode", OUTPUTS)

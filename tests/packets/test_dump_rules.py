@@ -54,15 +54,16 @@ def in_order(rules: str) -> list[str]:
     return lines
 
 
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 @pytest.mark.parametrize("node", ["node1", "node2"])
-def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str) -> None:
+def test_planned_and_live_rules_are_equal(cluster: Cluster, node: str, family: str) -> None:
     """After a sync, planned and live rules differ only by the counters, and have the same order."""
     # The kernel's text of chains and rules differs from nft's input; the listing has a digest of the input.
-    form = "restore" if cluster.mode.is_iptables else "text"
-    expected = in_order(planned(cluster, node, "-o", form))
+    flags = ("-o", "restore", f"--family={family}") if cluster.mode.is_iptables else (f"--family={family}",)
+    expected = in_order(planned(cluster, node, *flags))
 
     def found() -> list[str]:
-        return in_order(re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, "-o", form), flags=re.MULTILINE))
+        return in_order(re.sub(r"^\[\d+:\d+\] ", "", live(cluster, node, *flags), flags=re.MULTILINE))
 
     # In nftables mode, elements of earlier tests are deleted with a delay.
     deadline = time.monotonic() + LINGERING_SECONDS
@@ -95,11 +96,28 @@ def test_a_kernel_without_rules_is_a_failure(cluster: Cluster, wanted: str) -> N
 
 
 @needs("is_iptables")
+def test_planned_rules_can_be_loaded(cluster: Cluster) -> None:
+    """The rules of each family load with the program that the output names, into tables without any; both at once are refused."""
+    host = cluster.lab["outside2"]
+    command = [PYPROXY, "dump-rules", f"--manifests={cluster.manifests}", "--node=node1", "-o", "restore"]
+    for program, family in zip(cluster.mode.iptables, ("ipv4", "ipv6"), strict=True):
+        rules = cluster.run(host, *command, *cluster.mode.flags, f"--family={family}")
+        assert f"input for {'ip6' if family == 'ipv6' else 'ip'}tables-restore --noflush" in rules.splitlines()[0]
+        cluster.run(host, f"{program}-restore", "--noflush", stdin=rules)
+        loaded = cluster.run(host, f"{program}-save")
+        assert {line for line in rules.splitlines() if line.startswith("-A")} == {
+            line for line in loaded.splitlines() if line.startswith("-A")
+        }
+    with pytest.raises(LabError, match="give --family=ipv4 or --family=ipv6"):
+        planned(cluster, "node1", "-o", "restore")
+
+
+@needs("is_iptables")
 def test_live_rules_of_a_service_have_counters(cluster: Cluster) -> None:
     """The live rules of one Service have packet counters."""
     cluster.lab.client_pod.probe(*[tcp(WEB["spec"]["clusterIPs"][0], 80)] * 7)
 
-    text = live(cluster, "node1", "--service=default/dumped", "-o", "restore")
+    text = live(cluster, "node1", "--service=default/dumped", "-o", "restore", "--family=ipv4")
 
     packets = re.findall(r"^\[(\d+):\d+\] -A KUBE-SERVICES -d 10.96.0.150/32 -p tcp", text, re.MULTILINE)
     assert ["7"] == packets

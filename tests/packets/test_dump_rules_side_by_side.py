@@ -32,8 +32,8 @@ def test_planned_and_live_rules(tmp_path: Path) -> None:
     ):
         try:
             wait_until(lambda: "first sync done" in log.read_text(), "the rules")
-            live = run(PYPROXY, "dump-rules", "--live", "-o", "restore", *side_by_side)
-            planned = run(PYPROXY, "dump-rules", objects, "-o", "restore", *side_by_side)
+            live = run(PYPROXY, "dump-rules", "--live", "-o", "restore", "--family=ipv4", *side_by_side)
+            planned = run(PYPROXY, "dump-rules", objects, "-o", "restore", "--family=ipv4", *side_by_side)
             shown = run(PYPROXY, "dump-rules", "--live", *side_by_side)
         finally:
             agent.terminate()

@@ -169,7 +169,8 @@ def test_live_rules_are_those_that_were_written(
     with opened(family, variant) as kernel:
         asyncio.run(sync(kernel, wanted(family)))
 
-    text = run(PYPROXY, "dump-rules", "--live", "--output=restore", f"--iptables-variant={variant.value}")
+    flags = (f"--iptables-variant={variant.value}", f"--family=ipv{family.value}")
+    text = run(PYPROXY, "dump-rules", "--live", "--output=restore", *flags)
 
     live = sorted(line.partition("] ")[2] or line for line in text.splitlines() if "-A " in line)
     assert sorted(line for value in wanted(family).values() for line in value.splitlines()) == live

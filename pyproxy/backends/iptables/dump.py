@@ -28,6 +28,7 @@ class IptablesDumper:
     """Lists planned rules, and the rules that are in the kernel; a `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore"})
+    scripts_hold_one_family = True  # iptables-restore and ip6tables-restore
 
     def __init__(self, config: Config) -> None:
         self._config = config

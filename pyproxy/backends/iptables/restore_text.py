@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES, TABLES, ChainKey, HookKey, RulesetKey
 from pyproxy.backends.listing import Counters, ListedRule, RuleListing
+from pyproxy.model.address import Family
 
 _APPEND = "-A "
 
@@ -113,7 +114,8 @@ def numbered(text: str, line: int, around: int = 3) -> Iterator[str]:
 
 def listing_restore(listing: RuleListing) -> str:
     """Return a listing as input for ``iptables-restore --noflush``, the rules of each Service port below its name."""
-    parts = [f"# {listing.family}\n"]
+    program = "iptables-restore" if listing.family is Family.IPV4 else "ip6tables-restore"
+    parts = [f"# {listing.family}, input for {program} --noflush\n"]
     for table in IPVS_TABLES:
         chains = [chain for chain_table, chain in listing.chains if chain_table == table]
         if not chains and table not in TABLES:

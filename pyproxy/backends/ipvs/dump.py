@@ -30,6 +30,7 @@ class IpvsDumper:
     """Lists planned entries, and the entries that are in the kernel; a `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore", "nft"})
+    scripts_hold_one_family = False
 
     def __init__(self, config: Config) -> None:
         self._config = config

@@ -27,6 +27,7 @@ class NftablesDumper:
     """Lists the elements of both families; implements `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore", "nft"})
+    scripts_hold_one_family = False
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
