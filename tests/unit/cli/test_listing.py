@@ -32,7 +32,7 @@ def test_text() -> None:
 def test_restore() -> None:
     """Restore input is grouped by table, with a comment for each Service port, and ends with the rules that must be last."""
     assert listing_restore(LISTING) == (
-        "# IPv4\n"
+        "# IPv4, input for iptables-restore --noflush\n"
         "*filter\n"
         ":KUBE-SERVICES - [0:0]\n"
         "# default/web:http tcp\n"
