@@ -9,6 +9,7 @@ from collections.abc import Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
+from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.listing import RuleListing
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.iptables_programs import Variant
@@ -221,4 +222,23 @@ class Dumper(Protocol):
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing from `planned` or `live` as input for the tool that loads such rules."""
+        ...
+
+    def interpreter(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> Interpreter:
+        """Return an interpreter of the rules that the agent would write for these plans.
+
+        Raises:
+            ConfigError: the mode has none.
+        """
+        ...
+
+    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:
+        """Return an interpreter of the rules that are in the kernel, including those of other programs.
+
+        Raises:
+            ApplyError: they cannot be read.
+            ConfigError: the mode has none.
+        """
         ...

@@ -35,8 +35,12 @@ def read_cluster(config: Config) -> OfflineCluster:
         ConfigError: the input cannot be read.
     """
     objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)
+    return offline_cluster(objects, config, own_node_name(config))
+
+
+def offline_cluster(objects: FileObjects, config: Config, name: str) -> OfflineCluster:
+    """Return the objects of files as seen from the node of a name, and print their problems to standard error."""
     problems = report(objects, sys.stderr)
-    name = own_node_name(config)
     node = own_node(config, next((node for node in objects.nodes if node.name == name), None), name)
     return OfflineCluster(tracked(objects), node, tuple(objects.nodes), objects.unserved, problems)
 

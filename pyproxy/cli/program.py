@@ -17,6 +17,7 @@ COMMANDS = {
     "check-config": "pyproxy.cli.check_config",
     "cleanup": "pyproxy.cli.cleanup",
     "dump-rules": "pyproxy.cli.dump_rules",
+    "explain": "pyproxy.cli.explain",
     "run": "pyproxy.cli.run",
     "services": "pyproxy.cli.services",
     "takeover": "pyproxy.cli.takeover",

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pyproxy.decode.objects import subject
 from pyproxy.errors import DecodeError
 from pyproxy.manifests.manifest import FileProblem, LocatedObject, Manifest
+from pyproxy.manifests.pods import Pod, merged_pods
 from pyproxy.model.address import socket_text
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName, Protocol
@@ -41,6 +42,8 @@ class FileObjects:
     problems: tuple[FileProblem, ...] = ()
     skipped: Counter[str] = field(default_factory=Counter)
     """Number of objects of each kind that is not read."""
+    pods: tuple[Pod, ...] = ()
+    """Set only if they were requested."""
 
 
 def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = MappingProxyType({})) -> FileObjects:
@@ -91,6 +94,7 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
         tuple(_unserved(manifests, {one.object.name for one in services})),
         tuple(problems),
         sum((manifest.skipped for manifest in manifests), Counter()),
+        merged_pods(pod for manifest in manifests for pod in manifest.pods),
     )
 
 

@@ -40,7 +40,11 @@ POLL_SECONDS = 0.2
 
 
 def read_objects(
-    path: str | Path, proxy_name: str = "", own_ports: Mapping[int, str] = MappingProxyType({})
+    path: str | Path,
+    proxy_name: str = "",
+    own_ports: Mapping[int, str] = MappingProxyType({}),
+    *,
+    with_pods: bool = False,
 ) -> FileObjects:
     """Read a file, a directory, or standard input (``-``) once.
 
@@ -48,14 +52,16 @@ def read_objects(
         path: what to read.
         proxy_name: see `decode_service`.
         own_ports: see `combine`.
+        with_pods: read the names and addresses of pods, too.
 
     Raises:
         SourceError: the path cannot be read. A bad file of a directory is a problem, not an error.
     """
     if str(path) == STANDARD_INPUT:
         with _without_garbage_collection():
-            return combine((read_manifest("standard input", sys.stdin.buffer.read(), proxy_name),), own_ports)
-    return _Folder(Path(path), proxy_name).read(own_ports)
+            data = sys.stdin.buffer.read()
+            return combine((read_manifest("standard input", data, proxy_name, with_pods=with_pods),), own_ports)
+    return _Folder(Path(path), proxy_name, with_pods=with_pods).read(own_ports)
 
 
 class FileSource:
@@ -120,9 +126,10 @@ class FileSource:
 class _Folder:
     """The files at a path, with the last good content of each."""
 
-    def __init__(self, path: Path, proxy_name: str) -> None:
+    def __init__(self, path: Path, proxy_name: str, *, with_pods: bool = False) -> None:
         self._path = path
         self._proxy_name = proxy_name
+        self._with_pods = with_pods
         self._versions: dict[str, FileVersion] = {}
         self._manifests: dict[str, Manifest] = {}
         self._index = FileIndex()
@@ -189,7 +196,7 @@ class _Folder:
             data = Path(file).read_bytes()
         except OSError as error:
             return _kept(last, file, error.strerror or str(error))
-        manifest = read_manifest(file, data, self._proxy_name)
+        manifest = read_manifest(file, data, self._proxy_name, with_pods=self._with_pods)
         if last is None or not last.is_whole:
             return manifest
         if not data.strip():

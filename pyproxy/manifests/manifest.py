@@ -29,6 +29,7 @@ from pyproxy.decode.objects import (
 )
 from pyproxy.errors import DecodeError
 from pyproxy.manifests.known_fields import KNOWN_OBJECT, unknown_fields
+from pyproxy.manifests.pods import Pod, pods_of
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -135,11 +136,13 @@ class Manifest:
     """Number of objects of each kind that is not read."""
     is_whole: bool
     """False if a syntax error hides objects."""
+    pods: tuple[Pod, ...] = ()
+    """Empty unless pods were requested."""
 
 
-def read_manifest(file: str, data: bytes, proxy_name: str = "") -> Manifest:
+def read_manifest(file: str, data: bytes, proxy_name: str = "", *, with_pods: bool = False) -> Manifest:
     """Read all objects of a file; messages name it `file`, and `proxy_name` is that of `decode_service`."""
-    reading = _Reading(file, proxy_name)
+    reading = _Reading(file, proxy_name, [] if with_pods else None)
     data = data.removeprefix(b"\xef\xbb\xbf")
     # A file that begins with a brace is JSON, as for kubectl (k8s.io/apimachinery/pkg/util/yaml, NewYAMLOrJSONDecoder).
     if data.lstrip().startswith((b"{", b"[")):
@@ -152,7 +155,9 @@ def read_manifest(file: str, data: bytes, proxy_name: str = "") -> Manifest:
 class _Reading:
     """The state of reading a file."""
 
-    def __init__(self, file: str, proxy_name: str) -> None:
+    def __init__(self, file: str, proxy_name: str, pods: list[Pod] | None) -> None:
+        self._pods = pods
+        """None: they were not requested."""
         self._file = file
         self._proxy_name = proxy_name
         self._services: list[LocatedObject[Service]] = []
@@ -180,6 +185,7 @@ class _Reading:
             tuple(self._problems),
             self._skipped,
             self._is_whole,
+            tuple(self._pods or ()),
         )
 
     def read_json(self, data: bytes) -> None:
@@ -196,10 +202,11 @@ class _Reading:
 
     def _read_json_object(self, data: bytes | msgspec.Raw, kind: str, place: Place) -> None:
         try:
-            known = KNOWN_OBJECT.decode(data)
+            # These types have no Pod, and do not decode the pods of endpoints.
+            known = KNOWN_OBJECT.decode(data) if self._pods is None else None
         except _UNDECODABLE:
-            pass
-        else:
+            known = None
+        if known is not None:
             self._add(known, place)
             return
         try:
@@ -265,9 +272,13 @@ class _Reading:
             self._report("document", "kind", "missing; this is not a Kubernetes object", place)
         elif kind in _LISTS:
             self._report(kind, "kind", "lists within a list are not read", place)
+        elif self._pods is not None and kind == "Pod":
+            self._pods += pods_of(kind, tree)
         elif kind not in API_VERSIONS:
             self._skipped[shown(kind)] += 1
         else:
+            if self._pods is not None:
+                self._pods += pods_of(kind, tree)
             self._read_object(kind, tree, implied_kind, place)
 
     def _read_object(self, kind: str, tree: dict[object, object], implied_kind: str, place: Place) -> None:

@@ -169,7 +169,7 @@ def _without_candidates(
 
 
 def _port_mismatch(port: ServicePort, slices: Iterable[EndpointSlice]) -> Reason:
-    """Say which ports the slices have instead of that of the Service."""
+    """Return the ports of the slices, none of which is that of the Service, as a reason."""
     found = sorted({(each.name, each.protocol) for one in slices if one.endpoints for each in one.ports})
     wanted = _quoted(port.name)
     if not found:

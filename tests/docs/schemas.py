@@ -4,11 +4,13 @@ from pathlib import Path
 
 import msgspec
 
+from pyproxy.cli.explain_report import ExplanationDocument
 from pyproxy.cli.kernel_services import ServiceRulesList
 from pyproxy.plan.service_values import ServiceList
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
+    "explanation.json": ExplanationDocument,
     "service-list.json": ServiceList,
     "service-rules-list.json": ServiceRulesList,
 }

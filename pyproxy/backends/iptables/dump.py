@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
+from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.accounting import has_counter
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import from_side_by_side, is_side_by_side, to_side_by_side
+from pyproxy.backends.iptables.explain import paths, read_save
 from pyproxy.backends.iptables.mode import choose_variant, iptables_settings, ownership, side_by_side_ownership
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.reader import saved
@@ -16,7 +19,9 @@ from pyproxy.backends.iptables.side_by_side import SideBySideProgram
 from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
-from pyproxy.linux.iptables_programs import is_available
+from pyproxy.errors import ApplyError
+from pyproxy.linux.command import run
+from pyproxy.linux.iptables_programs import is_available, program
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
@@ -80,6 +85,22 @@ class IptablesDumper:
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``iptables-restore --noflush``."""
         return listing_restore(listing)
+
+    def interpreter(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> Interpreter:
+        """Return an interpreter of the rules for these plans; see `Dumper`."""
+        return partial(paths, read_save(listing_restore(self.planned(family, context, plans))))
+
+    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:  # noqa: ARG002  # `Dumper`'s
+        """Return an interpreter of all tables of the variant; see `Dumper`."""
+        variant, _ = await choose_variant(self._config)
+        argv = [program(family, variant, "save")]
+        result = await run(argv)
+        if result.status:
+            message = f"{argv[0]}: exit status {result.status}: {result.stderr.strip()}"
+            raise ApplyError(message, retryable=True)
+        return partial(paths, read_save(result.stdout))
 
 
 DUMPER: Callable[[Config], Dumper] = IptablesDumper

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.mode import choose_variant
 from pyproxy.backends.iptables.reader import saved
@@ -17,6 +18,7 @@ from pyproxy.backends.ipvs.vips import Vips
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
+from pyproxy.errors import ConfigError
 from pyproxy.linux.iptables_programs import is_available
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
@@ -24,6 +26,8 @@ from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
 
 _HERE = "EOF"
+
+_NO_INTERPRETER = "explain does not support --proxy-mode=ipvs"
 
 
 class IpvsDumper:
@@ -64,6 +68,14 @@ class IpvsDumper:
                 rules += found
             listings.append(list_entries(family, entries, rules, states))
         return listings
+
+    def interpreter(self, *_: object) -> Interpreter:
+        """Raise ConfigError; see `Dumper`."""
+        raise ConfigError(_NO_INTERPRETER)
+
+    async def live_interpreter(self, *_: object) -> Interpreter:
+        """Raise ConfigError; see `Dumper`."""
+        raise ConfigError(_NO_INTERPRETER)
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing as a shell script, in which each part is the input of the program that loads it."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
+from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.nftables.attribution import list_elements
@@ -13,7 +14,7 @@ from pyproxy.backends.nftables.mode import nftables_settings
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import family_name, table_text
 from pyproxy.config.config import Config
-from pyproxy.errors import ApplyError
+from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.command import run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
@@ -21,6 +22,8 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import nftables_config
 from pyproxy.plan.service_plan import ServicePlan
+
+_NO_INTERPRETER = "explain does not support --proxy-mode=nftables"
 
 
 class NftablesDumper:
@@ -66,6 +69,14 @@ class NftablesDumper:
                 self._tables[family] = result.stdout
                 listings.append(list_elements(family, entries))
         return listings
+
+    def interpreter(self, *_: object) -> Interpreter:
+        """Raise ConfigError; see `Dumper`."""
+        raise ConfigError(_NO_INTERPRETER)
+
+    async def live_interpreter(self, *_: object) -> Interpreter:
+        """Raise ConfigError; see `Dumper`."""
+        raise ConfigError(_NO_INTERPRETER)
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``nft -f``: the table without elements, then the elements by Service port."""

@@ -1,0 +1,124 @@
+"""Why a packet is not forwarded: from the objects if they say so, else the rule that ended it. Pure."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from pyproxy.backends.explanation import Fate, Host, Packet
+from pyproxy.cli.explain_report import Explanation
+from pyproxy.cli.objects import OfflineCluster
+from pyproxy.manifests.pods import Pod
+from pyproxy.model.address import ip_text
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.suggestion import suggestion
+from pyproxy.model.unserved import UnservedService
+from pyproxy.plan.reasons import Reason, ReasonCode, no_packet_path, reasons, source_range_reason
+from pyproxy.plan.service_plan import Claim, ServicePlan, Verdict
+
+
+def with_reason(
+    found: Explanation, cluster: OfflineCluster, plans: Collection[ServicePlan], pods: Iterable[Pod]
+) -> Explanation:
+    """Return an explanation with the reason and what to do, unless the packet is forwarded."""
+    if found.fate is Fate.FORWARDED:
+        return found
+    reason = _reason(found, cluster)
+    if reason is not None:
+        return replace(found, reason=reason.text, fix=reason.fix)
+    if found.plan is None and found.fate is Fate.UNCHANGED:
+        return _with_near_miss(found, plans, pods)
+    return with_foreign_reason(found)
+
+
+def addressed_plan(packet: Packet, plans: Iterable[ServicePlan], host: Host) -> ServicePlan | None:
+    """Return the plan of the Service port to which a packet is addressed."""
+    at_address = Claim(packet.destination, packet.protocol, packet.port)
+    at_node = Claim(b"", packet.protocol, packet.port)
+    is_local = host.is_local(packet.destination)
+    node_port = None
+    for plan in plans:
+        claims = set(plan.claims())
+        if at_address in claims:
+            return plan
+        if is_local and at_node in claims and plan.node_port == packet.port:
+            node_port = plan
+    return node_port
+
+
+def endpoint_places(cluster: OfflineCluster, plan: ServicePlan | None, pods: Iterable[Pod]) -> dict[bytes, str]:
+    """Return pod and node of each endpoint of a Service, by address."""
+    if plan is None:
+        return {}
+    by_ip = {ip: pod for pod in pods for ip in pod.ips}
+    found: dict[bytes, str] = {}
+    for each in cluster.tracker.slices(plan.name.service):
+        for item in each.endpoints:
+            pod = by_ip.get(item.ip)
+            node = item.node_name or (pod.node_name if pod else "")
+            words = [f"pod {pod.name}"] if pod else []
+            found[item.ip] = " ".join([*words, *([f"on {node}"] if node else [])])
+    return found
+
+
+def _reason(explanation: Explanation, cluster: OfflineCluster) -> Reason | None:
+    """Return why a Service port does not forward a packet, if the objects say so."""
+    plan, packet = explanation.plan, explanation.packet
+    if plan is None:
+        return None
+    service = cluster.tracker.services[plan.name.service]
+    found = reasons(service, cluster.tracker.slices(service.name), cluster.node, plan.family).get(plan.name, ())
+    wanted = Verdict.REJECT if explanation.fate is Fate.REJECTED else Verdict.DROP
+    if packet.destination in plan.load_balancer_ips and wanted is Verdict.DROP:
+        reason = source_range_reason(plan.source_ranges, packet.source)
+        if reason is not None:
+            return reason
+    local = (
+        ReasonCode.NO_LOCAL_ENDPOINTS
+        if packet.destination == plan.cluster_ip
+        else ReasonCode.NO_LOCAL_ENDPOINTS_EXTERNAL
+    )
+    return next(
+        (each for each in found if each.verdict is wanted and (wanted is Verdict.REJECT or each.code is local)), None
+    )
+
+
+def _with_near_miss(explanation: Explanation, plans: Iterable[ServicePlan], pods: Iterable[Pod]) -> Explanation:
+    """Add what the destination is, if it is not the port of a Service."""
+    ip = explanation.packet.destination
+    near = [plan for plan in plans if ip in (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips)]
+    if near:
+        ports = sorted(f"{plan.port}/{plan.protocol.name}" for plan in near)
+        word = "port" if len(ports) == 1 else "ports"
+        reason = f"{ip_text(ip)} is an address of {near[0].name.service}, which has only the {word} {', '.join(ports)}"
+        return replace(explanation, reason=reason, fix=f"connect to port {ports[0]}")
+    pod = next((pod for pod in pods if ip in pod.ips), None)
+    if pod is not None:
+        reason = f"{ip_text(ip)} is the address of pod {pod.name}; packets to pods are not changed"
+        return replace(explanation, reason=reason, fix="check the network plugin and NetworkPolicies")
+    return replace(
+        explanation,
+        reason="no Service has this address, port and protocol on this node",
+        fix="compare with pyproxy services",
+    )
+
+
+def with_foreign_reason(explanation: Explanation) -> Explanation:
+    """Name the rule that ended the packet, if no Service explains it."""
+    if explanation.fate is Fate.UNCHANGED:
+        return replace(explanation, reason="no rule changes the destination of this packet")
+    if explanation.fate is Fate.FORWARDED or not explanation.paths[0].steps:
+        return explanation
+    step = explanation.paths[0].steps[-1]
+    return replace(explanation, reason=f"{explanation.fate.value} by the rule {step.rule}")
+
+
+def missing_service(
+    name: NamespacedName, unserved: Iterable[UnservedService], known: Iterable[NamespacedName]
+) -> tuple[str, str]:
+    """Return why a Service has no rules, and what to do."""
+    for each in unserved:
+        if each.name == name and each.kind is not None:
+            reason = no_packet_path(each.kind)
+            return reason.text, reason.fix
+        if each.name == name:
+            return f"the Service is not valid: {each.problem}", "correct the object"
+    return f"there is no such Service{suggestion(str(name), map(str, known))}", "kubectl get services -A"

@@ -1,0 +1,72 @@
+"""Names and addresses of pods: from Pod objects, and from the ``targetRef`` of endpoints. Nothing else of a Pod is read.
+
+Only commands that explain traffic need them. What cannot be read is left out: a Pod in a file is never a problem.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pyproxy.model.address import parse_ip
+from pyproxy.model.names import NamespacedName
+
+
+@dataclass(frozen=True, slots=True)
+class Pod:
+    """A pod as far as packets depend on it."""
+
+    name: NamespacedName
+    ips: tuple[bytes, ...]
+    node_name: str
+    """Empty: not known."""
+
+
+def pods_of(kind: str, tree: object) -> Iterator[Pod]:
+    """Yield the pods that an object names: a Pod itself, or those of an EndpointSlice."""
+    metadata = _mapping(_mapping(tree).get("metadata"))
+    namespace = _text(metadata.get("namespace")) or "default"
+    if kind == "Pod":
+        status, spec = _mapping(_mapping(tree).get("status")), _mapping(_mapping(tree).get("spec"))
+        texts = [_mapping(item).get("ip") for item in _items(status.get("podIPs"))] or [status.get("podIP")]
+        name = _text(metadata.get("name"))
+        if name and (ips := _ips(texts)):
+            yield Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")))
+    elif kind == "EndpointSlice":
+        for item in _items(_mapping(tree).get("endpoints")):
+            endpoint = _mapping(item)
+            target = _mapping(endpoint.get("targetRef"))
+            name = _text(target.get("name"))
+            if name and target.get("kind") == "Pod" and (ips := _ips(_items(endpoint.get("addresses"))[:1])):
+                at = NamespacedName(_text(target.get("namespace")) or namespace, name)
+                yield Pod(at, ips, _text(endpoint.get("nodeName")))
+
+
+def merged_pods(pods: Iterator[Pod]) -> tuple[Pod, ...]:
+    """Return each pod once, with the addresses of both families."""
+    found: dict[NamespacedName, Pod] = {}
+    for pod in pods:
+        before = found.get(pod.name, pod)
+        ips = tuple(dict.fromkeys((*before.ips, *pod.ips)))
+        found[pod.name] = Pod(pod.name, ips, before.node_name or pod.node_name)
+    return tuple(found.values())
+
+
+def _mapping(value: object) -> dict[object, object]:
+    return value if isinstance(value, dict) else {}
+
+
+def _items(value: object) -> list[object]:
+    return value if isinstance(value, list) else []
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _ips(texts: list[object]) -> tuple[bytes, ...]:
+    found = []
+    for text in texts:
+        try:
+            found.append(parse_ip(_text(text)))
+        except ValueError:
+            continue
+    return tuple(found)

@@ -1,0 +1,164 @@
+"""`pyproxy explain` as users call it: names, verdicts with exit codes, reasons, documents, dumps of a node."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import yaml
+
+from pyproxy.cli.explain_report import ExplanationDocument
+
+from .test_cli import pyproxy
+
+INPUTS = Path(__file__).parents[1] / "inputs"
+OBJECTS = INPUTS / "explain.yaml"
+FLAGS = (f"--manifests={OBJECTS}", "--cluster-cidr=10.244.0.0/16")
+
+
+def explained(*words: str, flags: tuple[str, ...] = FLAGS) -> tuple[int, ExplanationDocument]:
+    """Return exit code and document of a run."""
+    done = pyproxy("explain", *flags, *words, "-o", "json")
+    return done.returncode, msgspec.json.decode(done.stdout, type=ExplanationDocument)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "verdict", "node"),
+    [
+        ("client default/web", 0, "FORWARDED", "node2"),
+        ("default/client default/web:80", 0, "FORWARDED", "node2"),
+        ("web-1 web.default.svc", 0, "FORWARDED", "node1"),
+        ("client web.default.svc.cluster.local:80/TCP", 0, "FORWARDED", "node2"),
+        ("10.244.1.50 10.96.0.10:80", 0, "FORWARDED", "node1"),
+        ("outside 172.18.0.11:30090", 0, "FORWARDED", "node1"),
+        ("outside node1:30090", 0, "FORWARDED", "node1"),
+        ("localhost 30090 --node=node2", 0, "FORWARDED", "node2"),
+        ("localhost localhost:30090 --node=node1", 0, "FORWARDED", "node1"),
+        ("outside 30090/tcp --node=node2", 5, "DROPPED", "node2"),
+        ("node1 node2:30090", 5, "DROPPED", "node2"),
+        ("client default/unready", 4, "REJECTED", "node2"),
+        ("client default/web:80/UDP", 6, "NO SERVICE", "node2"),
+        ("client default/web:8080", 6, "NO SERVICE", "node2"),
+        ("client default/none", 6, "NO SERVICE", ""),
+        ("client default/missing", 6, "NO SERVICE", ""),
+    ],
+)
+def test_verdicts(words: str, code: int, verdict: str, node: str) -> None:
+    """Names are resolved, the node is that of the client or of the destination, and the exit code is the verdict's."""
+    status, found = explained(*words.split())
+
+    assert (code, verdict, node) == (status, found.verdict, found.node)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason", "fix"),
+    [
+        (
+            "outside 172.18.0.12:30090",
+            "1 endpoint elsewhere (10.244.1.11 on node1), 0 here",
+            "send the client to node1",
+        ),
+        ("client default/mismatch", 'slice has port "web", Service wants "http"', "same name"),
+        ("client default/unready", "the only endpoint is not ready (10.244.1.13 on node1)", "kubectl describe pod"),
+        ("outside 203.0.113.10 --node=node1", "192.0.2.7 is not in spec.loadBalancerSourceRanges", "add the client's"),
+        ("client default/none", "headless", "connect to an endpoint"),
+        ("client default/wbe", "did you mean default/web?", "kubectl get services"),
+        ("client 10.96.0.10:81", "which has only the port 80/TCP", "connect to port 80/TCP"),
+        ("client 10.244.1.11:80", "the address of pod default/web-1", "NetworkPolicies"),
+        ("client 10.96.7.7:80", "no Service has this address", "pyproxy services"),
+    ],
+)
+def test_reasons(words: str, reason: str, fix: str) -> None:
+    """A connection that fails has the cause in words, and what to do."""
+    _, found = explained(*words.split())
+
+    assert reason in found.reason
+    assert fix in found.fix
+
+
+def test_paths() -> None:
+    """Endpoints have their probability, pod and node, and the source that they see."""
+    _, found = explained("web-1", "default/web")
+
+    assert [
+        ("10.244.1.11:8080", 0.5, "pod default/web-1 on node1", True),
+        ("10.244.2.12:8080", 0.5, "pod default/web-2 on node2", False),
+    ] == [(path.endpoint, path.probability, path.place, path.masqueraded) for path in found.paths]
+    assert "spec.clusterIP" in [step.field for step in found.paths[0].steps]
+
+
+def test_affinity() -> None:
+    """With session affinity the time-out is part of each path."""
+    _, found = explained("198.51.100.7", "203.0.113.10", "--node=node1")
+
+    assert [10800, 10800] == [path.affinity_seconds for path in found.paths]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("nowhere default/web", "SRC: nowhere is not an address"),
+        ("client nonsense", "DST: nonsense is not ADDRESS:PORT"),
+        ("client 172.18.0.11", "needs a port"),
+        ("client default/web:99999", "99999 is not a port number"),
+        ("outside default/web", "--node: give the node"),
+        ("2001:db8::1 10.96.0.10:80 --node=node1", "no address family in common"),
+    ],
+)
+def test_wrong_arguments(words: str, message: str) -> None:
+    """What cannot be understood is an error with exit code 2, in one line that names the argument."""
+    done = pyproxy("explain", *FLAGS, *words.split())
+
+    assert 2 == done.returncode
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_text_and_yaml() -> None:
+    """The text begins with the verdict, and YAML has the same document as JSON."""
+    words = ("client", "default/mismatch")
+    text = pyproxy("explain", *FLAGS, *words).stdout
+    document = yaml.safe_load(pyproxy("explain", *FLAGS, *words, "-o", "yaml").stdout)
+
+    assert text.startswith(
+        "REJECTED  pod default/client 10.244.2.50 -> 10.96.0.8:80/TCP on node2, default/mismatch:http"
+    )
+    assert msgspec.convert(document, ExplanationDocument) == explained(*words)[1]
+
+
+def test_no_input() -> None:
+    """Without files or rules the command says what to give."""
+    done = pyproxy("explain", "outside", "10.96.0.10:80")
+
+    assert 2 == done.returncode
+    assert "--rules FILE" in done.stderr
+
+
+def test_rules_of_a_node(tmp_path: Path) -> None:
+    """A dump explains itself: the Service comes from comments, and endpoints from the rules."""
+    rules = pyproxy("dump-rules", *FLAGS, "--node=node1", "-o", "restore").stdout
+    dump = tmp_path / "rules"
+    dump.write_text(rules)
+    status, found = explained("10.244.1.50", "10.96.0.10:80", flags=(f"--rules={dump}",))
+
+    assert (0, "default/web", "") == (status, found.service, found.node)
+    assert ["10.244.1.11:8080", "10.244.2.12:8080"] == [path.endpoint for path in found.paths]
+
+
+def test_rules_of_a_node_port(tmp_path: Path) -> None:
+    """Node ports depend on the addresses of the node, and the rule that drops a packet is named."""
+    dump = tmp_path / "rules"
+    dump.write_text(pyproxy("dump-rules", *FLAGS, "--node=node2", "-o", "restore").stdout)
+    words = ("outside", "172.18.0.12:30090")
+    status, found = explained(*words, flags=(f"--rules={dump}", "--node-ip=172.18.0.12"))
+
+    assert (5, "default/audit") == (status, found.service)
+    assert "default/audit has no local endpoints" in found.reason
+
+
+def test_rules_that_are_none(tmp_path: Path) -> None:
+    """A file that is not such output is refused with its line."""
+    done = pyproxy("explain", f"--rules={OBJECTS}", "outside", "10.96.0.10:80")
+
+    assert 2 == done.returncode
+    assert "is not output of iptables-save" in done.stderr
+    assert 2 == pyproxy("explain", f"--rules={tmp_path / 'absent'}", "outside", "10.96.0.10:80").returncode
