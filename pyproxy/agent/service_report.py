@@ -10,7 +10,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.planner import Planner
-from pyproxy.plan.service_table import NodePortIps, ServiceRow, service_rows
+from pyproxy.plan.service_table import NodePortIps, ServiceRow, service_rows, unserved_row
 from pyproxy.plan.service_values import (
     API_VERSION,
     FAMILIES,
@@ -49,10 +49,13 @@ class ServiceReporter:
             node_port_ips: where node ports are served, for each family of the agent.
         """
         tracker, items = self._tracker, list[ServiceValues]()
-        for count, name in enumerate(sorted(tracker.services), start=1):
-            if service := tracker.services.get(name):
+        for count, name in enumerate(sorted({*tracker.services, *tracker.unserved}), start=1):
+            service, unserved = tracker.services.get(name), tracker.unserved.get(name)
+            if service is not None:
                 rows = service_rows(service, tracker.slices(name), node, self._planner, node_port_ips)
                 items += map(self._values, rows)
+            if unserved is not None:
+                items.append(service_values(unserved_row(unserved, has_rules=service is not None)))
             if count % _SERVICES_PER_SLICE == 0:
                 await asyncio.sleep(0)
         families = [

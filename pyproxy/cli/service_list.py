@@ -13,8 +13,14 @@ from pyproxy.plan.service_values import ServiceValues, SyncState
 _COLUMNS = ("SERVICE", "FRONTEND", "TYPE", "POLICY", "ENDPOINTS (local)", "AFFINITY")
 _MOST_ENDPOINTS = 5
 """Endpoints that a row of the wide table lists."""
-_STYLES = {State.OK: "green", State.REJECT: "red", State.DROP: "red", State.NO_RULES: "yellow"}
-_WORDS = {State.OK: "ok", State.REJECT: "REJECT", State.DROP: "DROP", State.NO_RULES: "no rules"}
+_STYLES = {State.OK: "green", State.REJECT: "red", State.DROP: "red", State.NO_RULES: "yellow", State.INVALID: "red"}
+_WORDS = {
+    State.OK: "ok",
+    State.REJECT: "REJECT",
+    State.DROP: "DROP",
+    State.NO_RULES: "no rules",
+    State.INVALID: "invalid",
+}
 _INTENDED = frozenset({ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY})
 
 

@@ -76,7 +76,7 @@ def command(
     that the agent of this node serves, with the state of their rules in the kernel.
     """
     config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
-    selection = Selection(service, namespace)
+    selection = Selection(service, namespace, "the files have" if config.manifests else "the agent knows")
     output = output or OutputFormat.TEXT
     if config.manifests:
         found = read_services(config)
@@ -89,7 +89,7 @@ def command(
                 raise NoAgentError(message) from error
             click.echo(f"{error}; this is what the kernel has", err=True)
             kernel = read_kernel(config, typed_values(ctx).get("proxy_mode"))
-            kernel.items = selection.of(kernel.items)
+            kernel.items = selection._replace(owner="the kernel has rules of").of(kernel.items)
             print_kernel_services(kernel, output)
             ctx.exit()
     for line in _sync_lines(found):
@@ -120,6 +120,8 @@ class Selection(NamedTuple):
 
     service: NamespacedName | None
     namespace: str | None
+    owner: str
+    """Subject and verb for the message that a Service is unknown."""
 
     def of(self, items: Iterable[ItemT]) -> list[ItemT]:
         """Return those of these Services.
@@ -134,7 +136,12 @@ class Selection(NamedTuple):
             and self.namespace in {None, item.namespace}
         ]
         if self.service is not None and not found:
-            message = f"there is no Service {self.service}"
+            hint = (
+                ""
+                if self.owner == "the files have"
+                else ": it does not exist, is headless, or is left to another proxy"
+            )
+            message = f"{self.owner} no Service {self.service}{hint}"
             raise ConfigError(message)
         return found
 

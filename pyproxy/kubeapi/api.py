@@ -21,8 +21,9 @@ from pyproxy.kubeapi.events import EventHandler, EventSender
 from pyproxy.kubeapi.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
 from pyproxy.kubeapi.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
 from pyproxy.kubeapi.transport import OVERLOADED, FindAccess, HttpStatusError, Tell, Timing, Transport, UnreachableError
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced, Unserved
 from pyproxy.model.names import NamespacedName
+from pyproxy.model.unserved import UnservedService
 
 __all__ = ["ApiSource", "EventHandler", "EventSender", "Store", "Watched"]
 
@@ -197,6 +198,8 @@ class Watcher:
     _bad: BadObjects = field(default_factory=BadObjects, init=False)
     _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
     """Objects in the pages of the current list; None for those that are not used."""
+    _unserved: dict[NamespacedName, UnservedService] = field(default_factory=dict, init=False)
+    """The Services without rules in these pages."""
     _is_absent: bool = field(default=False, init=False)
     """Whether the last response refused a resource that may be absent."""
 
@@ -229,6 +232,7 @@ class Watcher:
             query["continue"] = request.continue_token
         else:
             self._listed.clear()
+            self._unserved.clear()
         page = self.resource.decode_page(await self.transport.body(self.resource.path, self.resource.selectors | query))
         for item in page.items:
             self._collect(item)
@@ -240,12 +244,16 @@ class Watcher:
         self._bad.record(item)
         kept = self.store.last_good(self.resource.kind, item.name) if item.is_undecodable else item.object
         self._listed[item.name] = kept
+        self._unserved.pop(item.name, None)
+        if item.unserved is not None:
+            self._unserved[item.name] = item.unserved
 
     def _deliver_list(self) -> None:
         self._bad.forget_all_but(self._listed.keys())
         objects = tuple(item for item in self._listed.values() if item is not None)
-        self._listed = {}
-        self.store.deliver(Replaced(self.resource.kind, objects))
+        unserved = tuple(self._unserved.values())
+        self._listed, self._unserved = {}, {}
+        self.store.deliver(Replaced(self.resource.kind, objects, unserved))
 
     async def _watch(self, request: Stream | Watch) -> float:
         query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(watch_seconds(self.random()))}
@@ -254,6 +262,7 @@ class Watcher:
         else:
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             self._listed.clear()
+            self._unserved.clear()
         async with self.transport.lines(self.resource.path, self.resource.selectors | query) as lines:
             self._reflector.watch_opened(_now())
             self._is_absent = False
@@ -286,7 +295,9 @@ class Watcher:
             self._reflector.stream_completed(bookmark.resource_version)
             self._deliver_list()
         elif event.type == wire.DELETED:
-            self._listed.pop(self.resource.identify(event.object)[0], None)
+            name, _ = self.resource.identify(event.object)
+            self._listed.pop(name, None)
+            self._unserved.pop(name, None)
         else:
             self._collect(self.resource.decode_object(event.object))
 
@@ -303,6 +314,8 @@ class Watcher:
         self._bad.record(item)
         if item.object is not None:
             self.store.deliver(Put(item.object))
+        elif item.unserved is not None:
+            self.store.deliver(Unserved(item.unserved))
         elif not item.problems and event.type == wire.MODIFIED:
             self.store.deliver(
                 Removed(self.resource.kind, item.name)

@@ -27,6 +27,7 @@ from pyproxy.decode.objects import (
 from pyproxy.errors import DecodeError, SourceError
 from pyproxy.model.change import Kind, Object
 from pyproxy.model.names import NamespacedName
+from pyproxy.model.unserved import UnservedService
 
 W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
 
@@ -46,6 +47,8 @@ class Item:
     object: Object | None
     """None without a problem: the object is not used."""
     problems: tuple[DecodeError, ...] = ()
+    unserved: UnservedService | None = None
+    """Set for a Service that has no rules."""
 
     @property
     def is_undecodable(self) -> bool:
@@ -133,7 +136,8 @@ class Resource(Generic[W]):
                 problem = wrong_type(what, error)
             else:
                 problem = DecodeError(what, "", str(error))
-            return Item(name, resource_version, None, (problem,))
+            unserved = UnservedService(name, problem=problem.complaint) if self.kind is Kind.SERVICE else None
+            return Item(name, resource_version, None, (problem,), unserved)
 
     def identify(self, raw: msgspec.Raw) -> tuple[NamespacedName, str]:
         """Return name and resource version of an object, even if the rest cannot be decoded; empty if they cannot either."""
@@ -146,7 +150,8 @@ class Resource(Generic[W]):
     def _item(self, item: W) -> Item:
         decoded = self._decode(item)
         metadata = item.metadata or wire.NO_METADATA
-        return Item(self._name(metadata), metadata.resource_version or "", decoded.object, decoded.problems)
+        name, version = self._name(metadata), metadata.resource_version or ""
+        return Item(name, version, decoded.object, decoded.problems, decoded.unserved)
 
     def _name(self, metadata: wire.ObjectMeta) -> NamespacedName:
         return cluster_wide_name(metadata) if self.kind.value in CLUSTER_WIDE else object_name(metadata)

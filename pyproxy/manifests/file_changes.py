@@ -15,12 +15,13 @@ from typing import Any
 
 from pyproxy.manifests.file_objects import FileObjects, claims, combine
 from pyproxy.manifests.manifest import FileProblem, LocatedObject, Manifest, read_manifest
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Unserved
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 
 Manifests = Mapping[str, Manifest]
 """By path, in the order of the paths, which is the order of precedence."""
@@ -65,6 +66,8 @@ class _Item:
                 return [("Node", node.name)]
             case ServiceCidr() as service_cidr:
                 return [("ServiceCIDR", service_cidr.name)]
+            case UnservedService() as service:
+                return [("Service", service.name)]
             case slices:
                 return [(_ENDPOINTS, one.service) for one in slices[:1]]
 
@@ -79,6 +82,7 @@ class _File:
             manifest.endpoints,
             manifest.nodes,
             manifest.service_cidrs,
+            manifest.unserved,
         )
         self.path = path
         self.manifest = manifest
@@ -102,6 +106,7 @@ class _File:
             endpoints=tuple(found[tuple]),
             nodes=tuple(found[Node]),
             service_cidrs=tuple(found[ServiceCidr]),
+            unserved=tuple(found[UnservedService]),
             controlled=frozenset(name for name in services if name in self.manifest.controlled),
             selecting=frozenset(name for name in services if name in self.manifest.selecting),
             problems=tuple(problems),
@@ -207,6 +212,13 @@ def _differences(old: FileObjects, new: FileObjects) -> Iterator[ObjectChange]:
     for key in reversed(olds):
         if key not in news:
             yield Removed(*key)
+    before, after = ({one.name: one for one in objects.unserved} for objects in (old, new))
+    for name in before:
+        if name not in after and (Kind.SERVICE, name) not in news:
+            yield Removed(Kind.SERVICE, name)
+    for name, service in after.items():
+        if before.get(name) != service:
+            yield Unserved(service)
 
 
 def _by_name(objects: FileObjects) -> dict[tuple[Kind, NamespacedName], Object]:

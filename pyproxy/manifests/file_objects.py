@@ -103,8 +103,8 @@ def _unserved(manifests: Iterable[Manifest], served: Collection[NamespacedName])
     found: dict[NamespacedName, UnservedService] = {}
     for manifest in manifests:
         for one in manifest.unserved:
-            if one.name not in served:
-                found.setdefault(one.name, one)
+            if one.object.name not in served:
+                found.setdefault(one.object.name, one.object)
     return found.values()
 
 

@@ -230,4 +230,4 @@ def _lists(objects: FileObjects) -> Iterator[ObjectChange]:
     yield Replaced(Kind.NODE, objects.nodes)
     yield Replaced(Kind.SERVICE_CIDR, objects.service_cidrs)
     yield Replaced(Kind.ENDPOINT_SLICE, objects.slices)
-    yield Replaced(Kind.SERVICE, objects.services)
+    yield Replaced(Kind.SERVICE, objects.services, objects.unserved)

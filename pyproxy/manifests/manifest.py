@@ -125,7 +125,7 @@ class Manifest:
     """core/v1 Endpoints, as slices."""
     nodes: tuple[LocatedObject[Node], ...]
     service_cidrs: tuple[LocatedObject[ServiceCidr], ...]
-    unserved: tuple[UnservedService, ...]
+    unserved: tuple[LocatedObject[UnservedService], ...]
     """Services that have no rules."""
     controlled: frozenset[NamespacedName]
     """Services that have a slice of a controller, so that their core/v1 Endpoints have nothing new."""
@@ -165,7 +165,7 @@ class _Reading:
         self._endpoints: list[LocatedObject[tuple[EndpointSlice, ...]]] = []
         self._nodes: list[LocatedObject[Node]] = []
         self._service_cidrs: list[LocatedObject[ServiceCidr]] = []
-        self._unserved: list[UnservedService] = []
+        self._unserved: list[LocatedObject[UnservedService]] = []
         self._controlled: set[NamespacedName] = set()
         self._selecting: set[NamespacedName] = set()
         self._problems: list[FileProblem] = []
@@ -306,7 +306,7 @@ class _Reading:
             problem = wrong_type(what, error)
             self._problems.append(FileProblem(self._file, place.of(problem.field), problem))
             if kind == "Service":
-                self._unserved.append(UnservedService(name, problem=problem.complaint))
+                self._keep_unserved(UnservedService(name, problem=problem.complaint), place)
 
     def _report(self, what: str, field: str, reason: str, place: Place) -> None:
         self._problems.append(FileProblem(self._file, place.of(field), DecodeError(what, field, reason)))
@@ -317,7 +317,7 @@ class _Reading:
                 decoded_service = decode_service(known, self._proxy_name)
                 self._keep(self._services, decoded_service, place)
                 if decoded_service.unserved:
-                    self._unserved.append(decoded_service.unserved)
+                    self._keep_unserved(decoded_service.unserved, place)
                 if decoded_service.object and known.spec and known.spec.selector:
                     self._selecting.add(decoded_service.object.name)
             case wire.EndpointSlice():
@@ -332,6 +332,9 @@ class _Reading:
                 self._keep(self._nodes, decode_node(known), place)
             case wire.ServiceCIDR():
                 self._keep(self._service_cidrs, decode_service_cidr(known), place)
+
+    def _keep_unserved(self, service: UnservedService, place: Place) -> None:
+        self._unserved.append(LocatedObject(service, self._file, place.of("")))
 
     def _keep(self, found: list[LocatedObject[T]], decoded: Decoded[T], place: Place) -> None:
         for error in decoded.problems:

@@ -9,6 +9,7 @@ from pyproxy.model.node import Node
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 
 Object = Service | EndpointSlice | Node | ServiceCidr
 
@@ -43,9 +44,18 @@ class Replaced:
 
     kind: Kind
     objects: tuple[Object, ...]
+    unserved: tuple[UnservedService, ...] = ()
+    """In a list of Services, those without rules."""
 
 
-ObjectChange = Put | Removed | Replaced
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """A Service was added or changed that has no rules. If it is invalid, its last good version stays in use."""
+
+    service: UnservedService
+
+
+ObjectChange = Put | Removed | Replaced | Unserved
 
 
 @dataclass(frozen=True, slots=True)

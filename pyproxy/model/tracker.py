@@ -8,12 +8,13 @@ from collections.abc import Set as AbstractSet
 from operator import attrgetter
 
 from pyproxy.model.address import Family, Network
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced, Unserved
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 
 Triggers = dict[tuple[Family, NamespacedName], list[float]]
 """By family and Service, the times of the changes that led to new versions of slices, in seconds since 1970."""
@@ -27,6 +28,8 @@ class Tracker:
 
     def __init__(self) -> None:
         self.services: dict[NamespacedName, Service] = {}
+        self.unserved: dict[NamespacedName, UnservedService] = {}
+        """Services without rules; an invalid one may have a last good version among `services`."""
         self.node: Node | None = None
         self._slices: dict[NamespacedName, tuple[EndpointSlice, ...]] = {}
         """By Service, sorted by name. A Service has few slices, so a tuple is enough."""
@@ -106,8 +109,7 @@ class Tracker:
             case Put(object=item):
                 self._put(item)
             case Removed(kind=Kind.SERVICE, name=name):
-                if self.services.pop(name, None) is not None:
-                    self._dirty[name] = None
+                self._remove_service(name)
             case Removed(kind=Kind.ENDPOINT_SLICE, name=name):
                 self._remove_slice(name)
             case Removed(kind=Kind.NODE):
@@ -115,12 +117,19 @@ class Tracker:
             case Removed(kind=Kind.SERVICE_CIDR, name=name):
                 if self._service_cidrs.pop(name, None) is not None:
                     self._service_cidrs_changed = True
-            case Replaced(kind=kind, objects=objects):
+            case Replaced(kind=kind, objects=objects, unserved=unserved):
                 self._replace(kind, objects)
+                if kind is Kind.SERVICE:
+                    self.unserved = {service.name: service for service in unserved}
+            case Unserved(service=service):
+                if service.kind is not None:
+                    self._remove_service(service.name)
+                self.unserved[service.name] = service
 
     def _put(self, item: Object) -> None:
         match item:
             case Service():
+                self.unserved.pop(item.name, None)
                 if self.services.get(item.name) != item:
                     self.services[item.name] = item
                     self._dirty[item.name] = None
@@ -156,6 +165,11 @@ class Tracker:
                 return self._service_cidrs.keys()
             case Kind.NODE:
                 return frozenset()
+
+    def _remove_service(self, name: NamespacedName) -> None:
+        self.unserved.pop(name, None)
+        if self.services.pop(name, None) is not None:
+            self._dirty[name] = None
 
     def _put_slice(self, endpoint_slice: EndpointSlice) -> None:
         name, service = endpoint_slice.name, endpoint_slice.service

@@ -44,6 +44,8 @@ class State(Enum):
     """They are dropped, because a policy excludes all endpoints that could answer."""
     NO_RULES = "no-rules"
     """This node has no rules for the frontend, or for the Service."""
+    INVALID = "invalid"
+    """The Service cannot be decoded. If it had been valid before, its last good version has rules, and rows of its own."""
 
 
 _STATES = {Verdict.FORWARD: State.OK, Verdict.REJECT: State.REJECT, Verdict.DROP: State.DROP}
@@ -85,13 +87,13 @@ class ServiceRow:
     """Why the state is not OK."""
 
 
-def unserved_row(unserved: UnservedService) -> ServiceRow:
-    """Return the row of a Service without rules."""
-    if unserved.kind is None:
-        reason = _no_rules(ReasonCode.INVALID, f"invalid object: {unserved.problem}", "correct the object")
-    else:
-        reason = no_packet_path(unserved.kind)
-    return ServiceRow(service=unserved.name, state=State.NO_RULES, reasons=(reason,))
+def unserved_row(unserved: UnservedService, *, has_rules: bool = False) -> ServiceRow:
+    """Return the row of a Service without rules; of an invalid one the last good version may have rules."""
+    if unserved.kind is not None:
+        return ServiceRow(service=unserved.name, state=State.NO_RULES, reasons=(no_packet_path(unserved.kind),))
+    text = f"{unserved.problem}; the last good version is used" if has_rules else unserved.problem
+    reason = _no_rules(ReasonCode.INVALID, text, "correct the object")
+    return ServiceRow(service=unserved.name, state=State.INVALID, reasons=(reason,))
 
 
 def _no_rules(code: ReasonCode, text: str, fix: str) -> Reason:

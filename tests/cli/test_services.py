@@ -92,7 +92,7 @@ def test_documents_follow_the_schema(output: str) -> None:
         "default/mismatch": State.REJECT,
         "default/web": State.OK,
         "shop/squatter": State.NO_RULES,
-        "shop/typo": State.NO_RULES,
+        "shop/typo": State.INVALID,
     }.items() <= states.items()
 
 
@@ -103,7 +103,7 @@ def test_documents_follow_the_schema(output: str) -> None:
             ["--control-socket=/nonexistent", "--problems"],
             "no agent answers on /nonexistent, and the rules in the kernel",
         ),
-        ([FLAGS[0], "default/none"], "there is no Service default/none"),
+        ([FLAGS[0], "default/none"], "the files have no Service default/none"),
         ([FLAGS[0], "default"], "'default' is not NAMESPACE/NAME"),
         (["--manifests=/nonexistent"], "/nonexistent: No such file or directory"),
     ],

@@ -9,10 +9,22 @@ from typing import Any
 
 import pytest
 
-from tests.lab import Probe, Protocol, SocketAddress, Verdict, probe_all
+from tests.lab import LabError, Probe, Protocol, SocketAddress, Verdict, probe_all
 
 from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
-from .objects import ADDRESSES, FAMILIES, JsonObject, ingress, not_ready, port, public, service, slices, terminating
+from .objects import (
+    ADDRESSES,
+    FAMILIES,
+    JsonObject,
+    ingress,
+    not_ready,
+    port,
+    public,
+    service,
+    slices,
+    terminating,
+    unnumbered_service,
+)
 from .table import SILENCE_SECONDS
 from .test_external_addresses import ports, single
 
@@ -47,6 +59,8 @@ RANGED = service(
 ON_NODE1 = service("on-node1", 172, *ports(30172), type="NodePort", externalTrafficPolicy="Local")
 OLDER = service("older", 170, port(80), externalIPs=public(68))
 YOUNGER = service("younger", 171, port(80), externalIPs=public(68))
+HEADLESS = unnumbered_service("headless", port(80), clusterIP="None", clusterIPs=["None", "None"])
+INVALID = service("invalid", 173, port(80)) | {"spec": {"ports": "none"}}
 OBJECTS: list[JsonObject] = [
     *(WORKS, *slices(WORKS, "pod1-1", "pod2-1")),
     WITHOUT_SLICES,
@@ -61,6 +75,8 @@ OBJECTS: list[JsonObject] = [
     *(ON_NODE1, *slices(ON_NODE1, "pod1-1")),
     *(OLDER, *slices(OLDER, "pod1-1")),
     *(YOUNGER, *slices(YOUNGER, "pod2-1")),
+    HEADLESS,
+    INVALID,
 ]
 STATES = {Verdict.REPLY: "ok", Verdict.REFUSED: "reject", Verdict.TIMEOUT: "drop"}
 CLIENTS = {"node1": "client-pod", "node2": "pod2-3"}
@@ -107,7 +123,7 @@ def test_states_are_those_that_packets_meet(cluster: Cluster, node: str) -> None
     """A frontend that is ok answers, one with REJECT refuses, and one with DROP is silent: every frontend, for real."""
     found = items(live(cluster, node, "-o", "json"))
     own = {"ClusterIP", "NodePort"} | ({"ExternalIP", "LoadBalancer"} if node == ROUTED_TO else set())
-    shown = [item for item in found if item["frontend"]["type"] in own and item["state"] != "no-rules"]
+    shown = [item for item in found if item["trafficPolicy"] and item["frontend"]["type"] in own]
     sources = [CLIENTS[node] if item["frontend"]["type"] == "ClusterIP" else "outside1" for item in shown]
 
     outcomes = probe_all(
@@ -117,7 +133,7 @@ def test_states_are_those_that_packets_meet(cluster: Cluster, node: str) -> None
     met = {key(item): STATES.get(outcome.verdict) for item, outcome in zip(shown, outcomes, strict=True)}
     assert {key(item): item["state"] for item in shown} == met
     assert {"ok", "reject", "drop"} == set(met.values())
-    assert {"programmed"} == {item["sync"] for item in found}
+    assert {"programmed"} == {item["sync"] for item in found if item["frontend"]}
 
 
 def test_source_ranges_exclude_other_clients(cluster: Cluster) -> None:
@@ -141,6 +157,8 @@ def test_source_ranges_exclude_other_clients(cluster: Cluster) -> None:
         ("internal-elsewhere", "node1", "DROP: 1 endpoint elsewhere"),
         ("unready-here", "node1", "1 here not ready"),
         ("ranged", "node1", "ok, only from "),
+        ("headless", "node1", "no rules: the Service is headless"),
+        ("invalid", "node1", "invalid: spec.ports: "),
         ("younger", "node1", "no rules: Service default/older has the same address and port"),
     ],
 )
@@ -170,3 +188,11 @@ def test_without_an_agent_the_kernel_is_shown(cluster: Cluster) -> None:
         [line] = [line for line in lines if line.split()[:4] == ["default/works", "tcp", "TCP", family]]
         assert line.endswith("in the kernel, no agent runs")
         assert int(line.split()[4]) > 0
+
+
+def test_an_unknown_service(cluster: Cluster) -> None:
+    """A Service that the agent does not know ends the command with a message, not with an empty table."""
+    host = cluster.lab["node1"]
+    command = [PYPROXY, "services", f"--control-socket={cluster.control_socket(host)}", "default/unknown"]
+    with pytest.raises(LabError, match="the agent knows no Service default/unknown: it does not exist, is headless"):
+        cluster.run(host, *command)

@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 from pyproxy.manifests.file_changes import FileIndex
 from pyproxy.manifests.file_objects import FileObjects, combine
 from pyproxy.manifests.manifest import Manifest, read_manifest
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Unserved
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 
-Known = dict[tuple[Kind, str], Object]
+Known = dict[tuple[Kind, str], Object | UnservedService]
 """Objects by kind and name."""
 KINDS = {
     Service: Kind.SERVICE,
@@ -75,6 +76,11 @@ def node(name: str, ip: str) -> str:
     return f"kind: Node\napiVersion: v1\nmetadata: {{name: {name}}}\nstatus: {{addresses: [{address}]}}\n"
 
 
+def unserved(name: str, spec: str) -> str:
+    """Return a Service without rules."""
+    return f"kind: Service\napiVersion: v1\nmetadata: {{name: {name}}}\nspec: {spec}\n"
+
+
 names, ips = st.sampled_from(NAMES), st.sampled_from(IPS)
 texts = st.one_of(
     st.builds(
@@ -89,6 +95,7 @@ texts = st.one_of(
     st.builds(endpoints, names, ips),
     st.builds(node, names, ips),
     st.just("kind: Service\napiVersion: v1\nmetadata: {name: Bad}\nspec: {ports: [{port: 80}]}\n"),
+    st.builds(unserved, names, st.sampled_from(("{clusterIP: None}", "{type: ExternalName}", "{ports: 1}"))),
 )
 versions = st.lists(texts, max_size=4).map("---".join)
 steps = st.dictionaries(st.sampled_from(PATHS), st.none() | versions, min_size=1, max_size=3)
@@ -103,7 +110,8 @@ def objects_of(objects: FileObjects) -> Known:
         Kind.NODE: objects.nodes,
         Kind.SERVICE_CIDR: objects.service_cidrs,
     }
-    return {(kind, str(each.name)): each for kind, every in lists.items() for each in every}
+    known: Known = {(kind, str(each.name)): each for kind, every in lists.items() for each in every}
+    return {**{(Kind.SERVICE, str(each.name)): each for each in objects.unserved}, **known}
 
 
 def folded(known: Known, changes: Iterable[ObjectChange]) -> Known:
@@ -116,6 +124,9 @@ def folded(known: Known, changes: Iterable[ObjectChange]) -> Known:
                 after[KINDS[type(item)], str(item.name)] = item
             case Removed(kind=kind, name=name):
                 del after[kind, str(name)]
+            case Unserved(service=service):
+                assert after.get((Kind.SERVICE, str(service.name))) != service
+                after[Kind.SERVICE, str(service.name)] = service
     return after
 
 

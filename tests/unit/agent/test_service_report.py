@@ -8,7 +8,10 @@ from pyproxy.agent.service_report import ServiceReporter
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
-from pyproxy.model.change import Put
+from pyproxy.model.change import Put, Unserved
+from pyproxy.model.names import NamespacedName
+from pyproxy.model.service import NoPacketPath
+from pyproxy.model.unserved import UnservedService
 from pyproxy.plan.service_table import State
 from pyproxy.plan.service_values import ServiceList, SyncState
 from tests.fakes.node_agent import TableAgent
@@ -116,3 +119,23 @@ def test_a_failed_sync_is_reported(agent: TableAgent) -> None:
     [family] = report(agent).families
     assert family.error
     assert family.last_sync_seconds is not None
+
+
+def test_services_without_rules_are_reported(agent: TableAgent) -> None:
+    """A headless Service is reported without a sync state; an invalid one also has the rows of its last good version."""
+    agent.sync()
+    agent.tell(
+        [
+            Unserved(UnservedService(NamespacedName("default", "headless"), NoPacketPath.HEADLESS)),
+            Unserved(UnservedService(NamespacedName("default", "web-1"), problem="spec: wrong")),
+        ]
+    )
+
+    found = [(item.name, item.state, item.sync) for item in report(agent).items]
+    assert [
+        ("headless", State.NO_RULES, None),
+        ("web-0", State.OK, SyncState.PROGRAMMED),
+        ("web-1", State.OK, SyncState.PROGRAMMED),
+        ("web-1", State.INVALID, None),
+        ("web-2", State.OK, SyncState.PROGRAMMED),
+    ] == found

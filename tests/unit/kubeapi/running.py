@@ -10,7 +10,7 @@ from typing import Any
 from pyproxy.kubeapi.access import Access, Server
 from pyproxy.kubeapi.api import ApiSource, Store, Watched
 from pyproxy.kubeapi.transport import FindAccess, Timing
-from pyproxy.model.change import Kind, Object, ObjectChange, Removed, Replaced
+from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced, Unserved
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -47,7 +47,13 @@ class Changes:
 
     def deliver(self, change: ObjectChange) -> None:
         """Record a change."""
-        kind = change.kind if isinstance(change, Removed | Replaced) else kind_of(change.object)
+        match change:
+            case Removed(kind=kind) | Replaced(kind=kind):
+                pass
+            case Put(object=item):
+                kind = kind_of(item)
+            case Unserved():
+                kind = Kind.SERVICE
         self._queues[kind].put_nowait(change)
 
     async def next(self, kind: Kind = Kind.SERVICE) -> ObjectChange:

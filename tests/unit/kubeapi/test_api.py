@@ -18,10 +18,11 @@ from pyproxy.kubeapi.access import Access, Server
 from pyproxy.kubeapi.api import ApiSource, Availability, Store, Watched
 from pyproxy.kubeapi.transport import Timing
 from pyproxy.model.address import parse_network
-from pyproxy.model.change import Kind, Object, Put, Removed, Replaced
+from pyproxy.model.change import Kind, Object, Put, Removed, Replaced, Unserved
 from pyproxy.model.names import NamespacedName
-from pyproxy.model.service import Service
+from pyproxy.model.service import NoPacketPath, Service
 from pyproxy.model.service_cidr import ServiceCidr
+from pyproxy.model.unserved import UnservedService
 from tests.fakes.apiserver import (
     NODES,
     PATIENCE_SECONDS,
@@ -94,7 +95,8 @@ async def test_stream_and_changes() -> None:
     assert {"default/web"} == names
     assert isinstance(then[0], Put)
     assert NamespacedName("default", "other") == then[0].object.name
-    assert [Removed(Kind.SERVICE, NamespacedName("default", "other")), Removed(Kind.SERVICE, NAME)] == then[1:]
+    headless = UnservedService(NamespacedName("default", "other"), NoPacketPath.HEADLESS)
+    assert [Unserved(headless), Removed(Kind.SERVICE, NAME)] == then[1:]
 
 
 @in_loop
@@ -218,7 +220,7 @@ async def test_bad_object_in_a_page(items: list[Json], caplog: pytest.LogCapture
 
 @in_loop
 async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureFixture) -> None:
-    """An object that becomes invalid is neither delivered nor removed, in a watch or a list, and is logged once."""
+    """An object that becomes invalid is neither replaced nor removed, in a watch or a list; it is reported, and logged once."""
     kept: dict[NamespacedName, Object] = {}
     lines = [event("ADDED", WEB), end_of_list("4"), event("MODIFIED", BAD), event("ADDED", OTHER)]
     async with ApiServer() as server:
@@ -228,10 +230,13 @@ async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureF
             first = await changes.next()
             assert isinstance(first, Replaced)
             kept.update({item.name: item for item in first.objects if isinstance(item, Service)})
-            other, again = await changes.next(), await changes.next()
+            bad, other, again = [await changes.next() for _ in range(3)]
 
+    assert isinstance(bad, Unserved)
+    assert (NAME, None) == (bad.service.name, bad.service.kind)
+    assert "spec.ports: " in bad.service.problem
     assert isinstance(other, Put)
-    assert first == again
+    assert Replaced(Kind.SERVICE, first.objects, (bad.service,)) == again
     assert 1 == caplog.text.count("Service default/web: spec.ports: ")
 
 

@@ -4,13 +4,14 @@ import pytest
 from msgspec import structs
 
 from pyproxy.model.address import Family, parse_ip, parse_network
-from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced, Unserved
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
-from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service import NoPacketPath, Service, ServicePort
 from pyproxy.model.service_cidr import ServiceCidr
 from pyproxy.model.tracker import MOST_TRIGGERS, Tracker
+from pyproxy.model.unserved import UnservedService
 
 WEB, DNS = NamespacedName("default", "web"), NamespacedName("default", "dns")
 X, Y = NamespacedName("default", "x"), NamespacedName("default", "y")
@@ -236,3 +237,26 @@ def test_triggers(changes: list[ObjectChange], triggers: dict[NamespacedName, li
 
     assert {(Family.IPV4, name): times for name, times in triggers.items()} == tracker.take_triggers()
     assert {} == tracker.take_triggers()
+
+
+HEADLESS, INVALID = UnservedService(WEB, NoPacketPath.HEADLESS), UnservedService(WEB, problem="spec: wrong")
+
+
+@pytest.mark.parametrize(
+    ("changes", "unserved", "has_service"),
+    [
+        pytest.param([Unserved(HEADLESS)], HEADLESS, False, id="headless now"),
+        pytest.param([Unserved(INVALID)], INVALID, True, id="invalid now"),
+        pytest.param([Unserved(INVALID), Put(service(WEB))], None, True, id="valid again"),
+        pytest.param([Unserved(INVALID), Removed(Kind.SERVICE, WEB)], None, False, id="removed"),
+        pytest.param([Unserved(HEADLESS), Replaced(Kind.SERVICE, ())], None, False, id="not listed"),
+        pytest.param([Replaced(Kind.SERVICE, (), (HEADLESS,))], HEADLESS, False, id="listed"),
+    ],
+)
+def test_services_without_rules(
+    changes: list[ObjectChange], unserved: UnservedService | None, *, has_service: bool
+) -> None:
+    """The names of Services without rules are kept; an invalid one keeps its last good version as well."""
+    tracker = told(Replaced(Kind.SERVICE, (service(WEB),)), *changes)
+
+    assert (unserved, has_service) == (tracker.unserved.get(WEB), WEB in tracker.services)

@@ -190,4 +190,4 @@ def test_services_without_rules(kind: NoPacketPath | None, expected: bool) -> No
     """A Service that is meant to have no rules is not a problem; an invalid one is."""
     row = unserved_row(UnservedService(NamespacedName("default", "web"), kind, "" if kind else "spec: wrong"))
 
-    assert (State.NO_RULES, expected) == (row.state, is_problem(service_values(row)))
+    assert (State.NO_RULES if kind else State.INVALID, expected) == (row.state, is_problem(service_values(row)))
