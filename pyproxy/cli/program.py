@@ -16,6 +16,7 @@ from pyproxy.cli.flags import EXIT_CODES, SETTINGS, VERSION_LINE
 COMMANDS = {
     "check-config": "pyproxy.cli.check_config",
     "cleanup": "pyproxy.cli.cleanup",
+    "doctor": "pyproxy.cli.doctor",
     "dump-rules": "pyproxy.cli.dump_rules",
     "explain": "pyproxy.cli.explain",
     "run": "pyproxy.cli.run",

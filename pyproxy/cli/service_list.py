@@ -6,7 +6,6 @@ from rich.text import Text
 
 from pyproxy.decode.fields import shown
 from pyproxy.model.address import parse_ip, socket_text
-from pyproxy.plan.reasons import ReasonCode
 from pyproxy.plan.service_table import State
 from pyproxy.plan.service_values import ServiceValues, SyncState
 
@@ -21,14 +20,6 @@ _WORDS = {
     State.NO_RULES: "no rules",
     State.INVALID: "invalid",
 }
-_INTENDED = frozenset({ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY})
-
-
-def is_problem(service: ServiceValues) -> bool:
-    """Return whether a row needs attention; a Service that is meant to have no rules does not."""
-    if service.sync not in {None, SyncState.PROGRAMMED}:
-        return True
-    return service.state is not State.OK and not any(reason.code in _INTENDED for reason in service.reasons)
 
 
 def service_table(services: Iterable[ServiceValues], *, wide: bool) -> tuple[tuple[str, ...], list[list[str | Text]]]:

@@ -22,7 +22,7 @@ from pyproxy.cli.flags import (
 from pyproxy.cli.kernel_services import print_kernel_services, read_kernel
 from pyproxy.cli.objects import OfflineCluster, read_cluster
 from pyproxy.cli.output import OutputFormat, document, print_rows
-from pyproxy.cli.service_list import is_problem, service_table
+from pyproxy.cli.service_list import service_table
 from pyproxy.config.config import NODE_NAME, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH, TEXT, one_of
 from pyproxy.errors import ConfigError
@@ -31,7 +31,7 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.node.local_traffic import nftables_config, node_port_ips
 from pyproxy.plan.planner import Planner
 from pyproxy.plan.service_table import ServiceRow, service_rows, unserved_row
-from pyproxy.plan.service_values import API_VERSION, KIND, ServiceList, service_values
+from pyproxy.plan.service_values import API_VERSION, KIND, ServiceList, is_problem, service_values
 
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, or with --problems if there are any, 2 wrong flags or input."
 
@@ -148,7 +148,11 @@ class Selection(NamedTuple):
 
 def read_services(config: Config) -> ServiceList:
     """Return the Services of the files of ``--manifests``, as a node with this configuration would serve them."""
-    cluster = read_cluster(config)
+    return list_services(read_cluster(config), config)
+
+
+def list_services(cluster: OfflineCluster, config: Config) -> ServiceList:
+    """Return the Services of a cluster, as its node would serve them with this configuration."""
     rows = sorted(_rows(cluster, config), key=lambda row: row.service)
     items = [service_values(row) for row in rows]
     return ServiceList(API_VERSION, KIND, cluster.node.name, config.proxy_mode.value, "files", [], items)

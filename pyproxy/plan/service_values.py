@@ -142,3 +142,13 @@ def service_values(row: ServiceRow, sync: SyncState | None = None, sync_error: s
         sync_error=sync_error,
         reasons=[ReasonValues(reason.code, reason.text, reason.fix) for reason in row.reasons],
     )
+
+
+_INTENDED = frozenset({ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY})
+
+
+def is_problem(service: ServiceValues) -> bool:
+    """Return whether a row needs attention; a Service that is meant to have no rules does not."""
+    if service.sync not in {None, SyncState.PROGRAMMED}:
+        return True
+    return service.state is not State.OK and not any(reason.code in _INTENDED for reason in service.reasons)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import msgspec
 
+from pyproxy.cli.doctor import DoctorReport
 from pyproxy.cli.explain_report import ExplanationDocument
 from pyproxy.cli.kernel_services import ServiceRulesList
 from pyproxy.plan.service_values import ServiceList
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
+    "doctor-report.json": DoctorReport,
     "explanation.json": ExplanationDocument,
     "service-list.json": ServiceList,
     "service-rules-list.json": ServiceRulesList,

@@ -17,7 +17,8 @@ from pyproxy.model.address import Family
 
 logger = logging.getLogger(__name__)
 
-_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+KUBELET_HINTS = ("KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY")
+"""Chains that the kubelet creates."""
 _DISPATCH_CHAIN = "KUBE-SERVICES"
 
 
@@ -37,7 +38,7 @@ async def detect_variant() -> tuple[Variant, str]:
     for variant in installed:
         for family in Family:
             chains, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
-            if hint := next((hint for hint in _HINTS if hint in chains), None):
+            if hint := next((hint for hint in KUBELET_HINTS if hint in chains), None):
                 return variant, f"it has the kubelet's chain {hint}"
     # A jump from PREROUTING, not the chain alone: a chain without it may be stale.
     for variant in installed:

@@ -180,3 +180,11 @@ class NftaMatch(IntEnum):
     NAME = 1
     REV = 2
     INFO = 3
+
+
+class NftaCompat(IntEnum):
+    """`NFTA_COMPAT_*` in `linux/netfilter/nf_tables_compat.h`: attributes of a request for an extension of x_tables."""
+
+    NAME = 1
+    REV = 2
+    TYPE = 3

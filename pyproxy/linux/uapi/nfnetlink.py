@@ -10,6 +10,7 @@ class NfnlSubsys(IntEnum):
     IPSET = 6
     ACCT = 7
     NFTABLES = 10
+    NFT_COMPAT = 11
 
 
 class NfnlMsg(IntEnum):

@@ -8,6 +8,7 @@ class Rtm(IntEnum):
 
     NEWLINK = 16
     DELLINK = 17
+    GETLINK = 18
     NEWADDR = 20
     DELADDR = 21
     GETADDR = 22
@@ -55,3 +56,25 @@ class Rtprot(IntEnum):
 
     KERNEL = 2
     STATIC = 4
+
+
+class Ifla(IntEnum):
+    """`IFLA_*` in `linux/if_link.h`: attributes of a link."""
+
+    IFNAME = 3
+    MASTER = 10
+    LINKINFO = 18
+
+
+class IflaInfo(IntEnum):
+    """`IFLA_INFO_*` in `linux/if_link.h`: what kind of link it is, and of which kind of link it is a port."""
+
+    KIND = 1
+    SLAVE_KIND = 4
+    SLAVE_DATA = 5
+
+
+class IflaBrport(IntEnum):
+    """`IFLA_BRPORT_*` in `linux/if_link.h`: settings of a bridge port."""
+
+    MODE = 4

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping
 import pytest
 from msgspec.structs import replace
 
-from pyproxy.cli.service_list import is_problem
 from pyproxy.model.address import Family, parse_ip, parse_network, socket_text
 from pyproxy.model.change import Kind, Replaced
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
@@ -17,7 +16,7 @@ from pyproxy.model.unserved import UnservedService
 from pyproxy.plan.planner import Planner
 from pyproxy.plan.reasons import ReasonCode
 from pyproxy.plan.service_table import ServiceRow, State, service_rows, unserved_row
-from pyproxy.plan.service_values import service_values
+from pyproxy.plan.service_values import is_problem, service_values
 from tests.unit.plan.building import SERVICE, endpoint_slice, ips
 
 NODE = Node(name="node1", ips=ips("172.18.0.11"))

@@ -1,0 +1,162 @@
+"""The command ``doctor``: checks this node, and the objects in files, and says what to do. Changes nothing."""
+
+import asyncio
+import sys
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+import click
+from msgspec import Meta, Struct
+from rich.text import Text
+
+from pyproxy.cli.control import ControlError, NoAgentError, ask
+from pyproxy.cli.flags import SETTINGS, Flag, FlagCommand, config_flags, configured_settings
+from pyproxy.cli.objects import OfflineCluster, read_cluster
+from pyproxy.cli.output import OutputFormat, console, document
+from pyproxy.cli.services import list_services
+from pyproxy.config.config import NODE_NAME, Config
+from pyproxy.config.grammar import SWITCH, one_of
+from pyproxy.doctor.agent import ask_agent
+from pyproxy.doctor.checks import CHECKS, examine
+from pyproxy.doctor.finding import Finding, Severity
+from pyproxy.doctor.inputs import Inputs, Objects
+from pyproxy.doctor.installed_rules import find_installed_rules
+from pyproxy.doctor.kernel import supported_families
+from pyproxy.model.node import Node
+from pyproxy.node.node_name import own_node, own_node_name
+from pyproxy.plan.service_values import ServiceList
+
+_ATTRIBUTES = (
+    *("config", "pyproxy_config", "manifests", "hostname_override", "service_proxy_name", "proxy_mode", "bind_address"),
+    *(
+        "cluster_cidr",
+        "nodeport_addresses",
+        "metrics_bind_address",
+        "healthz_bind_address",
+        "control_socket",
+        "logging_format",
+    ),
+)
+_EXIT_CODES = "Exit codes: 0 fine, 1 warnings, 2 failures, or wrong flags or input."
+_STATUS = {Severity.OK: 0, Severity.INFO: 0, Severity.WARN: 1, Severity.FAIL: 2}
+_STYLES = {Severity.OK: "green", Severity.INFO: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
+_WIDEST = 100
+"""Columns are not padded beyond this width, so that one long line does not make all lines long."""
+
+
+class FindingValues(Struct, rename="camel", forbid_unknown_fields=True):
+    """The result of a check; a check can have several."""
+
+    check: Annotated[str, Meta(description="Name of the check, as in docs/operations.md.")]
+    severity: Severity
+    text: str
+    evidence: Annotated[str, Meta(description="Where this can be seen. Empty if the severity is ok.")]
+    fix: Annotated[str, Meta(description="What to do. Empty if nothing needs to be done.")]
+
+
+class DoctorReport(Struct, rename="camel", forbid_unknown_fields=True):
+    """The document that ``pyproxy doctor -o json`` prints."""
+
+    api_version: Literal["pyproxy.io/v1alpha1"]
+    kind: Literal["DoctorReport"]
+    node: Annotated[str, Meta(description="Name of the node.")]
+    findings: Annotated[list[FindingValues], Meta(description="The most serious first.")]
+
+
+@click.command(
+    "doctor",
+    cls=FlagCommand,
+    params=[
+        Flag(["--offline"], SWITCH, "Check only the files of --manifests, and nothing on this machine."),
+        Flag(["-o", "--output"], one_of(OutputFormat), "Output format.  [default: text]"),
+        Flag(["--node"], NODE_NAME, "Same as --hostname-override."),
+        Flag(["-v", "--verbose"], SWITCH, "Also list the checks that found nothing."),
+        *config_flags(_ATTRIBUTES),
+    ],
+    context_settings=SETTINGS,
+    epilog=_EXIT_CODES,
+)
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    *,
+    offline: bool | None,
+    output: OutputFormat | None,
+    verbose: bool | None,
+    **flags: object,
+) -> None:
+    """Check this node: kernel settings, rules, the agent, and the Services in files. Changes nothing.
+
+    Needs root; a check that cannot run is reported.
+    """
+    if output is OutputFormat.WIDE:
+        message = "-o: wide is not an output format of this command"
+        raise click.UsageError(message, ctx)
+    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    if offline and not config.manifests:
+        message = "--offline needs --manifests PATH"
+        raise click.UsageError(message, ctx)
+    cluster = read_cluster(config) if config.manifests else None
+    node = cluster.node if cluster else own_node(config, None, own_node_name(config))
+    findings = asyncio.run(_examine(config, cluster, node, offline=bool(offline)))
+    if output in (OutputFormat.JSON, OutputFormat.YAML):
+        sys.stdout.write(report(findings, node.name, output))
+    else:
+        print_findings(findings, verbose=bool(verbose))
+    ctx.exit(max((_STATUS[finding.severity] for finding in findings), default=0))
+
+
+async def _examine(config: Config, cluster: OfflineCluster | None, node: Node, *, offline: bool) -> list[Finding]:
+    objects, error = None, ""
+    if cluster is not None:
+        objects = Objects(tuple(list_services(cluster, config).items), cluster.nodes)
+    elif config.control_socket:
+        try:
+            answer = await asyncio.to_thread(ask, config.control_socket, "services", ServiceList)
+            objects = Objects(tuple(answer.items))
+        except NoAgentError:
+            pass
+        except ControlError as refused:
+            error = str(refused)
+    if offline:
+        checks = tuple(check for check in CHECKS if not check.needs_node)
+        return await examine(Inputs(config, node, objects), checks)
+    agent, rules = await asyncio.gather(ask_agent(config), find_installed_rules())
+    return await examine(Inputs(config, node, objects, error, agent, rules, supported_families()))
+
+
+def report(findings: Iterable[Finding], node_name: str, output: OutputFormat) -> str:
+    """Return findings as JSON or YAML."""
+    items = [
+        {
+            "check": each.check,
+            "severity": each.severity.value,
+            "text": each.text,
+            "evidence": each.evidence,
+            "fix": each.fix,
+        }
+        for each in findings
+    ]
+    return document("DoctorReport", {"node": node_name, "findings": items}, output)
+
+
+def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:
+    """Print a line for each finding. Checks that found nothing or did not run are only counted, unless `verbose`."""
+    findings = list(findings)
+    shown = [each for each in findings if verbose or not (each.severity is Severity.OK or each.is_skipped)]
+    target = console()
+    texts, places = (
+        min(max(map(len, column), default=0), _WIDEST)
+        for column in ([each.text for each in shown], [each.evidence for each in shown])
+    )
+    for each in shown:
+        word = each.severity.value if each.severity is Severity.OK else each.severity.value.upper()
+        fix = f"fix: {each.fix}" if each.fix else ""
+        rest = f"  {each.text:{texts}}  {each.evidence:{places}}  {fix}".rstrip()
+        target.print(Text.assemble((f"{word:4}", _STYLES[each.severity]), rest), soft_wrap=True)
+    if not verbose:
+        fine = sum(each.severity is Severity.OK for each in findings)
+        skipped = sum(each.is_skipped for each in findings)
+        words = f"{fine}{' more' if shown else ''} checks{f', {skipped} not run' if skipped else ''} (-v)"
+        target.print(Text.assemble(("ok  ", _STYLES[Severity.OK]), f"  {words}"), soft_wrap=True)

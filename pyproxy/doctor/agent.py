@@ -1,0 +1,182 @@
+"""Checks of the proxy that runs on this node, by what its servers answer."""
+
+import asyncio
+import json
+import re
+from http.client import HTTPConnection, HTTPException
+from pathlib import Path
+
+from pyproxy.config.config import Config
+from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, warn
+from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
+from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
+from pyproxy.takeover.running_proxy import detect_running_proxy
+
+_TIMEOUT_SECONDS = 5
+_SAMPLE = re.compile(r"^([^#\s]+) (\S+)$", re.MULTILINE)
+_MARKER = "pyproxy_build_info"
+_WATCH = re.compile(r'pyproxy_watch_up\{kind="(.*)"\}')
+_SAME_NETWORK = "/proc/self/ns/net"
+
+
+async def ask_agent(config: Config) -> AgentAnswers:
+    """Return what the servers at the configured addresses answer."""
+    metrics, health = config.metrics_bind_address, config.healthz_bind_address
+    return await asyncio.to_thread(_ask_all, metrics if isinstance(metrics, ListenAddress) else None, health)
+
+
+def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> AgentAnswers:
+    text = _get(metrics, "/metrics")
+    samples = {name: float(value) for name, value in _SAMPLE.findall(text)}
+    mode = _get(metrics, "/proxyMode") if text else ""
+    is_ours = any(name.startswith(_MARKER) for name in samples)
+    is_proxy = is_ours or any(name.startswith("kubeproxy_") for name in samples)
+    return AgentAnswers(
+        proxy=PYPROXY if is_ours else KUBE_PROXY if is_proxy else "",
+        mode=mode if is_proxy else "",
+        metrics_url=f"http://{_reachable(metrics)}" if metrics else "",
+        health_url=f"http://{_reachable(health)}" if health else "",
+        metrics=samples,
+        healthz=_json(_get(health, "/healthz")),
+        readyz=_json(_get(health, "/readyz")) if is_ours else {},
+    )
+
+
+def _reachable(address: ListenAddress) -> ListenAddress:
+    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
+
+
+def _get(address: ListenAddress | None, path: str) -> str:
+    """Return the body of a page, or nothing if there is no such server; the health server answers 503 with a body."""
+    if address is None:
+        return ""
+    where = _reachable(address)
+    connection = HTTPConnection(ip_text(where.ip), where.port, timeout=_TIMEOUT_SECONDS)
+    try:
+        connection.request("GET", path, headers={"Host": "localhost"})
+        return connection.getresponse().read().decode(errors="replace").strip()
+    except (OSError, HTTPException):
+        return ""
+    finally:
+        connection.close()
+
+
+def _json(text: str) -> dict[str, object]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+async def check_running(inputs: Inputs) -> list[Finding]:
+    """Rules without an agent keep working, but changes of Services do not arrive."""
+    agent = inputs.agent
+    if agent.proxy == PYPROXY:
+        return []
+    if not agent.metrics_url:
+        message = "--metrics-bind-address is not one address"
+        raise NotCheckedError(message)
+    if any(each.owner == PYPROXY for each in inputs.rules.found):
+        return [
+            fail(
+                f"pyproxy's rules are in the kernel, but no pyproxy answers on {agent.metrics_url}: changes of Services do"
+                " not arrive",
+                f"curl {agent.metrics_url}/metrics",
+                "start pyproxy, or pyproxy cleanup; if it uses another address, --metrics-bind-address",
+            )
+        ]
+    text = f"no pyproxy answers on {agent.metrics_url}, and the kernel has no rules of pyproxy"
+    return [info(text, f"curl {agent.metrics_url}/metrics", "start pyproxy")]
+
+
+async def check_last_sync(inputs: Inputs) -> list[Finding]:
+    """The health server knows for how long changes of each family have been pending."""
+    agent = _require_agent(inputs)
+    evidence = f"curl {agent.health_url}/healthz"
+    families = agent.healthz.get("status")
+    found = [
+        fail(
+            f"{family}: changes are pending for too long; last sync {state.get('lastUpdated')}",
+            evidence,
+            "look for the reason in the log of pyproxy, and on /statusz",
+        )
+        for family, state in (families.items() if isinstance(families, dict) else ())
+        if not state.get("healthy")
+    ]
+    if not found and agent.readyz.get("firstSyncDone") is False:
+        return [fail("the first sync is not complete", f"curl {agent.health_url}/readyz", "look at the log of pyproxy")]
+    if not found and agent.readyz.get("lastSyncGood") is False:
+        return [fail("the last sync failed", f"curl {agent.health_url}/readyz", "look at the log of pyproxy")]
+    return found
+
+
+async def check_watches(inputs: Inputs) -> list[Finding]:
+    """While a watch is lost, Services keep working but changes do not arrive."""
+    agent = _require_agent(inputs)
+    lost = [match[1] for name, up in agent.metrics.items() if not up and (match := _WATCH.fullmatch(name))]
+    if not lost:
+        return []
+    seconds = agent.readyz.get("watchesLostSeconds", 0)
+    return [
+        warn(
+            f"the watch of {', '.join(lost)} is lost, for {seconds:.0f} s: changes do not arrive"
+            if isinstance(seconds, int | float)
+            else f"the watch of {', '.join(lost)} is lost: changes do not arrive",
+            f"curl {agent.metrics_url}/metrics (pyproxy_watch_up)",
+            "check the connection to the API server and the credentials; the log has the reason",
+        )
+    ]
+
+
+async def check_quarantine(inputs: Inputs) -> list[Finding]:
+    """A Service port that the kernel refused has its last good rules, or none."""
+    agent = _require_agent(inputs)
+    count = sum(value for name, value in agent.metrics.items() if name.startswith("pyproxy_quarantined_service_ports"))
+    if not count:
+        return []
+    return [
+        fail(
+            f"the kernel refused the rules of {count:.0f} Service ports, which are quarantined",
+            f"curl {agent.metrics_url}/statusz",
+            "/statusz has the Service ports and the kernel's error",
+        )
+    ]
+
+
+async def check_other_proxy(inputs: Inputs) -> list[Finding]:
+    """Two proxies undo each other's changes."""
+    if inputs.config.service_proxy_name:
+        return []
+    proxy = inputs.agent.proxy
+    evidence = "ps; curl 127.0.0.1:10249/proxyMode"
+    text = await asyncio.to_thread(_kube_proxy_process)
+    if not text and proxy != PYPROXY:
+        text = await detect_running_proxy(inputs.config)
+    if not text:
+        return []
+    if proxy == PYPROXY or any(each.owner == PYPROXY for each in inputs.rules.found):
+        return [fail(f"another proxy is running on this node: {text}", evidence, "stop one of the two")]
+    return [info(f"another proxy is running on this node: {text}", evidence)]
+
+
+def _kube_proxy_process() -> str:
+    """Return the process of a kube-proxy in this network namespace, as far as this process may see it."""
+    here = Path(_SAME_NETWORK).readlink()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "comm").read_text().strip() == "kube-proxy" and (folder / "ns/net").readlink() == here:
+                program = (folder / "cmdline").read_bytes().split(b"\0")[0].decode(errors="replace")
+                # pyproxy under the name kube-proxy is a Python script.
+                if "python" not in program:
+                    return f"process {folder.name}, {program}"
+        except OSError:
+            continue  # The process exited, or belongs to another user.
+    return ""
+
+
+def _require_agent(inputs: Inputs) -> AgentAnswers:
+    if inputs.agent.proxy != PYPROXY:
+        message = "no pyproxy answers"
+        raise NotCheckedError(message)
+    return inputs.agent

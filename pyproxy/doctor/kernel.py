@@ -1,0 +1,229 @@
+"""Checks of kernel settings: forwarding, reverse path filter, bridges, local ports, ARP, and features."""
+
+import asyncio
+from pathlib import Path
+
+from pyproxy.config.config import ProxyMode
+from pyproxy.doctor.finding import Finding, fail, info, warn
+from pyproxy.doctor.inputs import Inputs
+from pyproxy.errors import RightsError
+from pyproxy.linux.addresses import IPVS_DEVICE, interface_addresses
+from pyproxy.linux.bridges import bridges
+from pyproxy.linux.capabilities import require_capabilities
+from pyproxy.linux.routes import routes
+from pyproxy.linux.sysctl import read_sysctl
+from pyproxy.linux.xt_extensions import missing_extensions
+from pyproxy.model.address import Family, ip_text
+
+_SYS = Path("/proc/sys/net")
+_IPV6_INTERFACES = Path("/proc/net/if_inet6")
+"""Does not exist on a kernel without IPv6."""
+_STRICT = 1
+"""Value of `rp_filter` (`Documentation/networking/ip-sysctl.rst`)."""
+_ARP_IGNORE, _ARP_ANNOUNCE = 1, 2
+"""What kube-proxy's `strictARP` sets."""
+NODE_PORTS = range(30000, 32768)
+"""The default of the API server's `--service-node-port-range`; a node cannot know the real one."""
+# Revisions that iptables 1.8.9 uses; older kernels than 4.18 lack the one of DNAT.
+MATCHES = {"comment": 0, "conntrack": 3, "addrtype": 1, "statistic": 0, "recent": 1, "mark": 1}
+TARGETS = {"DNAT": 2, "MASQUERADE": 0, "REJECT": 0, "MARK": 2}
+OPTIONAL_MATCHES = {"bpf": 1, "nfacct": 0}
+_IPVS_MATCHES = {"set": 4, "ipvs": 0, "bpf": 1}
+
+
+def supported_families() -> tuple[Family, ...]:
+    """Return the families that the kernel supports."""
+    return tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
+
+
+async def check_forwarding(inputs: Inputs) -> list[Finding]:
+    """Without forwarding the kernel drops packets to pods of this and of other nodes."""
+    uses_ipv6 = any(network.family is Family.IPV6 for network in inputs.pod_networks) or inputs.node.ip(Family.IPV6)
+    wanted = ["net/ipv4/ip_forward", *(["net/ipv6/conf/all/forwarding"] if uses_ipv6 else [])]
+    return [
+        fail(
+            f"{_dotted(name)} is 0: packets to pods are dropped",
+            f"/proc/sys/{name}",
+            f"sysctl -w {_dotted(name)}=1, and a file in /etc/sysctl.d",
+        )
+        for name in wanted
+        if read_sysctl(name) == 0
+    ]
+
+
+async def check_reverse_path_filter(_: Inputs) -> list[Finding]:
+    """In strict mode a packet is dropped if the route to its sender leads through another interface."""
+    for_all = read_sysctl("net/ipv4/conf/all/rp_filter") or 0
+    # Interfaces without a route have no address. Network plugins set strict mode on the interfaces of pods, which is safe.
+    devices = dict.fromkeys(
+        route.device for route in routes(Family.IPV4) if route.is_direct and route.network.prefix < Family.IPV4.bits
+    )
+    # The kernel uses the higher value of the two (ip-sysctl.rst).
+    strict = [each for each in devices if max(for_all, read_sysctl(f"net/ipv4/conf/{each}/rp_filter") or 0) == _STRICT]
+    if not strict:
+        return []
+    listed = ", ".join(strict)
+    return [
+        warn(
+            f"rp_filter is strict on {listed}: packets are dropped if the route to their sender leads through another"
+            " interface",
+            "sysctl -a -r rp_filter",
+            "sysctl -w net.ipv4.conf.all.rp_filter=2 (loose)",
+        )
+    ]
+
+
+async def check_bridge_netfilter(inputs: Inputs) -> list[Finding]:
+    """Without bridge netfilter the reply of a pod on the same bridge bypasses conntrack, and the client drops it."""
+    with_pods = _pod_bridges(inputs)
+    found = []
+    for family, name in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
+        setting = f"net/bridge/bridge-nf-call-{name}"
+        value = read_sysctl(setting)
+        devices = [bridge for bridge, families in with_pods.items() if family in families]
+        if devices and value != 1:
+            state = "br_netfilter is not loaded" if value is None else f"{_dotted(setting)} is {value}"
+            found.append(
+                warn(
+                    f"{state}: on {', '.join(devices)} a pod cannot reach a pod of the same node through a Service",
+                    f"/proc/sys/{setting}",
+                    f"modprobe br_netfilter; sysctl -w {_dotted(setting)}=1",
+                )
+            )
+    return found
+
+
+async def check_hairpin_mode(inputs: Inputs) -> list[Finding]:
+    """With bridge netfilter, a pod reaches itself through a Service only if its bridge port is in hairpin mode."""
+    if read_sysctl("net/bridge/bridge-nf-call-iptables") != 1:
+        return []
+    with_pods = _pod_bridges(inputs)
+    found = []
+    for bridge, ports in bridges().items():
+        off = [port.name for port in ports if not port.is_hairpin]
+        if off and bridge in with_pods:
+            found.append(
+                warn(
+                    f"hairpin mode is off on {len(off)} of {len(ports)} ports of bridge {bridge} ({_some(off)}): a pod"
+                    " cannot reach itself through a Service",
+                    f"bridge -d link show master {bridge}",
+                    '"hairpinMode": true in the configuration of the CNI plugin bridge, or'
+                    f" bridge link set dev {off[0]} hairpin on",
+                )
+            )
+    return found
+
+
+def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
+    """Return the bridges with a route to pods of this node, with the families of these routes."""
+    names = set(bridges())
+    found: dict[str, set[Family]] = {}
+    for network in inputs.pod_networks:
+        for route in routes(network.family):
+            if route.device in names and route.network.ip in network:
+                found.setdefault(route.device, set()).add(network.family)
+    if not inputs.pod_networks:  # The names of bridges that network plugins create.
+        for name in names & {"cni0", "cbr0", "kube-bridge"}:
+            found[name] = {Family.IPV4}
+    return found
+
+
+async def check_local_ports(_: Inputs) -> list[Finding]:
+    """A program that gets a node port as its local port cannot be reached on it, or loses its replies."""
+    path = _SYS / "ipv4/ip_local_port_range"
+    first, last = map(int, path.read_text().split())
+    reserved = _ports((_SYS / "ipv4/ip_local_reserved_ports").read_text())
+    shared = range(max(first, NODE_PORTS.start), min(last + 1, NODE_PORTS.stop))
+    free = [port for port in shared if not any(port in block for block in reserved)]
+    if not free:
+        return []
+    return [
+        warn(
+            f"local ports {first}-{last} overlap with node ports ({NODE_PORTS.start}-{NODE_PORTS.stop - 1}): a"
+            " connection of this node can get the port of a Service as its source port",
+            str(path),
+            f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS.start}-{NODE_PORTS.stop - 1}",
+        )
+    ]
+
+
+def _ports(text: str) -> list[range]:
+    """Parse a list such as ``8080,30000-32767``."""
+    pairs = (block.partition("-") for block in text.strip().split(",") if block)
+    return [range(int(first), int(last or first) + 1) for first, _, last in pairs]
+
+
+async def check_strict_arp(inputs: Inputs) -> list[Finding]:
+    """In IPVS mode the kernel answers ARP requests for addresses of Services on every interface, unless strict ARP is on."""
+    if inputs.mode != ProxyMode.IPVS.value:
+        return []
+    ignore, announce = (read_sysctl(f"net/ipv4/conf/all/arp_{name}") for name in ("ignore", "announce"))
+    if ignore == _ARP_IGNORE and announce == _ARP_ANNOUNCE:
+        return []
+    on_link = [route.network for route in routes(Family.IPV4) if route.is_direct and route.device != IPVS_DEVICE]
+    addresses = await interface_addresses(IPVS_DEVICE)
+    shared = [ip_text(ip) for ip in sorted(addresses) if any(ip in each for each in on_link)]
+    if not shared:
+        return []
+    return [
+        warn(
+            f"strict ARP is off: this node answers ARP requests for {_some(shared)}, which may be announced by another"
+            " node (MetalLB)",
+            f"arp_ignore {ignore}, arp_announce {announce}; ip address show dev {IPVS_DEVICE}",
+            "--ipvs-strict-arp",
+        )
+    ]
+
+
+async def check_features(inputs: Inputs) -> list[Finding]:
+    """Ask the kernel for the matches and targets of the rules, or for nftables try the layout of the table."""
+    if inputs.mode == ProxyMode.NFTABLES.value:
+        from pyproxy.backends.nftables.mode import why_unusable  # noqa: PLC0415  # not needed in other modes
+
+        reasons = {family: await why_unusable(family) for family in inputs.families}
+        return [
+            fail(f"nftables mode does not work for {family}: {reason}", "nft --check", "use --proxy-mode=iptables")
+            for family, reason in reasons.items()
+            if reason
+        ]
+    is_ipvs = inputs.mode == ProxyMode.IPVS.value
+    found = []
+    for family in inputs.families:
+        missing = missing_extensions(family, MATCHES | (_IPVS_MATCHES if is_ipvs else {}), TARGETS)
+        if missing:
+            found.append(
+                fail(
+                    f"{family}: the kernel does not have {', '.join(f'xt_{name}' for name in missing)}, which rules need",
+                    "lsmod; dmesg",
+                    "install the kernel's complete package of modules, or use --proxy-mode=nftables",
+                )
+            )
+        optional = missing_extensions(family, {} if is_ipvs else OPTIONAL_MATCHES, {})
+        if optional:
+            found.append(
+                info(
+                    f"{family}: the kernel does not have {', '.join(f'xt_{name}' for name in optional)}: more rules for"
+                    " hairpin traffic (bpf), no counters of dropped packets (nfacct)",
+                    "lsmod",
+                )
+            )
+    return found
+
+
+async def check_capabilities(_: Inputs) -> list[Finding]:
+    """Without CAP_NET_ADMIN some checks cannot run."""
+    try:
+        await asyncio.to_thread(require_capabilities, "doctor")
+    except RightsError as error:
+        return [warn(str(error), "/proc/self/status", "run pyproxy doctor as root")]
+    return []
+
+
+def _dotted(name: str) -> str:
+    return name.replace("/", ".")
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    """Return the first names of a list and the number of further ones."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

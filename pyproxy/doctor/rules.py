@@ -1,0 +1,287 @@
+"""Checks of rules in the kernel: of other proxies, of other variants of iptables, and of other programs."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from itertools import product
+
+from pyproxy.backends.iptables import chain_names as names
+from pyproxy.backends.iptables.legacy_entries import legacy_tables
+from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, NAT
+from pyproxy.config.config import ProxyMode
+from pyproxy.doctor.finding import Finding, fail, info, warn
+from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, Inputs
+from pyproxy.doctor.kernel import NODE_PORTS
+from pyproxy.errors import ApplyError
+from pyproxy.linux.command import run
+from pyproxy.linux.iptables_programs import Variant, is_available, program
+from pyproxy.linux.routes import routes
+from pyproxy.model.address import Family, Network, parse_network
+from pyproxy.plan.service_table import FrontendType
+
+_HOST_PORTS = "CNI-HOSTPORT-DNAT"
+"""The chain of the CNI plugin portmap."""
+_HOST_PORT = re.compile(r"-p (\w+) .*--dports? ([\d,]+)")
+_NODE_PORT = re.compile(r"-p (\w+) .*--dport (\d+)")
+_NFT_FAMILIES = {"ip": (Family.IPV4,), "ip6": (Family.IPV6,), "inet": tuple(Family)}
+# Words of a rule that accepts traffic of pods: nothing but addresses, interfaces and a comment is compared. Conntrack states
+# would exclude first packets. A mark is how Calico accepts what its policies allow.
+_COMPARED = {"-s": "source", "-d": "destination", "-i": "input", "-o": "output"}
+
+
+async def check_variant(inputs: Inputs) -> list[Finding]:
+    """Rules of both variants apply to every packet, but a program that uses one variant does not see those of the other."""
+    require_rules(inputs)
+    with_services, kubelet = inputs.rules.service_variants, inputs.rules.kubelet_variants
+    if len(with_services) > 1:
+        return [
+            fail(
+                "iptables-nft and iptables-legacy both have rules of Services, and both apply",
+                "iptables-nft-save; iptables-legacy-save",
+                f"remove those of the variant that the kubelet does not use: pyproxy cleanup --iptables-variant="
+                f"{next((each.value for each in with_services if each not in kubelet), 'VARIANT')}",
+            )
+        ]
+    if with_services and kubelet and with_services[0] not in kubelet:
+        ours, its = with_services[0].value, kubelet[0].value
+        return [
+            warn(
+                f"rules of Services are in iptables-{ours}, the kubelet uses iptables-{its}",
+                f"iptables-{its} -t mangle -S",
+                f"--iptables-variant={its}",
+            )
+        ]
+    return []
+
+
+async def check_stale_rules(inputs: Inputs) -> list[Finding]:
+    """Rules that no running proxy keeps up to date send connections to endpoints that are gone."""
+    require_rules(inputs)
+    found = inputs.rules.found
+    if inputs.config.service_proxy_name or not found:
+        return []
+    owner = inputs.agent.proxy or (PYPROXY if any(each.owner == PYPROXY for each in found) else KUBE_PROXY)
+    of_owner = [each for each in found if each.owner == owner]
+    mode = inputs.agent.mode or (of_owner[0].mode if of_owner else "")
+    stale = [each for each in found if (each.owner, each.mode) != (owner, mode)]
+    return [
+        warn(
+            f"rules of {each} are left, beside those of {owner} in {mode} mode",
+            "nft list tables" if each.mode == ProxyMode.NFTABLES.value else f"iptables-{each.variant}-save -t nat",
+            "restart pyproxy, which removes them"
+            if owner == PYPROXY
+            else f"pyproxy cleanup{' --kube-proxy' if each.owner == KUBE_PROXY else ''}",
+        )
+        for each in stale
+    ]
+
+
+async def check_forward_policy(inputs: Inputs) -> list[Finding]:
+    """A policy of DROP is fine if a rule accepts traffic of pods; Docker and some distributions set it without one."""
+    found = []
+    for variant, family in _in_use(inputs, FILTER):
+        saved = await _rules(family, variant, FILTER)
+        if ":FORWARD DROP" not in saved and "-P FORWARD DROP" not in saved:
+            continue
+        pods = [network for network in inputs.pod_networks if network.family is family]
+        devices = {route.device for route in routes(family) if any(route.network.ip in network for network in pods)} - {
+            "lo"
+        }
+        if not any(_accepts_pods(line, pods, devices) for line in _reachable(saved, "FORWARD")):
+            listed = ", ".join(map(str, pods)) or f"{family} traffic of pods"
+            tool = program(family, variant)
+            fix = " ".join(
+                f"{tool} -A FORWARD {flag} {network} -j ACCEPT;" for network in pods for flag in ("-s", "-d")
+            )
+            found.append(
+                fail(
+                    f"FORWARD policy is DROP and nothing accepts {listed}",
+                    f"{tool} -S FORWARD",
+                    fix.rstrip(";") or f"{tool} -P FORWARD ACCEPT",
+                )
+            )
+    return found + await _native_forward_policies(inputs)
+
+
+async def _native_forward_policies(inputs: Inputs) -> list[Finding]:
+    """Return the chains of nftables, those of iptables excepted, that drop forwarded packets which no rule accepts."""
+    if not shutil.which("nft"):
+        return []
+    found = []
+    result = await run(["nft", "--json", "list", "chains"])
+    listed = json.loads(result.stdout)["nftables"] if result.status == 0 else []
+    for chain in (each["chain"] for each in listed if "chain" in each):
+        family, table, name = chain["family"], chain["table"], chain["name"]
+        is_of_iptables = family != "inet" and table in IPVS_TABLES
+        if (
+            (chain.get("hook"), chain.get("policy")) != ("forward", "drop")
+            or is_of_iptables
+            or family not in _NFT_FAMILIES
+        ):
+            continue
+        words = f"{family} {table} {name}"
+        rules = (await run(["nft", "list", "chain", family, table, name])).stdout.splitlines()
+        pods = [network for network in inputs.pod_networks if network.family in _NFT_FAMILIES[family]]
+        if not any(_native_accepts_pods(rule, pods) for rule in rules):
+            found.append(
+                warn(
+                    f"policy of nftables chain {words} is drop and no rule of it accepts"
+                    f" {', '.join(map(str, pods)) or 'traffic of pods'}",
+                    f"nft list chain {words}",
+                    " ".join(
+                        f"nft add rule {words} {'ip' if network.family is Family.IPV4 else 'ip6'} {word} {network} accept;"
+                        for network in pods
+                        for word in ("saddr", "daddr")
+                    ).rstrip(";")
+                    or "accept traffic of pods in this chain",
+                )
+            )
+    return found
+
+
+def _native_accepts_pods(rule: str, pods: Iterable[Network]) -> bool:
+    """Return whether a rule can accept first packets to or from pods. Jumps count, because their chains are not read."""
+    words = rule.split()
+    if not words or words[-1] != "accept":
+        return "jump" in words or "goto" in words
+    if "ct" in words and "new" not in rule:
+        return False
+    addresses = [word for word in words if re.fullmatch(r"[\da-f.:]+/\d+", word)]
+    return not addresses or any(_overlap(parse_network(word), pod) for word in addresses for pod in pods)
+
+
+async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
+    """A host port of a pod hides the node port with the same number, if its chain comes first."""
+    found = []
+    for variant, family in _in_use(inputs, NAT):
+        saved = await _rules(family, variant, NAT)
+        lines = [line for line in saved.splitlines() if line.startswith("-A PREROUTING ")]
+        ours = next((at for at, line in enumerate(lines) if f"-j {names.SERVICES}" in line), None)
+        first = [line for line in lines[:ours] if _target(line) not in ("", names.SERVICES)]
+        # In other modes node ports are served after all chains of iptables at this hook, or beside them.
+        if not first or (ours is None and inputs.mode == ProxyMode.IPTABLES.value):
+            continue
+        tool = program(family, variant)
+        hidden = sorted(_host_ports(saved) & _node_ports(inputs, saved))
+        if hidden and any(_target(line) == _HOST_PORTS for line in first):
+            listed = ", ".join(f"{port}/{protocol.upper()}" for protocol, port in hidden)
+            found.append(
+                warn(
+                    f"hostPort of a pod hides node port {listed}: {_HOST_PORTS} comes before {names.SERVICES}",
+                    f"{tool} -t nat -S {_HOST_PORTS}",
+                    "change the hostPort of the pod or the nodePort of the Service",
+                )
+            )
+        else:
+            listed = ", ".join(dict.fromkeys(map(_target, first)))
+            text = f"{family}: rules of other programs come before those of Services in nat PREROUTING: {listed}"
+            found.append(info(text, f"{tool} -t nat -S PREROUTING"))
+    return found
+
+
+def require_rules(inputs: Inputs) -> None:
+    """Check that the rule sets could be read.
+
+    Raises:
+        ApplyError: they could not.
+    """
+    if inputs.rules.error:
+        raise ApplyError(inputs.rules.error, retryable=True)
+
+
+def _in_use(inputs: Inputs, table: str) -> Iterator[tuple[Variant, Family]]:
+    """Yield variants and families with a table. The programs of the legacy variant would create it."""
+    for variant, family in product(Variant, inputs.families):
+        if is_available(family, variant) and (variant is Variant.NFT or table in legacy_tables(family)):
+            yield variant, family
+
+
+async def _rules(family: Family, variant: Variant, table: str) -> str:
+    """Return a table as ``iptables-save`` prints it.
+
+    Raises:
+        ApplyError: this iptables cannot print it.
+    """
+    argv = [program(family, variant, "save"), "-t", table]
+    result = await run(argv)
+    if result.status or "is incompatible" in result.stdout:
+        reason = result.stderr.strip() or "the table has rules that only nft can print"
+        message = f"{' '.join(argv)}: {reason.splitlines()[0]}"
+        raise ApplyError(message, retryable=True)
+    return result.stdout
+
+
+def _reachable(saved: str, start: str) -> Iterator[str]:
+    """Yield the rules of a chain and of the chains that it leads to, except those of Services."""
+    by_chain: dict[str, list[str]] = {}
+    for line in saved.splitlines():
+        if line.startswith("-A "):
+            by_chain.setdefault(line.split()[1], []).append(line)
+    chains, seen = [start], set()
+    while chains:
+        chain = chains.pop()
+        if chain in seen or chain.startswith(("KUBE-", "PYPROXY-")):
+            continue
+        seen.add(chain)
+        for line in by_chain.get(chain, ()):
+            yield line
+            chains.append(_target(line))
+
+
+def _accepts_pods(line: str, pods: Iterable[Network], devices: Iterable[str]) -> bool:
+    """Return whether a rule accepts first packets to or from pods, as far as this can be seen without a packet."""
+    words = re.sub(r'-m comment --comment (?:"[^"]*"|\S+) ?', "", line).split()[2:]
+    if words[-2:] != ["-j", "ACCEPT"] or "!" in words:
+        return False
+    compared = dict(zip(words[:-2:2], words[1:-2:2], strict=False))
+    if "--mark" in compared:
+        return True
+    if not compared.keys() <= _COMPARED.keys():
+        return False
+    networks = [
+        parse_network(text if "/" in text else f"{text}/{32 if '.' in text else 128}")
+        for flag, text in compared.items()
+        if flag in ("-s", "-d")
+    ]
+    interfaces = [text for flag, text in compared.items() if flag in ("-i", "-o")]
+    # Without a known network of pods, a rule for any network or interface may be the one that is needed.
+    return not pods or (
+        all(any(_overlap(network, each) for each in pods) for network in networks)
+        and all(any(_matches(text, device) for device in devices) for text in interfaces)
+    )
+
+
+def _overlap(one: Network, other: Network) -> bool:
+    return one.ip in other or other.ip in one
+
+
+def _matches(pattern: str, device: str) -> bool:
+    return device.startswith(pattern[:-1]) if pattern.endswith("+") else device == pattern
+
+
+def _target(line: str) -> str:
+    words = line.split()
+    return next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
+
+
+def _host_ports(saved: str) -> set[tuple[str, int]]:
+    """Return protocol and number of the host ports of pods."""
+    found = set()
+    for line in saved.splitlines():
+        if line.startswith(f"-A {_HOST_PORTS} ") and (match := _HOST_PORT.search(line)):
+            found |= {(match[1], int(port)) for port in match[2].split(",")}
+    return found
+
+
+def _node_ports(inputs: Inputs, saved: str) -> set[tuple[str, int]]:
+    """Return protocol and number of the node ports: of the known Services, or of the rules, or else the usual range."""
+    if inputs.objects is not None:
+        frontends = (service.frontend for service in inputs.objects.services)
+        return {
+            (each.protocol.lower(), each.port) for each in frontends if each and each.type is FrontendType.NODE_PORT
+        }
+    if inputs.mode == ProxyMode.IPTABLES.value:
+        lines = (line for line in saved.splitlines() if line.startswith(f"-A {names.NODE_PORTS} "))
+        return {(match[1], int(match[2])) for line in lines if (match := _NODE_PORT.search(line))}
+    return set(product(("tcp", "udp", "sctp"), NODE_PORTS))
