@@ -1,12 +1,12 @@
-"""The exception tree: whose fault it is, in the type. Imports nothing of ours, is imported by all."""
+"""The exceptions of pyproxy. The type states the cause: user, permissions, object, source or kernel. Imports no other module."""
 
 
 class PyproxyError(Exception):
-    """Anything that pyproxy raises on purpose."""
+    """Base class of all exceptions that pyproxy raises deliberately."""
 
 
 class ConfigError(PyproxyError):
-    """The user asked for something impossible; the message names the flag, field or file."""
+    """The configuration is not possible; the message names the flag, field or file."""
 
 
 class RightsError(PyproxyError):
@@ -32,16 +32,16 @@ class DecodeError(PyproxyError):
 
 
 class SourceError(PyproxyError):
-    """Objects cannot be had from the API server or from files right now."""
+    """Objects are currently not available from the API server or from files."""
 
 
 class ApplyError(PyproxyError):
-    """The kernel, or the tool in front of it, did not take a change.
+    """The kernel, or the program that writes to it, rejected a change.
 
     Args:
-        message: evidence: command, exit status, what it said, the lines around the refused one.
-        retryable: true where the same change may go through later (a lock was busy, memory was short);
-            false where the content itself was refused.
+        message: the command, its exit status and output, and the lines around the rejected one.
+        retryable: true if the same change may succeed later (a lock was busy, memory was low); false if the content itself
+            was rejected.
     """
 
     def __init__(self, message: str, *, retryable: bool) -> None:

@@ -1,8 +1,8 @@
-"""How log lines look, which of them there are, and where they go: one line each, to standard error, as kube-proxy's.
+"""The format, verbosity and destination of log lines: one line per event, to standard error, as in kube-proxy.
 
-Text has klog's header, which log collectors for Kubernetes know; JSON has component-base's keys. ``-v`` is klog's, too:
-0 tells what an operator always wants to know, 2 each sync that did something, 4 and above every step. An agent on a
-cluster where nothing happens is silent up to 3. A line that comes again and again is let through less and less often.
+Text lines have klog's header, which log collectors for Kubernetes parse; JSON has the keys of component-base. ``-v`` has
+klog's meaning: 0 shows what an operator always needs, 2 adds each sync that changed something, 4 and above every step. In a
+cluster without changes an agent logs nothing up to 3. A repeated line is written less and less often.
 """
 
 import json
@@ -16,26 +16,26 @@ from enum import Enum
 
 
 class LogFormat(Enum):
-    """How log lines look; values as ``--logging-format`` takes them."""
+    """Format of log lines; the values are those of ``--logging-format``."""
 
     TEXT = "text"
     JSON = "json"
 
 
 V2 = logging.INFO - 2
-"""Level of lines that ``-v 2`` shows: steady state, one for each sync."""
+"""Level of lines that ``-v 2`` shows: normal operation, one line for each sync."""
 DEBUG_VERBOSITY = 4
-"""The ``-v`` from which every step is told: in Kubernetes' logging conventions 4 is debug level."""
+"""The ``-v`` from which every step is logged: in Kubernetes' logging conventions 4 is debug level."""
 _PLAIN_REPEATS = 3
-"""So often a line is let through as it is."""
+"""Number of times that a line is written without a pause."""
 _FIRST_PAUSE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
 _MOST_LINES = 1000
-"""Lines whose repeats are counted."""
+"""Maximum number of lines whose repeats are counted."""
 
 
 def _letter(record: logging.LogRecord) -> str:
-    """Return klog's letter; collectors parse no others."""
+    """Return klog's letter for the level; log collectors parse only these four."""
     if record.levelno <= logging.INFO:
         return "I"
     return {logging.WARNING: "W", logging.ERROR: "E"}.get(record.levelno, "F")
@@ -55,17 +55,17 @@ class TextFormatter(logging.Formatter):
         header = f"{_letter(record)}{clock}.{micros:06d} {record.process:>7} {record.name}] "
         text = record.getMessage()
         if not text.isprintable():
-            # What others send (a request line, words of a kernel or a server) must not look like lines of ours.
+            # Text from outside (a request line, an error of a server) must not be able to forge a log line.
             record = copy(record)
             record.msg, record.args = "".join(map(_harmless, text)), ()
         return header + super().format(record)
 
 
 class JsonFormatter(logging.Formatter):
-    """Write an object: ``ts`` (ms since 1970), ``level``, ``caller``, ``msg``, ``v`` if no trouble, ``err``: a traceback."""
+    """Write an object: ``ts`` (ms since 1970), ``level``, ``caller``, ``msg``, ``v`` up to level info, ``err``: a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the object in one line."""
+        """Return the object on one line."""
         line: dict[str, object] = {
             "ts": round(record.created * 1000, 3),
             "level": record.levelname.lower() if record.levelno > logging.INFO else "info",
@@ -81,7 +81,7 @@ class JsonFormatter(logging.Formatter):
 
 @dataclass(slots=True)
 class _Repeats:
-    """How often a line came, in seconds since 1970 where it is a time."""
+    """The repeats of a line; times are in seconds since 1970."""
 
     since: float
     last: float = 0.0
@@ -91,10 +91,10 @@ class _Repeats:
 
 
 class RepeatFilter(logging.Filter):
-    """Lets the same line through three times, then with pauses that grow from a minute to an hour, and a count.
+    """Writes the same line three times, then with a count and with pauses that grow from a minute to an hour.
 
-    Lines that only a higher ``-v`` shows are all let through. A line that stays away for as long as it was held back,
-    and for ten minutes at least, is a new one.
+    Lines that only a higher ``-v`` shows are not filtered. A line that did not occur for as long as its last pause, and for
+    at least ten minutes, counts as new.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class RepeatFilter(logging.Filter):
         self._lock = threading.Lock()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Say whether a line is to be written; its text is given the count of those that were not."""
+        """Return whether to write a line; append the number of repeats to its text."""
         if record.levelno < logging.INFO or record.exc_info:
             return True
         text = record.getMessage()
@@ -124,17 +124,17 @@ class RepeatFilter(logging.Filter):
         known = self._lines.pop(key, None)
         if known is None or now - known.last > max(10 * _FIRST_PAUSE_SECONDS, known.pause):
             known = _Repeats(since=now)
-        self._lines[key] = known  # the last one again, so that the first one is the one to forget
+        self._lines[key] = known  # now the last one; the first one, unused for the longest time, is forgotten
         if len(self._lines) > _MOST_LINES:
             del self._lines[next(iter(self._lines))]
         return known
 
 
 def set_up_logging(verbosity: int, log_format: LogFormat) -> None:
-    """Send pyproxy's lines up to a verbosity, and libraries' from warning level on, to standard error.
+    """Log to standard error: pyproxy up to a verbosity, libraries from warning level.
 
     Args:
-        verbosity: the number behind ``-v``.
+        verbosity: the value of ``-v``.
         log_format: text or JSON.
     """
     lines = logging.StreamHandler(sys.stderr)

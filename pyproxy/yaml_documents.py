@@ -1,10 +1,10 @@
-"""YAML text to plain trees, document by document, with the line of every field.
+"""Parses YAML text into plain trees, document by document, with the line of every field.
 
-Law of this file: YAML and nothing of Kubernetes. It reads what ``kubectl`` reads: keys are text, dates and 22:30 are
-text too (sigs.k8s.io/yaml turns YAML into JSON), no tag makes an object. libyaml does the parsing; the trees are
-composed from its events in Python, because PyYAML's own C composer recurses without a limit, and 20,000 opening
-brackets end the process with a segmentation fault. Who walks through a tree comes to an end: what holds itself, or comes
-to a mountain when its aliases are followed, is refused, as by Go's YAML; so are numbers that nobody can print.
+This module knows YAML only, not Kubernetes. It accepts what ``kubectl`` accepts: keys are text, dates and 22:30 are text as
+well (sigs.k8s.io/yaml converts YAML to JSON), and no tag creates an object. libyaml parses; the trees are composed from its
+events in Python, because PyYAML's own C composer recurses without a limit, so that 20,000 opening brackets end the process
+with a segmentation fault. Every tree is finite and of limited size: an alias for a node that contains it, and aliases that
+expand to too many nodes, are rejected as in Go's YAML. Integers that are too long for Python to print are rejected as well.
 """
 
 import re
@@ -24,17 +24,17 @@ from yaml.resolver import BaseResolver
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]")
 _MOST_REPEATED_NODES = 100_000
-"""Nodes of a document that stand in it only by aliases."""
+"""Maximum number of nodes that aliases add to a document when they are expanded."""
 _LONGEST_NUMBER = 100
-"""Digits. No field takes half of them, and Python does not print integers of more than 4300 (sys.set_int_max_str_digits)."""
+"""Digits. No field needs half of them, and Python does not print integers of more than 4300 (sys.set_int_max_str_digits)."""
 
 
 class YamlError(Exception):
-    """Text that is no YAML, or YAML that no object can be written in.
+    """Text that is not valid YAML, or YAML that JSON cannot represent.
 
     Args:
-        reason: what is wrong, in words.
-        line: the line where it shows, from 1; 0 means unknown.
+        reason: what is wrong.
+        line: line of the error, from 1; 0 means unknown.
     """
 
     def __init__(self, reason: str, line: int) -> None:
@@ -52,7 +52,7 @@ class YamlDocument:
     _node: Node
 
     def line(self, path: str) -> int:
-        """Return the line, from 1, of a field such as ``items[3].spec.ports[0].port``, or of what there is of it."""
+        """Return the line, from 1, of a field such as ``items[3].spec.ports[0].port``, or of its innermost parent that exists."""
         node = self._node
         for name, index in _STEP.findall(path):
             inner = _inner(node, name or index)
@@ -71,7 +71,7 @@ def _inner(node: Node, step: str) -> Node | None:
 
 
 def yaml_documents(text: str) -> Iterator[YamlDocument | YamlError]:
-    """Yield each document that is not empty, or what is wrong with it; after a syntax error there is no more to yield."""
+    """Yield each document that is not empty, or its error; a syntax error is the last item."""
     reader = _NodeReader(yaml.parse(text, Loader=_PARSER))
     try:
         while reader.check_node() and (node := reader.get_node()) is not None:
@@ -81,7 +81,7 @@ def yaml_documents(text: str) -> Iterator[YamlDocument | YamlError]:
                 yield _yaml_error(error)
             except (ValueError, LookupError):
                 # What `!!int x` and `!!bool x` raise.
-                yield YamlError("a value that is not what it is tagged as", node.start_mark.line + 1)
+                yield YamlError("a value that does not match its tag", node.start_mark.line + 1)
     except ReaderError as error:
         # The position counts bytes (libyaml's problem_offset).
         yield YamlError(error.reason, text.encode().count(b"\n", 0, error.position) + 1)
@@ -97,7 +97,7 @@ def _yaml_error(error: yaml.MarkedYAMLError) -> YamlError:
 
 
 class _Resolver(BaseResolver):
-    """Tells null, true and false, whole numbers and text apart; no field of ours is anything else."""
+    """Distinguishes null, booleans, integers and text; no field has any other type."""
 
 
 for _tag, _pattern, _first in (
@@ -116,26 +116,26 @@ def _whole_number(reader: SafeConstructor, node: ScalarNode) -> int:
 
 
 def _require_bounds(root: Node) -> None:
-    """Let a document pass that stays small when aliases are followed.
+    """Check that a document stays small when its aliases are expanded.
 
     Raises:
         ConstructorError: it does not.
     """
     sizes: dict[int, int] = {}
     if _full_size(root, sizes) - len(sizes) > _MOST_REPEATED_NODES:
-        raise ConstructorError(None, None, "aliases that come to too much when they are followed", root.start_mark)
+        raise ConstructorError(None, None, "aliases that expand to too many nodes", root.start_mark)
 
 
 def _full_size(node: Node, sizes: dict[int, int]) -> int:
-    """Return the number of nodes in a tree, what aliases stand for counted each time.
+    """Return the number of nodes in a tree with all aliases expanded.
 
     Args:
         node: the root.
-        sizes: by id of a node what is known already; 0 while it is being counted.
+        sizes: by id of a node, the result if it is known; 0 while the node is being counted.
     """
     if id(node) in sizes:
         if not sizes[id(node)]:
-            raise ConstructorError(None, None, "an alias for what it stands in", node.start_mark)
+            raise ConstructorError(None, None, "an alias for a node that contains it", node.start_mark)
         return sizes[id(node)]
     sizes[id(node)] = 0
     inner = () if isinstance(node, ScalarNode) else node.value
@@ -146,9 +146,9 @@ def _full_size(node: Node, sizes: dict[int, int]) -> int:
 
 
 class _NodeReader(Composer, SafeConstructor, _Resolver):
-    """Trees from a stream of events."""
+    """Composes trees from a stream of events."""
 
-    # Of SafeConstructor's only what JSON has: no dates, no sets, no bytes.
+    # Only the types of SafeConstructor that JSON has: no dates, sets or bytes.
     yaml_constructors = {
         **{
             f"tag:yaml.org,2002:{tag}": SafeConstructor.yaml_constructors[f"tag:yaml.org,2002:{tag}"]
@@ -181,7 +181,7 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         return event
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401 the stubs are wrong: it is a name or None
-        """Look for keys that stand twice while merged mappings (``<<``), whose keys may, are still apart."""
+        """Find duplicate keys before mappings are merged (``<<``): a merged mapping may repeat keys."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
@@ -194,21 +194,21 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         """Build the tree of a document.
 
         Raises:
-            ConstructorError: a tag or a key is of a kind that JSON does not have, or what it comes to has no bounds.
+            ConstructorError: JSON does not have the type of a tag or key, a key occurs twice, or aliases expand to too much.
         """
-        # Of the document before, if that had no good end.
+        # The previous document may have left its state here, if it had an error.
         self.constructed_objects, self.recursive_objects, self.state_generators = {}, {}, []
         repeated, self._repeated = self._repeated, []
         for key in repeated:
-            raise ConstructorError(None, None, f"the key {key.value} stands here twice", key.start_mark)
+            raise ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
         if self._has_aliases:
             _require_bounds(node)
         return super().construct_document(node)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 PyYAML's signature
-        """Take every key as the text that it is."""
+        """Build a mapping whose keys are text, also a key such as 1 or true."""
         self.flatten_mapping(node)
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):
-                raise ConstructorError(None, None, "a key that is no text", key.start_mark)
+                raise ConstructorError(None, None, "a key that is not a scalar", key.start_mark)
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}

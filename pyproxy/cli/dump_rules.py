@@ -132,7 +132,7 @@ def command(
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which rules to show."""
+    """The rules to show."""
 
     service: str | None
     """``namespace/name`` of the only Service; None: all."""

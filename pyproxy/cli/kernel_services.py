@@ -39,7 +39,7 @@ def read_kernel(config: Config, mode: ProxyMode | None) -> ServiceRulesList:
 
     Args:
         config: all settings.
-        mode: the mode that the user asked for on the command line, if any.
+        mode: the mode given on the command line, if any.
 
     Raises:
         ApplyError: the kernel has no rules of pyproxy.

@@ -116,7 +116,7 @@ ItemT = TypeVar("ItemT", bound=_Named)
 
 
 class Selection(NamedTuple):
-    """The Services that the user asked for."""
+    """The Services that the user selected."""
 
     service: NamespacedName | None
     namespace: str | None
@@ -124,10 +124,10 @@ class Selection(NamedTuple):
     """Subject and verb for the message that a Service is unknown."""
 
     def of(self, items: Iterable[ItemT]) -> list[ItemT]:
-        """Return those of these Services.
+        """Return the items that belong to the selected Services.
 
         Raises:
-            ConfigError: the Service that was asked for is not among them.
+            ConfigError: the selected Service is not among them.
         """
         found = [
             item

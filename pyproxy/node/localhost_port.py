@@ -1,4 +1,4 @@
-"""What the relay's ports of both protocols have in common: listening, and the choice of an endpoint."""
+"""The common part of the relay's TCP and UDP ports: listening, and the choice of an endpoint."""
 
 import asyncio
 import logging
@@ -26,15 +26,15 @@ class RelayCounts(typing.Protocol):
     """Counts listeners of the relay; its methods are called in the relay's thread."""
 
     def listeners_changed(self, family: Family, change: int) -> None:
-        """Add to the number of sockets that are open: 1 or -1."""
+        """Add 1 or -1 to the number of open sockets."""
 
     def listening_failed(self, family: Family) -> None:
-        """Count a try to listen that failed."""
+        """Count a failed attempt to listen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one node port listens in one family."""
+    """The place where one node port listens in one family."""
 
     family: Family
     protocol: Protocol
@@ -44,15 +44,15 @@ class Site:
 
     @property
     def name(self) -> str:
-        """Return what log lines call it."""
+        """Return its name in log lines."""
         return f"localhost node port {self.number}/{self.protocol.name} ({self.family})"
 
     @asynccontextmanager
     async def listening(self, service: Callable[[], NamespacedName]) -> AsyncIterator[socket.socket]:
-        """Have the node port's socket, which does not block; wait for as long as another program has the port.
+        """Open the node port's socket, which does not block; wait while another program has the port.
 
         Args:
-            service: returns whose node port it is at the moment, for the Event.
+            service: returns the Service that has the node port now, for the Event.
         """
         with await self._open(service) as listener:
             self.counts.listeners_changed(self.family, 1)
@@ -81,7 +81,7 @@ class Site:
         if self.protocol is Protocol.TCP:
             listener = socket.create_server(address, family=self.family.socket_family, backlog=_BACKLOG)
         else:
-            # Without SO_REUSEADDR, by which two UDP sockets could have one port.
+            # Without SO_REUSEADDR, with which two UDP sockets can have the same port.
             listener = socket.socket(self.family.socket_family, socket.SOCK_DGRAM)
             try:
                 listener.bind(address)
@@ -93,7 +93,7 @@ class Site:
 
 
 class EndpointChoice:
-    """Chooses endpoints; with session affinity one for all clients of a port, as they share one address."""
+    """Chooses endpoints; with session affinity the same one for all clients of a port, because all have the same address."""
 
     def __init__(self, target: RelayTarget) -> None:
         self._target = target
@@ -101,7 +101,7 @@ class EndpointChoice:
         self._pinned_at = 0.0
 
     def service(self) -> NamespacedName:
-        """Return whose node port it is."""
+        """Return the Service that has the node port."""
         return self._target.service
 
     def retarget(self, target: RelayTarget) -> None:

@@ -1,7 +1,7 @@
 """Serves TCP and UDP node ports on 127.0.0.1 and ::1: a relay in user space, as kube-proxy 1.37's `localnodeportproxy`.
 
-One thread with an event loop of its own, so that a sync never waits for bytes. The numbers of connections and flows are
-bounded.
+It runs in one thread with an event loop of its own, so that syncs and traffic do not delay each other. The numbers of
+connections and flows are bounded.
 """
 
 import asyncio
@@ -19,22 +19,22 @@ from pyproxy.plan.localhost import LocalPort, RelayTarget
 
 _RETRY_SECONDS = 5.0
 _MOST_CONNECTIONS = 2048
-"""Over all ports. One more is reset at once."""
+"""Over all ports; one more is reset at once."""
 _MOST_FLOWS = 2048
-"""Over all ports. One more ends the one that was idle for the longest time."""
+"""Over all ports; one more ends the flow that was idle for the longest time."""
 _DESCRIPTORS_OF_CONNECTION = 6
 """Two sockets, and both ends of two pipes. A flow has one socket."""
 
 
 class Relay:
-    """The relay of one agent: both families in one thread, which begins with the first change.
+    """The relay of one agent: both families in one thread, which starts with the first change.
 
     Args:
         counts: counts listeners.
-        retry_seconds: time between two tries to listen on a port that another program has.
-        most_connections: TCP connections at a time; fewer if the process may open few files.
-        most_flows: UDP flows at a time, likewise.
-        idle_seconds: after which a UDP flow ends.
+        retry_seconds: time between two attempts to listen on a port that another program has.
+        most_connections: maximum number of TCP connections; lower if the process may open few files.
+        most_flows: maximum number of UDP flows; lower in the same case.
+        idle_seconds: time without a datagram after which a UDP flow ends.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Relay:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._ports: dict[tuple[Family, LocalPort], TcpPort | UdpPort] = {}
-        # Half of the files that the process may open stay for its own work, such as the pipes of iptables-restore.
+        # Half of the files that the process may open are left for its own work, such as the pipes of iptables-restore.
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self.most_connections = min(most_connections, max(1, soft * 3 // 8 // _DESCRIPTORS_OF_CONNECTION))
         self.most_flows = min(most_flows, max(1, soft // 8))
@@ -60,12 +60,12 @@ class Relay:
     def change(
         self, family: Family, targets: Mapping[LocalPort, RelayTarget | None]
     ) -> "concurrent.futures.Future[None]":
-        """Serve node ports with these targets from now on, beside those of earlier calls; None: not any more.
+        """Serve node ports with these targets, in addition to those of earlier calls; None ends a node port.
 
-        Returns what is done when each new port listens, or its first try to listen has failed.
+        Returns a future, which is done when each new port listens or its first attempt to listen has failed.
 
-        TCP connections that are open stay with their endpoint until they end, or until their port is not served any
-        more. UDP flows leave an endpoint that does not serve any more.
+        Open TCP connections keep their endpoint until they end or their port is no longer served. UDP flows end when their
+        endpoint no longer serves.
         """
         if not targets:
             nothing: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -78,7 +78,7 @@ class Relay:
         return asyncio.run_coroutine_threadsafe(self._change(family, dict(targets)), self._loop)
 
     def close(self) -> None:
-        """End all connections and stop; for the thread that called `change`."""
+        """End all connections and stop. Call it in the thread that called `change`."""
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()

@@ -25,7 +25,7 @@ _CHUNK = 1 << 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 9}
-"""Seconds, seconds and probes, as Go's net package sets them on kube-proxy's connections: a peer that vanished ends."""
+"""Seconds, seconds and probes, as Go's net package sets them on kube-proxy's connections: a connection to a vanished peer ends."""
 
 
 class TcpPort:
@@ -34,7 +34,7 @@ class TcpPort:
     Args:
         site: where it listens.
         target: where connections go.
-        room: has a place for each connection, of all ports.
+        room: limits the number of connections of all ports.
     """
 
     def __init__(self, site: Site, target: RelayTarget, room: asyncio.BoundedSemaphore) -> None:
@@ -45,11 +45,11 @@ class TcpPort:
         self._begin(self._serve())
 
     def retarget(self, target: RelayTarget) -> None:
-        """Send new connections to other endpoints; those that are open stay where they are."""
+        """Send new connections to other endpoints; open connections keep theirs."""
         self._choice.retarget(target)
 
     def end(self) -> tuple["asyncio.Task[None]", ...]:
-        """Stop listening and end all connections; return what is still to finish."""
+        """Stop listening and end all connections; return the tasks that have to finish."""
         for task in self._tasks:
             task.cancel()
         return tuple(self._tasks)
@@ -75,18 +75,18 @@ class TcpPort:
                 except BlockingIOError:
                     continue
                 except OSError as error:
-                    # A client that is gone again, or no descriptor is left.
+                    # The client has closed the connection already, or no descriptor is left.
                     logger.debug("%s: %s", self._site.name, error)
                     await asyncio.sleep(_DESCRIPTORS_ARE_SHORT_SECONDS)
                     continue
-                client.settimeout(0)  # else `_splice` would hold up everything: `accept` gives sockets that block
+                client.settimeout(0)  # sockets from `accept` block, and `_splice` would then block the loop
                 _set_options(client)
                 if self._room.locked():
                     logger.debug("%s: too many connections", self._site.name)
                     client.close()
                     continue
                 await self._room.acquire()
-                # Here and not in the task, which may be cancelled before it begins.
+                # The callback releases, and not the task, which may be cancelled before it begins.
                 self._begin(self._relay(client)).add_done_callback(partial(self._ended, client))
 
     async def _relay(self, client: socket.socket) -> None:
@@ -100,7 +100,7 @@ class TcpPort:
                 async with asyncio.TaskGroup() as both:
                     both.create_task(_copy(client, server))
                     both.create_task(_copy(server, client))
-                # Both ends said all that they had to: an orderly end, and not a reset.
+                # Both peers have sent everything: close with FIN, not with a reset.
                 for each in (client, server):
                     each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _CLOSE_IN_ORDER)
         except* (OSError, TimeoutError) as group:
@@ -108,7 +108,7 @@ class TcpPort:
 
 
 def _set_options(connection: socket.socket) -> None:
-    """Reset what is cut short, so that no peer takes a part for the whole; pass small writes on at once."""
+    """Make a connection that is cut off end with a reset, so that no peer mistakes a part for all; send small writes at once."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -117,14 +117,14 @@ def _set_options(connection: socket.socket) -> None:
 
 
 async def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Move bytes until the source ends, then end the target's input; the other direction goes on."""
+    """Copy bytes until the source ends, then shut down writing to the target; the other direction continues."""
     loop = asyncio.get_running_loop()
     outlet, inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         while count := await _splice(source.fileno(), inlet, _CHUNK, source, loop.add_reader, loop.remove_reader):
             while count > 0:
                 count -= await _splice(outlet, target.fileno(), count, target, loop.add_writer, loop.remove_writer)
-            await asyncio.sleep(0)  # who sends without a pause shall not keep others waiting
+            await asyncio.sleep(0)  # a peer that sends without a pause must not delay other connections
         with suppress(OSError):
             target.shutdown(socket.SHUT_WR)
     finally:

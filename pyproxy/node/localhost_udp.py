@@ -1,7 +1,7 @@
 """Relays UDP flows to one localhost node port.
 
-A flow is what one client address and port sends, and has a socket of its own to its endpoint. Datagrams are passed on
-or dropped, never kept: memory is bounded by the number of flows.
+A flow is the traffic of one client address and port, and has a socket of its own to its endpoint. Datagrams are forwarded
+or dropped, never queued: memory is bounded by the number of flows.
 """
 
 import asyncio
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 30.0
 STREAM_IDLE_SECONDS = 120.0
-"""For how long a flow is remembered without a datagram; the longer time if both sides have sent after its first 2 s. The
+"""A flow without a datagram ends after this time; after the longer one if the endpoint has sent after its first 2 s. The
 kernel's defaults (``nf_conntrack_proto_udp.c``, since Linux 5.18)."""
 _STREAM_AFTER_SECONDS = 2.0
 _LARGEST_DATAGRAM = 1 << 16
 _DATAGRAMS_PER_TURN = 64
-"""Read of one socket before others get a turn."""
+"""Datagrams read from one socket before other sockets get a turn."""
 
 Client = tuple[Any, ...]
-"""What `recvfrom` returns as the address."""
+"""An address as `recvfrom` returns it."""
 
 
 @dataclass(slots=True, eq=False)
 class Flow:
-    """What one client sends to one endpoint."""
+    """The datagrams between one client and one endpoint."""
 
     port: "UdpPort"
     client: Client
@@ -51,8 +51,8 @@ class UdpFlows:
     """The flows of all ports, bounded in number: one more ends the flow that was idle for the longest time.
 
     Args:
-        most: flows at a time; each has one descriptor.
-        idle_seconds: after which a flow ends that is no stream.
+        most: maximum number of flows; each has one descriptor.
+        idle_seconds: time without a datagram after which a flow ends that is not a stream.
     """
 
     def __init__(self, most: int, idle_seconds: float = IDLE_SECONDS) -> None:
@@ -62,7 +62,7 @@ class UdpFlows:
         self._expiry: asyncio.TimerHandle | None = None
 
     def add(self, flow: Flow) -> None:
-        """Take in a new flow."""
+        """Add a flow; if there are too many, end the one that was idle for the longest time."""
         while len(self._by_use) >= self._most:
             oldest = next(iter(self._by_use))
             oldest.port.forget(oldest)
@@ -71,12 +71,12 @@ class UdpFlows:
             self._expire()
 
     def use(self, flow: Flow) -> None:
-        """Note that a flow is in use."""
+        """Record that a flow was used now."""
         flow.used = monotonic()
         self._by_use.move_to_end(flow)
 
     def remove(self, flow: Flow) -> None:
-        """Leave out a flow that ended."""
+        """Remove a flow that ended."""
         self._by_use.pop(flow, None)
         if not self._by_use and self._expiry is not None:
             self._expiry.cancel()
@@ -114,14 +114,14 @@ class UdpPort:
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def retarget(self, target: RelayTarget) -> None:
-        """Send new flows to other endpoints, and flows whose endpoint does not serve any more with their next datagram."""
+        """Send new flows to other endpoints; end the flows of endpoints that no longer serve."""
         self._choice.retarget(target)
         stay = target.serving.union(target.endpoints)
         for flow in [flow for flow in self._flows.values() if flow.endpoint not in stay]:
             self.forget(flow)
 
     def end(self) -> tuple["asyncio.Task[None]", ...]:
-        """Close the socket and end all flows; return what is still to finish."""
+        """Close the socket and end all flows; return the tasks that have to finish."""
         self._task.cancel()
         return (self._task,)
 
@@ -144,14 +144,14 @@ class UdpPort:
                     self.forget(flow)
 
     def _receive(self, listener: socket.socket) -> None:
-        """Pass on what clients sent."""
+        """Forward datagrams of clients."""
         for _ in range(_DATAGRAMS_PER_TURN):
             try:
                 data, client = listener.recvfrom(_LARGEST_DATAGRAM)
             except BlockingIOError:
                 return
             except OSError as error:
-                # A client that is gone: its kernel refused an answer.
+                # An answer was rejected with an ICMP error: the client is gone.
                 logger.debug("%s: %s", self._site.name, error)
                 continue
             flow = self._flows.get(client) or self._open(listener, client)
@@ -189,7 +189,7 @@ class UdpPort:
             self.forget(flow)
 
     def _answer(self, listener: socket.socket, flow: Flow) -> None:
-        """Pass on what an endpoint sent."""
+        """Forward datagrams of an endpoint."""
         for _ in range(_DATAGRAMS_PER_TURN):
             try:
                 data = flow.socket.recv(_LARGEST_DATAGRAM)

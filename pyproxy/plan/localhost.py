@@ -1,4 +1,4 @@
-"""Which localhost node ports the relay serves, and with which endpoints: from plans to targets."""
+"""Derives from plans which localhost node ports the relay serves, and with which endpoints."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ _RELAYED = (Protocol.TCP, Protocol.UDP)
 
 @dataclass(frozen=True, slots=True)
 class RelayTarget:
-    """Where connections and flows to one localhost node port go."""
+    """The endpoints for connections and flows to one localhost node port."""
 
     endpoints: tuple[Endpoint, ...]
     affinity_seconds: int | None
     service: NamespacedName
     serving: frozenset[Endpoint] = frozenset()
-    """UDP only: endpoints whose flows may stay, besides those for new flows."""
+    """UDP only: endpoints, in addition to those for new flows, to which existing flows may stay."""
 
 
 def relay_target(plan: ServicePlan) -> RelayTarget | None:
-    """Return the target of a plan's node port; None if it has none, if it is SCTP, or without endpoints for it."""
+    """Return the target of a plan's node port; None without a node port or endpoints, and for SCTP."""
     if not plan.node_port or plan.protocol not in _RELAYED or not plan.external_endpoints:
         return None
     return RelayTarget(plan.external_endpoints, plan.affinity_seconds, plan.name.service, plan.serving_endpoints)
@@ -33,9 +33,9 @@ def relay_target(plan: ServicePlan) -> RelayTarget | None:
 def relay_changes(
     taken: Iterable[tuple[ServicePlan | None, ServicePlan | None]],
 ) -> dict[LocalPort, RelayTarget | None]:
-    """Return by node port what plans before and now change; None: the port is not relayed any more.
+    """Return the new target of each node port that plans had or have; None means that the port is no longer relayed.
 
-    Ports that move between Services are in the result once, with what they have become.
+    A port that moves from one Service to another is in the result once, with its new target.
     """
     pairs = tuple(taken)
     before = {_local_port(plan): None for plan, _ in pairs if plan is not None and relay_target(plan) is not None}

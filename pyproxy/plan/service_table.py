@@ -25,7 +25,7 @@ NodePortIps = Mapping[Family, tuple[bytes, ...] | None]
 
 
 class FrontendType(Enum):
-    """Which kind of address a frontend has; values are those of output."""
+    """The kind of address that a frontend has; the values are those of the output."""
 
     CLUSTER_IP = "ClusterIP"
     EXTERNAL_IP = "ExternalIP"

@@ -62,7 +62,7 @@ def test_verdicts(words: str, code: int, verdict: str, node: str) -> None:
         ("outside 203.0.113.10 --node=node1", "192.0.2.7 is not in spec.loadBalancerSourceRanges", "add the client's"),
         ("client default/none", "headless", "connect to an endpoint"),
         ("client default/wbe", "did you mean default/web?", "kubectl get services"),
-        ("client 10.96.0.10:81", "which has only the port 80/TCP", "connect to port 80/TCP"),
+        ("client 10.96.0.10:81", "has only the port 80/TCP", "connect to port 80/TCP"),
         ("client 10.244.1.11:80", "the address of pod default/web-1", "NetworkPolicies"),
         ("client 10.96.7.7:80", "no Service has this address", "pyproxy services"),
     ],

@@ -80,7 +80,6 @@ EXCEPTIONS: tuple[tuple[str, str, str], ...] = (
 """A file (a glob), a regular expression that the whole finding matches, and the reason why it stays."""
 
 UNCHECKED = (
-    *(f"pyproxy/{name}" for name in ("cli", "errors", "logs", "node", "plan", "yaml_documents")),
     "tests/unit",
     "tests/cluster/bench",
     "tests/properties/planning.py",
