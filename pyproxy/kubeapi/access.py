@@ -120,6 +120,7 @@ class Access:
         # Not ssl.create_default_context: from Python 3.13 on it is stricter than Go's crypto/tls and refuses cluster
         # authorities without key usage, which all other clients accept.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Like Go, accept an intermediate authority in the CA file as a root of trust.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         if not self.verify:
             context.check_hostname = False
@@ -129,22 +130,17 @@ class Access:
                 context.load_verify_locations(cadata=certificates.ca.decode())
             else:
                 context.load_default_certs()
-            _load_client_certificate(context, certificates)
+            if certificates.certificate:
+                # OpenSSL reads files only; a file in memory keeps an inline key off the disk.
+                with os.fdopen(os.memfd_create("client-certificate"), "wb") as file:
+                    file.write(certificates.certificate + b"\n" + certificates.key)
+                    file.flush()
+                    # Without a password OpenSSL would prompt for one on the terminal.
+                    context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
         except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
             message = f"CA {self.ca}, client certificate {self.certificate}, key {self.key}: {error}"
             raise SourceError(message) from error
         return context
-
-
-def _load_client_certificate(context: ssl.SSLContext, certificates: Certificates) -> None:
-    if not certificates.certificate:
-        return
-    # OpenSSL reads files only; a file in memory keeps an inline key off the disk.
-    with os.fdopen(os.memfd_create("client-certificate"), "wb") as file:
-        file.write(certificates.certificate + b"\n" + certificates.key)
-        file.flush()
-        # Without a password OpenSSL would prompt for one on the terminal.
-        context.load_cert_chain(f"/proc/self/fd/{file.fileno()}", password="")
 
 
 def _read(path: str) -> bytes:

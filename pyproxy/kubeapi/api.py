@@ -206,25 +206,21 @@ class Watcher:
     async def run(self) -> None:
         """Deliver changes until cancelled."""
         while True:
-            delay = await self._step()
+            try:
+                match self._reflector.request:
+                    case ListPage() as request:
+                        delay = await self._list(request)
+                    case Stream() | Watch() as request:
+                        delay = await self._watch(request)
+            except HttpStatusError as error:
+                delay = self._refused(error)
+            except UnreachableError as error:
+                self._lose(str(error))
+                delay = self._reflector.failed(_now(), self.random())
+            except SourceError as error:  # the response has an unexpected content
+                self._lose(str(error))
+                delay = self._reflector.refused(_now(), self.random())
             await asyncio.sleep(delay)
-
-    async def _step(self) -> float:
-        """Make one request and return the delay of the next one in seconds."""
-        try:
-            match self._reflector.request:
-                case ListPage() as request:
-                    return await self._list(request)
-                case Stream() | Watch() as request:
-                    return await self._watch(request)
-        except HttpStatusError as error:
-            return self._refused(error)
-        except UnreachableError as error:
-            self._lose(str(error))
-            return self._reflector.failed(_now(), self.random())
-        except SourceError as error:
-            self._lose(str(error))
-            return self._reflector.refused(_now(), self.random())
 
     async def _list(self, request: ListPage) -> float:
         query = {"limit": str(request.limit)} if request.limit else {}
@@ -317,9 +313,8 @@ class Watcher:
         elif item.unserved is not None:
             self.store.deliver(Unserved(item.unserved))
         elif not item.problems and event.type == wire.MODIFIED:
-            self.store.deliver(
-                Removed(self.resource.kind, item.name)
-            )  # a used object has changed to one that is not used
+            # Valid and without a problem, but not used any more, such as a Service that has become ExternalName.
+            self.store.deliver(Removed(self.resource.kind, item.name))
         return item.resource_version
 
     def _refused(self, error: HttpStatusError) -> float:
@@ -334,7 +329,16 @@ class Watcher:
             logger.info("%s: listed without a field selector: %s", self.resource.path, error)
             return 0.0
         if error.status in _ABSENT and self.resource.may_be_absent:
-            return self._absent(error)
+            # The agent continues without objects, which is not a loss; after a refused watch only if the next list is
+            # refused too, because a server may forbid watching alone.
+            self.availability.regain(self.resource.kind, self.transport.server, _now())
+            if not (self._is_absent or isinstance(self._reflector.request, Watch)):
+                self._is_absent = True
+                level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO
+                logger.log(level, "unavailable; pyproxy works without it and will retry: %s", self._refusal(error))
+                self.store.deliver(Replaced(self.resource.kind, ()))
+            delay = self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
+            return delay if self._reflector.failures <= _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST else _ABSENCE_SECONDS
         if error.status in OVERLOADED or error.status == HTTPStatus.UNAUTHORIZED:
             self._lose(str(error))
             return self._reflector.failed(_now(), self.random(), error.retry_after_seconds)
@@ -344,17 +348,6 @@ class Watcher:
     def _refusal(self, error: HttpStatusError) -> str:
         wanted = f"; it needs a role with {self.resource.permission}" if error.status == HTTPStatus.FORBIDDEN else ""
         return f"{self.resource.path}: {error}{wanted}"
-
-    def _absent(self, error: HttpStatusError) -> float:
-        """Continue without objects, which is not a loss; after a refused watch only if the next list is refused too."""
-        self.availability.regain(self.resource.kind, self.transport.server, _now())
-        if not (self._is_absent or isinstance(self._reflector.request, Watch)):
-            self._is_absent = True
-            level = logging.WARNING if error.status == HTTPStatus.FORBIDDEN else logging.INFO
-            logger.log(level, "unavailable; pyproxy works without it and will retry: %s", self._refusal(error))
-            self.store.deliver(Replaced(self.resource.kind, ()))
-        delay = self._reflector.refused(_now(), self.random(), error.retry_after_seconds)
-        return delay if self._reflector.failures <= _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST else _ABSENCE_SECONDS
 
     def _lose(self, reason: str) -> None:
         self.availability.lose(self.resource.kind, reason, _now())

@@ -48,27 +48,23 @@ def read_access(settings: AccessSettings) -> Access:
     access = replace(found.access, servers=tuple(map(_through_proxy, found.access.servers)))
     if not found.plugin and not found.asks_provider:
         return access
-    with naming(f"kubeconfig {settings.kubeconfig}"):
+    path = settings.kubeconfig
+    configuration = Configuration()
+    with naming(f"kubeconfig {path}"), tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
         try:
-            return _authenticated(access, settings.kubeconfig, found.plugin)
+            # The package finds the token, runs the exec plugin, or requests a token from the identity provider.
+            loader = _loader(path, folder)
+            loader.load_and_set(configuration)
         except ConfigException as error:
             raise ConfigError(str(error)) from error
-
-
-def _authenticated(access: Access, path: str, plugin: str) -> Access:
-    """Let the package find the token, run the exec plugin or request a token from the identity provider."""
-    configuration = Configuration()
-    with tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
-        loader = _loader(path, folder)
-        loader.load_and_set(configuration)
         expiry = getattr(loader, "expiry", None)
         authorization = configuration.api_key.get("BearerToken", "").strip()
         access = replace(access, authorization=authorization, expires_at=expiry.timestamp() if expiry else None)
-        if not plugin or authorization or access.token_file:
+        if not found.plugin or authorization or access.token_file:
             return access
         if access.certificate or not configuration.cert_file or not configuration.key_file:
             # The package has logged the reason to standard error and continues without credentials.
-            message = f"kubeconfig {path}: exec plugin {plugin} gave no credentials"
+            message = f"kubeconfig {path}: exec plugin {found.plugin} gave no credentials"
             raise SourceError(message)
         certificate, key = Path(configuration.cert_file), Path(configuration.key_file)
         return replace(access, certificate=Pem(content=certificate.read_bytes()), key=Pem(content=key.read_bytes()))

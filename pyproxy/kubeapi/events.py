@@ -105,21 +105,20 @@ class EventSender:
         """Send until cancelled."""
         while True:
             note = await self.handler.next()
-            await self._wait_for_budget()
+            # A token bucket: each Event costs one token. A negative budget is paid back by waiting.
+            now = asyncio.get_running_loop().time()
+            earned = (now - self._budget_at) / self.seconds_per_event if self._budget_at else 0.0
+            self._budget, self._budget_at = min(BURST, self._budget + earned) - 1, now
+            if self._budget < 0:
+                await asyncio.sleep(-self._budget * self.seconds_per_event)
             await self._send(transport, note)
-
-    async def _wait_for_budget(self) -> None:
-        now = asyncio.get_running_loop().time()
-        earned = (now - self._budget_at) / self.seconds_per_event if self._budget_at else 0.0
-        self._budget, self._budget_at = min(BURST, self._budget + earned) - 1, now
-        if self._budget < 0:
-            await asyncio.sleep(-self._budget * self.seconds_per_event)
 
     async def _send(self, transport: Transport, note: PendingEvent) -> None:
         for pause in (*self.retry_seconds, None):
             try:
                 body = event_object(note, self.node_name, await self._uid(transport, note.event))
-                await transport.post(_path(body["metadata"]["namespace"]), msgspec.json.encode(body))
+                path = f"/apis/events.k8s.io/v1/namespaces/{quote(body['metadata']['namespace'])}/events"
+                await transport.post(path, msgspec.json.encode(body))
             except SourceError as error:
                 if isinstance(error, HttpStatusError) and error.status not in _PASSING:
                     self._say_refused(error)
@@ -149,10 +148,6 @@ class EventSender:
         except msgspec.MsgspecError:
             return ""
         return next((item.metadata.uid or "" for item in found if item.metadata), "")
-
-
-def _path(namespace: str) -> str:
-    return f"/apis/events.k8s.io/v1/namespaces/{quote(namespace)}/events"
 
 
 def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import PIPE
 
 import msgspec
 
@@ -48,15 +48,11 @@ async def _ask_package(settings: AccessSettings) -> Access:
         message = f"no credentials after {LOAD_SECONDS:.0f} s: does the exec plugin hang?"
         raise SourceError(message) from error
     finally:
-        await _end(child)
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)  # the whole session: a plugin is a child of our child
+            await child.wait()
     if child.returncode == 0:
         return msgspec.json.decode(output, type=Access)
     text = "; ".join((*output.decode().splitlines(), *complaints.decode().splitlines()[-1:]))
     raise (ConfigError if child.returncode == CONFIG_ERROR_STATUS else SourceError)(text)
-
-
-async def _end(child: Process) -> None:
-    if child.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(child.pid, signal.SIGKILL)  # the whole session: a plugin is a child of our child
-        await child.wait()

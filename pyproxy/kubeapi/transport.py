@@ -112,34 +112,26 @@ class Lines:
         Raises:
             SourceError: a line is longer than `LONGEST_LINE_BYTES`.
         """
-        while chunk := await self._chunk():
-            if lines := self._split(chunk):
-                return lines
-        return []
-
-    async def _chunk(self) -> bytes:
-        try:
-            return await self._content.readany()
-        except (aiohttp.ClientError, OSError):  # a TimeoutError is an OSError
-            return b""
-
-    def _split(self, chunk: bytes) -> list[bytes]:
-        head, newline, tail = chunk.rpartition(b"\n")
-        if not newline:
-            self._keep(chunk)
-            return []
-        lines = head.split(b"\n")
-        if self._rest:
-            lines[0] = bytes(self._rest) + lines[0]
-        self._rest = bytearray()
-        self._keep(tail)
+        lines: list[bytes] = []
+        while not lines:
+            try:
+                chunk = await self._content.readany()
+            except (aiohttp.ClientError, OSError):  # a TimeoutError is an OSError
+                break
+            if not chunk:
+                break
+            # Without a newline, `head` is empty and `tail` is the whole chunk.
+            head, newline, tail = chunk.rpartition(b"\n")
+            if newline:
+                lines = head.split(b"\n")
+                if self._rest:
+                    lines[0] = bytes(self._rest) + lines[0]
+                self._rest = bytearray()
+            self._rest += tail
+            if len(self._rest) > LONGEST_LINE_BYTES:
+                message = f"a line of a watch is longer than {LONGEST_LINE_BYTES} bytes"
+                raise SourceError(message)
         return lines
-
-    def _keep(self, part: bytes) -> None:
-        self._rest += part
-        if len(self._rest) > LONGEST_LINE_BYTES:
-            message = f"a line of a watch is longer than {LONGEST_LINE_BYTES} bytes"
-            raise SourceError(message)
 
 
 class Transport:
@@ -249,7 +241,11 @@ class Transport:
                 raise await self._refused(response, access, turn)
             yield response
         finally:
-            _cut(response)
+            # Abort instead of closing TLS: that would keep the socket until the peer responds, which may be unreachable.
+            connection = response.connection
+            if connection is not None and connection.transport is not None:
+                connection.transport.abort()
+            response.close()
 
     async def _send(self, access: Access, server: Server, request: _Request) -> aiohttp.ClientResponse:
         read_seconds = self._timing.silence if request.is_watch else self._timing.answer
@@ -258,7 +254,13 @@ class Transport:
             headers = {"Authorization": access.read_authorization()}
             if request.content is not None:
                 headers["Content-Type"] = "application/json"
-            tls = self._tls_context(access) if server.url.startswith("https:") else True
+            tls: ssl.SSLContext | bool = True
+            if server.url.startswith("https:"):
+                # Make a new context only if a file changed: aiohttp reuses connections by their context.
+                certificates = access.read_certificates()
+                if self._tls is None or self._tls[0] is not access or self._tls[1] != certificates:
+                    self._tls = access, certificates, access.tls_context(certificates)
+                tls = self._tls[2]
             async with asyncio.timeout(self._timing.connect + self._timing.answer):
                 return await self._session.request(
                     request.method,
@@ -273,16 +275,16 @@ class Transport:
                     timeout=patience,
                 )
 
-    def _tls_context(self, access: Access) -> ssl.SSLContext:
-        # Make a new context only if a file changed: aiohttp reuses connections by their context.
-        certificates = access.read_certificates()
-        if self._tls is None or self._tls[0] is not access or self._tls[1] != certificates:
-            self._tls = access, certificates, access.tls_context(certificates)
-        return self._tls[2]
-
     async def _refused(self, response: aiohttp.ClientResponse, access: Access, turn: int) -> HttpStatusError:
         """Return the error for a refusal, and prepare the next attempt: with new credentials, or at the next server."""
-        message = await _message(response)
+        message = response.reason or ""
+        with suppress(aiohttp.ClientError, OSError):
+            excerpt = await response.content.read(_EXCERPT_BYTES)
+            message = " ".join(excerpt.decode(errors="replace").split())[:200]
+            # The API server answers with a Status, a proxy in front of it with any text.
+            with suppress(msgspec.DecodeError):
+                status = _STATUS.decode(excerpt)
+                message = status.message or status.reason or ""
         if response.status == HTTPStatus.UNAUTHORIZED:
             try:
                 await self._replace(access)
@@ -290,7 +292,10 @@ class Transport:
                 message = f"{message}; new credentials: {error}"
         elif response.status in OVERLOADED:
             self._pass_turn(turn)
-        return HttpStatusError(response.status, message, _retry_after_seconds(response))
+        # Retry-After may also be a date, which the API server does not send.
+        seconds = response.headers.get("Retry-After", "")
+        retry_after_seconds = float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
+        return HttpStatusError(response.status, message, retry_after_seconds)
 
     async def _replace(self, known: Access | None) -> None:
         async with self._loading:
@@ -326,14 +331,6 @@ class _Account:
         self._tell(RequestRecord(self._request.method, self._host, code, seconds, sent_bytes, self.received_bytes))
 
 
-def _cut(response: aiohttp.ClientResponse) -> None:
-    # Abort instead of closing TLS: that would keep the socket until the peer responds, which may be unreachable.
-    connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-    response.close()
-
-
 @contextmanager
 def _unreachable(server: Server) -> Iterator[None]:
     try:
@@ -343,18 +340,3 @@ def _unreachable(server: Server) -> Iterator[None]:
         cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
         message = f"{server.name}: {without_credentials(cause) or 'no response in time'}"
         raise UnreachableError(message) from error
-
-
-async def _message(response: aiohttp.ClientResponse) -> str:
-    with suppress(aiohttp.ClientError, OSError):
-        excerpt = await response.content.read(_EXCERPT_BYTES)
-        with suppress(msgspec.DecodeError):
-            status = _STATUS.decode(excerpt)
-            return status.message or status.reason or ""
-        return " ".join(excerpt.decode(errors="replace").split())[:200]
-    return response.reason or ""
-
-
-def _retry_after_seconds(response: aiohttp.ClientResponse) -> float:
-    seconds = response.headers.get("Retry-After", "")
-    return float(seconds) if seconds.isascii() and seconds.isdigit() else 0.0
