@@ -44,6 +44,8 @@ _FIELDS = tuple(
         (r"", r"^-P ", "policy of the chain"),
         (r"^(KUBE|PYPROXY|KPR)-.*FIREWALL$|^(KUBE|PYPROXY)-SOURCE-RANGES|^KUBE-FW-|^sources$", r"", "spec.loadBalancerSourceRanges"),
         (r"^(firewall|allowed-sources)$", r"", "spec.loadBalancerSourceRanges"),
+        (r"^cluster-ips$", r"", "spec.clusterIP"),
+        (r"^service-cidrs$", r"", "ServiceCIDR without a Service at this address"),
         (r"SERVICES$", r"has no local endpoints", "traffic policy Local"),
         (r"SERVICES$", r"has no endpoints", "no usable endpoint"),
         (r"^(nodeport-)?dropped$|NO-LOCAL", r"", "traffic policy Local"),

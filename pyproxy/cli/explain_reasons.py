@@ -24,8 +24,10 @@ def with_reason(
     reason = _reason(found, cluster)
     if reason is not None:
         return replace(found, reason=reason.text, fix=reason.fix)
+    if found.plan is None and (near := _with_near_miss(found, plans)):
+        return near
     if found.plan is None and found.fate is Fate.UNCHANGED:
-        return _with_near_miss(found, plans, pods)
+        return _without_service(found, pods)
     return with_foreign_reason(found)
 
 
@@ -81,15 +83,21 @@ def _reason(explanation: Explanation, cluster: OfflineCluster) -> Reason | None:
     )
 
 
-def _with_near_miss(explanation: Explanation, plans: Iterable[ServicePlan], pods: Iterable[Pod]) -> Explanation:
-    """Add what the destination is, if it is not the port of a Service."""
+def _with_near_miss(explanation: Explanation, plans: Iterable[ServicePlan]) -> Explanation | None:
+    """Add the ports of the Service that has the destination address; None if no Service has it."""
     ip = explanation.packet.destination
     near = [plan for plan in plans if ip in (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips)]
-    if near:
-        ports = sorted(f"{plan.port}/{plan.protocol.name}" for plan in near)
-        word = "port" if len(ports) == 1 else "ports"
-        reason = f"{ip_text(ip)} is an address of {near[0].name.service}, which has only the {word} {', '.join(ports)}"
-        return replace(explanation, reason=reason, fix=f"connect to port {ports[0]}")
+    if not near:
+        return None
+    ports = sorted(f"{plan.port}/{plan.protocol.name}" for plan in near)
+    word = "port" if len(ports) == 1 else "ports"
+    reason = f"{ip_text(ip)} is an address of {near[0].name.service}, which has only the {word} {', '.join(ports)}"
+    return replace(explanation, reason=reason, fix=f"connect to port {ports[0]}")
+
+
+def _without_service(explanation: Explanation, pods: Iterable[Pod]) -> Explanation:
+    """Add what the destination is."""
+    ip = explanation.packet.destination
     pod = next((pod for pod in pods if ip in pod.ips), None)
     if pod is not None:
         reason = f"{ip_text(ip)} is the address of pod {pod.name}; packets to pods are not changed"

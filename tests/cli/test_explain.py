@@ -49,6 +49,10 @@ def test_verdicts(words: str, code: int, verdict: str, node: str) -> None:
     assert (code, verdict, node) == (status, found.verdict, found.node)
 
 
+BOTH_MODES = pytest.mark.parametrize("mode", ["iptables", "nftables"])
+
+
+@BOTH_MODES
 @pytest.mark.parametrize(
     ("words", "reason", "fix"),
     [
@@ -67,17 +71,18 @@ def test_verdicts(words: str, code: int, verdict: str, node: str) -> None:
         ("client 10.96.7.7:80", "no Service has this address", "pyproxy services"),
     ],
 )
-def test_reasons(words: str, reason: str, fix: str) -> None:
-    """A connection that fails has the cause in words, and what to do."""
-    _, found = explained(*words.split())
+def test_reasons(mode: str, words: str, reason: str, fix: str) -> None:
+    """A connection that fails has the cause in words, and what to do, the same in each mode."""
+    _, found = explained(*words.split(), f"--proxy-mode={mode}")
 
     assert reason in found.reason
     assert fix in found.fix
 
 
-def test_paths() -> None:
+@BOTH_MODES
+def test_paths(mode: str) -> None:
     """Endpoints have their probability, pod and node, and the source that they see."""
-    _, found = explained("web-1", "default/web")
+    _, found = explained("web-1", "default/web", f"--proxy-mode={mode}")
 
     assert [
         ("10.244.1.11:8080", 0.5, "pod default/web-1 on node1", True),
@@ -86,9 +91,10 @@ def test_paths() -> None:
     assert "spec.clusterIP" in [step.field for step in found.paths[0].steps]
 
 
-def test_affinity() -> None:
+@BOTH_MODES
+def test_affinity(mode: str) -> None:
     """With session affinity the time-out is part of each path."""
-    _, found = explained("198.51.100.7", "203.0.113.10", "--node=node1")
+    _, found = explained("198.51.100.7", "203.0.113.10", "--node=node1", f"--proxy-mode={mode}")
 
     assert [10800, 10800] == [path.affinity_seconds for path in found.paths]
 
@@ -123,6 +129,14 @@ def test_text_and_yaml() -> None:
         "REJECTED  pod default/client 10.244.2.50 -> 10.96.0.8:80/TCP on node2, default/mismatch:http"
     )
     assert msgspec.convert(document, ExplanationDocument) == explained(*words)[1]
+
+
+def test_unknown_port_in_nftables_mode() -> None:
+    """A port that a cluster IP does not have is rejected in nftables mode, and the output names the ports it has."""
+    status, found = explained("client", "default/web:81", "--proxy-mode=nftables")
+
+    assert (4, "REJECTED") == (status, found.verdict)
+    assert "which has only the port 80/TCP" in found.reason
 
 
 def test_no_input() -> None:

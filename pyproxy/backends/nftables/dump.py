@@ -1,6 +1,7 @@
 """``dump-rules`` in the nftables mode: elements by Service, or a whole script for ``nft -f``."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
@@ -8,13 +9,14 @@ from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.nftables.attribution import list_elements
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
 from pyproxy.backends.nftables.elements import LAYOUT, SETS, ElementKey, Value
+from pyproxy.backends.nftables.explain import paths, read_elements
 from pyproxy.backends.nftables.kernel import NftablesKernel
 from pyproxy.backends.nftables.layout import TABLE, layout_text
 from pyproxy.backends.nftables.mode import nftables_settings
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import family_name, table_text
 from pyproxy.config.config import Config
-from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.errors import ApplyError
 from pyproxy.linux.command import run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
@@ -22,8 +24,6 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import nftables_config
 from pyproxy.plan.service_plan import ServicePlan
-
-_NO_INTERPRETER = "explain does not support --proxy-mode=nftables"
 
 
 class NftablesDumper:
@@ -70,13 +70,26 @@ class NftablesDumper:
                 listings.append(list_elements(family, entries))
         return listings
 
-    def interpreter(self, *_: object) -> Interpreter:
-        """Raise ConfigError; see `Dumper`."""
-        raise ConfigError(_NO_INTERPRETER)
+    def interpreter(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> Interpreter:
+        """Return an interpreter of the elements for these plans."""
+        settings = nftables_settings(self._config, family, context)
+        entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
+        return partial(paths, read_elements(entries, settings))
 
-    async def live_interpreter(self, *_: object) -> Interpreter:
-        """Raise ConfigError; see `Dumper`."""
-        raise ConfigError(_NO_INTERPRETER)
+    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:
+        """Return an interpreter of the elements in the kernel, and of the rules for this configuration.
+
+        Raises:
+            ApplyError: the table cannot be read.
+        """
+        with (
+            NftGeneration() as generation,
+            NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)) as kernel,
+        ):
+            entries = await kernel.read()
+        return partial(paths, read_elements(entries, nftables_settings(self._config, family, context)))
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``nft -f``: the table without elements, then the elements by Service port."""
