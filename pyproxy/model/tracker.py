@@ -119,12 +119,10 @@ class Tracker:
                     self._service_cidrs_changed = True
             case Replaced(kind=kind, objects=objects, unserved=unserved):
                 self._replace(kind, objects)
-                if kind is Kind.SERVICE:
-                    self.unserved = {service.name: service for service in unserved}
+                for service in unserved:
+                    self._put_unserved(service)
             case Unserved(service=service):
-                if service.kind is not None:
-                    self._remove_service(service.name)
-                self.unserved[service.name] = service
+                self._put_unserved(service)
 
     def _put(self, item: Object) -> None:
         match item:
@@ -158,7 +156,7 @@ class Tracker:
         """Return the names of all known objects of a kind, except for the one Node."""
         match kind:
             case Kind.SERVICE:
-                return self.services.keys()
+                return self.services.keys() | self.unserved.keys()
             case Kind.ENDPOINT_SLICE:
                 return self._service_of_slice.keys()
             case Kind.SERVICE_CIDR:
@@ -170,6 +168,11 @@ class Tracker:
         self.unserved.pop(name, None)
         if self.services.pop(name, None) is not None:
             self._dirty[name] = None
+
+    def _put_unserved(self, service: UnservedService) -> None:
+        if service.kind is not None:
+            self._remove_service(service.name)
+        self.unserved[service.name] = service
 
     def _put_slice(self, endpoint_slice: EndpointSlice) -> None:
         name, service = endpoint_slice.name, endpoint_slice.service
