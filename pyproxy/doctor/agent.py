@@ -9,6 +9,7 @@ from pathlib import Path
 from pyproxy.config.config import Config
 from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, warn
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
+from pyproxy.errors import SourceError
 from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
 from pyproxy.takeover.running_proxy import detect_running_proxy
 
@@ -86,7 +87,9 @@ async def check_running(inputs: Inputs) -> list[Finding]:
                 "start pyproxy, or pyproxy cleanup; if it uses another address, --metrics-bind-address",
             )
         ]
-    text = f"no pyproxy answers on {agent.metrics_url}, and the kernel has no rules of pyproxy"
+    text = f"no pyproxy answers on {agent.metrics_url}"
+    if not inputs.rules.error:
+        text += ", and the kernel has no rules of pyproxy"
     return [info(text, f"curl {agent.metrics_url}/metrics", "start pyproxy")]
 
 
@@ -161,7 +164,11 @@ async def check_other_proxy(inputs: Inputs) -> list[Finding]:
 
 
 def _kube_proxy_process() -> str:
-    """Return the process of a kube-proxy in this network namespace, as far as this process may see it."""
+    """Return the process of a kube-proxy in this network namespace; processes of another PID namespace are invisible.
+
+    Raises:
+        SourceError: the network namespace of a kube-proxy cannot be read.
+    """
     here = Path(_SAME_NETWORK).readlink()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -170,8 +177,11 @@ def _kube_proxy_process() -> str:
                 # pyproxy under the name kube-proxy is a Python script.
                 if "python" not in program:
                     return f"process {folder.name}, {program}"
+        except PermissionError as error:
+            message = f"process {folder.name} is a kube-proxy, but its network namespace cannot be read"
+            raise SourceError(message) from error
         except OSError:
-            continue  # The process exited, or belongs to another user.
+            continue  # The process exited.
     return ""
 
 

@@ -49,5 +49,6 @@ async def _run(check: Check, inputs: Inputs) -> list[Finding]:
         found = [Finding(Severity.INFO, f"not checked: {check.subject}: {error}", is_skipped=True)]
     except (PyproxyError, OSError, ValueError) as error:
         # The rights or a program are missing: the result of the command would otherwise look complete.
-        found = [Finding(Severity.WARN, f"not checked: {check.subject}: {error}")]
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        found = [Finding(Severity.WARN, f"not checked: {check.subject}: {reason}")]
     return [replace(each, check=check.name) for each in found or [Finding(Severity.OK, check.subject)]]

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 from itertools import product
 
 from pyproxy.backends.iptables import chain_names as names
+from pyproxy.backends.iptables.capabilities import chain_rules
 from pyproxy.backends.iptables.legacy_entries import legacy_tables
-from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, NAT
+from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, NAT, ChainKey
 from pyproxy.config.config import ProxyMode
 from pyproxy.doctor.finding import Finding, fail, info, warn
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, Inputs
@@ -155,27 +156,31 @@ async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
     """A host port of a pod hides the node port with the same number, if its chain comes first."""
     found = []
     for variant, family in _in_use(inputs, NAT):
-        saved = await _rules(family, variant, NAT)
-        lines = [line for line in saved.splitlines() if line.startswith("-A PREROUTING ")]
+        # The whole table, which is large on a node with many Services, is printed only if it matters.
+        lines = (await chain_rules(family, variant, ChainKey(NAT, "PREROUTING"))).splitlines()
         ours = next((at for at, line in enumerate(lines) if f"-j {names.SERVICES}" in line), None)
-        first = [line for line in lines[:ours] if _target(line) not in ("", names.SERVICES)]
-        # In other modes node ports are served after all chains of iptables at this hook, or beside them.
-        if not first or (ours is None and inputs.mode == ProxyMode.IPTABLES.value):
+        first = list(dict.fromkeys(filter(None, map(_target, lines[:ours]))))
+        if not first:
             continue
         tool = program(family, variant)
-        hidden = sorted(_host_ports(saved) & _node_ports(inputs, saved))
-        if hidden and any(_target(line) == _HOST_PORTS for line in first):
+        hidden: list[tuple[str, int]] = []
+        if _HOST_PORTS in first:
+            saved = await _rules(family, variant, NAT)
+            hidden = sorted(_host_ports(saved) & _node_ports(inputs, saved))
+        if hidden:
             listed = ", ".join(f"{port}/{protocol.upper()}" for protocol, port in hidden)
+            place = f"{_HOST_PORTS} comes before {names.SERVICES}" if ours is not None else "only one of them can work"
             found.append(
                 warn(
-                    f"hostPort of a pod hides node port {listed}: {_HOST_PORTS} comes before {names.SERVICES}",
+                    f"{family}: hostPort of a pod hides node port {listed}: {place}",
                     f"{tool} -t nat -S {_HOST_PORTS}",
                     "change the hostPort of the pod or the nodePort of the Service",
                 )
             )
-        else:
-            listed = ", ".join(dict.fromkeys(map(_target, first)))
-            text = f"{family}: rules of other programs come before those of Services in nat PREROUTING: {listed}"
+        elif ours is not None:
+            text = (
+                f"{family}: rules of other programs come before those of Services in nat PREROUTING: {', '.join(first)}"
+            )
             found.append(info(text, f"{tool} -t nat -S PREROUTING"))
     return found
 

@@ -310,7 +310,7 @@ def test_host_port_that_hides_a_node_port(variant: Variant) -> None:
     )
     load(Family.IPV4, variant, text.format("30080,8080"))
 
-    wanted = "hostPort of a pod hides node port 30080/TCP: CNI-HOSTPORT-DNAT comes before KUBE-SERVICES"
+    wanted = "IPv4: hostPort of a pod hides node port 30080/TCP: CNI-HOSTPORT-DNAT comes before KUBE-SERVICES"
     assert (Severity.WARN, wanted) == only("foreign-jumps")
 
     run(program(Family.IPV4, variant), "-t", "nat", "-F", "CNI-HOSTPORT-DNAT")
@@ -340,3 +340,19 @@ def test_node_address_of_an_interface() -> None:
     run("ip", "address", "add", "192.0.2.1/24", "dev", "lo")
 
     assert [] == findings("node-ip", Inputs(Config(), replace(NODE, ips=(parse_ip("192.0.2.1"),))))
+
+
+def test_host_port_in_nftables_mode() -> None:
+    """In nftables mode a hostPort with the number of a node port is a warning, other chains of iptables are not."""
+    load(Family.IPV4, Variant.NFT, "*nat\n:DOCKER - [0:0]\n-A PREROUTING -j DOCKER\nCOMMIT\n")
+    inputs = Inputs(Config(), NODE, agent=AgentAnswers(PYPROXY, "nftables"))
+    assert [] == findings("foreign-jumps", inputs)
+    load(
+        Family.IPV4,
+        Variant.NFT,
+        "*nat\n:CNI-HOSTPORT-DNAT - [0:0]\n-A PREROUTING -j CNI-HOSTPORT-DNAT\n"
+        "-A CNI-HOSTPORT-DNAT -p udp -m multiport --dports 30053 -j RETURN\nCOMMIT\n",
+    )
+
+    text = "IPv4: hostPort of a pod hides node port 30053/UDP: only one of them can work"
+    assert (Severity.WARN, text) == only("foreign-jumps", inputs)
