@@ -140,7 +140,7 @@ async def check_quarantine(inputs: Inputs) -> list[Finding]:
         return []
     return [
         fail(
-            f"the kernel refused the rules of {count:.0f} Service ports, which are quarantined",
+            f"the kernel refused the rules of {count:.0f} Service port{'s' if count > 1 else ''}, now quarantined",
             f"curl {agent.metrics_url}/statusz",
             "/statusz has the Service ports and the kernel's error",
         )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from pyproxy.doctor.inputs import PYPROXY, AgentAnswers, Inputs, InstalledRules,
 from pyproxy.model.address import ListenAddress, parse_ip
 from pyproxy.plan.service_table import State
 from pyproxy.plan.service_values import EndpointsValues, ServiceValues
+from tests.fakes.apiserver import ApiServer
 
 from .cluster import FLAGS, wait_until
 from .cluster import PYPROXY as PROGRAM
 from .doctor_checks import NODE, findings, only, write
+from .gate import SYNC_PERIOD_FLAG, Gate
+from .modes import NFT
 from .objects import port, service
 from .own_namespace import run
 
@@ -31,15 +35,19 @@ pytestmark = pytest.mark.usefixtures("own_tables")
 
 
 @contextmanager
-def running_agent(folder: Path, *flags: str) -> Iterator[Path]:
-    """Run an agent without objects; return the directory of its manifests."""
+def running_agent(folder: Path, *flags: str, source: str = "", env: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """Run an agent, by default with an empty directory of manifests, and wait for its first sync; return the directory."""
     run("ip", "link", "set", "lo", "up")
     manifests = folder / "manifests"
     manifests.mkdir()
-    own = (f"--manifests={manifests}", "--hostname-override=node1", f"--control-socket={folder / 'control'}", *flags)
+    own = (source or f"--manifests={manifests}", "--hostname-override=node1", f"--control-socket={folder / 'control'}")
     servers = ("--metrics-bind-address=127.0.0.1:10249", "--healthz-bind-address=127.0.0.1")
-    command = [PROGRAM, "run", *FLAGS, *own, *servers]
-    with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    command = [PROGRAM, "run", *FLAGS, *own, *servers, *flags]
+    environment = {**os.environ, **(env or {})}
+    with (
+        (folder / "log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as process,
+    ):
         try:
             wait_until(lambda: bool(answers().readyz.get("ready")), "the agent's first sync")
             yield manifests
@@ -114,29 +122,68 @@ def test_other_proxy_beside_ours(tmp_path: Path) -> None:
             process.terminate()
 
 
-def test_agent_whose_node_is_missing_objects() -> None:
-    """Pending changes, lost watches and quarantined Service ports are read from the answers of the agent."""
-    metrics = {
-        'pyproxy_watch_up{kind="Service"}': 0.0,
-        'pyproxy_watch_up{kind="Node"}': 1.0,
-        'pyproxy_quarantined_service_ports{ip_family="IPv4"}': 2.0,
-    }
-    status = {
-        "IPv4": {"lastUpdated": "2026-01-01T00:00:00Z", "healthy": False},
-        "IPv6": {"lastUpdated": "2026-01-01T00:00:00Z", "healthy": True},
-    }
-    readyz: dict[str, object] = {"firstSyncDone": True, "lastSyncGood": True, "watchesLostSeconds": 12.5}
-    healthz: dict[str, object] = {"status": status}
-    inputs = Inputs(
-        Config(), NODE, agent=AgentAnswers(PYPROXY, "iptables", "http://x", "http://y", metrics, healthz, readyz)
-    )
+@contextmanager
+def gated_agent(folder: Path) -> Iterator[tuple[Gate, Path]]:
+    """Run an agent in iptables mode behind a gate; return the gate and the directory of manifests."""
+    write("ipv4/ip_forward", 1)
+    gate = Gate(NFT, folder / "gate")
+    with running_agent(folder, *NFT.flags, SYNC_PERIOD_FLAG, env=gate.env) as manifests:
+        yield gate, manifests
 
-    text = "IPv4: changes are pending for too long; last sync 2026-01-01T00:00:00Z"
-    assert (Severity.FAIL, text) == only("last-sync", inputs)
-    text = "the watch of Service is lost, for 12 s: changes do not arrive"
-    assert (Severity.WARN, text) == only("watches", inputs)
-    text = "the kernel refused the rules of 2 Service ports, which are quarantined"
-    assert (Severity.FAIL, text) == only("quarantine", inputs)
+
+def test_kernel_that_refuses_everything(tmp_path: Path) -> None:
+    """While nothing can be written, the last sync is a failure with the time since when."""
+    with gated_agent(tmp_path) as (gate, manifests):
+        gate.be_busy()
+        (manifests / "web.yaml").write_text(json.dumps(service("web", 170, port(80))))
+        wait_until(lambda: "changes are pending for too long" in doctor(tmp_path).stdout, "pending changes")
+        done = doctor(tmp_path)
+
+    assert 2 == done.returncode
+    assert "FAIL  IPv4: changes are pending for too long; last sync 20" in done.stdout
+
+
+def test_service_that_the_kernel_refuses(tmp_path: Path) -> None:
+    """A quarantined Service is a failure that names it."""
+    with gated_agent(tmp_path) as (gate, manifests):
+        gate.refuse_cluster_ip(170)
+        (manifests / "web.yaml").write_text(json.dumps(service("web", 170, port(80))))
+        wait_until(lambda: "quarantined" in doctor(tmp_path).stdout, "the quarantine")
+        done = doctor(tmp_path)
+
+    assert 2 == done.returncode
+    assert "FAIL  the kernel refused the rules of 1 Service port, now quarantined" in done.stdout
+    assert "FAIL  default/web is quarantined: " in done.stdout
+
+
+def test_lost_watches(tmp_path: Path) -> None:
+    """Without the API server, the watches that are lost are a warning with their kinds."""
+    write("ipv4/ip_forward", 1)
+    run("ip", "link", "set", "lo", "up")
+    run("ip", "address", "add", "192.0.2.1/32", "dev", "lo")
+
+    async def watch() -> tuple[str, str]:
+        server = ApiServer()
+        await server.__aenter__()
+        flags = ("--proxy-mode=nftables", "--bind-address=192.0.2.1")
+        agent_ = running_agent(tmp_path, *flags, source=f"--master={server.url}")
+        await asyncio.to_thread(agent_.__enter__)
+        try:
+            before = (await asyncio.to_thread(doctor, tmp_path)).stdout
+            await server.__aexit__()
+            await asyncio.to_thread(
+                wait_until, lambda: "the watch of" in doctor(tmp_path).stdout, "a finding about the watches"
+            )
+            return before, (await asyncio.to_thread(doctor, tmp_path)).stdout
+        finally:
+            await asyncio.to_thread(agent_.__exit__, None, None, None)
+
+    before, after = asyncio.run(watch())
+
+    assert "WARN" not in before
+    [line] = [line for line in after.splitlines() if "the watch of" in line]
+    assert line.startswith("WARN")
+    assert "Service" in line
 
 
 def test_rules_that_cannot_be_read() -> None:
