@@ -136,7 +136,7 @@ def test_unknown_port_in_nftables_mode() -> None:
     status, found = explained("client", "default/web:81", "--proxy-mode=nftables")
 
     assert (4, "REJECTED") == (status, found.verdict)
-    assert "which has only the port 80/TCP" in found.reason
+    assert "has only the port 80/TCP" in found.reason
 
 
 def test_no_input() -> None:
