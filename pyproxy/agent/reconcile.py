@@ -14,7 +14,7 @@ from itertools import islice
 from time import monotonic
 from typing import Generic, TypeVar
 
-from pyproxy.backends.interface import Kernel, KernelCounts, Program
+from pyproxy.backends.interface import Kernel, KernelCounts, Program, changed_entries
 from pyproxy.errors import ApplyError
 from pyproxy.logs import V2
 from pyproxy.model.address import Family
@@ -268,13 +268,9 @@ class Reconciler(Generic[K, V]):
 
     async def _write(self, keys: Iterable[K]) -> int:
         change: dict[K, tuple[V | None, V | None]] = {}
-        applied, wanted_at = self._applied.get, self._program.value
         rest = iter(keys)
         while part := tuple(islice(rest, _KEYS_PER_SLICE)):
-            for key in part:
-                present, wanted = applied(key), wanted_at(key)
-                if present != wanted:
-                    change[key] = (present, wanted)
+            change |= changed_entries(part, self._applied, self._program)
             if len(part) == _KEYS_PER_SLICE:
                 await asyncio.sleep(0)
         if change:

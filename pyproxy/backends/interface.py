@@ -5,12 +5,12 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 the two.
 """
 
-from collections.abc import Collection, Hashable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 from pyproxy.backends.explanation import Interpreter
-from pyproxy.backends.listing import RuleListing
+from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family, Network
@@ -58,6 +58,20 @@ def desired_entries(program: Program[K, V], plans: Mapping[ServicePortName, Serv
     for name, plan in plans.items():
         program.put(name, plan)
     return {key: value for key in program.keys() if (value := program.value(key)) is not None}  # noqa: SIM118  # no dict
+
+
+def changed_entries(
+    keys: Iterable[K], present: Mapping[K, V], program: Program[K, V]
+) -> dict[K, tuple[V | None, V | None]]:
+    """Return the entries that a sync changes, each with its present and its wanted value.
+
+    Args:
+        keys: the entries to compare.
+        present: the entries in the kernel.
+        program: has the wanted values.
+    """
+    present_value, wanted_value = present.get, program.value
+    return {key: pair for key in keys if (pair := (present_value(key), wanted_value(key)))[0] != pair[1]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +223,41 @@ class Dumper(Protocol):
     """Values of ``--output`` for which `script` is printed."""
     scripts_hold_one_family: bool
     """Whether a different program loads the script of each family, so that both cannot be one input."""
+    rule_noun: str
+    """What a `ListedRule` is in this mode: rule, element or entry."""
+
+    def program(self, family: Family, context: NodeContext, present: Mapping[Any, Any]) -> Program[Any, Any]:
+        """Return an empty program with the settings that the agent would have on this node.
+
+        Args:
+            family: of the program.
+            context: this node.
+            present: the entries in the kernel, which show what the agent found when it tested the kernel; may be empty.
+        """
+        ...
+
+    async def read(self) -> dict[Family, dict[Any, Any]]:
+        """Return the entries in the kernel, as `Kernel.read` does, for each family that the node supports. Writes nothing.
+
+        Raises:
+            ApplyError: they cannot be read.
+            ConfigError: the node does not support the mode.
+        """
+        ...
+
+    def listing(self, family: Family, entries: Mapping[Any, Any], also: Mapping[Any, Any]) -> RuleListing:
+        """Return entries as a listing.
+
+        Args:
+            family: of the entries.
+            entries: from `read` or from a program.
+            also: other entries, not listed, whose names of Service ports are used where an entry has none.
+        """
+        ...
+
+    def endpoint(self, rule: ListedRule) -> str | None:
+        """Return the endpoint to which a rule sends connections, as ``IP:PORT``; None if it does not."""
+        ...
 
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]

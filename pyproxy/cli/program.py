@@ -19,6 +19,7 @@ COMMANDS = {
     "doctor": "pyproxy.cli.doctor",
     "dump-rules": "pyproxy.cli.dump_rules",
     "explain": "pyproxy.cli.explain",
+    "plan": "pyproxy.cli.plan",
     "run": "pyproxy.cli.run",
     "services": "pyproxy.cli.services",
     "takeover": "pyproxy.cli.takeover",

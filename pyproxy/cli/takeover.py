@@ -6,7 +6,6 @@ be removed from the same code as the removal. No rule is tried out, so a rule th
 
 import asyncio
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -20,23 +19,17 @@ from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.registry import backend_class, choose_mode, open_dumper
 from pyproxy.cli.dump_rules import tracked_listings
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
-from pyproxy.cli.objects import report, tracked
+from pyproxy.cli.live_objects import known_objects
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import SWITCH
-from pyproxy.errors import ConfigError, SourceError
+from pyproxy.errors import ConfigError
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family
-from pyproxy.model.change import Kind
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
-from pyproxy.model.node import Node
-from pyproxy.model.tracker import Tracker
-from pyproxy.node.node_name import own_node, own_node_name
 from pyproxy.takeover.running_proxy import detect_running_proxy
 from pyproxy.takeover.stale_rules import IptablesSnapshot, find_stale_rules, kube_proxy_nft_tables
 
-_LIST_SECONDS = 30.0
-_NEEDED = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE)
 # Chains of kube-proxy's nftables mode (`servicePortChainNameBase`); in the name of an endpoint's chain "__" follows.
 _NFT_CHAIN = re.compile(
     r"(?m)^\tchain \w+-[A-Z2-7]{8}-(?P<namespace>[^/\s]+)/(?P<name>[^/\s]+)/(?P<protocol>\w+)/(?P<port>[a-z0-9-]*)"
@@ -82,7 +75,7 @@ def command(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None
 async def _plan(config: Config) -> list[str]:
     config = await choose_mode(config)
     backend = backend_class(config.proxy_mode)
-    tracker, node = await _known_objects(config)
+    tracker, node = await known_objects(config)
     planned = {listing.family: listing for listing in tracked_listings(tracker, node, open_dumper(config))}
     used = await backend.choose_iptables_variant(config)
     saved = await find_stale_rules(used, backend.owns_chain)
@@ -98,52 +91,6 @@ async def _plan(config: Config) -> list[str]:
         counts = {name: len(rules) for name, rules in listing.services.items()}
         lines += _service_lines(_present_counts(mine, table), counts)
     return lines
-
-
-async def _known_objects(config: Config) -> tuple[Tracker, Node]:
-    name = own_node_name(config)
-    if config.manifests:
-        from pyproxy.manifests.files import read_objects  # noqa: PLC0415  # YAML
-
-        objects = await asyncio.to_thread(read_objects, config.manifests)
-        report(objects, sys.stderr)
-        found = next((node for node in objects.nodes if node.name == name), None)
-        return tracked(objects), own_node(config, found, name)
-    tracker = await _listed_objects(config, name)
-    return tracker, own_node(config, tracker.node, name)
-
-
-async def _listed_objects(config: Config, node_name: str) -> Tracker:
-    """List the objects at the API server.
-
-    Raises:
-        SourceError: it did not answer in time.
-    """
-    from pyproxy.kubeapi import access, api  # noqa: PLC0415  # HTTP: objects may come from files
-    from pyproxy.kubeapi.load_access import load_access  # noqa: PLC0415  # as above
-
-    settings = access.AccessSettings(kubeconfig=config.kubeconfig, master=config.master, api_servers=config.api_servers)
-    tracker = Tracker()
-    wants_service_cidrs: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-    wants_service_cidrs.set_result(False)
-    watched = api.Watched(node_name=node_name, service_cidrs=wants_service_cidrs)
-    source = api.ApiSource(lambda: load_access(settings), watched, api.Store(deliver=tracker.apply))
-    following = asyncio.create_task(source.run())
-    try:
-        async with asyncio.timeout(_LIST_SECONDS):
-            while not tracker.knows(*_NEEDED):
-                await asyncio.wait([following], timeout=0.05)
-                if following.done():
-                    following.result()
-    except TimeoutError:
-        message = (
-            f"the API server did not list Services, EndpointSlices and the Node {node_name} in {_LIST_SECONDS:g} s"
-        )
-        raise SourceError(message) from None
-    finally:
-        following.cancel()
-        await asyncio.gather(following, return_exceptions=True)
-    return tracker
 
 
 def _present_counts(saved: Iterable[IptablesSnapshot], nft_table: str) -> Counts:

@@ -7,12 +7,14 @@ import msgspec
 from pyproxy.cli.doctor import DoctorReport
 from pyproxy.cli.explain_report import ExplanationDocument
 from pyproxy.cli.kernel_services import ServiceRulesList
+from pyproxy.cli.plan_report import PlanDocument
 from pyproxy.plan.service_values import ServiceList
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
     "doctor-report.json": DoctorReport,
     "explanation.json": ExplanationDocument,
+    "plan.json": PlanDocument,
     "service-list.json": ServiceList,
     "service-rules-list.json": ServiceRulesList,
 }

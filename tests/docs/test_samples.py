@@ -15,7 +15,11 @@ from click.testing import CliRunner
 from pyproxy.cli.program import pyproxy
 
 ROOT = Path(__file__).parents[2]
-FILES = {"cluster.yaml": "tests/inputs/broken-services.yaml"}
+FILES = {
+    "cluster.yaml": "tests/inputs/broken-services.yaml",
+    "before.yaml": "tests/inputs/plan-before.yaml",
+    "after.yaml": "tests/inputs/plan-after.yaml",
+}
 """The file of this repository for each file name in the docs."""
 _SAMPLE = re.compile(r"^ {4}\$ pyproxy (.*)\n((?: {4}.*\n|\n(?= {4}))+)", re.MULTILINE)
 

@@ -24,10 +24,22 @@ _CHAIN_ORDER = ("KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
 """The order in which a packet can pass the chains of a Service port, which is the order of a listing."""
 
 
-def list_rules(family: Family, chains: Iterable[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:
-    """Sort rules by the Service port that they belong to; within a port and chain their order is kept."""
+def list_rules(
+    family: Family,
+    chains: Iterable[tuple[str, str]],
+    rules: Iterable[ListedRule],
+    also: Iterable[ListedRule] = (),
+) -> RuleListing:
+    """Sort rules by the Service port that they belong to; within a port and chain their order is kept.
+
+    Args:
+        family: of the rules.
+        chains: table and name of our chains.
+        rules: the rules to sort.
+        also: other rules, not listed. Their names of Service ports are used for chains whose own name is missing.
+    """
     rules = tuple(rules)
-    owners = _owners(rules)
+    owners = _owners((*also, *rules))
     common: list[ListedRule] = []
     services: dict[ServicePortName, list[ListedRule]] = {}
     last: list[ListedRule] = []

@@ -1,16 +1,25 @@
 """Lists the rules of the iptables mode for ``dump-rules``, from plans or from the kernel, by Service."""
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from pyproxy.backends.explanation import Interpreter
-from pyproxy.backends.interface import Dumper, desired_entries
+from pyproxy.backends.interface import Dumper, Program, desired_entries
 from pyproxy.backends.iptables.accounting import has_counter
 from pyproxy.backends.iptables.attribution import list_rules
 from pyproxy.backends.iptables.chain_names import from_side_by_side, is_side_by_side, to_side_by_side
 from pyproxy.backends.iptables.explain import paths, read_save
-from pyproxy.backends.iptables.mode import choose_variant, iptables_settings, ownership, side_by_side_ownership
+from pyproxy.backends.iptables.kernel import read_entries
+from pyproxy.backends.iptables.mode import (
+    choose_variant,
+    iptables_settings,
+    ownership,
+    side_by_side_ownership,
+    supported_families,
+)
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
@@ -28,12 +37,15 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
 
+_HAIRPIN_BY_ENDPOINT = re.compile(r"^-A \w+-SEP-\w+ -s \S+ -j \w+-MARK-MASQ$", re.MULTILINE)
+
 
 class IptablesDumper:
     """Lists planned rules, and the rules that are in the kernel; a `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore"})
     scripts_hold_one_family = True  # iptables-restore and ip6tables-restore
+    rule_noun = "rule"
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -42,6 +54,12 @@ class IptablesDumper:
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
         """Return the rules that the agent would write for these plans on this node."""
+        return self.listing(family, desired_entries(self.program(family, context, {}), plans), {})
+
+    def program(
+        self, family: Family, context: NodeContext, present: Mapping[RulesetKey, str]
+    ) -> Program[RulesetKey, str]:
+        """Return an empty program with the settings that the agent would have on this node; see `Dumper`."""
         runs_side_by_side = bool(self._config.service_proxy_name)
         settings = iptables_settings(self._config, family, context)
         settings = replace(
@@ -53,15 +71,32 @@ class IptablesDumper:
             count_localhost_node_ports=(
                 settings.localhost_node_ports and not runs_side_by_side and has_counter(LOCALHOST_COUNTER)
             ),
+            # The agent tests whether the kernel has xt_bpf, by a rule in a chain of its own. Without it each chain of an
+            # endpoint masquerades the endpoint's address, so such a rule shows what the agent found. kube-proxy's
+            # rule of the same kind has a comment.
+            hairpin_by_packet=not any(
+                _HAIRPIN_BY_ENDPOINT.search(value) for key, value in present.items() if isinstance(key, ChainKey)
+            ),
         )
-        program = (SideBySideProgram if runs_side_by_side else IptablesProgram)(settings)
-        entries: dict[RulesetKey, str] = desired_entries(program, plans)
-        # Each hook is inserted at the top, so in the kernel the hook written last is the first rule of its chain.
-        rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
+        return (SideBySideProgram if runs_side_by_side else IptablesProgram)(settings)
+
+    async def read(self) -> dict[Family, dict[RulesetKey, str]]:
+        """Return the chains and hooks in the kernel; see `Dumper`."""
+        variant, _ = await choose_variant(self._config)
+        owned = side_by_side_ownership if self._config.service_proxy_name else ownership
+        return {
+            family: await read_entries(family, variant, owned(family), TABLES) for family in supported_families(variant)
+        }
+
+    def listing(self, family: Family, entries: Mapping[RulesetKey, str], also: Mapping[RulesetKey, str]) -> RuleListing:
+        """Return chains and hooks as a listing; see `Dumper`."""
         chains = sorted(key for key in entries if isinstance(key, ChainKey))
-        for key in chains:
-            rules += [ListedRule(*key, rule) for rule in entries[key].splitlines()]
-        return _listing(family, chains, rules)
+        return _listing(family, chains, entry_rules(entries), entry_rules(also))
+
+    def endpoint(self, rule: ListedRule) -> str | None:
+        """Return the destination of a DNAT rule."""
+        _, _, destination = rule.rule.partition(" --to-destination ")
+        return destination.partition(" ")[0] or None
 
     async def live(self) -> list[RuleListing]:
         """Return the rules that are in the kernel, with their packet counters, for each family."""
@@ -106,14 +141,35 @@ class IptablesDumper:
 DUMPER: Callable[[Config], Dumper] = IptablesDumper
 
 
-def _listing(family: Family, chains: Collection[tuple[str, str]], rules: Iterable[ListedRule]) -> RuleListing:
+def entry_rules(entries: Mapping[Any, Any]) -> list[ListedRule]:
+    """Return the rules of chains and hooks; other entries are skipped."""
+    # Each hook is inserted at the top, so in the kernel the hook written last is the first rule of its chain.
+    rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
+    for key in sorted(key for key in entries if isinstance(key, ChainKey)):
+        rules += [ListedRule(*key, rule) for rule in entries[key].splitlines()]
+    return rules
+
+
+def _listing(
+    family: Family,
+    chains: Collection[tuple[str, str]],
+    rules: Iterable[ListedRule],
+    also: Iterable[ListedRule] = (),
+) -> RuleListing:
     """Sort rules by Service. Rules with side-by-side names are sorted by the usual names, which attribution knows."""
     if not any(is_side_by_side(*key) for key in chains):
-        return list_rules(family, chains, rules)
+        return list_rules(family, chains, rules, also)
+
+    def usual(listed: Iterable[ListedRule]) -> list[ListedRule]:
+        return [
+            rule._replace(chain=from_side_by_side(rule.chain), rule=from_side_by_side(rule.rule)) for rule in listed
+        ]
+
     listing = list_rules(
         family,
         [(table, from_side_by_side(chain)) for table, chain in chains],
-        [rule._replace(chain=from_side_by_side(rule.chain), rule=from_side_by_side(rule.rule)) for rule in rules],
+        usual(rules),
+        usual(also),
     )
 
     def renamed(listed: Iterable[ListedRule]) -> tuple[ListedRule, ...]:

@@ -78,11 +78,7 @@ class IptablesKernel:
         """
         # Before the read: a change by another program during it must count as external.
         self._counter.settle()
-        found: dict[RulesetKey, str] = {}
-        for table in self._tables:
-            text = await saved(self.family, self.variant, table, self._ownership)
-            # In a thread: parsing the rules of 10,000 Services takes 0.2 s, which would block the event loop.
-            found |= await asyncio.to_thread(parse_save, table, text.splitlines(), self._ownership)
+        found = await read_entries(self.family, self.variant, self._ownership, self._tables)
         self._rules = Counter(dict.fromkeys(self._tables, 0))
         for key, value in found.items():
             self._rules[key.table] += _rule_count(key, value)
@@ -139,6 +135,22 @@ class IptablesKernel:
             ApplyError: the tables cannot be read.
         """
         return self._watch is not None and await self._watch.has_changed()
+
+
+async def read_entries(
+    family: Family, variant: Variant, ownership: Ownership, tables: Sequence[str]
+) -> dict[RulesetKey, str]:
+    """Return the chains and hooks of an owner that are in the kernel.
+
+    Raises:
+        ApplyError: the tables cannot be read.
+    """
+    found: dict[RulesetKey, str] = {}
+    for table in tables:
+        text = await saved(family, variant, table, ownership)
+        # In a thread: parsing the rules of 10,000 Services takes 0.2 s, which would block the event loop.
+        found |= await asyncio.to_thread(parse_save, table, text.splitlines(), ownership)
+    return found
 
 
 def _rule_count(key: RulesetKey, value: str | None) -> int:

@@ -5,6 +5,7 @@ difference of entries. A virtual server has no field for a name: the comment of 
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 
 from pyproxy.backends.iptables import chain_names as names
 from pyproxy.backends.iptables.ruleset import ChainKey
@@ -42,6 +43,7 @@ def list_entries(
     entries: Mapping[IpvsKey, IpvsValue],
     rules: Iterable[ListedRule],
     states: Mapping[RealServer, RealServerState],
+    also: Mapping[IpvsKey, IpvsValue] = MappingProxyType({}),
 ) -> RuleListing:
     """Sort entries by the Service port that they belong to.
 
@@ -50,9 +52,10 @@ def list_entries(
         entries: the entries; rules are skipped.
         rules: the iptables rules, in order.
         states: the states of real servers in the kernel; empty for planned entries.
+        also: other entries, not listed, whose names of Service ports are used for virtual servers without one.
     """
     owners: dict[VirtualServer, ServicePortName] = {}
-    for key, value in entries.items():
+    for key, value in (*also.items(), *entries.items()):
         if isinstance(key, Member) and key.set in (*SERVED, REMOTE_EXTERNAL_IPS) and isinstance(value, str) and value:
             service, _, port = value.partition(":")
             name = NamespacedName(*service.split("/", 1))

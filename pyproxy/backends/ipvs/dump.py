@@ -4,16 +4,28 @@ from collections.abc import Callable, Mapping
 
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
-from pyproxy.backends.iptables.mode import choose_variant
+from pyproxy.backends.iptables.dump import entry_rules
+from pyproxy.backends.iptables.kernel import read_entries
+from pyproxy.backends.iptables.mode import choose_variant, supported_families
 from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
-from pyproxy.backends.iptables.ruleset import IPVS_TABLES, ChainKey, HookKey
+from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
-from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, RealServer, RealServerState, Set, Vip
+from pyproxy.backends.ipvs.entries import (
+    IpvsKey,
+    IpvsValue,
+    Member,
+    RealServer,
+    RealServerState,
+    Set,
+    Vip,
+    VirtualServer,
+)
 from pyproxy.backends.ipvs.ipset import ipvs_sets
 from pyproxy.backends.ipvs.mode import ipvs_settings, ownership
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.requirements import require_ipvs
+from pyproxy.backends.ipvs.static_rules import SERVED
 from pyproxy.backends.ipvs.vips import Vips
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.backends.listing import ListedRule, RuleListing
@@ -35,6 +47,7 @@ class IpvsDumper:
 
     script_formats = frozenset({"restore", "nft"})
     scripts_hold_one_family = False
+    rule_noun = "entry"
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -43,13 +56,51 @@ class IpvsDumper:
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> RuleListing:
         """Return the entries that the agent would write for these plans on this node."""
-        program = IpvsProgram(ipvs_settings(self._config, family, context))
-        entries: dict[IpvsKey, IpvsValue] = desired_entries(program, plans)
-        # Each hook is inserted at the top, so in the kernel the hook written last is the first rule of its chain.
-        rules = [ListedRule(*key) for key in entries if isinstance(key, HookKey)][::-1]
-        for key in sorted(key for key in entries if isinstance(key, ChainKey)):
-            rules += [ListedRule(*key, rule) for rule in str(entries[key]).splitlines()]
-        return list_entries(family, entries, rules, {})
+        return self.listing(family, desired_entries(self.program(family, context, {}), plans), {})
+
+    def program(self, family: Family, context: NodeContext, _: object) -> IpvsProgram:
+        """Return an empty program with the settings that the agent would have on this node."""
+        return IpvsProgram(ipvs_settings(self._config, family, context))
+
+    async def read(self) -> dict[Family, dict[IpvsKey, IpvsValue]]:
+        """Return the entries in the kernel; see `Dumper`.
+
+        Foreign virtual servers are left out, and so are real servers with weight 0, which drain: a sync changes neither.
+        """
+        await require_ipvs()
+        variant, _ = await choose_variant(self._config)
+        found: dict[Family, dict[IpvsKey, IpvsValue]] = {}
+        for family in supported_families(variant):
+            entries, _ = _read(family)
+            excluded = [block for block in self._config.ipvs.exclude_cidrs if block.family is family]
+            ours = {
+                key
+                for key in entries
+                if isinstance(key, VirtualServer)
+                and any(Member(name, *key) in entries for name in SERVED)
+                and not any(key.ip in block for block in excluded)
+            }
+            kept = {
+                key: value
+                for key, value in entries.items()
+                if not (isinstance(key, VirtualServer) and key not in ours)
+                and not (isinstance(key, RealServer) and (key.virtual not in ours or value == 0))
+            }
+            kept.update((await read_entries(family, variant, ownership(family), IPVS_TABLES)).items())
+            found[family] = kept
+        return found
+
+    def listing(
+        self, family: Family, entries: Mapping[IpvsKey, IpvsValue], also: Mapping[IpvsKey, IpvsValue]
+    ) -> RuleListing:
+        """Return entries as a listing; see `Dumper`."""
+        return list_entries(family, entries, entry_rules(entries), {}, also)
+
+    def endpoint(self, rule: ListedRule) -> str | None:
+        """Return the address of a real server that gets new connections."""
+        if rule.table != IPVS or not rule.rule.startswith("-a ") or rule.rule.endswith(" -w 0"):
+            return None
+        return rule.rule.partition(" -r ")[2].partition(" ")[0]
 
     async def live(self) -> list[RuleListing]:
         """Return the entries that are in the kernel, with weights and connections of real servers, for each family."""

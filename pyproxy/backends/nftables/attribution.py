@@ -6,6 +6,7 @@ frontend has the name of the Service port as its comment; the frontend leads to 
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.backends.nftables.elements import (
@@ -42,9 +43,17 @@ _ADDRESSED_KEYS = _addressed_keys()
 """For each set whose elements belong to one Service port: the fields of the frontend with which their keys begin."""
 
 
-def list_elements(family: Family, entries: Mapping[ElementKey, Value]) -> RuleListing:
-    """Return elements grouped by the Service port that they belong to."""
-    owners = _owners(family, entries)
+def list_elements(
+    family: Family, entries: Mapping[ElementKey, Value], also: Mapping[ElementKey, Value] = MappingProxyType({})
+) -> RuleListing:
+    """Return elements grouped by the Service port that they belong to.
+
+    Args:
+        family: of the elements.
+        entries: the elements to list.
+        also: other elements, not listed. Their names of Service ports are used for frontends without a name of their own.
+    """
+    owners = _owners(family, also) | _owners(family, entries)
     common: list[ListedRule] = []
     services: dict[ServicePortName, list[ListedRule]] = {}
     for key in sorted(entries):

@@ -5,14 +5,14 @@ from functools import partial
 
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
-from pyproxy.backends.listing import RuleListing
+from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.backends.nftables.attribution import list_elements
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
-from pyproxy.backends.nftables.elements import LAYOUT, SETS, ElementKey, Value
+from pyproxy.backends.nftables.elements import ADDRESSED, LAYOUT, NODE_PORTS, SETS, ElementKey, Value
 from pyproxy.backends.nftables.explain import paths, read_elements
 from pyproxy.backends.nftables.kernel import NftablesKernel
 from pyproxy.backends.nftables.layout import TABLE, layout_text
-from pyproxy.backends.nftables.mode import nftables_settings
+from pyproxy.backends.nftables.mode import nftables_settings, supported_families
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import family_name, table_text
 from pyproxy.config.config import Config
@@ -25,12 +25,17 @@ from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import nftables_config
 from pyproxy.plan.service_plan import ServicePlan
 
+_ENDPOINT_MAPS = frozenset(
+    choice.endpoints.name for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local)
+)
+
 
 class NftablesDumper:
     """Lists the elements of both families; implements `backends.interface.Dumper`."""
 
     script_formats = frozenset({"restore", "nft"})
     scripts_hold_one_family = False
+    rule_noun = "element"
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
@@ -47,6 +52,32 @@ class NftablesDumper:
         table, _, _ = table_text(family, layout_text(settings), chained).partition("add element")
         self._tables[family] = table
         return list_elements(family, entries)
+
+    def program(self, family: Family, context: NodeContext, _: object) -> NftablesProgram:
+        """Return an empty program with the settings that the agent would have on this node."""
+        return NftablesProgram(nftables_settings(self._config, family, context))
+
+    async def read(self) -> dict[Family, dict[ElementKey, Value]]:
+        """Return the elements in the kernel; see `Dumper`."""
+        found = {}
+        with NftGeneration() as generation:
+            for family in supported_families():
+                with NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)) as kernel:
+                    found[family] = await kernel.read()
+        return found
+
+    def listing(
+        self, family: Family, entries: Mapping[ElementKey, Value], also: Mapping[ElementKey, Value]
+    ) -> RuleListing:
+        """Return elements as a listing; see `Dumper`."""
+        return list_elements(family, entries, also)
+
+    def endpoint(self, rule: ListedRule) -> str | None:
+        """Return the data of an element of a map of endpoints."""
+        if rule.chain not in _ENDPOINT_MAPS:
+            return None
+        ip, port = rule.rule.removesuffix(" }").rpartition(" : ")[2].split(" . ")
+        return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
     async def live(self) -> list[RuleListing]:
         """Return the elements in the kernel, of each family that has our table.

@@ -58,7 +58,7 @@ class NftablesMode:
         self._monitor = ChangeMonitor(TABLE)
         self._sockets.callback(self._monitor.close)
         self._layouts: dict[Layout, str] = {}
-        self.families = tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
+        self.families = supported_families()
         self.follows_local_ips = lists_blocks(config)
         self._readiness = NodeReadiness(config, self.families)
 
@@ -146,6 +146,11 @@ class NftablesMode:
 
 
 BACKEND: type[Backend] = NftablesMode
+
+
+def supported_families() -> tuple[Family, ...]:
+    """Return the families that the kernel supports."""
+    return tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
 
 
 def nftables_settings(config: Config, family: Family, context: NodeContext) -> NftablesSettings:

@@ -1,0 +1,250 @@
+"""What ``plan`` prints: a line for each Service port whose rules change, or a document for programs."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple
+
+from msgspec import Meta, Struct
+
+from pyproxy.backends.interface import Dumper, Program, changed_entries, desired_entries
+from pyproxy.backends.listing import ListedRule, RuleListing
+from pyproxy.model.address import Family, socket_text
+from pyproxy.model.names import ServicePortName
+from pyproxy.plan.service_plan import ServicePlan
+from pyproxy.plan.service_values import API_VERSION, FAMILIES, PROTOCOLS
+
+_SHOWN_ENDPOINTS = 4
+"""Endpoints that a line of text shows of those added, and of those removed; the document has all of them."""
+_SYMBOLS = {"change": "~", "add": "+", "remove": "-"}
+_PLURALS = {"entry": "entries"}
+
+
+class RuleDifference(Struct, rename="camel", forbid_unknown_fields=True):
+    """The rules, elements or entries that a sync adds and removes."""
+
+    added: list[str]
+    removed: list[str]
+
+
+class ServiceChange(Struct, rename="camel", forbid_unknown_fields=True):
+    """A Service port whose rules change."""
+
+    action: Annotated[
+        Literal["change", "add", "remove"],
+        Meta(description="add: the Service port has no rules before. remove: it has none afterwards."),
+    ]
+    namespace: str
+    name: str
+    port_name: str
+    protocol: Literal["TCP", "UDP", "SCTP"]
+    family: Literal["IPv4", "IPv6"]
+    frontends: Annotated[list[str], Meta(description="IP:PORT, or *:PORT for a node port; afterwards.")]
+    endpoints: Annotated[int, Meta(description="How many endpoints it has; with remove, how many it had.")]
+    endpoints_added: list[str]
+    endpoints_removed: list[str]
+    rules: RuleDifference
+
+
+class SharedChange(Struct, rename="camel", forbid_unknown_fields=True):
+    """Rules that belong to no single Service."""
+
+    family: Literal["IPv4", "IPv6"]
+    rules: RuleDifference
+    rewritten: Annotated[
+        int, Meta(description="Chains that are rewritten because their rules have another order, or exist twice.")
+    ]
+
+
+class PlanDocument(Struct, rename="camel", forbid_unknown_fields=True):
+    """The document that ``pyproxy plan -o json`` prints."""
+
+    api_version: Literal["pyproxy.io/v1alpha1"]
+    kind: Literal["Plan"]
+    node: str
+    mode: Annotated[str, Meta(description="The proxy mode: iptables, nftables or ipvs.")]
+    source: Annotated[Literal["kernel", "files"], Meta(description="What the wanted rules are compared with.")]
+    rule_noun: Annotated[str, Meta(description="What an item of added and removed is: rule, element or entry.")]
+    services: list[ServiceChange]
+    shared: list[SharedChange]
+
+    @property
+    def is_empty(self) -> bool:
+        """Return whether nothing changes."""
+        return not (self.services or self.shared)
+
+
+class Comparison(NamedTuple):
+    """The rules of one family before and after a change."""
+
+    before: RuleListing
+    after: RuleListing
+    plans: Mapping[ServicePortName, ServicePlan]
+    """The plans of the Service ports afterwards."""
+    entries: int
+    """How many entries change, as the agent compares them."""
+
+
+def compared(
+    dumper: Dumper,
+    family: Family,
+    present: Mapping[Any, Any],
+    program: Program[Any, Any],
+    plans: Mapping[ServicePortName, ServicePlan],
+) -> Comparison:
+    """Return the difference between entries and those that plans need.
+
+    Args:
+        dumper: of the mode.
+        family: of the entries.
+        present: the entries to compare with.
+        program: an empty program.
+        plans: all plans of the family.
+    """
+    wanted = desired_entries(program, plans)
+    # As a full sync compares: the keys of the program, then those that are present. Some keys that are present have a
+    # wanted value although the program does not list them.
+    keys = dict.fromkeys((*wanted, *present))
+    change = changed_entries(keys, present, program)
+    wanted |= {key: value for key in present if key not in wanted and (value := program.value(key)) is not None}
+    return Comparison(
+        dumper.listing(family, present, wanted), dumper.listing(family, wanted, present), plans, len(change)
+    )
+
+
+def plan_document(
+    node: str, mode: str, source: Literal["kernel", "files"], dumper: Dumper, comparisons: Iterable[Comparison]
+) -> PlanDocument:
+    """Return the document for the comparisons of all families."""
+    document = PlanDocument(API_VERSION, "Plan", node, mode, source, dumper.rule_noun, [], [])
+    for found in comparisons:
+        if found.entries:
+            services = list(_service_changes(found, dumper))
+            document.services += services
+            document.shared += _shared_changes(found, explained=bool(services))
+    document.services.sort(key=lambda item: (item.namespace, item.name, item.port_name, item.protocol, item.family))
+    return document
+
+
+def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChange]:
+    for name in sorted({*found.before.services, *found.after.services}):
+        before, after = found.before.services.get(name, ()), found.after.services.get(name, ())
+        if before == after:
+            continue
+        endpoints_before, endpoints_after = _endpoints(before, dumper), _endpoints(after, dumper)
+        plan = found.plans.get(name)
+        yield ServiceChange(
+            action="change" if before and after else "add" if after else "remove",
+            namespace=name.service.namespace,
+            name=name.service.name,
+            port_name=name.port,
+            protocol=PROTOCOLS[name.protocol],
+            family=FAMILIES[found.after.family],
+            frontends=list(_frontends(plan)) if plan else [],
+            endpoints=len(endpoints_after if after else endpoints_before),
+            endpoints_added=[item for item in endpoints_after if item not in endpoints_before],
+            endpoints_removed=[item for item in endpoints_before if item not in endpoints_after],
+            rules=_difference(before, after),
+        )
+
+
+def _shared_changes(found: Comparison, *, explained: bool) -> Iterator[SharedChange]:
+    before, after = (*found.before.common, *found.before.last), (*found.after.common, *found.after.last)
+    rules = _difference(before, after)
+    if rules.added or rules.removed:
+        yield SharedChange(FAMILIES[found.after.family], rules, 0)
+    elif not explained:
+        yield SharedChange(FAMILIES[found.after.family], rules, found.entries)
+
+
+def _difference(before: Sequence[ListedRule], after: Sequence[ListedRule]) -> RuleDifference:
+    old, new = Counter(_text(rule) for rule in before), Counter(_text(rule) for rule in after)
+    return RuleDifference(added=[*(new - old).elements()], removed=[*(old - new).elements()])
+
+
+def _text(rule: ListedRule) -> str:
+    return f"{rule.table}: {rule.rule}"
+
+
+def _endpoints(rules: Iterable[ListedRule], dumper: Dumper) -> dict[str, None]:
+    """Return the endpoints of rules, each once, in their order."""
+    return dict.fromkeys(endpoint for rule in rules if (endpoint := dumper.endpoint(rule)))
+
+
+def _frontends(plan: ServicePlan) -> Iterator[str]:
+    ips = (*([plan.cluster_ip] if plan.cluster_ip is not None else []), *plan.external_ips, *plan.load_balancer_ips)
+    for ip in dict.fromkeys(ips):
+        yield socket_text(ip, plan.port)
+    if plan.node_port:
+        yield f"*:{plan.node_port}"
+
+
+def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
+    """Yield the lines of the text output; if `wide`, with the rules that are added and removed."""
+    noun = document.rule_noun
+    rows = [
+        (
+            f"{_SYMBOLS[item.action]} {_title(item)}",
+            _detail(item),
+            _amount(item.rules, noun) or f"{_plural(noun)} in another order",
+        )
+        for item in document.services
+    ]
+    rows += [
+        (
+            f"~ shared {_plural(noun)}{_suffix(shared.family)}",
+            "",
+            _amount(shared.rules, noun) or f"{shared.rewritten} rewritten: another order, or copies",
+        )
+        for shared in document.shared
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    differences = [item.rules for item in document.services] + [shared.rules for shared in document.shared]
+    for (title, detail, amount), rules in zip(rows, differences, strict=True):
+        yield f"{title:{widths[0]}}  {detail:{widths[1]}}  {amount}"
+        if wide:
+            yield from (f"    + {text}" for text in rules.added)
+            yield from (f"    - {text}" for text in rules.removed)
+    counts = Counter(item.action for item in document.services)
+    shared = f", and shared {_plural(noun)}" if document.shared else ""
+    yield (
+        f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}."
+        " Nothing was written."
+    )
+
+
+def _plural(noun: str) -> str:
+    return _PLURALS.get(noun, f"{noun}s")
+
+
+def _title(item: ServiceChange) -> str:
+    port = f":{item.port_name}" if item.port_name else ""
+    return f"{item.namespace}/{item.name}{port} {item.protocol.lower()}{_suffix(item.family)}"
+
+
+def _suffix(family: str) -> str:
+    return " IPv6" if family == "IPv6" else ""
+
+
+def _detail(item: ServiceChange) -> str:
+    endpoints = f"{item.endpoints} endpoint{'' if item.endpoints == 1 else 's'}"
+    if item.action == "add":
+        return f"{', '.join(item.frontends)} -> {endpoints}"
+    if item.action == "remove":
+        return f"had {endpoints}"
+    changes = [*_shown("+", item.endpoints_added), *_shown("-", item.endpoints_removed)]
+    return f"endpoints {' '.join(changes)}" if changes else "same endpoints"
+
+
+def _shown(sign: str, endpoints: Sequence[str]) -> Iterator[str]:
+    yield from (f"{sign}{endpoint}" for endpoint in endpoints[:_SHOWN_ENDPOINTS])
+    if len(endpoints) > _SHOWN_ENDPOINTS:
+        yield f"{sign}({len(endpoints) - _SHOWN_ENDPOINTS} more)"
+
+
+def _amount(rules: RuleDifference, noun: str) -> str:
+    parts = [
+        f"{len(texts)} {noun if len(texts) == 1 else _plural(noun)} {verb}"
+        for texts, verb in ((rules.added, "added"), (rules.removed, "removed"))
+        if texts
+    ]
+    return ", ".join(parts)
