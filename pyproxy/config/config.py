@@ -101,16 +101,15 @@ _KEYWORDS = {word.value: word for word in NodePortAddresses}
 
 
 def _parse_nodeport_addresses(text: str) -> tuple[Network | NodePortAddresses, ...]:
-    return tuple(_KEYWORDS.get(item) or _node_port_block(item) for item in map(str.strip, parse_strings(text)))
-
-
-def _node_port_block(text: str) -> Network:
-    try:
-        return parse_network(text)
-    except ValueError:
-        hint = suggestion(text, _KEYWORDS)
-        message = f"{text!r} is not a CIDR block or one of the keywords {', '.join(_KEYWORDS)}{hint}"
-        raise ValueError(message) from None
+    found: list[Network | NodePortAddresses] = []
+    for item in map(str.strip, parse_strings(text)):
+        try:
+            found.append(_KEYWORDS.get(item) or parse_network(item))
+        except ValueError:
+            hint = suggestion(item, _KEYWORDS)
+            message = f"{item!r} is not a CIDR block or one of the keywords {', '.join(_KEYWORDS)}{hint}"
+            raise ValueError(message) from None
+    return tuple(found)
 
 
 def _keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
@@ -331,7 +330,12 @@ class Config:
             about.require_usable(about.value(self))
         self._require_ordered_periods()
         self._require_interface()
-        self._require_one_source()
+        if self.manifests and (self.kubeconfig or self.master):
+            message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
+            raise ConfigError(message)
+        if self.api_servers and (self.manifests or self.master):
+            message = "--api-servers: selects the API servers; --manifests and --master cannot be given with it"
+            raise ConfigError(message)
 
     @property
     def min_sync_period_seconds(self) -> float | None:
@@ -370,14 +374,6 @@ class Config:
         flag, value = needed.get(self.detect_local_mode, ("", "nothing is needed"))
         if not value:
             message = f"--{flag}: must be given with --detect-local-mode={self.detect_local_mode.value}"
-            raise ConfigError(message)
-
-    def _require_one_source(self) -> None:
-        if self.manifests and (self.kubeconfig or self.master):
-            message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
-            raise ConfigError(message)
-        if self.api_servers and (self.manifests or self.master):
-            message = "--api-servers: selects the API servers; --manifests and --master cannot be given with it"
             raise ConfigError(message)
 
 

@@ -238,8 +238,13 @@ class _ConfigReader:
             try:
                 return msgspec.convert(tree, self.schema.configuration)
             except msgspec.ValidationError as error:
-                path, reason = _type_error(error)
-                self._blame(path, reason)
+                match = _VALIDATION_ERROR.fullmatch(str(error))
+                path, reason = (match["path"], match["reason"]) if match else ("", str(error))
+                if mismatch := _MISMATCH.fullmatch(reason):
+                    wanted = [_TYPE_NAMES[name] for name in mismatch["wanted"].split(" | ") if name != "null"]
+                    words = " or ".join(filter(None, (", ".join(wanted[:-1]), wanted[-1])))
+                    reason = f"must be {words}, not {_TYPE_NAMES[mismatch['found']]}"
+                self._blame(path, reason.replace("`", ""))
                 tree = _without(tree, re.sub(r"\[.*", "", path).split("."))
 
     def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the option's type
@@ -279,17 +284,6 @@ _TYPE_NAMES = {
     "object": "a mapping",
     "null": "null",
 }
-
-
-def _type_error(error: msgspec.ValidationError) -> tuple[str, str]:
-    """Return the path of the field that an error is about, and the reason in words."""
-    match = _VALIDATION_ERROR.fullmatch(str(error))
-    path, reason = (match["path"], match["reason"]) if match else ("", str(error))
-    if mismatch := _MISMATCH.fullmatch(reason):
-        wanted = [_TYPE_NAMES[name] for name in mismatch["wanted"].split(" | ") if name != "null"]
-        words = " or ".join(filter(None, (", ".join(wanted[:-1]), wanted[-1])))
-        reason = f"must be {words}, not {_TYPE_NAMES[mismatch['found']]}"
-    return path, reason.replace("`", "")
 
 
 def _without(tree: dict[str, Any], steps: list[str]) -> dict[str, Any]:

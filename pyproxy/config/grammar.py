@@ -269,15 +269,14 @@ def write_list(values: Sequence[object]) -> str:
 
 def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
     """Read ``A=true,B=false`` as component-base's ``MapStringBool`` does."""
-    return tuple(_gate(item) for item in text.split(",") if item)
-
-
-def _gate(text: str) -> tuple[str, bool]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        message = f"{text!r} is not NAME=true or NAME=false"
-        raise ValueError(message)
-    return name.strip(), parse_bool(value.strip())
+    gates: list[tuple[str, bool]] = []
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            message = f"{item!r} is not NAME=true or NAME=false"
+            raise ValueError(message)
+        gates.append((name.strip(), parse_bool(value.strip())))
+    return tuple(gates)
 
 
 def write_gates(gates: Sequence[tuple[str, bool]]) -> str:

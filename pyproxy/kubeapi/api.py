@@ -36,7 +36,8 @@ _EVENT = msgspec.json.Decoder(wire.WatchEvent)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
 _INVALID = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
-"""Statuses of servers that cannot stream a list: old ones forbid a ``resourceVersionMatch`` in a watch."""
+"""Statuses of servers that cannot stream a list: without the feature gate WatchList they forbid ``sendInitialEvents``,
+and older ones ``resourceVersionMatch`` in a watch (apimachinery, ``meta/internalversion/validation``)."""
 _ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
 _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
 """About a minute: during its start a server may not have all resources and roles yet."""
@@ -217,7 +218,7 @@ class Watcher:
             except UnreachableError as error:
                 self._lose(str(error))
                 delay = self._reflector.failed(_now(), self.random())
-            except SourceError as error:  # the response has an unexpected content
+            except SourceError as error:  # the response cannot be used
                 self._lose(str(error))
                 delay = self._reflector.refused(_now(), self.random())
             await asyncio.sleep(delay)
@@ -256,6 +257,7 @@ class Watcher:
         if isinstance(request, Watch):
             query["resourceVersion"] = request.resource_version
         else:
+            # Without a resourceVersion this is a consistent read. The server requires the match with sendInitialEvents.
             query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
             self._listed.clear()
             self._unserved.clear()
@@ -272,6 +274,7 @@ class Watcher:
         try:
             event = _EVENT.decode(line)
             if event.type == wire.ERROR:
+                # The response began with 200, so a later error, such as 410 for an expired version, comes as an event.
                 status = _STATUS.decode(event.object)
                 raise HttpStatusError(status.code or 0, status.message or status.reason or event.type)
             if isinstance(self._reflector.request, Stream):
@@ -286,6 +289,7 @@ class Watcher:
         """Process an event of an incomplete stream, which may also change an object that was delivered before."""
         if event.type == wire.BOOKMARK:
             bookmark = _BOOKMARK.decode(event.object)
+            # A server that does not know sendInitialEvents ignores it, and sends ordinary bookmarks only.
             if not bookmark.ends_initial_events:
                 raise HttpStatusError(HTTPStatus.BAD_REQUEST, "the server watches without the initial events")
             self._reflector.stream_completed(bookmark.resource_version)
@@ -318,6 +322,8 @@ class Watcher:
         return item.resource_version
 
     def _refused(self, error: HttpStatusError) -> float:
+        # The resource version or the continue token is older than the server's history, which is normal after a long
+        # disconnection: the API server has etcd compact the history every five minutes (``--etcd-compaction-interval``).
         if error.status == HTTPStatus.GONE:
             logger.debug("%s: %s", self.resource.path, error)
             return self._reflector.expired(_now(), self.random())

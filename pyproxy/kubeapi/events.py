@@ -33,8 +33,11 @@ SECONDS_PER_EVENT = 6.0
 """Average interval after a burst."""
 _RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
 _LONGEST_NOTE_BYTES = 1024
-"""Limit of the API server (``pkg/apis/core/validation/events.go``)."""
+"""Limit of the API server (``pkg/apis/core/validation/events.go``, ``NoteLengthLimit``)."""
+_LONGEST_INSTANCE = 128
+"""The same file, ``ReportingInstanceLengthLimit``."""
 _LONGEST_NAME = 200
+"""Part of the object's name in the name of its Event, which may have 253 characters with the random suffix."""
 _NODES_NAMESPACE = "default"
 """Namespace of Events about objects without a namespace."""
 _PASSING = OVERLOADED | {HTTPStatus.UNAUTHORIZED}
@@ -174,5 +177,5 @@ def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]
         "note": note.text.encode()[:_LONGEST_NOTE_BYTES].decode(errors="ignore"),
         "regarding": {name: value for name, value in regarding.items() if value},
         "reportingController": CONTROLLER,
-        "reportingInstance": f"{CONTROLLER}-{node_name}"[:128],
+        "reportingInstance": f"{CONTROLLER}-{node_name}"[:_LONGEST_INSTANCE],
     }

@@ -20,12 +20,14 @@ if a server lists but does not watch, it would otherwise be listed without a pau
 from dataclasses import dataclass
 
 PAGE_SIZE = 500
-"""Objects in one page, as in client-go's pager."""
+"""Objects in one page, as in client-go (``tools/pager/pager.go``, ``defaultPageSize``)."""
 SHORTEST_DELAY_SECONDS = 0.2
 LONGEST_DELAY_SECONDS = 30.0
+"""As in client-go (``tools/cache/reflector.go``, ``defaultBackoffMax``)."""
 LONGEST_RETRY_AFTER_SECONDS = 120.0
 """Upper limit for a server's Retry-After."""
 SHORTEST_WATCH_SECONDS = 300
+"""As in client-go (``tools/cache/reflector.go``, ``defaultMinWatchTimeout``)."""
 STEADY_SECONDS = 5.0
 """A watch that was open for this time counts as working, even without events."""
 HASTY_SECONDS = 1.0

@@ -36,7 +36,8 @@ Tell = Callable[[RequestRecord], None]
 LONGEST_LINE_BYTES = 64 << 20
 """Limit for a line of a watch; the largest object in etcd (1.5 MB by default) is far below it."""
 OVERLOADED = frozenset({429, 502, 503, 504})
-"""Statuses that do not depend on the request: it may succeed later, or at another server."""
+"""Statuses that do not depend on the request: it may succeed later, or at another server. The API server sends
+429 under API Priority and Fairness and while it shuts down; the rest may come from a load balancer in front of it."""
 _DONE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
 _EXCERPT_BYTES = 4096
 """Part of an error response that is read."""
@@ -61,9 +62,11 @@ class Timing:
     connect: float = 10.0
     """For a TCP connection with its TLS handshake."""
     answer: float = 60.0
-    """For the beginning of a response, and between parts of a list: the API server cancels a request after 60 s."""
+    """For the beginning of a response, and between parts of a list: the API server cancels a request other than a watch
+    after 60 s (``--request-timeout``)."""
     silence: float = 85.0
-    """Between parts of a watch: the server sends a bookmark every minute."""
+    """Between parts of a watch: the server sends a bookmark every minute (apiserver 0.37, ``storage/cacher/cacher.go``,
+    ``defaultBookmarkFrequency``), so that a longer silence means a dead connection."""
 
 
 class UnreachableError(SourceError):

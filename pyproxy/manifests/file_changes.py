@@ -206,6 +206,7 @@ def _differing(old: _File, new: _File) -> Iterator[_Topic]:
 
 def _differences(old: FileObjects, new: FileObjects) -> Iterator[ObjectChange]:
     olds, news = _by_name(old), _by_name(new)
+    # Additions in the order of `_by_name`, removals in reverse order: a Service before its endpoints.
     for key, each in news.items():
         if olds.get(key) != each:
             yield Put(each)
@@ -222,6 +223,7 @@ def _differences(old: FileObjects, new: FileObjects) -> Iterator[ObjectChange]:
 
 
 def _by_name(objects: FileObjects) -> dict[tuple[Kind, NamespacedName], Object]:
+    """Return the objects by kind and name, each Service after its endpoints."""
     named: dict[tuple[Kind, NamespacedName], Object] = {}
     named |= {(Kind.NODE, NamespacedName("", node.name)): node for node in objects.nodes}
     named |= {(Kind.SERVICE_CIDR, each.name): each for each in objects.service_cidrs}

@@ -210,7 +210,7 @@ def _kept(last: Manifest | None, file: str, reason: str) -> Manifest:
 
 
 def _can_be_followed(path: Path) -> bool:
-    """Return whether a path can be read repeatedly; a pipe or a device cannot."""
+    """Return whether a path can be read repeatedly; a pipe or a device cannot. `read` reports a path that does not exist."""
     return path.is_dir() or path.is_file() or not path.exists()
 
 
@@ -227,6 +227,7 @@ def _without_garbage_collection() -> Iterator[None]:
 
 
 def _lists(objects: FileObjects) -> Iterator[ObjectChange]:
+    # Services last, so that the first rules for a Service already have its endpoints.
     yield Replaced(Kind.NODE, objects.nodes)
     yield Replaced(Kind.SERVICE_CIDR, objects.service_cidrs)
     yield Replaced(Kind.ENDPOINT_SLICE, objects.slices)

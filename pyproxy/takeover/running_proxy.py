@@ -21,12 +21,17 @@ from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_tex
 logger = logging.getLogger(__name__)
 
 _KUBE_PROXYS_PORTS = (10249, 10256)
-"""Default ports of its metrics server and its health server."""
+"""Default ports of kube-proxy's metrics server and health server."""
 _LOOK_SECONDS = 0.5
+"""Interval between two checks."""
 _ANSWER_SECONDS = 5.0
+"""Time limit for both responses of a server."""
 _REPEAT_SECONDS = 300.0
+"""Interval between two log lines while waiting."""
 _LONGEST_ANSWER = 1 << 16
+"""Limit in bytes: the port may belong to any program."""
 _MODES = {"iptables", "ipvs", "nftables"}
+"""The possible responses of kube-proxy to ``/proxyMode``, except those on Windows."""
 _MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
 """Part of the names and command lines of proxies: kube-proxy, kubelite and k3s, which include it, and pyproxy."""
 
@@ -51,16 +56,15 @@ async def wait_for_running_proxy(config: Config) -> None:
 async def detect_running_proxy(config: Config) -> str:
     """Return how a running proxy was detected; an empty text if there is none."""
     defaults = [ListenAddress(ip, port) for ip in LOOPBACK_IPS.values() for port in _KUBE_PROXYS_PORTS]
-    asked_for = (config.metrics_bind_address, config.healthz_bind_address)
-    configured = [address for address in asked_for if isinstance(address, ListenAddress)]
-    addresses = dict.fromkeys(map(_reachable, (*defaults, *configured)))
-    answers = await asyncio.gather(*map(_recognise, addresses))
+    own = (config.metrics_bind_address, config.healthz_bind_address)
+    configured = [address for address in own if isinstance(address, ListenAddress)]
+    # A server on all addresses (0.0.0.0 or ::) is reachable on loopback.
+    reachable = [
+        address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
+        for address in (*defaults, *configured)
+    ]
+    answers = await asyncio.gather(*map(_recognise, dict.fromkeys(reachable)))
     return next(filter(None, answers), "")
-
-
-def _reachable(address: ListenAddress) -> ListenAddress:
-    """Return the address for requests to a server; the loopback address if it listens on all addresses."""
-    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
 
 
 async def _recognise(address: ListenAddress) -> str:
@@ -74,17 +78,13 @@ async def _recognise(address: ListenAddress) -> str:
             if "lastUpdated" in _fields(await _ask(address, "/healthz")):
                 return f"{where}/healthz answers as a proxy's"
     except TimeoutError:
-        if not await asyncio.to_thread(_is_no_proxys, address.port):
+        # Not a proxy if all processes that listen on the port are visible and have other names.
+        commands = await asyncio.to_thread(who_listens, address.port)
+        if not commands or any(map(_MAY_BE_PROXY.search, commands)):
             return f"{where} is taken, and does not answer"
     except OSError:
         pass
     return ""
-
-
-def _is_no_proxys(port: int) -> bool:
-    """Return whether all processes that listen on a port are known not to be a proxy."""
-    commands = who_listens(port)
-    return bool(commands) and not any(map(_MAY_BE_PROXY.search, commands))
 
 
 async def _ask(address: ListenAddress, path: str) -> str:
@@ -105,6 +105,7 @@ async def _ask(address: ListenAddress, path: str) -> str:
 
 
 def _fields(text: str) -> Collection[str]:
+    """Return the names of the fields of a JSON object; nothing for any other text."""
     try:
         found = json.loads(text)
     except ValueError:

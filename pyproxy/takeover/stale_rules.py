@@ -45,7 +45,7 @@ class Kept(Enum):
     """Why chains with kube-proxy's names were kept."""
 
     NO_MARKER = "no marker chain of pyproxy"
-    KUBE_PROXY_RETURNED = "kube-proxy has written since pyproxy did"
+    KUBE_PROXY_RETURNED = "kube-proxy has written rules after pyproxy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +54,18 @@ class Removed:
 
     chains: int = 0
     hooks: int = 0
-    """Rules that jumped to these chains from built-in ones."""
+    """Rules in built-in chains that jumped to these chains."""
     kept: Kept | None = None
-    """Set if chains with kube-proxy's names are left."""
+    """Set if chains with kube-proxy's names were kept."""
 
     def __bool__(self) -> bool:
         return self != Removed()
 
 
 Chains = Mapping[str, Collection[str]]
-"""Names of chains that can be removed, or rules that hook them in, by table."""
+"""Names of chains, or rules in built-in chains that jump to them, by table."""
 ChainTest = Callable[[str, str], bool]
-"""Returns whether a chain of a table is one of those in question."""
+"""Returns whether a chain is selected; called with its table and its name."""
 ChainSelector = Callable[[Chains], tuple[Chains, Kept | None]]
 """Picks the chains to remove from all chains of a family, and returns why the remaining chains with kube-proxy's names are kept."""
 
@@ -74,8 +74,8 @@ async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_k
     """Remove stale rules of other modes and variants, and of side-by-side operation, once a mode's rules are complete.
 
     Args:
-        used: the variant that this mode uses; None: nftables.
-        owns: picks the chains there that this mode uses.
+        used: the variant that this mode uses; None for nftables mode.
+        owns: selects the chains in this variant that this mode uses.
         include_kube_proxy: also remove stale rules of kube-proxy.
 
     Raises:
@@ -88,33 +88,42 @@ async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_k
             _choice(variant is used, owns, include_kube_proxy=include_kube_proxy),
             beside_ours=variant is used,
         )
-    await _remove_stale_tables(
-        [name for name in nft_tables(include_kube_proxy=include_kube_proxy) if used or name != _OWN_NFT_TABLE]
-    )
+    # In nftables mode the table `pyproxy` is in use.
+    stale = [name for name in nft_tables(include_kube_proxy=include_kube_proxy) if used or name != _OWN_NFT_TABLE]
+    if shutil.which("nft"):
+        for name, nft_family in product(stale, NFT_FAMILIES.values()):
+            if await delete_nft_table(nft_family, name):
+                logger.info("removed table %s %s", nft_family, name)
 
 
 def _choice(is_used: bool, owns: ChainTest, *, include_kube_proxy: bool) -> ChainSelector:  # noqa: FBT001  # of a partial
-    if is_used:
-        return partial(
-            _pick, owns=lambda table, chain: _is_left(table, chain, owns, include_kube_proxy=include_kube_proxy)
+    """Return the selector of the stale chains in a variant; `is_used` if this mode has its rules there."""
+    if not is_used:
+        return partial(_choose, include_kube_proxy=include_kube_proxy)
+
+    def is_stale(table: str, chain: str) -> bool:
+        return not owns(table, chain) and (
+            chain_names.is_side_by_side(table, chain)
+            or (include_kube_proxy and kube_proxy.is_kube_proxys(table, chain))
         )
-    return partial(_choose, include_kube_proxy=include_kube_proxy)
+
+    return partial(_pick, owns=is_stale)
 
 
 @dataclass(frozen=True, slots=True)
 class IptablesSnapshot:
-    """What is in the iptables tables of one family, in one variant, and what of it `remove_stale_rules` would remove."""
+    """The iptables tables of one family, in one variant, and the chains that `remove_stale_rules` would remove."""
 
     family: Family
     variant: Variant
     tables: Mapping[str, str]
     """Names of chains, kube-proxy's rules and hooks, as ``iptables-save`` prints them, by table."""
     left: Chains
-    """Chains that go."""
+    """Stale chains."""
 
 
 async def find_stale_rules(used: Variant | None, owns: ChainTest) -> list[IptablesSnapshot]:
-    """Return what is in iptables, and what of it would go with `remove_stale_rules`, kube-proxy's included; nothing is changed."""
+    """Return what `remove_stale_rules` would remove from iptables, including kube-proxy's chains; changes nothing."""
     found = []
     for variant, family in product(Variant, Family):
         if is_available(family, variant):
@@ -128,7 +137,7 @@ async def find_stale_rules(used: Variant | None, owns: ChainTest) -> list[Iptabl
 
 
 async def kube_proxy_nft_tables() -> dict[Family, str]:
-    """Return what is in the tables of kube-proxy's nftables mode, by family; those that are there."""
+    """Return the text of each existing table of kube-proxy's nftables mode, by family."""
     found = {}
     if shutil.which("nft"):
         for family, word in NFT_FAMILIES.items():
@@ -168,7 +177,7 @@ async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSele
     """Clean the tables that this mode's own rules are in.
 
     Table nat may be large, so it is read only if there was something to remove from the other tables: every mode, and
-    side-by-side pyproxy, has chains of its own in those.
+    side-by-side operation, has chains in those as well.
     """
     first = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
     if not first:
@@ -177,20 +186,13 @@ async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSele
     return Removed(first.chains + nat.chains, first.hooks + nat.hooks, first.kept or nat.kept)
 
 
-async def _remove_stale_tables(owners: Collection[str]) -> None:
-    if shutil.which("nft"):
-        for owner, nft_family in product(owners, NFT_FAMILIES.values()):
-            if await delete_nft_table(nft_family, owner):
-                logger.info("removed table %s %s", nft_family, owner)
-
-
 def nft_tables(*, include_kube_proxy: bool) -> tuple[str, ...]:
-    """Return the names of the tables that go, kube-proxy's as well if asked."""
+    """Return the names of the nftables tables to remove."""
     return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if include_kube_proxy else (_OWN_NFT_TABLE,)
 
 
 def removed_text(removed: Removed) -> str:
-    """Return what a clean-up did in words, for a log line or the output of a command."""
+    """Return a clean-up in words, for a log line or the output of a command."""
     parts = [f"removed {removed.chains} chains and {removed.hooks} hook rules"] if removed.chains else []
     match removed.kept:
         case Kept.NO_MARKER:
@@ -208,7 +210,7 @@ def removed_text(removed: Removed) -> str:
 async def remove_own_rules(family: Family, variant: Variant, *, include_kube_proxy: bool) -> Removed:
     """Remove our rules of one family in one variant; return what was removed."""
     choice = partial(_choose, include_kube_proxy=include_kube_proxy)
-    # A table that is only looked at would be created.
+    # Reading a legacy table that does not exist would create it.
     tables = _existing(family, variant, IPVS_TABLES)
     if variant is Variant.LEGACY:
         try:
@@ -219,6 +221,7 @@ async def remove_own_rules(family: Family, variant: Variant, *, include_kube_pro
 
 
 def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[str]:
+    """Return the tables that exist; in the nft variant all of them, because reading does not create them there."""
     return [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
 
 
@@ -239,9 +242,15 @@ def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector)
 async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: ChainSelector) -> Removed:
     owned = Ownership(owns=lambda *_: False, shared=(), hooks=_known_hooks(family))
     texts = {name: await saved(family, variant, name, owned) for name in names}
-    # In a thread: the agent does this beside its work, and the other mode's rules may be many.
+    # In a thread, to keep the event loop of the agent free: the other mode may have many rules.
     chains, hooks, kept = await asyncio.to_thread(_find, family, texts, choice)
-    await _remove(family, variant, chains, hooks)
+    found = {table: names for table, names in chains.items() if names}
+    if variant is Variant.NFT:
+        # Not by iptables-nft-restore, which fails at a -D of a rule that it cannot parse.
+        keys = {HookKey(table, rule.split()[1], rule) for table in found for rule in hooks[table]}
+        await asyncio.to_thread(nft_chains.remove_chains, family, found, keys)
+    elif found:
+        await restore(family, variant, "".join(_removal(name, found[name], hooks[name]) for name in found))
     return Removed(_count(chains), _count(hooks), kept)
 
 
@@ -250,12 +259,12 @@ def _count(names: Chains) -> int:
 
 
 async def remove_chains(family: Family, variant: Variant, owns: ChainTest) -> None:
-    """Remove the chains that a test picks from beside those of this mode, with the hooks that jump to them."""
+    """Remove some of the chains in the tables that this mode uses, with the hooks that jump to them."""
     await _clean_beside_ours(family, variant, partial(_pick, owns=owns))
 
 
 def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tuple[Chains, Chains, Kept | None]:
-    """Return the chains that are chosen and the rules that jump to them, by table, and why other chains are kept."""
+    """Return the selected chains and the rules that jump to them, by table, and why other chains are kept."""
     lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in texts.items()}
     existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
     chains, kept = choice(existing)
@@ -266,18 +275,11 @@ def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tu
     return chains, hooks, kept
 
 
-async def _remove(family: Family, variant: Variant, chains: Chains, hooks: Chains) -> None:
-    gone = {table: names for table, names in chains.items() if names}
-    if variant is Variant.NFT:
-        # Not by a restore: its -D fails at a rule that it does not know.
-        keys = {HookKey(table, rule.split()[1], rule) for table in gone for rule in hooks[table]}
-        await asyncio.to_thread(nft_chains.remove_chains, family, gone, keys)
-    elif gone:
-        await restore(family, variant, "".join(_removal(name, gone[name], hooks[name]) for name in gone))
-
-
 def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
-    """Return restore input that removes rules first, then the chains that nothing jumps to any more."""
+    """Return restore input that removes rules first, then the chains, which then have no references.
+
+    The kernel refuses to delete a chain that has rules or references; ``:CHAIN`` flushes it.
+    """
     lines = [f":{chain} - [0:0]" for chain in chains]
     lines += [f"-D {rule.removeprefix('-A ')}" for rule in hooks]
     lines += [f"-X {chain}" for chain in chains]
@@ -289,40 +291,35 @@ def _pick(existing: Chains, owns: ChainTest) -> tuple[Chains, None]:
 
 
 def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, Kept | None]:
-    """Choose our chains, and with `include_kube_proxy` those of kube-proxy."""
+    """Select our chains, and with `include_kube_proxy` those of kube-proxy.
+
+    Many chains have the same name in both, so the marker chain decides. Without it they belong to kube-proxy, with it to us,
+    except those that kube-proxy needs if it has written rules since. Names that only kube-proxy uses are never ours.
+    """
     found = {(table, chain) for table in existing for chain in existing[table]}
     shared = {key for key in found if is_ours(*key) or kube_proxy.is_kube_proxys(*key)}
     has_marker = any(chain == chain_names.CANARY for _, chain in found)
     if include_kube_proxy:
-        stays = set()
+        needed = set()
     elif has_marker:
-        stays = {key for key in shared if not is_ours(*key) or kube_proxy.is_needed_by(found, *key)}
+        needed = {key for key in shared if not is_ours(*key) or kube_proxy.is_needed_by(found, *key)}
     else:
-        stays = shared
-    gone = {key for key in found if key in shared - stays or _is_ours_alone(*key)}
-    kept = (Kept.KUBE_PROXY_RETURNED if has_marker else Kept.NO_MARKER) if stays else None
-    return _pick(existing, lambda table, chain: (table, chain) in gone)[0], kept
+        needed = shared
+    # Only pyproxy has these names, so no marker is needed.
+    own = {key for key in found if key == (FILTER, PROBE_CHAIN) or chain_names.is_side_by_side(*key)}
+    stale = (shared - needed) | own
+    kept = (Kept.KUBE_PROXY_RETURNED if has_marker else Kept.NO_MARKER) if needed else None
+    return _pick(existing, lambda table, chain: (table, chain) in stale)[0], kept
 
 
-def _is_left(table: str, chain: str, owns: ChainTest, *, include_kube_proxy: bool) -> bool:
-    """Return whether a chain in the tables that a mode uses is stale: of side-by-side operation, or of kube-proxy."""
-    return not owns(table, chain) and (
-        chain_names.is_side_by_side(table, chain) or (include_kube_proxy and kube_proxy.is_kube_proxys(table, chain))
-    )
-
-
-def _is_ours_alone(table: str, chain: str) -> bool:
-    return (table, chain) == (FILTER, PROBE_CHAIN) or chain_names.is_side_by_side(table, chain)
-
-
-def _hooks(family: Family, table: str, gone: Chains, existing: Chains) -> list[HookKey]:
-    """Return the hooks in a table that go: those to chains that do, and with our marker those that kube-proxy has not."""
+def _hooks(family: Family, table: str, stale: Chains, existing: Chains) -> list[HookKey]:
+    """Return the stale hooks in a table: those to stale chains, and with our marker those that kube-proxy does not have."""
     hooks = [hook for hook in _known_hooks(family) if hook.table == table]
-    stay: set[tuple[str, str]] = set()
-    if chain_names.CANARY in gone[table]:
-        stay = {(name, chain) for name in existing for chain in existing[name] if chain not in gone[name]}
+    kept: set[tuple[str, str]] = set()
+    if chain_names.CANARY in stale[table]:
+        kept = {(name, chain) for name in existing for chain in existing[name] if chain not in stale[name]}
     return [
-        hook for hook in hooks if hook.rule.rpartition(" ")[2] in gone[table] or kube_proxy.is_stale_hook(stay, hook)
+        hook for hook in hooks if hook.rule.rpartition(" ")[2] in stale[table] or kube_proxy.is_stale_hook(kept, hook)
     ]
 
 
@@ -331,7 +328,7 @@ def _known_hooks(family: Family) -> tuple[HookKey, ...]:
 
 
 async def delete_nft_table(nft_family: str, name: str) -> bool:
-    """Delete a table of nftables mode, such as ``ip`` ``kube-proxy``; return whether there was one.
+    """Delete a table of nftables mode, such as ``ip`` ``kube-proxy``; return whether it existed.
 
     Raises:
         ApplyError: `nft` failed.
@@ -362,19 +359,14 @@ async def remove_stale(config: Config, backend: Backend) -> None:
         return
     include_kube_proxy = config.takeover is Takeover.AUTO
     await remove_stale_rules(used, backend.owns_chain, include_kube_proxy=include_kube_proxy)
-    # Most nodes never had the IPVS mode; here its modules are imported once.
+    # Imported here, because most agents never need these modules.
     from pyproxy.backends.ipvs.cleanup import remove_kube_proxy_ipvs, remove_stale_ipvs  # noqa: PLC0415
 
     if backend.mode is not ProxyMode.IPVS:
-        await _remove_helper_rules(used)
+        # The rules of the IPVS mode in the tables of this mode; those in other tables are already removed.
+        for family in Family:
+            if used is not None and is_available(family, used):
+                await remove_chains(family, used, is_ours_alone)
         await remove_stale_ipvs(include_kube_proxy=include_kube_proxy)
     elif include_kube_proxy:
         await remove_kube_proxy_ipvs()
-
-
-async def _remove_helper_rules(used: Variant | None) -> None:
-    """Remove the rules of the IPVS mode in the tables of the iptables mode; those in other tables are already removed."""
-    if used is not None:
-        for family in Family:
-            if is_available(family, used):
-                await remove_chains(family, used, is_ours_alone)
