@@ -3,12 +3,13 @@
 import json
 import socket
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
 from pyproxy.errors import PyproxyError
-from pyproxy.serve.control import peer_uid
+from pyproxy.serve.control import peer_pid, peer_uid
 
 T = TypeVar("T")
 _TIMEOUT_SECONDS = 30.0
@@ -59,6 +60,26 @@ def ask(path: str, command: str, type_: type[T]) -> T:
         raise ControlError(message) from error
     message = f"{path}: {answer.error}"
     raise ControlError(message)
+
+
+def is_agent_here(path: str) -> bool:
+    """Return whether an agent in the network namespace of this process listens on the control socket.
+
+    The socket is a file, so an agent in another network namespace may have created it. If the namespace of the agent
+    cannot be read, it is assumed to be the same.
+    """
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(_TIMEOUT_SECONDS)
+            client.connect(path)
+            pid = peer_pid(client)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return False
+    except OSError:
+        return True
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/self/ns/net").stat().st_ino
+    return True
 
 
 def _exchange(path: str, request: bytes) -> bytes:

@@ -38,6 +38,13 @@ def peer_uid(connection: socket.socket) -> int:
     return uid
 
 
+def peer_pid(connection: socket.socket) -> int:
+    """Return the process ID of the process at the other end of a Unix socket; 0 if it is not in this PID namespace."""
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    pid: int = _UCRED.unpack(credentials)[0]
+    return pid
+
+
 class ControlServer:
     """Answers requests on a socket.
 

@@ -55,6 +55,20 @@ async def wait_for_running_proxy(config: Config) -> None:
 
 async def detect_running_proxy(config: Config) -> str:
     """Return how a running proxy was detected; an empty text if there is none."""
+    answers = await asyncio.gather(*map(_recognise, _addresses(config)))
+    return next(filter(None, answers), "")
+
+
+async def detect_running_agent(config: Config) -> str:
+    """Return how a running agent of pyproxy was detected by its metrics server; an empty text if there is none.
+
+    kube-proxy is not detected: after a rollback it runs while the rules of pyproxy are removed.
+    """
+    answers = await asyncio.gather(*map(_recognise_agent, _addresses(config)))
+    return next(filter(None, answers), "")
+
+
+def _addresses(config: Config) -> Collection[ListenAddress]:
     defaults = [ListenAddress(ip, port) for ip in LOOPBACK_IPS.values() for port in _KUBE_PROXYS_PORTS]
     own = (config.metrics_bind_address, config.healthz_bind_address)
     configured = [address for address in own if isinstance(address, ListenAddress)]
@@ -63,8 +77,7 @@ async def detect_running_proxy(config: Config) -> str:
         address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
         for address in (*defaults, *configured)
     ]
-    answers = await asyncio.gather(*map(_recognise, dict.fromkeys(reachable)))
-    return next(filter(None, answers), "")
+    return dict.fromkeys(reachable)
 
 
 async def _recognise(address: ListenAddress) -> str:
@@ -83,6 +96,17 @@ async def _recognise(address: ListenAddress) -> str:
         if not commands or any(map(_MAY_BE_PROXY.search, commands)):
             return f"{where} is taken, and does not answer"
     except OSError:
+        pass
+    return ""
+
+
+async def _recognise_agent(address: ListenAddress) -> str:
+    """Return why a server belongs to an agent of pyproxy, or an empty text."""
+    try:
+        async with asyncio.timeout(_ANSWER_SECONDS):
+            if (await _ask(address, "/flagz")).startswith("pyproxy "):
+                return f"{address}/flagz is a page of pyproxy"
+    except (OSError, TimeoutError):
         pass
     return ""
 

@@ -57,9 +57,11 @@ class Removed:
     """Rules in built-in chains that jumped to these chains."""
     kept: Kept | None = None
     """Set if chains with kube-proxy's names were kept."""
+    has_kubelet_firewall: bool = False
+    """Whether the chain KUBE-FIREWALL, which the kubelet shares, is there; it and the jumps to it are kept."""
 
     def __bool__(self) -> bool:
-        return self != Removed()
+        return bool(self.chains or self.hooks or self.kept)
 
 
 Chains = Mapping[str, Collection[str]]
@@ -191,9 +193,9 @@ def nft_tables(*, include_kube_proxy: bool) -> tuple[str, ...]:
     return (_OWN_NFT_TABLE, kube_proxy.NFT_TABLE) if include_kube_proxy else (_OWN_NFT_TABLE,)
 
 
-def removed_text(removed: Removed) -> str:
+def removed_text(removed: Removed, verb: str = "removed") -> str:
     """Return a clean-up in words, for a log line or the output of a command."""
-    parts = [f"removed {removed.chains} chains and {removed.hooks} hook rules"] if removed.chains else []
+    parts = [f"{verb} {removed.chains} chains and {removed.hooks} hook rules"] if removed.chains else []
     match removed.kept:
         case Kept.NO_MARKER:
             parts.append(
@@ -207,17 +209,19 @@ def removed_text(removed: Removed) -> str:
     return "; ".join(parts)
 
 
-async def remove_own_rules(family: Family, variant: Variant, *, include_kube_proxy: bool) -> Removed:
-    """Remove our rules of one family in one variant; return what was removed."""
+async def remove_own_rules(
+    family: Family, variant: Variant, *, include_kube_proxy: bool, dry_run: bool = False
+) -> Removed:
+    """Remove our rules of one family in one variant; return what was removed, or with `dry_run` what would be."""
     choice = partial(_choose, include_kube_proxy=include_kube_proxy)
     # Reading a legacy table that does not exist would create it.
     tables = _existing(family, variant, IPVS_TABLES)
-    if variant is Variant.LEGACY:
+    if variant is Variant.LEGACY and not dry_run:
         try:
             return _clean_legacy(family, tables, choice) if tables else Removed()
         except LibraryError as error:
             logger.warning("%s: cleaning by iptables-legacy-restore: %s", family, error)
-    return await _clean_by_restore(family, variant, tables, choice)
+    return await _clean_by_restore(family, variant, tables, choice, dry_run=dry_run)
 
 
 def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[str]:
@@ -236,22 +240,25 @@ def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector)
                     hooks += table.delete_rule(hook.chain, hook.rule.removeprefix(f"-A {hook.chain} "))
                 table.delete_chains(chains[name])
                 table.commit()
-    return Removed(_count(chains), hooks, kept)
+    return Removed(_count(chains), hooks, kept, chain_names.KUBELET_FIREWALL in existing.get(FILTER, ()))
 
 
-async def _clean_by_restore(family: Family, variant: Variant, names: Collection[str], choice: ChainSelector) -> Removed:
+async def _clean_by_restore(
+    family: Family, variant: Variant, names: Collection[str], choice: ChainSelector, *, dry_run: bool = False
+) -> Removed:
     owned = Ownership(owns=lambda *_: False, shared=(), hooks=_known_hooks(family))
     texts = {name: await saved(family, variant, name, owned) for name in names}
     # In a thread, to keep the event loop of the agent free: the other mode may have many rules.
     chains, hooks, kept = await asyncio.to_thread(_find, family, texts, choice)
-    found = {table: names for table, names in chains.items() if names}
-    if variant is Variant.NFT:
+    found = {} if dry_run else {table: names for table, names in chains.items() if names}
+    if found and variant is Variant.NFT:
         # Not by iptables-nft-restore, which fails at a -D of a rule that it cannot parse.
         keys = {HookKey(table, rule.split()[1], rule) for table in found for rule in hooks[table]}
         await asyncio.to_thread(nft_chains.remove_chains, family, found, keys)
     elif found:
         await restore(family, variant, "".join(_removal(name, found[name], hooks[name]) for name in found))
-    return Removed(_count(chains), _count(hooks), kept)
+    has_firewall = f":{chain_names.KUBELET_FIREWALL} " in texts.get(FILTER, "")
+    return Removed(_count(chains), _count(hooks), kept, has_firewall)
 
 
 def _count(names: Chains) -> int:
@@ -327,13 +334,18 @@ def _known_hooks(family: Family) -> tuple[HookKey, ...]:
     return (*ipvs_hooks(family), *kube_proxy.HOOKS, *side_by_side_hooks(family))
 
 
+async def has_nft_table(nft_family: str, name: str) -> bool:
+    """Return whether a table exists, such as ``ip`` ``kube-proxy``."""
+    return f"table {nft_family} {name}" in (await run(["nft", "list", "tables"])).stdout.splitlines()
+
+
 async def delete_nft_table(nft_family: str, name: str) -> bool:
     """Delete a table of nftables mode, such as ``ip`` ``kube-proxy``; return whether it existed.
 
     Raises:
         ApplyError: `nft` failed.
     """
-    if f"table {nft_family} {name}" not in (await run(["nft", "list", "tables"])).stdout.splitlines():
+    if not await has_nft_table(nft_family, name):
         return False
     argv = ["nft", "delete", "table", nft_family, name]
     result = await run(argv)

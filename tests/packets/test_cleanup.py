@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,15 @@ from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 from pyproxy.plan.service_plan import plan_service
 
+from .cluster import wait_until
 from .each import families, variants
-from .own_namespace import dump, hide_python_iptables, listed_tables, load, run
+from .own_namespace import dump, hide_python_iptables, listed_tables, load, own_namespace, run
 
 pytestmark = pytest.mark.usefixtures("own_tables")
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 CANARY = "PYPROXY-CANARY"
+FIREWALL_KEPT = "; KUBE-FIREWALL and the jumps to it are kept: the kubelet uses them as well"
 BACK = "it has been here since pyproxy"
 KUBE_PROXY_TABLE = "table {} kube-proxy {{ chain services {{ }}; }}"
 NODE = Node(name="node1")
@@ -173,7 +177,7 @@ def clean(*flags: str) -> list[str]:
 
 def removed(family: Family, variant: Variant) -> str:
     """Return a pattern for the report of a removal."""
-    return rf"{family}, iptables-{variant.value}: removed \d+ chains and 12 hook rules"
+    return rf"{family}, iptables-{variant.value}: removed \d+ chains and 12 hook rules{FIREWALL_KEPT}"
 
 
 def assert_cleaned(before: str, family: Family, variant: Variant, *flags: str) -> None:
@@ -208,6 +212,62 @@ def test_both_variants_and_families_are_cleaned() -> None:
     assert before == [dump(*ground) for ground in grounds]
     assert all(map(re.fullmatch, (removed(*ground) for ground in grounds), lines))
     assert len(grounds) == len(lines)
+
+
+def test_dry_run_changes_nothing() -> None:
+    """With ``--dry-run`` the cleanup prints what it would remove in each mode, and the rules stay as they are."""
+    grounds = [(family, variant) for variant in Variant for family in Family]
+    for ground in grounds:
+        load_foreign(*ground)
+        load_ours(*ground)
+    run("nft", "-f", "-", stdin="table ip pyproxy { chain services { counter accept; }; }")
+    before = [*(dump(*ground) for ground in grounds), run("nft", "list", "table", "ip", "pyproxy")]
+
+    planned = clean("--dry-run")
+
+    assert before == [*(dump(*ground) for ground in grounds), run("nft", "list", "table", "ip", "pyproxy")]
+    assert clean() == [line.replace("would remove", "removed") for line in planned]
+    assert len(grounds) + 1 == len(planned)
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Iterator[list[str]]:
+    """Run an agent without Services, and provide the cleanup's command line that finds it by its control socket."""
+    control = f"--control-socket={tmp_path}/control.sock"
+    flags = [control, "--proxy-mode=nftables", "--hostname-override=node1", "--takeover=never", "-v=2"]
+    flags += ["--metrics-bind-address=127.0.0.1:10249", "--healthz-bind-address=", f"--manifests={tmp_path}"]
+    run("ip", "link", "set", "lo", "up")
+    with subprocess.Popen([PYPROXY, "run", *flags], stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: "table ip pyproxy" in run("nft", "list", "tables"), "the agent has synced")
+            yield [PYPROXY, "cleanup", control]
+        finally:
+            process.terminate()
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control socket", "metrics server"])
+def test_cleanup_refuses_while_an_agent_runs(agent: list[str], *, control: bool) -> None:
+    """The cleanup exits with 1 and removes nothing while an agent runs; ``--force`` removes its rules."""
+    words = agent if control else [*agent[:-1], "--control-socket="]
+
+    refused = subprocess.run(words, capture_output=True, text=True, check=False)
+    table = run("nft", "list", "tables")
+    planned = run(*words, "--dry-run")
+    forced = run(*words, "--force")
+
+    assert (1, "") == (refused.returncode, refused.stdout)
+    assert re.fullmatch(r"Error: an agent of pyproxy is running, .*give --force\n", refused.stderr)
+    assert "table ip pyproxy" in table
+    assert "IPv4, nftables: would remove table ip pyproxy\n" in planned
+    assert "IPv4, nftables: removed table ip pyproxy\n" in forced
+
+
+def test_an_agent_in_another_network_namespace_does_not_prevent_cleanup(agent: list[str]) -> None:
+    """The control socket of an agent in another network namespace is not a reason to refuse."""
+    with own_namespace():
+        run("nft", "-f", "-", stdin="table ip pyproxy { chain services { counter accept; }; }")
+
+        assert "IPv4, nftables: removed table ip pyproxy\n" == run(*agent)
 
 
 @variants
@@ -267,7 +327,8 @@ def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
         Family.IPV4, variant
     )
     where = f"{Family.IPV4}, iptables-{variant.value}"
-    assert [f"{where}: removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}"] == first
+    text = f"removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}{FIREWALL_KEPT}"
+    assert [f"{where}: {text}"] == first
     assert [True] == ["kube-proxy's chains are left alone" in line for line in second]
 
 

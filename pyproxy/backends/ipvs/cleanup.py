@@ -8,7 +8,7 @@ address that is bound to kube-ipvs0.
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from time import time
@@ -65,15 +65,27 @@ def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]
     Raises:
         ApplyError: something could not be removed.
     """
-    readers: list[_StateReader] = [_own_state, _kube_proxy_state] if include_kube_proxy else [_own_state_not_taken_over]
-    removed = []
-    for read, family in product(readers, Family):
-        if state := read(family):
-            removed.append((family, _remove(state)))
+    removed = [(family, _remove(state)) for family, state in _removable_states(include_kube_proxy=include_kube_proxy)]
     # Addresses that are still bound belong to a kube-proxy, which needs the device. Deleting it removes the routes as well.
     if removed and not any(Vips(family).bound() for family in Family):
         Vips(Family.IPV4).remove_device()
     return removed
+
+
+def removable_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]:
+    """Return what `remove_ipvs` would remove. Changes nothing."""
+    return [(family, _counts(state)) for family, state in _removable_states(include_kube_proxy=include_kube_proxy)]
+
+
+def _removable_states(*, include_kube_proxy: bool) -> Iterator[tuple[Family, IpvsState]]:
+    readers: list[_StateReader] = [_own_state, _kube_proxy_state] if include_kube_proxy else [_own_state_not_taken_over]
+    for read, family in product(readers, Family):
+        if state := read(family):
+            yield family, state
+
+
+def _counts(state: IpvsState) -> RemovedIpvs:
+    return RemovedIpvs(len(state.virtuals), len(state.ips), len(state.names))
 
 
 async def remove_stale_ipvs(*, include_kube_proxy: bool) -> None:
@@ -190,7 +202,7 @@ def _remove(state: IpvsState) -> RemovedIpvs:
     except ApplyError as error:
         message = f"{error}: iptables rules of another program, or of another variant, still refer to it"
         raise ApplyError(message, retryable=True) from error
-    return RemovedIpvs(len(state.virtuals), len(state.ips), len(state.names))
+    return _counts(state)
 
 
 def _read_sets(sets: IpSets, types: Mapping[str, IpsetType]) -> tuple[set[str], dict[Member, str]]:
