@@ -35,6 +35,10 @@ class SourceError(PyproxyError):
     """Objects are currently not available from the API server or from files."""
 
 
+class MissingInputError(ConfigError, SourceError):
+    """A path that the user gave cannot be read; the message names it."""
+
+
 class ApplyError(PyproxyError):
     """The kernel, or the program that writes to it, rejected a change.
 

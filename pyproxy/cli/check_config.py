@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pyproxy.cli.flags import EXIT_CODES, SETTINGS, FlagCommand, config_flags, typed_values
+from pyproxy.cli.flags import EXIT_CODES, SETTINGS, GroupedFlagCommand, config_flags, typed_values
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.settings import resolve_settings
 from pyproxy.errors import ConfigError, SourceError
@@ -19,8 +19,8 @@ from pyproxy.kubeapi.kubeconfig import read_settings
 
 @click.command(
     "check-config",
-    cls=FlagCommand,
-    params=config_flags(OPTIONS, hidden=True),
+    cls=GroupedFlagCommand,
+    params=config_flags(OPTIONS),
     context_settings=SETTINGS,
     epilog=EXIT_CODES,
 )

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -14,6 +14,7 @@ import msgspec
 from pyproxy.backends.interface import Dumper
 from pyproxy.backends.listing import RuleListing
 from pyproxy.backends.registry import LiveRules, find_live_rules, open_dumper
+from pyproxy.cli.explain_reasons import missing_service
 from pyproxy.cli.flags import (
     EXIT_CODES,
     LOG_ATTRIBUTES,
@@ -31,8 +32,10 @@ from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ApplyError, ConfigError
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.model.address import Family
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
+from pyproxy.model.unserved import UnservedService
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.planner import final_plans
 
@@ -83,18 +86,26 @@ class FamilyChoice(Enum):
         return Family.IPV4 if self is FamilyChoice.IPV4 else Family.IPV6
 
 
-def _parse_service(text: str) -> str:
+def _parse_services(text: str) -> tuple[NamespacedName, ...]:
+    return tuple(map(_parse_service, text.split(",")))
+
+
+def _parse_service(text: str) -> NamespacedName:
     if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
         message = f"{text!r} is not NAMESPACE/NAME"
         raise ValueError(message)
-    return text
+    return NamespacedName(*text.split("/"))
 
 
 @click.command(
     "dump-rules",
     cls=FlagCommand,
     params=[
-        Flag(["--service"], Grammar("NAMESPACE/NAME", _parse_service), "Show only this Service."),
+        Flag(
+            ["--service"],
+            Grammar("NAMESPACE/NAME,...", _parse_services, repeats=True),
+            "Show only this Service. May be given several times.",
+        ),
         Flag(["--family"], one_of(FamilyChoice), "Show only this address family.  [default: both]"),
         Flag(["-o", "--output"], one_of(DumpFormat), "Output format.  [default: text]"),
         Flag(
@@ -113,7 +124,7 @@ def command(
     ctx: click.Context,
     /,
     *,
-    service: str | None,
+    service: tuple[NamespacedName, ...] | None,
     family: FamilyChoice | None,
     output: DumpFormat | None,
     live: bool | None,
@@ -125,7 +136,7 @@ def command(
         message = "give --manifests PATH (the rules for the objects there) or --live (the rules in the kernel)"
         raise click.UsageError(message, ctx)
     shown = Selection(
-        service, family.family if family else None, live=bool(live), mode=typed_values(ctx).get("proxy_mode")
+        service or (), family.family if family else None, live=bool(live), mode=typed_values(ctx).get("proxy_mode")
     )
     ctx.exit(dump_rules(config, shown, output or DumpFormat.TEXT))
 
@@ -134,8 +145,8 @@ def command(
 class Selection:
     """The rules to show."""
 
-    service: str | None
-    """``namespace/name`` of the only Service; None: all."""
+    services: tuple[NamespacedName, ...]
+    """The only Services; empty: all."""
     family: Family | None
     """The only family; None: both."""
     live: bool
@@ -158,6 +169,7 @@ def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
     else:
         rules = LiveRules(config.proxy_mode, open_dumper(config), [])
     dumper, listings, problems = rules.dumper, rules.listings, 0
+    unserved: Collection[UnservedService] = ()
     if output is DumpFormat.NFT and output.value not in dumper.script_formats:
         message = (
             f"-o nft: the rules of --proxy-mode={rules.mode.value} are not input for nft;"
@@ -166,13 +178,11 @@ def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
         raise ConfigError(message)
     if not selection.live:
         cluster = read_cluster(config)
-        problems = cluster.problems
+        problems, unserved = cluster.problems, cluster.unserved
         listings = tracked_listings(cluster.tracker, cluster.node, dumper)
-    if selection.service is not None:
-        listings = [only_service(listing, selection.service) for listing in listings]
-        if not any(listing.services for listing in listings):
-            message = f"--service: {selection.service} has no rules"
-            raise ConfigError(message)
+    if selection.services:
+        _require_rules(selection.services, listings, unserved)
+        listings = [only_services(listing, selection.services) for listing in listings]
     # A family without Services is omitted, except IPv4, so that the output is not empty.
     first = selection.family or Family.IPV4
     shown = [
@@ -228,9 +238,25 @@ def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleL
     return [dumper.planned(family, context, final_plans(tracker, node, family)) for family in Family]
 
 
-def only_service(listing: RuleListing, service: str) -> RuleListing:
-    """Return the part of a listing that belongs to the Service ``namespace/name``."""
-    services = {name: rules for name, rules in listing.services.items() if str(name.service) == service}
+def _require_rules(
+    services: Iterable[NamespacedName], listings: Iterable[RuleListing], unserved: Collection[UnservedService]
+) -> None:
+    """Check that each Service has rules.
+
+    Raises:
+        ConfigError: a Service has none; the message has the reason, or the name of a similar Service.
+    """
+    known = {name.service for listing in listings for name in listing.services}
+    for service in services:
+        if service not in known:
+            reason, _ = missing_service(service, unserved, {*known, *(each.name for each in unserved)})
+            message = f"--service: {service} has no rules: {reason}"
+            raise ConfigError(message)
+
+
+def only_services(listing: RuleListing, wanted: Collection[NamespacedName]) -> RuleListing:
+    """Return the part of a listing that belongs to some Services."""
+    services = {name: rules for name, rules in listing.services.items() if name.service in wanted}
     chains = {(rule.table, rule.chain) for rules in services.values() for rule in rules}
     return RuleListing(listing.family, tuple(key for key in listing.chains if key in chains), services=services)
 

@@ -108,7 +108,10 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
     try:
         ruleset = read_save(sys.stdin.read() if file == "-" else Path(file).read_text())
         ips = [parse_ip(text.strip()) for text in node_ip.split(",") if text.strip()]
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        message = f"--rules: {file}: {error.strerror}"
+        raise ConfigError(message) from error
+    except ValueError as error:
         message = f"--rules, --node-ip: {error}"
         raise ConfigError(message) from error
     node = Node(name="node", ips=tuple(ips))

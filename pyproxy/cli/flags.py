@@ -5,7 +5,7 @@ reads them, because pflag's rules are not click's.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -27,6 +27,34 @@ EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
 _TRACEBACK_LEVEL = 4
 """The least verbosity (-v) at which an unexpected error is logged with its traceback."""
 LOG_ATTRIBUTES = ("v", "logging_format")
+_GENERAL = "Options"
+_WITHOUT_EFFECT = "Compatibility: flags of kube-proxy that change nothing"
+_SECTIONS: Mapping[str, tuple[str, ...]] = {
+    _GENERAL: (),
+    "API server and other sources of objects": ("manifests", "kubeconfig", "master", "api_servers"),
+    "Node": (
+        "hostname_override",
+        "bind_address",
+        "cluster_cidr",
+        "detect_local_mode",
+        "pod_bridge_interface",
+        "pod_interface_name_prefix",
+        "nodeport_addresses",
+    ),
+    "iptables and nftables mode": ("iptables_", "masquerade_all"),
+    "IPVS mode": ("ipvs_",),
+    "Connection tracking": ("conntrack_",),
+    "Serving": ("metrics_bind_address", "healthz_bind_address", "bind_address_hard_fail", "control_socket"),
+    "Logging": LOG_ATTRIBUTES,
+    _WITHOUT_EFFECT: (),
+}
+"""Sections of the help of a command with all flags: title to attributes of Config, or prefixes of attributes."""
+
+
+class InputError(click.ClickException):
+    """A file, an object or the combination of settings cannot be used. The flags are written correctly, so no usage is shown."""
+
+    exit_code = 2
 
 
 class Flag(click.Option):
@@ -50,6 +78,7 @@ class Flag(click.Option):
         super().__init__(names, type=read, help=text, **settings)
         self.grammar = grammar
         self.ignored = ignored
+        self.section = _GENERAL
         self.long = next(name[2:] for name in self.opts if name.startswith("--"))
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -73,24 +102,40 @@ class FlagCommand(click.Command):
             raise click.UsageError(str(error), ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 (click's)
-        """Run the command. A ConfigError is a usage error (exit code 2), any other error of ours or the system's a failure (1)."""
+        """Run the command. A ConfigError has exit code 2, any other error of ours or the system's a failure (1)."""
         try:
             return super().invoke(ctx)
         except ConfigError as error:
-            raise click.UsageError(str(error), ctx) from error
+            raise InputError(str(error)) from error
         except (PyproxyError, OSError) as error:
             if isinstance(error, OSError) and (ctx.params.get("v") or 0) >= _TRACEBACK_LEVEL:
                 logger.debug("unexpected error of the system", exc_info=True)
             raise click.ClickException(str(error)) from error
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the flags in two lists: those that have an effect, and those that have none."""
-        for title, ignored in (("Options", False), ("Flags of kube-proxy that change nothing", True)):
-            options = (param for param in self.get_params(ctx) if isinstance(param, click.Option))
-            flags = (param for param in options if getattr(param, "ignored", False) is ignored)
-            if records := [record for flag in flags if (record := flag.get_help_record(ctx))]:
+        """Write the flags."""
+        self.format_sections(ctx, formatter, lambda flag: _WITHOUT_EFFECT if flag.ignored else _GENERAL)
+
+    def format_sections(
+        self, ctx: click.Context, formatter: click.HelpFormatter, section_of: Callable[[Flag], str]
+    ) -> None:
+        """Write the flags in sections; click's own flags are in the first."""
+        records: dict[str, list[tuple[str, str]]] = {title: [] for title in _SECTIONS}
+        for param in self.get_params(ctx):
+            if isinstance(param, click.Option) and (record := param.get_help_record(ctx)):
+                records[section_of(param) if isinstance(param, Flag) else _GENERAL].append(record)
+        for title, flags in records.items():
+            if flags:
                 with formatter.section(title):
-                    formatter.write_dl(records, col_max=40)
+                    formatter.write_dl(flags, col_max=40)
+
+
+class GroupedFlagCommand(FlagCommand):
+    """A command with all flags of `run`, which are too many for one list in the help."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the flags in sections by subject."""
+        self.format_sections(ctx, formatter, lambda flag: flag.section)
 
 
 def _canonical(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
@@ -115,8 +160,17 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
         shown = "" if default is None or default is False else about.grammar.write(default)
         text = f"{about.help}  [default: {shown}]" if shown else about.help
         names = [f"--{about.flag}", *(["-v"] if attribute == "v" else []), attribute]
-        flags.append(Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden))
+        flag = Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden)
+        flag.section = _WITHOUT_EFFECT if about.ignored else _section(attribute)
+        flags.append(flag)
     return flags
+
+
+def _section(attribute: str) -> str:
+    for title, attributes in _SECTIONS.items():
+        if attribute in attributes or attribute.startswith(tuple(name for name in attributes if name.endswith("_"))):
+            return title
+    return _GENERAL
 
 
 def typed_values(ctx: click.Context) -> dict[str, Any]:

@@ -4,14 +4,14 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-API_VERSION = "pyproxy.io/v1alpha1"
+API_VERSION: Final = "pyproxy.io/v1alpha1"
 
 
 class OutputFormat(Enum):

@@ -47,7 +47,7 @@ class CommandGroup(click.Group):
 
 
 @click.group(cls=CommandGroup, context_settings=SETTINGS, epilog=EXIT_CODES)
-@click.version_option(__version__, message=VERSION_LINE)
+@click.version_option(__version__, "-V", "--version", message=VERSION_LINE)
 def pyproxy() -> None:
     """Send the traffic of Kubernetes Services to their endpoints, in place of kube-proxy."""
 

@@ -11,7 +11,7 @@ from pyproxy.cli.flags import (
     SETTINGS,
     VERSION_LINE,
     Flag,
-    FlagCommand,
+    GroupedFlagCommand,
     config_flags,
     configured_settings,
 )
@@ -41,7 +41,7 @@ _VERSION_FLAG = Flag(
 
 @click.command(
     "run",
-    cls=FlagCommand,
+    cls=GroupedFlagCommand,
     params=[
         *config_flags(OPTIONS),
         Flag(["--cleanup"], SWITCH, "Remove kube-proxy's and pyproxy's rules and exit, as kube-proxy's own flag does."),

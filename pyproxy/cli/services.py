@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 import click
@@ -28,6 +28,7 @@ from pyproxy.config.grammar import SWITCH, TEXT, one_of
 from pyproxy.errors import ConfigError
 from pyproxy.model.address import Family
 from pyproxy.model.names import NamespacedName
+from pyproxy.model.suggestion import suggestion
 from pyproxy.node.local_traffic import nftables_config, node_port_ips
 from pyproxy.plan.planner import Planner
 from pyproxy.plan.service_table import ServiceRow, service_rows, unserved_row
@@ -123,7 +124,7 @@ class Selection(NamedTuple):
     owner: str
     """Subject and verb for the message that a Service is unknown."""
 
-    def of(self, items: Iterable[ItemT]) -> list[ItemT]:
+    def of(self, items: Collection[ItemT]) -> list[ItemT]:
         """Return the items that belong to the selected Services.
 
         Raises:
@@ -136,11 +137,10 @@ class Selection(NamedTuple):
             and self.namespace in {None, item.namespace}
         ]
         if self.service is not None and not found:
-            hint = (
-                ""
-                if self.owner == "the files have"
-                else ": it does not exist, is headless, or is left to another proxy"
-            )
+            known = {str(NamespacedName(item.namespace, item.name)) for item in items}
+            hint = suggestion(str(self.service), known)
+            if not hint and self.owner != "the files have":
+                hint = ": it does not exist, is headless, or is left to another proxy"
             message = f"{self.owner} no Service {self.service}{hint}"
             raise ConfigError(message)
         return found

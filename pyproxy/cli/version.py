@@ -1,11 +1,44 @@
 """The command ``version``."""
 
+import platform
+import sys
+from typing import Literal
+
 import click
+from msgspec import Struct, to_builtins
 
-from pyproxy.cli.flags import SETTINGS, VERSION_LINE
+from pyproxy import __version__
+from pyproxy.cli.flags import EXIT_CODES, SETTINGS, VERSION_LINE, Flag, FlagCommand
+from pyproxy.cli.output import API_VERSION, OutputFormat, document
+from pyproxy.config.grammar import one_of
 
 
-@click.command("version", context_settings=SETTINGS)
-def command() -> None:
-    """Print the version."""
-    click.echo(VERSION_LINE)
+class VersionDocument(Struct, rename="camel", forbid_unknown_fields=True):
+    """The document that ``pyproxy version -o json`` prints."""
+
+    api_version: Literal["pyproxy.io/v1alpha1"]
+    kind: Literal["Version"]
+    version: str
+    python: str
+    kernel: str
+    machine: str
+
+
+@click.command(
+    "version",
+    cls=FlagCommand,
+    params=[Flag(["-o", "--output"], one_of(OutputFormat), "Output format.  [default: text]")],
+    context_settings=SETTINGS,
+    epilog=EXIT_CODES,
+)
+def command(*, output: OutputFormat | None) -> None:
+    """Print the version; with -o json or yaml also those of Python and the kernel."""
+    if output not in {OutputFormat.JSON, OutputFormat.YAML}:
+        click.echo(VERSION_LINE)
+        return
+    system = platform.uname()
+    found = VersionDocument(
+        API_VERSION, "Version", __version__, platform.python_version(), system.release, system.machine
+    )
+    values = to_builtins(found)
+    sys.stdout.write(document(values.pop("kind"), values, output))

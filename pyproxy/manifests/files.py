@@ -23,7 +23,7 @@ from pathlib import Path
 from threading import Event
 from types import MappingProxyType
 
-from pyproxy.errors import DecodeError, SourceError
+from pyproxy.errors import DecodeError, MissingInputError
 from pyproxy.manifests.file_changes import FileChanges, FileIndex
 from pyproxy.manifests.file_objects import FileObjects, combine
 from pyproxy.manifests.file_version import FileVersion, file_version
@@ -55,7 +55,7 @@ def read_objects(
         with_pods: read the names and addresses of pods, too.
 
     Raises:
-        SourceError: the path cannot be read. A bad file of a directory is a problem, not an error.
+        MissingInputError: the path cannot be read. A bad file of a directory is a problem, not an error.
     """
     if str(path) == STANDARD_INPUT:
         with _without_garbage_collection():
@@ -89,7 +89,7 @@ class FileSource:
         Objects are added before any are removed, and endpoints before their Service, so that no step interrupts traffic.
 
         Raises:
-            SourceError: the path cannot be read at the beginning.
+            MissingInputError: the path cannot be read at the beginning.
         """
         path = Path(self._path)
         if str(self._path) == STANDARD_INPUT or not _can_be_followed(path):
@@ -141,7 +141,7 @@ class _Folder:
             return combine(self._manifests.values(), own_ports)
         except OSError as error:
             message = f"{self._path}: {error.strerror}"
-            raise SourceError(message) from error
+            raise MissingInputError(message) from error
 
     def read_next(self, stop: Event, poll_seconds: float) -> FileChanges | None:
         """Wait until files have changed and stay the same, and read them; return None once `stop` is set."""

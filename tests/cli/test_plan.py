@@ -87,7 +87,7 @@ def test_yaml_document() -> None:
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        ((BEFORE, "missing"), 1, "missing: No such file or directory"),
+        ((BEFORE, "missing"), 2, "missing: No such file or directory"),
         ((BEFORE, AFTER, "third"), 2, "unexpected extra argument"),
         ((BEFORE, AFTER, "--proxy-mode=auto"), 2, "--proxy-mode=auto depends on the kernel"),
         ((BEFORE, AFTER, "-o", "xml"), 2, "xml"),

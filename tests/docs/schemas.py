@@ -8,6 +8,7 @@ from pyproxy.cli.doctor import DoctorReport
 from pyproxy.cli.explain_report import ExplanationDocument
 from pyproxy.cli.kernel_services import ServiceRulesList
 from pyproxy.cli.plan_report import PlanDocument
+from pyproxy.cli.version import VersionDocument
 from pyproxy.plan.service_values import ServiceList
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
@@ -17,6 +18,7 @@ TYPES: dict[str, type[msgspec.Struct]] = {
     "plan.json": PlanDocument,
     "service-list.json": ServiceList,
     "service-rules-list.json": ServiceRulesList,
+    "version.json": VersionDocument,
 }
 """By file, the type of the document."""
 
