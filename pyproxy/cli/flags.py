@@ -6,17 +6,20 @@ reads them, because pflag's rules are not click's.
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from pyproxy import __version__
 from pyproxy.config.config import OPTIONS, Config
-from pyproxy.config.grammar import Grammar, Syntax, parse_bool, split_command_line
+from pyproxy.config.grammar import PATH, Grammar, Syntax, parse_bool, split_command_line
 from pyproxy.config.settings import ResolvedSettings, resolve_settings
 from pyproxy.errors import ConfigError, PyproxyError
 from pyproxy.logs import set_up_logging
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +92,23 @@ class Flag(click.Option):
         names = ", ".join(sorted(self.opts, key=len))
         return f"{names} {self.grammar.metavar}".strip(), record[1]
 
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":  # noqa: ARG002 (click's)
+        """Return the values that begin with an incomplete one, or let the shell complete the name of a file."""
+        from click.shell_completion import CompletionItem  # noqa: PLC0415  # an agent does not need it
+
+        if self.grammar is PATH:
+            return [CompletionItem(incomplete, type="file")]
+        return [CompletionItem(word) for word in self.grammar.choices if word.startswith(incomplete)]
+
 
 class FlagCommand(click.Command):
     """A command whose arguments are read by pflag's rules and whose errors become exit codes."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite the arguments as ``--flag=value``, each flag once, for click to read."""
+        if ctx.resilient_parsing:
+            # Completion: the command line is not complete, and its values are not used.
+            return super().parse_args(ctx, [])
         known = {flag.long: flag for flag in self.params if isinstance(flag, Flag)}
         try:
             return super().parse_args(ctx, _canonical(args, known))

@@ -17,6 +17,7 @@ COMMANDS = {
     "check-config": "pyproxy.cli.check_config",
     "cleanup": "pyproxy.cli.cleanup",
     "doctor": "pyproxy.cli.doctor",
+    "completion": "pyproxy.cli.completion",
     "dump-rules": "pyproxy.cli.dump_rules",
     "explain": "pyproxy.cli.explain",
     "plan": "pyproxy.cli.plan",

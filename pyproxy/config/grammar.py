@@ -131,6 +131,8 @@ class Grammar(Generic[T_co]):
     """Converts a value to text."""
     repeats: bool = False
     """Whether several occurrences are joined to one list; otherwise the last one wins."""
+    choices: tuple[str, ...] = ()
+    """All texts that are accepted; empty if they are not a fixed set of words."""
 
     @property
     def is_switch(self) -> bool:
@@ -380,7 +382,7 @@ def one_of(kind: type[EnumT], *, empty: EnumT | None = None) -> Grammar[EnumT]:
             message = f"{text!r} is not one of {', '.join(words)}{suggestion(text, words)}"
             raise ValueError(message) from None
 
-    return Grammar("|".join(words), parse, lambda member: str(member.value))
+    return Grammar("|".join(words), parse, lambda member: str(member.value), choices=tuple(words))
 
 
 SWITCH = Grammar("", parse_bool, write_bool)
