@@ -163,7 +163,9 @@ def _prepare_process(config: Config) -> None:
     try:
         Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj))
     except OSError as error:
-        logger.warning("--oom-score-adj: %d cannot be set: %s", config.oom_score_adj, error.strerror)
+        # Only a process with CAP_SYS_RESOURCE may lower its score. Without it the default is not worth a warning.
+        level = logging.INFO if config.oom_score_adj == Config().oom_score_adj else logging.WARNING
+        logger.log(level, "--oom-score-adj: %d cannot be set: %s", config.oom_score_adj, error.strerror)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # the limit stays as it is
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

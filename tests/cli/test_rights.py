@@ -50,3 +50,14 @@ def test_legacy_iptables_needs_raw_sockets(tmp_path: Path) -> None:
 
     message = "Error: run needs CAP_NET_RAW, which this process does not have: run it as root\n"
     assert (1, message) == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize(("flags", "letter"), [((), "I"), (("--oom-score-adj=-998",), "W")], ids=["default", "flag"])
+def test_oom_score_that_cannot_be_set(tmp_path: Path, flags: tuple[str, ...], letter: str) -> None:
+    """Without CAP_SYS_RESOURCE the OOM score cannot be lowered, which is a warning only if the user asked for a value."""
+    prefix = ("unshare", "-n", *without("sys_resource"), PYPROXY)
+    # The agent ends because its source is missing.
+    done = run(tmp_path / "missing", *prefix, *RUN, "--takeover=never", "--conntrack-max-per-core=0", *flags)
+
+    [line] = [line for line in done.stderr.splitlines() if "cannot be set" in line and "oom-score-adj" in line]
+    assert letter == line[0]
