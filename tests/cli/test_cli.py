@@ -409,7 +409,7 @@ def test_check_config_without_the_kubeconfig(tmp_path: Path) -> None:
     finished = pyproxy("check-config", f"--kubeconfig={tmp_path}/missing")
 
     assert 0 == finished.returncode
-    assert f"kubeconfig {tmp_path}/missing is not on this machine and was not checked" in finished.stdout
+    assert f"--kubeconfig: {tmp_path}/missing is not on this machine and was not checked" in finished.stderr
 
 
 def test_write_config_to(tmp_path: Path, config_file: Path) -> None:

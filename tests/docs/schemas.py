@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from pyproxy.cli.check_config import CheckDocument
 from pyproxy.cli.doctor import DoctorReport
 from pyproxy.cli.explain_report import ExplanationDocument
 from pyproxy.cli.kernel_services import ServiceRulesList
@@ -14,6 +15,7 @@ from pyproxy.plan.service_values import ServiceList
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
     "doctor-report.json": DoctorReport,
+    "configuration-check.json": CheckDocument,
     "explanation.json": ExplanationDocument,
     "plan.json": PlanDocument,
     "service-list.json": ServiceList,
