@@ -1,13 +1,18 @@
 """What the next sync would change in the kernel of this node. Only reads."""
 
-from pyproxy.backends.registry import choose_mode, open_dumper
+from pyproxy.backends.registry import backend_class, choose_mode, open_dumper
+from pyproxy.cli.control import is_agent_here
 from pyproxy.cli.live_objects import known_objects
-from pyproxy.cli.plan_report import PlanDocument, compared, plan_document
-from pyproxy.config.config import Config
+from pyproxy.cli.plan_report import Leftover, PlanDocument, compared, plan_document
+from pyproxy.config.config import Config, Takeover
 from pyproxy.linux.addresses import local_addresses
 from pyproxy.linux.capabilities import require_capabilities
+from pyproxy.model.address import Family
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.planner import final_plans
+from pyproxy.plan.service_values import FAMILIES
+from pyproxy.takeover.running_proxy import detect_running_proxy
+from pyproxy.takeover.stale_rules import find_stale_rules, kube_proxy_nft_tables
 
 
 async def plan_of_kernel(config: Config) -> PlanDocument:
@@ -28,4 +33,30 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
         compared(dumper, family, present, dumper.program(family, context, present), final_plans(tracker, node, family))
         for family, present in (await dumper.read()).items()
     ]
-    return plan_document(node.name, config.proxy_mode.value, "kernel", dumper, comparisons)
+    found = plan_document(node.name, config.proxy_mode.value, "kernel", dumper, comparisons)
+    if config.takeover is Takeover.AUTO and not config.service_proxy_name:
+        found.leftovers = await _leftovers(config)
+        # The agent of this node has the same kind of server as kube-proxy.
+        if not is_agent_here(config.control_socket):
+            found.running_proxy = await detect_running_proxy(config)
+    return found
+
+
+async def _leftovers(config: Config) -> list[Leftover]:
+    """Return what the agent removes when its own rules are complete: of kube-proxy, and of other modes."""
+    from pyproxy.backends.ipvs.cleanup import kube_proxy_state  # noqa: PLC0415  # most nodes never had this mode
+
+    backend = backend_class(config.proxy_mode)
+    found: list[Leftover] = []
+    for saved in await find_stale_rules(await backend.choose_iptables_variant(config), backend.owns_chain):
+        if chains := sum(map(len, saved.left.values())):
+            where = f"iptables-{saved.variant.value}"
+            found.append(Leftover(FAMILIES[saved.family], where, f"{chains} chain{'' if chains == 1 else 's'}"))
+    for family, text in (await kube_proxy_nft_tables()).items():
+        chains = text.count("\n\tchain ")
+        found.append(Leftover(FAMILIES[family], "nftables", f"table kube-proxy with {chains} chains"))
+    for family in Family:
+        if left := kube_proxy_state(family):
+            what = f"{len(left.virtuals)} virtual servers, {len(left.ips)} addresses and {len(left.names)} sets"
+            found.append(Leftover(FAMILIES[family], "IPVS", what))
+    return found

@@ -51,8 +51,16 @@ class SharedChange(Struct, rename="camel", forbid_unknown_fields=True):
     family: Literal["IPv4", "IPv6"]
     rules: RuleDifference
     rewritten: Annotated[
-        int, Meta(description="Chains that are rewritten because their rules have another order, or exist twice.")
+        int, Meta(description="How many entries change, such as chains, if none of their rules is added or removed.")
     ]
+
+
+class Leftover(Struct, rename="camel", forbid_unknown_fields=True):
+    """Rules of kube-proxy, or of another mode of pyproxy, that the agent removes once its own rules are complete."""
+
+    family: Literal["IPv4", "IPv6"]
+    where: Annotated[str, Meta(description="iptables-legacy, iptables-nft, nftables or IPVS.")]
+    what: Annotated[str, Meta(description="In words, with numbers.")]
 
 
 class PlanDocument(Struct, rename="camel", forbid_unknown_fields=True):
@@ -66,11 +74,15 @@ class PlanDocument(Struct, rename="camel", forbid_unknown_fields=True):
     rule_noun: Annotated[str, Meta(description="What an item of added and removed is: rule, element or entry.")]
     services: list[ServiceChange]
     shared: list[SharedChange]
+    leftovers: list[Leftover]
+    running_proxy: Annotated[
+        str, Meta(description="How another proxy was found that runs on this node; empty if there is none.")
+    ]
 
     @property
     def is_empty(self) -> bool:
         """Return whether nothing changes."""
-        return not (self.services or self.shared)
+        return not (self.services or self.shared or self.leftovers)
 
 
 class Comparison(NamedTuple):
@@ -115,7 +127,7 @@ def plan_document(
     node: str, mode: str, source: Literal["kernel", "files"], dumper: Dumper, comparisons: Iterable[Comparison]
 ) -> PlanDocument:
     """Return the document for the comparisons of all families."""
-    document = PlanDocument(API_VERSION, "Plan", node, mode, source, dumper.rule_noun, [], [])
+    document = PlanDocument(API_VERSION, "Plan", node, mode, source, dumper.rule_noun, [], [], [], "")
     for found in comparisons:
         if found.entries:
             services = list(_service_changes(found, dumper))
@@ -193,7 +205,7 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
         (
             f"~ shared {_plural(noun)}{_suffix(shared.family)}",
             "",
-            _amount(shared.rules, noun) or f"{shared.rewritten} rewritten: another order, or copies",
+            _amount(shared.rules, noun) or f"{shared.rewritten} rewritten",
         )
         for shared in document.shared
     ]
@@ -204,10 +216,15 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
         if wide:
             yield from (f"    + {text}" for text in rules.added)
             yield from (f"    - {text}" for text in rules.removed)
+    for stale in document.leftovers:
+        yield f"- {stale.what} in {stale.where}{_suffix(stale.family)}, removed once the agent's rules are complete"
+    if document.running_proxy:
+        yield f"kube-proxy is running on this node, and `run` would wait until it has stopped: {document.running_proxy}"
     counts = Counter(item.action for item in document.services)
-    shared = f", and shared {_plural(noun)}" if document.shared else ""
+    shared = f", shared {_plural(noun)} to change" if document.shared else ""
+    left = ", rules of another proxy or mode to remove" if document.leftovers else ""
     yield (
-        f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}."
+        f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}{left}."
         " Nothing was written."
     )
 

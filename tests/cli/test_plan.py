@@ -1,5 +1,9 @@
 """`pyproxy plan` as users call it, with two sets of objects: neither root nor a cluster is needed."""
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +17,10 @@ from .test_cli import pyproxy
 
 INPUTS = Path(__file__).parents[1] / "inputs"
 BEFORE, AFTER = INPUTS / "plan-before.yaml", INPUTS / "plan-after.yaml"
+RULES = INPUTS / "kube-proxy-rules.txt"
+PAGE = INPUTS.parents[1] / "docs" / "takeover.md"
+PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root")
 MODES = ("iptables", "nftables", "ipvs")
 
 
@@ -99,3 +107,49 @@ def test_errors(words: tuple[object, ...], status: int, message: str) -> None:
 
     assert (status, "") == (done.returncode, done.stdout)
     assert message in done.stderr
+
+
+def after_kube_proxy(*flags: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a network namespace that has rules of kube-proxy, in the nft variant; check that they stay."""
+    script = f"""
+        iptables-nft-restore --noflush {RULES}
+        iptables-nft-save | grep -v "^#" | sed "s/ \\[.*//" | sha256sum >&2
+        "$@"
+        code=$?
+        iptables-nft-save | grep -v "^#" | sed "s/ \\[.*//" | sha256sum >&2
+        exit $code
+    """
+    words = (PYPROXY, "plan", str(AFTER), "--node=node1", *flags)
+    argv = ["unshare", "--net", "sh", "-c", script, "sh", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    sums = [line for line in done.stderr.splitlines() if line.endswith(" -")]
+    assert 2 == len(sums)
+    assert sums[0] == sums[1]
+    return done
+
+
+@needs_root
+def test_takeover() -> None:
+    """Where kube-proxy has rules, the plan has what changes, appears and goes, as docs/takeover.md shows."""
+    done = after_kube_proxy("--proxy-mode=iptables", "--iptables-variant=nft")
+
+    assert 3 == done.returncode
+    assert ["- default/gone tcp", "+ default/new:http tcp", "+ default/same tcp", "~ default/web tcp"] == [
+        line.partition("  ")[0] for line in done.stdout.splitlines()[:4]
+    ]
+    assert "- 1 chain in iptables-nft, removed once" in done.stdout
+    assert textwrap.indent(done.stdout, "    ") in PAGE.read_text()
+
+
+@needs_root
+def test_takeover_by_another_mode() -> None:
+    """In another mode than kube-proxy's all Service ports are new, and all chains of kube-proxy go."""
+    done = after_kube_proxy("--proxy-mode=nftables")
+
+    assert 3 == done.returncode
+    assert "~ default" not in done.stdout
+    assert "- 12 chains in iptables-nft, removed once" in done.stdout
+    assert done.stdout.endswith(
+        "Plan: 0 to change, 3 to add, 0 to remove, shared elements to change, rules of another proxy or mode to remove."
+        " Nothing was written.\n"
+    )

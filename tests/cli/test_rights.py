@@ -16,6 +16,7 @@ COMMANDS = (
     *((*RUN, f"--proxy-mode={mode}", "--init-only") for mode in MODES),
     *(("dump-rules", "--live", f"--proxy-mode={mode}") for mode in MODES),
     ("cleanup",),
+    ("plan", "--hostname-override=node-1"),
     ("takeover", "--dry-run", "--hostname-override=node-1"),
 )
 
@@ -29,7 +30,7 @@ def without(*capabilities: str) -> tuple[str, ...]:
 
 def run(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a command on an empty directory of objects where it takes one."""
-    manifests = [f"--manifests={tmp_path}"] if {"run", "takeover"} & set(words) else []
+    manifests = [f"--manifests={tmp_path}"] if {"run", "plan", "takeover"} & set(words) else []
     return subprocess.run([*words, *manifests], capture_output=True, text=True, check=False, timeout=60)
 
 
@@ -38,7 +39,7 @@ def test_missing_capability_is_named(tmp_path: Path, words: tuple[str, ...]) -> 
     """Without any capability a command ends before it changes anything, and names CAP_NET_ADMIN."""
     done = run(tmp_path, *WITHOUT_CAPABILITIES, PYPROXY, *words)
 
-    name = " ".join(words[:1] if words[0] in {"run", "cleanup"} else words[:2])
+    name = " ".join(words[:1] if words[0] in {"run", "cleanup", "plan"} else words[:2])
     message = f"Error: {name} needs CAP_NET_ADMIN, which this process does not have: run it as root\n"
     assert (1, message) == (done.returncode, done.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,5 +59,7 @@ def test_objects_from_a_file(tmp_path: Path, mode: str) -> None:
     done = subprocess.run([*argv, f"--proxy-mode={mode}"], capture_output=True, text=True, check=False, timeout=60)
 
     assert 0 == done.returncode
-    assert "default/web tcp: 0 -> 1  (only pyproxy)" in done.stdout
+    assert re.search(r"^\+ default/web tcp +10\.96\.0\.10:80 -> 0 endpoints  1 \w+ added$", done.stdout, re.MULTILINE)
+    assert "Plan: 0 to change, 1 to add, 0 to remove, shared " in done.stdout
+    assert "takeover --dry-run is deprecated, use `pyproxy plan`" in done.stderr
     assert "Service default/bad: spec.ports[0].port" in done.stderr
