@@ -115,17 +115,6 @@ def _whole_number(reader: SafeConstructor, node: ScalarNode) -> int:
     return reader.construct_yaml_int(node)
 
 
-def _require_bounds(root: Node) -> None:
-    """Check that a document stays small when its aliases are expanded.
-
-    Raises:
-        ConstructorError: it does not.
-    """
-    sizes: dict[int, int] = {}
-    if _full_size(root, sizes) - len(sizes) > _MOST_REPEATED_NODES:
-        raise ConstructorError(None, None, "aliases that expand to too many nodes", root.start_mark)
-
-
 def _full_size(node: Node, sizes: dict[int, int]) -> int:
     """Return the number of nodes in a tree with all aliases expanded.
 
@@ -202,7 +191,9 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         for key in repeated:
             raise ConstructorError(None, None, f"duplicate key {key.value}", key.start_mark)
         if self._has_aliases:
-            _require_bounds(node)
+            sizes: dict[int, int] = {}
+            if _full_size(node, sizes) - len(sizes) > _MOST_REPEATED_NODES:
+                raise ConstructorError(None, None, "aliases that expand to too many nodes", node.start_mark)
         return super().construct_document(node)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 PyYAML's signature

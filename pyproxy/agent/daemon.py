@@ -44,7 +44,16 @@ def run(settings: ResolvedSettings) -> int:
         return asyncio.run(_prepare(config))
     if not config.manifests:
         require_api_access(config)  # before anything is changed
-    _prepare_process(config)
+    try:
+        Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj))
+    except OSError as error:
+        # Only a process with CAP_SYS_RESOURCE may lower its score. Without it the default is not worth a warning.
+        level = logging.INFO if config.oom_score_adj == Config().oom_score_adj else logging.WARNING
+        logger.log(level, "--oom-score-adj: %d cannot be set: %s", config.oom_score_adj, error.strerror)
+    # Raise the limit of descriptors as Go's runtime does: each health check node port needs sockets.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # the limit stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     apply_conntrack_limits(_conntrack_limits(config))
     try:
         return asyncio.run(_run(settings))
@@ -156,16 +165,3 @@ def _conntrack_limits(config: Config) -> ConntrackLimits:
         udp_timeout_seconds=config.conntrack_udp_timeout_seconds,
         udp_timeout_stream_seconds=config.conntrack_udp_timeout_stream_seconds,
     )
-
-
-def _prepare_process(config: Config) -> None:
-    """Set the OOM score, and raise the limit of descriptors as Go's runtime does: each health check node port needs sockets."""
-    try:
-        Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj))
-    except OSError as error:
-        # Only a process with CAP_SYS_RESOURCE may lower its score. Without it the default is not worth a warning.
-        level = logging.INFO if config.oom_score_adj == Config().oom_score_adj else logging.WARNING
-        logger.log(level, "--oom-score-adj: %d cannot be set: %s", config.oom_score_adj, error.strerror)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # the limit stays as it is
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

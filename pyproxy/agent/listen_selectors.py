@@ -26,22 +26,18 @@ async def follow_selector(place: ListenSelector, listen: Callable[[Collection[Li
             await changed.wait()
             changed.clear()
             try:
-                addresses = await _addresses(place)
+                if isinstance(place.where, str):
+                    ips = await interface_addresses(place.where)
+                else:
+                    network = place.where
+                    ips = frozenset(ip for ip in await local_addresses() if ip in network)
             except ApplyError as error:
                 logger.warning("%s: %s", place, error)
                 asyncio.get_running_loop().call_later(_RETRY_SECONDS, changed.set)
                 continue
+            addresses = [ListenAddress(ip, place.port) for ip in sorted(ips) if ip not in _LINK_LOCAL]
             if not addresses:
                 logger.warning("%s has no address: not listening until it has one", place)
             listen(addresses)
     finally:
         notifications.close()
-
-
-async def _addresses(place: ListenSelector) -> list[ListenAddress]:
-    if isinstance(place.where, str):
-        ips = await interface_addresses(place.where)
-    else:
-        network = place.where
-        ips = frozenset(ip for ip in await local_addresses() if ip in network)
-    return [ListenAddress(ip, place.port) for ip in sorted(ips) if ip not in _LINK_LOCAL]

@@ -49,25 +49,21 @@ async def follow_source(
     """Log the start, then put everything that the configured source receives into a queue, until cancelled.
 
     Args:
-        settings: say where objects come from.
+        settings: configure the API server or the files.
         node_name: of this node's Node object.
         events: takes what is received.
         tracker: has the last known version of an object, for one whose newest version cannot be decoded.
-        service_cidrs: says whether the proxy mode needs ServiceCIDRs; may wait for tests of the kernel.
+        service_cidrs: returns whether the proxy mode needs ServiceCIDRs; may wait for tests of the kernel.
 
     Raises:
         ConfigError: the configuration does not lead to an API server.
     """
-    if settings.config.manifests:
-        await _follow_files(settings, node_name, events)
-    else:
+    config = settings.config
+    if not config.manifests:
         await _follow_api(settings, node_name, events, tracker, service_cidrs)
-
-
-async def _follow_files(settings: ResolvedSettings, node_name: str, events: EventQueue) -> None:
+        return
     from pyproxy.manifests.files import FileSource  # noqa: PLC0415  # YAML, which the API does not need
 
-    config = settings.config
     log_start(settings, node_name)
     async for change in FileSource(config.manifests, proxy_name=config.service_proxy_name).changes():
         own = _without_other_nodes(change, node_name)

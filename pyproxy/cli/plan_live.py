@@ -37,7 +37,7 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
     if config.takeover is Takeover.AUTO and not config.service_proxy_name:
         found.leftovers = await _leftovers(config)
         # The agent of this node has the same kind of server as kube-proxy.
-        if not is_agent_here(config.control_socket):
+        if not (config.control_socket and is_agent_here(config.control_socket)):
             found.running_proxy = await detect_running_proxy(config)
     return found
 

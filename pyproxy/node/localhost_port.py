@@ -54,27 +54,26 @@ class Site:
         Args:
             service: returns the Service that has the node port now, for the Event.
         """
-        with await self._open(service) as listener:
+        was_logged = False
+        while True:
+            try:
+                listener = self._bound()
+                break
+            except OSError as error:
+                self.counts.listening_failed(self.family)
+                if not was_logged:
+                    reason = os.strerror(error.errno) if error.errno else str(error)
+                    event = event_extra("Service", service(), "LocalhostNodePortFailed", "ListenOnLocalhost")
+                    # The message has everything that a traceback would add.
+                    logger.error("%s is not served: %s; will retry", self.name, reason, extra=event)  # noqa: TRY400
+                was_logged = True
+                await asyncio.sleep(self.retry_seconds)
+        with listener:
             self.counts.listeners_changed(self.family, 1)
             try:
                 yield listener
             finally:
                 self.counts.listeners_changed(self.family, -1)
-
-    async def _open(self, service: Callable[[], NamespacedName]) -> socket.socket:
-        said = False
-        while True:
-            try:
-                return self._bound()
-            except OSError as error:
-                self.counts.listening_failed(self.family)
-                if not said:
-                    reason = os.strerror(error.errno) if error.errno else str(error)
-                    event = event_extra("Service", service(), "LocalhostNodePortFailed", "ListenOnLocalhost")
-                    # All that there is to say is in the message.
-                    logger.error("%s is not served: %s; will retry", self.name, reason, extra=event)  # noqa: TRY400
-                said = True
-                await asyncio.sleep(self.retry_seconds)
 
     def _bound(self) -> socket.socket:
         address = (ip_text(LOOPBACK_IPS[self.family]), self.number)

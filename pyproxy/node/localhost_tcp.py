@@ -150,13 +150,13 @@ async def _splice(  # noqa: PLR0913, PLR0917  # one system call and what it may 
 async def _until(ready: socket.socket, watch: Callable[..., None], unwatch: Callable[[int], object]) -> None:
     """Wait until a socket can be read from, or written to."""
     future = asyncio.get_running_loop().create_future()
-    watch(ready.fileno(), _set, future)
+
+    def set_result() -> None:
+        if not future.done():  # it is done if the task was cancelled, or if the loop calls twice before the task runs
+            future.set_result(None)
+
+    watch(ready.fileno(), set_result)
     try:
         await future
     finally:
         unwatch(ready.fileno())
-
-
-def _set(ready: "asyncio.Future[None]") -> None:
-    if not ready.done():
-        ready.set_result(None)

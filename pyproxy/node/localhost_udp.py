@@ -8,7 +8,6 @@ import asyncio
 import logging
 import socket
 from collections import OrderedDict
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
@@ -85,16 +84,12 @@ class UdpFlows:
     def _expire(self) -> None:
         now = monotonic()
         self._expiry = asyncio.get_running_loop().call_later(self._idle_seconds / 4, self._expire)
-        for flow in list(self._idle(now)):
-            flow.port.forget(flow)
-
-    def _idle(self, now: float) -> Iterator[Flow]:
-        for flow in self._by_use:
+        for flow in list(self._by_use):  # a copy, because `forget` removes from it
             idle = now - flow.used
             if idle < self._idle_seconds:
-                return
+                return  # the flows after it were used later
             if not flow.is_stream or idle >= STREAM_IDLE_SECONDS:
-                yield flow
+                flow.port.forget(flow)
 
 
 class UdpPort:
@@ -155,9 +150,17 @@ class UdpPort:
                 logger.debug("%s: %s", self._site.name, error)
                 continue
             flow = self._flows.get(client) or self._open(listener, client)
-            if flow is not None:
-                self._all_flows.use(flow)
-                self._send(flow, data)
+            if flow is None:
+                continue
+            self._all_flows.use(flow)
+            try:
+                flow.socket.send(data)
+            except BlockingIOError:
+                pass  # a full queue drops datagrams
+            except OSError as error:
+                # The endpoint rejected an earlier datagram with an ICMP error.
+                logger.debug("%s: %s: %s", self._site.name, flow.endpoint, error)
+                self.forget(flow)
 
     def _open(self, listener: socket.socket, client: Client) -> Flow | None:
         endpoint, now = self._choice.choose(), monotonic()
@@ -177,16 +180,6 @@ class UdpPort:
         self._flows[client] = flow
         asyncio.get_running_loop().add_reader(server.fileno(), self._answer, listener, flow)
         return flow
-
-    def _send(self, flow: Flow, data: bytes) -> None:
-        try:
-            flow.socket.send(data)
-        except BlockingIOError:
-            pass  # a full queue drops datagrams
-        except OSError as error:
-            # The endpoint refused an earlier datagram.
-            logger.debug("%s: %s: %s", self._site.name, flow.endpoint, error)
-            self.forget(flow)
 
     def _answer(self, listener: socket.socket, flow: Flow) -> None:
         """Forward datagrams of an endpoint."""

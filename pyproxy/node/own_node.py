@@ -5,7 +5,6 @@ stay. A change of a value counts at once.
 """
 
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 
 from pyproxy.config.config import Config
@@ -55,7 +54,13 @@ class OwnNode:
         if node is not None:
             known = self._seen or node
             self._seen = replace(node, ips=node.ips or known.ips, pod_cidrs=node.pod_cidrs or known.pod_cidrs)
-            self._warn_of_addresses(node)
+            for ip in filter(is_loopback, node.ips):
+                self._warn(f"node {node.name}: its address {ip_text(ip)} is a loopback address, and not used; {_FIX}")
+            if _VIRTUALBOX_NAT in node.ips[:1] and not any(self._config.bind_address):
+                self._warn(
+                    f"node {node.name}: its address is {ip_text(_VIRTUALBOX_NAT)}, which VirtualBox's NAT gives to every"
+                    f" machine: if other nodes cannot reach it, {_FIX}"
+                )
         self.node = own_node(self._config, self._seen, self.node.name)
         description = f"{'' if node else 'there is no such Node object; '}{_described(self.node)}"
         if description != self._logged:
@@ -78,15 +83,6 @@ class OwnNode:
         else:
             self._warn(f"node {self.node.name}: has no address; going on without, until it has one; {_FIX}")
 
-    def _warn_of_addresses(self, node: Node) -> None:
-        for ip in filter(is_loopback, node.ips):
-            self._warn(f"node {node.name}: its address {ip_text(ip)} is a loopback address, and not used; {_FIX}")
-        if _VIRTUALBOX_NAT in node.ips[:1] and not any(self._config.bind_address):
-            self._warn(
-                f"node {node.name}: its address is {ip_text(_VIRTUALBOX_NAT)}, which VirtualBox's NAT gives to every"
-                f" machine: if other nodes cannot reach it, {_FIX}"
-            )
-
     def _warn(self, message: str) -> None:
         """Log a warning once."""
         if message not in self._warnings:
@@ -100,8 +96,4 @@ def _described(node: Node) -> str:
         "podCIDRs": map(str, node.pod_cidrs),
         "zone": [node.zone] if node.zone else [],
     }
-    return ", ".join(f"{name} {_listed(values)}" for name, values in parts.items())
-
-
-def _listed(values: Iterable[str]) -> str:
-    return " ".join(values) or "none"
+    return ", ".join(f"{name} {' '.join(values) or 'none'}" for name, values in parts.items())

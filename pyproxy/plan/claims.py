@@ -59,11 +59,12 @@ class Claims:
         rivals = self._contested.get(claim)
         if rivals is None:
             return self._only.get(claim)
-        return min(rivals, key=lambda name: self._rank(claim, name))
 
-    def _rank(self, claim: Claim, name: ServicePortName) -> tuple[bool, str, ServicePortName]:
-        plan = self._plans[name]
-        return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
+        def rank(name: ServicePortName) -> tuple[bool, str, ServicePortName]:
+            plan = self._plans[name]
+            return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
+
+        return min(rivals, key=rank)
 
     def _take(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:
         rivals = self._contested.get(claim)

@@ -74,13 +74,11 @@ class HealthPorts:
             return ""
         if ports.health in self._own:
             return self._own[ports.health]
-        first = min(self._claimants[ports.health], key=self._rank)
+        # The oldest Service, then the first by name.
+        first = min(self._claimants[ports.health], key=lambda each: (self._ports[each].created or _NO_TIME, each))
         if first != name:
             return f"Service {first}"
         return "a node port of the same Service" if ports.health in ports.node else ""
-
-    def _rank(self, name: NamespacedName) -> tuple[str, NamespacedName]:
-        return self._ports[name].created or _NO_TIME, name
 
 
 def _ports(service: Service | None) -> _Ports:

@@ -197,7 +197,7 @@ def _plan_port(
         name=ServicePortName(service.name, port.name, port.protocol),
         family=family,
         port=port.port,
-        cluster_ip=_first_of_family(service.cluster_ips, family),
+        cluster_ip=next((ip for ip in service.cluster_ips if family_of(ip) is family), None),
         external_ips=external_ips,
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
@@ -212,18 +212,14 @@ def _plan_port(
         local_endpoints=endpoints.local,
         any_usable=endpoints.any_usable,
         node_endpoints=_on_node(endpoints, candidates, node.name),
-        serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
+        # Only UDP needs them, because only its flows outlive an endpoint (`plan.stale_flows`).
+        serving_endpoints=frozenset(endpoint for endpoint, item in candidates.items() if item.serving)
+        if port.protocol is Protocol.UDP
+        else frozenset(),
         draining_endpoints=_draining(candidates),
         scheduler=service.scheduler,
         created=service.created,
     )
-
-
-def _first_of_family(ips: tuple[bytes, ...], family: Family) -> bytes | None:
-    for ip in ips:
-        if family_of(ip) is family:
-            return ip
-    return None
 
 
 def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
@@ -238,7 +234,3 @@ def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], 
 def _draining(candidates: dict[Endpoint, SliceEndpoint]) -> tuple[Endpoint, ...]:
     going = [endpoint for endpoint, item in candidates.items() if item.terminating]
     return tuple(sorted(going)) if going else ()
-
-
-def _serving(candidates: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:
-    return frozenset(endpoint for endpoint, item in candidates.items() if item.serving)

@@ -8,7 +8,7 @@ require for new flows, as in kube-proxy (`pkg/proxy/conntrack/cleanup.go`). If n
 flows to the former endpoints are deleted; all other flows to such an address are left alone.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -199,7 +199,14 @@ class Frontends:
             areas += self._moved(touched, (node - known).without(_LINK_LOCAL), (known - node).without(_LINK_LOCAL))
         destinations = [Destination(ip, port) for ip, port in by_address]
         for addresses, rules in areas:
-            destinations += _destinations(addresses, rules, every=rules is not changed)
+            # By address if all node ports are examined, because those are fewer than the ports. For IPv6 the kernel can
+            # filter by port only (`linux.conntrack`), and a block is not an address to filter by.
+            if rules is not changed and all(
+                block.family is Family.IPV4 and _is_single(block) for block in addresses.networks
+            ):
+                destinations += (Destination(block.ip, None) for block in addresses.networks)
+            else:
+                destinations += (Destination(None, port) for port in rules)
             for port in rules:
                 others = ((ip, port) for ip in self._ips.get(port, ()) if ip in addresses)
                 by_address |= dict.fromkeys((key for key in others if key not in by_address), None)
@@ -234,15 +241,6 @@ def _claims(plan: ServicePlan) -> Iterator[Claim]:
 
 def _node_port(port: int) -> Claim:
     return Claim(b"", Protocol.UDP, port)
-
-
-def _destinations(addresses: NodeAddresses, ports: Collection[int], *, every: bool) -> Iterator[Destination]:
-    """Yield destinations that cover ports on addresses: by address if `every` node port is meant, as those are fewer."""
-    # For IPv6 the kernel can filter by port only (`linux.conntrack`).
-    if every and all(block.family is Family.IPV4 and _is_single(block) for block in addresses.networks):
-        yield from (Destination(block.ip, None) for block in addresses.networks)
-    else:
-        yield from (Destination(None, port) for port in ports)
 
 
 def _is_single(block: Network) -> bool:

@@ -8,12 +8,12 @@ where the name of a gauge may not end in ``_total``; kube-proxy has such gauges,
 
 import gzip
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from decimal import Decimal
 from functools import lru_cache
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
-from prometheus_client import CollectorRegistry, Metric
+from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -39,8 +39,21 @@ def go_number(value: float) -> str:
 
 def exposition(registry: CollectorRegistry, only: Collection[str] = ()) -> str:
     """Return the metrics that have values, sorted by name: all, or those with the given names."""
-    families = sorted((_name(metric), metric) for metric in registry.collect() if metric.samples)
-    return "".join(line for name, metric in families if not only or name in only for line in _lines(name, metric))
+    # The library leaves ``_total`` out of the name of a counter.
+    families = sorted(
+        (f"{metric.name}_total" if metric.type == "counter" else metric.name, metric)
+        for metric in registry.collect()
+        if metric.samples
+    )
+    lines: list[str] = []
+    for name, metric in families:
+        if only and name not in only:
+            continue
+        help_text = metric.documentation.replace("\\", r"\\").replace("\n", r"\n")
+        lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {metric.type}\n")
+        # A sample has a name of its own, because a histogram consists of several series.
+        lines += (f"{sample.name}{_labels(sample)} {go_number(sample.value)}\n" for sample in metric.samples)
+    return "".join(lines)
 
 
 def metrics_application(registry: CollectorRegistry, only: Collection[str] = ()) -> WSGIApplication:
@@ -58,27 +71,13 @@ def metrics_application(registry: CollectorRegistry, only: Collection[str] = ())
     return answer
 
 
-def _name(metric: Metric) -> str:
-    """Return the name of a metric with ``_total``, which the library leaves out of the name of a counter."""
-    return f"{metric.name}_total" if metric.type == "counter" else metric.name
-
-
-def _lines(name: str, metric: Metric) -> Iterator[str]:
-    help_text = metric.documentation.replace("\\", r"\\").replace("\n", r"\n")
-    yield f"# HELP {name} {help_text}\n# TYPE {name} {metric.type}\n"
-    for sample in metric.samples:
-        yield f"{sample.name}{_labels(sample)} {go_number(sample.value)}\n"
-
-
 def _labels(sample: Sample) -> str:
-    if not sample.labels:
-        return ""
-    # Go sorts labels by name, and appends "le" after the rest.
-    pairs = sorted(sample.labels.items(), key=lambda pair: (pair[0] == "le", pair[0]))
-    return "{" + ",".join(f'{key}="{_label_value(key, value)}"' for key, value in pairs) + "}"
-
-
-def _label_value(key: str, value: str) -> str:
-    if key == "le":
-        return go_number(float(value))
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    labels: list[str] = []
+    for key, value in sorted(sample.labels.items()):
+        if key != "le":
+            text = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+            labels.append(f'{key}="{text}"')
+    # Go appends the bound of a bucket after the sorted labels; it is a number in Go's format.
+    if (bound := sample.labels.get("le")) is not None:
+        labels.append(f'le="{go_number(float(bound))}"')
+    return "{" + ",".join(labels) + "}" if labels else ""

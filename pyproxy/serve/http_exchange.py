@@ -11,7 +11,7 @@ from email.utils import formatdate
 from http import HTTPStatus
 from time import monotonic
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import StartResponse, WSGIApplication
 
 from pyproxy.serve.http_request import Refused, Request, read_request
 
@@ -78,17 +78,6 @@ def _called(request: Request, app: WSGIApplication) -> tuple[str, list[tuple[str
     def start_response(status: str, headers: list[tuple[str, str]], _: Any = None, /) -> Any:  # noqa: ANN401  # WSGI's
         answer.append((status, headers))
 
-    try:
-        body = b"".join(app(_environ(request), start_response))
-    except Exception:
-        # A bug in a page must not look like an agent that does not answer.
-        logger.exception("%s cannot be answered", request.path)
-        return f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} Internal Server Error", [], b""
-    status, headers = answer[-1]
-    return status, headers, body
-
-
-def _environ(request: Request) -> WSGIEnvironment:
     environ = {
         "REQUEST_METHOD": request.method,
         "REQUEST_URI": request.target,
@@ -96,7 +85,15 @@ def _environ(request: Request) -> WSGIEnvironment:
         "QUERY_STRING": request.query,
         "SERVER_PROTOCOL": "HTTP/1.0" if request.is_1_0 else "HTTP/1.1",
     }
-    return environ | {f"HTTP_{name.upper().replace('-', '_')}": text for name, text in request.headers.items()}
+    environ |= {f"HTTP_{name.upper().replace('-', '_')}": text for name, text in request.headers.items()}
+    try:
+        body = b"".join(app(environ, start_response))
+    except Exception:
+        # A bug in a page must not look like an agent that does not answer.
+        logger.exception("%s cannot be answered", request.path)
+        return f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} Internal Server Error", [], b""
+    status, headers = answer[-1]
+    return status, headers, body
 
 
 def _linger(connection: socket.socket) -> None:

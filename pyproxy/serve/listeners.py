@@ -105,12 +105,20 @@ class Listeners(threading.Thread):
         """Serve until closed."""
         while not self._is_closed:
             self._settle()
-            for key, _ in self._selector.select(self._patience()):
+            # Sleep until a client connects, an address must be retried, or the oldest connection reaches its deadline.
+            times = [self._retry_at] if self._missing else []
+            if self._connections:
+                times.append(self._connections[0][0])
+            for key, _ in self._selector.select(max(0.0, min(times) - monotonic()) if times else None):
                 if key.data is None:
                     os.eventfd_read(self._alarm)
                 else:
                     self._accept(key.data)
-            self._end_overdue()
+            # Forget closed connections, and close those whose deadline has passed.
+            while self._connections and (
+                self._connections[0][1].fileno() < 0 or self._connections[0][0] <= monotonic()
+            ):
+                self._end_oldest()
         for place in tuple(self._open):
             self._close(place)
         self._selector.close()
@@ -133,8 +141,12 @@ class Listeners(threading.Thread):
                 self._try(place, services[place.name])
 
     def _try(self, place: _Place, service: HttpService) -> None:
+        ip, port = place.address
         try:
-            listener = _listen(place.address, both_families=service.both_families)
+            if service.both_families and not any(ip) and socket.has_dualstack_ipv6():
+                listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+            else:
+                listener = socket.create_server((ip_text(ip), port), family=family_of(ip).socket_family)
         except OSError as error:
             self._retry_at = monotonic() + self._retry_seconds
             reason = os.strerror(error.errno) if error.errno else str(error)
@@ -149,6 +161,7 @@ class Listeners(threading.Thread):
             logger.error("%s; trying on", message, extra={"event": service.event})  # noqa: TRY400  # no need of a traceback
             return
         logger.info("%s served on http://%s", place.name, place.address)
+        listener.settimeout(0)
         self._missing.discard(place)
         self._open[place] = listener
         self._selector.register(listener, selectors.EVENT_READ, place)
@@ -158,13 +171,6 @@ class Listeners(threading.Thread):
         self._selector.unregister(listener)
         listener.close()
         logger.info("%s not served any more on http://%s", place.name, place.address)
-
-    def _patience(self) -> float | None:
-        """Return the time until something must be done, in seconds; None if nothing must."""
-        times = [self._retry_at] if self._missing else []
-        if self._connections:
-            times.append(self._connections[0][0])
-        return max(0.0, min(times) - monotonic()) if times else None
 
     def _accept(self, place: _Place) -> None:
         listener, service = self._open.get(place), self._services.get(place.name)
@@ -177,7 +183,11 @@ class Listeners(threading.Thread):
             logger.debug("%s: %s", place.name, error)
             threading.Event().wait(_DESCRIPTORS_ARE_SHORT_SECONDS)
             return
-        self._make_room()
+        # One connection too many ends the oldest, so that a client with many idle connections cannot block other clients.
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            self._connections = deque(each for each in self._connections if each[1].fileno() >= 0)
+        if len(self._connections) >= _MOST_CONNECTIONS:
+            self._end_oldest()
         self._connections.append((monotonic() + _REQUEST_SECONDS, connection))
         try:
             threading.Thread(target=self._answer, args=(connection, peer, service.app), daemon=True).start()
@@ -193,29 +203,8 @@ class Listeners(threading.Thread):
         except OSError as error:
             logger.debug("%s: %s", peer[0], error)
 
-    def _make_room(self) -> None:
-        """Make room for one more connection, so that a client with many idle connections cannot block other clients."""
-        if len(self._connections) >= _MOST_CONNECTIONS:
-            self._connections = deque(each for each in self._connections if each[1].fileno() >= 0)
-        if len(self._connections) >= _MOST_CONNECTIONS:
-            self._end_oldest()
-
-    def _end_overdue(self) -> None:
-        """Forget closed connections, and close those whose deadline has passed."""
-        while self._connections and (self._connections[0][1].fileno() < 0 or self._connections[0][0] <= monotonic()):
-            self._end_oldest()
-
     def _end_oldest(self) -> None:
         _, connection = self._connections.popleft()
         # It may be closed already.
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)
-
-
-def _listen(address: ListenAddress, *, both_families: bool) -> socket.socket:
-    if both_families and not any(address.ip) and socket.has_dualstack_ipv6():
-        listener = socket.create_server(("", address.port), family=socket.AF_INET6, dualstack_ipv6=True)
-    else:
-        listener = socket.create_server((ip_text(address.ip), address.port), family=family_of(address.ip).socket_family)
-    listener.settimeout(0)
-    return listener
