@@ -2,14 +2,14 @@
 
 The IPVS mode needs a kernel that has it: `python -m tests.guest --seconds 3600 .venv/bin/python -m tests.cluster.bench
 --backends ipvs-legacy`. Both follow the same API server, in alternating runs and one at a time, each in a network
-namespace of its own. Only ratios say something: absolute times are this machine's. What is measured, for each run:
+namespace of its own. Only the ratios are comparable: absolute times depend on the machine. For each run it measures:
 
 start         from exec to the last rule of all Services
-visible       from sending the change of one endpoint for another to the first connection that the new one takes
-api           the API server's part of that: until it says that it has the change
-cpu/change    of the process and of the programs that it ran, for one such change, idle time after it included
-idle          processor time of ten seconds in which nothing happens
-rss, peak     resident memory after the changes, and at its highest, without that of the programs it ran
+visible       from sending the replacement of an endpoint to the first connection that the new endpoint accepts
+api           the API server's part of that: until it confirms the change
+cpu/change    of the process and the programs that it ran, for one such change, including the idle time after it
+idle          CPU time in ten seconds without changes
+rss, peak     resident memory after the changes, and its maximum, without that of the programs that it ran
 """
 
 import argparse
@@ -46,13 +46,13 @@ SLICES = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices"
 _SETTLE_SECONDS = 3.0
 """Longer than kube-proxy's shortest time between two syncs, 1 s, and whatever either does after a sync."""
 _QUIET_SHARE = 0.1
-"""Of a processor: who uses less has done its work, even on a machine where a sync takes many seconds."""
+"""Of a CPU: a process that uses less has done its work, even on a machine where a sync takes many seconds."""
 _IDLE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one run of one program showed; times in seconds, memory in MB."""
+    """The result of one run of one program; times in seconds, memory in MB."""
 
     start: float
     start_cpu: float
@@ -90,7 +90,7 @@ def service(number: int) -> JsonObject:
 
 
 def endpoint_slice(number: int, ips: Sequence[str]) -> JsonObject:
-    """Return its EndpointSlice."""
+    """Return the EndpointSlice of a Service."""
     labels = {"kubernetes.io/service-name": f"web-{number}"}
     return {
         "apiVersion": "discovery.k8s.io/v1",
@@ -108,7 +108,7 @@ def _metadata(name: str, number: int) -> JsonObject:
 
 
 def endpoint_ips(number: int, count: int) -> list[str]:
-    """Return the endpoints of a Service, which no other has."""
+    """Return the endpoints of a Service; no other Service has them."""
     return [f"10.{200 + which}.{number // 250}.{number % 250 + 1}" for which in range(count)]
 
 
@@ -233,7 +233,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def main() -> None:
-    """Measure, and write the table and, if asked, all samples."""
+    """Measure, and write the table and, with ``--json``, all samples."""
     asked = _arguments()
     compileall.compile_dir(pyproxy.__path__[0], quiet=1)  # as an installer does
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

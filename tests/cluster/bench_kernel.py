@@ -1,7 +1,7 @@
-"""Sees when rules change in a network namespace, to the millisecond and almost without cost to who changes them.
+"""Detects when rules change in a network namespace, to the millisecond and with almost no cost for the program under test.
 
-Law: how long something takes is told by the kernel's own counters; a dump, which is slow, only says what it was. IPVS has no
-counter: there one Service is asked for again and again, which is cheap, and all of them at a start, which is not.
+Times come from the kernel's change counters; a dump, which is slow, only shows which change it was. IPVS has no counter:
+there one Service is queried repeatedly, which is cheap, and at a start all of them, which is not.
 """
 
 import re
@@ -41,7 +41,7 @@ class Target(NamedTuple):
 
 
 class Watch(Protocol):
-    """Tells when something was programmed, on the clock of `time.monotonic`."""
+    """Returns when something was programmed, on the clock of `time.monotonic`."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -50,19 +50,19 @@ class Watch(Protocol):
         """End."""
 
     def all_there(self, targets: Collection[Target]) -> float:
-        """Wait for the rules of all Services, and return when the last came."""
+        """Wait for the rules of all Services, and return the time of the last one."""
 
     def there(self, target: Target) -> float:
-        """Wait for the rule of one endpoint, and return when it came."""
+        """Wait for the rule of one endpoint, and return its time."""
 
 
 def watch(namespace: str, backend: Backend) -> Watch:
-    """Return what watches a mode in a namespace."""
+    """Return the watch for a mode in a namespace."""
     return IpvsWatch(namespace) if backend.startswith("ipvs") else KernelWatch(namespace, backend)
 
 
 class IpvsWatch:
-    """Looks at virtual and real servers, and at a start at addresses and sets besides."""
+    """Reads virtual and real servers; at a start it also reads addresses and sets."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
@@ -77,7 +77,7 @@ class IpvsWatch:
         self._servers.close()
 
     def all_there(self, targets: Collection[Target]) -> float:
-        """Wait for real servers, and for addresses and members of sets, of which there is one a Service."""
+        """Wait for real servers, and for one address and one member of a set for each Service."""
         services = len({target.service_ip for target in targets})
 
         def complete() -> bool:
@@ -99,7 +99,7 @@ class IpvsWatch:
         return call_inside(self._namespace, Path("/proc/thread-self/net/ip_vs").read_text).count("->") - 1
 
     def _members(self) -> int:
-        """Return how many cluster IPs are in the set of those, whose name both programs end in the same way."""
+        """Return the number of cluster IPs in their set; its name has the same end in both programs."""
         sets = self._output("ipset", "list", "-terse").split("Name: ")
         return sum(
             int(found)
@@ -121,10 +121,10 @@ def _when(condition: Callable[[], bool], what: str, poll_seconds: float) -> floa
 
 
 class KernelWatch:
-    """Keeps the times at which the rules changed, for as long as its ``with`` block lasts."""
+    """Records the times at which the rules changed, during its ``with`` block."""
 
     def __init__(self, namespace: str, backend: Backend) -> None:
-        """Describe it: the namespace, and the mode whose tables are watched."""
+        """Create a watch of the tables of a mode in a namespace."""
         self._namespace = namespace
         self._backend: Backend = backend
         self._look, self._sockets = _counter(namespace, backend)
@@ -150,21 +150,21 @@ class KernelWatch:
         return len(self._times)
 
     def all_there(self, targets: Collection[Target]) -> float:
-        """See `Watch`."""
+        """Wait for the rules of all Services, and return the time of the last one."""
         *_, last = targets
 
         def complete(rules: str) -> bool:
-            # Most dumps are not complete: the last one first, because to look for all takes long.
+            # Most dumps are not complete. Search for the last one first, because searching for all takes long.
             return _is_in(last, rules) and all(_is_in(target, rules) for target in targets)
 
         return self._when(complete, "all rules")
 
     def there(self, target: Target) -> float:
-        """See `Watch`."""
+        """Wait for the rule of one endpoint, and return its time."""
         return self._when(partial(_is_in, target), f"a rule for {target.ip}")
 
     def _when(self, condition: Callable[[str], bool], what: str) -> float:
-        """Wait until the rules meet a condition, and return when, on the clock of `time.monotonic`.
+        """Wait until the rules meet a condition, and return the time, on the clock of `time.monotonic`.
 
         Raises:
             ClusterError: they do not within `_PATIENCE_SECONDS`.
@@ -197,7 +197,7 @@ def _is_in(target: Target, rules: str) -> bool:
 def _counter(
     namespace: str, backend: Backend
 ) -> tuple[Callable[[], Hashable], list[LegacyCounter] | list[NftGeneration]]:
-    """Return what tells one state of the rules from another; its counters belong to the namespace they are made in."""
+    """Return a function whose result changes with the rules, and its counters, which belong to the namespace."""
     if backend == "iptables-legacy":
         tables = [call_inside(namespace, partial(LegacyCounter, family, TABLES)) for family in Family]
         return lambda: tuple(counter.read() for counter in tables), tables

@@ -1,6 +1,6 @@
-"""Sees which endpoint of a Service answers, by connecting to it again and again from the node itself.
+"""Detects which endpoint of a Service answers, by connecting to it repeatedly from the node itself.
 
-The endpoints are addresses of the node's loopback: what is measured is the packet path, and no wire.
+The endpoints are addresses of the node's loopback interface, so the packet path is measured without a network.
 """
 
 import socket
@@ -16,12 +16,12 @@ from .process import ClusterError
 _PATIENCE_SECONDS = 300.0
 _PAUSE_SECONDS = 0.0005
 _ANSWER_SECONDS = 0.02
-"""Longer than a handshake on the loopback takes; an endpoint that is no more does not answer at all."""
+"""Longer than a handshake on the loopback takes; a removed endpoint does not answer at all."""
 _RESET_AT_CLOSE = b"\1\0\0\0\0\0\0\0"
 
 
 class Probe:
-    """Endpoints in a namespace, and a client of a Service there."""
+    """Endpoints in a namespace, and a client of a Service in it."""
 
     def __init__(self, namespace: str, service: tuple[str, int], listeners: dict[str, socket.socket]) -> None:
         self._namespace = namespace
@@ -45,9 +45,9 @@ class Probe:
         raise ClusterError(message)
 
     def _answering(self) -> str | None:
-        """Connect once, and return the endpoint that took the connection."""
+        """Connect once, and return the endpoint that accepted the connection."""
         with socket.socket() as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)  # no port waits for its end
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)  # so no port is in TIME_WAIT
             client.settimeout(_ANSWER_SECONDS)
             client.bind((self._source, 0))
             try:
@@ -65,7 +65,7 @@ class Probe:
 
 @contextmanager
 def probe(namespace: str, service: tuple[str, int], endpoints: list[str], port: int) -> Iterator[Probe]:
-    """Give a namespace these endpoints, and a way to everything else that is not one: back into it."""
+    """Add endpoints to a namespace, and a default route to its loopback interface, so that all other packets stay in it."""
     with ExitStack() as stack:
         for ip in endpoints:
             _ip(namespace, "address", "add", f"{ip}/32", "dev", "lo")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.words import EXCEPTIONS, UNCHECKED, findings, is_checked
+from tests.docs.words import EXCEPTIONS, findings
 
 
 def phrases(folder: Path, name: str, text: str) -> list[str]:
@@ -56,9 +56,3 @@ def test_findings_name_the_line(tmp_path: Path) -> None:
 def test_exceptions_have_reasons() -> None:
     """Each exception has a reason."""
     assert [] == [row for row in EXCEPTIONS if not row[2].strip()]
-
-
-def test_unchecked_paths_are_left_out() -> None:
-    """`make lint` checks all files except those below the listed paths."""
-    assert not any(is_checked(f"{path}/code.py") for path in UNCHECKED)
-    assert is_checked("README.md")

@@ -2,7 +2,7 @@
 
 It checks prose: pages, and the comments, docstrings and messages of Python files. It ignores code in backticks, code
 blocks of Markdown, and names in code. ``--counts`` prints the number of findings for each file. A justified finding has
-a row in `EXCEPTIONS`, with the reason. ``--check``, which `make lint` uses, leaves out the paths in `UNCHECKED`.
+a row in `EXCEPTIONS`, with the reason. `make lint` runs it.
 """
 
 import re
@@ -80,13 +80,6 @@ EXCEPTIONS: tuple[tuple[str, str, str], ...] = (
 )
 """A file (a glob), a regular expression that the whole finding matches, and the reason why it stays."""
 
-UNCHECKED = (
-    "tests/unit",
-    "tests/cluster/bench",
-    "tests/properties/planning.py",
-)
-"""Paths whose prose has yet to be rewritten, or the beginnings of their names; remove a row when nothing is found there."""
-
 _BLOCK = re.compile(r"^```.*?^```[^\n]*$|^(?: {4}|\t)[^\n]*$", re.MULTILINE | re.DOTALL)
 _CODE = re.compile(r"``[^`]+``|`[^`\n]+`|\]\([^)]*\)|<!--.*?-->", re.DOTALL)
 _PREFIX = re.compile(r"(?i)^[rbuf]*(\"\"\"|'''|\"|')")
@@ -158,16 +151,9 @@ def findings(path: Path, root: Path = ROOT) -> Iterator[Finding]:
                     yield Finding(str(name), first + text.count("\n", 0, match.start()), phrase, hint)
 
 
-def is_checked(file: str) -> bool:
-    """Return whether ``--check`` includes a file."""
-    return not file.startswith(UNCHECKED)
-
-
 def main() -> int:
     """Print the findings; return the exit status."""
     found = [finding for path in FILES if path.exists() for finding in findings(path)]
-    if "--check" in sys.argv[1:]:
-        found = [finding for finding in found if is_checked(finding.file)]
     if "--counts" in sys.argv[1:]:
         counts = Counter(finding.file for finding in found)
         sys.stdout.writelines(f"{count:5} {name}\n" for name, count in sorted(counts.items()))

@@ -37,18 +37,18 @@ class NodeAgent:
         """Return the own node as far as it is known."""
         return self.tracker.node or NOBODY
 
-    def tell(self, changes: Iterable[ObjectChange]) -> None:
+    def apply(self, changes: Iterable[ObjectChange]) -> None:
         """Process changes and plan the affected Services."""
         for change in changes:
             self.tracker.apply(change)
         self._stage(self.planner.take_changes(self.tracker, self.node))
 
-    def tell_again(self) -> None:
+    def apply_again(self) -> None:
         """Process all known objects again, as in a resync of an informer, and plan them again."""
         services = tuple(self.tracker.services.values())
         slices = (one for name in self.tracker.services for one in self.tracker.slices(name))
         nodes = [self.tracker.node] if self.tracker.node else []
-        self.tell([Replaced(Kind.SERVICE, services), *map(Put, slices), *map(Put, nodes)])
+        self.apply([Replaced(Kind.SERVICE, services), *map(Put, slices), *map(Put, nodes)])
         self._stage(self.planner.plan(self.tracker.services, self.tracker, self.node))
 
     def _stage(self, services: Iterable[PlannedService]) -> None:
@@ -88,7 +88,7 @@ class TableAgent(NodeAgent):
     def follow(self, groups: Iterable[Iterable[ObjectChange]]) -> None:
         """Process groups of changes, with a sync after each."""
         for group in groups:
-            self.tell(group)
+            self.apply(group)
             self.sync()
 
     def in_kernel(self) -> dict[RulesetKey, str]:

@@ -1,4 +1,4 @@
-"""From a generated cluster to plans, rules and tables, through the code under test and from scratch."""
+"""Converts a generated cluster to plans, rules and tables with the code under test, from scratch."""
 
 from collections.abc import Collection, Coroutine, Mapping
 from typing import Any, TypeVar
@@ -26,7 +26,7 @@ Plans = Mapping[ServicePortName, ServicePlan]
 
 
 def tracked(cluster: Cluster) -> Tracker:
-    """Return a tracker that was told of a cluster."""
+    """Return a tracker with the objects of a cluster."""
     tracker = Tracker()
     for change in cluster.changes():
         tracker.apply(change)
@@ -39,7 +39,7 @@ def plans_of(cluster: Cluster, family: Family) -> dict[ServicePortName, ServiceP
 
 
 def filled(program: P, plans: Plans) -> P:
-    """Return a program after it has taken in plans, each once."""
+    """Return a program after each plan was put into it once."""
     for name, plan in plans.items():
         program.put(name, plan)
     return program
@@ -60,7 +60,7 @@ def ruleset_of(plans: Plans, settings: IptablesSettings) -> dict[RulesetKey, str
 def difference(
     present: Mapping[RulesetKey, str], wanted: Mapping[RulesetKey, str]
 ) -> dict[RulesetKey, tuple[str | None, str | None]]:
-    """Return the change from one ruleset to another, unchanged keys included."""
+    """Return the change from one ruleset to another, with the unchanged keys."""
     return {key: (present.get(key), wanted.get(key)) for key in dict.fromkeys((*wanted, *present))}
 
 
@@ -72,7 +72,7 @@ def tables_of(ruleset: Mapping[RulesetKey, str]) -> Tables:
 
 
 def compiled(cluster: Cluster, settings: IptablesSettings) -> Tables:
-    """Return the tables of a node that was told of a cluster."""
+    """Return the tables of a node in a cluster."""
     return tables_of(ruleset_of(plans_of(cluster, settings.family), settings))
 
 
@@ -88,7 +88,7 @@ def succeeded(report: SyncReport) -> SyncReport:
 
 
 def run_now(coroutine: Coroutine[Any, Any, R]) -> R:
-    """Run a coroutine that waits for nothing, though it may give others a turn."""
+    """Run a coroutine that waits for nothing, but may yield to other tasks."""
     try:
         while coroutine.send(None) is None:
             pass

@@ -83,11 +83,11 @@ def test_walk(variant: Variant, family: Family, data: st.DataObject, walk: list[
     async def follow(kernel: IptablesKernel) -> None:
         agent = NodeAgent(chosen, kernel)
         for group in walk:
-            agent.tell(group)
+            agent.apply(group)
             succeeded(await agent.reconciler.sync())
 
             assert agent.wanted() == await kernel.read()
-            agent.tell_again()
+            agent.apply_again()
             agent.reconciler.mark_stale()
             assert 0 == succeeded(await agent.reconciler.sync()).entries_changed
 

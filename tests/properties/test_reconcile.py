@@ -39,7 +39,7 @@ def test_every_walk_ends_where_a_fresh_start_ends(walk: list[list[ObjectChange]]
     """After every group of changes the kernel has the rules of a new program, and all foreign rules."""
     agent = TableAgent(settings)
     for group in walk:
-        agent.tell(group)
+        agent.apply(group)
         agent.sync()
 
         assert agent.wanted() == agent.in_kernel()
@@ -53,7 +53,7 @@ def test_a_second_sync_writes_nothing(walk: list[list[ObjectChange]], settings: 
     agent = TableAgent(settings)
     agent.follow(walk)
     agent.kernel.written.clear()
-    agent.tell_again()
+    agent.apply_again()
     agent.sync()
     agent.reconciler.mark_stale()
     agent.sync()
@@ -68,8 +68,8 @@ def test_a_restart_writes_nothing(walk: list[list[ObjectChange]], settings: Ipta
     """An agent that starts with the rules of another run for the same cluster writes nothing."""
     first, second = TableAgent(settings), TableAgent(settings)
     for group in walk:
-        first.tell(group)
-        second.tell(group)
+        first.apply(group)
+        second.apply(group)
     first.sync()
     second.kernel.tables = first.kernel.tables
     second.sync()
@@ -81,7 +81,7 @@ def test_a_restart_writes_nothing(walk: list[list[ObjectChange]], settings: Ipta
 def test_one_group_or_many(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """Changes that accumulate while the agent is busy have the same result as changes that are synced one by one."""
     at_once, one_by_one = TableAgent(settings), TableAgent(settings)
-    at_once.tell([change for group in walk for change in group])
+    at_once.apply([change for group in walk for change in group])
     at_once.sync()
     one_by_one.follow([change] for group in walk for change in group)
 
@@ -92,7 +92,7 @@ def test_one_group_or_many(walk: list[list[ObjectChange]], settings: IptablesSet
 def test_order_of_events_does_not_matter(data: st.DataObject, cluster: Cluster, settings: IptablesSettings) -> None:
     """Objects that arrive one by one, in any order and with syncs in between, result in the same rules as full lists."""
     one_by_one, at_once = TableAgent(settings), TableAgent(settings)
-    at_once.tell(cluster.changes())
+    at_once.apply(cluster.changes())
     at_once.sync()
     objects: list[Service | EndpointSlice | Node] = [*cluster.services, *cluster.slices, cluster.node]
     one_by_one.follow([Put(item)] for item in data.draw(st.permutations(objects)))
@@ -105,7 +105,7 @@ def test_settings_may_change_on_the_way(data: st.DataObject, walk: list[list[Obj
     """New settings have the same result as a new start with them, whatever changes are staged at the time."""
     agent = TableAgent(data.draw(iptables_settings(family)))
     for group in walk:
-        agent.tell(group)
+        agent.apply(group)
         if data.draw(st.booleans()):
             agent.configure(data.draw(iptables_settings(family)))
         agent.sync()
@@ -120,7 +120,7 @@ def test_external_changes_are_repaired(
     """Flushed chains and hooks are restored after the next check, together with staged changes."""
     agent = TableAgent(settings)
     for group in walk:
-        agent.tell(group)
+        agent.apply(group)
         agent.sync()
         for _ in range(data.draw(st.integers(1, 3))):
             table = data.draw(st.sampled_from(sorted(HOOKS)))
@@ -136,7 +136,7 @@ def test_external_changes_are_repaired(
 def test_order_of_hooks(walk: list[list[ObjectChange]], settings: IptablesSettings) -> None:
     """On a new node the hooks have kube-proxy's order, which determines what is dropped before it is accepted."""
     agent = TableAgent(settings)
-    agent.tell(walk[0])
+    agent.apply(walk[0])
     agent.sync()
     expected = tables_of(ruleset_of({}, settings)).chains
 
@@ -153,7 +153,7 @@ def test_a_busy_kernel_loses_nothing(
     """Syncs with transient errors lose nothing: the next successful sync catches up."""
     agent = TableAgent(settings)
     for group in walk:
-        agent.tell(group)
+        agent.apply(group)
         agent.kernel.is_busy = data.draw(st.booleans())
         before = agent.in_kernel()
         if agent.kernel.is_busy and before != agent.wanted():
@@ -216,7 +216,7 @@ def test_a_refused_port_changes_no_other(
     """All accepted ports are programmed; a refused port keeps its last good rules, and is not pending work."""
     agent, refusal = refusing(settings, which)
     for group in walk:
-        agent.tell(group)
+        agent.apply(group)
         agent.sync()
         refusal.note()
 
@@ -243,7 +243,7 @@ def test_a_refused_port_comes_back(walk: list[list[ObjectChange]], settings: Ipt
 def test_a_quarantined_port_is_tried_alone(cluster: Cluster, settings: IptablesSettings, which: int) -> None:
     """A quarantined plan never shares a transaction with another port, and is retried at growing intervals."""
     agent, refusal = refusing(settings, which)
-    agent.tell(cluster.changes())
+    agent.apply(cluster.changes())
     agent.sync()
     agent.kernel.written.clear()
     quarantined = len(agent.reconciler.quarantined)

@@ -87,7 +87,7 @@ def test_text_has_klogs_letters(level: int, letter: str) -> None:
     ],
 )
 def test_json_has_the_verbosity(level: int, expected: dict[str, object]) -> None:
-    """Lines that are no trouble have the -v that shows them, as those of component-base."""
+    """Lines up to level info have the -v that shows them, as in component-base."""
     line = json.loads(JsonFormatter().format(record("text", level)))
 
     assert {"ts": START * 1000, "caller": "pyproxy.test:1", "msg": "text"} | expected == line

@@ -30,7 +30,7 @@ def service(number: int, external_ips: tuple[bytes, ...] = ()) -> Service:
 
 
 def endpoint_slice(number: int, endpoints: Iterable[int] = (1,)) -> EndpointSlice:
-    """Return the slice of a Service, whose endpoints are told by the last octets of their addresses."""
+    """Return the slice of a Service; its endpoints are given by the last octets of their addresses."""
     ips = ((_PODS + number * _PODS_APART + last).to_bytes(4) for last in endpoints)
     port = SlicePort("", Protocol.TCP, 8080)
     return EndpointSlice(_name(number), _name(number), Family.IPV4, (port,), tuple(map(SliceEndpoint, ips)))

@@ -1,4 +1,4 @@
-"""When the agent looks for changes by others."""
+"""When the agent looks for external changes."""
 
 import asyncio
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class SlowKernel(TableKernel):
         SlowKernel.unaccounted -= 1
 
     def changed_externally(self) -> bool:
-        """Say whether the counter is not what it should be."""
+        """Return whether the counter differs from the expected value."""
         return SlowKernel.unaccounted > 0
 
 
@@ -83,8 +83,8 @@ class TwoFamilies:
         return False
 
 
-class Distrust(Observer):
-    """Notes which families are to be read again."""
+class StaleFamilies(Observer):
+    """Records the families that were marked as stale."""
 
     def __init__(self) -> None:
         self.families: list[Family] = []
@@ -94,12 +94,12 @@ class Distrust(Observer):
         self.families.append(family)
 
 
-async def distrusted_during_first_sync() -> list[Family]:
-    """Run an agent through its first sync, and return which families it distrusted meanwhile."""
-    backend, observer = TwoFamilies(), Distrust()
+async def marked_stale_during_first_sync() -> list[Family]:
+    """Run an agent through its first sync, and return the families that it marked as stale meanwhile."""
+    backend, observer = TwoFamilies(), StaleFamilies()
     config = Config(healthz_bind_address=None)
     health = AgentHealth(config, Listeners())
-    agent = Agent(config, backend, "node1", tracker=Tracker(), observer=observer, health=health)  # type: ignore[arg-type]  # all that an agent asks for
+    agent = Agent(config, backend, "node1", tracker=Tracker(), observer=observer, health=health)  # type: ignore[arg-type]  # all that an agent uses
     events = EventQueue()
     node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
     for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
@@ -121,4 +121,4 @@ def test_own_change_in_flight_is_no_disturbance(monkeypatch: pytest.MonkeyPatch)
     """One family is done while the other's commit is not accounted for; to read all of it again would be for nothing."""
     monkeypatch.setattr(agent_module, "_LOOK_PERIOD_SECONDS", LOOK_SECONDS)
 
-    assert [] == asyncio.run(distrusted_during_first_sync())
+    assert [] == asyncio.run(marked_stale_during_first_sync())

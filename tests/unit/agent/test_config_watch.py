@@ -73,7 +73,7 @@ def test_swap_of_a_volume(volume: Volume) -> None:
 
 
 def test_swap_for_another_file(volume: Volume) -> None:
-    """A volume that is swapped for another file's sake leaves this one as it was."""
+    """A volume that is swapped because another file changed leaves this file unchanged."""
     path = volume.folder / "config.conf"
 
     assert "" == asyncio.run(found(path, lambda: volume.update(mode="iptables", other="2")))
@@ -81,7 +81,7 @@ def test_swap_for_another_file(volume: Volume) -> None:
 
 @pytest.mark.parametrize("how", ["in place", "renamed"])
 def test_edit(tmp_path: Path, how: str) -> None:
-    """A file that is written anew, in place or by renaming, is found."""
+    """A rewritten file is detected, whether it was written in place or renamed."""
     path, new = tmp_path / "config.conf", tmp_path / "new"
     path.write_text("a: 1")
 
@@ -128,5 +128,5 @@ def test_a_pipe_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_no_file_is_watched_for_ever() -> None:
-    """Without files nothing ever changes; one that cannot be read is left to whoever needs it."""
+    """Without files nothing ever changes; a file that cannot be read has no text, and its reader reports the error."""
     assert ({}, {}) == (texts_of(""), texts_of("/nowhere/at/all"))

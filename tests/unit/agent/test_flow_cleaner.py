@@ -1,6 +1,6 @@
-"""When connection tracking is looked through, and what is asked for it. What is deleted: `tests.packets.test_flows`.
+"""When the flow cleaner walks through conntrack, and what it requests. `tests.packets.test_flows` tests what it deletes.
 
-The table that is looked through is that of an empty network namespace.
+The conntrack table is that of an empty network namespace.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Work:
         self._is_done = asyncio.Event()
 
     def note_cleaned(self, family: Family, count: int, _seconds: float) -> None:
-        """Take note that flows were looked through."""
+        """Record a walk through conntrack."""
         self.cleaned.append((family, count))
         self._is_done.set()
 
@@ -84,7 +84,7 @@ def test_no_look_without_a_reason(work: Work, note: list[tuple[ServicePlan | Non
 
 @pytest.mark.parametrize(("plan", "asked"), [(SERVED, 0), (AT_NODE_PORT, 1)], ids=["without", "with"])
 def test_addresses_of_the_node(work: Work, plan: ServicePlan, asked: int) -> None:
-    """The node's addresses are asked for only where a node port changed."""
+    """The node's addresses are read only if a node port changed."""
     asyncio.run(work.follow([[(DNS, plan)]]))
 
     assert asked == work.asked

@@ -35,7 +35,7 @@ SLICE = EndpointSlice(
 
 @dataclass(frozen=True)
 class Families:
-    """As much of a mode as health asks for."""
+    """The part of a proxy mode that health uses."""
 
     families: tuple[Family, ...] = (Family.IPV4,)
 
@@ -60,12 +60,12 @@ def checked(port: int, name: NamespacedName = WEB, created: str = "") -> Service
 def health_of(listeners: Listeners, *families: Family) -> AgentHealth:
     """Return the health of an agent whose node ports answer on a range of loopback addresses."""
     made = AgentHealth(Config(), listeners)
-    made.begin(Families(families=families or (Family.IPV4,)))  # type: ignore[arg-type]  # all it asks for
+    made.begin(Families(families=families or (Family.IPV4,)))  # type: ignore[arg-type]  # all that it uses
     return made
 
 
 def on(*ips: bytes) -> NodeContext:
-    """Return the surroundings of a node with these addresses."""
+    """Return the context of a node with these addresses."""
     return NodeContext(node=NODE, local_ips=ips)
 
 
@@ -103,7 +103,7 @@ def test_balancers_are_told_after_the_kernel(listeners: Listeners) -> None:
 
 
 def test_one_port_in_two_services(listeners: Listeners, caplog: pytest.LogCaptureFixture) -> None:
-    """The older Service has the port, whoever came first; the other gets a message and an Event, and the port later."""
+    """The older Service has the port, in either order; the other gets a message and an Event, and the port later."""
     address = free_address(FIRST)
     health = health_of(listeners)
     names = [NamespacedName("default", name) for name in ("a", "b")]
@@ -148,7 +148,7 @@ def test_ports_that_are_exchanged(listeners: Listeners, caplog: pytest.LogCaptur
 
 @pytest.mark.parametrize("port", [10249, 10256])
 def test_a_port_of_the_agent(listeners: Listeners, caplog: pytest.LogCaptureFixture, port: int) -> None:
-    """A port that the agent uses for metrics or health is no Service's, and the message names the flag."""
+    """No Service gets a port that the agent uses for metrics or health; the message names the flag."""
     health = health_of(listeners)
     health.plan(WEB, checked(port), [SLICE], NODE)
     health.synced([Family.IPV4], on(FIRST))

@@ -1,4 +1,4 @@
-"""What becomes of what an observer is told; values are looked at in the registry that is served."""
+"""The metrics that an observer sets; their values are read from the registry that is served."""
 
 import asyncio
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ IPV4 = {"ip_family": "IPv4"}
 
 
 class Sweeping:
-    """A kernel that now and then cannot delete what is no longer used."""
+    """A kernel that sometimes cannot delete unused entries."""
 
     detects_all_changes = True
     plans_per_portion: int | None = None
@@ -43,16 +43,16 @@ class Sweeping:
         return KernelCounts(failed_cleanups=failed)
 
     def changed_externally(self) -> bool:
-        """See nobody."""
+        """Report no external change."""
         return False
 
     async def examine(self) -> bool:
-        """See nobody either."""
+        """Report no external change."""
         return False
 
 
-class Told:
-    """An observer with what it tells."""
+class Observed:
+    """An observer with the metrics that it sets."""
 
     def __init__(self, mode: ProxyMode) -> None:
         self.metrics = Metrics(mode.value, backend_class(mode).metrics, Family)
@@ -66,47 +66,49 @@ class Told:
 
 def test_failed_sweeps_are_counted() -> None:
     """What could not be deleted counts once, in its family."""
-    told, kernel = Told(ProxyMode.NFTABLES), Sweeping()
+    observed, kernel = Observed(ProxyMode.NFTABLES), Sweeping()
     reconciler = Reconciler(Family.IPV4, IptablesProgram(IptablesSettings(family=Family.IPV4)), kernel)
     kernel.failed_cleanups = 2
     for _ in range(3):
-        told.observer.synced(reconciler, asyncio.run(reconciler.sync()))
+        observed.observer.synced(reconciler, asyncio.run(reconciler.sync()))
 
     name = "kubeproxy_sync_proxy_rules_nftables_cleanup_failures_total"
-    assert (2, 0) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
+    assert (2, 0) == (observed.value(name, ip_family="IPv4"), observed.value(name, ip_family="IPv6"))
 
 
 def test_listeners_of_the_relay_are_counted() -> None:
     """The gauge follows the sockets that are open in each family; a failed attempt to listen counts in its family."""
-    told = Told(ProxyMode.IPTABLES)
+    observed = Observed(ProxyMode.IPTABLES)
     for family, change in ((Family.IPV4, 1), (Family.IPV6, 1), (Family.IPV6, 1), (Family.IPV6, -1), (Family.IPV4, -1)):
-        told.observer.listeners_changed(family, change)
-    told.observer.listening_failed(Family.IPV6)
+        observed.observer.listeners_changed(family, change)
+    observed.observer.listening_failed(Family.IPV6)
     prefix = "kubeproxy_nftables_localhost_nodeport_listener"
 
-    assert [0, 1] == [told.value(f"{prefix}s", ip_family=str(family)) for family in Family]
-    assert [None, 1] == [told.value(f"{prefix}_creation_failures_total", ip_family=str(family)) for family in Family]
+    assert [0, 1] == [observed.value(f"{prefix}s", ip_family=str(family)) for family in Family]
+    assert [None, 1] == [
+        observed.value(f"{prefix}_creation_failures_total", ip_family=str(family)) for family in Family
+    ]
 
 
 def test_what_is_measured_of_changes() -> None:
     """A change is measured when it is in the kernel: none from before the start, and none of a Service in quarantine."""
-    told = Told(ProxyMode.IPTABLES)
+    observed = Observed(ProxyMode.IPTABLES)
     program = IptablesProgram(IptablesSettings(family=Family.IPV4))
     reconciler = Reconciler(Family.IPV4, program, Sweeping())
     reconciler.quarantined[ServicePortName(REFUSED, "", Protocol.TCP)] = Quarantine(None, "no")
     name = "kubeproxy_network_programming_duration_seconds_count"
 
-    told.observer.planned({(Family.IPV4, WEB): [STARTED - 1, STARTED + 1], (Family.IPV6, WEB): [STARTED + 1]})
-    told.observer.planned({(Family.IPV4, WEB): [STARTED + 2], (Family.IPV4, REFUSED): [STARTED + 1]})
-    assert told.value(name, **IPV4) is None
+    observed.observer.planned({(Family.IPV4, WEB): [STARTED - 1, STARTED + 1], (Family.IPV6, WEB): [STARTED + 1]})
+    observed.observer.planned({(Family.IPV4, WEB): [STARTED + 2], (Family.IPV4, REFUSED): [STARTED + 1]})
+    assert observed.value(name, **IPV4) is None
 
     for _ in range(2):
-        told.observer.settled(reconciler)
-        assert (2, None) == (told.value(name, ip_family="IPv4"), told.value(name, ip_family="IPv6"))
+        observed.observer.settled(reconciler)
+        assert (2, None) == (observed.value(name, ip_family="IPv4"), observed.value(name, ip_family="IPv6"))
 
-    shown = told.board.families[Family.IPV4]
+    shown = observed.board.families[Family.IPV4]
     assert {"default/refused (TCP)": "no"} == shown.quarantined
-    assert (told.value("kubeproxy_sync_proxy_rules_last_timestamp_seconds", **IPV4), "") == (
+    assert (observed.value("kubeproxy_sync_proxy_rules_last_timestamp_seconds", **IPV4), "") == (
         shown.synced_at,
         shown.error,
     )
@@ -114,34 +116,34 @@ def test_what_is_measured_of_changes() -> None:
 
 def test_changes_that_are_never_settled() -> None:
     """Of changes that the kernel never takes only so many are kept, however long that goes on."""
-    told = Told(ProxyMode.IPTABLES)
+    observed = Observed(ProxyMode.IPTABLES)
     program = IptablesProgram(IptablesSettings(family=Family.IPV4))
     reconciler = Reconciler(Family.IPV4, program, Sweeping())
     for second in range(3 * MOST_TRIGGERS):
-        told.observer.planned({(Family.IPV4, WEB): [STARTED + 1 + second]})
+        observed.observer.planned({(Family.IPV4, WEB): [STARTED + 1 + second]})
 
-    told.observer.settled(reconciler)
+    observed.observer.settled(reconciler)
 
-    assert MOST_TRIGGERS == told.value("kubeproxy_network_programming_duration_seconds_count", **IPV4)
+    assert MOST_TRIGGERS == observed.value("kubeproxy_network_programming_duration_seconds_count", **IPV4)
 
 
-def test_work_that_waits_is_told() -> None:
-    """That work waits is known in both families; nothing was queued before."""
-    told = Told(ProxyMode.IPTABLES)
+def test_pending_work() -> None:
+    """Pending work sets the time in both families; before it there is no value."""
+    observed = Observed(ProxyMode.IPTABLES)
     name = "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds"
-    assert told.value(name, **IPV4) is None
+    assert observed.value(name, **IPV4) is None
 
-    told.observer.queued()
+    observed.observer.queued()
 
-    assert all((told.value(name, ip_family=family) or 0) > STARTED for family in ("IPv4", "IPv6"))
+    assert all((observed.value(name, ip_family=family) or 0) > STARTED for family in ("IPv4", "IPv6"))
 
 
 def test_watches_are_told() -> None:
     """Why a kind does not arrive is on the page for people, and that it does not is a metric."""
-    told = Told(ProxyMode.IPTABLES)
+    observed = Observed(ProxyMode.IPTABLES)
 
-    told.observer.watched(Kind.SERVICE, "refused")
-    told.observer.watched(Kind.NODE, "")
+    observed.observer.watched(Kind.SERVICE, "refused")
+    observed.observer.watched(Kind.NODE, "")
 
-    assert (0, 1) == tuple(told.value("pyproxy_watch_up", kind=kind) for kind in ("Service", "Node"))
-    assert {"Service": "refused", "Node": ""} == {kind: watch.reason for kind, watch in told.board.watches.items()}
+    assert (0, 1) == tuple(observed.value("pyproxy_watch_up", kind=kind) for kind in ("Service", "Node"))
+    assert {"Service": "refused", "Node": ""} == {kind: watch.reason for kind, watch in observed.board.watches.items()}

@@ -69,7 +69,7 @@ class PortionAgent(NodeAgent):
         self.reconciler.replace_program(self.kernel.program)
 
     def sync(self) -> SyncReport:
-        """Bring the kernel up to what was told."""
+        """Write the staged plans to the kernel."""
         return succeeded(asyncio.run(self.reconciler.sync()))
 
     def in_kernel(self) -> dict[RulesetKey, str]:
@@ -77,19 +77,19 @@ class PortionAgent(NodeAgent):
         return asyncio.run(self.kernel.read())
 
 
-def told(*poisoned: int) -> PortionAgent:
+def agent_with(*poisoned: int) -> PortionAgent:
     """Tell an agent of many Services, some of which the kernel refuses."""
     agent = PortionAgent()
-    agent.tell(everything(SERVICES))
+    agent.apply(everything(SERVICES))
     for number in poisoned:
-        agent.tell(endpoints_changed(number, [POISON]))
+        agent.apply(endpoints_changed(number, [POISON]))
     return agent
 
 
 def test_kernel_is_at_work_meanwhile() -> None:
     """What does not depend on Services comes first, then portion by portion; the report is that of one change."""
-    agent, at_once = told(), TableAgent(SETTINGS)
-    at_once.tell(everything(SERVICES))
+    agent, at_once = agent_with(), TableAgent(SETTINGS)
+    at_once.apply(everything(SERVICES))
     expected = at_once.sync()
 
     report = agent.sync()
@@ -104,8 +104,8 @@ def test_kernel_is_at_work_meanwhile() -> None:
 
 @pytest.mark.parametrize("number", [0, PORTION, SERVICES - 1])
 def test_refused_service_is_found(number: int) -> None:
-    """One that the kernel refuses, in whichever portion, ends in quarantine, and all others in the kernel."""
-    agent = told(number)
+    """A Service that the kernel rejects, in any portion, is quarantined, and all other Services are in the kernel."""
+    agent = agent_with(number)
     agent.kernel.refuses = lambda line: f".{POISON}:8080" in line
 
     report = agent.sync()
@@ -118,7 +118,7 @@ def test_refused_service_is_found(number: int) -> None:
 
 def test_busy_kernel() -> None:
     """Where a change fails for a reason of its own nothing counts as taken, and the next sync does it all."""
-    agent = told()
+    agent = agent_with()
     agent.kernel.is_busy = True
     with pytest.raises(ApplyError):
         agent.sync()
@@ -130,10 +130,10 @@ def test_busy_kernel() -> None:
 
 def test_what_is_there_is_adopted_at_once() -> None:
     """A table that has something is compared as a whole: half of a cluster would look as if the rest were to go."""
-    first, second = told(), told()
+    first, second = agent_with(), agent_with()
     first.sync()
     second.kernel.tables = first.kernel.tables
-    second.tell(endpoints_changed(3, [2]))
+    second.apply(endpoints_changed(3, [2]))
 
     second.sync()
 

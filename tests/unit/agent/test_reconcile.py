@@ -1,7 +1,7 @@
-"""Memory follows the kernel: what is remembered, tried again and put in quarantine when the kernel refuses.
+"""Memory follows the kernel: what is kept, retried and quarantined if the kernel rejects a change.
 
-The kernel is tables in memory that are held to the real one by `tests.properties.test_kernel`. That every walk ends in
-the right rules is a property there; here are the single facts.
+The kernel is a fake: tables in memory, which `tests.properties.test_kernel` compares with the real kernel. The property that
+every sequence of changes ends in the right rules is tested there; here are single cases.
 """
 
 import logging
@@ -34,54 +34,54 @@ def agent() -> TableAgent:
 
 def poisoned(agent: TableAgent, *numbers: int, count: int = 8) -> TableAgent:
     """Program a number of Services, then give some of them an endpoint that the kernel refuses."""
-    agent.tell(everything(count))
+    agent.apply(everything(count))
     agent.sync()
     for number in numbers:
-        agent.tell(endpoints_changed(number, [POISON]))
+        agent.apply(endpoints_changed(number, [POISON]))
     agent.kernel.written.clear()
     return agent
 
 
 def is_in_kernel(agent: TableAgent, number: int, last: int = GOOD) -> bool:
-    """Say whether a Service leads to an endpoint."""
+    """Return whether a Service leads to an endpoint."""
     return any(address(number, last) in rules for rules in agent.in_kernel().values())
 
 
 def refused_texts(agent: TableAgent) -> list[str]:
-    """Return the restore input that was refused since it was last asked for."""
+    """Return the restore input that was rejected since the last call."""
     texts = [text for text in agent.kernel.written if f".{POISON}:8080" in text]
     agent.kernel.written.clear()
     return texts
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Return the lines that -v 2 shows since they were last asked for, without their times."""
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return the lines that -v 2 shows since the last call, without their times."""
     found = [record.getMessage() for record in caplog.records if record.levelno >= V2]
     caplog.clear()
     return [re.sub(r"[0-9.]+ ms", "N ms", line) for line in found]
 
 
 def test_each_sync_that_does_something_is_a_line(agent: TableAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """With -v 2 a sync is told with its counts and time; one that finds all as it should be, and no sync, are not."""
+    """With -v 2 a sync that changed something is logged with counts and time; a sync without changes is not logged."""
     caplog.set_level(V2, logger="pyproxy")
-    agent.tell(everything(3))
+    agent.apply(everything(3))
     agent.sync()
-    first = told(caplog)
-    agent.tell(endpoints_changed(1, [2]))
+    first = logged(caplog)
+    agent.apply(endpoints_changed(1, [2]))
     agent.sync()
-    second = told(caplog)
+    second = logged(caplog)
     agent.reconciler.mark_stale()
     agent.sync()
 
     assert len(first) == 1
     assert first[0].startswith("IPv4: full sync done in N ms: 3 of 3 Service ports changed, 0 refused, ")
     assert ["IPv4: partial sync done in N ms: 1 of 3 Service ports changed, 0 refused, 1 entries written"] == second
-    assert [] == told(caplog)
+    assert [] == logged(caplog)
 
 
 def test_hooks_keep_their_order(agent: TableAgent) -> None:
     """On a node without hooks each is put on top in the program's order, which decides who sees a packet first."""
-    agent.tell(everything(1))
+    agent.apply(everything(1))
     agent.sync()
     targets = [rule.rpartition(" ")[2] for rule in agent.kernel.tables.chains["filter"]["FORWARD"]]
 
@@ -90,9 +90,9 @@ def test_hooks_keep_their_order(agent: TableAgent) -> None:
 
 def test_report(agent: TableAgent) -> None:
     """A sync tells each port's plan before and now, and how much it changed in the kernel."""
-    agent.tell(everything(2))
+    agent.apply(everything(2))
     agent.sync()
-    agent.tell([*endpoints_changed(0, [2]), Removed(Kind.SERVICE, port_name(1).service)])
+    agent.apply([*endpoints_changed(0, [2]), Removed(Kind.SERVICE, port_name(1).service)])
     report = agent.sync()
     (before, after), (gone, nothing) = report.taken[port_name(0)], report.taken[port_name(1)]
 
@@ -103,15 +103,15 @@ def test_report(agent: TableAgent) -> None:
 
 def test_report_of_a_repair(agent: TableAgent) -> None:
     """Where entries were missing, flows of all ports may be wrong; where nothing was missing, and after a change, none."""
-    agent.tell(everything(2))
+    agent.apply(everything(2))
     started = agent.sync()
     agent.reconciler.mark_stale()
     looked = agent.sync()
     agent.kernel.tables.chains["nat"]["KUBE-SERVICES"].clear()
     agent.reconciler.mark_stale()
-    agent.tell(endpoints_changed(0, [2]))
+    agent.apply(endpoints_changed(0, [2]))
     repaired = agent.sync()
-    agent.tell(endpoints_changed(0, [3]))
+    agent.apply(endpoints_changed(0, [3]))
     changed = agent.sync()
 
     assert [{}, {}, {}] == [started.repaired, looked.repaired, changed.repaired]
@@ -122,10 +122,10 @@ def test_report_of_a_repair(agent: TableAgent) -> None:
 
 def test_change_that_was_taken_back(agent: TableAgent) -> None:
     """A change that is undone before it was written leaves nothing to do."""
-    agent.tell(everything(1))
+    agent.apply(everything(1))
     agent.sync()
-    agent.tell(endpoints_changed(0, [2]))
-    agent.tell(endpoints_changed(0, [1]))
+    agent.apply(endpoints_changed(0, [2]))
+    agent.apply(endpoints_changed(0, [1]))
 
     assert not agent.reconciler.pending
     assert {} == agent.sync().taken
@@ -134,9 +134,9 @@ def test_change_that_was_taken_back(agent: TableAgent) -> None:
 def test_heir_of_an_address(agent: TableAgent) -> None:
     """When the Service that has an address goes, the other that claims it has it after the same sync."""
     shared = (parse_ip("203.0.113.1"),)
-    agent.tell([*everything(2), *(Put(service(number, external_ips=shared)) for number in range(2))])
+    agent.apply([*everything(2), *(Put(service(number, external_ips=shared)) for number in range(2))])
     agent.sync()
-    agent.tell([Removed(Kind.SERVICE, port_name(0).service)])
+    agent.apply([Removed(Kind.SERVICE, port_name(0).service)])
     report = agent.sync()
 
     assert {port_name(0), port_name(1)} == set(report.taken)
@@ -146,7 +146,7 @@ def test_heir_of_an_address(agent: TableAgent) -> None:
 def test_refused_port_is_found_by_halving(agent: TableAgent) -> None:
     """One bad port among eight costs four refused tries; the other seven are programmed in the same sync."""
     poisoned(agent, 5)
-    agent.tell([change for number in (0, 1, 2, 3, 4, 6, 7) for change in endpoints_changed(number, [2])])
+    agent.apply([change for number in (0, 1, 2, 3, 4, 6, 7) for change in endpoints_changed(number, [2])])
     report = agent.sync()
 
     assert [port_name(5)] == report.refused
@@ -193,7 +193,7 @@ def test_changes_of_others_do_not_try_it_again(agent: TableAgent) -> None:
     """While a port waits in quarantine, other ports are written without it."""
     poisoned(agent, 5).sync()
     refused_texts(agent)
-    agent.tell(endpoints_changed(0, [2]))
+    agent.apply(endpoints_changed(0, [2]))
     agent.sync()
 
     assert is_in_kernel(agent, 0, 2)
@@ -203,7 +203,7 @@ def test_changes_of_others_do_not_try_it_again(agent: TableAgent) -> None:
 def test_new_plan_is_tried_at_once(agent: TableAgent) -> None:
     """A port in quarantine whose plan changes is tried with the next sync, whatever time is left."""
     poisoned(agent, 5).sync()
-    agent.tell(endpoints_changed(5, [2]))
+    agent.apply(endpoints_changed(5, [2]))
     agent.sync()
 
     assert is_in_kernel(agent, 5, 2)
@@ -214,7 +214,7 @@ def test_back_to_the_last_good_plan(agent: TableAgent) -> None:
     """A port that returns to what the kernel has leaves quarantine without a write."""
     poisoned(agent, 5).sync()
     agent.kernel.written.clear()
-    agent.tell(endpoints_changed(5, [GOOD]))
+    agent.apply(endpoints_changed(5, [GOOD]))
     agent.sync()
 
     assert ({}, []) == (agent.reconciler.quarantined, agent.kernel.written)
@@ -223,7 +223,7 @@ def test_back_to_the_last_good_plan(agent: TableAgent) -> None:
 def test_service_in_quarantine_goes(agent: TableAgent) -> None:
     """With its Service a port leaves quarantine, and its last good entries leave the kernel."""
     poisoned(agent, 5).sync()
-    agent.tell([Removed(Kind.SERVICE, port_name(5).service)])
+    agent.apply([Removed(Kind.SERVICE, port_name(5).service)])
     agent.sync()
 
     assert {} == agent.reconciler.quarantined
@@ -243,9 +243,9 @@ def test_kernel_that_learns(agent: TableAgent, caplog: pytest.LogCaptureFixture)
 
 
 def test_fault_of_no_service(agent: TableAgent) -> None:
-    """If what serves all Services is refused, that is an error: nobody is put in quarantine for it, nothing is lost."""
+    """If rules that all Services share are rejected, that is an error: no Service is quarantined, and nothing is lost."""
     agent.kernel.refuses = lambda line: "KUBE-MARK-MASQ" in line
-    agent.tell(everything(4))
+    agent.apply(everything(4))
     with pytest.raises(ApplyError, match="KUBE-MARK-MASQ"):
         agent.sync()
 
@@ -259,7 +259,7 @@ def test_fault_of_no_service(agent: TableAgent) -> None:
 def test_busy_kernel(agent: TableAgent) -> None:
     """What may work the next time is tried once, not halved, and stays to be done."""
     poisoned(agent)
-    agent.tell(endpoints_changed(0, [2]))
+    agent.apply(endpoints_changed(0, [2]))
     agent.kernel.is_busy = True
     with pytest.raises(ApplyError):
         agent.sync()
@@ -271,11 +271,11 @@ def test_busy_kernel(agent: TableAgent) -> None:
 def test_report_of_a_sync_that_failed(agent: TableAgent) -> None:
     """Ports that the kernel accepted before a sync failed are in its report: their old flows must go at once."""
     poisoned(agent, 5)
-    agent.tell(endpoints_changed(0, [2]))
+    agent.apply(endpoints_changed(0, [2]))
     agent.kernel.refuses = lambda line: busy_after(agent, 2, line)
     failed = run_now(agent.reconciler.sync())
     agent.kernel.refuses, agent.kernel.is_busy = (lambda _line: False), False
-    agent.tell(endpoints_changed(0, [3]))
+    agent.apply(endpoints_changed(0, [3]))
     changes = [failed.taken[port_name(0)], agent.sync().taken[port_name(0)]]
 
     assert failed.error

@@ -28,7 +28,7 @@ def test_first_sync() -> None:
     ],
 )
 def test_rest(min_period_seconds: float | None, duration: float, rest: float) -> None:
-    """After a sync comes the configured rest; without one, a rest that leaves half of the machine to others."""
+    """After a sync the agent pauses for the configured time, else as long as the sync took, to leave CPU time to other programs."""
     assert 100.0 + rest == synced(min_period_seconds, duration).earliest()
 
 

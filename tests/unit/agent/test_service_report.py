@@ -26,7 +26,7 @@ def agent() -> TableAgent:
     """Provide an agent with three Services, whose kernel refuses one endpoint."""
     made = TableAgent(IptablesSettings(family=Family.IPV4))
     made.kernel.refuses = lambda line: f".{POISON}:8080" in line
-    made.tell(everything(3))
+    made.apply(everything(3))
     return made
 
 
@@ -63,7 +63,7 @@ def test_after_a_sync_all_is_programmed(agent: TableAgent) -> None:
 def test_a_planned_change_is_pending(agent: TableAgent) -> None:
     """A Service whose change waits for the next sync is pending, and no other one is."""
     agent.sync()
-    agent.tell(endpoints_changed(1, [2]))
+    agent.apply(endpoints_changed(1, [2]))
 
     assert {
         "web-0": SyncState.PROGRAMMED,
@@ -99,7 +99,7 @@ def test_after_an_external_change_all_is_stale(agent: TableAgent) -> None:
 def test_a_refused_service_is_quarantined(agent: TableAgent) -> None:
     """A Service that the kernel refused is quarantined with the kernel's error; other Services are programmed."""
     agent.sync()
-    agent.tell(endpoints_changed(1, [POISON]))
+    agent.apply(endpoints_changed(1, [POISON]))
     agent.sync()
 
     found = {item.name: item for item in report(agent).items}
@@ -112,7 +112,7 @@ def test_a_failed_sync_is_reported(agent: TableAgent) -> None:
     """After a sync that failed as a whole the error is reported, and the time is that of the last success."""
     agent.sync()
     agent.kernel.is_busy = True
-    agent.tell(endpoints_changed(1, [2]))
+    agent.apply(endpoints_changed(1, [2]))
     with pytest.raises(ApplyError):
         agent.sync()
 
@@ -124,7 +124,7 @@ def test_a_failed_sync_is_reported(agent: TableAgent) -> None:
 def test_services_without_rules_are_reported(agent: TableAgent) -> None:
     """A headless Service is reported without a sync state; an invalid one also has the rows of its last good version."""
     agent.sync()
-    agent.tell(
+    agent.apply(
         [
             Unserved(UnservedService(NamespacedName("default", "headless"), NoPacketPath.HEADLESS)),
             Unserved(UnservedService(NamespacedName("default", "web-1"), problem="spec: wrong")),

@@ -13,7 +13,7 @@ from pyproxy.model.node import DetectLocalMode
 FILE = "/var/lib/kube-proxy/config.conf"
 
 
-def told(mode: ProxyMode = ProxyMode.IPTABLES, **values: Any) -> list[str]:  # noqa: ANN401 - pairs of any value
+def summary(mode: ProxyMode = ProxyMode.IPTABLES, **values: Any) -> list[str]:  # noqa: ANN401 - pairs of any value
     """Return the parts of the line for values with their origins, as pairs."""
     config = Config(**{name: value for name, (value, _) in values.items()})
     settings = ResolvedSettings(config=config, origins={name: origin for name, (_, origin) in values.items()}, texts={})
@@ -21,7 +21,7 @@ def told(mode: ProxyMode = ProxyMode.IPTABLES, **values: Any) -> list[str]:  # n
 
 
 def test_defaults() -> None:
-    """Nothing said: the host's name, the Node object's addresses, and no way to tell pods, with what that means."""
+    """The defaults: the host name, the addresses of the Node object, and no detection of pods, with the consequence."""
     nothing = "nothing, as no --cluster-cidr is given: traffic from outside to cluster IPs is not masqueraded"
 
     assert [
@@ -30,12 +30,12 @@ def test_defaults() -> None:
         "zone and podCIDRs the Node object's",
         "iptables mode (default) for IPv4 and IPv6",
         f"pods detected by ClusterCIDR (default): {nothing}",
-    ] == told()
+    ] == summary()
 
 
 def test_origins() -> None:
-    """Each value that somebody gave is told with the flag, or file and field, that gave it."""
-    found = told(
+    """Each configured value is logged with its flag, or with its file and field."""
+    found = summary(
         ProxyMode.NFTABLES,
         hostname_override=("node-1", "--hostname-override"),
         bind_address=(parse_ip("192.0.2.1"), f"{FILE}: bindAddress"),
@@ -68,6 +68,6 @@ def test_origins() -> None:
         ),
     ],
 )
-def test_how_pods_are_told(mode: DetectLocalMode, values: dict[str, Any], expected: str) -> None:
-    """Each way is told with what it goes by."""
-    assert f"pods detected by {expected}" == told(detect_local_mode=(mode, "--detect-local-mode"), **values)[-1]
+def test_how_pods_are_detected(mode: DetectLocalMode, values: dict[str, Any], expected: str) -> None:
+    """Each detection mode is logged with its value."""
+    assert f"pods detected by {expected}" == summary(detect_local_mode=(mode, "--detect-local-mode"), **values)[-1]

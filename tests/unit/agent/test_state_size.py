@@ -36,12 +36,12 @@ def test_rules_per_service(external_ips: int, shared: int, endpoints: int) -> No
 
 
 def test_rules_of_a_service_without_endpoints() -> None:
-    """A Service that nobody serves is one rule."""
+    """A Service without endpoints is one rule."""
     assert 1 == sum(text.count("\n") for text in port_rules(planned(service(0), 0), SETTINGS).values())
 
 
 def test_one_name_for_each_service() -> None:
-    """The kernel keeps 256 bytes for a comment, so that a port's name stands in one of its rules only."""
+    """The kernel keeps 256 bytes for a comment, so a port's name is in only one of its rules."""
     texts = port_rules(planned(service(0, (parse_ip("203.0.113.1"),)), 100), SETTINGS).values()
 
     assert 1 == sum(text.count("--comment") for text in texts)
@@ -50,7 +50,7 @@ def test_one_name_for_each_service() -> None:
 def programmed(count: int) -> TableAgent:
     """Return an agent in a cluster of Services with three endpoints each, which has nothing to do."""
     agent = TableAgent(SETTINGS)
-    agent.tell(everything(count, endpoints=(1, 2, 3)))
+    agent.apply(everything(count, endpoints=(1, 2, 3)))
     agent.sync()
     agent.kernel.written.clear()
     return agent
@@ -58,7 +58,7 @@ def programmed(count: int) -> TableAgent:
 
 def written(agent: TableAgent, *changes: ObjectChange) -> str:
     """Return the restore input that changes cost."""
-    agent.tell(changes)
+    agent.apply(changes)
     agent.sync()
     return "".join(agent.kernel.written)
 
@@ -87,7 +87,7 @@ def test_new_and_gone_services_write_the_dispatch() -> None:
 def test_nothing_new_writes_nothing() -> None:
     """Equal objects, and a look at what is in the kernel, cost no write."""
     agent = programmed(MANY)
-    agent.tell_again()
+    agent.apply_again()
     agent.reconciler.mark_stale()
 
     assert not written(agent)

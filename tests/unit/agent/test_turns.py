@@ -44,11 +44,11 @@ def counts_between_turns(work: Coroutine[Any, Any, object], program: CountingPro
 
 
 def test_start() -> None:
-    """The first sync of a big cluster gives others a turn."""
+    """The first sync of a big cluster lets other tasks run in between."""
     agent = TableAgent(SETTINGS)
     program = CountingProgram(SETTINGS)
     agent.reconciler.replace_program(program)
-    agent.tell(everything(SERVICES))
+    agent.apply(everything(SERVICES))
 
     counts = counts_between_turns(agent.reconciler.sync(), program)
 
@@ -58,7 +58,7 @@ def test_start() -> None:
 def test_new_settings() -> None:
     """Settings on which all rules depend are taken over without a standstill."""
     agent = TableAgent(SETTINGS)
-    agent.tell(everything(SERVICES))
+    agent.apply(everything(SERVICES))
     agent.sync()
     program = CountingProgram(IptablesSettings(family=Family.IPV4, local_traffic=LocalTraffic(interface="cni0")))
     agent.reconciler.replace_program(program)
@@ -69,12 +69,12 @@ def test_new_settings() -> None:
     assert (0, SERVICES, True) == (at_once, sum(counts), max(counts) <= AT_ONCE)
 
 
-def test_distrust_in_between() -> None:
-    """What others do while a sync goes on is looked at in the next one, and does not confuse this one."""
+def test_marked_stale_during_a_sync() -> None:
+    """An external change during a sync is examined in the next one, and does not affect this one."""
     agent = TableAgent(SETTINGS)
-    agent.tell(everything(SERVICES))
+    agent.apply(everything(SERVICES))
     agent.sync()
-    agent.tell(change for number in range(SERVICES) for change in endpoints_changed(number, [2]))
+    agent.apply(change for number in range(SERVICES) for change in endpoints_changed(number, [2]))
     agent.kernel.written.clear()
     work = agent.reconciler.sync()
     work.send(None)

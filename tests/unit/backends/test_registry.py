@@ -100,7 +100,7 @@ def test_whose_flows_are_a_node_ports(config: Config, mode: ProxyMode, expected:
 
 
 @pytest.mark.parametrize(
-    ("config", "iptables", "others"),
+    ("config", "iptables", "other_modes"),
     [
         (node_ports(), [False, False], [False, False]),
         (node_ports("all"), [False, False], [False, False]),
@@ -112,11 +112,11 @@ def test_whose_flows_are_a_node_ports(config: Config, mode: ProxyMode, expected:
         (node_ports("127.0.0.1/32", "::1/128", localhost=False), [False, False], [True, True]),
     ],
 )
-def test_relayed_families(config: Config, iptables: list[bool], others: list[bool]) -> None:
+def test_relayed_families(config: Config, iptables: list[bool], other_modes: list[bool]) -> None:
     """A relay serves the families whose loopback is listed by name; in iptables mode not IPv4, which rules serve."""
     found = {mode: [backend(mode, config).relays_localhost(family) for family in Family] for mode in MODES}
 
-    assert {ProxyMode.IPTABLES: iptables, ProxyMode.NFTABLES: others, ProxyMode.IPVS: others} == found
+    assert {ProxyMode.IPTABLES: iptables, ProxyMode.NFTABLES: other_modes, ProxyMode.IPVS: other_modes} == found
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_relayed_families(config: Config, iptables: list[bool], others: list[boo
     ],
 )
 def test_whether_addresses_are_followed(mode: ProxyMode, by_default: object, with_a_block: object) -> None:
-    """New addresses of the node matter in IPVS mode, and in the others if --nodeport-addresses has a block."""
+    """New addresses of the node matter in IPVS mode, and in the other modes if --nodeport-addresses has a block."""
     found = [backend(mode, config).follows_local_ips for config in (node_ports(), node_ports("172.18.0.0/16"))]
 
     assert [by_default, with_a_block] == found

@@ -57,7 +57,7 @@ async def watching(*lines: Json) -> AsyncIterator[tuple[ApiServer, Changes]]:
             yield server, changes
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     """Return the log of the source after the first line, which names the server."""
     first, *others = (record for record in caplog.records if record.name == "pyproxy.kubeapi.api")
     assert first.message.startswith("API server: http://127.0.0.1:")
@@ -293,7 +293,7 @@ async def test_server_without_service_cidrs(
             absent, there = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
 
     assert [Replaced(Kind.SERVICE_CIDR, ()), Replaced(Kind.SERVICE_CIDR, (KUBERNETES,))] == [absent, there]
-    [record] = told(caplog)
+    [record] = logged(caplog)
     text = f"unavailable; pyproxy works without it and will retry: {SERVICE_CIDRS}: {status} no{more}"
     assert (level, text) == (record.levelname, record.message[: len(text)])
 
@@ -309,7 +309,7 @@ async def test_service_cidrs_that_the_server_loses(caplog: pytest.LogCaptureFixt
             before, after = [await changes.next(Kind.SERVICE_CIDR) for _ in range(2)]
 
     assert [Replaced(Kind.SERVICE_CIDR, (KUBERNETES,)), Replaced(Kind.SERVICE_CIDR, ())] == [before, after]
-    messages = [record.message for record in told(caplog)]
+    messages = [record.message for record in logged(caplog)]
     beginnings = ("API server lost, ", "API server is back ", "unavailable; ")
     assert [True] * 3 == [message.startswith(begin) for message, begin in zip(messages, beginnings, strict=True)]
 
@@ -390,7 +390,7 @@ async def test_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
             for kind in Kind:
                 await changes.next(kind)
 
-    messages = [record.message for record in told(caplog)]
+    messages = [record.message for record in logged(caplog)]
     assert "API server lost, the last good state is kept: 503 etcd is not ready" == messages[0]
     assert re.fullmatch(r"API server is back after \d+\.\d s: http://127\.0\.0\.1:\d+", messages[1])
     assert 2 == len(messages)
@@ -431,9 +431,9 @@ async def test_requests_are_told() -> None:
     """Each request is recorded with its server and the status of its response; a watch has no duration."""
     server, changes = await refused_once()
 
-    assert {("GET", server.url.removeprefix("http://"))} == {(told.method, told.host) for told in changes.exchanges}
-    assert ["200"] * len(Kind) + ["503"] == sorted(told.code for told in changes.exchanges)
-    assert {None} == {told.seconds for told in changes.exchanges}
+    assert {("GET", server.url.removeprefix("http://"))} == {(each.method, each.host) for each in changes.exchanges}
+    assert ["200"] * len(Kind) + ["503"] == sorted(each.code for each in changes.exchanges)
+    assert {None} == {each.seconds for each in changes.exchanges}
 
 
 @in_loop

@@ -74,17 +74,17 @@ async def ask(find: Callable[[], Access], times: int = 1, between: Callable[[], 
     return bodies
 
 
-async def tell_of_requests(url: str) -> list[RequestRecord]:
+async def reported_requests(url: str) -> list[RequestRecord]:
     """Request Services, and return the record of the request."""
 
     async def find_access() -> Access:
         return Access(servers=(Server(url),))
 
-    told: list[RequestRecord] = []
-    async with Transport(find_access, TIMING, told.append) as asking:
+    reported: list[RequestRecord] = []
+    async with Transport(find_access, TIMING, reported.append) as asking:
         with suppress(SourceError):
             await asking.body(SERVICES, {})
-    return told
+    return reported
 
 
 async def hello(_: web.Request) -> web.StreamResponse:
@@ -97,14 +97,14 @@ async def test_requests_are_told() -> None:
     """A complete response is recorded with its size, a refusal with its status, and a failure with neither."""
     async with ApiServer() as server:
         server.say(SERVICES, hello, refused(404))
-        told = [*await tell_of_requests(server.url), *await tell_of_requests(server.url)]
-    told += await tell_of_requests(server.url)
+        reported = [*await reported_requests(server.url), *await reported_requests(server.url)]
+    reported += await reported_requests(server.url)
 
-    assert [("200", 5), ("404", None), ("<error>", None)] == [(each.code, each.received_bytes) for each in told]
+    assert [("200", 5), ("404", None), ("<error>", None)] == [(each.code, each.received_bytes) for each in reported]
     assert {("GET", server.url.removeprefix("http://"), 0)} == {
-        (each.method, each.host, each.sent_bytes) for each in told
+        (each.method, each.host, each.sent_bytes) for each in reported
     }
-    assert all(each.seconds is not None and each.seconds > 0 for each in told)
+    assert all(each.seconds is not None and each.seconds > 0 for each in reported)
 
 
 @in_loop

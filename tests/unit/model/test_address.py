@@ -24,7 +24,7 @@ def test_address(text: str, canonical: str) -> None:
     "text", ["", "web", "10.0.0", "10.0.0.256", "1.2.3.+4", "1.2.3.٤", "fe80::1%eth0", "10.0.0.1/32"]
 )
 def test_no_address(text: str) -> None:
-    """What is no address is an error."""
+    """Text that is not an address is an error."""
     with pytest.raises(ValueError, match=r"."):
         parse_ip(text)
 
@@ -39,7 +39,7 @@ def test_network(text: str, canonical: str) -> None:
 
 @pytest.mark.parametrize("text", ["10.0.0.0", "10.0.0.0/33", "10.0.0.0/", "10.0.0.0/x", "/8"])
 def test_no_network(text: str) -> None:
-    """What is no block is an error."""
+    """Text that is not a CIDR block is an error."""
     with pytest.raises(ValueError, match=r"."):
         parse_network(text)
 
@@ -61,7 +61,7 @@ def test_inside(block: str, address: str, expected: object) -> None:
 
 
 def test_socket() -> None:
-    """An IPv6 address stands in brackets before a port."""
+    """An IPv6 address is in brackets before a port."""
     assert ("10.0.0.1:80", "[fd00::1]:80") == (
         socket_text(parse_ip("10.0.0.1"), 80),
         socket_text(parse_ip("fd00::1"), 80),
@@ -69,5 +69,5 @@ def test_socket() -> None:
 
 
 def test_families() -> None:
-    """The family of an address is told by its length."""
+    """The length of an address determines its family."""
     assert list(Family) == [family_of(parse_ip(text)) for text in ("10.0.0.1", "fd00::1")]

@@ -37,8 +37,8 @@ def service_cidr(name: NamespacedName, *cidrs: str) -> ServiceCidr:
     return ServiceCidr(name, tuple(map(parse_network, cidrs)))
 
 
-def told(*changes: ObjectChange) -> Tracker:
-    """Return a tracker that was told of changes, which have been taken."""
+def tracker_after(*changes: ObjectChange) -> Tracker:
+    """Return a tracker to which changes were applied and from which they were taken."""
     tracker = Tracker()
     for change in changes:
         tracker.apply(change)
@@ -77,7 +77,7 @@ STATE: tuple[ObjectChange, ...] = (
 )
 def test_dirty(change: ObjectChange, dirty: set[NamespacedName]) -> None:
     """A change names the Services that have to be planned again; one that changes nothing names none."""
-    tracker = told(*STATE)
+    tracker = tracker_after(*STATE)
     tracker.apply(change)
 
     assert dirty == tracker.take_dirty()
@@ -96,8 +96,8 @@ def test_dirty(change: ObjectChange, dirty: set[NamespacedName]) -> None:
     ids=["changed", "gone", "not in the list", "equal", "another kind"],
 )
 def test_node_changed(change: ObjectChange, expected: object) -> None:
-    """Every plan depends on the Node: that it changed is told once."""
-    tracker = told(*STATE)
+    """Every plan depends on the Node, so its change is returned once."""
+    tracker = tracker_after(*STATE)
     tracker.apply(change)
 
     assert [expected, False] == [tracker.take_node_changed(), tracker.take_node_changed()]
@@ -105,7 +105,7 @@ def test_node_changed(change: ObjectChange, expected: object) -> None:
 
 def test_what_no_plan_depends_on() -> None:
     """A Node that is on its way out is known to be, and no plan changes."""
-    tracker = told(*STATE)
+    tracker = tracker_after(*STATE)
     tracker.apply(Put(Node(name="node1", is_eligible=False)))
 
     assert tracker.node is not None
@@ -123,8 +123,8 @@ def test_what_no_plan_depends_on() -> None:
     ids=["one more", "changed", "gone", "another list"],
 )
 def test_service_cidrs(change: ObjectChange, expected: str) -> None:
-    """Cluster IPs come from the ranges of all objects, each range is told once, and a change is one until it is taken."""
-    tracker = told(*STATE)
+    """The ranges of all ServiceCIDRs are returned, each once; they count as changed until they are taken."""
+    tracker = tracker_after(*STATE)
     tracker.apply(change)
     pending = [tracker.pending]
     ranges = tracker.take_service_cidrs()
@@ -134,8 +134,8 @@ def test_service_cidrs(change: ObjectChange, expected: str) -> None:
 
 
 def test_no_service_cidrs() -> None:
-    """That there is none is something to know, and another thing than that nobody knows."""
-    tracker = told()
+    """An empty list of ServiceCIDRs differs from a list that has not arrived."""
+    tracker = tracker_after()
     unknown = tracker.take_service_cidrs()
     tracker.apply(Replaced(Kind.SERVICE_CIDR, ()))
 
@@ -148,8 +148,8 @@ def test_no_service_cidrs() -> None:
     ids=["equal list", "equal object", "unknown object gone"],
 )
 def test_service_cidrs_as_before(change: ObjectChange) -> None:
-    """What says nothing new is no reason for a sync."""
-    tracker = told(*STATE)
+    """An event without a difference does not cause a sync."""
+    tracker = tracker_after(*STATE)
     tracker.apply(change)
 
     assert not tracker.pending
@@ -157,7 +157,7 @@ def test_service_cidrs_as_before(change: ObjectChange) -> None:
 
 def test_pending() -> None:
     """There is something to do from a change until it was taken, be it of Services or of the Node."""
-    tracker = told(*STATE)
+    tracker = tracker_after(*STATE)
     pending = [tracker.pending]
     tracker.apply(Put(service(WEB, 81)))
     pending.append(tracker.pending)
@@ -169,23 +169,23 @@ def test_pending() -> None:
 
 
 def test_known_kinds() -> None:
-    """A kind is known from its first complete list on; a single object is no list."""
-    tracker = told(Put(service(WEB)), Replaced(Kind.ENDPOINT_SLICE, ()))
+    """A kind is known from its first complete list on, not from a single object."""
+    tracker = tracker_after(Put(service(WEB)), Replaced(Kind.ENDPOINT_SLICE, ()))
 
     assert [False, True] == [tracker.knows(kind) for kind in (Kind.SERVICE, Kind.ENDPOINT_SLICE)]
     assert not tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE)
 
 
 def test_slices_in_order() -> None:
-    """A Service's slices come in the order of their names, whenever they were told."""
-    tracker = told(Put(endpoint_slice(Y)), Put(endpoint_slice(X)))
+    """A Service's slices are sorted by name, whatever the order in which they arrived."""
+    tracker = tracker_after(Put(endpoint_slice(Y)), Put(endpoint_slice(X)))
 
     assert [X, Y] == [one.name for one in tracker.slices(WEB)]
 
 
 def test_slice_before_its_service() -> None:
     """A slice waits for a Service that is not known yet, and outlives one that is gone."""
-    tracker = told(Put(endpoint_slice(X)), Put(service(WEB)), Removed(Kind.SERVICE, WEB))
+    tracker = tracker_after(Put(endpoint_slice(X)), Put(service(WEB)), Removed(Kind.SERVICE, WEB))
 
     assert [endpoint_slice(X)] == list(tracker.slices(WEB))
 
@@ -203,8 +203,8 @@ def test_slice_before_its_service() -> None:
     ],
 )
 def test_last_known_version(kind: Kind, name: NamespacedName, expected: object) -> None:
-    """The last good version of an object can be asked for by kind and name."""
-    assert expected == told(*STATE).known(kind, name)
+    """The last good version of an object is found by kind and name."""
+    assert expected == tracker_after(*STATE).known(kind, name)
 
 
 def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = WEB) -> Put:
@@ -231,7 +231,7 @@ def triggered(name: NamespacedName, at: float, ip: str, owner: NamespacedName = 
 )
 def test_triggers(changes: list[ObjectChange], triggers: dict[NamespacedName, list[float]]) -> None:
     """The times behind changes of slices are kept by Service until they are taken, as kube-proxy keeps them."""
-    tracker = told(*STATE)
+    tracker = tracker_after(*STATE)
     for change in changes:
         tracker.apply(change)
 
@@ -257,6 +257,6 @@ def test_services_without_rules(
     changes: list[ObjectChange], unserved: UnservedService | None, *, has_service: bool
 ) -> None:
     """The names of Services without rules are kept; an invalid one keeps its last good version as well."""
-    tracker = told(Replaced(Kind.SERVICE, (service(WEB),)), *changes)
+    tracker = tracker_after(Replaced(Kind.SERVICE, (service(WEB),)), *changes)
 
     assert (unserved, has_service) == (tracker.unserved.get(WEB), WEB in tracker.services)

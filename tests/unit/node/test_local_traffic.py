@@ -56,8 +56,8 @@ LOCAL_IPS = tuple(
         ),
     ],
 )
-def test_how_pods_are_told(config: Config, ipv4: LocalTraffic | None, ipv6: LocalTraffic | None) -> None:
-    """Pods are told by the first range of the family, or by interface in both; without either by nothing."""
+def test_how_pods_are_recognized(config: Config, ipv4: LocalTraffic | None, ipv6: LocalTraffic | None) -> None:
+    """Pods are recognized by the first range of the family, or by interface in both; without either they are not."""
     assert [ipv4, ipv6] == [local_traffic(config, NODE, family) for family in Family]
 
 
@@ -122,7 +122,7 @@ def test_where_node_ports_answer(config: Config, ipv4: list[str] | None, ipv6: l
 
 
 def test_family_without_an_address_of_the_node() -> None:
-    """Where primary is asked for and the Node has no address of a family, node ports answer nowhere in it."""
+    """With `primary`, node ports do not answer in a family of which the Node has no address."""
     node = Node(name="node1", ips=(parse_ip("172.18.0.11"),))
 
     assert () == node_port_ips(PRIMARY, node, Family.IPV6, LOCAL_IPS)
@@ -145,7 +145,7 @@ def test_family_without_an_address_of_the_node() -> None:
     ],
 )
 def test_node_ports_on_loopback(config: Config, expected: object) -> None:
-    """Node ports answer on IPv4 loopback where the blocks touch it and nobody switched that off; on IPv6 never."""
+    """Node ports answer on IPv4 loopback if the blocks overlap it and it is not disabled; on IPv6 they never do."""
     assert [expected, False] == [serves_localhost(config, family) for family in Family]
 
 

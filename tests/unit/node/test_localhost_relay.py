@@ -108,7 +108,7 @@ def read_all(connection: socket.socket) -> bytes:
 
 
 def free_port(family: Family = Family.IPV4) -> int:
-    """Return a port that nobody has at the moment."""
+    """Return a port that is free at the moment."""
     kind = socket.AF_INET if family is Family.IPV4 else socket.AF_INET6
     with socket.create_server((LOCALHOST[family], 0), family=kind) as listener:
         return int(listener.getsockname()[1])
@@ -130,7 +130,7 @@ def connect(port: int, family: Family = Family.IPV4) -> socket.socket:
 
 
 def refuses(port: int) -> bool:
-    """Say whether nobody listens on a port."""
+    """Return whether connections to a port are refused."""
     try:
         socket.create_connection(("127.0.0.1", port), timeout=SECONDS).close()
     except ConnectionRefusedError:
@@ -305,7 +305,7 @@ def test_port_of_another_program_is_retried(relay: Relay, caplog: pytest.LogCapt
 
 
 def test_new_ports_listen_when_a_change_is_done(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first sync waits for a change to be done, and an agent that is ready refuses nobody."""
+    """The first sync waits until a change is done, so an agent that is ready refuses no connection."""
     backend = Backend(saying(b"here"))
     with ExitStack() as stack:
         held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(200)]

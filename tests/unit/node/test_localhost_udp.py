@@ -155,7 +155,7 @@ def test_affinity_pins_all_flows(relay: Relay) -> None:
 
 
 def test_idle_flow_is_forgotten(relay: Relay) -> None:
-    """A flow that has been idle for its time-out begins anew, with another port of the relay."""
+    """After its idle time-out a flow is replaced by a new one, with another source port of the relay."""
     port = serve(relay, V4, target(Backend(b"a")))
     with client(port) as asking:
         _, first = ask(asking)

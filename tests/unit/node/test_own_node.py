@@ -61,7 +61,7 @@ def test_waiting(nodes: tuple[Node | None, ...], config: Config, is_awaited: obj
     ],
 )
 def test_an_end_to_waiting(node: Node | None, message: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Who waited long enough goes on with no address at all, and says what to do; no loopback address takes its place."""
+    """After the waiting time the agent continues without an address and logs what to do; it never uses a loopback address."""
     own = listed(node)
     own.stop_waiting()
     own.stop_waiting()
@@ -111,7 +111,7 @@ def test_changes_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     ],
 )
 def test_loopback_addresses(node: Node, config: Config, message: str, caplog: pytest.LogCaptureFixture) -> None:
-    """An address that every machine has for itself is refused, wherever it comes from, and told of once."""
+    """A loopback address is not used, whatever its source, and is logged once."""
     own = listed(node, node, config=config)
 
     assert ["172.18.0.11"] == list(map(ip_text, own.node.ips))

@@ -1,4 +1,4 @@
-"""Who gets an address, port or node port that several Service ports claim, and who has to be planned again for it."""
+"""The winner of an address, port or node port that several Service ports claim, and the ports to plan again for it."""
 
 import pytest
 from msgspec.structs import replace
@@ -74,7 +74,7 @@ def test_node_port_is_lost_alone() -> None:
     ids=["other port", "node port of the same number", "other address"],
 )
 def test_no_rivals(other: ServicePlan) -> None:
-    """Claims that differ in address or port are no rivals."""
+    """Claims that differ in address or port do not compete."""
     claims = claims_of(BY_EXTERNAL_IP, other)
 
     assert (SHARED,) == getattr(claims.effective(A), "external_ips", None)
@@ -101,7 +101,7 @@ def test_one_address_listed_twice() -> None:
 
 
 def test_those_affected() -> None:
-    """A change names the other ports that claim what was taken or given up, and nobody else."""
+    """A change returns the other ports that claim what was taken or released, and no further ports."""
     claims = claims_of(BY_EXTERNAL_IP, replace(PLAN, external_ips=(OTHER,)))
     taken = claims.update(C, replace(PLAN, name=C, external_ips=(SHARED,)))
     moved = claims.update(C, replace(PLAN, name=C, external_ips=(OTHER,)))

@@ -1,4 +1,4 @@
-"""Which Service answers on a health check node port that several claim, whatever the order in which they come."""
+"""The Service that answers on a health check node port which several claim, in any order of arrival."""
 
 from collections.abc import Mapping
 from itertools import permutations

@@ -1,4 +1,4 @@
-"""Which localhost node ports are relayed, and to which endpoints."""
+"""The localhost node ports that are relayed, and their endpoints."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def test_both_policies_local() -> None:
 
 
 def test_no_cluster_endpoints_without_use() -> None:
-    """A Service that only this node's pods may use has no list of others."""
+    """A plan in which no frontend uses the endpoints of policy Cluster does not list them."""
     plan = planned(structs.replace(SERVICE, internal_policy_local=True), HERE, ELSEWHERE)
 
     assert ((), (AT_HERE,)) == (plan.cluster_endpoints, plan.local_endpoints)
@@ -92,7 +92,7 @@ def test_no_cluster_endpoints_without_use() -> None:
     ids=["here", "elsewhere", "nowhere"],
 )
 def test_verdicts(items: tuple[SliceEndpoint, ...], internal: Verdict, external: Verdict) -> None:
-    """Policy Local drops what only other nodes could answer; what nobody could is rejected."""
+    """Policy Local drops traffic if only other nodes have endpoints; traffic without any endpoint is rejected."""
     plan = planned(structs.replace(DUAL, internal_policy_local=True), *items)
 
     assert (internal, external) == (plan.internal_verdict, plan.external_verdict)

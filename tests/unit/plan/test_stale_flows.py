@@ -1,4 +1,4 @@
-"""Which tracked UDP flows lead elsewhere than their destination does now."""
+"""The tracked UDP flows that lead elsewhere than their destination does now."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -54,7 +54,7 @@ def after(*changes: Sequence[Change]) -> StaleFlows:
 
 
 def found(stale: StaleFlows, flows: Iterable[Flow]) -> list[bool]:
-    """Say of each flow whether it has to go; each that does is among what the kernel is asked for."""
+    """Return for each flow whether it is stale; the destinations to examine must include each stale flow."""
     answers = []
     for each in flows:
         answers.append(stale.is_stale(each))
@@ -105,7 +105,7 @@ def test_port_at_an_address_of_the_node() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        pytest.param([(None, AFTER), (OTHER, None)], [True, False], id="created anew under another name"),
+        pytest.param([(None, AFTER), (OTHER, None)], [True, False], id="created again under another name"),
         pytest.param([(OTHER, None), (None, AFTER)], [True, False], id="in the other order"),
         pytest.param([(OTHER, replace(OTHER, cluster_ip=EXTERNAL_IP)), (None, AFTER)], [True, False], id="moved"),
         pytest.param([(OTHER, None)], [True, False], id="given up"),
@@ -142,11 +142,11 @@ def test_given_up_address_keeps_flows_of_others() -> None:
     [
         pytest.param((AFTER, AFTER), id="nothing"),
         pytest.param((AFTER, replace(AFTER, cluster_endpoints=(GOES,))), id="what policies and hints say"),
-        pytest.param((AFTER, replace(AFTER, affinity_seconds=10)), id="what is no frontend's business"),
+        pytest.param((AFTER, replace(AFTER, affinity_seconds=10)), id="what no frontend depends on"),
     ],
 )
 def test_no_reason_to_look(change: Change) -> None:
-    """What leads every frontend to the same endpoints is no reason to look at flows."""
+    """Flows are not examined if every frontend leads to the same endpoints as before."""
     assert not Frontends().update([(BEFORE, None)])
     assert () == after([(None, AFTER)], [change]).destinations
 
@@ -167,7 +167,7 @@ def test_other_protocols(protocol: Protocol) -> None:
 
 
 def test_health_check_node_port() -> None:
-    """The health check node port of a UDP Service is no frontend of UDP."""
+    """The health check node port of a UDP Service is not a UDP frontend."""
     checked = replace(AFTER, health_check_node_port=31000)
 
     assert {Destination(None, 30053), Destination(CLUSTER_IP, 53)} == set(after([], [(None, checked)]).destinations)
@@ -218,7 +218,7 @@ def test_address_of_the_node(known: NodeAddresses | None, now: NodeAddresses, ex
 
 
 def test_link_local_address() -> None:
-    """An interface that comes with a link-local address is no reason to look: each pod has one."""
+    """A new link-local address does not cause an examination: the interface of each pod has one."""
     frontends = Frontends()
     frontends.update([(None, AFTER)])
     now = NodeAddresses([*NODE.networks, parse_network("fe80::1/128")])

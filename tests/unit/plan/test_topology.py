@@ -1,4 +1,4 @@
-"""Which endpoints a Service port may use: kube-proxy's choice among readiness, termination, locality and hints."""
+"""The endpoints that a Service port may use, selected as in kube-proxy by readiness, termination, locality and hints."""
 
 from typing import Any, NamedTuple
 
@@ -36,7 +36,7 @@ def item(
     zones: tuple[str, ...] = (),
     nodes: tuple[str, ...] = (),
 ) -> SliceEndpoint:
-    """Return a slice's endpoint, told by its last octet, on a node and hinted for zones and nodes."""
+    """Return an endpoint of a slice, given by its last octet, on a node and with hints for zones and nodes."""
     return SliceEndpoint(parse_ip(f"10.244.1.{number}"), node, *conditions, zones, nodes)
 
 
@@ -184,6 +184,6 @@ def test_address_that_a_running_pod_took_over(first: Conditions, second: Conditi
     ],
     ids=["none", "two", "two ports of one address", "conditions", "elsewhere", "both families"],
 )
-def test_endpoints_that_a_balancer_is_told_of(slices: list[EndpointSlice], count: int) -> None:
-    """Who balances between nodes is told how many ready endpoints are on this one, whatever their ports and families."""
+def test_endpoints_reported_to_load_balancers(slices: list[EndpointSlice], count: int) -> None:
+    """Load balancers get the number of ready endpoints on this node, whatever their ports and families."""
     assert count == count_local_endpoints(slices, HERE.node_name)

@@ -24,7 +24,7 @@ class Answer(NamedTuple):
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    """Ask again and again until the condition holds."""
+    """Test a condition repeatedly until it holds."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < deadline
@@ -32,7 +32,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def free_address(ip: bytes = LOOPBACK) -> ListenAddress:
-    """Return an address that nobody listens on."""
+    """Return an address on which no server listens."""
     domain = socket.AF_INET if len(ip) == len(LOOPBACK) else socket.AF_INET6
     with socket.socket(domain) as probe:
         probe.bind((ip_text(ip), 0))
@@ -64,7 +64,7 @@ def get(address: ListenAddress, path: str = "/", method: str = "GET", **headers:
 
 
 def is_refused(address: ListenAddress) -> bool:
-    """Say whether nobody listens."""
+    """Return whether connections are refused."""
     try:
         socket.create_connection((ip_text(address.ip), address.port), timeout=PATIENCE_SECONDS).close()
     except ConnectionRefusedError:

@@ -155,7 +155,7 @@ def test_silent_clients_do_not_hold_up_another(tmp_path: Path, needs_root: None)
 
 
 def test_connections_are_limited(tmp_path: Path, needs_root: None) -> None:  # noqa: ARG001
-    """A client on top of many silent ones is told to try again; it is answered once they are gone."""
+    """One more client than the limit gets an error that says to try again; it is answered once the silent ones are gone."""
     path = tmp_path / "control.sock"
 
     async def main() -> tuple[dict[str, object], dict[str, object]]:
@@ -239,7 +239,7 @@ def test_a_path_that_cannot_be_used(tmp_path: Path, name: str, reason: str, capl
 
 
 def test_a_command_without_an_agent(tmp_path: Path) -> None:
-    """Without a socket, and with one on which nobody listens, a command finds no agent."""
+    """Without a socket, and with one on which no process listens, a command finds no agent."""
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(tmp_path / "left.sock"))
 

@@ -46,7 +46,7 @@ def test_values_are_escaped() -> None:
 
 
 def test_bounds_of_buckets() -> None:
-    """A bound is a number of Go's too, and stands behind the other labels."""
+    """A bound is also written as Go does, and follows the other labels."""
     registry = CollectorRegistry()
     Histogram("x", "y", ("a", "z"), buckets=[1, 2.5], registry=registry).labels("b", "c").observe(2)
 
@@ -55,7 +55,7 @@ def test_bounds_of_buckets() -> None:
 
 
 def test_metrics_without_values_are_left_out() -> None:
-    """A metric whose labels nobody has used yet is not there, as in Go."""
+    """A metric without any label values is left out, as in Go."""
     registry = CollectorRegistry()
     Gauge("x", "y", ("a",), registry=registry)
 

@@ -23,14 +23,14 @@ JSON_HEADERS = {"Content-Type": "application/json", "X-Content-Type-Options": "n
 
 @dataclass
 class Clock:
-    """A clock that stands still until it is turned."""
+    """A clock that does not advance by itself."""
 
     seconds: float = 0.0
     step: float = 0.0
-    """How far somebody set the wall clock."""
+    """Seconds by which the wall clock was set forward."""
 
     def __call__(self) -> Moment:
-        """Return the moment at which it stands."""
+        """Return the current moment."""
         return Moment(1000.0 + self.seconds, START + self.seconds + self.step)
 
 
@@ -46,7 +46,7 @@ class Node:
         return [*(self.get(path)[0] for path in ("/healthz", "/livez")), self.check(1)[0]]
 
     def get(self, path: str) -> tuple[int, dict[str, Any]]:
-        """Ask for a path, and return status and body."""
+        """Get a path, and return status and body."""
         status, _, body = call(health_application(self.health), path)
         return status, json.loads(body)
 
@@ -59,13 +59,13 @@ def call(app: WSGIApplication, path: str = "/", method: str = "GET") -> tuple[in
     """Ask a server, without a network."""
     environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_URI": path, "REQUEST_METHOD": method, "QUERY_STRING": ""}
     setup_testing_defaults(environ)
-    told: list[tuple[str, Iterable[tuple[str, str]]]] = []
+    reported: list[tuple[str, Iterable[tuple[str, str]]]] = []
 
     def start(status: str, headers: list[tuple[str, str]], _: object = None) -> Any:  # noqa: ANN401  # WSGI's
-        told.append((status, headers))
+        reported.append((status, headers))
 
     body = b"".join(app(environ, start))
-    [(status, headers)] = told
+    [(status, headers)] = reported
     return int(status.split()[0]), dict(headers), body
 
 
@@ -102,7 +102,7 @@ def test_body_of_livez(node: Node) -> None:
 
 
 def test_before_there_are_families() -> None:
-    """Before the mode is known nothing is pending; without a Node nobody shall count on this one."""
+    """Before the mode is known no work is pending; without a Node load balancers must not use this node."""
     health = health_application(Health(TIMEOUT_SECONDS, Clock()))
     status, _, body = call(health, "/livez")
 
@@ -185,21 +185,21 @@ def test_readiness_by_syncs() -> None:
     """Ready is who has done a first sync, and whose last one was good in all families."""
     health = Health(TIMEOUT_SECONDS, Clock())
     node = Node(Clock(), health)
-    told = []
+    reported = []
     for families in (None, (), [Family.IPV4], Family, [Family.IPV6], Family):
         if families is None:
             health.begin(Family)
         else:
             health.synced(families)
         status, body = node.get("/readyz")
-        told.append((status, body["firstSyncDone"], body["lastSyncGood"]))
+        reported.append((status, body["firstSyncDone"], body["lastSyncGood"]))
 
     not_yet, good = (503, False, False), (200, True, True)
-    assert [not_yet, not_yet, not_yet, good, (503, True, False), good] == told
+    assert [not_yet, not_yet, not_yet, good, (503, True, False), good] == reported
 
 
 def test_a_clock_that_is_set(node: Node) -> None:
-    """Work does not get old by somebody setting the clock."""
+    """Setting the wall clock does not make work look old."""
     node.health.queued()
     node.clock.step = 1e6
 
@@ -214,16 +214,16 @@ def test_other_paths(node: Node, path: str) -> None:
     assert (404, text, b"404 page not found\n") == call(health_application(node.health), path)
 
 
-def test_answers_are_told(node: Node) -> None:
-    """Who counts answers hears of each its path and status."""
-    told: list[tuple[str, int]] = []
-    application = health_application(node.health, lambda path, code: told.append((path, code)))
+def test_answers_are_reported(node: Node) -> None:
+    """The callback for answers gets the path and status of each."""
+    reported: list[tuple[str, int]] = []
+    application = health_application(node.health, lambda path, code: reported.append((path, code)))
     for path in ("/healthz", "/nowhere", "/livez"):
         call(application, path)
     node.health.set_node_eligible(False)
     call(application, "/healthz")
 
-    assert [("/healthz", 200), ("/livez", 200), ("/healthz", 503)] == told
+    assert [("/healthz", 200), ("/livez", 200), ("/healthz", 503)] == reported
 
 
 def test_health_check_node_port(node: Node) -> None:

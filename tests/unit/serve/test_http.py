@@ -67,7 +67,7 @@ def test_shapes(addresses: list[ListenAddress], name: str) -> None:
 
 
 def is_whole(name: str, reply: Reply) -> bool:
-    """Say whether an answer has a body as long as it says; errors of the protocol have no length, as in net/http."""
+    """Return whether an answer declares the length of its body; as in net/http, protocol errors do not."""
     return "content-length" in reply.headers and not name.startswith("HEAD")
 
 
@@ -123,7 +123,7 @@ def test_a_page_that_fails(listeners: Listeners, caplog: pytest.LogCaptureFixtur
 
 
 def test_a_client_that_resets_its_connection(addresses: list[ListenAddress], caplog: pytest.LogCaptureFixture) -> None:
-    """A client that goes without waiting for its answer is no line of the log."""
+    """A client that disconnects before its answer is not logged."""
     connection = connected(addresses[0])
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.sendall(SHAPES["plain"].request)

@@ -72,21 +72,23 @@ def test_every_address(listeners: Listeners, ip: str, both: bool, ipv4_is_refuse
 
 @pytest.mark.parametrize("is_asked", [False, True])
 def test_an_address_that_is_taken(listeners: Listeners, is_asked: bool, caplog: pytest.LogCaptureFixture) -> None:  # noqa: FBT001  # pytest
-    """Where another program has the port, who asked or else the log is told once; others go on, and it does once it is free."""
+    """A port of another program is reported once, to the callback or in the log; other addresses work, and this one once it is free."""
     taken, other = free_address(), free_address(parse_ip("127.0.0.2"))
-    told: list[str] = []
+    reported: list[str] = []
 
     def errors() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
 
     with socket.create_server((ip_text(taken.ip), taken.port)):
-        listeners.serve("site", HttpService(saying("hello"), [taken, other], failed=told.append if is_asked else None))
-        wait_until(lambda: bool(told or errors()))
+        listeners.serve(
+            "site", HttpService(saying("hello"), [taken, other], failed=reported.append if is_asked else None)
+        )
+        wait_until(lambda: bool(reported or errors()))
         assert b"hello" == get(other).body
     assert b"hello" == get(taken).body
 
     message = f"site cannot be served on {taken}: Address already in use"
-    assert (([message], []) if is_asked else ([], [f"{message}; trying on"])) == (told, errors())
+    assert (([message], []) if is_asked else ([], [f"{message}; trying on"])) == (reported, errors())
 
 
 def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:
@@ -101,13 +103,13 @@ def test_who_gives_a_port_up_lets_another_have_it(listeners: Listeners) -> None:
         try:
             return get(address).body
         except OSError:
-            return b"nobody"  # between the two
+            return b"none"  # between the two
 
     wait_until(lambda: answers() == b"second")
 
 
-def test_clients_that_say_nothing_keep_nobody_waiting(listeners: Listeners) -> None:
-    """While one client holds its connection open without a word, and one resets its own, others are answered."""
+def test_silent_clients_do_not_delay_other_clients(listeners: Listeners) -> None:
+    """While one client sends nothing, and another one resets its connection, further clients are answered."""
     address = free_address()
     listeners.serve("site", HttpService(saying("hello"), [address]))
     with closing(connected(address)), closing(connected(address)) as reset:
@@ -119,7 +121,7 @@ def test_clients_that_say_nothing_keep_nobody_waiting(listeners: Listeners) -> N
 
 
 def test_many_clients_that_say_nothing(listeners: Listeners, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who opens more connections than there may be loses the oldest ones, and keeps nobody else out."""
+    """A client with more connections than the limit loses the oldest ones, and does not block other clients."""
     monkeypatch.setattr(listeners_module, "_MOST_CONNECTIONS", 3)
     address = free_address()
     listeners.serve("site", HttpService(saying("hello"), [address]))

@@ -39,7 +39,7 @@ class Served:
     address: ListenAddress
 
     def get(self, path: str, **headers: str) -> Answer:
-        """Ask for a path."""
+        """Get a path."""
         return get(self.address, path, **headers)
 
     def families(self) -> list[Metric]:
@@ -144,7 +144,7 @@ def test_answers_about_health_are_counted() -> None:
 
 
 def test_requests_to_the_api_server() -> None:
-    """A list has a duration and a size; a watch, and a request that nobody answered, is only counted."""
+    """A list has a duration and a size; a watch, and a request without an answer, is only counted."""
     with served() as server:
         server.metrics.rest.add(RequestRecord("GET", "api:6443", "200", 0.02, 0, 5000))
         server.metrics.rest.add(RequestRecord("GET", "api:6443", "<error>"))
@@ -159,7 +159,7 @@ def test_requests_to_the_api_server() -> None:
 
 
 def test_numbers_are_written_as_go_does() -> None:
-    """What is asked for is text 0.0.4 in Go's numbers, without series of creation times, whatever the client prefers."""
+    """The answer is text 0.0.4 with Go's numbers and without creation times, whatever format the client prefers."""
     with served() as server:
         server.metrics.set_synced(Family.IPV4, 1795284991.467042)
         server.metrics.observe_programming(Family.IPV4, 0.75)
@@ -174,7 +174,7 @@ def test_numbers_are_written_as_go_does() -> None:
 
 
 def test_compressed_metrics() -> None:
-    """Who takes gzip gets it."""
+    """A client that accepts gzip gets it."""
     with served() as server:
         answer = server.get("/metrics", Accept_Encoding="gzip")
 
@@ -238,8 +238,8 @@ def test_effective_configuration() -> None:
 
     assert "application/json" == answer.headers["Content-Type"]
     assert {"kubeproxy.config.k8s.io", "pyproxy.io"} == tree.keys()
-    told = tree["kubeproxy.config.k8s.io"]
-    assert ("nftables", "node-1", 3) == (told["mode"], told["hostnameOverride"], told["logging"]["verbosity"])
+    shown = tree["kubeproxy.config.k8s.io"]
+    assert ("nftables", "node-1", 3) == (shown["mode"], shown["hostnameOverride"], shown["logging"]["verbosity"])
     assert "auto" == tree["pyproxy.io"]["iptables-variant"]
 
 

@@ -56,7 +56,7 @@ def test_nothing_is_there(tmp_path: Path) -> None:
 
 
 def test_other_columns(tmp_path: Path) -> None:
-    """A table without a column that we know, or with words in place of numbers, is left out, and others are not."""
+    """A file without the known columns, or with text in place of numbers, is left out; the other files are used."""
     files = FILES | {
         "self/net/stat/nf_conntrack": "entries\n00000001\n",
         "sys/net/netfilter/nf_conntrack_max": "many\n",

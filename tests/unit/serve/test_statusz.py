@@ -1,4 +1,4 @@
-"""The page for people: what it says, and that nothing in it can be anything but text."""
+"""The status page for people: its content, and that all values in it are escaped."""
 
 from html.parser import HTMLParser
 
@@ -69,7 +69,7 @@ def test_an_agent_in_order() -> None:
 
 
 def test_what_is_wrong_is_on_top() -> None:
-    """A failed sync, quarantine and a lost API server are told in the first line, each with its reason below."""
+    """The first line names a failed sync, quarantine and a lost API server; the reason of each is below."""
     broken = board()
     broken.families[Family.IPV4] = FamilyStatus(
         synced_at=NOW, error="no memory", quarantined={"default/web:http (TCP)": "bad port"}
@@ -92,7 +92,7 @@ def test_before_the_first_sync() -> None:
 
 
 def test_everything_is_escaped() -> None:
-    """Names and messages of others are text, whatever they are; nothing is loaded from anywhere."""
+    """Names and messages from outside are shown as text, whatever they contain; the page loads nothing."""
     evil = board(EVIL)
     evil.families[Family.IPV4] = FamilyStatus({EVIL: 1}, error=EVIL, quarantined={EVIL: EVIL})
     evil.set_watch(EVIL, EVIL, NOW)
@@ -119,5 +119,5 @@ def test_many_in_quarantine() -> None:
     [(-1, "0 s"), (0.4, "0 s"), (59, "59 s"), (60, "1 min 0 s"), (90061, "1 d 1 h"), (7200, "2 h 0 min")],
 )
 def test_duration(seconds: float, text: str) -> None:
-    """A duration is told in its two largest units."""
+    """A duration is written in its two largest units."""
     assert text == duration_text(seconds)

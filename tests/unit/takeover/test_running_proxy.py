@@ -123,7 +123,7 @@ def test_the_end_is_seen(caplog: pytest.LogCaptureFixture) -> None:
     async def wait() -> None:
         async with answering({"/proxyMode": "nftables"}) as config:
             waiting = asyncio.create_task(wait_for_running_proxy(config))
-            while "waiting until" not in caplog.text:  # noqa: ASYNC110  # a log tells nobody
+            while "waiting until" not in caplog.text:  # noqa: ASYNC110  # a log record sets no event
                 await asyncio.sleep(0.01)
         await waiting
 

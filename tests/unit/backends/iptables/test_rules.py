@@ -74,7 +74,7 @@ def test_listed_node_port_addresses(addresses: tuple[bytes, ...], count: int) ->
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        pytest.param(IPV4, None, id="nothing to tell pods by"),
+        pytest.param(IPV4, None, id="no way to recognize pods"),
         pytest.param(
             replace(IPV4, local_traffic=LocalTraffic(cidr=parse_network("10.244.0.0/16"))),
             "! -s 10.244.0.0/16 -d 10.96.0.10/32",
