@@ -34,17 +34,6 @@ _MOST_LINES = 1000
 """Maximum number of lines whose repeats are counted."""
 
 
-def _letter(record: logging.LogRecord) -> str:
-    """Return klog's letter for the level; log collectors parse only these four."""
-    if record.levelno <= logging.INFO:
-        return "I"
-    return {logging.WARNING: "W", logging.ERROR: "E"}.get(record.levelno, "F")
-
-
-def _harmless(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
-
-
 class TextFormatter(logging.Formatter):
     """Write ``I0612 15:04:05.123456    4711 pyproxy.agent.daemon] message``: level, date, time, process, module."""
 
@@ -52,12 +41,20 @@ class TextFormatter(logging.Formatter):
         """Return the line, and the traceback below it if there is one."""
         clock = time.strftime("%m%d %H:%M:%S", time.localtime(record.created))
         micros = int(record.created % 1 * 10**6)
-        header = f"{_letter(record)}{clock}.{micros:06d} {record.process:>7} {record.name}] "
+        # Log collectors parse only klog's four letters: levels below info are I, those above error F.
+        letter = {logging.WARNING: "W", logging.ERROR: "E"}.get(record.levelno, "F")
+        if record.levelno <= logging.INFO:
+            letter = "I"
+        header = f"{letter}{clock}.{micros:06d} {record.process:>7} {record.name}] "
         text = record.getMessage()
         if not text.isprintable():
             # Text from outside (a request line, an error of a server) must not be able to forge a log line.
             record = copy(record)
-            record.msg, record.args = "".join(map(_harmless, text)), ()
+            record.msg = "".join(
+                character if character.isprintable() else character.encode("unicode_escape").decode()
+                for character in text
+            )
+            record.args = ()
         return header + super().format(record)
 
 

@@ -62,24 +62,20 @@ def start_metrics(
 
 def metrics_server(metrics: Metrics, board: StatusBoard, config: Config) -> WSGIApplication:
     """Return the application of the metrics port."""
+    # All flags with the values in effect, whether they come from flags or files.
+    values = ((about.flag, about.grammar, about.value(config)) for about in OPTIONS.values())
+    flags = sorted(
+        f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
+    )
     pages = {
         "/configz": lambda: _configuration_page(config),
-        "/flagz": fixed(_flags_text(config)),
+        "/flagz": fixed("\n".join(["pyproxy flags in effect, for people", "", *flags, ""])),
         "/healthz": fixed("ok"),
         "/proxyMode": fixed(board.mode),
         "/statusz": lambda: status_page(board, time),
     }
     everything = metrics_application(metrics.registry)
     return application(pages, {"/metrics": everything, "/metrics/slis": metrics_application(metrics.registry, _SLIS)})
-
-
-def _flags_text(config: Config) -> str:
-    """Return all flags with the values in effect, whether they come from flags or files."""
-    values = ((about.flag, about.grammar, about.value(config)) for about in OPTIONS.values())
-    lines = sorted(
-        f"{flag} {'' if value is None else grammar.write(value)}".rstrip() for flag, grammar, value in values
-    )
-    return "\n".join(["pyproxy flags in effect, for people", "", *lines, ""])
 
 
 def _configuration_page(config: Config) -> HttpPage:

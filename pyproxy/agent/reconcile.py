@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 K = TypeVar("K")
 V = TypeVar("V")
 _MOST_PERIODS_BETWEEN_TRIES = 32
+"""Limit of the doubling: a quarantined port is retried at least every 32 sync periods, about 16 minutes by default."""
 _PLANS_PER_SLICE = 200
 """Plans compiled before other tasks get a turn: about 10 ms."""
 _KEYS_PER_SLICE = 5_000
@@ -235,7 +236,15 @@ class Reconciler(Generic[K, V]):
             (name, plan), *_ = plans.items()
             # Its last good entries, and the other entries of the transaction.
             await self._apply_plans({}, keys, report)
-            self._quarantine(name, plan, error)
+            known = self.quarantined.get(name)
+            if known is not None and known.refused == plan:
+                # The same plan, rejected again. A repaired rule set or a loaded kernel module may make it acceptable later.
+                known.tries += 1
+                known.periods_left = min(1 << (known.tries - 1), _MOST_PERIODS_BETWEEN_TRIES)
+            else:
+                about = event_extra("Service", name.service, "RulesRefused", "ProgramRules")
+                logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error, extra=about)
+                self.quarantined[name] = Quarantine(plan, str(error))
             report.refused.append(name)
             return
         # First without any plan: if that is rejected too, no Service is at fault, and the error is returned.
@@ -280,13 +289,3 @@ class Reconciler(Generic[K, V]):
             if wanted is None:
                 self._applied.pop(key, None)
         return len(change)
-
-    def _quarantine(self, name: ServicePortName, plan: ServicePlan | None, error: ApplyError) -> None:
-        known = self.quarantined.get(name)
-        if known is None or known.refused != plan:
-            about = event_extra("Service", name.service, "RulesRefused", "ProgramRules")
-            logger.error("%s: %s: refused by the kernel, in quarantine: %s", self.family, name, error, extra=about)
-            self.quarantined[name] = Quarantine(plan, str(error))
-            return
-        known.tries += 1
-        known.periods_left = min(1 << (known.tries - 1), _MOST_PERIODS_BETWEEN_TRIES)

@@ -1,4 +1,4 @@
-"""Why the agent ends: a signal, a changed configuration file, or a failure. The first reason counts."""
+"""The reasons for which the agent ends: a signal, a changed configuration file, or a failure. The first reason counts."""
 
 import asyncio
 import logging

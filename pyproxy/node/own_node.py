@@ -62,7 +62,13 @@ class OwnNode:
                     f" machine: if other nodes cannot reach it, {_FIX}"
                 )
         self.node = own_node(self._config, self._seen, self.node.name)
-        description = f"{'' if node else 'there is no such Node object; '}{_described(self.node)}"
+        values = {
+            "addresses": map(ip_text, self.node.ips),
+            "podCIDRs": map(str, self.node.pod_cidrs),
+            "zone": [self.node.zone] if self.node.zone else [],
+        }
+        description = "" if node else "there is no such Node object; "
+        description += ", ".join(f"{name} {' '.join(texts) or 'none'}" for name, texts in values.items())
         if description != self._logged:
             self._logged = description
             logger.info("node %s: %s", self.node.name, description)
@@ -88,12 +94,3 @@ class OwnNode:
         if message not in self._warnings:
             self._warnings.add(message)
             logger.warning("%s", message)
-
-
-def _described(node: Node) -> str:
-    parts = {
-        "addresses": map(ip_text, node.ips),
-        "podCIDRs": map(str, node.pod_cidrs),
-        "zone": [node.zone] if node.zone else [],
-    }
-    return ", ".join(f"{name} {' '.join(values) or 'none'}" for name, values in parts.items())

@@ -216,7 +216,7 @@ def _plan_port(
         serving_endpoints=frozenset(endpoint for endpoint, item in candidates.items() if item.serving)
         if port.protocol is Protocol.UDP
         else frozenset(),
-        draining_endpoints=_draining(candidates),
+        draining_endpoints=tuple(sorted([endpoint for endpoint, item in candidates.items() if item.terminating])),
         scheduler=service.scheduler,
         created=service.created,
     )
@@ -229,8 +229,3 @@ def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
 def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], node_name: str) -> tuple[Endpoint, ...]:
     here = {endpoint for endpoint, item in candidates.items() if item.node_name == node_name}
     return tuple(dict.fromkeys(item for item in (*endpoints.cluster, *endpoints.local) if item in here)) if here else ()
-
-
-def _draining(candidates: dict[Endpoint, SliceEndpoint]) -> tuple[Endpoint, ...]:
-    going = [endpoint for endpoint, item in candidates.items() if item.terminating]
-    return tuple(sorted(going)) if going else ()

@@ -54,20 +54,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self.registry.register(ProcCollector())
         self.rest = RestMetrics(self.registry)
-        self._add_build_info()
-        self._add_syncs()
-        self._add_changes()
-        self._add_components()
-        self._add_failures()
-        self._add_own()
-        counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
-        for family in families:
-            for counter in counters:
-                if counter is not None:
-                    counter.labels(family)
-
-    def _add_build_info(self) -> None:
-        values = {
+        build = {
             "build_date": "",
             "compiler": sys.implementation.name,
             "git_commit": "",
@@ -79,7 +66,17 @@ class Metrics:
             "platform": f"{sys.platform}/{platform.machine()}",
         }
         text = "Always 1; the version is that of the kube-proxy that pyproxy replaces, then a plus sign and its own version"
-        Gauge("kubernetes_build_info", text, values, registry=self.registry).labels(**values).set(1)
+        Gauge("kubernetes_build_info", text, build, registry=self.registry).labels(**build).set(1)
+        self._add_syncs()
+        self._add_changes()
+        self._add_components()
+        self._add_failures()
+        self._add_own()
+        counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
+        for family in families:
+            for counter in counters:
+                if counter is not None:
+                    counter.labels(family)
 
     def _add_syncs(self) -> None:
         self._syncs = self._histogram("sync_proxy_rules_duration_seconds", "Duration of a sync")
