@@ -55,7 +55,7 @@ def test_legacy_iptables_needs_raw_sockets(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("flags", "letter"), [((), "I"), (("--oom-score-adj=-998",), "W")], ids=["default", "flag"])
 def test_oom_score_that_cannot_be_set(tmp_path: Path, flags: tuple[str, ...], letter: str) -> None:
-    """Without CAP_SYS_RESOURCE the OOM score cannot be lowered, which is a warning only if the user asked for a value."""
+    """Without CAP_SYS_RESOURCE the OOM score cannot be lowered, which is a warning only if the user set a value."""
     prefix = ("unshare", "-n", *without("sys_resource"), PYPROXY)
     # The agent ends because its source is missing.
     done = run(tmp_path / "missing", *prefix, *RUN, "--takeover=never", "--conntrack-max-per-core=0", *flags)
