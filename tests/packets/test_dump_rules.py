@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
+from tests.cluster.namespace import command_inside, fresh_namespace
 from tests.lab import LabError, tcp
 
 from . import test_cluster_ips, test_external_addresses, test_service_cidrs
@@ -95,19 +98,28 @@ def test_a_kernel_without_rules_is_a_failure(cluster: Cluster, wanted: str) -> N
         cluster.run(cluster.lab["outside1"], *command)
 
 
+def added(text: str) -> set[str]:
+    """Return the rules in input for iptables-restore."""
+    return {line for line in text.splitlines() if line.startswith("-A")}
+
+
 @needs("is_iptables")
 def test_planned_rules_can_be_loaded(cluster: Cluster) -> None:
     """The rules of each family load with the program that the output names, into tables without any; both at once are refused."""
-    host = cluster.lab["outside2"]
     command = [PYPROXY, "dump-rules", f"--manifests={cluster.manifests}", "--node=node1", "-o", "restore"]
-    for program, family in zip(cluster.mode.iptables, ("ipv4", "ipv6"), strict=True):
-        rules = cluster.run(host, *command, *cluster.mode.flags, f"--family={family}")
-        assert f"input for {'ip6' if family == 'ipv6' else 'ip'}tables-restore --noflush" in rules.splitlines()[0]
-        cluster.run(host, f"{program}-restore", "--noflush", stdin=rules)
-        loaded = cluster.run(host, f"{program}-save")
-        assert {line for line in rules.splitlines() if line.startswith("-A")} == {
-            line for line in loaded.splitlines() if line.startswith("-A")
-        }
+    with fresh_namespace() as namespace:
+
+        def run(*words: str, stdin: str = "") -> str:
+            return subprocess.run(
+                command_inside(namespace, words), input=stdin, capture_output=True, text=True, check=True, env=env
+            ).stdout
+
+        env = os.environ | cluster.env(cluster.lab["node1"])
+        for program, family in zip(cluster.mode.iptables, ("ipv4", "ipv6"), strict=True):
+            rules = run(*command, *cluster.mode.flags, f"--family={family}")
+            assert f"input for {'ip6' if family == 'ipv6' else 'ip'}tables-restore --noflush" in rules.splitlines()[0]
+            run(f"{program}-restore", "--noflush", stdin=rules)
+            assert added(rules) == added(run(f"{program}-save"))
     with pytest.raises(LabError, match="give --family=ipv4 or --family=ipv6"):
         planned(cluster, "node1", "-o", "restore")
 
