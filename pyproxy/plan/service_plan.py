@@ -197,7 +197,7 @@ def _plan_port(
         name=ServicePortName(service.name, port.name, port.protocol),
         family=family,
         port=port.port,
-        cluster_ip=next((ip for ip in service.cluster_ips if family_of(ip) is family), None),
+        cluster_ip=_first_of_family(service.cluster_ips, family),
         external_ips=external_ips,
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
@@ -213,13 +213,22 @@ def _plan_port(
         any_usable=endpoints.any_usable,
         node_endpoints=_on_node(endpoints, candidates, node.name),
         # Only UDP needs them, because only its flows outlive an endpoint (`plan.stale_flows`).
-        serving_endpoints=frozenset(endpoint for endpoint, item in candidates.items() if item.serving)
-        if port.protocol is Protocol.UDP
-        else frozenset(),
-        draining_endpoints=tuple(sorted([endpoint for endpoint, item in candidates.items() if item.terminating])),
+        serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),
+        draining_endpoints=_draining(candidates),
         scheduler=service.scheduler,
         created=service.created,
     )
+
+
+# Functions of their own, because each Service port is planned at start: written into `_plan_port`, with generators, these
+# cost a seventh more (6.5 and 7.4 us for a Service with 3 endpoints, three alternating runs).
+
+
+def _first_of_family(ips: tuple[bytes, ...], family: Family) -> bytes | None:
+    for ip in ips:
+        if family_of(ip) is family:
+            return ip
+    return None
 
 
 def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
@@ -229,3 +238,12 @@ def _of_family(ips: tuple[bytes, ...], family: Family) -> tuple[bytes, ...]:
 def _on_node(endpoints: Categorized, candidates: dict[Endpoint, SliceEndpoint], node_name: str) -> tuple[Endpoint, ...]:
     here = {endpoint for endpoint, item in candidates.items() if item.node_name == node_name}
     return tuple(dict.fromkeys(item for item in (*endpoints.cluster, *endpoints.local) if item in here)) if here else ()
+
+
+def _draining(candidates: dict[Endpoint, SliceEndpoint]) -> tuple[Endpoint, ...]:
+    going = [endpoint for endpoint, item in candidates.items() if item.terminating]
+    return tuple(sorted(going)) if going else ()
+
+
+def _serving(candidates: dict[Endpoint, SliceEndpoint]) -> frozenset[Endpoint]:
+    return frozenset(endpoint for endpoint, item in candidates.items() if item.serving)

@@ -75,14 +75,7 @@ def categorize_endpoints(
     if not uses_local_endpoints:
         return Categorized(cluster=cluster, any_usable=bool(cluster))
     any_usable = bool(cluster) or any(item.ready or _is_draining(item) for item in candidates.values())
-
-    def is_local(item: SliceEndpoint) -> bool:
-        return bool(item.node_name) and item.node_name == place.node_name
-
-    local = _select(candidates, lambda item: item.ready and is_local(item))
-    if not local:
-        local = _select(candidates, lambda item: _is_draining(item) and is_local(item))
-    return Categorized(cluster=cluster, local=local, any_usable=any_usable)
+    return Categorized(cluster=cluster, local=_local_endpoints(candidates, place), any_usable=any_usable)
 
 
 def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> int:
@@ -106,14 +99,25 @@ def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint,
     if first is None:
         return _select(candidates, _is_draining)
     # Hints count only if all endpoints have them, so the first one decides whether to look.
-    if not first.node_hints and not first.zone_hints:
-        return tuple(sorted(ready))
+    return tuple(sorted(_hinted(ready, place) if first.node_hints or first.zone_hints else ready))
+
+
+def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:
+    def is_local(item: SliceEndpoint) -> bool:
+        return bool(item.node_name) and item.node_name == place.node_name
+
+    ready = _select(candidates, lambda item: item.ready and is_local(item))
+    return ready or _select(candidates, lambda item: _is_draining(item) and is_local(item))
+
+
+def _hinted(ready: _Candidates, place: Place) -> Iterable[Endpoint]:
+    """Return the endpoints that topology hints allow here: by node hints, else by zone hints, else all."""
     items = ready.values()
     if all(item.node_hints for item in items) and any(place.node_name in item.node_hints for item in items):
-        return _select(ready, lambda item: place.node_name in item.node_hints)
+        return (endpoint for endpoint, item in ready.items() if place.node_name in item.node_hints)
     if place.zone and all(item.zone_hints for item in items) and any(place.zone in item.zone_hints for item in items):
-        return _select(ready, lambda item: place.zone in item.zone_hints)
-    return tuple(sorted(ready))
+        return (endpoint for endpoint, item in ready.items() if place.zone in item.zone_hints)
+    return ready
 
 
 def _is_draining(item: SliceEndpoint) -> bool:
