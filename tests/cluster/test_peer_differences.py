@@ -163,21 +163,30 @@ def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
     assert [None, expected] == [outcome.server for outcome in found]
 
 
-@pytest.mark.parametrize(("program", "status"), [("kube-proxy", 1), ("pyproxy", 0)])
+_TIMED_OUT = 124
+"""The exit status of timeout(1)."""
+RUNS = {
+    "kube-proxy": (["kube-proxy", "--init-only"], 1, "read-only"),
+    "pyproxy --init-only": ([PYPROXY, "run", "--init-only"], 1, "some kernel settings could not be written"),
+    "pyproxy": (["timeout", "10", PYPROXY, "run", "--control-socket="], _TIMED_OUT, "first sync done"),
+}
+"""Command, expected exit status, and a part of the log."""
+
+
+@pytest.mark.parametrize(("words", "status", "part"), RUNS.values(), ids=RUNS.keys())
 def test_kernel_settings_that_cannot_be_written(
-    control_plane: ControlPlane, namespace: str, program: str, status: int
+    control_plane: ControlPlane, namespace: str, words: list[str], status: int, part: str
 ) -> None:
-    """With a read-only /proc/sys, as in unprivileged containers, kube-proxy exits, and pyproxy keeps working."""
-    paths = {"kube-proxy": binary("kube-proxy"), "pyproxy": PYPROXY}
+    """With a read-only /proc/sys, as in unprivileged containers, kube-proxy exits and pyproxy works, unless --init-only is set."""
+    words = [binary(word) if word == "kube-proxy" else word for word in words]
     control_plane.create_node("alone", ["192.0.2.11"])
     with ExitStack() as stack:
         stack.callback(control_plane.request, "DELETE", "/api/v1/nodes/alone")
         server = stack.enter_context(control_plane.exposed_in(namespace))
         kubeconfig = control_plane.kubeconfig_for({"token": control_plane.static_token()}, server)
-        flags = [f"--kubeconfig={kubeconfig}", "--hostname-override=alone", "--init-only", "--conntrack-max-per-core=0"]
-        words = [paths[program], *(["run"] if program == "pyproxy" else []), *flags]
+        flags = [f"--kubeconfig={kubeconfig}", "--hostname-override=alone", "--conntrack-max-per-core=0"]
         ended = subprocess.run(
-            command_inside(namespace, ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *words]),
+            command_inside(namespace, ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", *words, *flags]),
             capture_output=True,
             text=True,
             check=False,
@@ -185,6 +194,7 @@ def test_kernel_settings_that_cannot_be_written(
 
     assert status == ended.returncode, ended.stderr
     assert "read-only" in ended.stderr.lower()
+    assert part in ended.stderr
 
 
 def _servers(pair: Pair, *ips: str) -> list[set[str | None]]:
