@@ -28,6 +28,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the markers, and choose the hypothesis profile and a seed for the header, before hypothesis reads it."""
     config.addinivalue_line("markers", "needs_ipvs: run only on a kernel with IPVS, as in python -m tests.guest")
     config.addinivalue_line("markers", "needs_no_ipvs: run only on a kernel without IPVS")
+    config.addinivalue_line("markers", "long: run only with --long")
     is_long = config.getoption("--long")
     settings.load_profile("long" if is_long else "ci")
     if is_long and config.option.hypothesis_seed is None:
@@ -35,12 +36,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the tests that are for a kernel with IPVS, or for one without, if this kernel is the other kind."""
-    unwanted = "needs_no_ipvs" if HAS_IPVS else "needs_ipvs"
-    deselected = [item for item in items if item.get_closest_marker(unwanted)]
+    """Deselect the tests that are for another kind of kernel, with IPVS or without, and long ones without ``--long``."""
+    unwanted = ["needs_no_ipvs" if HAS_IPVS else "needs_ipvs", *([] if config.getoption("--long") else ["long"])]
+    deselected = [item for item in items if any(map(item.get_closest_marker, unwanted))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if not item.get_closest_marker(unwanted)]
+        items[:] = [item for item in items if not any(map(item.get_closest_marker, unwanted))]
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -160,10 +160,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         seed = metafunc.config.getoption("hypothesis_seed") or "0"
         states = {"everything": together(STATES)}
         states |= {f"generated-{number}": generated_state(seed, number) for number in range(GENERATED)}
-        chosen = states if metafunc.config.getoption("--long") else {}
-        metafunc.parametrize("state", chosen.values(), ids=chosen.keys())
+        metafunc.parametrize("state", states.values(), ids=states.keys())
 
 
+@pytest.mark.long
 def test_packets_in_random_states(pair: Pair, state: State) -> None:
     """For random Services, slices and Nodes, packets have the same results."""
     assert "" == _unwanted(pair, pair.tell(state))
