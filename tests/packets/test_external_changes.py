@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -164,9 +165,15 @@ def assert_repaired(cluster: Cluster, change: Callable[[Host], object]) -> None:
     node = cluster.lab["node1"]
     before = sorted_rules(cluster, node)
 
-    change(node)
+    # On a busy machine the agent could repair the rules before they are listed.
+    agent = cluster.agents[node.name]
+    agent.signal(signal.SIGSTOP)
+    try:
+        change(node)
+        assert before != sorted_rules(cluster, node)
+    finally:
+        agent.signal(signal.SIGCONT)
     started = time.monotonic() - waited_for_cpu()
-    assert before != sorted_rules(cluster, node)
     wait_until(lambda: before == sorted_rules(cluster, node), "the repair of the rules")
     seconds = time.monotonic() - waited_for_cpu() - started
 
