@@ -282,12 +282,3 @@ class Dumper(Protocol):
             ConfigError: the mode has none.
         """
         ...
-
-    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:
-        """Return an interpreter of the rules that are in the kernel, including those of other programs.
-
-        Raises:
-            ApplyError: they cannot be read.
-            ConfigError: the mode has none.
-        """
-        ...

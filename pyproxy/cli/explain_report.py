@@ -46,8 +46,6 @@ class Explanation:
     reason: str = ""
     """Why the packet is not forwarded."""
     fix: str = ""
-    difference: str | None = None
-    """The first difference between intended and live rules; empty if there is none, None if they were not compared."""
 
     @property
     def fate(self) -> Fate:
@@ -105,10 +103,6 @@ class ExplanationDocument(Struct, rename="camel", forbid_unknown_fields=True):
     paths: list[PathValues]
     reason: str
     fix: str
-    difference: Annotated[
-        str | None,
-        Meta(description="First difference between intended and live rules; empty: none; null: not compared."),
-    ]
 
 
 def explanation_document(found: Explanation | MissingService, output: OutputFormat) -> str:
@@ -142,7 +136,6 @@ def explanation_document(found: Explanation | MissingService, output: OutputForm
         "paths": to_builtins(paths),
         "reason": found.reason,
         "fix": found.fix,
-        "difference": found.difference,
     }
     return document("Explanation", fields, output)
 
@@ -158,7 +151,6 @@ def _missing_fields(found: MissingService) -> dict[str, object]:
         "paths": [],
         "reason": found.reason,
         "fix": found.fix,
-        "difference": None,
     }
 
 
@@ -230,8 +222,6 @@ def _closing_lines(found: Explanation) -> Iterator[str]:
         yield "not certain: a rule on the way could not be evaluated and was skipped"
     if found.reason:
         yield f"Why: {found.reason}"
-    if found.difference is not None:
-        yield f"intended = live: {'no: ' + found.difference if found.difference else 'yes'}"
     if found.fix:
         yield f"Try: {found.fix}"
 

@@ -101,12 +101,12 @@ def test_check_whose_port_is_taken(control_plane: ControlPlane, cluster: Cluster
         control_plane.request("PATCH", f"{SERVICES}/balanced", {"spec": balanced})
         agent.wait_until(lambda: event() is not None, f"an Event with reason {reason}")
     agent.wait_until(partial(answers, namespace, "/", OTHER_CHECK_PORT, 200), "an answer on the port")
-    told = event()
+    created = event()
     control_plane.kubectl("delete", "events", "--all", "--wait=false")
 
-    assert told is not None
-    assert ("Warning", "Listen", "balanced") == (told["type"], told["action"], told["regarding"]["name"])
-    assert f":{OTHER_CHECK_PORT}" in told["note"]
+    assert created is not None
+    assert ("Warning", "Listen", "balanced") == (created["type"], created["action"], created["regarding"]["name"])
+    assert f":{OTHER_CHECK_PORT}" in created["note"]
 
 
 def test_node_without_an_address(cluster: Cluster, agent: Agent, namespace: str) -> None:

@@ -44,15 +44,15 @@ def pair(control_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterato
 @pytest.mark.parametrize("state", STATES.values(), ids=STATES.keys())
 def test_handmade(pair: Pair, state: State) -> None:
     """For every feature of Services, packets from all sources to all addresses have the same results."""
-    told = pair.tell(state)
+    created = pair.replace_objects(state)
 
-    assert [] == divergences(pair, told, core_and_further(destinations(told), FURTHER_PACKETS))
+    assert [] == divergences(pair, created, core_and_further(destinations(created), FURTHER_PACKETS))
 
 
 def test_generated(pair: Pair, seed: str, number: int) -> None:
     """For random Services, slices and Nodes, packets have the same results."""
-    told = pair.tell(generated_state(seed, number))
-    found = packets([*CORE, *FURTHER], destinations(told))
+    created = pair.replace_objects(generated_state(seed, number))
+    found = packets([*CORE, *FURTHER], destinations(created))
     wanted = some(found, GENERATED_PACKETS, Random(f"{pair.mode}/{seed}/{number}"))  # noqa: S311 - as above
 
-    assert [] == divergences(pair, told, wanted)
+    assert [] == divergences(pair, created, wanted)

@@ -62,7 +62,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
     """After the last endpoint is removed, both end flows to cluster IPs; only pyproxy ends those to node ports."""
     dns = entry(service("dns", port(53, "UDP", node_port=NODE_PORT), type="NodePort"), "pod1-1")
-    [(_, made)] = pair.tell(State((dns,)))
+    [(_, made)] = pair.replace_objects(State((dns,)))
     with ExitStack() as opened:
 
         def open_all(host: Host, ips: Iterable[object], number: int) -> list[Connection]:
@@ -84,7 +84,7 @@ def test_udp_flows_after_the_last_endpoint(pair: Pair) -> None:
 def test_udp_flows_from_before_a_service_that_has_endpoints(pair: Pair) -> None:
     """If a Service is created after its endpoints, kube-proxy in iptables mode keeps earlier flows, without an answer."""
     late = entry(service("late", port(53, "UDP"), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS), "pod1-1")
-    pair.tell(State(()))
+    pair.replace_objects(State(()))
     pair.add_slices(late)
     pair.catch_up()
 
@@ -107,7 +107,7 @@ def test_address_that_two_services_list(pair: Pair) -> None:
     """If two Services list one external IP, kube-proxy's choice is random; pyproxy uses the older one on every node."""
     older = entry(service("z-older", port(80), externalIPs=public(110)), "pod1-1")
     younger = entry(service("a-younger", port(80), externalIPs=public(110)), "pod1-2")
-    [(_, made)] = pair.tell(State((older,)))
+    [(_, made)] = pair.replace_objects(State((older,)))
     _add_when_younger(pair, made, younger)
 
     found = _servers(pair, *public(110))
@@ -119,7 +119,7 @@ def test_cluster_ip_that_another_service_lists(pair: Pair) -> None:
     """If a Service lists another's cluster IP as external IP, kube-proxy's choice is random; pyproxy's is not."""
     thief = entry(service("a-thief", port(80), externalIPs=FREE_CLUSTER_IPS), "pod1-2")
     owner = service("z-owner", port(80), clusterIP=FREE_CLUSTER_IPS[0], clusterIPs=FREE_CLUSTER_IPS)
-    pair.tell(State((thief, entry(owner, "pod1-1"))))
+    pair.replace_objects(State((thief, entry(owner, "pod1-1"))))
 
     found = _servers(pair, *FREE_CLUSTER_IPS)
     assert {"pod1-1"} == found[1]
@@ -128,7 +128,7 @@ def test_cluster_ip_that_another_service_lists(pair: Pair) -> None:
 
 def test_service_cidr_that_comes_later(pair: Pair, control_plane: ControlPlane) -> None:
     """In nftables mode pyproxy applies a new ServiceCIDR immediately, kube-proxy only after a full sync."""
-    pair.tell(State(()))
+    pair.replace_objects(State(()))
     body = {"metadata": {"name": "later"}, "spec": {"cidrs": [str(LATER_CIDR)]}}
     control_plane.request("POST", SERVICE_CIDRS_PATH, body)
     with ExitStack() as stack:
@@ -138,7 +138,7 @@ def test_service_cidr_that_comes_later(pair: Pair, control_plane: ControlPlane) 
         pair.catch_up()
         assert NO_ROUTE == _fate_in_the_later_range(pair.kube_proxy)
 
-        pair.tell(State((), {"node1": "b", "node2": "a"}))  # a changed zone causes a full sync
+        pair.replace_objects(State((), {"node1": "b", "node2": "a"}))  # a changed zone causes a full sync
         wait_for(lambda: dropped == _fate_in_the_later_range(pair.kube_proxy), "the range to act with kube-proxy")
 
 
@@ -150,7 +150,7 @@ def _fate_in_the_later_range(side: Side) -> str:
 
 def test_hairpin_through_a_port_of_another_agent(pair: Pair) -> None:
     """A pod reaches itself through a port that another agent forwards only with pyproxy's iptables mode."""
-    pair.tell(State(()))
+    pair.replace_objects(State(()))
     found = []
     for side in pair.sides:
         pod, node = side.lab["pod1-1"], side.lab["node1"]

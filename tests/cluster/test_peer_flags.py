@@ -49,15 +49,15 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_flags(control_plane: ControlPlane, mode: Mode, flags: tuple[str, ...]) -> None:
     """Packets have the same results if both proxies have the same flags."""
     with Pair(control_plane, mode, flags) as pair:
-        told = pair.tell(FOR_FLAGS)
+        created = pair.replace_objects(FOR_FLAGS)
 
         wanted = [
             packet
-            for packet in core_and_further(destinations(told), FURTHER_PACKETS)
+            for packet in core_and_further(destinations(created), FURTHER_PACKETS)
             if not is_for_pyproxys_relay(packet.destination, mode, flags)
         ]
 
-        assert [] == divergences(pair, told, wanted)
+        assert [] == divergences(pair, created, wanted)
 
 
 def is_for_pyproxys_relay(destination: Destination, mode: Mode, flags: Sequence[str]) -> bool:
@@ -75,8 +75,8 @@ def is_for_pyproxys_relay(destination: Destination, mode: Mode, flags: Sequence[
 def test_a_difference_is_found(control_plane: ControlPlane) -> None:
     """With --masquerade-all for pyproxy only, the comparison finds the different packets."""
     with Pair(control_plane, MODES[0], [CLUSTER_CIDR_FLAG], only_pyproxy=["--masquerade-all"]) as pair:
-        told = pair.tell(FOR_FLAGS)
-        wanted = [packet for packet in packets(CORE, destinations(told)) if packet.destination.what == "cluster IP"]
-        found = divergences(pair, told, wanted)
+        created = pair.replace_objects(FOR_FLAGS)
+        wanted = [packet for packet in packets(CORE, destinations(created)) if packet.destination.what == "cluster IP"]
+        found = divergences(pair, created, wanted)
 
     assert {"client-pod", "pod1-1", "pod2-3"} == {text.split(" ->")[0] for text in found}

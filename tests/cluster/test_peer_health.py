@@ -88,7 +88,7 @@ def shape(answer: Answer | None) -> Answer:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_health_check_node_ports(pair: Pair, version: int) -> None:
     """Answers to load balancers are equal byte for byte, in both families, on nodes with and without endpoints."""
-    pair.tell(State((balanced("pod1-1", "pod1-2", On("pod1-3", TERMINATING), On("pod2-1", TERMINATING)),)))
+    pair.replace_objects(State((balanced("pod1-1", "pod1-2", On("pod1-3", TERMINATING), On("pod2-1", TERMINATING)),)))
     wait_for_both(pair, "node1", CHECK_PORT, 200)
     wait_for_both(pair, "node2", CHECK_PORT, 503)
 
@@ -101,13 +101,13 @@ def test_health_check_node_ports(pair: Pair, version: int) -> None:
 
 def test_health_check_node_ports_follow_their_services(pair: Pair) -> None:
     """Health checks follow changes of endpoints and Services on both sides."""
-    pair.tell(State((balanced("pod2-1"),)))
+    pair.replace_objects(State((balanced("pod2-1"),)))
     wait_for_both(pair, "node1", CHECK_PORT, 503)
     wait_for_both(pair, "node2", CHECK_PORT, 200)
-    pair.tell(State((balanced("pod1-1"),)))
+    pair.replace_objects(State((balanced("pod1-1"),)))
     wait_for_both(pair, "node1", CHECK_PORT, 200)
     wait_for_both(pair, "node2", CHECK_PORT, 503)
-    pair.tell(State(()))
+    pair.replace_objects(State(()))
     wait_for_both(pair, "node1", CHECK_PORT, None)
 
 
@@ -142,7 +142,7 @@ def test_node_that_is_deleted(pair: Pair, control_plane: ControlPlane) -> None:
     """After its Node is deleted, kube-proxy exits; pyproxy continues with the last known Node."""
     path = "/api/v1/nodes/node2"
     node: dict[str, Any] = control_plane.request("GET", path)
-    pair.tell(State((balanced("pod2-1"),)))
+    pair.replace_objects(State((balanced("pod2-1"),)))
     wait_for_both(pair, "node2", CHECK_PORT, 200)
     control_plane.request("DELETE", path)
     try:

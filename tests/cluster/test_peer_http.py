@@ -36,7 +36,7 @@ def pair(control_plane: ControlPlane) -> Iterator[Pair]:
     """Provide two labs with proxies that serve a Service with a health check node port."""
     flags = [CLUSTER_CIDR_FLAG, f"--metrics-bind-address=127.0.0.1:{METRICS_PORT}"]
     with Pair(control_plane, MODES[0], flags) as started:
-        started.tell(State((balanced("pod1-1"),)))
+        started.replace_objects(State((balanced("pod1-1"),)))
         wait_for_both(started, "node1", CHECK_PORT, 200)
         wait_for_both(started, "node1", HEALTH_PORT, 200, "/healthz")
         yield started

@@ -30,7 +30,7 @@ FOREIGN = "198.51.100.7:80"
 WEB = service("web", port(80))
 """A Service that is deleted."""
 
-Told = Sequence[tuple[Entry, JsonObject]]
+Created = Sequence[tuple[Entry, JsonObject]]
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +41,20 @@ def pair(control_plane: ControlPlane) -> Iterator[Pair]:
 
 
 @pytest.fixture(scope="module")
-def told(pair: Pair) -> Told:
+def created(pair: Pair) -> Created:
     """Provide a few Services of every kind on both sides."""
-    return pair.tell(FOR_IPVS)
+    return pair.replace_objects(FOR_IPVS)
 
 
-def test_packets_have_the_same_results(pair: Pair, told: Told) -> None:
+def test_packets_have_the_same_results(pair: Pair, created: Created) -> None:
     """For every feature of Services packets have the same results, except for intended differences."""
-    assert "" == _unwanted(pair, told)
+    assert "" == _unwanted(pair, created)
 
 
-def _unwanted(pair: Pair, told: Told) -> str:
-    entries = {item.name: item for item, _ in told}
-    listed = {ip for item, _ in told for ip in item.service["spec"].get("externalIPs", ())}
-    found = core_and_further(destinations(told), FURTHER_PACKETS)
+def _unwanted(pair: Pair, created: Created) -> str:
+    entries = {item.name: item for item, _ in created}
+    listed = {ip for item, _ in created for ip in item.service["spec"].get("externalIPs", ())}
+    found = core_and_further(destinations(created), FURTHER_PACKETS)
     compared = [
         packet
         for packet in found
@@ -62,7 +62,7 @@ def _unwanted(pair: Pair, told: Told) -> str:
         and not _goes_to_a_contested_address(packet, listed)
     ]
     assert len(compared) > len(found) / 2
-    return "\n".join(divergences(pair, told, compared))
+    return "\n".join(divergences(pair, created, compared))
 
 
 def _goes_to_a_contested_address(packet: Packet, listed: Container[str]) -> bool:
@@ -97,18 +97,18 @@ def _nodes(item: Entry) -> set[str | None]:
     }
 
 
-def test_node_and_external_policy_local(pair: Pair, told: Told) -> None:
+def test_node_and_external_policy_local(pair: Pair, created: Created) -> None:
     """With kube-proxy, a node without a local endpoint sends its own packets to other nodes, and gets no answer."""
-    [ip] = _external_ips(told, "local")
+    [ip] = _external_ips(created, "local")
     met = [_met(side, "node2", ip) for side in pair.sides]
 
     assert [Verdict.TIMEOUT, Verdict.REPLY] == [outcome.verdict for outcome in met]
     assert "pod1-1" == met[1].server
 
 
-def test_internal_policy_local_without_a_local_endpoint(pair: Pair, told: Told) -> None:
+def test_internal_policy_local_without_a_local_endpoint(pair: Pair, created: Created) -> None:
     """With kube-proxy, packets that should be dropped are refused, or reach endpoints of other nodes."""
-    elsewhere, nowhere = (_cluster_ip(told, name) for name in ("internal-local", "internal-nowhere"))
+    elsewhere, nowhere = (_cluster_ip(created, name) for name in ("internal-local", "internal-nowhere"))
     probes = udp(elsewhere, 80), tcp(nowhere, 80)
     kube_proxy, pyproxy = (side.lab["node2"].probe(*probes) for side in pair.sides)
 
@@ -116,24 +116,24 @@ def test_internal_policy_local_without_a_local_endpoint(pair: Pair, told: Told) 
     assert [Verdict.TIMEOUT] * 2 == [outcome.verdict for outcome in pyproxy]
 
 
-def test_addresses_are_bound(pair: Pair, told: Told) -> None:
+def test_addresses_are_bound(pair: Pair, created: Created) -> None:
     """The addresses are bound to a device by kube-proxy, and routed over it by pyproxy."""
-    ip = _cluster_ip(told, "cluster")
+    ip = _cluster_ip(created, "cluster")
     listings = [side.lab["node1"].run("ip", "address", "show", "dev", "kube-ipvs0") for side in pair.sides]
 
     assert [True, False] == [f"inet {ip}/32" in listing for listing in listings]
 
 
-def test_external_ip_of_another_node(pair: Pair, told: Told) -> None:
+def test_external_ip_of_another_node(pair: Pair, created: Created) -> None:
     """If a Service lists an address of node1, kube-proxy claims it on node2, and pyproxy only the Service's port."""
-    [address] = {entry.service["spec"]["externalIPs"][0] for entry, _ in told if entry.name == "address-of-a-node"}
+    [address] = {entry.service["spec"]["externalIPs"][0] for entry, _ in created if entry.name == "address-of-a-node"}
     kube_proxy, pyproxy = (side.lab["node2"].probe(tcp(address, PORT), tcp(address, 80)) for side in pair.sides)
 
     assert ["refused", "reply"] == [outcome.verdict.value for outcome in kube_proxy]
     assert ["node1", "pod2-1"] == [outcome.server for outcome in pyproxy]
 
 
-def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG001 - for its Services
+def test_virtual_servers_of_other_agents(pair: Pair, created: Created) -> None:  # noqa: ARG001 - for its Services
     """Foreign virtual servers are deleted by kube-proxy at its next sync, and kept by pyproxy."""
     for side in pair.sides:
         side.lab["node1"].run("ipvsadm", "-A", "-t", FOREIGN, "-s", "wlc")
@@ -144,7 +144,7 @@ def test_virtual_servers_of_others(pair: Pair, told: Told) -> None:  # noqa: ARG
 
 def test_connections_of_a_service_that_goes(pair: Pair) -> None:
     """Connections of a deleted Service end with kube-proxy, and continue with pyproxy."""
-    [(_, made)] = pair.tell(State((web := entry(WEB, "pod1-1"),)))
+    [(_, made)] = pair.replace_objects(State((web := entry(WEB, "pod1-1"),)))
     ip = made["spec"]["clusterIP"]
     connections = [side.lab.client_pod.connect(tcp(ip, 80)) for side in pair.sides]
     pair.remove_slices(web)
@@ -166,7 +166,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.mark.long
 def test_packets_in_random_states(pair: Pair, state: State) -> None:
     """For random Services, slices and Nodes, packets have the same results."""
-    assert "" == _unwanted(pair, pair.tell(state))
+    assert "" == _unwanted(pair, pair.replace_objects(state))
 
 
 def _ask(connection: Connection) -> str | None:
@@ -179,14 +179,14 @@ def _met(side: Side, source: str, ip: str) -> Outcome:
     return outcome
 
 
-def _cluster_ip(told: Told, name: str) -> str:
-    return str(_made(told, name)["spec"]["clusterIPs"][0])
+def _cluster_ip(created: Created, name: str) -> str:
+    return str(_made(created, name)["spec"]["clusterIPs"][0])
 
 
-def _external_ips(told: Told, name: str) -> list[str]:
+def _external_ips(created: Created, name: str) -> list[str]:
     """Return the IPv4 load balancer IPs of a Service."""
-    return [item["ip"] for item in _made(told, name)["status"]["loadBalancer"]["ingress"][:1]]
+    return [item["ip"] for item in _made(created, name)["status"]["loadBalancer"]["ingress"][:1]]
 
 
-def _made(told: Told, name: str) -> JsonObject:
-    return next(made for item, made in told if item.name == name)
+def _made(created: Created, name: str) -> JsonObject:
+    return next(made for item, made in created if item.name == name)

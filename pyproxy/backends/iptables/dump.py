@@ -28,9 +28,7 @@ from pyproxy.backends.iptables.side_by_side import SideBySideProgram
 from pyproxy.backends.iptables.static_rules import INVALID_COUNTER, LOCALHOST_COUNTER
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
-from pyproxy.errors import ApplyError
-from pyproxy.linux.command import run
-from pyproxy.linux.iptables_programs import is_available, program
+from pyproxy.linux.iptables_programs import is_available
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
@@ -126,16 +124,6 @@ class IptablesDumper:
     ) -> Interpreter:
         """Return an interpreter of the rules for these plans; see `Dumper`."""
         return partial(paths, read_save(listing_restore(self.planned(family, context, plans))))
-
-    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:  # noqa: ARG002  # `Dumper`'s
-        """Return an interpreter of all tables of the variant; see `Dumper`."""
-        variant, _ = await choose_variant(self._config)
-        argv = [program(family, variant, "save")]
-        result = await run(argv)
-        if result.status:
-            message = f"{argv[0]}: exit status {result.status}: {result.stderr.strip()}"
-            raise ApplyError(message, retryable=True)
-        return partial(paths, read_save(result.stdout))
 
 
 DUMPER: Callable[[Config], Dumper] = IptablesDumper

@@ -124,10 +124,6 @@ class IpvsDumper:
         """Raise ConfigError; see `Dumper`."""
         raise ConfigError(_NO_INTERPRETER)
 
-    async def live_interpreter(self, *_: object) -> Interpreter:
-        """Raise ConfigError; see `Dumper`."""
-        raise ConfigError(_NO_INTERPRETER)
-
     def script(self, listing: RuleListing) -> str:
         """Return a listing as a shell script, in which each part is the input of the program that loads it."""
         family = listing.family.value

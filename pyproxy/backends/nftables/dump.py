@@ -109,19 +109,6 @@ class NftablesDumper:
         entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
         return partial(paths, read_elements(entries, settings))
 
-    async def live_interpreter(self, family: Family, context: NodeContext) -> Interpreter:
-        """Return an interpreter of the elements in the kernel, and of the rules for this configuration.
-
-        Raises:
-            ApplyError: the table cannot be read.
-        """
-        with (
-            NftGeneration() as generation,
-            NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)) as kernel,
-        ):
-            entries = await kernel.read()
-        return partial(paths, read_elements(entries, nftables_settings(self._config, family, context)))
-
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``nft -f``: the table without elements, then the elements by Service port."""
         parts = [self._tables[listing.family]]

@@ -35,9 +35,9 @@ def fates(pair: Pair, packets: Sequence[Packet]) -> list[Fate]:
     return [*_with_patience(pair, found)]
 
 
-def divergences(pair: Pair, told: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
+def divergences(pair: Pair, created: Sequence[tuple[Entry, JsonObject]], packets: Sequence[Packet]) -> list[str]:
     """Send all packets and return the unexpected differences, each with the objects involved."""
-    objects = {item.name: [service["spec"], *item.slices] for item, service in told}
+    objects = {item.name: [service["spec"], *item.slices] for item, service in created}
     different = [fate for fate in fates(pair, packets) if not fate.is_equal]
     return [f"{fate}\n{json.dumps(objects[fate.packet.destination.service])}" for fate in different]
 

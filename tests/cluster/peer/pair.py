@@ -55,7 +55,7 @@ class Pair:
             self.kube_proxy.start(self._flags)
             self.pyproxy.start([*self._flags, *self._only_pyproxy])
             # kube-proxy may miss a zone that its Node has from the start (docs/differences.md), but not a change.
-            self.tell(State((), dict.fromkeys(ZONES)))
+            self.replace_objects(State((), dict.fromkeys(ZONES)))
             self._at_exit = stack.pop_all()
         return self
 
@@ -68,7 +68,7 @@ class Pair:
         """Both sides, kube-proxy first."""
         return self.kube_proxy, self.pyproxy
 
-    def tell(self, state: State) -> list[tuple[Entry, JsonObject]]:
+    def replace_objects(self, state: State) -> list[tuple[Entry, JsonObject]]:
         """Replace all objects by a state, wait until it is programmed on all nodes, and return the completed Services."""
         with self._kube_proxy_suspended():
             self._clear()
@@ -76,13 +76,13 @@ class Pair:
                 path = f"/api/v1/nodes/{name}"
                 self._control_plane.request("PATCH", path, {"metadata": {"labels": {ZONE_LABEL: zone}}})
             self._zones = state.zones
-            told = [(entry, self.add(entry)) for entry in state.entries]
+            created = [(entry, self.add(entry)) for entry in state.entries]
             mark = self._marked()
         self._wait_for(self.kube_proxy, mark)
         for side in self.sides:
             side.forget_flows()
         self.forget_clients()
-        return told
+        return created
 
     def add(self, entry: Entry) -> JsonObject:
         """Create a Service with its slices, and return it as completed by the API server."""
