@@ -35,6 +35,7 @@ lint: $(VENV)/tested ## Check style, types, import contracts and docs
 	$(BIN)/python tests/docs/cli_page.py --check
 	$(BIN)/python -m tests.docs.check
 	$(BIN)/python -m tests.docs.words
+	$(BIN)/mkdocs build --strict --quiet
 
 # The guest supports every mode but is slow: it runs the most important packet suites in IPVS mode, and tests that need its kernel.
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py) \
