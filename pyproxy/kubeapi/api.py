@@ -35,15 +35,15 @@ Random = Callable[[], float]
 _EVENT = msgspec.json.Decoder(wire.WatchEvent)
 _BOOKMARK = msgspec.json.Decoder(wire.Bookmark)
 _STATUS = msgspec.json.Decoder(wire.Status)
+# Statuses of servers that cannot stream a list: without the feature gate WatchList they forbid `sendInitialEvents`, and
+# older ones `resourceVersionMatch` in a watch (apimachinery, `meta/internalversion/validation`).
 _INVALID = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
-"""Statuses of servers that cannot stream a list: without the feature gate WatchList they forbid ``sendInitialEvents``,
-and older ones ``resourceVersionMatch`` in a watch (apimachinery, ``meta/internalversion/validation``)."""
 _ABSENT = frozenset({HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN})
+# About a minute: during its start a server may not have all resources and roles yet.
 _TRIES_BEFORE_ABSENCE_IS_LIKELY_TO_LAST = 8
-"""About a minute: during its start a server may not have all resources and roles yet."""
 _ABSENCE_SECONDS = 300.0
+# Limit for the different reasons that are logged while the API server is lost.
 _MOST_REASONS = 20
-"""Limit for the different reasons that are logged while the API server is lost."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,8 +99,18 @@ class ApiSource:
         Raises:
             ConfigError: from `find_access`: the configuration cannot work.
         """
+        failures = 0
         async with self._transport:
-            await self._find_server()
+            # Retry until server and credentials are found: an exec plugin may depend on other services of the machine.
+            while not self._transport.server:
+                try:
+                    access = await self._transport.access()
+                except SourceError as error:
+                    failures += 1
+                    self._availability.lose(Kind.NODE, str(error), _now())
+                    await asyncio.sleep(delay_seconds(failures, self._random()))
+                else:
+                    logger.info("API server: %s", ", else ".join(server.name for server in access.servers))
             async with asyncio.TaskGroup() as group:
                 for resource in self._resources:
                     self._watch(resource, group)
@@ -112,20 +122,6 @@ class ApiSource:
     def _watch(self, resource: Resource[Any], group: asyncio.TaskGroup) -> None:
         watcher = Watcher(resource, self._transport, self._store, self._availability, self._random)
         group.create_task(watcher.run(), name=f"watch {resource.path}")
-
-    async def _find_server(self) -> None:
-        """Find server and credentials; retry until that succeeds, because an exec plugin may depend on other services."""
-        failures = 0
-        while True:
-            try:
-                access = await self._transport.access()
-            except SourceError as error:
-                failures += 1
-                self._availability.lose(Kind.NODE, str(error), _now())
-                await asyncio.sleep(delay_seconds(failures, self._random()))
-            else:
-                logger.info("API server: %s", ", else ".join(server.name for server in access.servers))
-                return
 
 
 class Availability:
@@ -197,12 +193,12 @@ class Watcher:
     random: Random
     _reflector: Reflector = field(default_factory=Reflector, init=False)
     _bad: BadObjects = field(default_factory=BadObjects, init=False)
+    # Objects in the pages of the current list; None for those that are not used.
     _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
-    """Objects in the pages of the current list; None for those that are not used."""
+    # The Services without rules in these pages.
     _unserved: dict[NamespacedName, UnservedService] = field(default_factory=dict, init=False)
-    """The Services without rules in these pages."""
+    # Whether the last response refused a resource that may be absent.
     _is_absent: bool = field(default=False, init=False)
-    """Whether the last response refused a resource that may be absent."""
 
     async def run(self) -> None:
         """Deliver changes until cancelled."""
@@ -213,6 +209,7 @@ class Watcher:
                         delay = await self._list(request)
                     case Stream() | Watch() as request:
                         delay = await self._watch(request)
+            # A server that answers has a reason for its refusal; one that does not answer only needs another attempt.
             except HttpStatusError as error:
                 delay = self._refused(error)
             except UnreachableError as error:
@@ -228,6 +225,8 @@ class Watcher:
         if request.continue_token:
             query["continue"] = request.continue_token
         else:
+            # Without a resourceVersion the first page is a consistent read. All later pages show the same moment: the
+            # continue token has the resourceVersion of the first one.
             self._listed.clear()
             self._unserved.clear()
         page = self.resource.decode_page(await self.transport.body(self.resource.path, self.resource.selectors | query))
@@ -239,6 +238,7 @@ class Watcher:
 
     def _collect(self, item: Item) -> None:
         self._bad.record(item)
+        # An object that became undecodable must not look like a deleted one: its rules would go.
         kept = self.store.last_good(self.resource.kind, item.name) if item.is_undecodable else item.object
         self._listed[item.name] = kept
         self._unserved.pop(item.name, None)
@@ -253,6 +253,7 @@ class Watcher:
         self.store.deliver(Replaced(self.resource.kind, objects, unserved))
 
     async def _watch(self, request: Stream | Watch) -> float:
+        # Bookmarks keep the resource version of a quiet watch recent, so that it can be resumed instead of listed again.
         query = {"watch": "1", "allowWatchBookmarks": "true", "timeoutSeconds": str(watch_seconds(self.random()))}
         if isinstance(request, Watch):
             query["resourceVersion"] = request.resource_version
@@ -262,6 +263,7 @@ class Watcher:
             self._listed.clear()
             self._unserved.clear()
         async with self.transport.lines(self.resource.path, self.resource.selectors | query) as lines:
+            # The server sends the status line when it has accepted the watch, which may be long before the first event.
             self._reflector.watch_opened(_now())
             self._is_absent = False
             self.availability.regain(self.resource.kind, self.transport.server, _now())
@@ -286,7 +288,7 @@ class Watcher:
             raise SourceError(message) from error
 
     def _process_initial(self, event: wire.WatchEvent) -> None:
-        """Process an event of an incomplete stream, which may also change an object that was delivered before."""
+        # Changes made while the initial events are sent arrive in between, so that an object may come twice or be deleted.
         if event.type == wire.BOOKMARK:
             bookmark = _BOOKMARK.decode(event.object)
             # A server that does not know sendInitialEvents ignores it, and sends ordinary bookmarks only.
@@ -303,6 +305,8 @@ class Watcher:
 
     def _process_event(self, event: wire.WatchEvent) -> str:
         """Deliver the change of an event, and return the resource version after it."""
+        # A bookmark has a version and no object. The version of a DELETED is that of the deletion, not of the last change,
+        # and it arrives as well if an object no longer matches the selectors.
         if event.type == wire.BOOKMARK:
             return _BOOKMARK.decode(event.object).resource_version
         if event.type == wire.DELETED:
@@ -310,6 +314,7 @@ class Watcher:
             self._bad.forget(name)
             self.store.deliver(Removed(self.resource.kind, name))
             return resource_version
+        # ADDED and MODIFIED need no distinction: the tracker replaces whatever it has under the name.
         item = self.resource.decode_object(event.object)
         self._bad.record(item)
         if item.object is not None:

@@ -45,11 +45,13 @@ def read_access(settings: AccessSettings) -> Access:
         SourceError: an exec plugin failed.
     """
     found = read_settings(settings)
+    # Without a plugin the package is here only for the rules of NO_PROXY: suffixes, CIDR blocks, ports.
     access = replace(found.access, servers=tuple(map(_through_proxy, found.access.servers)))
     if not found.plugin and not found.asks_provider:
         return access
     path = settings.kubeconfig
     configuration = Configuration()
+    # The package writes inline certificates to temporary files; the folder bounds their life to this block.
     with naming(f"kubeconfig {path}"), tempfile.TemporaryDirectory(prefix="pyproxy-") as folder:
         try:
             # The package finds the token, runs the exec plugin, or requests a token from the identity provider.
@@ -71,11 +73,8 @@ def read_access(settings: AccessSettings) -> Access:
 
 
 def _loader(path: str, folder: str) -> Any:  # noqa: ANN401  # see `_kube_config`
-    """Return the package's reader of a kubeconfig, which writes its temporary files into a folder.
-
-    It accepts neither nulls nor a context without a cluster, unlike client-go (with ``--master``). It gets a copy of a
-    kubeconfig that has either; only without a copy can it write a renewed token back into the kubeconfig.
-    """
+    # The package's reader accepts neither nulls nor a context without a cluster, unlike client-go (with `--master`). It gets
+    # a corrected copy of a kubeconfig that has either; only without a copy can it write a renewed token into the kubeconfig.
     tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     copy = _without_nulls(tree)
     copy.setdefault("clusters", [])
@@ -100,7 +99,7 @@ def _without_nulls(tree: Any) -> Any:  # noqa: ANN401  # YAML
 
 
 def _through_proxy(server: Server) -> Server:
-    """Return a server with the proxy from HTTPS_PROXY and NO_PROXY, unless the kubeconfig names one."""
+    # proxy-url in the kubeconfig has precedence over HTTPS_PROXY and NO_PROXY, as in client-go.
     configuration = Configuration(host=server.url)
     proxy = configuration.proxy
     if server.proxy or not proxy or should_bypass_proxies(server.url, configuration.no_proxy or ""):

@@ -32,16 +32,16 @@ BURST = 10
 SECONDS_PER_EVENT = 6.0
 """Average interval after a burst."""
 _RETRY_SECONDS = (2.0, 5.0, 10.0, 30.0, 60.0, 60.0, 60.0)
+# Limit of the API server (`pkg/apis/core/validation/events.go`, `NoteLengthLimit`).
 _LONGEST_NOTE_BYTES = 1024
-"""Limit of the API server (``pkg/apis/core/validation/events.go``, ``NoteLengthLimit``)."""
+# The same file, `ReportingInstanceLengthLimit`.
 _LONGEST_INSTANCE = 128
-"""The same file, ``ReportingInstanceLengthLimit``."""
+# Part of the object's name in the name of its Event, which may have 253 characters with the random suffix.
 _LONGEST_NAME = 200
-"""Part of the object's name in the name of its Event, which may have 253 characters with the random suffix."""
+# Namespace of Events about objects without a namespace.
 _NODES_NAMESPACE = "default"
-"""Namespace of Events about objects without a namespace."""
+# Statuses that may be temporary.
 _PASSING = OVERLOADED | {HTTPStatus.UNAUTHORIZED}
-"""Statuses that may be temporary."""
 _LIST = msgspec.json.Decoder(wire.ObjectList[wire.Header])
 
 
@@ -75,12 +75,14 @@ class EventHandler(logging.Handler):
             return
         at = datetime.fromtimestamp(record.created, UTC)
         note = PendingEvent(event, record.getMessage(), record.levelno >= logging.WARNING, at)
-        self._loop.call_soon_threadsafe(self._take, note)
 
-    def _take(self, note: PendingEvent) -> None:
-        if len(self._waiting) < MOST_WAITING:
-            self._waiting.append(note)
-            self._arrived.set()
+        def put() -> None:
+            if len(self._waiting) < MOST_WAITING:
+                self._waiting.append(note)
+                self._arrived.set()
+
+        # An asyncio.Event belongs to its loop, and a worker thread may be the one that logs.
+        self._loop.call_soon_threadsafe(put)
 
     async def next(self) -> PendingEvent:
         """Wait for an Event and return the oldest one."""
@@ -101,8 +103,8 @@ class EventSender:
     seconds_per_event: float = SECONDS_PER_EVENT
     _budget: float = field(default=BURST, init=False)
     _budget_at: float = field(default=0.0, init=False)
+    # Statuses that were logged.
     _said: set[int] = field(default_factory=set, init=False)
-    """Statuses that were logged."""
 
     async def run(self, transport: Transport) -> None:
         """Send until cancelled."""
@@ -117,6 +119,7 @@ class EventSender:
             await self._send(transport, note)
 
     async def _send(self, transport: Transport, note: PendingEvent) -> None:
+        rule = 'it needs a role with apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
         for pause in (*self.retry_seconds, None):
             try:
                 body = event_object(note, self.node_name, await self._uid(transport, note.event))
@@ -124,7 +127,10 @@ class EventSender:
                 await transport.post(path, msgspec.json.encode(body))
             except SourceError as error:
                 if isinstance(error, HttpStatusError) and error.status not in _PASSING:
-                    self._say_refused(error)
+                    if error.status not in self._said:
+                        wanted = f"; {rule}" if error.status == HTTPStatus.FORBIDDEN else ""
+                        self._said.add(error.status)
+                        logger.warning("an Event was refused, and is not sent again: %s%s", error, wanted)
                     return
                 logger.debug("event %s of %s: %s", note.event.reason, note.event.name, error)
             else:
@@ -132,16 +138,9 @@ class EventSender:
             if pause is not None:
                 await asyncio.sleep(pause)
 
-    def _say_refused(self, error: HttpStatusError) -> None:
-        if error.status in self._said:
-            return
-        self._said.add(error.status)
-        rule = 'it needs a role with apiGroups: ["events.k8s.io"], resources: ["events"], verbs: ["create"]'
-        wanted = f"; {rule}" if error.status == HTTPStatus.FORBIDDEN else ""
-        logger.warning("an Event was refused, and is not sent again: %s%s", error, wanted)
-
     async def _uid(self, transport: Transport, event: Event) -> str:
-        """Return the uid that ``kubectl describe`` looks for: for a Node its name, as in Events of kubelet and kube-proxy."""
+        # `kubectl describe` selects Events by name, kind and uid of the object. Events of a Node have its name for the uid, as
+        # those of kubelet and kube-proxy do.
         if event.kind == "Node":
             return event.name.name
         path = f"/api/v1/namespaces/{quote(event.name.namespace)}/services"
@@ -163,6 +162,8 @@ def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]
         "namespace": event.name.namespace,
         "uid": uid,
     }
+    # For events.k8s.io/v1 the API server requires eventTime, action, reason, reportingController and reportingInstance, and
+    # that the Event is in the namespace of its object (`pkg/apis/core/validation/events.go`).
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -170,6 +171,7 @@ def event_object(note: PendingEvent, node_name: str, uid: str) -> dict[str, Any]
             "name": f"{event.name.name[:_LONGEST_NAME]}.{secrets.token_hex(8)}",
             "namespace": event.name.namespace or _NODES_NAMESPACE,
         },
+        # A MicroTime: RFC 3339 with exactly six digits, which isoformat would omit for a full second.
         "eventTime": note.at.isoformat(timespec="microseconds").replace("+00:00", "Z"),
         "type": "Warning" if note.is_warning else "Normal",
         "reason": event.reason,

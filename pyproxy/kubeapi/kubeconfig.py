@@ -60,7 +60,6 @@ def read_settings(settings: AccessSettings) -> KubeconfigResult:
 
 
 def _chosen(settings: AccessSettings) -> tuple[str, str]:
-    """Return the URLs of servers given by a flag, and the flag."""
     return (",".join(settings.api_servers), "--api-servers") if settings.api_servers else (settings.master, "--master")
 
 
@@ -136,11 +135,9 @@ class _NamedContext(msgspec.Struct):
 
 
 class _Kubeconfig(msgspec.Struct, rename="kebab"):
-    """The structure of a kubeconfig, so that an error names the field.
-
-    Each field and each entry of a list may be absent or null: Go's JSON decoder, and so client-go, reads null as the zero
-    value, and kubectl writes null for a list without entries.
-    """
+    # With the whole structure as types, an error of msgspec names the field. Each field and each entry of a list may be
+    # absent or null: Go's JSON decoder, and so client-go, reads null as the zero value, and kubectl writes null for a list
+    # without entries.
 
     current_context: str | None = None
     clusters: list[_NamedCluster | None] | None = None
@@ -159,13 +156,19 @@ def _named(entries: Iterable[_Entry | None] | None, name: str | None) -> _Entry 
 
 
 def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
-    """Read a kubeconfig as client-go does (``tools/clientcmd/client_config.go``, ``merged_client_builder.go``, 0.37)."""
+    # As client-go (0.37) does: `tools/clientcmd/client_config.go` and `merged_client_builder.go`.
     path = settings.kubeconfig
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(error.strerror) from error
-    kubeconfig = _decoded(data)
+    kubeconfig = None
+    if data.lstrip().startswith(b"{"):
+        # JSON does not need the YAML library, which costs time at each start. It reports the errors, with a line number.
+        with contextlib.suppress(msgspec.DecodeError):
+            kubeconfig = msgspec.json.decode(data, type=_Kubeconfig)
+    if kubeconfig is None:
+        kubeconfig = msgspec.yaml.decode(data, type=_Kubeconfig | None) or _Kubeconfig()
     named_context = _named(kubeconfig.contexts, kubeconfig.current_context)
     if named_context is None and kubeconfig.current_context:
         message = f"contexts: no entry has the name {kubeconfig.current_context!r}"
@@ -173,7 +176,14 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
     context = (named_context and named_context.context) or _Context()
     named_cluster = _named(kubeconfig.clusters, context.cluster)
     if named_cluster is None and not (settings.api_servers or settings.master):
-        return _in_cluster(settings.service_account, context)
+        # A kubeconfig that names no cluster leaves the server to the environment of a pod.
+        try:
+            return _found(_read_service_account(settings.service_account))
+        except ConfigError as error:
+            message = "it names no cluster, and neither is --master given nor is this a pod that may use the API"
+            if context.cluster:
+                message = f"clusters: no entry has the name {context.cluster!r}"
+            raise ConfigError(message) from error
     cluster = (named_cluster and named_cluster.cluster) or _Cluster()
     named_user = _named(kubeconfig.users, context.user)
     if named_user is None and context.user:
@@ -196,17 +206,6 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
     return _found(access, _plugin(user), asks_provider=user.auth_provider is not None)
 
 
-def _in_cluster(service_account: str, context: _Context) -> KubeconfigResult:
-    """Use the service account of a pod whose kubeconfig names no cluster; raise ConfigError if there is none."""
-    try:
-        return _found(_read_service_account(service_account))
-    except ConfigError as error:
-        message = "it names no cluster, and neither is --master given nor is this a pod that may use the API"
-        if context.cluster:
-            message = f"clusters: no entry has the name {context.cluster!r}"
-        raise ConfigError(message) from error
-
-
 def _plugin(user: _User) -> str:
     if user.exec is None:
         return ""
@@ -217,17 +216,8 @@ def _plugin(user: _User) -> str:
     return command
 
 
-def _decoded(content: bytes) -> _Kubeconfig:
-    if content.lstrip().startswith(b"{"):
-        with contextlib.suppress(
-            msgspec.DecodeError
-        ):  # JSON does not need the YAML library, which reports the error otherwise
-            return msgspec.json.decode(content, type=_Kubeconfig)
-    return msgspec.yaml.decode(content, type=_Kubeconfig | None) or _Kubeconfig()
-
-
 def _authorization(user: _User) -> str:
-    """Return the value of the HTTP header, by client-go's precedence; a token file overrides it for each request."""
+    # client-go's precedence: a token before a password. A token file overrides both, at each request.
     if user.token:
         return f"Bearer {user.token.strip()}"
     if user.username and user.password:
@@ -236,6 +226,7 @@ def _authorization(user: _User) -> str:
 
 
 def _kubeconfig_servers(settings: AccessSettings, cluster: _Cluster) -> tuple[Server, ...]:
+    # A URL without a scheme means TLS if the kubeconfig names an authority, which a server without TLS does not need.
     scheme = "https" if cluster.certificate_authority or cluster.certificate_authority_data else "http"
     if settings.api_servers or settings.master:
         return _servers(*_chosen(settings), scheme, cluster.proxy_url or "")
@@ -247,12 +238,13 @@ def _kubeconfig_servers(settings: AccessSettings, cluster: _Cluster) -> tuple[Se
 
 @dataclass(frozen=True, slots=True)
 class _Files:
-    """The files that a kubeconfig names, relative to its own directory."""
-
+    # Names of files in a kubeconfig are relative to its own directory (`tools/clientcmd/loader.go`,
+    # `ResolveLocalPaths`).
     folder: Path
 
     def path(self, name: str, where: str) -> str:
         path = self.folder / name
+        # Opened, but not read: the transport reads the file at each request. A wrong name must fail at startup.
         try:
             path.open("rb").close()
         except OSError as error:
@@ -261,6 +253,7 @@ class _Files:
         return str(path)
 
     def pem(self, name: str | None, data: str | None, where: str) -> Pem | None:
+        # Inline data take precedence over a file.
         if not data:
             return Pem(self.path(name, where)) if name else None
         try:

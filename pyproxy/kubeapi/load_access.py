@@ -31,10 +31,8 @@ async def load_access(settings: AccessSettings) -> Access:
         SourceError: an exec plugin failed or took longer than `LOAD_SECONDS`.
     """
     found = read_settings(settings)
-    return await _ask_package(settings) if found.needs_package else found.access
-
-
-async def _ask_package(settings: AccessSettings) -> Access:
+    if not found.needs_package:
+        return found.access
     # The child has the module path of this process, which may be a checkout, a virtual environment or a zip file. With
     # PYTHONPATH an exec plugin in Python would inherit it.
     program = f"import sys; sys.path[:] = {sys.path!r}; from {_PROGRAM} import main; sys.exit(main())"

@@ -61,6 +61,7 @@ Request = Stream | ListPage | Watch
 
 def delay_seconds(failures: int, random: float) -> float:
     """Return the delay after a number of consecutive failures: doubling up to 30 s, half of it random."""
+    # Random, because all agents of a cluster lose the same server at the same moment.
     # The exponent is limited because 2.0**1100 is an OverflowError, and a long outage reaches such numbers.
     ceiling = min(LONGEST_DELAY_SECONDS, 2 * SHORTEST_DELAY_SECONDS * 2.0 ** min(failures - 1, 16))
     return ceiling * (1 + random) / 2
@@ -120,11 +121,13 @@ class Reflector:
         """Record the resource version of an event or bookmark; an empty one changes nothing."""
         self._heard = True
         self._failures = 0
+        # A resource version is opaque: it is sent back as it came, never compared or computed (API conventions).
         if resource_version:
             self._request = Watch(resource_version)
 
     def watch_ended(self, now: float, random: float) -> float:
         """Record the end of a watch, and return the delay of the next request in seconds."""
+        # The server ends each watch at its time limit, which does not count as a failure: the next one continues at the last version.
         if isinstance(self._request, Watch) and (self._heard or self._open_seconds(now) >= HASTY_SECONDS):
             self._close(now)
             return 0.0
@@ -137,12 +140,10 @@ class Reflector:
         return max(delay_seconds(self._failures, random), min(retry_after_seconds, LONGEST_RETRY_AFTER_SECONDS))
 
     def expired(self, now: float, random: float) -> float:
-        """Record a 410: the resource version or page is too old. Return the delay of the new list in seconds.
-
-        The history for a continue token could expire at the third page each time, and the list would never be complete;
-        the next attempt is therefore a single page.
-        """
+        """Record a 410: the resource version or page is too old. Return the delay of the new list in seconds."""
         delay = self.failed(now, random)
+        # The history for a continue token could expire at the third page each time, and the list would never be complete;
+        # the next attempt is therefore a single page.
         if isinstance(self._request, Watch):
             self._request = Stream() if self._can_stream else ListPage()
         elif isinstance(self._request, ListPage) and self._request.continue_token:
@@ -150,11 +151,9 @@ class Reflector:
         return delay
 
     def refused(self, now: float, random: float, retry_after_seconds: float = 0.0) -> float:
-        """Record a refusal for another reason, and return the delay of the next request in seconds.
-
-        After a refused watch the next request is a list, as in client-go: the version may be the reason, and if only
-        watching is forbidden the state is at least polled.
-        """
+        """Record a refusal for another reason, and return the delay of the next request in seconds."""
+        # After a refused watch the next request is a list, as in client-go: the version may be the reason, and if only
+        # watching is forbidden the state is at least polled.
         if not isinstance(self._request, ListPage):
             self._request = ListPage()
         return self.failed(now, random, retry_after_seconds)

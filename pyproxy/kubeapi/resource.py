@@ -33,8 +33,8 @@ W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
 
 _RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _HEADER = msgspec.json.Decoder(wire.Header)
+# Errors of msgspec for valid JSON of an unexpected structure; invalid UTF-8 is found only when a text is built.
 _BAD_OBJECT = (msgspec.ValidationError, UnicodeDecodeError)
-"""Errors of msgspec for valid JSON of an unexpected structure; invalid UTF-8 is found only when a text is built."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,8 @@ class Resource(Generic[W]):
         self._decode: Callable[[W], Decoded[Any]] = decode
 
     def drop_field_selector(self) -> bool:
-        """Remove the field selector if the resource does not depend on it, and return whether there was one.
-
-        Older servers only know the name as a field of a Service. Decoding drops the additional objects.
-        """
+        """Remove the field selector if the resource does not depend on it, and return whether there was one."""
+        # Older servers only know the name as a field of a Service. Decoding drops the additional objects.
         return self.kind is Kind.SERVICE and self.selectors.pop("fieldSelector", None) is not None
 
     @property
@@ -101,6 +99,7 @@ class Resource(Generic[W]):
     @property
     def permission(self) -> str:
         """Return the rule of a role that allows watching the resource, as in manifests."""
+        # /api/v1/services has the core group, written as ""; /apis/discovery.k8s.io/v1/endpointslices names its group.
         *group, _, plural = self.path.removeprefix("/apis/").removeprefix("/api/").split("/")
         return f'apiGroups: ["{"".join(group)}"], resources: ["{plural}"], verbs: ["list", "watch"]'
 
@@ -113,7 +112,7 @@ class Resource(Generic[W]):
         try:
             page = self._page.decode(body)
             return _page(page.metadata, [self._item(item) for item in page.items or ()])
-        except _BAD_OBJECT:
+        except _BAD_OBJECT:  # in at least one object, which the error does not identify
             pass
         except msgspec.DecodeError as error:
             message = f"{self.path}: the response is not valid JSON: {error}"
@@ -168,6 +167,8 @@ def services(proxy_name: str = "") -> Resource[wire.Service]:
     Args:
         proxy_name: see `decode_service`.
     """
+    # Selected by the server, as in kube-proxy (`cmd/kube-proxy/app/server.go`): headless Services, which may be the
+    # majority, never reach the node. A Service without a cluster IP is not only headless: an ExternalName has an empty one.
     label = "service.kubernetes.io/service-proxy-name"
     labels = f"{label}={proxy_name}" if proxy_name else f"!{label}"
     selectors = {"labelSelector": labels, "fieldSelector": "spec.clusterIP!=None"}

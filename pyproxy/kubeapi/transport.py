@@ -39,8 +39,8 @@ OVERLOADED = frozenset({429, 502, 503, 504})
 """Statuses that do not depend on the request: it may succeed later, or at another server. The API server sends
 429 under API Priority and Fairness and while it shuts down; the rest may come from a load balancer in front of it."""
 _DONE = frozenset({HTTPStatus.OK, HTTPStatus.CREATED})
+# Part of an error response that is read.
 _EXCERPT_BYTES = 4096
-"""Part of an error response that is read."""
 _EXPIRY_MARGIN_SECONDS = 60.0
 _SOCKET_OPTIONS = (
     # An unreachable peer is detected within 60 s, even on a connection on which only the peer sends.
@@ -50,8 +50,8 @@ _SOCKET_OPTIONS = (
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
     (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
 )
+# Iterations of the event loop from the end of a stream to the close of its socket: read, end of TLS, close.
 _TURNS_TO_CLOSE = 3
-"""Iterations of the event loop from the end of a stream to the close of its socket: read, end of TLS, close."""
 _STATUS = msgspec.json.Decoder(wire.Status)
 
 
@@ -123,6 +123,8 @@ class Lines:
                 break
             if not chunk:
                 break
+            # The server sends one JSON object per line, in chunked encoding. A chunk may end within a line: proxies
+            # between server and agent re-chunk the stream.
             # Without a newline, `head` is empty and `tail` is the whole chunk.
             head, newline, tail = chunk.rpartition(b"\n")
             if newline:
@@ -152,6 +154,8 @@ class Transport:
 
     async def __aenter__(self) -> Self:
         """Start with no connection."""
+        # Without cookies: one of a load balancer would pin the agent to a server that may be the one that fails. The API
+        # server compresses responses of more than 128 KiB, that is lists (apiserver, `defaultGzipThresholdBytes`).
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(socket_factory=self._socket),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -264,6 +268,7 @@ class Transport:
                 if self._tls is None or self._tls[0] is not access or self._tls[1] != certificates:
                     self._tls = access, certificates, access.tls_context(certificates)
                 tls = self._tls[2]
+            # The total limit ends with the headers of the response: a watch stays open for minutes after them.
             async with asyncio.timeout(self._timing.connect + self._timing.answer):
                 return await self._session.request(
                     request.method,
@@ -274,7 +279,7 @@ class Transport:
                     ssl=tls,
                     server_hostname=access.tls_server_name or None,
                     proxy=server.proxy or None,
-                    allow_redirects=False,
+                    allow_redirects=False,  # a redirect would take the token to another host
                     timeout=patience,
                 )
 
@@ -288,6 +293,7 @@ class Transport:
             with suppress(msgspec.DecodeError):
                 status = _STATUS.decode(excerpt)
                 message = status.message or status.reason or ""
+        # 401: the token has expired or was revoked. 403 would not change with new credentials of the same user.
         if response.status == HTTPStatus.UNAUTHORIZED:
             try:
                 await self._replace(access)
@@ -301,6 +307,7 @@ class Transport:
         return HttpStatusError(response.status, message, retry_after_seconds)
 
     async def _replace(self, known: Access | None) -> None:
+        # Several watches may be refused with the same expired token; the lock makes one plugin run serve them all.
         async with self._loading:
             if self._access is known:  # else another refused request has already replaced it
                 self._access = await self._find_access()
@@ -329,6 +336,7 @@ class _Account:
         self._tell = tell
 
     def close(self, code: str) -> None:
+        # A watch has no duration and size: it is open for minutes by design, and would hide slow requests in a histogram.
         seconds = None if self._started is None else time.monotonic() - self._started
         sent_bytes = None if self._started is None else len(self._request.content or b"")
         self._tell(RequestRecord(self._request.method, self._host, code, seconds, sent_bytes, self.received_bytes))
