@@ -3,6 +3,9 @@
 Text lines have klog's header, which log collectors for Kubernetes parse; JSON has the keys of component-base. ``-v`` has
 klog's meaning: 0 shows what an operator always needs, 2 adds each sync that changed something, 4 and above every step. In a
 cluster without changes an agent logs nothing up to 3. A repeated line is written less and less often.
+
+JSON lines also have fields, so that programs need not parse the text. Family and Service are found among the arguments of
+a log call, the other fields are in its ``extra``.
 """
 
 import json
@@ -22,6 +25,8 @@ class LogFormat(Enum):
     JSON = "json"
 
 
+FIELDS = ("service", "family", "mode", "duration_ms", "entries")
+"""Fields of JSON lines, where they apply."""
 V2 = logging.INFO - 2
 """Level of lines that ``-v 2`` shows: normal operation, one line for each sync."""
 DEBUG_VERBOSITY = 4
@@ -58,8 +63,35 @@ class TextFormatter(logging.Formatter):
         return header + super().format(record)
 
 
+def fields_of(record: logging.LogRecord) -> dict[str, object]:
+    """Return the fields of a line, by name."""
+    # Commands that only print help must not pay for the model.
+    from pyproxy.errors import DecodeError  # noqa: PLC0415
+    from pyproxy.model.address import Family  # noqa: PLC0415
+    from pyproxy.model.event import Event  # noqa: PLC0415
+    from pyproxy.model.names import ServicePortName  # noqa: PLC0415
+
+    found: dict[str, object] = {}
+    for argument in record.args if isinstance(record.args, tuple) else ():
+        match argument:
+            case Family():
+                found["family"] = str(argument)
+            case ServicePortName():
+                found["service"] = str(argument.service)
+            case DecodeError(subject=subject) if subject.startswith("Service "):
+                found["service"] = subject.removeprefix("Service ")
+    match getattr(record, "event", None):
+        case Event(kind="Service", name=name):
+            found["service"] = str(name)
+    found |= {name: value for name, value in vars(record).items() if name in FIELDS}
+    return {name: found[name] for name in FIELDS if name in found}
+
+
 class JsonFormatter(logging.Formatter):
-    """Write an object: ``ts`` (ms since 1970), ``level``, ``caller``, ``msg``, ``v`` up to level info, ``err``: a traceback."""
+    """Write an object: ``ts`` (ms since 1970), ``level``, ``caller``, ``msg``, ``v`` up to level info, ``err``: a traceback.
+
+    The fields follow.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object on one line."""
@@ -73,7 +105,7 @@ class JsonFormatter(logging.Formatter):
             line["v"] = min(logging.INFO - record.levelno, DEBUG_VERBOSITY)
         if record.exc_info:
             line["err"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line | fields_of(record), ensure_ascii=False)
 
 
 @dataclass(slots=True)
@@ -112,6 +144,7 @@ class RepeatFilter(logging.Filter):
                 if record.created < known.next_at:
                     return False
                 since = time.strftime("%H:%M:%S", time.localtime(known.since))
+                vars(record).update(fields_of(record))  # before the arguments are lost
                 record.msg, record.args = f"{text} ({known.count} times since {since})", ()
                 known.pause = min(2 * known.pause, _LONGEST_PAUSE_SECONDS)
             known.next_at = record.created + known.pause

@@ -1,7 +1,11 @@
 """Options and markers of the whole test suite, and the hypothesis profiles: repeatable in CI, random with ``--long``."""
 
+import logging
 import os
 import secrets
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -57,3 +61,27 @@ def needs_root() -> None:
     """Skip the test without root; fail it in CI, where a skipped test would prove nothing."""
     if os.geteuid():
         (pytest.fail if os.environ.get("CI") else pytest.skip)("network namespaces need root")
+
+
+_make_record = logging.getLogRecordFactory()
+_OF_PYTHON = (object.__str__, bytes.__str__, Enum.__str__)
+"""What types without a text of their own inherit, collections among them."""
+
+
+def _checked_record(*args: Any, **kwargs: Any) -> logging.LogRecord:  # noqa: ANN401  # logging's
+    """Return a log record, if all its arguments are written as text that does not look like Python."""
+    record = _make_record(*args, **kwargs)
+    if str(record.name).startswith("pyproxy"):
+        for value in record.args if isinstance(record.args, tuple) else ():
+            if type(value).__str__ in _OF_PYTHON and not isinstance(value, int | float):
+                message = f"{record.pathname}:{record.lineno}: {value!r} would be written as Python writes it"
+                raise AssertionError(message)
+    return record
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_log_lines() -> Iterator[None]:
+    """Fail tests in whose process pyproxy logs a collection, an object or a member of an Enum without a text of its own."""
+    logging.setLogRecordFactory(_checked_record)
+    yield
+    logging.setLogRecordFactory(_make_record)

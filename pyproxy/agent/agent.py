@@ -225,7 +225,7 @@ class Agent:
             self._observer.synced(reconciler, report)
             if report.error is not None:
                 failed.add(reconciler.family)
-                logger.error("sync failed, will be tried again: %s", report.error)
+                logger.error("%s: sync failed, will be tried again: %s", reconciler.family, report.error)
         for reconciler in self._reconcilers.values():
             if not reconciler.pending:
                 self._observer.settled(reconciler)
@@ -250,7 +250,9 @@ class Agent:
 
     def _first_sync_done(self) -> None:
         self._ready = True
-        logger.info("first sync done: %s", ", ".join(map(repr, self._reconcilers.values())))
+        counts = ", ".join(f"{each.port_count} {each.family}" for each in self._reconcilers.values())
+        mode = self._backend.mode.value
+        logger.info("first sync done: %s Service ports in %s mode", counts, mode, extra={"mode": mode})
         notify("READY=1")
         # The present objects stay alive. Without freeze a full collection would traverse all of them and block the loop.
         gc.freeze()

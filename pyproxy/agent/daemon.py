@@ -92,7 +92,8 @@ async def _run(settings: ResolvedSettings) -> int:
             service_cidrs = tasks.create_task(_follows_service_cidrs(config, opening))
             tasks.create_task(follow_source(settings, node_name, events, tracker, service_cidrs))
             backend = await opening
-            logger.info("%s", startup_summary(settings, node_name, backend.mode, backend.families))
+            summary = startup_summary(settings, node_name, backend.mode, backend.families)
+            logger.info("%s", summary, extra={"mode": backend.mode.value})
 
             # Phase 3: serve metrics and health.
             listeners = Listeners()

@@ -89,7 +89,7 @@ class FlowCleaner:
             if stale.destinations:
                 cleaned = await asyncio.to_thread(delete_udp_flows, family, stale.destinations, stale.is_stale)
         except ApplyError as error:
-            logger.warning("stale UDP flows cannot be deleted, will be tried again: %s", error)
+            logger.warning("%s: stale UDP flows cannot be deleted, will be tried again: %s", family, error)
             self._pending.setdefault(family, Touched()).add(touched)
             asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._wake.set)
             return
@@ -97,6 +97,11 @@ class FlowCleaner:
             self._known[family] = node
         if cleaned is None:
             return
-        self._on_cleaned(family, cleaned.deleted, monotonic() - started)
+        seconds = monotonic() - started
+        self._on_cleaned(family, cleaned.deleted, seconds)
         if cleaned.deleted:
-            logger.info("%s: deleted %d stale UDP flows of %d examined", family, cleaned.deleted, cleaned.examined)
+            logger.info(
+                "%s: deleted %d stale UDP flows of %d examined",
+                *(family, cleaned.deleted, cleaned.examined),
+                extra={"duration_ms": round(seconds * 1000, 1), "entries": cleaned.deleted},
+            )

@@ -100,6 +100,11 @@ class Reconciler(Generic[K, V]):
         return f"Reconciler({self.family}, {len(self._applied_plans)} ports, {len(self._staged)} staged)"
 
     @property
+    def port_count(self) -> int:
+        """Return the number of Service ports whose plans are in the kernel."""
+        return len(self._applied_plans)
+
+    @property
     def pending(self) -> bool:
         """Return whether a sync has work to do; quarantined ports do not count."""
         return bool(self._staged) or not self._is_known
@@ -171,16 +176,20 @@ class Reconciler(Generic[K, V]):
         report.seconds = monotonic() - started
         report.counts = self._kernel.take_counts()
         if report.error is None:
+            milliseconds, entries, known = report.seconds * 1000, report.entries_changed, len(self._applied_plans)
             logger.log(
-                V2 if report.taken or report.refused or report.entries_changed else logging.DEBUG,
-                "%s: %s sync done in %.1f ms: %d of %d Service ports changed, %d refused, %d entries written",
+                V2 if report.taken or report.refused or entries else logging.DEBUG,
+                "%s: %s sync done in %.1f ms: %s, %d refused, %d entries written",
                 self.family,
                 "full" if report.is_full else "partial",
-                report.seconds * 1000,
-                len(report.taken),
-                len(self._applied_plans),
+                milliseconds,
+                # After a restart all plans are new to the agent, although the kernel may have the rules of all.
+                f"{known} Service ports compared with the kernel"
+                if report.is_full
+                else f"{len(report.taken)} of {known} Service ports changed",
                 len(report.refused),
-                report.entries_changed,
+                entries,
+                extra={"duration_ms": round(milliseconds, 1), "entries": entries},
             )
         return report
 

@@ -46,7 +46,7 @@ async def open_backend(config: Config) -> Backend:
     try:
         backend = await open_backend(_nftables_of_auto(config))
     except ConfigError as error:
-        logger.info("--proxy-mode=auto: using iptables: %s", error)
+        logger.info("--proxy-mode=auto: using iptables: %s", error, extra={"mode": "iptables"})
         return await open_backend(replace(config, proxy_mode=ProxyMode.IPTABLES))
     logger.info("--proxy-mode=auto: using nftables: the kernel and nft support all features that it needs")
     return backend

@@ -189,7 +189,7 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
     if named_user is None and context.user:
         # client-go sends requests without credentials in this case, without a warning.
         logger.warning(
-            "kubeconfig %s: users: no entry has the name %r; requests have no credentials", path, context.user
+            'kubeconfig %s: users: no entry has the name "%s"; requests have no credentials', path, context.user
         )
     user = (named_user and named_user.user) or _User()
     files = _Files(Path(path).parent.absolute())

@@ -1,14 +1,26 @@
 """Log lines: which are written, how they look, and how often the same one is. Times are the records' own."""
 
+import ast
 import json
 import logging
+import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+import pyproxy
+from pyproxy.errors import DecodeError
 from pyproxy.logs import V2, JsonFormatter, RepeatFilter, TextFormatter
+from pyproxy.model.address import Family
+from pyproxy.model.event import event_extra
+from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 
 DAY_SECONDS = 86400
 START = 1_700_000_000.0
+WEB = NamespacedName("default", "web")
+METHODS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
+REPR = re.compile(r"%[-+ #0-9.]*[ra]")
 
 
 def record(text: str, level: int = logging.WARNING, created: float = START) -> logging.LogRecord:
@@ -98,3 +110,61 @@ def test_words_of_others_stay_in_their_line() -> None:
     line = TextFormatter().format(record("GET /\nE1231 ] fake \x1b[2J grün"))
 
     assert line.endswith("] GET /\\nE1231 ] fake \\x1b[2J grün")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "fields"),
+    [
+        ((Family.IPV6, ServicePortName(WEB, "http", Protocol.TCP)), {}, {"service": "default/web", "family": "IPv6"}),
+        ((WEB, 1), {"duration_ms": 1.5, "entries": 3}, {"duration_ms": 1.5, "entries": 3}),
+        (("a", "b"), event_extra("Service", WEB, "Refused", "Program"), {"service": "default/web"}),
+        (("a", "b"), event_extra("Node", WEB, "Starting", "Start"), {}),
+        (
+            (DecodeError("Service default/web", "spec", "bad"), ""),
+            {"mode": "ipvs"},
+            {"service": "default/web", "mode": "ipvs"},
+        ),
+    ],
+    ids=["arguments", "extra", "event of a Service", "event of a Node", "decode error"],
+)
+def test_json_has_fields(arguments: tuple[object, ...], extra: dict[str, object], fields: dict[str, object]) -> None:
+    """The fields that apply to a line are in its JSON, also in a line with a number of repetitions; the text is the same."""
+    made = [record("%s: %s", logging.INFO, START + 61 * number) for number in range(4)]
+    lines = []
+    filter_ = RepeatFilter()
+    for each in made:
+        each.args = arguments
+        vars(each).update(extra)
+        assert filter_.filter(each)
+        lines.append(json.loads(JsonFormatter().format(each)))
+
+    shown = ": ".join(map(str, arguments))
+    names = ("service", "family", "mode", "duration_ms", "entries")
+    assert [fields] * 4 == [{name: line[name] for name in names if name in line} for line in lines]
+    assert shown == lines[0]["msg"]
+    assert lines[3]["msg"].startswith(f"{shown} (4 times since ")
+
+
+def log_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Yield all calls of loggers in the package, with their places."""
+    for path in sorted(Path(pyproxy.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="logger"), attr=attr)) if attr in METHODS:
+                    yield f"{path}:{node.lineno}", node
+
+
+def test_no_line_is_written_for_python_programmers() -> None:
+    """No log call formats a value with repr: neither by its format, nor by a function, nor by a conversion."""
+    calls = list(log_calls())
+    found = [
+        place
+        for place, call in calls
+        for node in ast.walk(call)
+        if (isinstance(node, ast.Constant) and isinstance(node.value, str) and REPR.search(node.value))
+        or (isinstance(node, ast.Name) and node.id in {"repr", "ascii"})
+        or (isinstance(node, ast.FormattedValue) and node.conversion in {ord("r"), ord("a")})
+    ]
+
+    assert len(calls) > 50
+    assert [] == found

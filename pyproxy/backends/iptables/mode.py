@@ -92,7 +92,7 @@ class IptablesMode:
             ConfigError: the programs of iptables are not installed.
         """
         variant, reason = await choose_variant(config)
-        logger.info("iptables mode, variant %s: %s", variant.value, reason)
+        logger.info("iptables mode, variant %s: %s", variant.value, reason, extra={"mode": "iptables"})
         families = supported_families(variant)
         # xt_bpf supports all families or none (`xt_bpf.c`: NFPROTO_UNSPEC), and a probe takes 0.2 s.
         by_packet = families if families and await takes_hairpin_rule(families[0], variant) else ()

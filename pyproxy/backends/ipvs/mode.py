@@ -80,7 +80,7 @@ class IpvsMode:
         await require_ipvs()
         require_scheduler(config.ipvs.scheduler or _DEFAULT_SCHEDULER)
         variant, reason = await choose_variant(config)
-        logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason)
+        logger.info("ipvs mode, helper rules in iptables-%s: %s", variant.value, reason, extra={"mode": "ipvs"})
         mode = cls(config, variant)
         if not mode.families:
             message = f"--proxy-mode: ipvs needs the programs of iptables-{variant.value}, which are not installed"

@@ -71,7 +71,8 @@ class NftablesKernel:
         if not self._counter.changed_externally():
             return self._sweeper.has_failed
         for operation in self._monitor.take(self.family):
-            logger.warning("%s %s: changed by %s", family_name(self.family), TABLE, operation)
+            text = "%s %s: changed by %s"
+            logger.warning(text, family_name(self.family), TABLE, operation, extra={"family": str(self.family)})
         return True
 
     async def examine(self) -> bool:

@@ -74,7 +74,7 @@ def test_each_sync_that_does_something_is_a_line(agent: TableAgent, caplog: pyte
     agent.sync()
 
     assert len(first) == 1
-    assert first[0].startswith("IPv4: full sync done in N ms: 3 of 3 Service ports changed, 0 refused, ")
+    assert first[0].startswith("IPv4: full sync done in N ms: 3 Service ports compared with the kernel, 0 refused, ")
     assert ["IPv4: partial sync done in N ms: 1 of 3 Service ports changed, 0 refused, 1 entries written"] == second
     assert [] == logged(caplog)
 

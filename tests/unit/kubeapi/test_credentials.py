@@ -328,7 +328,7 @@ def test_a_missing_user_is_logged(kubeconfig: Kubeconfig, caplog: pytest.LogCapt
     access = read_settings(kubeconfig.settings()).access
 
     assert not access.read_authorization()
-    assert "users: no entry has the name 'default'; requests have no credentials" in caplog.text
+    assert 'users: no entry has the name "default"; requests have no credentials' in caplog.text
 
 
 @pytest.mark.parametrize("content", [b"- a", b"{", b"\xff\x00"])
