@@ -41,7 +41,8 @@ def samples(text: str) -> Iterator[Sample]:
         yield Sample(command, re.sub("^ {4}", "", output, flags=re.MULTILINE))
 
 
-SAMPLES = [sample for page in sorted((ROOT / "docs").rglob("*.md")) for sample in samples(page.read_text())]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+SAMPLES = [sample for page in PAGES for sample in samples(page.read_text())]
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=str)
