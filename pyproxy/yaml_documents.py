@@ -21,12 +21,14 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 from yaml.resolver import BaseResolver
 
+# PyYAML may be built without libyaml; its own parser is far slower, but gives the same events.
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _STEP = re.compile(r"([^.\[\]]+)|\[([^\]]*)\]")
+# Maximum number of nodes that aliases add to a document when they are expanded.
 _MOST_REPEATED_NODES = 100_000
-"""Maximum number of nodes that aliases add to a document when they are expanded."""
+# Digits. No field needs half of them, and Python does not print integers of more than 4300
+# (sys.set_int_max_str_digits).
 _LONGEST_NUMBER = 100
-"""Digits. No field needs half of them, and Python does not print integers of more than 4300 (sys.set_int_max_str_digits)."""
 
 
 class YamlError(Exception):
@@ -116,12 +118,8 @@ def _whole_number(reader: SafeConstructor, node: ScalarNode) -> int:
 
 
 def _full_size(node: Node, sizes: dict[int, int]) -> int:
-    """Return the number of nodes in a tree with all aliases expanded.
-
-    Args:
-        node: the root.
-        sizes: by id of a node, the result if it is known; 0 while the node is being counted.
-    """
+    # The number of nodes in a tree with all aliases expanded. `sizes` has the results by id of a node, and 0 for a node that
+    # is being counted: an alias for such a node would make the tree infinite.
     if id(node) in sizes:
         if not sizes[id(node)]:
             raise ConstructorError(None, None, "an alias for a node that contains it", node.start_mark)
@@ -135,7 +133,7 @@ def _full_size(node: Node, sizes: dict[int, int]) -> int:
 
 
 class _NodeReader(Composer, SafeConstructor, _Resolver):
-    """Composes trees from a stream of events."""
+    # Composes trees from a stream of events. PyYAML's loaders are mix-ins of the same kind, with a parser as well.
 
     # Only the types of SafeConstructor that JSON has: no dates, sets or bytes.
     yaml_constructors = {
@@ -170,7 +168,7 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         return event
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401 the stubs are wrong: it is a name or None
-        """Find duplicate keys before mappings are merged (``<<``): a merged mapping may repeat keys."""
+        # Duplicate keys are found before mappings are merged (`<<`): a merged mapping may repeat keys.
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key in (key for key, _ in node.value if isinstance(key, ScalarNode)):
@@ -180,11 +178,6 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         return node
 
     def construct_document(self, node: Node) -> object:
-        """Build the tree of a document.
-
-        Raises:
-            ConstructorError: JSON does not have the type of a tag or key, a key occurs twice, or aliases expand to too much.
-        """
         # The previous document may have left its state here, if it had an error.
         self.constructed_objects, self.recursive_objects, self.state_generators = {}, {}, []
         repeated, self._repeated = self._repeated, []
@@ -197,7 +190,7 @@ class _NodeReader(Composer, SafeConstructor, _Resolver):
         return super().construct_document(node)
 
     def construct_mapping(self, node: MappingNode, deep: bool = False) -> dict[Hashable, Any]:  # noqa: FBT001, FBT002 PyYAML's signature
-        """Build a mapping whose keys are text, also a key such as 1 or true."""
+        # Keys become text, also 1 or true: sigs.k8s.io/yaml converts to JSON, which has no other keys.
         self.flatten_mapping(node)
         for key, _ in node.value:
             if not isinstance(key, ScalarNode):

@@ -22,6 +22,7 @@ CLUSTER_WIDE = frozenset({"Node", "ServiceCIDR"})
 
 DEFAULT_NAMESPACE = "default"
 
+# msgspec writes the place of a wrong value at the end, such as "Expected `int`, got `str` - at `$.spec.ports[0].port`".
 _WRONG_TYPE = re.compile(r"(?P<reason>.*) - at `(?:key in )?\$\.?(?P<path>[^`]*)`", re.DOTALL)
 
 
@@ -38,6 +39,7 @@ class Decoded(Struct, Generic[T], frozen=True, gc=False):
 def object_name(metadata: wire.ObjectMeta | None) -> NamespacedName:
     """Return the name of a namespaced object, not validated; without a namespace it is in ``default``."""
     metadata = metadata or wire.NO_METADATA
+    # A namespace is part of thousands of names: keep one copy.
     return NamespacedName(intern(metadata.namespace or DEFAULT_NAMESPACE), metadata.name or "")
 
 

@@ -26,6 +26,7 @@ PORTS = range(1, 65536)
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 
+# ::ffff:a.b.c.d is the IPv4 address a.b.c.d, as in Go's net.ParseIP.
 _IPV4_MAPPED = bytes(10) + b"\xff\xff"
 _UNSPECIFIED = frozenset({bytes(4), bytes(16)})
 # Loopback, link-local and link-local multicast: k8s.io/kubernetes/pkg/apis/core/validation, ValidateNonSpecialIP.
@@ -33,8 +34,9 @@ _SPECIAL = (
     *LOOPBACK_NETWORKS.values(),
     *map(parse_network, ("169.254.0.0/16", "224.0.0.0/24", "fe80::/10", "ff02::/16")),
 )
+# Protocol names are upper case in the API, and case counts.
 _PROTOCOLS = {protocol.name: protocol for protocol in Protocol}
-_MAX_SHOWN = 80
+_MAX_SHOWN = 80  # characters of a text in a message: enough for a name, and little of a wrong file
 
 
 def plain_ip(text: str, family: Family) -> bytes | None:
@@ -61,6 +63,7 @@ def packed_ip(text: str) -> bytes:
 
 def shown(text: str) -> str:
     """Return text of an object for use in a message: unchanged if it is printable ASCII, else quoted; long text is cut."""
+    # A message is one line of the log: text of a user must not bring its own line ends or terminal codes.
     if text and text.isascii() and text.isprintable() and " " not in text and len(text) <= _MAX_SHOWN:
         return text
     return ascii(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
@@ -84,6 +87,7 @@ def read_label(text: str, field: str, problems: Problems) -> str | None:
 
 def read_subdomain(text: str, field: str, problems: Problems) -> str | None:
     """Return a DNS-1123 subdomain, the form of the names of EndpointSlices and Nodes, or None."""
+    # Slices of a Service with a long name, and Nodes with a domain name, are longer than a label.
     if _SUBDOMAIN.fullmatch(text):
         return text
     problems.append((field, f"{shown(text)} is not a valid name: lower-case letters, digits, hyphens and dots"))

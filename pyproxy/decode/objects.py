@@ -40,9 +40,9 @@ __all__ = [
 
 NODE_IP_TYPES = ("InternalIP", "ExternalIP")
 """The types of address that are used, in order of preference (k8s.io/kubernetes/pkg/util/node, GetNodeHostIPs)."""
+# Key of the taint on a Node that the cluster autoscaler drains; the effect does not matter (`NodeEligible` of
+# `pkg/proxy/healthcheck/proxy_health.go`).
 _TO_BE_DELETED_TAINT = "ToBeDeletedByClusterAutoscaler"
-"""Key of the taint on a Node that the cluster autoscaler drains; the effect does not matter (``NodeEligible`` of
-``pkg/proxy/healthcheck/proxy_health.go``)."""
 
 
 def decode_node(node: wire.Node) -> Decoded[Node]:
@@ -62,6 +62,7 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
         for index, address in addresses
         if address.type == address_type
     ]
+    # A Node that is being deleted or drained stays a node: only its health check tells load balancers to avoid it.
     decoded = Node(
         name=name.name,
         ips=tuple(dict.fromkeys(ip for ip in ips if ip is not None)),

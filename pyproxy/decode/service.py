@@ -34,8 +34,8 @@ NODE_PORT_TYPES = ("NodePort", "LoadBalancer")
 TRAFFIC_POLICIES = ("Cluster", "Local")
 AFFINITIES = ("None", "ClientIP")
 IP_MODES = ("VIP", "Proxy")
+# IP_VS_SCHEDNAME_MAXLEN is 16, including the zero byte at the end.
 _SCHEDULER = re.compile(r"[a-z][a-z0-9_]{0,14}")
-"""IP_VS_SCHEDNAME_MAXLEN is 16, including the zero byte at the end."""
 AFFINITY_SECONDS = range(1, 86401)
 DEFAULT_AFFINITY_SECONDS = 10800
 """The API server's default (core/v1 DefaultClientIPServiceAffinitySeconds)."""
@@ -56,19 +56,27 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
     if not is_usable(name, problems):
         found = errors("Service", name, problems)
         return Decoded(None, found, UnservedService(name, problem=found[0].complaint))
+    # All families, ports and addresses that are valid are used; what is not costs only itself.
     service_type = read_word(spec.type, SERVICE_TYPES, "spec.type", problems) or "ClusterIP"
     families, cluster_ips = _cluster_ips(spec, problems)
+    texts = enumerate(spec.external_ips or ())  # kube-proxy ignores empty entries
+    external_ips = [read_external_ip(text, f"spec.externalIPs[{index}]", problems) for index, text in texts if text]
     load_balancer_ips, source_ranges = _load_balancer(service, families, problems)
-    # A type without external traffic has no policy for it.
+    # A type without external traffic has no policy for it: the API server clears the field, a file may have kept it.
     is_external_local = _is_local(spec.external_traffic_policy, "spec.externalTrafficPolicy", problems) and (
         service_type in NODE_PORT_TYPES or bool(spec.external_ips)
     )
+    scheduler = ((metadata.annotations or wire.NO_ANNOTATIONS).ipvs_scheduler or "").strip()
+    if scheduler and not _SCHEDULER.fullmatch(scheduler):
+        reason = f"{scheduler!r} is not a valid name of a scheduler"
+        problems.append(("metadata.annotations[pyproxy.io/ipvs-scheduler]", reason))
+        scheduler = ""
     decoded = Service(
         name=name,
         families=families,
         cluster_ips=cluster_ips,
         ports=_service_ports(spec, service_type, problems),
-        external_ips=_external_ips(spec, families, problems),
+        external_ips=_distinct(external_ips, families),
         load_balancer_ips=load_balancer_ips,
         load_balancer_source_ranges=source_ranges,
         affinity_seconds=_affinity_seconds(spec, problems),
@@ -77,7 +85,7 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
         health_check_node_port=(
             _health_check_node_port(spec, problems) if is_external_local and service_type == "LoadBalancer" else 0
         ),
-        scheduler=_scheduler(metadata.annotations or wire.NO_ANNOTATIONS, problems),
+        scheduler=scheduler,
         created=metadata.creation_timestamp or "",
     )
     return Decoded(decoded, errors("Service", name, problems))
@@ -96,13 +104,12 @@ def no_packet_path(service: wire.Service, proxy_name: str = "") -> NoPacketPath 
 
 
 def _cluster_ips(spec: wire.ServiceSpec, problems: Problems) -> tuple[tuple[Family, ...], tuple[bytes, ...]]:
-    """Return the families in which a Service exists, and its cluster IPs.
-
-    A Service has nothing, not even node ports, in a family without a cluster IP. Only in a file can a Service have no
-    cluster IP at all; such a Service exists in the families that ``spec.ipFamilies`` lists.
-    """
+    # The families in which a Service exists, and its cluster IPs: it has nothing, not even node ports, in a family without
+    # a cluster IP. Only in a file can a Service have no cluster IP at all; it exists in the families of `spec.ipFamilies`.
     requested, wrong = _requested_families(tuple(spec.ip_families or ()))
     problems += wrong
+    # The API server keeps clusterIPs[0] equal to clusterIP, and ipFamilies[i] the family of clusterIPs[i]; a file may have
+    # one of them only.
     texts = spec.cluster_ips or ([spec.cluster_ip] if spec.cluster_ip else [])
     found: dict[Family, bytes] = {}
     for index, text in enumerate(texts):
@@ -127,6 +134,7 @@ def _cluster_ips(spec: wire.ServiceSpec, problems: Problems) -> tuple[tuple[Fami
     return families, tuple(found.values())
 
 
+# A cluster has few combinations of families, and each of its Services one of them.
 @lru_cache(maxsize=8)
 def _requested_families(texts: tuple[str, ...]) -> tuple[tuple[Family | None, ...], FieldErrors]:
     problems: Problems = []
@@ -176,12 +184,10 @@ def _service_port(
 
 
 def _is_repeated(port: ServicePort, earlier: list[ServicePort], field: str, problems: Problems) -> bool:
-    """Return whether an earlier port has the same name, or number and protocol; an API server refuses such a port."""
+    # An API server refuses a second port with the same name, or with the same number and protocol.
     if any(port.name == other.name for other in earlier):
-        reason = (
-            f"{port.name} is the name of an earlier port" if port.name else "missing; required if there are several"
-        )
-        problems.append((f"{field}.name", reason))
+        reason = f"{port.name} is the name of an earlier port"
+        problems.append((f"{field}.name", reason if port.name else "missing; required if there are several"))
         return True
     if any((port.port, port.protocol) == (other.port, other.protocol) for other in earlier):
         problems.append((f"{field}.port", f"an earlier port has {port.port}/{port.protocol.name} as well"))
@@ -189,18 +195,8 @@ def _is_repeated(port: ServicePort, earlier: list[ServicePort], field: str, prob
     return False
 
 
-def _external_ips(spec: wire.ServiceSpec, families: Collection[Family], problems: Problems) -> tuple[bytes, ...]:
-    """Return the external IPs of a Service's families; empty entries are ignored."""
-    if not spec.external_ips:
-        return ()
-    ips = (
-        read_external_ip(text, f"spec.externalIPs[{index}]", problems)
-        for index, text in enumerate(spec.external_ips)
-        if text
-    )
-    return _distinct(ips, families)
-
-
+# An address of another family is valid, and kube-proxy drops it as well: a Service has no rules in a family without a
+# cluster IP.
 def _distinct(ips: Iterable[bytes | None], families: Collection[Family]) -> tuple[bytes, ...]:
     return tuple(dict.fromkeys(ip for ip in ips if ip and family_of(ip) in families))
 
@@ -208,7 +204,6 @@ def _distinct(ips: Iterable[bytes | None], families: Collection[Family]) -> tupl
 def _load_balancer(
     service: wire.Service, families: Collection[Family], problems: Problems
 ) -> tuple[tuple[bytes, ...], tuple[Network, ...]]:
-    """Return the load balancer IPs of a Service's families, and its source ranges."""
     texts = service.spec.load_balancer_source_ranges if service.spec else None
     balancer = service.status.load_balancer if service.status else None
     if not texts and (balancer is None or not balancer.ingress):
@@ -222,7 +217,8 @@ def _load_balancer(
     ips = []
     for index, ingress in enumerate((balancer and balancer.ingress) or ()):
         field = f"status.loadBalancer.ingress[{index}]"
-        # With any mode but VIP the traffic arrives with another destination; a host name makes no rule.
+        # Absent means VIP. With Proxy the load balancer sends to a node port or pod, so that a rule for its own address
+        # would keep pods from passing through it (core/v1 LoadBalancerIngress). A host name has no address for a rule.
         if ingress.ip_mode not in {None, "VIP"}:
             read_word(ingress.ip_mode, IP_MODES, f"{field}.ipMode", problems)
         elif ingress.ip:
@@ -245,18 +241,10 @@ def _is_local(policy: str | None, field: str, problems: Problems) -> bool:
 
 
 def _health_check_node_port(spec: wire.ServiceSpec, problems: Problems) -> int:
+    # Set for type LoadBalancer with externalTrafficPolicy Local only (core/v1 ServiceSpec); the caller checks that.
     field = "spec.healthCheckNodePort"
     if spec.health_check_node_port:
         return read_number(spec.health_check_node_port, PORTS, field, problems) or 0
     reason = "missing; an API server would assign one for externalTrafficPolicy Local: set a port free on every node"
     problems.append((field, reason))
     return 0
-
-
-def _scheduler(annotations: wire.Annotations, problems: Problems) -> str:
-    text = (annotations.ipvs_scheduler or "").strip()
-    if text and not _SCHEDULER.fullmatch(text):
-        field = "metadata.annotations[pyproxy.io/ipvs-scheduler]"
-        problems.append((field, f"{text!r} is not a valid name of a scheduler"))
-        return ""
-    return text

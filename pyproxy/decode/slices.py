@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
 from functools import lru_cache
 from sys import intern
@@ -45,13 +46,19 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
     is_named = read_subdomain(name.name, "metadata.name", problems) is not None
     if not has_namespace or not is_named or owner is None or family is None:
         return Decoded(None, errors("EndpointSlice", name, problems))
+    triggered_at = 0.0
+    # Only metrics use the time: one that is absent or not readable is not a problem of the slice.
+    if text := metadata.annotations.last_change_trigger_time if metadata.annotations else None:
+        with suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(text)
+            triggered_at = moment.timestamp() if moment.tzinfo else 0.0
     decoded = EndpointSlice(
         name,
         NamespacedName(name.namespace, owner),
         family,
         _slice_ports(endpoint_slice.ports or (), "ports", problems),
         _slice_endpoints(endpoint_slice.endpoints or (), family, problems),
-        _triggered_at(metadata.annotations),
+        triggered_at,
     )
     return Decoded(decoded, errors("EndpointSlice", name, problems))
 
@@ -65,6 +72,7 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
     """
     metadata = endpoints.metadata or wire.NO_METADATA
     labels, annotations = metadata.labels or wire.NO_LABELS, metadata.annotations
+    # Leader election once kept its lock in an annotation of Endpoints; their addresses are not traffic.
     is_lock = annotations is not None and annotations.leader is not UNSET
     if labels.headless is not UNSET or labels.skip_mirror == "true" or is_lock:
         return Decoded(None)
@@ -76,7 +84,16 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
     mirrored = Counter[SlicePort]()
     for index, subset in enumerate(endpoints.subsets or ()):
         ports = _slice_ports(subset.ports or (), f"subsets[{index}].ports", problems)
-        members = _subset_endpoints(subset, f"subsets[{index}]", problems)
+        # Endpoints of both lists differ in `ready` only, as in a mirrored slice.
+        members = [
+            SliceEndpoint(ip, intern(address.node_name or ""), ready=ready)
+            for group, addresses, ready in (
+                ("addresses", subset.addresses, True),
+                ("notReadyAddresses", subset.not_ready_addresses, False),
+            )
+            for place, address in enumerate(addresses or ())
+            if (ip := read_ip(address.ip or "", f"subsets[{index}].{group}[{place}].ip", problems)) is not None
+        ]
         # The controller merges subsets with the same port; ready addresses come first.
         room = MOST_MIRRORED - max((mirrored[port] for port in ports), default=0)
         if len(members) > room:
@@ -89,24 +106,13 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
         for family in Family:
             slice_name = NamespacedName(name.namespace, f"endpoints:{name.name}:{index}:{family}")
             of_family = tuple(member for member in members if family_of(member.ip) is family)
+            # A slice has one family, as in the API; Endpoints may mix them.
             slices += [EndpointSlice(slice_name, name, family, ports, of_family)] if of_family else []
     return Decoded(tuple(slices), errors("Endpoints", name, problems))
 
 
-def _triggered_at(annotations: wire.Annotations | None) -> float:
-    """Return the time of the change that caused a slice; 0 if absent or not readable, because only metrics use it."""
-    text = annotations.last_change_trigger_time if annotations else None
-    if not text:
-        return 0.0
-    try:
-        moment = datetime.fromisoformat(text)
-        return moment.timestamp() if moment.tzinfo else 0.0
-    except (ValueError, OverflowError):
-        return 0.0
-
-
 def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Problems) -> tuple[SlicePort, ...]:
-    """Return the ports that have a number; a port without one is ignored."""
+    # kube-proxy ignores a port without a number: the slices of a Service always have one (discovery/v1 EndpointPort).
     ports: list[SlicePort] = []
     for index, entry in enumerate(entries):
         if not entry.port:
@@ -122,7 +128,6 @@ def _slice_ports(entries: Iterable[wire.EndpointPort], field: str, problems: Pro
 # Thousands of slices have equal ports: the cache keeps one value for all of them.
 @lru_cache(maxsize=1024)
 def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort | None, FieldErrors]:
-    """Return a port; an absent name is the empty one, which is the API server's default."""
     problems: Problems = []
     label = read_label(name, "name", problems) if name else ""
     known = read_protocol(protocol, "protocol", problems)
@@ -133,15 +138,13 @@ def _slice_port(name: str, protocol: str | None, number: int) -> tuple[SlicePort
 
 
 def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems: Problems) -> tuple[SliceEndpoint, ...]:
-    """Return the endpoints that have an address; only the first address of each is used.
-
-    An absent condition ready or serving is true, an absent terminating is false.
-    """
     endpoints: list[SliceEndpoint] = []
     for index, entry in enumerate(entries):
         if not entry.addresses:
             continue
+        # More addresses have no meaning, and kube-proxy does not look at them (discovery/v1 Endpoint).
         text = entry.addresses[0]
+        # The usual notation of the right family is tested first, without building the text of a field name.
         ip = plain_ip(text, family)
         if ip is None:
             field = f"endpoints[{index}].addresses[0]"
@@ -151,6 +154,7 @@ def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems:
             if family_of(ip) is not family:
                 problems.append((field, f"{text} is not of addressType {family}"))
                 continue
+        # Absent means true for ready and serving, and false for terminating (discovery/v1 EndpointConditions).
         conditions, hints = entry.conditions, entry.hints
         endpoints.append(
             SliceEndpoint(
@@ -169,15 +173,3 @@ def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems:
 
 def _hint_names(hints: Iterable[wire.Hint] | None) -> tuple[str, ...]:
     return tuple([intern(hint.name) for hint in hints if hint.name]) if hints else ()
-
-
-def _subset_endpoints(subset: wire.EndpointSubset, field: str, problems: Problems) -> list[SliceEndpoint]:
-    """Return the endpoints of both lists of a subset; they differ in `ready` only, as in a mirrored slice."""
-    endpoints: list[SliceEndpoint] = []
-    groups = (("addresses", subset.addresses, True), ("notReadyAddresses", subset.not_ready_addresses, False))
-    for group, addresses, ready in groups:
-        for index, address in enumerate(addresses or ()):
-            ip = read_ip(address.ip or "", f"{field}.{group}[{index}].ip", problems)
-            if ip is not None:
-                endpoints.append(SliceEndpoint(ip, intern(address.node_name or ""), ready=ready))
-    return endpoints

@@ -17,6 +17,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType, field
 
 T = TypeVar("T")
 
+# `type` of a WatchEvent. BOOKMARK has a version and no object, ERROR a Status instead of an object.
 ADDED = "ADDED"
 MODIFIED = "MODIFIED"
 DELETED = "DELETED"
@@ -64,6 +65,7 @@ class ObjectMeta(Struct, frozen=True, gc=False, rename="camel"):
     uid: str | None = None
 
 
+# Shared empty structs: `(x or NO_X).field` reads through absent parents without building anything.
 NO_METADATA = ObjectMeta()
 NO_LABELS = Labels()
 NO_ANNOTATIONS = Annotations()
@@ -72,6 +74,7 @@ NO_ANNOTATIONS = Annotations()
 class ServicePort(Struct, frozen=True, gc=False, rename="camel"):
     """core/v1 ServicePort."""
 
+    # Not targetPort: the controllers have resolved it, and slices have the number on which the pod listens.
     name: str | None = None
     protocol: str | None = None
     port: int | None = None
@@ -94,10 +97,12 @@ class ServiceSpec(Struct, frozen=True, gc=False, rename="camel"):
     """core/v1 ServiceSpec."""
 
     type: str | None = None
+    # "None" for a headless Service; empty until the API server assigns one, and always for ExternalName.
     cluster_ip: str | None = field(name="clusterIP", default=None)
     cluster_ips: Sequence[str] | None = field(name="clusterIPs", default=None)
     ip_families: Sequence[str] | None = None
     ports: Sequence[ServicePort] | None = None
+    # Go writes acronyms in capitals, which "camel" does not: externalIPs, clientIP, podCIDR need a name of their own.
     external_ips: Sequence[str] | None = field(name="externalIPs", default=None)
     selector: Mapping[str, Any] | None = None
     """Read in files only: core/v1 Endpoints of a Service with a selector are not used."""
@@ -117,6 +122,7 @@ class LoadBalancerIngress(Struct, frozen=True, gc=False, rename="camel"):
     """core/v1 LoadBalancerIngress, without the host name, which makes no rule."""
 
     ip: str | None = None
+    # VIP: packets arrive with the load balancer's address as destination. Proxy: with that of a node port or pod.
     ip_mode: str | None = None
 
 
@@ -143,6 +149,7 @@ class Service(Struct, frozen=True, gc=False):
 class EndpointConditions(Struct, frozen=True, gc=False):
     """discovery.k8s.io/v1 EndpointConditions."""
 
+    # ready is "serving and not terminating", unless the Service publishes addresses that are not ready.
     ready: bool | None = None
     serving: bool | None = None
     terminating: bool | None = None
@@ -164,6 +171,7 @@ class EndpointHints(Struct, frozen=True, gc=False, rename="camel"):
 class Endpoint(Struct, frozen=True, gc=False, rename="camel"):
     """discovery.k8s.io/v1 Endpoint."""
 
+    # 1 to 100, of which only the first has a meaning; the controllers write exactly one.
     addresses: Sequence[str] | None = None
     conditions: EndpointConditions | None = None
     hints: EndpointHints | None = None
@@ -182,6 +190,7 @@ class EndpointSlice(Struct, frozen=True, gc=False, rename="camel"):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: ObjectMeta | None = None
+    # IPv4, IPv6 or FQDN: a dual-stack Service has slices of its own for each family. Immutable.
     address_type: str | None = None
     endpoints: Sequence[Endpoint] | None = None
     ports: Sequence[EndpointPort] | None = None
@@ -218,6 +227,7 @@ class Taint(Struct, frozen=True, gc=False):
 class NodeSpec(Struct, frozen=True, gc=False):
     """core/v1 NodeSpec."""
 
+    # Assigned by the node IPAM controller, if it runs; with many network plugins a Node has none.
     pod_cidr: str | None = field(name="podCIDR", default=None)
     pod_cidrs: Sequence[str] | None = field(name="podCIDRs", default=None)
     taints: Sequence[Taint] | None = None
@@ -269,6 +279,7 @@ class ServiceCIDR(Struct, frozen=True, gc=False):
 class ListMeta(Struct, frozen=True, gc=False, rename="camel"):
     """meta/v1 ListMeta."""
 
+    # The version of the whole list: a watch from it misses nothing and repeats nothing.
     resource_version: str | None = None
     continue_token: str | None = field(name="continue", default=None)
     """Empty or None on the last page."""
@@ -313,6 +324,7 @@ class Bookmark(Struct, frozen=True, gc=False):
 class Status(Struct, frozen=True, gc=False):
     """meta/v1 Status: the body of a refused request and the object of an `ERROR` event."""
 
+    # The HTTP status, which an ERROR event cannot have: the response of its watch began with 200.
     code: int | None = None
     reason: str | None = None
     message: str | None = None

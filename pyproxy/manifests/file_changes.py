@@ -25,8 +25,8 @@ from pyproxy.model.unserved import UnservedService
 
 Manifests = Mapping[str, Manifest]
 """By path, in the order of the paths, which is the order of precedence."""
+# What connects objects: a type of name, and a name.
 _Topic = tuple[str, Hashable]
-"""What connects objects: a type of name, and a name."""
 _CLAIM, _ENDPOINTS = "claim", "endpoints"
 _EMPTY = read_manifest("", b"")
 _number = attrgetter("number")
@@ -53,6 +53,7 @@ class _Item:
     """Its index among the usable objects of the file."""
     found: LocatedObject[Any]
 
+    # Claims connect Services because the loser of a claim changes when the winner goes, in whatever file it is.
     @property
     def topics(self) -> list[_Topic]:
         """Return its topics; the first one identifies it."""
@@ -125,8 +126,9 @@ class FileIndex:
 
     def changes(self, before: Manifests, after: Manifests) -> FileChanges:
         """Return the changes between two versions of all files."""
+        # Manifests are immutable, and a file that has not changed keeps its Manifest: identity is enough.
         changed = [path for path in {**before, **after} if before.get(path) is not after.get(path)]
-        if len(changed) >= len(before):
+        if len(changed) >= len(before):  # with every file changed, as with a single file, an index saves nothing
             old, new = combine(before.values()), combine(after.values())
         else:
             self._keep({path: manifest for path, manifest in before.items() if path not in changed})
@@ -136,7 +138,6 @@ class FileIndex:
         return FileChanges(tuple(_differences(old, new)), new.problems, old.problems)
 
     def _keep(self, manifests: Manifests) -> None:
-        """Make the index have exactly the objects of these files."""
         for path, file in list(self._files.items()):
             if manifests.get(path) is not file.manifest:
                 del self._files[path]
@@ -145,6 +146,7 @@ class FileIndex:
                         remaining = tuple(each for each in self._items.pop(topic, ()) if each is not item)
                         if remaining:
                             self._items[topic] = remaining
+        # The first change pays for all files; each later one for the files of the change before it.
         for path, manifest in manifests.items():
             if path not in self._files:
                 file = self._files[path] = _File(path, manifest)
@@ -153,7 +155,7 @@ class FileIndex:
                         self._items[topic] = (*self._items.get(topic, ()), item)
 
     def _connected(self, olds: Iterable[_File], news: Iterable[_File]) -> AbstractSet[_Topic]:
-        """Return the topics of all objects that differ between versions of files, and of objects connected with those."""
+        # A breadth-first search from the objects that differ, along topics: two objects are neighbours if they share one.
         in_changed = defaultdict[_Topic, list[_Item]](list)
         for file in (*olds, *news):
             for item in file.items:
@@ -170,7 +172,8 @@ class FileIndex:
         return topics
 
     def _cut_down(self, changed: Iterable[_File], topics: AbstractSet[_Topic]) -> Iterator[Manifest]:
-        """Yield the files, in order, reduced to the objects with these topics; only changed files keep their problems."""
+        # `combine` takes the first of equal names, so the order of files and of objects within a file must stay. Problems of
+        # unchanged files were reported when they were read.
         unchanged = defaultdict[str, set[_Item]](set)
         for topic in topics:
             for item in self._items.get(topic, ()):
@@ -185,7 +188,6 @@ class FileIndex:
 
 
 def _differing(old: _File, new: _File) -> Iterator[_Topic]:
-    """Yield the topics of the objects that differ between two versions of a file."""
     by_name: tuple[dict[_Topic, list[_Item]], ...] = ({}, {})
     for file, known in zip((old, new), by_name, strict=True):
         for item in file.items:
@@ -213,6 +215,7 @@ def _differences(old: FileObjects, new: FileObjects) -> Iterator[ObjectChange]:
     for key in reversed(olds):
         if key not in news:
             yield Removed(*key)
+    # A Service may change between having rules and being unserved; `Removed` is only for a name that is in neither.
     before, after = ({one.name: one for one in objects.unserved} for objects in (old, new))
     for name in before:
         if name not in after and (Kind.SERVICE, name) not in news:
@@ -223,7 +226,7 @@ def _differences(old: FileObjects, new: FileObjects) -> Iterator[ObjectChange]:
 
 
 def _by_name(objects: FileObjects) -> dict[tuple[Kind, NamespacedName], Object]:
-    """Return the objects by kind and name, each Service after its endpoints."""
+    # Each Service after its endpoints, so that its first rules have them.
     named: dict[tuple[Kind, NamespacedName], Object] = {}
     named |= {(Kind.NODE, NamespacedName("", node.name)): node for node in objects.nodes}
     named |= {(Kind.SERVICE_CIDR, each.name): each for each in objects.service_cidrs}

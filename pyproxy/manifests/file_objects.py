@@ -53,6 +53,7 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
         manifests: the files.
         own_ports: the agent's own ports and their names, to report Services that use one of them.
     """
+    # Nothing here depends on the order in which files changed: the same files always give the same objects.
     manifests = tuple(manifests)
     problems = [problem for manifest in manifests for problem in manifest.problems]
     services = _first_of_each(
@@ -72,6 +73,7 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
     problems += _contested(services)
     problems += _reserved(services, own_ports)
     made = [one.object for one in slices]
+    # A cluster mirrors Endpoints to slices only for Services without a selector; all other slices come from Pods.
     controlled, selecting = (
         frozenset[NamespacedName]().union(*sets)
         for sets in ([each.controlled for each in manifests], [each.selecting for each in manifests])
@@ -91,6 +93,7 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
         (*made, *chain.from_iterable(mirrored)),
         tuple(one.object for one in nodes),
         tuple(one.object for one in service_cidrs),
+        # A Service with rules and one without can have the same name in two files; the one with rules is used.
         tuple(_unserved(manifests, {one.object.name for one in services})),
         tuple(problems),
         sum((manifest.skipped for manifest in manifests), Counter()),
@@ -99,7 +102,6 @@ def combine(manifests: Iterable[Manifest], own_ports: Mapping[int, str] = Mappin
 
 
 def _unserved(manifests: Iterable[Manifest], served: Collection[NamespacedName]) -> Iterable[UnservedService]:
-    """Return the Services without rules whose names no Service with rules has."""
     found: dict[NamespacedName, UnservedService] = {}
     for manifest in manifests:
         for one in manifest.unserved:
@@ -130,10 +132,8 @@ def _news(
     slices: Iterable[EndpointSlice],
     controlled: frozenset[NamespacedName],
 ) -> list[LocatedObject[tuple[EndpointSlice, ...]]]:
-    """Return the Endpoints that are neither the source nor a copy of the slices.
-
-    A controller keeps Endpoints and its own slices equal. Other slices are copies if they have each address.
-    """
+    # An export of a cluster has both Endpoints and the slices made from them. A controller keeps Endpoints and its own
+    # slices equal, so that these Endpoints have nothing new. Other slices are copies if they have each address.
     known = {(each.service, member.ip) for each in slices for member in each.endpoints} if endpoints else set()
     news: list[LocatedObject[tuple[EndpointSlice, ...]]] = []
     for one in endpoints:
@@ -144,7 +144,6 @@ def _news(
 
 
 def _contested(services: Iterable[LocatedObject[Service]]) -> Iterator[FileProblem]:
-    """Yield a problem for each node port, and each address and port of a Service, that another Service gets."""
     holders: dict[tuple[bytes, int, str], LocatedObject[Service]] = {}
     for one in services:
         for claim in claims(one.object):
@@ -172,13 +171,14 @@ def _contested(services: Iterable[LocatedObject[Service]]) -> Iterator[FileProbl
 
 
 def _rank(ip: bytes, one: LocatedObject[Service]) -> tuple[bool, str, NamespacedName]:
-    """Return the rank of a claim as in `plan.claims`: a cluster IP first, then the older Service, then by name."""
+    # The order of `plan.claims`: a cluster IP first, then the older Service ("~" sorts behind any time), then by name.
     return ip not in one.object.cluster_ips, one.object.created or "~", one.object.name
 
 
 def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
     """Yield address, port and protocol of what only one Service can have; the address of a node port is empty."""
     addresses = (*service.cluster_ips, *service.external_ips, *service.load_balancer_ips)
+    # Node ports and health check node ports are claimed on all addresses of the node, which are not known here.
     for port in service.ports:
         protocol = port.protocol.name
         for ip in addresses:
@@ -190,7 +190,7 @@ def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:
 
 
 def _reserved(services: Iterable[LocatedObject[Service]], own_ports: Mapping[int, str]) -> Iterator[FileProblem]:
-    """Yield a problem for each health check node port that the agent or a node port of the same Service uses."""
+    # One address and port can have one listener: the agent's own servers and node ports come before health checks.
     for one in services:
         service = one.object
         port = service.health_check_node_port

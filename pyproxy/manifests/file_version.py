@@ -8,4 +8,6 @@ FileVersion = tuple[int, int, int, int]
 
 def file_version(status: os.stat_result) -> FileVersion:
     """Return the version of a file."""
+    # A program can set the modification time back (cp -p, rsync), but not that of the status change; a file that is renamed
+    # into place has another inode.
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

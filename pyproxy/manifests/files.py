@@ -97,7 +97,7 @@ class FileSource:
             self._log(objects.problems)
             for change in _lists(objects):
                 yield change
-            await asyncio.get_running_loop().create_future()
+            await asyncio.get_running_loop().create_future()  # never done: the source stays without changes
             return
         folder, stop = _Folder(path, self._proxy_name), Event()
         try:
@@ -105,16 +105,16 @@ class FileSource:
             self._log(objects.problems)
             for change in _lists(objects):
                 yield change
-            del objects
+            del objects  # the tracker has them; this copy would stay for the life of the agent
             while (news := await asyncio.to_thread(folder.read_next, stop, self._poll_seconds)) is not None:
                 self._log(news.problems, news.problems_before)
                 for change in news.changes:
                     yield change
         finally:
-            stop.set()
+            stop.set()  # ends `read_next`, whose thread cannot be cancelled
 
     def _log(self, problems: Iterable[FileProblem], before: Iterable[FileProblem] = ()) -> None:
-        """Log the problems that are new, and replace the earlier problems by them."""
+        # A problem is logged once, not at each change of another object. Those of `before` are judged again.
         texts = dict.fromkeys(map(str, problems))
         for text in texts:
             if text not in self.problems:
@@ -152,6 +152,7 @@ class _Folder:
             except OSError:
                 # A volume is not mounted, or an editor is renaming the file: keep the last good objects.
                 continue
+            # The same in two polls: a file that is still being written would look like one that lost its last objects.
             if versions == last != self._versions:
                 before = self._manifests
                 self._read(versions)
@@ -165,6 +166,7 @@ class _Folder:
         Raises:
             OSError: the path does not exist or is not accessible.
         """
+        # One scandir and one stat for each file: a poll must stay cheap, because it never ends.
         try:
             entries = os.scandir(self._path)
         except NotADirectoryError:
@@ -182,26 +184,29 @@ class _Folder:
         return dict(sorted(versions.items()))
 
     def _read(self, versions: dict[str, FileVersion]) -> None:
+        manifests: dict[str, Manifest] = {}
         with _without_garbage_collection():
-            self._manifests = {
-                path: self._manifests[path] if self._versions.get(path) == version else self._read_file(path)
-                for path, version in versions.items()
-            }
-            self._versions = versions
-
-    def _read_file(self, file: str) -> Manifest:
-        """Read a file; if it has become unreadable, empty or invalid, keep the objects that it had before."""
-        last = self._manifests.get(file)
-        try:
-            data = Path(file).read_bytes()
-        except OSError as error:
-            return _kept(last, file, error.strerror or str(error))
-        manifest = read_manifest(file, data, self._proxy_name, with_pods=self._with_pods)
-        if last is None or not last.is_whole:
-            return manifest
-        if not data.strip():
-            return _kept(last, file, "empty; its previous objects are kept until it has objects again or is removed")
-        return manifest if manifest.is_whole else replace(last, problems=manifest.problems)
+            for path, version in versions.items():
+                last = self._manifests.get(path)
+                if last is not None and self._versions.get(path) == version:
+                    manifests[path] = last
+                    continue
+                try:
+                    data = Path(path).read_bytes()
+                except OSError as error:
+                    manifests[path] = _kept(last, path, error.strerror or str(error))
+                    continue
+                manifest = read_manifest(path, data, self._proxy_name, with_pods=self._with_pods)
+                # A file that has become empty or invalid is more likely a mistake than the end of its Services: keep the
+                # objects that it had before. Removing the file removes them.
+                if last is not None and last.is_whole and not data.strip():
+                    reason = "empty; its previous objects are kept until it has objects again or is removed"
+                    manifest = _kept(last, path, reason)
+                elif last is not None and last.is_whole and not manifest.is_whole:
+                    manifest = replace(last, problems=manifest.problems)
+                manifests[path] = manifest
+        # A new mapping: `read_next` compares it with the previous one.
+        self._manifests, self._versions = manifests, versions
 
 
 def _kept(last: Manifest | None, file: str, reason: str) -> Manifest:
@@ -210,13 +215,14 @@ def _kept(last: Manifest | None, file: str, reason: str) -> Manifest:
 
 
 def _can_be_followed(path: Path) -> bool:
-    """Return whether a path can be read repeatedly; a pipe or a device cannot. `read` reports a path that does not exist."""
+    # A pipe or a device can be read only once. `read` reports a path that does not exist.
     return path.is_dir() or path.is_file() or not path.exists()
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Disable the garbage collector while many objects without cycles are made, which it would traverse in vain."""
+    # The collector runs after a number of allocations, and would traverse the objects of a large file many times in vain:
+    # they have no cycles.
     was_enabled = gc.isenabled()
     gc.disable()
     try:

@@ -19,6 +19,8 @@ from pyproxy.decode import wire
 from pyproxy.decode.fields import shown
 from pyproxy.model.suggestion import suggestion
 
+# `Raw` fields are accepted unread: msgspec keeps a reference to their bytes. With `forbid_unknown_fields` any other field is
+# a ValidationError, which stops at the first one; `unknown_fields` then finds all.
 IGNORED = Raw()
 
 
@@ -64,6 +66,8 @@ class ServiceSpec(wire.ServiceSpec, frozen=True, gc=False, rename="camel", forbi
     traffic_distribution: Raw = IGNORED
 
 
+# The kind is the tag of the union `KnownObject`, so that one pass over the bytes selects the struct and decodes it. A tag or a
+# version that does not fit raises, and the object takes the slow path.
 class Service(
     wire.Service, frozen=True, gc=False, kw_only=True, tag_field="kind", tag="Service", forbid_unknown_fields=True
 ):
@@ -106,6 +110,7 @@ class EndpointPort(wire.EndpointPort, frozen=True, gc=False, rename="camel", for
     app_protocol: Raw = IGNORED
 
 
+# The API version selects among groups: v1beta1 slices had other fields, and Knative's Service is another kind.
 class EndpointSlice(
     wire.EndpointSlice,
     frozen=True,
@@ -157,6 +162,7 @@ class Taint(wire.Taint, frozen=True, gc=False, rename="camel", forbid_unknown_fi
     time_added: Raw = IGNORED
 
 
+# A subclass has to repeat the names that "camel" does not give, and every field whose type it narrows.
 class NodeSpec(wire.NodeSpec, frozen=True, gc=False, rename="camel", forbid_unknown_fields=True):
     """core/v1 NodeSpec."""
 
@@ -213,7 +219,7 @@ _KINDS: Mapping[str, type[KnownObject]] = {
 
 
 class _Shape(dict[str, "_Shape | None"]):
-    """Known fields by their API name, with the shape of those whose fields are checked; a list has the shape of its items."""
+    """Known fields by their API name, with the shape of those whose fields are checked; a list has that of its items."""
 
 
 def unknown_fields(kind: str, tree: object) -> Iterator[tuple[str, str]]:
@@ -234,6 +240,7 @@ def _unknown(shape: _Shape, tree: object, path: str) -> Iterator[tuple[str, str]
                 yield from _unknown(inner, value, place)
 
 
+# Made for a kind only when a file has an unknown field in it, which is rare.
 @cache
 def _shape_of_kind(kind: str) -> _Shape:
     # The tag that distinguishes the kinds is not a field of the struct.
@@ -241,7 +248,7 @@ def _shape_of_kind(kind: str) -> _Shape:
 
 
 def _shape(info: inspect.Type) -> _Shape | None:
-    """Return the shape of the struct within optional and list types; None if its unknown fields are allowed."""
+    # The struct within optional and list types; None if its unknown fields are allowed.
     if isinstance(info, inspect.StructType):
         if not info.forbid_unknown_fields:
             return None

@@ -57,9 +57,10 @@ _WIRE_TYPES: Mapping[str, type[WireObject]] = {
     "Node": wire.Node,
     "ServiceCIDR": wire.ServiceCIDR,
 }
+# Kinds of lists, with the kind of items that have none.
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in API_VERSIONS}}
-"""Kinds of lists, with the kind of items that have none."""
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+# The label managed-by of the slices that kube-controller-manager makes: from Pods, and from Endpoints.
 _CONTROLLERS = frozenset({"endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"})
 
 
@@ -94,6 +95,8 @@ class Place(NamedTuple):
     item: int | None = None
     """Index in a list of objects."""
 
+    # Only YAML knows the line of each field. JSON has the line of a document, or the index in a list, which is usually the
+    # whole file on one line.
     def of(self, path: str) -> str:
         """Return the place of a field of the object: ``line 14``, or ``items[3]`` if lines are not known."""
         if self.document is not None:
@@ -143,7 +146,7 @@ class Manifest:
 def read_manifest(file: str, data: bytes, proxy_name: str = "", *, with_pods: bool = False) -> Manifest:
     """Read all objects of a file; messages name it `file`, and `proxy_name` is that of `decode_service`."""
     reading = _Reading(file, proxy_name, [] if with_pods else None)
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
     # A file that begins with a brace is JSON, as for kubectl (k8s.io/apimachinery/pkg/util/yaml, NewYAMLOrJSONDecoder).
     if data.lstrip().startswith((b"{", b"[")):
         reading.read_json(data)
@@ -156,8 +159,7 @@ class _Reading:
     """The state of reading a file."""
 
     def __init__(self, file: str, proxy_name: str, pods: list[Pod] | None) -> None:
-        self._pods = pods
-        """None: they were not requested."""
+        self._pods = pods  # None: they were not requested
         self._file = file
         self._proxy_name = proxy_name
         self._services: list[LocatedObject[Service]] = []
@@ -192,8 +194,25 @@ class _Reading:
         try:
             document = _DOCUMENT.decode(data)
         except (*_UNDECODABLE, RecursionError):
-            self._read_json_stream(data)
+            document = None
+        if document is None:
+            # Several documents, or a syntax error: msgspec decodes one document only and does not know lines.
+            text = data.decode(errors="replace").rstrip()
+            position = 0
+            while position < len(text):
+                position = next(index for index in range(position, len(text)) if not text[index].isspace())
+                line = text.count("\n", 0, position) + 1
+                try:
+                    tree, position = json.JSONDecoder().raw_decode(text, position)
+                except json.JSONDecodeError as error:
+                    self._break_off("JSON", error.msg, error.lineno)
+                    return
+                except (ValueError, RecursionError) as error:
+                    self._break_off("JSON", str(error), line)
+                    return
+                self._read_document(tree, Place(line=line))
             return
+        # Items of a list are `Raw`: each is decoded on its own, so that an invalid one costs only itself.
         if document.kind not in _LISTS:
             self._read_json_object(data, "", Place())
             return
@@ -217,23 +236,6 @@ class _Reading:
         else:
             self._read_tree(tree, kind, place)
 
-    def _read_json_stream(self, data: bytes) -> None:
-        """Read several JSON documents, and report the line of a syntax error."""
-        text = data.decode(errors="replace").rstrip()
-        position = 0
-        while position < len(text):
-            position = next(index for index in range(position, len(text)) if not text[index].isspace())
-            line = text.count("\n", 0, position) + 1
-            try:
-                tree, position = json.JSONDecoder().raw_decode(text, position)
-            except json.JSONDecodeError as error:
-                self._break_off("JSON", error.msg, error.lineno)
-                return
-            except (ValueError, RecursionError) as error:
-                self._break_off("JSON", str(error), line)
-                return
-            self._read_document(tree, Place(line=line))
-
     def read_yaml(self, data: bytes) -> None:
         try:
             text = data.decode()
@@ -252,7 +254,6 @@ class _Reading:
         self._problems.append(FileProblem(self._file, f"line {line}" if line else "", error))
 
     def _read_document(self, tree: object, place: Place) -> None:
-        """Read an object, or a list of objects. A list within the list is an error."""
         kind = tree.get("kind") if isinstance(tree, dict) else None
         if not isinstance(tree, dict) or not isinstance(kind, str) or kind not in _LISTS:
             self._read_tree(tree, "", place)
@@ -292,17 +293,20 @@ class _Reading:
         if not api_version:
             self._report(what, "apiVersion", f"missing; read as {wanted}", place)
         elif api_version != wanted:
+            # v1beta1 of our group is a mistake to report; another group's kind of the same name is not for us.
             if _group(api_version) == _group(wanted):
                 reason = f"{shown(str(api_version))} is not supported, only {wanted}"
                 self._report(what, "apiVersion", reason, place)
             else:
                 self._skipped[f"{kind} of {shown(str(api_version))}"] += 1
             return
+        # Unknown fields are reported, and the object is used without them: a newer API may have more fields.
         for path, reason in unknown_fields(kind, tree):
             self._report(what, path, reason, place)
         try:
             self._add(msgspec.convert(tree, _WIRE_TYPES[kind]), place)
         except msgspec.ValidationError as error:
+            # A wrong JSON type costs the object: msgspec stops at the first one, and gives no partial result.
             problem = wrong_type(what, error)
             self._problems.append(FileProblem(self._file, place.of(problem.field), problem))
             if kind == "Service":

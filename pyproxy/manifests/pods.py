@@ -26,11 +26,13 @@ def pods_of(kind: str, tree: object) -> Iterator[Pod]:
     namespace = _text(metadata.get("namespace")) or "default"
     if kind == "Pod":
         status, spec = _mapping(_mapping(tree).get("status")), _mapping(_mapping(tree).get("spec"))
+        # The kubelet keeps podIP equal to podIPs[0]; both are empty until the pod has a sandbox.
         texts = [_mapping(item).get("ip") for item in _items(status.get("podIPs"))] or [status.get("podIP")]
         name = _text(metadata.get("name"))
         if name and (ips := _ips(texts)):
             yield Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")))
     elif kind == "EndpointSlice":
+        # A slice has the names of its pods as well, so that files without Pods still have names.
         for item in _items(_mapping(tree).get("endpoints")):
             endpoint = _mapping(item)
             target = _mapping(endpoint.get("targetRef"))
