@@ -31,8 +31,8 @@ from pyproxy.yaml_documents import YamlDocument, YamlError, yaml_documents
 
 OWN_API_VERSION = "pyproxy.io/v1alpha1"
 _ACRONYMS = {"Ip": "IP", "Ips": "IPs", "Cidr": "CIDR", "Cidrs": "CIDRs"}
+# What a flag can be given as: the type of every field of a PyproxyConfiguration.
 _AnyValue = bool | int | str | list[str] | None
-"""What a flag can be given as: the type of every field of a PyproxyConfiguration."""
 
 
 def _own_configuration() -> type[msgspec.Struct]:
@@ -161,8 +161,8 @@ class _ConfigReader:
     path: str
     typed: Mapping[str, Any]
     _document: YamlDocument = field(init=False)
+    # Each with its line.
     _warnings: dict[str, int] = field(default_factory=dict)
-    """Each with its line."""
     _errors: dict[str, int] = field(default_factory=dict)
 
     def read(self) -> ConfigFile:

@@ -339,8 +339,8 @@ class ListenSelector(NamedTuple):
 
 
 _HOST_AND_PORT = re.compile(r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<plain>[^:\[\]]*))(?::(?P<port>[0-9]{1,5}))?")
+# A possible name of an interface (the kernel's dev_valid_name()) with at least one letter, so not a mistyped address.
 _LETTERS = re.compile(r"(?=.*[A-Za-z])[^\s/:]{1,15}")
-"""A possible name of an interface (the kernel's dev_valid_name()) with at least one letter, so not a mistyped address."""
 
 
 def parse_listen_selector(text: str, default_port: int) -> ListenAddress | ListenSelector | None:

@@ -17,8 +17,8 @@ from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family
 
 _TABLES = {"pyproxy": PYPROXY, kube_proxy.NFT_TABLE: KUBE_PROXY}
+# Only kube-proxy's IPVS mode has it.
 _KUBE_PROXY_IPVS_CHAIN = "KUBE-LOAD-BALANCER"
-"""Only kube-proxy's IPVS mode has it."""
 
 
 async def find_installed_rules() -> InstalledRules:

@@ -16,10 +16,10 @@ from pyproxy.linux.xt_extensions import missing_extensions
 from pyproxy.model.address import Family, ip_text
 
 _SYS = Path("/proc/sys/net")
+# Does not exist on a kernel without IPv6.
 _IPV6_INTERFACES = Path("/proc/net/if_inet6")
-"""Does not exist on a kernel without IPv6."""
+# Value of `rp_filter` (`Documentation/networking/ip-sysctl.rst`).
 _STRICT = 1
-"""Value of `rp_filter` (`Documentation/networking/ip-sysctl.rst`)."""
 _ARP_IGNORE, _ARP_ANNOUNCE = 1, 2
 """What kube-proxy's `strictARP` sets."""
 NODE_PORTS = range(30000, 32768)

@@ -8,8 +8,8 @@ from pyproxy.model.address import ip_text, is_loopback, parse_ip
 from pyproxy.plan.service_table import FrontendType
 
 _FIX = "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
+# VirtualBox's NAT, the first interface of a Vagrant machine, gives this address to every machine.
 _VIRTUALBOX_NAT = parse_ip("10.0.2.15")
-"""VirtualBox's NAT, the first interface of a Vagrant machine, gives this address to every machine."""
 _NOT_GIVEN = "give --manifests PATH with the Node object, and --node NAME"
 
 

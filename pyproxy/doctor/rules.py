@@ -21,8 +21,8 @@ from pyproxy.linux.routes import routes
 from pyproxy.model.address import Family, Network, parse_network
 from pyproxy.plan.service_table import FrontendType
 
+# The chain of the CNI plugin portmap.
 _HOST_PORTS = "CNI-HOSTPORT-DNAT"
-"""The chain of the CNI plugin portmap."""
 _HOST_PORT = re.compile(r"-p (\w+) .*--dports? ([\d,]+)")
 _NODE_PORT = re.compile(r"-p (\w+) .*--dport (\d+)")
 _NFT_FAMILIES = {"ip": (Family.IPV4,), "ip6": (Family.IPV6,), "inet": tuple(Family)}

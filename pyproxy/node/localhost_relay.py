@@ -18,12 +18,12 @@ from pyproxy.node.localhost_udp import IDLE_SECONDS, UdpFlows, UdpPort
 from pyproxy.plan.localhost import LocalPort, RelayTarget
 
 _RETRY_SECONDS = 5.0
+# Over all ports; one more is reset at once.
 _MOST_CONNECTIONS = 2048
-"""Over all ports; one more is reset at once."""
+# Over all ports; one more ends the flow that was idle for the longest time.
 _MOST_FLOWS = 2048
-"""Over all ports; one more ends the flow that was idle for the longest time."""
+# Two sockets, and both ends of two pipes. A flow has one socket.
 _DESCRIPTORS_OF_CONNECTION = 6
-"""Two sockets, and both ends of two pipes. A flow has one socket."""
 
 
 class Relay:

@@ -18,14 +18,15 @@ from pyproxy.plan.localhost import RelayTarget
 
 logger = logging.getLogger(__name__)
 
+# As kube-proxy (`dialTimeout`). As there, a connection whose endpoint does not answer is closed, not moved.
 _DIAL_SECONDS = 5.0
-"""As kube-proxy (``dialTimeout``). As there, a connection whose endpoint does not answer is closed, not moved."""
 _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
 _CHUNK = 1 << 16
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
+# Seconds, seconds and probes, as Go's net package sets them on kube-proxy's connections: a connection to a vanished
+# peer ends.
 _KEEPALIVE = {socket.TCP_KEEPIDLE: 15, socket.TCP_KEEPINTVL: 15, socket.TCP_KEEPCNT: 9}
-"""Seconds, seconds and probes, as Go's net package sets them on kube-proxy's connections: a connection to a vanished peer ends."""
 
 
 class TcpPort:

@@ -26,8 +26,8 @@ STREAM_IDLE_SECONDS = 120.0
 kernel's defaults (``nf_conntrack_proto_udp.c``, since Linux 5.18)."""
 _STREAM_AFTER_SECONDS = 2.0
 _LARGEST_DATAGRAM = 1 << 16
+# Datagrams read from one socket before other sockets get a turn.
 _DATAGRAMS_PER_TURN = 64
-"""Datagrams read from one socket before other sockets get a turn."""
 
 Client = tuple[Any, ...]
 """An address as `recvfrom` returns it."""

@@ -15,8 +15,8 @@ from pyproxy.node.node_name import own_node
 logger = logging.getLogger(__name__)
 
 _FIX = "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
+# The address of the first interface of every Vagrant machine with VirtualBox, from VirtualBox's NAT.
 _VIRTUALBOX_NAT = parse_ip("10.0.2.15")
-"""The address of the first interface of every Vagrant machine with VirtualBox, from VirtualBox's NAT."""
 
 
 class OwnNode:

@@ -20,20 +20,20 @@ from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_tex
 
 logger = logging.getLogger(__name__)
 
+# Default ports of kube-proxy's metrics server and health server.
 _KUBE_PROXYS_PORTS = (10249, 10256)
-"""Default ports of kube-proxy's metrics server and health server."""
+# Interval between two checks.
 _LOOK_SECONDS = 0.5
-"""Interval between two checks."""
+# Time limit for both responses of a server.
 _ANSWER_SECONDS = 5.0
-"""Time limit for both responses of a server."""
+# Interval between two log lines while waiting.
 _REPEAT_SECONDS = 300.0
-"""Interval between two log lines while waiting."""
+# Limit in bytes: the port may belong to any program.
 _LONGEST_ANSWER = 1 << 16
-"""Limit in bytes: the port may belong to any program."""
+# The possible responses of kube-proxy to `/proxyMode`, except those on Windows.
 _MODES = {"iptables", "ipvs", "nftables"}
-"""The possible responses of kube-proxy to ``/proxyMode``, except those on Windows."""
+# Part of the names and command lines of proxies: kube-proxy, kubelite and k3s, which include it, and pyproxy.
 _MAY_BE_PROXY = re.compile("kube|k3s|pyproxy")
-"""Part of the names and command lines of proxies: kube-proxy, kubelite and k3s, which include it, and pyproxy."""
 
 
 async def wait_for_running_proxy(config: Config) -> None:
