@@ -82,6 +82,17 @@ def is_agent_here(path: str) -> bool:
     return True
 
 
+def agent_pid(path: str) -> int:
+    """Return the process ID of the agent that listens on the control socket; 0 if there is none or it is not visible."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(_TIMEOUT_SECONDS)
+        try:
+            client.connect(path)
+            return peer_pid(client)
+        except OSError:
+            return 0
+
+
 def _exchange(path: str, request: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT_SECONDS)

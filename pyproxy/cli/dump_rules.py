@@ -111,7 +111,8 @@ def _parse_service(text: str) -> NamespacedName:
         Flag(
             ["--live"],
             SWITCH,
-            "Show the rules that the kernel has now, with packet counters, instead of those that it should have.",
+            "Show the rules that the kernel has now, instead of those that it should have. Rules of iptables have their"
+            " packet counters.",
         ),
         Flag(["--node"], NODE_NAME, "Same as --hostname-override."),
         *config_flags((*RULE_ATTRIBUTES, *LOG_ATTRIBUTES)),

@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "pyproxy.cli.plan",
     "run": "pyproxy.cli.run",
     "services": "pyproxy.cli.services",
+    "support": "pyproxy.cli.support",
     "takeover": "pyproxy.cli.takeover",
     "version": "pyproxy.cli.version",
 }
