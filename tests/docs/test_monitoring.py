@@ -21,12 +21,24 @@ from pyproxy.serve.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "manifests" / "monitoring"
-ADDED_LABELS = {"job", "instance"}
-"""Labels that Prometheus adds to each metric."""
-GIVEN = {"up": {"job", "instance"}}
+ADDED_LABELS = {"job", "instance", "node"}
+"""Labels that Prometheus adds to each metric; `node` is added by scrape.yaml."""
+GIVEN = {"up": ADDED_LABELS}
 """Metrics of Prometheus itself."""
 WORDS = {"by", "or", "and", "unless", "bool"}
-FUNCTIONS = {"sum", "max", "min", "count", "rate", "increase", "histogram_quantile", "time"}
+FUNCTIONS = {
+    "absent",
+    "changes",
+    "count",
+    "histogram_quantile",
+    "increase",
+    "max",
+    "min",
+    "rate",
+    "sum",
+    "time",
+    "topk",
+}
 _RANGE = re.compile(r"\[[^\]]*\]")
 _MATCHERS = re.compile(r"\{([^}]*)\}")
 _GROUPING = re.compile(r"\b(?:by|on|without) ?\(([^)]*)\)")
@@ -88,6 +100,8 @@ def queries() -> Iterator[tuple[str, str]]:
     for panel in dashboard["panels"]:
         for target in panel.get("targets", ()):
             yield f"{panel['title']} {target['refId']}", target["expr"]
+    for annotation in dashboard["annotations"]["list"]:
+        yield annotation["name"], annotation["expr"]
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
             inside = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["definition"])
@@ -108,13 +122,22 @@ def test_queries_name_existing_metrics(expression: str) -> None:
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: str(rule["alert"]))
 def test_each_alert_is_explained(rule: dict[str, Any]) -> None:
-    """The runbook of an alert is a section with its meaning, what to look at and what to do."""
-    page, _, anchor = rule["annotations"]["runbook"].partition("#")
+    """The runbook of an alert is a section with its meaning (its description), what to look at and what to do."""
+    address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+    site, _, page = address.rpartition("/")
     sections = {
         title.lower(): text
-        for title, text in re.findall(r"^### (\w+)$(.*?)(?=^#|\Z)", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+        for title, text in re.findall(
+            r"^### (\w+)$(.*?)(?=^#|\Z)",
+            (ROOT / "docs" / page).with_suffix(".md").read_text(),
+            re.MULTILINE | re.DOTALL,
+        )
     }
+    meaning = re.search(r"\*\*What it means\.\*\* (.*?)\n\n", sections[anchor], re.DOTALL)
 
+    assert site == "https://pyproxy.example"
+    assert meaning
+    assert rule["annotations"]["description"] == " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", meaning[1]).split())
     assert rule["alert"].lower() == anchor
     for part in ("What it means", "What to look at", "What to do"):
         assert f"**{part}.**" in sections[anchor]
@@ -153,3 +176,17 @@ def test_parsing_of_a_query() -> None:
     expression = 'histogram_quantile(0.99, sum by (a, le) (rate(x_bucket{b=~"$c",d!="e"}[5m]))) > 1e3 or y'
 
     assert ({"x_bucket", "y"}, {"a", "le", "b", "d"}) == asked(expression)
+
+
+def test_panels_with_a_line_for_each_node_are_limited() -> None:
+    """A panel with a line for each node shows only the highest, so that it can be read in a cluster of 500 nodes."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    per_node = [
+        target["expr"]
+        for panel in panels
+        for target in panel.get("targets", ())
+        if "{{node}}" in target["legendFormat"]
+    ]
+
+    assert per_node
+    assert [] == [expression for expression in per_node if not expression.startswith("topk(10, ")]
