@@ -13,6 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from pyproxy.agent.drift_log import DriftLog
 from pyproxy.agent.flow_cleaner import FlowCleaner
 from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
@@ -45,8 +46,8 @@ _LOOKS_PER_READ = 20
 """A full read may take one part in this many of the time, also on a node where another program keeps writing rules."""
 _EXAMINATION_SECONDS = 60.0
 """Time between examinations for changes that the quick look cannot detect."""
-_PERIODS_PER_READ = 10
-"""Sync periods between full reads, in modes that cannot detect every external change."""
+_PERIODS_PER_CHECK = 10
+"""Most sync periods between checks for drift, in modes that cannot detect every external change."""
 _NODE_WAIT_SECONDS = 30.0
 _GC_THRESHOLDS = gc.get_threshold()
 _GC_THRESHOLDS_AT_START = (1_000_000, 50, 100)
@@ -84,9 +85,11 @@ class Agent:
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._relay = Relay(observer)
+        self._drift_log = DriftLog(config, backend.mode, node_name)
         self._stale_addresses = backend.follows_local_ips
         self._wake = asyncio.Event()
-        self._ready = False
+        self._is_ready = asyncio.Event()
+        """Set after the first sync."""
         self._is_syncing = False
         self._remove_stale: Callable[[], Coroutine[Any, Any, None]] | None = None
         self._stale_removal: asyncio.Task[None] | None = None
@@ -113,6 +116,7 @@ class Agent:
                 tasks.create_task(self._sync_forever())
                 tasks.create_task(self._look_forever())
                 tasks.create_task(self._examine_forever())
+                tasks.create_task(self._check_forever())
                 tasks.create_task(self._count_periods())
                 tasks.create_task(self._flows.run(self._node_port_networks))
         finally:
@@ -220,9 +224,10 @@ class Agent:
             self._flows.note(report.flow_changes())
             if self._backend.relays_localhost(reconciler.family):
                 listening = self._relay.change(reconciler.family, relay_changes(report.taken.values()))
-                if not self._ready:  # later syncs do not wait for the relay's thread
+                if not self._is_ready.is_set():  # later syncs do not wait for the relay's thread
                     await asyncio.wrap_future(listening)
             self._observer.synced(reconciler, report)
+            self._drift_log.note(reconciler.family, report.drift)
             if report.error is not None:
                 failed.add(reconciler.family)
                 logger.error("%s: sync failed, will be tried again: %s", reconciler.family, report.error)
@@ -233,7 +238,7 @@ class Agent:
         if not failed and self._local_ips is not self._followed_ips:
             self._followed_ips = self._local_ips
             self._flows.note_addresses()
-        if not failed and not self._ready and self._reconcilers:
+        if not failed and not self._is_ready.is_set() and self._reconcilers:
             self._first_sync_done()
         return not failed
 
@@ -249,7 +254,7 @@ class Agent:
         return True
 
     def _first_sync_done(self) -> None:
-        self._ready = True
+        self._is_ready.set()
         counts = ", ".join(f"{each.port_count} {each.family}" for each in self._reconcilers.values())
         mode = self._backend.mode.value
         logger.info("first sync done: %s Service ports in %s mode", counts, mode, extra={"mode": mode})
@@ -296,34 +301,46 @@ class Agent:
                 continue  # families may share a counter, and it does not account for a transaction in flight
             for reconciler in self._reconcilers.values():
                 if not reconciler.pending and reconciler.changed_externally():
-                    self._mark_stale(reconciler)
+                    reconciler.mark_stale()
                     self._wake.set()
 
     async def _examine_forever(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_PERIOD_SECONDS)
-            if not self._ready or self._is_syncing:
+            if not self._is_ready.is_set() or self._is_syncing:
                 continue
             for reconciler in self._reconcilers.values():
                 try:
                     if not reconciler.detects_all_changes and await reconciler.examine():
-                        self._mark_stale(reconciler)
+                        reconciler.mark_stale()
                         self._wake.set()
                 except ApplyError as error:
                     logger.warning("%s: cannot look for external changes: %s", reconciler.family, error)
             await asyncio.sleep(_EXAMINATION_SECONDS)
 
+    async def _check_forever(self) -> None:
+        """Compare all entries with the kernel periodically, which finds what the other two do not look at."""
+        await self._is_ready.wait()
+        interval, duration = self._config.drift_check_interval_seconds, 0.0
+        if not all(reconciler.detects_all_changes for reconciler in self._reconcilers.values()):
+            interval = min(interval, _PERIODS_PER_CHECK * self._config.sync_period_seconds)
+        while interval:
+            await asyncio.sleep(max(interval, _LOOKS_PER_READ * duration))
+            duration = 0.0
+            for reconciler in self._reconcilers.values():
+                started = monotonic()
+                try:
+                    if await reconciler.find_drift() is not None:
+                        reconciler.mark_stale()
+                        self._wake.set()
+                except ApplyError as error:
+                    logger.warning("%s: cannot look for external changes: %s", reconciler.family, error)
+                self._observer.checked(reconciler.family, monotonic() - started)
+                duration += monotonic() - started
+
     async def _count_periods(self) -> None:
-        periods = 0
         while True:
             await asyncio.sleep(self._config.sync_period_seconds)
-            periods += 1
             for reconciler in self._reconcilers.values():
                 reconciler.release_due()
-                if periods % _PERIODS_PER_READ == 0 and not reconciler.detects_all_changes:
-                    self._mark_stale(reconciler)
             self._wake.set()
-
-    def _mark_stale(self, reconciler: Reconciler[Any, Any]) -> None:
-        reconciler.mark_stale()
-        self._observer.marked_stale(reconciler.family)

@@ -34,7 +34,6 @@ class MetricsObserver(Observer):
     def __init__(self, metrics: Metrics, board: StatusBoard, families: Collection[Family]) -> None:
         self._metrics = metrics
         self._board = board
-        self._stale_families: set[Family] = set()
         self._programmed = {family: dict.fromkeys((*_KINDS, *_POLICIES), 0) for family in families}
         """Number of objects of each kind in the kernel; by traffic policy, number of ports with endpoints elsewhere only."""
         self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
@@ -88,9 +87,9 @@ class MetricsObserver(Observer):
         self._metrics.set_watch(kind.value, up=not reason)
         self._board.set_watch(kind.value, reason, time())
 
-    def marked_stale(self, family: Family) -> None:
+    def checked(self, family: Family, seconds: float) -> None:
         """See `Observer`."""
-        self._stale_families.add(family)
+        self._metrics.observe_drift_check(family, seconds)
 
     def answered(self, path: str, code: int) -> None:
         """See `Observer`."""
@@ -130,11 +129,8 @@ class MetricsObserver(Observer):
         self._metrics.set_programmed(family, {kind: programmed[kind] for kind in _KINDS})
         for policy in _POLICIES:
             self._metrics.set_no_local_endpoints(family, policy, programmed[policy])
-        # If plans changed in the same sync, repaired entries cannot be distinguished from new ones.
-        if family in self._stale_families and report.error is None:
-            if not report.taken:
-                self._metrics.add_repaired_entries(family, report.entries_changed)
-            self._stale_families.discard(family)
+        if report.drift is not None:
+            self._metrics.add_drift(family, report.drift.counts())
         self._metrics.set_quarantined(family, len(reconciler.quarantined))
         self._show(reconciler, str(report.error or ""), time())
 

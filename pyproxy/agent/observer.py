@@ -15,14 +15,14 @@ class Observer:
     def delivered(self, change: ObjectChange) -> None:
         """Record a change that a source delivered."""
 
-    def marked_stale(self, family: Family) -> None:
-        """Record a possible external change: entries that the next sync writes without a changed plan are repairs."""
-
     def queued(self) -> None:
         """Record that changes wait for a sync; called repeatedly."""
 
     def synced(self, reconciler: Reconciler[Any, Any], report: SyncReport) -> None:
         """Record a sync of a family, successful or not."""
+
+    def checked(self, family: Family, seconds: float) -> None:
+        """Record a comparison of all entries with the kernel outside of a sync, and its duration."""
 
     def planned(self, triggers: Triggers) -> None:
         """Record that the sync that starts now includes everything that was delivered.

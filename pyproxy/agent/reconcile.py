@@ -8,12 +8,13 @@ start, a change and the repair of drift are the same comparison; they differ in 
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from time import monotonic
 from typing import Generic, TypeVar
 
+from pyproxy.backends.drift import Drift
 from pyproxy.backends.interface import Kernel, KernelCounts, Program, changed_entries
 from pyproxy.errors import ApplyError
 from pyproxy.logs import V2
@@ -55,6 +56,8 @@ class SyncReport:
     taken: dict[ServicePortName, tuple[ServicePlan | None, ServicePlan | None]] = field(default_factory=dict)
     """By port, the plan that the kernel had and the plan that it has now."""
     refused: list[ServicePortName] = field(default_factory=list)
+    drift: Drift | None = None
+    """What another program had changed; the sync has repaired it. None: nothing, or what pyproxy wrote is not known exactly."""
     repaired: dict[ServicePortName, ServicePlan] = field(default_factory=dict)
     """All unchanged ports with their plans if the sync wrote entries that should have existed: any may have been missing."""
     error: ApplyError | None = None
@@ -87,6 +90,17 @@ class Reconciler(Generic[K, V]):
         self._staged: dict[ServicePortName, ServicePlan | None] = {}
         self._applied: dict[K, V] = {}
         """The entries in the kernel."""
+        self._is_exact = False
+        """Whether `_applied` is what the last sync left in the kernel. If not, a difference may be pyproxy's own."""
+        self._leftovers: set[K] = set()
+        """Entries that the last read found and that a sync leaves in place for now, if they are not wanted."""
+        self._drift: Drift | None = None
+        """What the last read found, until a sync has repaired it."""
+        self._in_flight: Collection[K] = ()
+        """The entries that are being written."""
+        self._checking = asyncio.Lock()
+        self._written_meanwhile: set[K] | None = None
+        """The entries that were written during a check; None if there is none."""
         self._is_known = False
         """Whether `_applied` is up to date. If not, the next sync reads the kernel."""
         self.synced_at: float | None = None
@@ -167,14 +181,16 @@ class Reconciler(Generic[K, V]):
         try:
             await self._sync(staged, report)
         except ApplyError as error:
-            self._is_known = False
+            self._is_known = self._is_exact = False
             self._staged = {name: plan for name, plan in staged.items() if name not in report.taken} | self._staged
             report.error = error
             self.error = str(error)
         else:
-            self.synced_at, self.error = monotonic(), ""
+            self.synced_at, self.error, self._is_exact = monotonic(), "", True
+            report.drift, self._drift = self._drift, None
         report.seconds = monotonic() - started
         report.counts = self._kernel.take_counts()
+        self._leftovers = set()
         if report.error is None:
             milliseconds, entries, known = report.seconds * 1000, report.entries_changed, len(self._applied_plans)
             logger.log(
@@ -202,7 +218,11 @@ class Reconciler(Generic[K, V]):
             self._is_compiled = True
         if not self._is_known:
             self._is_known = True  # before the read, which may or may not see changes that are made meanwhile
+            written, leftovers = self._applied, {*self._kernel.leftovers()}
             self._applied = await self._kernel.read()
+            self._leftovers = leftovers.union(self._kernel.leftovers())
+            if self._is_exact:
+                self._drift = await self._drift_from(written, self._applied, self._leftovers)
             # In the program's order: the position of an entry can depend on those written before it, as with hooks.
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._apply_plans(trusted, touched, report)
@@ -284,17 +304,69 @@ class Reconciler(Generic[K, V]):
                 await asyncio.sleep(0)
         return touched
 
+    async def find_drift(self) -> Drift | None:
+        """Compare the kernel with what pyproxy wrote, while syncs go on; None if nothing differs, or a full sync is due.
+
+        Raises:
+            ApplyError: the kernel cannot be read.
+        """
+        async with self._checking:
+            first = await self._look_for_drift()
+            # A table is not read in one moment, so what was read while pyproxy changed it proves nothing. A second look
+            # decides.
+            again = await self._look_for_drift() if first is not None else None
+        if first is None or again is None:
+            return None
+        return again.restricted_to(first.changed)
+
+    async def _look_for_drift(self) -> Drift | None:
+        if not (self._is_known and self._is_exact):
+            return None
+        meanwhile = self._written_meanwhile = {*self._in_flight}
+        try:
+            leftovers = {*self._kernel.leftovers()}
+            present = await self._kernel.peek()
+            leftovers.update(self._kernel.leftovers())
+            written = self._applied.copy()
+            drift = await self._drift_from(written, present, leftovers)
+        finally:
+            self._written_meanwhile = None
+        if drift is None or not self._is_exact:
+            return None
+        return drift.restricted_to({key: None for key in drift.changed if key not in meanwhile})
+
+    async def _drift_from(
+        self, written: Mapping[K, V], present: Mapping[K, V], leftovers: Collection[K]
+    ) -> Drift | None:
+        found = await _compared({**written, **present}, present, written.get)
+        changed = {key: pair for key, pair in found.items() if pair[1] is not None or key not in leftovers}
+        return Drift(changed, written) if changed else None
+
     async def _write(self, keys: Iterable[K]) -> int:
-        change: dict[K, tuple[V | None, V | None]] = {}
-        rest = iter(keys)
-        while part := tuple(islice(rest, _KEYS_PER_SLICE)):
-            change |= changed_entries(part, self._applied, self._program)
-            if len(part) == _KEYS_PER_SLICE:
-                await asyncio.sleep(0)
-        if change:
-            await self._kernel.apply(change)
+        change = await _compared(keys, self._applied, self._program.value)
+        self._in_flight = change.keys()
+        if self._written_meanwhile is not None:
+            self._written_meanwhile.update(change)
+        try:
+            if change:
+                await self._kernel.apply(change)
+        finally:
+            self._in_flight = ()
         self._applied.update({key: wanted for key, (_, wanted) in change.items() if wanted is not None})
         for key, (_, wanted) in change.items():
             if wanted is None:
                 self._applied.pop(key, None)
-        return len(change)
+        return sum(wanted is not None or key not in self._leftovers for key, (_, wanted) in change.items())
+
+
+async def _compared(
+    keys: Iterable[K], present: Mapping[K, V], wanted: Callable[[K], V | None]
+) -> dict[K, tuple[V | None, V | None]]:
+    """Return the entries that differ, as `changed_entries` does; other tasks get turns."""
+    change: dict[K, tuple[V | None, V | None]] = {}
+    rest = iter(keys)
+    while part := tuple(islice(rest, _KEYS_PER_SLICE)):
+        change |= changed_entries(part, present, wanted)
+        if len(part) == _KEYS_PER_SLICE:
+            await asyncio.sleep(0)
+    return change

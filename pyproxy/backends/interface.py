@@ -5,7 +5,7 @@ A backend turns plans into *entries*: keys and values in named kernel tables (ch
 the two.
 """
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -61,16 +61,18 @@ def desired_entries(program: Program[K, V], plans: Mapping[ServicePortName, Serv
 
 
 def changed_entries(
-    keys: Iterable[K], present: Mapping[K, V], program: Program[K, V]
+    keys: Iterable[K], present: Mapping[K, V], wanted_value: Callable[[K], V | None]
 ) -> dict[K, tuple[V | None, V | None]]:
-    """Return the entries that a sync changes, each with its present and its wanted value.
+    """Return the entries that differ, each with its present and its wanted value.
+
+    Syncs, the detection of drift and `pyproxy plan` all compare with this function.
 
     Args:
         keys: the entries to compare.
         present: the entries in the kernel.
-        program: has the wanted values.
+        wanted_value: returns the value that an entry should have; None: it should not exist.
     """
-    present_value, wanted_value = present.get, program.value
+    present_value = present.get
     return {key: pair for key in keys if (pair := (present_value(key), wanted_value(key)))[0] != pair[1]}
 
 
@@ -103,6 +105,21 @@ class Kernel(Protocol[K, V]):
 
         Raises:
             ApplyError: the kernel's tables cannot be read.
+        """
+        ...
+
+    async def peek(self) -> dict[K, V]:
+        """Return what `read` returns, without side effects: also beside `apply`, which may change entries meanwhile.
+
+        Raises:
+            ApplyError: the kernel's tables cannot be read.
+        """
+        ...
+
+    def leftovers(self) -> Collection[K]:
+        """Return entries that may be in the kernel although no program wants them, and that are not drift.
+
+        They are foreign, or pyproxy deletes them later: draining real servers, lingering elements.
         """
         ...
 
@@ -245,6 +262,10 @@ class Dumper(Protocol):
         """
         ...
 
+    def is_leftover(self, key: Any, value: Any) -> bool:  # noqa: ANN401  # key and value of `read`
+        """Return whether an entry of `read` that no program wants stays for now, because the agent deletes it later."""
+        ...
+
     def listing(self, family: Family, entries: Mapping[Any, Any], also: Mapping[Any, Any]) -> RuleListing:
         """Return entries as a listing.
 
@@ -252,6 +273,16 @@ class Dumper(Protocol):
             family: of the entries.
             entries: from `read` or from a program.
             also: other entries, not listed, whose names of Service ports are used where an entry has none.
+        """
+        ...
+
+    def users(self, family: Family, keys: Collection[Any], entries: Mapping[Any, Any]) -> list[ServicePortName]:
+        """Return the Service ports that use some of these entries together, sorted.
+
+        Args:
+            family: of the entries.
+            keys: the entries to look for. Those that belong to one Service port, or that all of them need, are ignored.
+            entries: all entries.
         """
         ...
 

@@ -1,6 +1,7 @@
 """A listing of rules by Service, with packet counters if the rules come from the kernel."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,3 +40,9 @@ class RuleListing:
     """Rules of each Service port, sorted by name."""
     last: tuple[ListedRule, ...] = ()
     """Rules for all Services that come after the rules of single Services."""
+
+
+def rule_difference(before: Iterable[ListedRule], after: Iterable[ListedRule]) -> tuple[list[str], list[str]]:
+    """Return the rules that only the second has, and those that only the first has, each with its table."""
+    old, new = (Counter(f"{rule.table}: {rule.rule}" for rule in rules) for rules in (before, after))
+    return [*(new - old).elements()], [*(old - new).elements()]

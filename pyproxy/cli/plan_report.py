@@ -113,10 +113,11 @@ def compared(
         plans: all plans of the family.
     """
     wanted = desired_entries(program, plans)
+    present = {key: value for key, value in present.items() if key in wanted or not dumper.is_leftover(key, value)}
     # As a full sync compares: the keys of the program, then those that are present. Some keys that are present have a
     # wanted value although the program does not list them.
     keys = dict.fromkeys((*wanted, *present))
-    change = changed_entries(keys, present, program)
+    change = changed_entries(keys, present, program.value)
     wanted |= {key: value for key in present if key not in wanted and (value := program.value(key)) is not None}
     return Comparison(
         dumper.listing(family, present, wanted), dumper.listing(family, wanted, present), plans, len(change)

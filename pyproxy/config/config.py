@@ -248,7 +248,7 @@ class Config:
         DURATION,
         "Longest time until a failed sync is retried, and time between two retries of quarantined Services. It is not a"
         " resync period: external changes are detected independently of it. Only if the kernel cannot report every change"
-        " (legacy iptables), all rules are compared every ten periods.",
+        " (legacy iptables), all rules are compared every ten periods, unless --drift-check-interval is 0.",
         check=positive,
     )
     conntrack_max_per_core: int = option(
@@ -306,6 +306,15 @@ class Config:
         "/run/pyproxy/control.sock",
         PATH,
         "Unix socket on which the agent answers commands of root, such as pyproxy services. Empty disables it.",
+        own=True,
+    )
+    drift_check_interval_seconds: float = option(
+        600.0,
+        DURATION,
+        "Time between two comparisons of all rules in the kernel with those that pyproxy wrote; 0 disables them. In"
+        " legacy iptables and IPVS mode the time is at most ten sync periods. Changes that the kernel reports are"
+        " repaired within seconds in any case.",
+        check=not_negative,
         own=True,
     )
     bind_address_hard_fail: bool = option(

@@ -16,6 +16,7 @@ from prometheus_client import (
     GCCollector,
     Histogram,
     ProcessCollector,
+    Summary,
     disable_created_metrics,
 )
 
@@ -31,6 +32,8 @@ KUBERNETES_MINOR = 37
 """pyproxy replaces kube-proxy 1.37. Tools that compare the versions of a cluster's components read this number."""
 _SYNC_SECONDS = [0.001 * 2**exponent for exponent in range(15)]
 """Upper bounds of the buckets of a sync: 1 ms to 16.4 s."""
+DRIFT_KINDS = ("missing", "changed", "unexpected")
+"""Kinds of difference between an entry in the kernel and the one that pyproxy wrote."""
 _PROGRAMMING_SECONDS = [0, 0.25, 0.5, *range(1, 60), *range(60, 120, 5), *range(120, 301, 30)]
 """Upper bounds of the buckets of network programming. The 0 is a mistake in kube-proxy, kept because dashboards use it."""
 
@@ -77,6 +80,8 @@ class Metrics:
             for counter in counters:
                 if counter is not None:
                     counter.labels(family)
+            for kind in DRIFT_KINDS:
+                self._drift.labels(family, kind)
 
     def _add_syncs(self) -> None:
         self._syncs = self._histogram("sync_proxy_rules_duration_seconds", "Duration of a sync")
@@ -170,6 +175,18 @@ class Metrics:
         self._repaired_entries = Counter(
             "pyproxy_repaired_entries",
             "Chains, hooks and other entries that were repaired after an external change",
+            (_FAMILY,),
+            registry=self.registry,
+        )
+        self._drift = Counter(
+            "pyproxy_drift_entries",
+            "Chains, hooks and other entries that differed from what pyproxy wrote, by kind of difference",
+            (_FAMILY, "kind"),
+            registry=self.registry,
+        )
+        self._drift_checks = Summary(
+            "pyproxy_drift_check_duration_seconds",
+            "Duration of a comparison of all entries with the kernel outside of a sync",
             (_FAMILY,),
             registry=self.registry,
         )
@@ -282,6 +299,12 @@ class Metrics:
         self._flow_cleanings.labels(family).observe(seconds)
         self._deleted_flows.labels(family).inc(deleted)
 
-    def add_repaired_entries(self, family: Family, count: int) -> None:
-        """Count repaired entries."""
-        self._repaired_entries.labels(family).inc(count)
+    def add_drift(self, family: Family, counts: Mapping[str, int]) -> None:
+        """Count entries that another program changed, by kind; all of them were repaired."""
+        for kind, count in counts.items():
+            self._drift.labels(family, kind).inc(count)
+            self._repaired_entries.labels(family).inc(count)
+
+    def observe_drift_check(self, family: Family, seconds: float) -> None:
+        """Record the duration of a comparison outside of a sync."""
+        self._drift_checks.labels(family).observe(seconds)

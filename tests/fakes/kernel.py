@@ -52,6 +52,14 @@ class TableKernel:
             found |= parse_save(table, self.tables.save(table), self._owned)
         return found
 
+    async def peek(self) -> dict[RulesetKey, str]:
+        """Return our entries."""
+        return await self.read()
+
+    def leftovers(self) -> tuple[RulesetKey, ...]:
+        """Return nothing."""
+        return ()
+
     async def apply(self, change: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
         """Apply a change.
 

@@ -128,7 +128,7 @@ def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
         vips=stack.enter_context(closing(Vips(family))),
         rules=IptablesKernel(family, Variant.LEGACY, counter, ownership(family), IPVS_TABLES),
     )
-    return IpvsKernel(family, doors, (), SERVED)
+    return IpvsKernel(family, doors, ())
 
 
 @pytest.mark.needs_ipvs

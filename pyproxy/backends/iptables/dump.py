@@ -91,6 +91,14 @@ class IptablesDumper:
         chains = sorted(key for key in entries if isinstance(key, ChainKey))
         return _listing(family, chains, entry_rules(entries), entry_rules(also))
 
+    def is_leftover(self, *_: object) -> bool:
+        """Return False; see `Dumper`."""
+        return False
+
+    def users(self, *_: object) -> list[ServicePortName]:
+        """Return nothing: each rule is listed with its Service port, or all of them need it; see `Dumper`."""
+        return []
+
     def endpoint(self, rule: ListedRule) -> str | None:
         """Return the destination of a DNAT rule."""
         _, _, destination = rule.rule.partition(" --to-destination ")

@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from pyproxy.backends.interface import KernelCounts
 from pyproxy.backends.iptables.legacy_watch import LegacyWatch
@@ -83,6 +83,14 @@ class IptablesKernel:
         for key, value in found.items():
             self._rules[key.table] += _rule_count(key, value)
         return found
+
+    async def peek(self) -> dict[RulesetKey, str]:
+        """Return what `read` returns, without side effects; see `backends.interface.Kernel`."""
+        return await read_entries(self.family, self.variant, self._ownership, self._tables)
+
+    def leftovers(self) -> Collection[RulesetKey]:
+        """Return nothing: chains and hooks are deleted at once."""
+        return ()
 
     async def apply(self, change: Change) -> None:
         """Write a change, with one process, and one transaction for each table.

@@ -5,29 +5,17 @@ from collections.abc import Callable, Mapping
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.dump import entry_rules
-from pyproxy.backends.iptables.kernel import read_entries
+from pyproxy.backends.iptables.kernel import read_entries as read_rules
 from pyproxy.backends.iptables.mode import choose_variant, supported_families
 from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
-from pyproxy.backends.ipvs.entries import (
-    IpvsKey,
-    IpvsValue,
-    Member,
-    RealServer,
-    RealServerState,
-    Set,
-    Vip,
-    VirtualServer,
-)
-from pyproxy.backends.ipvs.ipset import ipvs_sets
+from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, RealServer
 from pyproxy.backends.ipvs.mode import ipvs_settings, ownership
 from pyproxy.backends.ipvs.program import IpvsProgram
+from pyproxy.backends.ipvs.reader import foreign_servers, read_entries
 from pyproxy.backends.ipvs.requirements import require_ipvs
-from pyproxy.backends.ipvs.static_rules import SERVED
-from pyproxy.backends.ipvs.vips import Vips
-from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
 from pyproxy.errors import ConfigError
@@ -65,36 +53,37 @@ class IpvsDumper:
     async def read(self) -> dict[Family, dict[IpvsKey, IpvsValue]]:
         """Return the entries in the kernel; see `Dumper`.
 
-        Foreign virtual servers are left out, and so are real servers with weight 0, which drain: a sync changes neither.
+        Foreign virtual servers are left out, because a sync does not change them.
         """
         await require_ipvs()
         variant, _ = await choose_variant(self._config)
         found: dict[Family, dict[IpvsKey, IpvsValue]] = {}
         for family in supported_families(variant):
-            entries, _ = _read(family)
+            entries, _ = read_entries(family)
             excluded = [block for block in self._config.ipvs.exclude_cidrs if block.family is family]
+            foreign = foreign_servers(entries, excluded)
             ours = {
-                key
-                for key in entries
-                if isinstance(key, VirtualServer)
-                and any(Member(name, *key) in entries for name in SERVED)
-                and not any(key.ip in block for block in excluded)
-            }
-            kept = {
                 key: value
                 for key, value in entries.items()
-                if not (isinstance(key, VirtualServer) and key not in ours)
-                and not (isinstance(key, RealServer) and (key.virtual not in ours or value == 0))
+                if key not in foreign and not (isinstance(key, RealServer) and key.virtual in foreign)
             }
-            kept.update((await read_entries(family, variant, ownership(family), IPVS_TABLES)).items())
-            found[family] = kept
+            ours.update((await read_rules(family, variant, ownership(family), IPVS_TABLES)).items())
+            found[family] = ours
         return found
+
+    def is_leftover(self, key: IpvsKey, value: IpvsValue) -> bool:
+        """Return whether the entry is a real server that drains."""
+        return isinstance(key, RealServer) and value == 0
 
     def listing(
         self, family: Family, entries: Mapping[IpvsKey, IpvsValue], also: Mapping[IpvsKey, IpvsValue]
     ) -> RuleListing:
         """Return entries as a listing; see `Dumper`."""
         return list_entries(family, entries, entry_rules(entries), {}, also)
+
+    def users(self, *_: object) -> list[ServicePortName]:
+        """Return nothing: each entry is listed with a Service port, or all of them need it; see `Dumper`."""
+        return []
 
     def endpoint(self, rule: ListedRule) -> str | None:
         """Return the address of a real server that gets new connections."""
@@ -108,7 +97,7 @@ class IpvsDumper:
         variant, _ = await choose_variant(self._config)
         listings = []
         for family in Family:
-            entries, states = _read(family)
+            entries, states = read_entries(family)
             if not entries or not is_available(family, variant):
                 continue
             rules: list[ListedRule] = []
@@ -144,22 +133,3 @@ class IpvsDumper:
 
 
 DUMPER: Callable[[Config], Dumper] = IpvsDumper
-
-
-def _read(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealServer, RealServerState]]:
-    """Return the entries in the kernel except for rules, and the states of real servers. Nothing is written."""
-    sets, types = ipvs_sets(family)
-    names, members = sets.read(types)
-    entries: dict[IpvsKey, IpvsValue] = {}
-    entries.update((Set(name), types[name].value[0]) for name in names)
-    entries.update(members.items())
-    # Without a set nothing is ours, and a virtual server that exists is foreign.
-    if not entries:
-        return {}, {}
-    entries.update((Vip(ip), source) for ip, source in Vips(family).read().items())
-    servers = IpvsConnection()
-    virtuals = dict(servers.services(family))
-    entries.update(virtuals.items())
-    states = dict(servers.all_reals(virtuals, family))
-    entries.update((real, state.weight) for real, state in states.items())
-    return entries, states

@@ -19,6 +19,7 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from threading import Lock
 from time import time
 from typing import TypeVar
@@ -28,6 +29,8 @@ from pyproxy.backends.iptables.kernel import IptablesKernel
 from pyproxy.backends.iptables.ruleset import ChainKey, HookKey, RulesetKey
 from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer, Scheduling, Set, Vip, VirtualServer
 from pyproxy.backends.ipvs.ipset import IpSets, IpsetType
+from pyproxy.backends.ipvs.reader import foreign_servers, left_in_place, read_entries
+from pyproxy.backends.ipvs.static_rules import SERVED
 from pyproxy.backends.ipvs.vips import Vips, is_up
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection, IpvsRefusedError
 from pyproxy.errors import ApplyError
@@ -85,24 +88,22 @@ class IpvsKernel:
     detects_all_changes = False
     plans_per_portion: int | None = None
 
-    def __init__(
-        self, family: Family, handles: IpvsHandles, excluded: Collection[Network], served: Collection[str]
-    ) -> None:
+    def __init__(self, family: Family, handles: IpvsHandles, excluded: Collection[Network]) -> None:
         """Remember the handles.
 
         Args:
             family: the family.
             handles: its parts of the kernel.
             excluded: addresses whose virtual servers are never deleted (`--ipvs-exclude-cidrs`).
-            served: names of the sets that have address and port of our virtual servers.
         """
         self.family = family
         self._handles = handles
         self._excluded = tuple(block for block in excluded if block.family is family)
-        self._served = frozenset(served)
         self._lock = Lock()
         """Held by the thread that uses the sockets: a request and its answers must not mix with those of another."""
         self._foreign: set[VirtualServer] = set()
+        self._left: set[IpvsKey] = set()
+        """The foreign servers and draining real servers that were found last."""
         self._vips: set[bytes] = set()
         """VIPs that should exist."""
         self._bound: set[bytes] = set()
@@ -117,6 +118,22 @@ class IpvsKernel:
 
     def __repr__(self) -> str:
         return f"IpvsKernel({self.family})"
+
+    async def peek(self) -> dict[IpvsKey, IpvsValue]:
+        """Return what `read` returns, without side effects; see `backends.interface.Kernel`."""
+        with _as_apply_error("IPVS, ipset or routes"):
+            found, _ = await asyncio.to_thread(read_entries, self.family)
+        self._left = left_in_place(found, self._excluded)
+        found.update((await self._handles.rules.peek()).items())
+        return found
+
+    def leftovers(self) -> Collection[IpvsKey]:
+        """Return foreign servers, draining real servers, and what is deleted once they are gone."""
+        # Without the lock, for which the loop must not wait. `tuple` copies while no other thread runs.
+        deferred = tuple(self._deferred_deletes.items())
+        members = chain.from_iterable(tuple(group) for _, group in deferred)
+        vips = ((Vip(ip), member) for ip, member in tuple(self._deferred_ips.items()))
+        return self._left.union(members, (virtual for virtual, _ in deferred), *vips)
 
     async def read(self) -> dict[IpvsKey, IpvsValue]:
         """Return our entries, and foreign virtual servers, because one may have the address and port of one of ours.
@@ -149,14 +166,10 @@ class IpvsKernel:
             with _as_apply_error("IPVS"):
                 virtuals = dict(handles.servers.services(self.family))
                 reals = dict(handles.servers.all_reals(virtuals, self.family))
-            self._foreign = {
-                virtual
-                for virtual in virtuals
-                if any(virtual.ip in block for block in self._excluded)
-                or not any(Member(name, *virtual) in members for name in self._served)
-            }
             found.update(virtuals.items())
             found |= {real: state.weight for real, state in reals.items()}
+            self._foreign = foreign_servers(found, self._excluded)
+            self._left = left_in_place(found, self._excluded)
         return found
 
     async def apply(self, change: IpvsChange) -> None:
@@ -239,7 +252,7 @@ class IpvsKernel:
         kept: set[Member] = set()
         for member in parts.gone_members:
             virtual = VirtualServer(member.ip, member.protocol, member.port)
-            if virtual in deferred and member.set in self._served:
+            if virtual in deferred and member.set in SERVED:
                 self._deferred_deletes.setdefault(virtual, []).append(member)
                 kept.add(member)
             elif member.ip in ips and not member.port:

@@ -17,7 +17,7 @@ from pyproxy.backends.ipvs.ipset import ipvs_sets
 from pyproxy.backends.ipvs.kernel import IpvsHandles, IpvsKernel
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.requirements import require_ipvs, require_rules, require_scheduler
-from pyproxy.backends.ipvs.static_rules import SERVED, IpvsSettings, ipvs_hooks, is_ours
+from pyproxy.backends.ipvs.static_rules import IpvsSettings, ipvs_hooks, is_ours
 from pyproxy.backends.ipvs.vips import Vips, devices_with_addresses
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.config.config import Config, ProxyMode
@@ -129,7 +129,7 @@ class IpvsMode:
             vips=Vips(family),
             rules=IptablesKernel(family, self.iptables_variant, counter, ownership(family), IPVS_TABLES),
         )
-        return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs, SERVED)
+        return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs)
 
     def prepare(self) -> bool:
         """Set the sysctls that IPVS needs together with connection tracking, and the time-outs of connections.

@@ -5,18 +5,24 @@ a difference of elements. Most keys begin with a frontend: address, protocol and
 frontend has the name of the Service port as its comment; the frontend leads to the remaining ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from types import MappingProxyType
 
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.backends.nftables.elements import (
     ADDRESSED,
     ALLOWED_SOURCES,
+    CHAINED,
+    CLUSTER_IPS,
+    ENDPOINTS,
     FIREWALL,
+    HAIRPIN,
     LAYOUT,
     NODE_PORTS,
+    PICK,
     SETS,
     ElementKey,
+    ElementSet,
     KeyField,
     Layout,
     Value,
@@ -41,6 +47,22 @@ def _addressed_keys() -> dict[int, tuple[KeyField, ...]]:
 
 _ADDRESSED_KEYS = _addressed_keys()
 """For each set whose elements belong to one Service port: the fields of the frontend with which their keys begin."""
+
+
+_SHARED = CHAINED | {CLUSTER_IPS.number, HAIRPIN.number}
+"""Numbers of the sets whose elements several Service ports may share."""
+
+
+def _chains() -> dict[int, tuple[ElementSet, ...]]:
+    found: dict[int, tuple[ElementSet, ...]] = {}
+    for sets in (ADDRESSED, NODE_PORTS):
+        found[sets.timeouts.number] = (sets.main.sticky, sets.local.sticky)
+        found |= {choice.counts.number: (PICK, choice.find) for choice in (sets.main, sets.local)}
+    return found
+
+
+_CHAINS = _chains()
+"""For each map of numbers, the maps that lead from such a number to a chain."""
 
 
 def list_elements(
@@ -70,6 +92,42 @@ def list_elements(
     return RuleListing(
         family, common=tuple(common), services={name: tuple(services[name]) for name in sorted(services)}
     )
+
+
+def users(family: Family, keys: Collection[ElementKey], entries: Mapping[ElementKey, Value]) -> list[ServicePortName]:
+    """Return the Service ports that share some elements, such as their cluster IP or a number of endpoints, sorted.
+
+    Args:
+        family: of the elements.
+        keys: the elements to look for; own elements of Service ports are ignored.
+        entries: all elements.
+    """
+    shared = {key for key in keys if key[0] in _SHARED}
+    if not shared:
+        return []
+    owners = _owners(family, entries)
+    found: set[ServicePortName] = set()
+    for key, value in entries.items():
+        addressed = _addressed(key, family)
+        owner = owners.get(addressed) if addressed else None
+        if owner is None or addressed is None or not isinstance(value, bytes) or owner in found:
+            continue
+        if not shared.isdisjoint(_shared_keys(family, key, addressed, value)):
+            found.add(owner)
+    return sorted(found)
+
+
+def _shared_keys(family: Family, key: ElementKey, addressed: bytes, value: bytes) -> Iterator[ElementKey]:
+    """Yield the shared elements that may exist because of an element of a Service port."""
+    number = key[0]
+    address_bytes = KeyField.ADDRESS.size(family)
+    if number in _ADDRESSED_KEYS and _ADDRESSED_KEYS[number] == ADDRESSED.timeouts.key:
+        yield ElementKey(CLUSTER_IPS.prefix + addressed[:address_bytes])
+    if number in ENDPOINTS:
+        protocol, ip, port = addressed[-8:-4], value[:address_bytes], value[address_bytes:]
+        yield ElementKey(HAIRPIN.prefix + ip * 2 + protocol + port)
+    elif number in _CHAINS:
+        yield from (ElementKey(kind.prefix + value[:4]) for kind in _CHAINS[number])
 
 
 def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, ServicePortName]:

@@ -1,12 +1,12 @@
 """``dump-rules`` in the nftables mode: elements by Service, or a whole script for ``nft -f``."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.listing import ListedRule, RuleListing
-from pyproxy.backends.nftables.attribution import list_elements
+from pyproxy.backends.nftables.attribution import list_elements, users
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
 from pyproxy.backends.nftables.elements import ADDRESSED, LAYOUT, NODE_PORTS, SETS, ElementKey, Value
 from pyproxy.backends.nftables.explain import paths, read_elements
@@ -71,6 +71,16 @@ class NftablesDumper:
     ) -> RuleListing:
         """Return elements as a listing; see `Dumper`."""
         return list_elements(family, entries, also)
+
+    def is_leftover(self, *_: object) -> bool:
+        """Return False; see `Dumper`."""
+        return False
+
+    def users(
+        self, family: Family, keys: Collection[ElementKey], entries: Mapping[ElementKey, Value]
+    ) -> list[ServicePortName]:
+        """Return the Service ports that share elements; see `Dumper`."""
+        return users(family, keys, entries)
 
     def endpoint(self, rule: ListedRule) -> str | None:
         """Return the data of an element of a map of endpoints."""

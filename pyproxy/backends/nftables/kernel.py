@@ -6,7 +6,8 @@ netlink socket, under one lock, because the answers of two requests must not mix
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import closing
 from typing import Self
 
 from pyproxy.backends.interface import KernelCounts
@@ -102,6 +103,23 @@ class NftablesKernel:
         # First the generation: a change during the read then counts as external.
         self._counter.settle()
         return self._reader.entries()
+
+    async def peek(self) -> dict[ElementKey, Value]:
+        """Return what `read` returns, without side effects; see `backends.interface.Kernel`."""
+
+        def entries() -> dict[ElementKey, Value]:
+            # A socket of its own, so that a change need not wait for the dumps.
+            with closing(NfTablesSocket()) as netlink:
+                return TableReader(netlink, self.family).entries()
+
+        try:
+            return await asyncio.to_thread(entries)
+        except OSError as error:
+            raise _retryable(error) from error
+
+    def leftovers(self) -> Collection[ElementKey]:
+        """Return the elements that the sweeper will delete."""
+        return self._sweeper.lingering.keys()
 
     async def apply(self, change: ElementChange) -> None:
         """Write a change, in one transaction unless chains or the layout change.

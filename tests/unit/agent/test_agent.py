@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -10,6 +11,7 @@ from pyproxy.agent import agent as agent_module
 from pyproxy.agent.agent import Agent
 from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
+from pyproxy.agent.reconcile import Reconciler
 from pyproxy.agent.sources import EventQueue
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import RulesetKey
@@ -83,23 +85,12 @@ class TwoFamilies:
         return False
 
 
-class StaleFamilies(Observer):
-    """Records the families that were marked as stale."""
-
-    def __init__(self) -> None:
-        self.families: list[Family] = []
-
-    def marked_stale(self, family: Family) -> None:
-        """See `Observer`."""
-        self.families.append(family)
-
-
-async def marked_stale_during_first_sync() -> list[Family]:
-    """Run an agent through its first sync, and return the families that it marked as stale meanwhile."""
-    backend, observer = TwoFamilies(), StaleFamilies()
+async def run_first_sync() -> None:
+    """Run an agent through its first sync."""
+    backend = TwoFamilies()
     config = Config(healthz_bind_address=None)
     health = AgentHealth(config, Listeners())
-    agent = Agent(config, backend, "node1", tracker=Tracker(), observer=observer, health=health)  # type: ignore[arg-type]  # all that an agent uses
+    agent = Agent(config, backend, "node1", tracker=Tracker(), observer=Observer(), health=health)  # type: ignore[arg-type]  # all that an agent uses
     events = EventQueue()
     node = Node(name="node1", ips=(bytes((172, 18, 0, 2)),))
     for change in (Replaced(Kind.SERVICE, ()), Replaced(Kind.ENDPOINT_SLICE, ()), Replaced(Kind.NODE, (node,))):
@@ -114,11 +105,14 @@ async def marked_stale_during_first_sync() -> list[Family]:
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
-    return observer.families
 
 
 def test_own_change_in_flight_is_no_disturbance(monkeypatch: pytest.MonkeyPatch) -> None:
     """One family is done while the other's commit is not accounted for; to read all of it again would be for nothing."""
+    stale: list[Reconciler[Any, Any]] = []
     monkeypatch.setattr(agent_module, "_LOOK_PERIOD_SECONDS", LOOK_SECONDS)
+    monkeypatch.setattr(Reconciler, "mark_stale", stale.append)
 
-    assert [] == asyncio.run(marked_stale_during_first_sync())
+    asyncio.run(run_first_sync())
+
+    assert [] == stale

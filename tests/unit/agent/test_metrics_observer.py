@@ -34,6 +34,14 @@ class Sweeping:
         """Find nothing."""
         return {}
 
+    async def peek(self) -> dict[RulesetKey, str]:
+        """Find nothing."""
+        return {}
+
+    def leftovers(self) -> tuple[RulesetKey, ...]:
+        """Leave nothing."""
+        return ()
+
     async def apply(self, _: Mapping[RulesetKey, tuple[str | None, str | None]]) -> None:
         """Take everything."""
 
