@@ -100,7 +100,9 @@ class NodePortAddresses(Enum):
 _KEYWORDS = {word.value: word for word in NodePortAddresses}
 
 
-def _parse_nodeport_addresses(text: str) -> tuple[Network | NodePortAddresses, ...]:
+def parse_nodeport_addresses(text: str) -> tuple[Network | NodePortAddresses, ...]:
+    """Read comma-separated CIDR blocks and keywords."""
+    # Keywords are matched exactly, as in kube-proxy; `Primary` is an error.
     found: list[Network | NodePortAddresses] = []
     for item in map(str.strip, parse_strings(text)):
         try:
@@ -112,7 +114,7 @@ def _parse_nodeport_addresses(text: str) -> tuple[Network | NodePortAddresses, .
     return tuple(found)
 
 
-def _keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
+def keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
     """Accept each keyword at most once, as kube-proxy's validation does; a block may be repeated."""
     for word in NodePortAddresses:
         if value.count(word) > 1:
@@ -121,7 +123,7 @@ def _keywords_once(value: tuple[Network | NodePortAddresses, ...]) -> None:
 
 
 NODE_NAME = Grammar("NAME", lambda text: text.strip().lower())
-NODEPORT_ADDRESSES = Grammar("CIDR|KEYWORD,...", _parse_nodeport_addresses, write_list, repeats=True)
+NODEPORT_ADDRESSES = Grammar("CIDR|KEYWORD,...", parse_nodeport_addresses, write_list, repeats=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +134,8 @@ class Config:
         ConfigError: a value is out of its limits, or two values contradict each other; the message names the flag.
     """
 
+    # The help of an option says what it does for the user. Values are parsed by its grammar, from flags and files alike, and
+    # its check sees the parsed value.
     config: str = option(
         "", PATH, "KubeProxyConfiguration file (v1alpha1), such as the one that kubeadm writes. Flags override it."
     )
@@ -176,6 +180,7 @@ class Config:
         "Primary IP of this node; 0.0.0.0 or :: selects the IP of the Node object. Despite its name nothing listens on"
         " it.",
     )
+    # In a file and as a flag an empty mode means kube-proxy's default on Linux.
     proxy_mode: ProxyMode = option(
         ProxyMode.IPTABLES,
         one_of(ProxyMode, empty=ProxyMode.IPTABLES),
@@ -208,6 +213,7 @@ class Config:
         "CIDR blocks of the cluster's pods, one for each IP family; for --detect-local-mode=ClusterCIDR.",
         check=one_for_each_family,
     )
+    # Packets to a cluster IP that do not come from a pod of this node are masqueraded, so that replies return through it.
     detect_local_mode: DetectLocalMode = option(
         DetectLocalMode.CLUSTER_CIDR,
         one_of(DetectLocalMode, empty=DetectLocalMode.CLUSTER_CIDR),
@@ -219,6 +225,7 @@ class Config:
         "Bridge interface on which packets from pods arrive; for --detect-local-mode=BridgeInterface.",
         check=interface_name(15),
     )
+    # One byte less than a name may have (IFNAMSIZ - 1 = 15): a prefix as long as a name would match only that name.
     pod_interface_name_prefix: str = option(
         "",
         TEXT,
@@ -226,6 +233,7 @@ class Config:
         check=interface_name(14),
     )
     masquerade_all: bool = option(False, SWITCH, "Masquerade all traffic to cluster IPs.")
+    # Network plugins use other bits of the mark, so the bit can be moved.
     iptables_masquerade_bit: int = option(
         14, INT, "Bit of the packet mark, 0 to 31, that marks packets to masquerade.", check=within(0, 31)
     )
@@ -234,9 +242,10 @@ class Config:
         NODEPORT_ADDRESSES,
         "Local addresses that serve node ports: CIDR blocks and the keywords primary (the IP of the Node object),"
         " localhost (127.0.0.0/8 and ::1/128) and all. Without this flag: all; in nftables mode primary.",
-        check=_keywords_once,
+        check=keywords_once,
     )
     iptables_localhost_nodeports: bool = option(True, SWITCH, "Also serve node ports on IPv4 loopback addresses.")
+    # None is not 0: without a value the time between syncs grows with the cost of a sync.
     iptables_min_sync_period_seconds: float | None = option(
         None,
         DURATION,
@@ -251,6 +260,8 @@ class Config:
         " (legacy iptables), all rules are compared every ten periods, unless --drift-check-interval is 0.",
         check=positive,
     )
+    # kube-proxy's limits of connection tracking. A node forwards the connections of all its pods, so the kernel's limit, which
+    # depends on the memory, can be too low; the larger of the two values below counts.
     conntrack_max_per_core: int = option(
         32768,
         INT,
@@ -263,18 +274,21 @@ class Config:
         "Lower bound for the largest number of tracked connections, regardless of --conntrack-max-per-core.",
         check=not_negative,
     )
+    # The kernel keeps an idle connection for five days, which fills the table with connections of pods that are gone.
     conntrack_tcp_timeout_established_seconds: float = option(
         86400.0,
         DURATION,
         "Time for which an idle TCP connection is tracked; 0 keeps the kernel's value.",
         check=not_negative,
     )
+    # The kernel forgets a half-closed connection after 60 s; a server may take longer to finish its response.
     conntrack_tcp_timeout_close_wait_seconds: float = option(
         3600.0,
         DURATION,
         "Time for which a TCP connection in CLOSE_WAIT is tracked; 0 keeps the kernel's value.",
         check=not_negative,
     )
+    # An INVALID packet is not translated back: the client sees the pod's address, and resets the connection.
     conntrack_tcp_be_liberal: bool = option(
         False, SWITCH, "Track TCP packets outside the window as part of their connection instead of as invalid."
     )
@@ -290,6 +304,7 @@ class Config:
         "Time for which a UDP flow with replies is tracked; 0 keeps the kernel's value.",
         check=not_negative,
     )
+    # Loopback, because metrics tell much about a cluster; the health server must answer load balancers.
     metrics_bind_address: ListenAddress | ListenSelector | None = option(
         ListenAddress(LOOPBACK_IPS[Family.IPV4], METRICS_PORT),
         listen_selector(METRICS_PORT),
@@ -323,6 +338,7 @@ class Config:
     init_only: bool = option(
         False, SWITCH, "Only set the kernel parameters that need full privileges, then exit; for an init container."
     )
+    # kube-proxy's value. -1000 would exempt the process altogether, even if it had a memory leak.
     oom_score_adj: int = option(
         -999,
         INT,
@@ -337,8 +353,25 @@ class Config:
     def __post_init__(self) -> None:
         for about in OPTIONS.values():
             about.require_usable(about.value(self))
-        self._require_ordered_periods()
-        self._require_interface()
+        # The checks of single options came first: what follows compares values that are valid.
+        for mode, shortest, longest in (
+            ("iptables", self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds),
+            ("ipvs", self.ipvs.min_sync_period_seconds, self.ipvs.sync_period_seconds),
+        ):
+            if shortest is not None and shortest > longest:
+                message = (
+                    f"--{mode}-min-sync-period: {write_duration(shortest)} is longer than"
+                    f" --{mode}-sync-period, {write_duration(longest)}"
+                )
+                raise ConfigError(message)
+        needed = {
+            DetectLocalMode.BRIDGE_INTERFACE: ("pod-bridge-interface", self.pod_bridge_interface),
+            DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod-interface-name-prefix", self.pod_interface_name_prefix),
+        }
+        flag, value = needed.get(self.detect_local_mode, ("", "nothing is needed"))
+        if not value:
+            message = f"--{flag}: must be given with --detect-local-mode={self.detect_local_mode.value}"
+            raise ConfigError(message)
         if self.manifests and (self.kubeconfig or self.master):
             message = "--manifests: replaces the API server; --kubeconfig and --master cannot be given with it"
             raise ConfigError(message)
@@ -363,28 +396,6 @@ class Config:
         servers = {"metrics-bind-address": self.metrics_bind_address, "healthz-bind-address": self.healthz_bind_address}
         return {address.port: f"pyproxy (--{flag})" for flag, address in servers.items() if address is not None}
 
-    def _require_ordered_periods(self) -> None:
-        for mode, shortest, longest in (
-            ("iptables", self.iptables_min_sync_period_seconds, self.iptables_sync_period_seconds),
-            ("ipvs", self.ipvs.min_sync_period_seconds, self.ipvs.sync_period_seconds),
-        ):
-            if shortest is not None and shortest > longest:
-                message = (
-                    f"--{mode}-min-sync-period: {write_duration(shortest)} is longer than"
-                    f" --{mode}-sync-period, {write_duration(longest)}"
-                )
-                raise ConfigError(message)
-
-    def _require_interface(self) -> None:
-        needed = {
-            DetectLocalMode.BRIDGE_INTERFACE: ("pod-bridge-interface", self.pod_bridge_interface),
-            DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod-interface-name-prefix", self.pod_interface_name_prefix),
-        }
-        flag, value = needed.get(self.detect_local_mode, ("", "nothing is needed"))
-        if not value:
-            message = f"--{flag}: must be given with --detect-local-mode={self.detect_local_mode.value}"
-            raise ConfigError(message)
-
 
 OPTIONS = options_of(Config)
 """All options, by attribute."""
@@ -400,6 +411,7 @@ def build_config(values: Mapping[str, Any]) -> Config:
     for attribute, value in values.items():
         about = OPTIONS[attribute]
         grouped.setdefault(about.group, {})[about.name] = value
+    # A group is frozen as well: replace makes a copy of its defaults with the given values.
     ungrouped = grouped.pop("", {})
     defaults = Config()
     groups = {name: replace(getattr(defaults, name), **inner) for name, inner in grouped.items()}

@@ -68,5 +68,5 @@ def _fields(info: inspect.Type, section: str, steps: tuple[str, ...]) -> Iterato
 
 
 def _without_null(info: inspect.Type) -> inspect.Type:
-    """Return the first type of a union with null."""
+    # Fields are declared with null last.
     return info.types[0] if isinstance(info, inspect.UnionType) else info

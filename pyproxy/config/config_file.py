@@ -36,7 +36,8 @@ _AnyValue = bool | int | str | list[str] | None
 
 
 def _own_configuration() -> type[msgspec.Struct]:
-    """Make the struct of a PyproxyConfiguration: a field for each own option, in camelCase."""
+    # A field for each own option, in camelCase with acronyms in capitals, as in Kubernetes APIs. The type is made from the
+    # options, so that a new one is a field without further code.
     names = {"proxy_mode": "mode", "metrics_bind_address": "metricsBindAddress"}
     for attribute, about in OPTIONS.items():
         if about.own and attribute != "pyproxy_config":
@@ -94,6 +95,7 @@ class ConfigFile:
         def field_of(match: re.Match[str]) -> str:
             return self.fields.get(match[1], match[0])
 
+        # Messages of Config name flags; a user who has written a file looks for its fields.
         changed = re.sub(r"--([a-z][a-z-]*[a-z])", field_of, message)
         return message if changed == message else f"{self.path}: {changed}"
 
@@ -134,9 +136,9 @@ def read_config_file(path: str, typed: Mapping[str, Any]) -> ConfigFile:
     if "manifests" in typed:
         # Manifests replace the API server.
         values.pop("kubeconfig", None)
+    # kube-proxy's default for the servers depends on the family of bindAddress (`apis/config/v1alpha1/defaults.go`).
     address = values.get("bind_address")
     if address is not None and family_of(address) is Family.IPV6:
-        # On a node with an IPv6 address servers listen on IPv6 by default.
         defaults = {
             "metrics_bind_address": ListenAddress(LOOPBACK_IPS[Family.IPV6], METRICS_PORT),
             "healthz_bind_address": ListenAddress(parse_ip("::"), HEALTHZ_PORT),
@@ -178,6 +180,7 @@ class _ConfigReader:
         found = {
             name: value for name, each in self.schema.fields.items() if (value := each.value(configuration)) is not None
         }
+        # The mode decides which sections count, so it is read before all other fields.
         mode = self.typed.get("proxy_mode") or self._value("mode", found.get("mode", ""))
         values: dict[str, Any] = {}
         # A message about a flag that no field sets names the first field that could.
@@ -191,6 +194,7 @@ class _ConfigReader:
             if value is _NOT_GIVEN or not _applies(name, Config().proxy_mode if mode is _NOT_GIVEN else mode):
                 continue
             attribute, ignored = self.schema.fields[name].attribute, self.schema.fields[name].ignored
+            # A file that kubeadm writes has every field: an ignored option is worth a warning only if it was changed.
             if attribute and value != OPTIONS[attribute].value(Config()):
                 ignored = OPTIONS[attribute].ignored
             if ignored:
@@ -198,6 +202,7 @@ class _ConfigReader:
             if attribute and attribute not in self.typed:
                 values[attribute] = value
                 fields[OPTIONS[attribute].flag] = name
+        # Errors and warnings in the order of their lines.
         if self._errors:
             raise ConfigError("\n".join(sorted(self._errors, key=self._errors.__getitem__)))
         given = {OPTIONS[attribute].flag for attribute in self.typed}
@@ -207,7 +212,6 @@ class _ConfigReader:
         )
 
     def _load(self) -> tuple[str, dict[str, Any]]:
-        """Return the text of the file, and its first document without ``apiVersion`` and ``kind``."""
         kind = self.schema.configuration.__name__
         try:
             text = Path(self.path).read_text()
@@ -233,7 +237,7 @@ class _ConfigReader:
         return text, {name: value for name, value in tree.items() if name not in {"apiVersion", "kind"}}
 
     def _converted(self, tree: dict[str, Any]) -> msgspec.Struct:
-        """Convert a document to the struct of its kind; report and leave out each field of a wrong type."""
+        # msgspec stops at the first wrong type. To report all, each is left out and the rest is converted again.
         while True:
             try:
                 return msgspec.convert(tree, self.schema.configuration)
@@ -248,11 +252,24 @@ class _ConfigReader:
                 tree = _without(tree, re.sub(r"\[.*", "", path).split("."))
 
     def _value(self, name: str, raw: object) -> Any:  # noqa: ANN401  # the option's type
+        field = self.schema.fields[name]
+        if not field.attribute:
+            return raw or _NOT_GIVEN
+        option = OPTIONS[field.attribute]
+        text = _flag_text(raw, option.grammar)
+        if not text:
+            return _NOT_GIVEN
         try:
-            return _checked_value(self.schema.fields[name], raw)
+            value = option.grammar.parse(text)
+            # Go cannot distinguish an absent field from its zero value, so that zero means the default, except where
+            # kube-proxy has a pointer. None is a value: an address with port 0 disables the server.
+            if value is not None and not value and not field.keeps_zero:
+                return _NOT_GIVEN
+            option.require_limits(value)
         except ValueError as error:
             self._blame(name, str(error))
             return _NOT_GIVEN
+        return value
 
     def _warn(self, name: str, message: str) -> None:
         self._warnings[f"{self.path}: {name} {message}"] = self._document.line(name)
@@ -263,7 +280,6 @@ class _ConfigReader:
 
 
 def _unknown_fields(tree: Mapping[str, Any], known: Mapping[str, ConfigField], section: str = "") -> Iterator[str]:
-    """Yield the paths of the fields in a document that are not known."""
     for name, value in tree.items():
         path = f"{section}{name}"
         if any(each.startswith(f"{path}.") for each in known):
@@ -287,35 +303,16 @@ _TYPE_NAMES = {
 
 
 def _without(tree: dict[str, Any], steps: list[str]) -> dict[str, Any]:
-    """Return a copy of a tree without the value at a path; aliases of YAML may share its parts."""
+    # A copy, because aliases of YAML may share parts of a tree.
     first, *more = steps
     if not more:
         return {name: value for name, value in tree.items() if name != first}
     return tree | {first: _without(tree[first], more)}
 
 
-def _checked_value(field: ConfigField, raw: object) -> object:
-    """Return the value of an option.
-
-    Raises:
-        ValueError: it is not valid, or out of its limits.
-    """
-    if not field.attribute:
-        return raw or _NOT_GIVEN
-    option = OPTIONS[field.attribute]
-    text = _flag_text(raw, option.grammar)
-    if not text:
-        return _NOT_GIVEN
-    value = option.grammar.parse(text)
-    # None is a value: an address with port 0 disables the server.
-    if value is not None and not value and not field.keeps_zero:
-        return _NOT_GIVEN
-    option.require_limits(value)
-    return value
-
-
 def _flag_text(value: object, grammar: Grammar[object]) -> str:
-    """Return the text that the flag would have for the value of a field."""
+    # A file has typed values, and a flag has text. Values of files go through the grammar of the flag as well, so that limits
+    # and messages are the same. A metav1.Duration in a file may be a number of nanoseconds.
     match value:
         case bool():
             return write_bool(value)
@@ -331,7 +328,7 @@ def _flag_text(value: object, grammar: Grammar[object]) -> str:
 
 
 def _applies(name: str, mode: ProxyMode) -> bool:
-    """Return whether a mode reads a field: nftables reads its own section, ipvs that of iptables and its own."""
+    # A mode reads its own section, and ipvs that of iptables as well; auto may become nftables or iptables.
     match name.partition(".")[0]:
         case "nftables":
             return mode in {ProxyMode.NFTABLES, ProxyMode.AUTO}

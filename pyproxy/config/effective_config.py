@@ -23,6 +23,7 @@ def effective_configuration(config: Config) -> dict[str, Any]:
     caller has put the selected mode into the Config. pyproxy's own options are not in it. A minimal sync period that was
     not set is 0s, which means the default.
     """
+    # From the table of fields, which is also what files are read by: what is written can be read again.
     tree: dict[str, Any] = {"apiVersion": API_VERSION, "kind": KubeProxyConfiguration.__name__}
     for path, field in FIELDS.items():
         value = _file_value(config, field)
@@ -41,7 +42,7 @@ def effective_configuration(config: Config) -> dict[str, Any]:
 
 
 def _file_value(config: Config, field: ConfigField) -> object:
-    """Return the value of a field as kube-proxy writes it."""
+    # A field without an option has its zero value, as in Go.
     if not field.attribute:
         return False if isinstance(field.type, msgspec.inspect.BoolType) else ""
     option = OPTIONS[field.attribute]
@@ -55,7 +56,9 @@ def _file_value(config: Config, field: ConfigField) -> object:
         case msgspec.inspect.ListType(item_type=msgspec.inspect.StructType()), _:
             written = [msgspec.to_builtins(VModuleItem.from_text(item)) for item in value.split(",") if item]
         case msgspec.inspect.ListType(), _:
+            # Go writes a nil slice as null.
             written = [str(item) for item in value] or None
+        # Go writes 5.0 as 5, and YAML would keep the float.
         case _, float() if value.is_integer():
             written = int(value)
         case _, bool() | int() | float():
@@ -73,6 +76,7 @@ def go_duration(seconds: float) -> str:
 
     if seconds < 0:
         return f"-{go_duration(-seconds)}"
+    # Below a second Go uses the largest unit that gives a number of at least 1, and from a minute on it omits no unit.
     if 0 < seconds < 1:
         unit, factor = next(pair for pair in (("ms", 10**3), ("µs", 10**6), ("ns", 10**9)) if seconds * pair[1] >= 1)
         return f"{shortest(seconds * factor)}{unit}"

@@ -67,6 +67,7 @@ def split_command_line(words: Sequence[str], syntax: Syntax) -> CommandLine:
     Raises:
         FlagError: an unknown flag, a missing value, or a word such as ``--=x``.
     """
+    # Unlike getopt, pflag accepts flags after arguments (interspersed), no abbreviations of names, and one dash for letters only.
     flags: list[tuple[str, str]] = []
     arguments: list[str] = []
     rest = iter(words)
@@ -74,7 +75,16 @@ def split_command_line(words: Sequence[str], syntax: Syntax) -> CommandLine:
         if word == "--":
             arguments.extend(rest)
         elif word.startswith("--"):
-            flags.append(_long_flag(word, rest, syntax))
+            name, equals, value = word[2:].partition("=")
+            if not name or name.startswith("-"):
+                message = f"bad flag syntax: {word}"
+                raise FlagError(message)
+            name = name.replace("_", "-")
+            is_switch = syntax.is_switch(name)
+            # `--switch value` leaves the value as an argument; only `--switch=value` sets it.
+            if not equals:
+                value = "true" if is_switch else _next_word(rest, f"--{name}")
+            flags.append((name, value))
         elif word.startswith("-") and word != "-":
             flags.extend(_short_flags(word[1:], rest, syntax))
         else:
@@ -82,18 +92,7 @@ def split_command_line(words: Sequence[str], syntax: Syntax) -> CommandLine:
     return CommandLine(tuple(flags), tuple(arguments))
 
 
-def _long_flag(word: str, rest: Iterator[str], syntax: Syntax) -> tuple[str, str]:
-    name, equals, value = word[2:].partition("=")
-    if not name or name.startswith("-"):
-        message = f"bad flag syntax: {word}"
-        raise FlagError(message)
-    name = name.replace("_", "-")
-    is_switch = syntax.is_switch(name)
-    if equals:
-        return name, value
-    return name, "true" if is_switch else _next_word(rest, f"--{name}")
-
-
+# `-vx5` is `-v -x 5`: letters are switches up to the first one that takes a value, which is the rest of the word.
 def _short_flags(letters: str, rest: Iterator[str], syntax: Syntax) -> Iterator[tuple[str, str]]:
     while letters:
         letter, tail = letters[0], letters[1:]
@@ -209,13 +208,16 @@ def parse_duration(text: str) -> float:
 
     Fractions of a nanosecond are cut off. A duration has at most 64 bits of nanoseconds (292 years).
     """
+    # A sign, and then numbers with a unit each; only 0 needs no unit. Units may come in any order and repeatedly.
     unsigned = text[1:] if text[:1] in {"+", "-"} else text
     if unsigned == "0":
         return 0.0
+    # `findall` skips what does not match: the parts must make up the whole text.
     parts = _DURATION_PART.findall(unsigned)
     if not parts or "".join(number + unit for number, unit in parts) != unsigned:
         message = f"{text!r} is not a duration such as 30s, 1m30s or 500ms"
         raise ValueError(message)
+    # Decimal, because a binary float cannot hold 0.1; Go counts in whole nanoseconds.
     nanoseconds = sum(int(Decimal(number) * _NANOSECONDS[unit]) for number, unit in parts)
     if nanoseconds >= 2**63:
         message = f"{text!r} is longer than 292 years"
@@ -234,6 +236,7 @@ def write_duration(seconds: float) -> str:
 
 def parse_strings(text: str) -> tuple[str, ...]:
     """Read a list as pflag's stringSlice does: one record of comma-separated values, in which quotes protect a comma."""
+    # pflag uses Go's encoding/csv: a value that contains a comma has to be quoted, and so has one with quotes.
     try:
         return tuple(next(csv.reader([text], strict=True), ()))
     except csv.Error as error:
@@ -272,6 +275,7 @@ def write_list(values: Sequence[object]) -> str:
 def parse_gates(text: str) -> tuple[tuple[str, bool], ...]:
     """Read ``A=true,B=false`` as component-base's ``MapStringBool`` does."""
     gates: list[tuple[str, bool]] = []
+    # Whether a gate exists is not checked: pyproxy has none, and kube-proxy's change with each version.
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
         if not equals:
@@ -306,6 +310,7 @@ def parse_listen_address(text: str, default_port: int) -> ListenAddress | None:
     """Read ``IP:port``, ``[IPv6]:port`` or a bare IP; an empty text or port 0 disables the server (None)."""
     if not text:
         return None
+    # An IPv6 address has colons of its own, so that only brackets can separate a port from it (RFC 3986).
     bracketed = re.fullmatch(r"\[(?P<ip>[^\]]*)\]:(?P<port>[0-9]{1,5})", text)
     plain = re.fullmatch(r"(?P<ip>[^:\[\]]*):(?P<port>[0-9]{1,5})", text)
     match = bracketed or plain

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pyproxy.config.grammar import COUNT, DURATION, FLOAT, GATES, INT, PATH, SWITCH, TEXT, VMODULE
 from pyproxy.config.option import not_negative, option, positive, within
 
+# kube-proxy's ports (`cluster/ports/ports.go`): probes, scrape configurations and load balancers expect them.
 HEALTHZ_PORT = 10256
 METRICS_PORT = 10249
 
@@ -25,6 +26,8 @@ NO_HIDDEN = "is accepted but has no effect: pyproxy hides no metric"
 NO_MACHINE = "is accepted but has no effect, as in kube-proxy"
 
 
+# Types and defaults are those of kube-proxy all the same: a command line or file that works there must work here, and a value
+# that equals the default causes no warning.
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IgnoredOptions:
     """Options without effect."""

@@ -24,6 +24,7 @@ class IpvsOptions:
         SWITCH,
         "In ipvs mode, let each network device answer ARP requests for its own addresses only; required by MetalLB.",
     )
+    # IPVS has its own table of connections, beside conntrack; the shorter timeout of the two ends a connection.
     tcp_timeout_seconds: float = option(
         0.0,
         DURATION,
@@ -39,6 +40,7 @@ class IpvsOptions:
     udp_timeout_seconds: float = option(
         0.0, DURATION, "Time after which IPVS forgets an idle UDP flow; 0 keeps the kernel's value.", check=not_negative
     )
+    # Options of their own, as in kube-proxy: a node changes its mode without changing its other flags.
     min_sync_period_seconds: float | None = option(
         None, DURATION, "Same as --iptables-min-sync-period, for the ipvs mode.", check=not_negative
     )

@@ -123,6 +123,7 @@ class DetectLocal(Struct, rename="camel"):
     interface_name_prefix: Annotated[str | None, sets("pod_interface_name_prefix")] = None
 
 
+# Pointers in Go, and so are masqueradeBit, localhostNodePorts and oomScoreAdj: zero is a value in these fields.
 class Conntrack(Struct, rename="camel"):
     """Kernel parameters of connection tracking."""
 

@@ -64,16 +64,12 @@ class Option:
             raise ValueError(message) from None
 
 
-def _anything(_: object) -> None:
-    """Accept every value."""
-
-
 def option(  # noqa: PLR0913  # all keywords of a declaration
     default: T,
     grammar: Grammar[object],
     text: str,
     *,
-    check: Callable[[Any], None] = _anything,
+    check: Callable[[Any], None] = lambda _: None,
     ignored: str = "",
     own: bool = False,
 ) -> T:
@@ -81,6 +77,7 @@ def option(  # noqa: PLR0913  # all keywords of a declaration
 
     Its name is the flag's in snake_case, with ``_seconds`` added for a duration. For the arguments see `Option`.
     """
+    # The metadata of the field has the arguments of `Option` that are not its names; those follow from the field.
     about = {"help": text, "grammar": grammar, "check": check, "ignored": ignored, "own": own}
     return field(default=default, metadata=about)
 
@@ -92,6 +89,7 @@ def group(default: T, prefix: str = "") -> T:
 
 def options_of(config: type[Any]) -> Mapping[str, Option]:
     """Return the options of a Config by attribute: the name of the flag in snake_case, with ``_seconds`` for a duration."""
+    # Of the default values of groups only their types are used: a group is a dataclass with options of its own.
     return dict(_options(config, "", ""))
 
 
@@ -100,6 +98,7 @@ def _options(owner: type[Any], group_name: str, prefix: str) -> Iterator[tuple[s
         if "grammar" in declared.metadata:
             attribute = f"{prefix}_{declared.name}" if prefix else declared.name
             flag = attribute.removesuffix("_seconds").replace("_", "-")
+            # A duration is a float in seconds; the unit is part of the field's name, but not of the flag's.
             yield attribute, Option(group_name, declared.name, flag, **declared.metadata)
         else:
             yield from _options(type(declared.default), declared.name, declared.metadata["prefix"])
@@ -118,7 +117,7 @@ def within(low: float, high: float) -> Callable[[float], None]:
 
 def positive(value: float) -> None:
     """Accept numbers above 0."""
-    if not value > 0:
+    if not value > 0:  # not `value <= 0`: NaN compares false with everything
         message = "is not greater than 0"
         raise ValueError(message)
 
@@ -138,6 +137,7 @@ _INTERFACE = re.compile(r"[^\s/:\"'\\\x00-\x1f\x7f]*(?<!\+)")
 def interface_name(longest: int) -> Callable[[str], None]:
     """Return a check that accepts names of interfaces, or prefixes of names, of at most this many bytes."""
 
+    # Bytes, not characters: the kernel's limit counts the former.
     def check(value: str) -> None:
         if not _INTERFACE.fullmatch(value) or value in {".", ".."} or len(value.encode()) > longest:
             message = f"is not a valid interface name of at most {longest} bytes (without + at the end)"

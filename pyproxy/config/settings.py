@@ -60,7 +60,9 @@ def resolve_settings(given: Mapping[str, Any]) -> ResolvedSettings:
         from pyproxy.config.config_file import read_files  # noqa: PLC0415  # YAML
 
         files = read_files(given)
+    # The first mapping with a key wins: flags, then the own file, then kube-proxy's.
     values = dict(ChainMap(dict(given), *(dict(file.values) for file in files)))
+    # The deprecated port flags of kube-proxy: only 0, which disables a server, still has an effect.
     for server in ("metrics", "healthz"):
         if values.get(f"{server}_port") == 0:
             values[f"{server}_bind_address"] = None
