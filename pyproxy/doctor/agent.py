@@ -10,13 +10,15 @@ from pyproxy.config.config import Config
 from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, warn
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
 from pyproxy.errors import SourceError
-from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
-from pyproxy.takeover.running_proxy import detect_running_proxy
+from pyproxy.model.address import ListenAddress, ip_text
+from pyproxy.takeover.running_proxy import detect_running_proxy, reachable
 
 _TIMEOUT_SECONDS = 5
+# A line of the text format: name with labels, and value. Labels of the samples that are read have no spaces.
 _SAMPLE = re.compile(r"^([^#\s]+) (\S+)$", re.MULTILINE)
 _MARKER = "pyproxy_build_info"
 _WATCH = re.compile(r'pyproxy_watch_up\{kind="(.*)"\}')
+# The link reads "net:[4026531840]": equal for processes in the same namespace.
 _SAME_NETWORK = "/proc/self/ns/net"
 
 
@@ -27,6 +29,7 @@ async def ask_agent(config: Config) -> AgentAnswers:
 
 
 def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> AgentAnswers:
+    # The metrics decide whose servers they are: both proxies have /proxyMode and /healthz.
     text = _get(metrics, "/metrics")
     samples = {name: float(value) for name, value in _SAMPLE.findall(text)}
     mode = _get(metrics, "/proxyMode") if text else ""
@@ -35,23 +38,19 @@ def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> Age
     return AgentAnswers(
         proxy=PYPROXY if is_ours else KUBE_PROXY if is_proxy else "",
         mode=mode if is_proxy else "",
-        metrics_url=f"http://{_reachable(metrics)}" if metrics else "",
-        health_url=f"http://{_reachable(health)}" if health else "",
+        metrics_url=f"http://{reachable(metrics)}" if metrics else "",
+        health_url=f"http://{reachable(health)}" if health else "",
         metrics=samples,
         healthz=_json(_get(health, "/healthz")),
         readyz=_json(_get(health, "/readyz")) if is_ours else {},
     )
 
 
-def _reachable(address: ListenAddress) -> ListenAddress:
-    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
-
-
 def _get(address: ListenAddress | None, path: str) -> str:
-    """Return the body of a page, or nothing if there is no such server; the health server answers 503 with a body."""
+    # An answer with an error status counts: the health server sends 503 with a body that says what is wrong.
     if address is None:
         return ""
-    where = _reachable(address)
+    where = reachable(address)
     connection = HTTPConnection(ip_text(where.ip), where.port, timeout=_TIMEOUT_SECONDS)
     try:
         connection.request("GET", path, headers={"Host": "localhost"})
@@ -97,6 +96,7 @@ async def check_last_sync(inputs: Inputs) -> list[Finding]:
     """The health server knows for how long changes of each family have been pending."""
     agent = _require_agent(inputs)
     evidence = f"curl {agent.health_url}/healthz"
+    # As kube-proxy, by family: changes that are not in the kernel after a time limit make a family unhealthy.
     families = agent.healthz.get("status")
     found = [
         fail(
@@ -149,6 +149,7 @@ async def check_quarantine(inputs: Inputs) -> list[Finding]:
 
 async def check_other_proxy(inputs: Inputs) -> list[Finding]:
     """Two proxies undo each other's changes."""
+    # Side-by-side a running kube-proxy is what the user wants.
     if inputs.config.service_proxy_name:
         return []
     proxy = inputs.agent.proxy
@@ -164,11 +165,8 @@ async def check_other_proxy(inputs: Inputs) -> list[Finding]:
 
 
 def _kube_proxy_process() -> str:
-    """Return the process of a kube-proxy in this network namespace; processes of another PID namespace are invisible.
-
-    Raises:
-        SourceError: the network namespace of a kube-proxy cannot be read.
-    """
+    # A kube-proxy in another network namespace, such as that of a node made of a container, is not a rival. One in another PID
+    # namespace cannot be seen here, but its servers can.
     here = Path(_SAME_NETWORK).readlink()
     for folder in Path("/proc").glob("[0-9]*"):
         try:

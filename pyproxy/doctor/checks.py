@@ -37,6 +37,7 @@ CHECKS = (
 
 async def examine(inputs: Inputs, checks: tuple[Check, ...] = CHECKS) -> list[Finding]:
     """Run checks and return their findings, the most serious first; a check without findings returns one that is ok."""
+    # At the same time, because some wait: for an answer of the agent, or for counters to change.
     found = await asyncio.gather(*(_run(check, inputs) for check in checks))
     order = list(Severity)[::-1]
     return sorted((finding for each in found for finding in each), key=lambda finding: order.index(finding.severity))

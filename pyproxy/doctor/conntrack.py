@@ -8,8 +8,11 @@ from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, warn
 from pyproxy.doctor.inputs import Inputs
 from pyproxy.linux.sysctl import read_sysctl
 
+# nf_conntrack_max counts entries. When it is reached, the kernel first drops half-open connections early (`early_drop`), and then
+# first packets.
 WARN_SHARE, FAIL_SHARE = 0.75, 0.95
 """Shares of the table that are in use."""
+# Of this thread: /proc/net would be that of the main thread, which may be in another network namespace.
 _STATISTICS = Path("/proc/thread-self/net/stat/nf_conntrack")
 _SAMPLE_SECONDS = 1.0
 _LOSSES = {
@@ -17,6 +20,7 @@ _LOSSES = {
         "packets are dropped because the connection tracking table is full",
         "raise --conntrack-min, or find the clients that open so many connections",
     ),
+    # Two packets of a new UDP flow, such as the A and AAAA queries of one socket, each make an entry; the second cannot be added.
     "insert_failed": (
         "first packets are dropped because another packet created the same entry",
         "for DNS, a cache on each node, or options single-request-reopen in resolv.conf",
@@ -72,7 +76,7 @@ def losses(before: Counter[str], now: Counter[str], *, be_liberal: bool) -> list
 
 
 def _statistics() -> Counter[str]:
-    """Return the sums of the counters of all CPUs; the file has a line for each, in hex, below a line of names."""
+    # A line of names, and a line of hex numbers for each CPU (`net/netfilter/nf_conntrack_standalone.c`).
     try:
         names, *lines = (line.split() for line in _STATISTICS.read_text().splitlines())
     except FileNotFoundError:

@@ -36,6 +36,7 @@ class Finding:
     """Whether the check did not run because something that it reads was not given."""
 
 
+# Not a warning, unlike a check that fails to run: the user chose not to give its input.
 class NotCheckedError(PyproxyError):
     """A check cannot run, because something that it reads was not given; the message says what."""
 

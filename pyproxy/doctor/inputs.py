@@ -91,6 +91,7 @@ class Inputs:
     @property
     def mode(self) -> str:
         """The mode of the agent, or else of the rules in the kernel, or else of the configuration."""
+        # A running proxy knows its mode; rules may be left from another one, and the configuration may have changed since.
         if self.agent.mode:
             return self.agent.mode
         if self.rules.found:

@@ -29,7 +29,16 @@ async def find_installed_rules() -> InstalledRules:
         for variant, family in product(Variant, Family):
             nat, jumps = chains_and_jumps(family, variant, NAT, "PREROUTING")
             mangle, _ = chains_and_jumps(family, variant, MANGLE, "PREROUTING")
-            found.update(_of_iptables(variant, set(nat), jumps, set(mangle)))
+            if names.CANARY in nat:
+                is_ipvs = any(is_ours_alone(MANGLE, chain) for chain in mangle)
+                mode = ProxyMode.IPVS if is_ipvs else ProxyMode.IPTABLES
+                found.add(RuleSet(PYPROXY, mode.value, variant.value))
+            # A takeover removes the marker chains of kube-proxy, and nothing but a clean-up removes ours. So kube-proxy wrote
+            # last if both are there.
+            if _KUBE_PROXY_IPVS_CHAIN in nat:
+                found.add(RuleSet(KUBE_PROXY, ProxyMode.IPVS.value, variant.value))
+            elif names.KUBE_PROXY_CANARY in nat or (names.CANARY not in nat and names.SERVICES in jumps):
+                found.add(RuleSet(KUBE_PROXY, ProxyMode.IPTABLES.value, variant.value))
             if not set(mangle).isdisjoint(KUBELET_HINTS):
                 kubelet.add(variant)
         if shutil.which("nft"):
@@ -40,20 +49,3 @@ async def find_installed_rules() -> InstalledRules:
     except (ApplyError, OSError) as error:
         return InstalledRules(error=str(error))
     return InstalledRules(tuple(sorted(found)), tuple(each for each in Variant if each in kubelet))
-
-
-def _of_iptables(variant: Variant, nat: set[str], jumps: set[str], mangle: set[str]) -> list[RuleSet]:
-    """Return the rule sets of one variant and family.
-
-    A takeover removes the marker chains of kube-proxy, and nothing but a clean-up removes ours. So kube-proxy wrote last if
-    both are there.
-    """
-    found = []
-    if names.CANARY in nat:
-        is_ipvs = any(is_ours_alone(MANGLE, chain) for chain in mangle)
-        found.append(RuleSet(PYPROXY, (ProxyMode.IPVS if is_ipvs else ProxyMode.IPTABLES).value, variant.value))
-    if _KUBE_PROXY_IPVS_CHAIN in nat:
-        found.append(RuleSet(KUBE_PROXY, ProxyMode.IPVS.value, variant.value))
-    elif names.KUBE_PROXY_CANARY in nat or (names.CANARY not in nat and names.SERVICES in jumps):
-        found.append(RuleSet(KUBE_PROXY, ProxyMode.IPTABLES.value, variant.value))
-    return found

@@ -75,6 +75,8 @@ async def check_reverse_path_filter(_: Inputs) -> list[Finding]:
 
 async def check_bridge_netfilter(inputs: Inputs) -> list[Finding]:
     """Without bridge netfilter the reply of a pod on the same bridge bypasses conntrack, and the client drops it."""
+    # The request was translated on its way through the bridge's own address; the reply, from port to port of one bridge, is
+    # switched and not routed. Only with bridge-nf-call-iptables does it pass the hooks that translate it back.
     with_pods = _pod_bridges(inputs)
     found = []
     for family, name in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
@@ -97,6 +99,7 @@ async def check_hairpin_mode(inputs: Inputs) -> list[Finding]:
     """With bridge netfilter, a pod reaches itself through a Service only if its bridge port is in hairpin mode."""
     if read_sysctl("net/bridge/bridge-nf-call-iptables") != 1:
         return []
+    # A bridge does not send a frame back through the port on which it arrived, unless the port is in hairpin mode.
     with_pods = _pod_bridges(inputs)
     found = []
     for bridge, ports in bridges().items():
@@ -115,14 +118,14 @@ async def check_hairpin_mode(inputs: Inputs) -> list[Finding]:
 
 
 def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
-    """Return the bridges with a route to pods of this node, with the families of these routes."""
+    # A bridge with a route to pods of this node, whatever its name.
     names = set(bridges())
     found: dict[str, set[Family]] = {}
     for network in inputs.pod_networks:
         for route in routes(network.family):
             if route.device in names and route.network.ip in network:
                 found.setdefault(route.device, set()).add(network.family)
-    if not inputs.pod_networks:  # The names of bridges that network plugins create.
+    if not inputs.pod_networks:  # the names of bridges that network plugins create.
         for name in names & {"cni0", "cbr0", "kube-bridge"}:
             found[name] = {Family.IPV4}
     return found
@@ -131,15 +134,17 @@ def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
 async def check_local_ports(_: Inputs) -> list[Finding]:
     """A program that gets a node port as its local port cannot be reached on it, or loses its replies."""
     path = _SYS / "ipv4/ip_local_port_range"
-    first, last = map(int, path.read_text().split())
-    reserved = _ports((_SYS / "ipv4/ip_local_reserved_ports").read_text())
-    shared = range(max(first, NODE_PORTS.start), min(last + 1, NODE_PORTS.stop))
+    low, high = map(int, path.read_text().split())
+    # A list such as 8080,30000-32767. The kernel does not use these ports for connections, but a program may bind them.
+    pairs = (block.partition("-") for block in (_SYS / "ipv4/ip_local_reserved_ports").read_text().strip().split(","))
+    reserved = [range(int(first), int(last or first) + 1) for first, _, last in pairs if first]
+    shared = range(max(low, NODE_PORTS.start), min(high + 1, NODE_PORTS.stop))
     free = [port for port in shared if not any(port in block for block in reserved)]
     if not free:
         return []
     return [
         warn(
-            f"local ports {first}-{last} overlap with node ports ({NODE_PORTS.start}-{NODE_PORTS.stop - 1}): a"
+            f"local ports {low}-{high} overlap with node ports ({NODE_PORTS.start}-{NODE_PORTS.stop - 1}): a"
             " connection of this node can get the port of a Service as its source port",
             str(path),
             f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS.start}-{NODE_PORTS.stop - 1}",
@@ -147,16 +152,12 @@ async def check_local_ports(_: Inputs) -> list[Finding]:
     ]
 
 
-def _ports(text: str) -> list[range]:
-    """Parse a list such as ``8080,30000-32767``."""
-    pairs = (block.partition("-") for block in text.strip().split(",") if block)
-    return [range(int(first), int(last or first) + 1) for first, _, last in pairs]
-
-
 async def check_strict_arp(inputs: Inputs) -> list[Finding]:
     """In IPVS mode the kernel answers ARP requests for addresses of Services on every interface, unless strict ARP is on."""
     if inputs.mode != ProxyMode.IPVS.value:
         return []
+    # Addresses on a dummy device are local, and Linux answers ARP requests for local addresses on any interface (arp_ignore 0).
+    # It matters only for addresses in a directly connected network, where a neighbour asks.
     ignore, announce = (read_sysctl(f"net/ipv4/conf/all/arp_{name}") for name in ("ignore", "announce"))
     if ignore == _ARP_IGNORE and announce == _ARP_ANNOUNCE:
         return []
@@ -224,6 +225,5 @@ def _dotted(name: str) -> str:
 
 
 def _some(names: list[str], most: int = 3) -> str:
-    """Return the first names of a list and the number of further ones."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

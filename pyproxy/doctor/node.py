@@ -4,12 +4,10 @@ from pyproxy.decode.fields import shown
 from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, require_objects, warn
 from pyproxy.doctor.inputs import Inputs
 from pyproxy.linux.addresses import local_addresses
-from pyproxy.model.address import ip_text, is_loopback, parse_ip
+from pyproxy.model.address import ip_text, is_loopback
+from pyproxy.node.own_node import ADDRESS_FIX, VIRTUALBOX_NAT
 from pyproxy.plan.service_table import FrontendType
 
-_FIX = "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
-# VirtualBox's NAT, the first interface of a Vagrant machine, gives this address to every machine.
-_VIRTUALBOX_NAT = parse_ip("10.0.2.15")
 _NOT_GIVEN = "give --manifests PATH with the Node object, and --node NAME"
 
 
@@ -21,25 +19,27 @@ async def check_node_ip(inputs: Inputs) -> list[Finding]:
         ips |= {inputs.config.bind_address: None}
     if not ips:
         if listed:
-            return [fail(f"node {inputs.node.name} has no address", "status.addresses of the Node", _FIX)]
+            return [fail(f"node {inputs.node.name} has no address", "status.addresses of the Node", ADDRESS_FIX)]
         raise NotCheckedError(_NOT_GIVEN)
+    # An address of the Node need not be on an interface: with 1:1 NAT of a cloud it is not, which is worth a warning only.
     local = await local_addresses()
     found = []
     for ip in ips:
         evidence = f"status.addresses of Node {inputs.node.name}, or --bind-address"
         if is_loopback(ip):
-            found.append(fail(f"node address {ip_text(ip)} is a loopback address", evidence, _FIX))
-        elif ip == _VIRTUALBOX_NAT:
+            found.append(fail(f"node address {ip_text(ip)} is a loopback address", evidence, ADDRESS_FIX))
+        elif ip == VIRTUALBOX_NAT:
             text = f"node address {ip_text(ip)} is what VirtualBox gives to every machine; other nodes cannot reach it"
-            found.append(warn(text, evidence, _FIX))
+            found.append(warn(text, evidence, ADDRESS_FIX))
         elif ip not in local:
             text = f"node address {ip_text(ip)} is on no interface of this machine"
-            found.append(warn(text, f"{evidence}; ip address", _FIX))
+            found.append(warn(text, f"{evidence}; ip address", ADDRESS_FIX))
     return found
 
 
 async def check_external_ips(inputs: Inputs) -> list[Finding]:
     """A Service whose external IP is an address of a node takes over this port of the node."""
+    # Every node sends packets for an external IP to the endpoints, also those for a server of the node that has the address.
     objects = require_objects(inputs)
     owners = {ip_text(ip): f"node {node.name}" for node in objects.nodes for ip in node.ips}
     if not objects.nodes:

@@ -34,6 +34,7 @@ _COMPARED = {"-s": "source", "-d": "destination", "-i": "input", "-o": "output"}
 async def check_variant(inputs: Inputs) -> list[Finding]:
     """Rules of both variants apply to every packet, but a program that uses one variant does not see those of the other."""
     require_rules(inputs)
+    # The kubelet's chains show which variant the node was set up for.
     with_services, kubelet = inputs.rules.service_variants, inputs.rules.kubelet_variants
     if len(with_services) > 1:
         return [
@@ -62,6 +63,7 @@ async def check_stale_rules(inputs: Inputs) -> list[Finding]:
     found = inputs.rules.found
     if inputs.config.service_proxy_name or not found:
         return []
+    # Without a running proxy pyproxy counts as the owner if it has any rules: this is its own command.
     owner = inputs.agent.proxy or (PYPROXY if any(each.owner == PYPROXY for each in found) else KUBE_PROXY)
     of_owner = [each for each in found if each.owner == owner]
     mode = inputs.agent.mode or (of_owner[0].mode if of_owner else "")
@@ -82,6 +84,7 @@ async def check_forward_policy(inputs: Inputs) -> list[Finding]:
     """A policy of DROP is fine if a rule accepts traffic of pods; Docker and some distributions set it without one."""
     found = []
     for variant, family in _in_use(inputs, FILTER):
+        # Both variants, because both apply: a DROP in legacy tables is invisible to iptables-nft, and drops all the same.
         saved = await _rules(family, variant, FILTER)
         if ":FORWARD DROP" not in saved and "-P FORWARD DROP" not in saved:
             continue
@@ -106,7 +109,8 @@ async def check_forward_policy(inputs: Inputs) -> list[Finding]:
 
 
 async def _native_forward_policies(inputs: Inputs) -> list[Finding]:
-    """Return the chains of nftables, those of iptables excepted, that drop forwarded packets which no rule accepts."""
+    # Base chains of several tables can be at one hook, and each has a verdict of its own: a packet must be accepted in all of
+    # them. iptables-nft's tables, named like those of legacy iptables, were checked before.
     if not shutil.which("nft"):
         return []
     found = []
@@ -142,7 +146,7 @@ async def _native_forward_policies(inputs: Inputs) -> list[Finding]:
 
 
 def _native_accepts_pods(rule: str, pods: Iterable[Network]) -> bool:
-    """Return whether a rule can accept first packets to or from pods. Jumps count, because their chains are not read."""
+    # Jumps count as if they accepted, because their chains are not read.
     words = rule.split()
     if not words or words[-1] != "accept":
         return "jump" in words or "goto" in words
@@ -156,7 +160,7 @@ async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
     """A host port of a pod hides the node port with the same number, if its chain comes first."""
     found = []
     for variant, family in _in_use(inputs, NAT):
-        # The whole table, which is large on a node with many Services, is printed only if it matters.
+        # Rules of one chain apply in order, and the first that translates the destination wins. The whole table, which is large on a node with many Services, is printed only if it matters.
         lines = (await chain_rules(family, variant, ChainKey(NAT, "PREROUTING"))).splitlines()
         ours = next((at for at, line in enumerate(lines) if f"-j {names.SERVICES}" in line), None)
         first = list(dict.fromkeys(filter(None, map(_target, lines[:ours]))))
@@ -166,7 +170,13 @@ async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
         hidden: list[tuple[str, int]] = []
         if _HOST_PORTS in first:
             saved = await _rules(family, variant, NAT)
-            hidden = sorted(_host_ports(saved) & _node_ports(inputs, saved))
+            host_ports = {
+                (match[1], int(port))
+                for line in saved.splitlines()
+                if line.startswith(f"-A {_HOST_PORTS} ") and (match := _HOST_PORT.search(line))
+                for port in match[2].split(",")
+            }
+            hidden = sorted(host_ports & _node_ports(inputs, saved))
         if hidden:
             listed = ", ".join(f"{port}/{protocol.upper()}" for protocol, port in hidden)
             place = f"{_HOST_PORTS} comes before {names.SERVICES}" if ours is not None else "only one of them can work"
@@ -196,18 +206,14 @@ def require_rules(inputs: Inputs) -> None:
 
 
 def _in_use(inputs: Inputs, table: str) -> Iterator[tuple[Variant, Family]]:
-    """Yield variants and families with a table. The programs of the legacy variant would create it."""
+    # Only tables that exist: the programs of the legacy variant would create them.
     for variant, family in product(Variant, inputs.families):
         if is_available(family, variant) and (variant is Variant.NFT or table in legacy_tables(family)):
             yield variant, family
 
 
 async def _rules(family: Family, variant: Variant, table: str) -> str:
-    """Return a table as ``iptables-save`` prints it.
-
-    Raises:
-        ApplyError: this iptables cannot print it.
-    """
+    # iptables-nft exits with 0 for a table that has rules of nft itself, and prints only a remark.
     argv = [program(family, variant, "save"), "-t", table]
     result = await run(argv)
     if result.status or "is incompatible" in result.stdout:
@@ -218,7 +224,7 @@ async def _rules(family: Family, variant: Variant, table: str) -> str:
 
 
 def _reachable(saved: str, start: str) -> Iterator[str]:
-    """Yield the rules of a chain and of the chains that it leads to, except those of Services."""
+    # KUBE-FORWARD accepts only marked packets and replies, which does not help the first packet of a connection.
     by_chain: dict[str, list[str]] = {}
     for line in saved.splitlines():
         if line.startswith("-A "):
@@ -235,7 +241,6 @@ def _reachable(saved: str, start: str) -> Iterator[str]:
 
 
 def _accepts_pods(line: str, pods: Iterable[Network], devices: Iterable[str]) -> bool:
-    """Return whether a rule accepts first packets to or from pods, as far as this can be seen without a packet."""
     words = re.sub(r'-m comment --comment (?:"[^"]*"|\S+) ?', "", line).split()[2:]
     if words[-2:] != ["-j", "ACCEPT"] or "!" in words:
         return False
@@ -251,9 +256,16 @@ def _accepts_pods(line: str, pods: Iterable[Network], devices: Iterable[str]) ->
     ]
     interfaces = [text for flag, text in compared.items() if flag in ("-i", "-o")]
     # Without a known network of pods, a rule for any network or interface may be the one that is needed.
-    return not pods or (
-        all(any(_overlap(network, each) for each in pods) for network in networks)
-        and all(any(_matches(text, device) for device in devices) for text in interfaces)
+    return (
+        not pods
+        or (
+            all(any(_overlap(network, each) for each in pods) for network in networks)
+            # "+" at the end of an interface is the wildcard of iptables.
+            and all(
+                any(device.startswith(text[:-1]) if text.endswith("+") else device == text for device in devices)
+                for text in interfaces
+            )
+        )
     )
 
 
@@ -261,26 +273,13 @@ def _overlap(one: Network, other: Network) -> bool:
     return one.ip in other or other.ip in one
 
 
-def _matches(pattern: str, device: str) -> bool:
-    return device.startswith(pattern[:-1]) if pattern.endswith("+") else device == pattern
-
-
 def _target(line: str) -> str:
     words = line.split()
     return next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("-j", "-g")), "")
 
 
-def _host_ports(saved: str) -> set[tuple[str, int]]:
-    """Return protocol and number of the host ports of pods."""
-    found = set()
-    for line in saved.splitlines():
-        if line.startswith(f"-A {_HOST_PORTS} ") and (match := _HOST_PORT.search(line)):
-            found |= {(match[1], int(port)) for port in match[2].split(",")}
-    return found
-
-
 def _node_ports(inputs: Inputs, saved: str) -> set[tuple[str, int]]:
-    """Return protocol and number of the node ports: of the known Services, or of the rules, or else the usual range."""
+    # Of the known Services, or of the rules, or else all ports that could be node ports.
     if inputs.objects is not None:
         frontends = (service.frontend for service in inputs.objects.services)
         return {

@@ -29,6 +29,7 @@ class FamilySettings:
     """The settings of one family that all modes have; each mode adds its own."""
 
     family: Family
+    # One bit, tested with a mask: other programs (network plugins) use the other bits of the mark.
     masquerade_mark: int = 0x4000
     """Packet mark of packets to masquerade; one bit."""
     masquerade_all: bool = False

@@ -139,10 +139,8 @@ def lists_blocks(config: Config) -> bool:
 
 
 def _node_port_blocks(config: Config, family: Family) -> tuple[Network, ...] | None:
-    """Return the configured blocks of a family; None means every address.
-
-    A family without an entry has every address. ``primary`` counts as an entry of both families.
-    """
+    # None means every address, which a family without an entry has. `primary` counts as an entry of both families: with it
+    # alone a family has no block, and is not open on every address.
     asked = config.nodeport_addresses
     if NodePortAddresses.ALL in asked:
         return None

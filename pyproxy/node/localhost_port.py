@@ -19,7 +19,9 @@ from pyproxy.plan.localhost import RelayTarget
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 128
+_BACKLOG = (
+    128  # connections that wait while the loop serves other ports; the kernel drops further SYNs, which are repeated
+)
 
 
 class RelayCounts(typing.Protocol):
@@ -87,7 +89,7 @@ class Site:
             except OSError:
                 listener.close()
                 raise
-        listener.settimeout(0)
+        listener.settimeout(0)  # non-blocking: the loop says when there is something to read
         return listener
 
 

@@ -73,6 +73,7 @@ class Relay:
             return nothing
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
+            # A daemon: a crash of the agent must not leave a process that still relays.
             self._thread = threading.Thread(target=self._loop.run_forever, name="relay", daemon=True)
             self._thread.start()
         return asyncio.run_coroutine_threadsafe(self._change(family, dict(targets)), self._loop)
@@ -81,7 +82,14 @@ class Relay:
         """End all connections and stop. Call it in the thread that called `change`."""
         if self._loop is None or self._thread is None:
             return
-        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+
+        async def end_all() -> None:
+            tasks = [task for port in self._ports.values() for task in port.end()]
+            self._ports.clear()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        # Cancelled tasks close their sockets only when the loop runs them, so the loop stops after them.
+        asyncio.run_coroutine_threadsafe(end_all(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -95,6 +103,7 @@ class Relay:
                 if known is not None:
                     known.end()
             elif key in self._ports:
+                # The listener stays: closing it would refuse connections for a moment.
                 self._ports[key].retarget(target)
             else:
                 site = Site(family, *port, self._retry_seconds, self._counts)
@@ -102,8 +111,3 @@ class Relay:
                 self._ports[key] = TcpPort(site, target, self._room) if is_tcp else UdpPort(site, target, self._flows)
         # New ports' tasks are in the loop's queue, which is first in, first out: after this each has tried to listen.
         await asyncio.sleep(0)
-
-    async def _close(self) -> None:
-        tasks = [task for port in self._ports.values() for task in port.end()]
-        self._ports.clear()
-        await asyncio.gather(*tasks, return_exceptions=True)

@@ -21,7 +21,8 @@ logger = logging.getLogger(__name__)
 # As kube-proxy (`dialTimeout`). As there, a connection whose endpoint does not answer is closed, not moved.
 _DIAL_SECONDS = 5.0
 _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
-_CHUNK = 1 << 16
+_CHUNK = 1 << 16  # the size of a pipe (pipe(7)): more cannot be in it
+# SO_LINGER, a struct linger (`l_onoff`, `l_linger`): with a time of 0 `close` sends RST and discards what was not sent.
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 _CLOSE_IN_ORDER = struct.pack("ii", 0, 0)
 # Seconds, seconds and probes, as Go's net package sets them on kube-proxy's connections: a connection to a vanished
@@ -109,7 +110,8 @@ class TcpPort:
 
 
 def _set_options(connection: socket.socket) -> None:
-    """Make a connection that is cut off end with a reset, so that no peer mistakes a part for all; send small writes at once."""
+    # A connection that is cut off ends with a reset, so that no peer mistakes a part for all. Without Nagle's algorithm, because
+    # the peers decide what is one write, and would wait for each other through the relay.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -118,8 +120,9 @@ def _set_options(connection: socket.socket) -> None:
 
 
 async def _copy(source: socket.socket, target: socket.socket) -> None:
-    """Copy bytes until the source ends, then shut down writing to the target; the other direction continues."""
+    # Until the source ends; then the target learns of it, and the other direction continues: TCP closes each on its own.
     loop = asyncio.get_running_loop()
+    # splice moves pages between a pipe and a socket only: from socket to socket needs a pipe for each direction.
     outlet, inlet = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         while count := await _splice(source.fileno(), inlet, _CHUNK, source, loop.add_reader, loop.remove_reader):
@@ -149,7 +152,7 @@ async def _splice(  # noqa: PLR0913, PLR0917  # one system call and what it may 
 
 
 async def _until(ready: socket.socket, watch: Callable[..., None], unwatch: Callable[[int], object]) -> None:
-    """Wait until a socket can be read from, or written to."""
+    # asyncio has `sock_recv` and `sock_sendall`, but nothing that waits without moving bytes.
     future = asyncio.get_running_loop().create_future()
 
     def set_result() -> None:

@@ -57,6 +57,7 @@ class UdpFlows:
     def __init__(self, most: int, idle_seconds: float = IDLE_SECONDS) -> None:
         self._most = most
         self._idle_seconds = idle_seconds
+        # In the order of their last datagram: the first is always the one that was idle for the longest time.
         self._by_use: OrderedDict[Flow, None] = OrderedDict()
         self._expiry: asyncio.TimerHandle | None = None
 
@@ -139,7 +140,6 @@ class UdpPort:
                     self.forget(flow)
 
     def _receive(self, listener: socket.socket) -> None:
-        """Forward datagrams of clients."""
         for _ in range(_DATAGRAMS_PER_TURN):
             try:
                 data, client = listener.recvfrom(_LARGEST_DATAGRAM)
@@ -168,6 +168,7 @@ class UdpPort:
         try:
             server = socket.socket(self._site.family.socket_family, socket.SOCK_DGRAM)
             server.settimeout(0)
+            # A connected socket receives from its endpoint only, and reports the endpoint's ICMP errors.
             server.connect((ip_text(endpoint.ip), endpoint.port))
         except OSError as error:
             # No route, or no descriptor is left.
@@ -182,7 +183,6 @@ class UdpPort:
         return flow
 
     def _answer(self, listener: socket.socket, flow: Flow) -> None:
-        """Forward datagrams of an endpoint."""
         for _ in range(_DATAGRAMS_PER_TURN):
             try:
                 data = flow.socket.recv(_LARGEST_DATAGRAM)

@@ -15,6 +15,7 @@ def own_node_name(config: Config) -> str:
     Raises:
         ConfigError: this machine has no host name, and none is configured.
     """
+    # Names of Nodes are lower case; the kubelet and kube-proxy convert a host name in the same way.
     name = config.hostname_override or socket.gethostname().strip().lower()
     if not name:
         message = "--hostname-override: must be given, because this machine has no host name"
@@ -28,6 +29,7 @@ def own_node(config: Config, node: Node | None, name: str) -> Node:
     Loopback addresses are left out, because no other node reaches this node there.
     """
     node = node or Node(name=name)
+    # As in kube-proxy, the first address of a family is its primary one.
     ips = tuple(ip for ip in node.ips if not is_loopback(ip))
     address = config.bind_address
     if any(address) and not is_loopback(address):

@@ -14,9 +14,11 @@ from pyproxy.node.node_name import own_node
 
 logger = logging.getLogger(__name__)
 
-_FIX = "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
+ADDRESS_FIX = (
+    "set --node-ip of the kubelet, or --bind-address of pyproxy, to the address at which other nodes reach this one"
+)
 # The address of the first interface of every Vagrant machine with VirtualBox, from VirtualBox's NAT.
-_VIRTUALBOX_NAT = parse_ip("10.0.2.15")
+VIRTUALBOX_NAT = parse_ip("10.0.2.15")
 
 
 class OwnNode:
@@ -39,7 +41,9 @@ class OwnNode:
         self.node = own_node(config, None, name)
         """The Node as plans use it."""
         if is_loopback(config.bind_address):
-            self._warn(f"--bind-address: {ip_text(config.bind_address)} is a loopback address, and not used; {_FIX}")
+            self._warn(
+                f"--bind-address: {ip_text(config.bind_address)} is a loopback address, and not used; {ADDRESS_FIX}"
+            )
 
     @property
     def is_awaited(self) -> bool:
@@ -52,14 +56,18 @@ class OwnNode:
             return
         self._is_listed, self._listed = True, node
         if node is not None:
+            # An update without addresses or podCIDRs keeps the earlier ones: removing the rules of node ports would cost more
+            # than serving an address for too long.
             known = self._seen or node
             self._seen = replace(node, ips=node.ips or known.ips, pod_cidrs=node.pod_cidrs or known.pod_cidrs)
             for ip in filter(is_loopback, node.ips):
-                self._warn(f"node {node.name}: its address {ip_text(ip)} is a loopback address, and not used; {_FIX}")
-            if _VIRTUALBOX_NAT in node.ips[:1] and not any(self._config.bind_address):
                 self._warn(
-                    f"node {node.name}: its address is {ip_text(_VIRTUALBOX_NAT)}, which VirtualBox's NAT gives to every"
-                    f" machine: if other nodes cannot reach it, {_FIX}"
+                    f"node {node.name}: its address {ip_text(ip)} is a loopback address, and not used; {ADDRESS_FIX}"
+                )
+            if VIRTUALBOX_NAT in node.ips[:1] and not any(self._config.bind_address):
+                self._warn(
+                    f"node {node.name}: its address is {ip_text(VIRTUALBOX_NAT)}, which VirtualBox's NAT gives to every"
+                    f" machine: if other nodes cannot reach it, {ADDRESS_FIX}"
                 )
         self.node = own_node(self._config, self._seen, self.node.name)
         values = {
@@ -87,10 +95,10 @@ class OwnNode:
                 " If it has another name, set --hostname-override"
             )
         else:
-            self._warn(f"node {self.node.name}: has no address; going on without, until it has one; {_FIX}")
+            self._warn(f"node {self.node.name}: has no address; going on without, until it has one; {ADDRESS_FIX}")
 
     def _warn(self, message: str) -> None:
-        """Log a warning once."""
+        # Each text once: a Node is updated every few minutes, and most updates change nothing here.
         if message not in self._warnings:
             self._warnings.add(message)
             logger.warning("%s", message)

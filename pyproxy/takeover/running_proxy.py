@@ -11,6 +11,7 @@ import json
 import logging
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from time import monotonic
 
 from pyproxy.config.config import Config, Takeover
@@ -55,6 +56,7 @@ async def wait_for_running_proxy(config: Config) -> None:
 
 async def detect_running_proxy(config: Config) -> str:
     """Return how a running proxy was detected; an empty text if there is none."""
+    # At once: a server that does not respond costs its time limit only once.
     answers = await asyncio.gather(*map(_recognise, _addresses(config)))
     return next(filter(None, answers), "")
 
@@ -72,24 +74,27 @@ def _addresses(config: Config) -> Collection[ListenAddress]:
     defaults = [ListenAddress(ip, port) for ip in LOOPBACK_IPS.values() for port in _KUBE_PROXYS_PORTS]
     own = (config.metrics_bind_address, config.healthz_bind_address)
     configured = [address for address in own if isinstance(address, ListenAddress)]
-    # A server on all addresses (0.0.0.0 or ::) is reachable on loopback.
-    reachable = [
-        address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
-        for address in (*defaults, *configured)
-    ]
-    return dict.fromkeys(reachable)
+    return dict.fromkeys(map(reachable, (*defaults, *configured)))
+
+
+def reachable(address: ListenAddress) -> ListenAddress:
+    """Return where a server is reachable on this node: one on all addresses (0.0.0.0 or ::) on loopback."""
+    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
 
 
 async def _recognise(address: ListenAddress) -> str:
-    """Return why a server belongs to a proxy, or an empty text. One that does not respond may be a busy proxy."""
+    # Why a server belongs to a proxy, or an empty text. One that does not respond may be a busy proxy.
     where = str(address)
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             mode = await _ask(address, "/proxyMode")
             if mode in _MODES:
                 return f"{where}/proxyMode says {mode}"
-            if "lastUpdated" in _fields(await _ask(address, "/healthz")):
-                return f"{where}/healthz answers as a proxy's"
+            # Many programs answer on /healthz; the time of the last sync is kube-proxy's own field.
+            with suppress(ValueError):
+                health = json.loads(await _ask(address, "/healthz"))
+                if isinstance(health, dict) and "lastUpdated" in health:
+                    return f"{where}/healthz answers as a proxy's"
     except TimeoutError:
         # Not a proxy if all processes that listen on the port are visible and have other names.
         commands = await asyncio.to_thread(who_listens, address.port)
@@ -101,7 +106,7 @@ async def _recognise(address: ListenAddress) -> str:
 
 
 async def _recognise_agent(address: ListenAddress) -> str:
-    """Return why a server belongs to an agent of pyproxy, or an empty text."""
+    # kube-proxy has /flagz as well, which begins with its own name.
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
             if (await _ask(address, "/flagz")).startswith("pyproxy "):
@@ -112,11 +117,8 @@ async def _recognise_agent(address: ListenAddress) -> str:
 
 
 async def _ask(address: ListenAddress, path: str) -> str:
-    """Return the body of a response.
-
-    Raises:
-        OSError: there is no server, or it closed the connection.
-    """
+    # HTTP/1.0, so that the server ends the body by closing the connection instead of in chunks. A client library would not add
+    # safety here: any program may listen on the port, and only a few texts count as an answer.
     reader, writer = await asyncio.open_connection(ip_text(address.ip), address.port)
     try:
         writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
@@ -126,12 +128,3 @@ async def _ask(address: ListenAddress, path: str) -> str:
     finally:
         writer.close()
     return answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()
-
-
-def _fields(text: str) -> Collection[str]:
-    """Return the names of the fields of a JSON object; nothing for any other text."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return ()
-    return list(found) if isinstance(found, dict) else ()

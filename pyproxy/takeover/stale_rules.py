@@ -99,7 +99,6 @@ async def remove_stale_rules(used: Variant | None, owns: ChainTest, *, include_k
 
 
 def _choice(is_used: bool, owns: ChainTest, *, include_kube_proxy: bool) -> ChainSelector:  # noqa: FBT001  # of a partial
-    """Return the selector of the stale chains in a variant; `is_used` if this mode has its rules there."""
     if not is_used:
         return partial(_choose, include_kube_proxy=include_kube_proxy)
 
@@ -176,11 +175,8 @@ async def _remove_stale_chains(family: Family, variant: Variant, choice: ChainSe
 
 
 async def _clean_beside_ours(family: Family, variant: Variant, choice: ChainSelector) -> Removed:
-    """Clean the tables that this mode's own rules are in.
-
-    Table nat may be large, so it is read only if there was something to remove from the other tables: every mode, and
-    side-by-side operation, has chains in those as well.
-    """
+    # These tables have the rules of this mode as well. Table nat may be large, so it is read only if there was something to
+    # remove from the other tables: every mode, and side-by-side operation, has chains in those as well.
     first = await _clean_by_restore(family, variant, _existing(family, variant, (MANGLE, FILTER)), choice)
     if not first:
         return first
@@ -214,7 +210,6 @@ async def remove_own_rules(
 ) -> Removed:
     """Remove our rules of one family in one variant; return what was removed, or with `dry_run` what would be."""
     choice = partial(_choose, include_kube_proxy=include_kube_proxy)
-    # Reading a legacy table that does not exist would create it.
     tables = _existing(family, variant, IPVS_TABLES)
     if variant is Variant.LEGACY and not dry_run:
         try:
@@ -225,11 +220,13 @@ async def remove_own_rules(
 
 
 def _existing(family: Family, variant: Variant, names: Collection[str]) -> list[str]:
-    """Return the tables that exist; in the nft variant all of them, because reading does not create them there."""
+    # Reading a legacy table that does not exist would create it, and with it hooks that every packet traverses. In the nft
+    # variant reading creates nothing.
     return [name for name in names if variant is Variant.NFT or name in legacy_tables(family)]
 
 
 def _clean_legacy(family: Family, names: Collection[str], choice: ChainSelector) -> Removed:
+    # One lock from reading to commit: no other program can add a reference to a chain in between.
     with open_tables(family, names) as tables:
         existing = {name: table.chains() for name, table in tables.items()}
         chains, kept = choice(existing)
@@ -271,7 +268,6 @@ async def remove_chains(family: Family, variant: Variant, owns: ChainTest) -> No
 
 
 def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tuple[Chains, Chains, Kept | None]:
-    """Return the selected chains and the rules that jump to them, by table, and why other chains are kept."""
     lines: Mapping[str, Sequence[str]] = {name: text.splitlines() for name, text in texts.items()}
     existing = {name: [line[1 : line.index(" ")] for line in lines[name] if line.startswith(":")] for name in lines}
     chains, kept = choice(existing)
@@ -283,10 +279,8 @@ def _find(family: Family, texts: Mapping[str, str], choice: ChainSelector) -> tu
 
 
 def _removal(table: str, chains: Collection[str], hooks: Collection[str]) -> str:
-    """Return restore input that removes rules first, then the chains, which then have no references.
-
-    The kernel refuses to delete a chain that has rules or references; ``:CHAIN`` flushes it.
-    """
+    # The kernel refuses to delete a chain that has rules or references. `:CHAIN` flushes it, which removes the jumps among the
+    # chains; then the hooks go, and then nothing refers to the chains.
     lines = [f":{chain} - [0:0]" for chain in chains]
     lines += [f"-D {rule.removeprefix('-A ')}" for rule in hooks]
     lines += [f"-X {chain}" for chain in chains]
@@ -298,11 +292,9 @@ def _pick(existing: Chains, owns: ChainTest) -> tuple[Chains, None]:
 
 
 def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, Kept | None]:
-    """Select our chains, and with `include_kube_proxy` those of kube-proxy.
-
-    Many chains have the same name in both, so the marker chain decides. Without it they belong to kube-proxy, with it to us,
-    except those that kube-proxy needs if it has written rules since. Names that only kube-proxy uses are never ours.
-    """
+    # Our chains, and with `include_kube_proxy` those of kube-proxy. Many chains have the same name in both, so the marker chain
+    # decides. Without it they belong to kube-proxy, with it to us, except those that kube-proxy needs if it has written rules
+    # since. Names that only kube-proxy uses are never ours.
     found = {(table, chain) for table in existing for chain in existing[table]}
     shared = {key for key in found if is_ours(*key) or kube_proxy.is_kube_proxys(*key)}
     has_marker = any(chain == chain_names.CANARY for _, chain in found)
@@ -320,7 +312,7 @@ def _choose(existing: Chains, *, include_kube_proxy: bool) -> tuple[Chains, Kept
 
 
 def _hooks(family: Family, table: str, stale: Chains, existing: Chains) -> list[HookKey]:
-    """Return the stale hooks in a table: those to stale chains, and with our marker those that kube-proxy does not have."""
+    # Hooks to stale chains, and with our marker those that kube-proxy does not have.
     hooks = [hook for hook in _known_hooks(family) if hook.table == table]
     kept: set[tuple[str, str]] = set()
     if chain_names.CANARY in stale[table]:
@@ -345,6 +337,7 @@ async def delete_nft_table(nft_family: str, name: str) -> bool:
     Raises:
         ApplyError: `nft` failed.
     """
+    # `nft delete` of a table that does not exist is an error, and `nft destroy`, which accepts that, needs Linux 6.3.
     if not await has_nft_table(nft_family, name):
         return False
     argv = ["nft", "delete", "table", nft_family, name]
