@@ -49,10 +49,11 @@ class ServiceReporter:
             node_port_ips: where node ports are served, for each family of the agent.
         """
         tracker, items = self._tracker, list[ServiceValues]()
+        orphans = tracker.orphans()
         for count, name in enumerate(sorted({*tracker.services, *tracker.unserved}), start=1):
             service, unserved = tracker.services.get(name), tracker.unserved.get(name)
             if service is not None:
-                rows = service_rows(service, tracker.slices(name), node, self._planner, node_port_ips)
+                rows = service_rows(service, tracker.slices(name), node, self._planner, node_port_ips, orphans=orphans)
                 items += map(self._values, rows)
             if unserved is not None:
                 items.append(service_values(unserved_row(unserved, has_rules=service is not None)))

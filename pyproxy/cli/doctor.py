@@ -158,5 +158,6 @@ def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:
     if not verbose:
         fine = sum(each.severity is Severity.OK for each in findings)
         skipped = sum(each.is_skipped for each in findings)
-        words = f"{fine}{' more' if shown else ''} checks{f', {skipped} not run' if skipped else ''} (-v)"
+        noun = "check" if fine == 1 else "checks"
+        words = f"{fine}{' more' if shown else ''} {noun}{f', {skipped} not run' if skipped else ''} (-v)"
         target.print(Text.assemble(("ok  ", _STYLES[Severity.OK]), f"  {words}"), soft_wrap=True)

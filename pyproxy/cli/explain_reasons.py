@@ -7,28 +7,61 @@ from pyproxy.backends.explanation import Fate, Host, Packet
 from pyproxy.cli.explain_report import Explanation
 from pyproxy.cli.objects import OfflineCluster
 from pyproxy.manifests.pods import Pod
-from pyproxy.model.address import ip_text
+from pyproxy.model.address import ip_text, is_loopback
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.suggestion import suggestion
 from pyproxy.model.unserved import UnservedService
-from pyproxy.plan.reasons import Reason, ReasonCode, no_packet_path, reasons, source_range_reason
+from pyproxy.plan.reasons import Reason, ReasonCode, no_packet_path, proxied_reason, reasons, source_range_reason
 from pyproxy.plan.service_plan import Claim, ServicePlan, Verdict
+from pyproxy.plan.topology import merge_slices
 
 
 def with_reason(
     found: Explanation, cluster: OfflineCluster, plans: Collection[ServicePlan], pods: Iterable[Pod]
 ) -> Explanation:
-    """Return an explanation with the reason and what to do, unless the packet is forwarded."""
+    """Return an explanation with the reason and what to do."""
     if found.fate is Fate.FORWARDED:
-        return found
+        return _with_notes(found, cluster, pods)
     reason = _reason(found, cluster)
     if reason is not None:
         return replace(found, reason=reason.text, fix=reason.fix)
     if found.plan is None and (near := _with_near_miss(found, plans)):
         return near
     if found.plan is None and found.fate is Fate.UNCHANGED:
-        return _without_service(found, pods)
+        return _without_service(found, cluster, pods)
+    if found.plan is not None and found.fate is Fate.UNCHANGED and found.packet.port == found.plan.node_port:
+        at = ip_text(found.packet.destination)
+        word = "localhost" if is_loopback(found.packet.destination) else at
+        return replace(
+            found,
+            reason=f"node ports are not served on {at}",
+            fix=f"connect to another address of the node, or add {word} to --nodeport-addresses",
+        )
     return with_foreign_reason(found)
+
+
+def _with_notes(found: Explanation, cluster: OfflineCluster, pods: Iterable[Pod]) -> Explanation:
+    """Add what the objects say about a connection that fails although it is forwarded."""
+    plan, notes = found.plan, list[str]()
+    if plan is None:
+        return found
+    endpoints = {path.endpoint for path in found.paths if path.endpoint}
+    candidates = merge_slices(
+        cluster.tracker.slices(plan.name.service), plan.family, plan.name.port, plan.name.protocol
+    )
+    ready = {endpoint: item for endpoint, item in candidates.items() if item.ready}
+    hints = {hint for each in endpoints & ready.keys() for hint in (*ready[each].node_hints, *ready[each].zone_hints)}
+    place = next((each for each in (cluster.node.name, cluster.node.zone) if each in hints), "")
+    if place and endpoints < ready.keys():
+        notes.append(
+            f"{len(endpoints)} of {len(ready)} endpoints: topology hints restrict {cluster.node.name} to {place}"
+        )
+    by_ip = {ip: pod for pod in pods if pod.ports for ip in pod.ips}
+    for endpoint in sorted(endpoints):
+        pod, port = by_ip.get(endpoint.ip), f"{endpoint.port}/{plan.name.protocol.name}"
+        if pod is not None and port not in pod.ports:
+            notes.append(f"pod {pod.name} declares the ports {', '.join(pod.ports)}, not {port}")
+    return replace(found, reason="; ".join(notes))
 
 
 def addressed_plan(packet: Packet, plans: Iterable[ServicePlan], host: Host) -> ServicePlan | None:
@@ -95,9 +128,12 @@ def _with_near_miss(explanation: Explanation, plans: Iterable[ServicePlan]) -> E
     return replace(explanation, reason=reason, fix=f"connect to port {ports[0]}")
 
 
-def _without_service(explanation: Explanation, pods: Iterable[Pod]) -> Explanation:
+def _without_service(explanation: Explanation, cluster: OfflineCluster, pods: Iterable[Pod]) -> Explanation:
     """Add what the destination is."""
     ip = explanation.packet.destination
+    if any(ip in service.proxied_ips for service in cluster.tracker.services.values()):
+        found = proxied_reason(ip)
+        return replace(explanation, reason=found.text, fix=found.fix)
     pod = next((pod for pod in pods if ip in pod.ips), None)
     if pod is not None:
         reason = f"{ip_text(ip)} is the address of pod {pod.name}; packets to pods are not changed"
@@ -129,4 +165,7 @@ def missing_service(
             return reason.text, reason.fix
         if each.name == name:
             return f"the Service is not valid: {each.problem}", "correct the object"
-    return f"there is no such Service{suggestion(str(name), map(str, known))}", "kubectl get services -A"
+    known = list(known)
+    elsewhere = [str(each) for each in known if each.name == name.name]
+    hint = f" (did you mean {elsewhere[0]}?)" if elsewhere else suggestion(str(name), map(str, known))
+    return f"there is no such Service{hint}", "kubectl get services -A"

@@ -44,7 +44,7 @@ class Explanation:
     places: Mapping[bytes, str] | None = None
     """Pod and node of endpoints, by address."""
     reason: str = ""
-    """Why the packet is not forwarded."""
+    """Why the packet is not forwarded, or why it may fail although it is."""
     fix: str = ""
 
     @property
@@ -221,7 +221,7 @@ def _closing_lines(found: Explanation) -> Iterator[str]:
     if not all(path.is_certain for path in found.paths):
         yield "not certain: a rule on the way could not be evaluated and was skipped"
     if found.reason:
-        yield f"Why: {found.reason}"
+        yield f"{'Note' if found.fate is Fate.FORWARDED else 'Why'}: {found.reason}"
     if found.fix:
         yield f"Try: {found.fix}"
 

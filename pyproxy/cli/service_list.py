@@ -65,7 +65,8 @@ def _endpoints_text(addresses: list[str]) -> str:
 def _state_text(service: ServiceValues) -> str:
     text = _WORDS[service.state]
     if service.reasons:
-        text = f"{text}: {'; '.join(reason.text for reason in service.reasons)}"
+        text += ", but " if service.state is State.OK else ": "
+        text += "; ".join(reason.text for reason in service.reasons)
     elif service.source_ranges:
         text = f"{text}, only from {', '.join(service.source_ranges)}"
     match service.sync:

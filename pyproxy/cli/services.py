@@ -165,9 +165,10 @@ def _rows(cluster: OfflineCluster, config: Config) -> Iterator[ServiceRow]:
     planner = Planner(Family)
     for _ in planner.plan(tracker.services, tracker, node):
         pass
+    orphans = tracker.orphans()
     ips = {family: node_port_ips(config, node, family, node.ips) for family in Family}
     for name, service in tracker.services.items():
-        yield from service_rows(service, tracker.slices(name), node, planner, ips)
+        yield from service_rows(service, tracker.slices(name), node, planner, ips, orphans=orphans)
     yield from map(unserved_row, cluster.unserved)
 
 

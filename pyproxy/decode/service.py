@@ -61,7 +61,8 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
     families, cluster_ips = _cluster_ips(spec, problems)
     texts = enumerate(spec.external_ips or ())  # kube-proxy ignores empty entries
     external_ips = [read_external_ip(text, f"spec.externalIPs[{index}]", problems) for index, text in texts if text]
-    load_balancer_ips, source_ranges = _load_balancer(service, families, problems)
+    load_balancer_ips, proxied_ips, source_ranges = _load_balancer(service, families, problems)
+    balancer = service.status.load_balancer if service.status else None
     # A type without external traffic has no policy for it: the API server clears the field, a file may have kept it.
     is_external_local = _is_local(spec.external_traffic_policy, "spec.externalTrafficPolicy", problems) and (
         service_type in NODE_PORT_TYPES or bool(spec.external_ips)
@@ -78,6 +79,8 @@ def decode_service(service: wire.Service, proxy_name: str = "") -> Decoded[Servi
         ports=_service_ports(spec, service_type, problems),
         external_ips=_distinct(external_ips, families),
         load_balancer_ips=load_balancer_ips,
+        proxied_ips=proxied_ips,
+        is_load_balancer_pending=service_type == "LoadBalancer" and not (balancer and balancer.ingress),
         load_balancer_source_ranges=source_ranges,
         affinity_seconds=_affinity_seconds(spec, problems),
         internal_policy_local=_is_local(spec.internal_traffic_policy, "spec.internalTrafficPolicy", problems),
@@ -203,27 +206,30 @@ def _distinct(ips: Iterable[bytes | None], families: Collection[Family]) -> tupl
 
 def _load_balancer(
     service: wire.Service, families: Collection[Family], problems: Problems
-) -> tuple[tuple[bytes, ...], tuple[Network, ...]]:
+) -> tuple[tuple[bytes, ...], tuple[bytes, ...], tuple[Network, ...]]:
+    """Return the load balancer IPs of a Service's families, those that nodes do not serve, and the source ranges."""
     texts = service.spec.load_balancer_source_ranges if service.spec else None
     balancer = service.status.load_balancer if service.status else None
     if not texts and (balancer is None or not balancer.ingress):
-        return (), ()
+        return (), (), ()
     ranges = read_networks(texts or (), "spec.loadBalancerSourceRanges", problems)
     if texts and not ranges:
         # Without ranges all clients would have access, so the last invalid range must not be dropped silently.
         reason = "no entry is valid; the load balancer IPs are not served, because all clients would have access"
         problems.append(("spec.loadBalancerSourceRanges", reason))
-        return (), ()
-    ips = []
+        return (), (), ()
+    ips: list[bytes | None] = []
+    proxied: list[bytes | None] = []
     for index, ingress in enumerate((balancer and balancer.ingress) or ()):
         field = f"status.loadBalancer.ingress[{index}]"
         # Absent means VIP. With Proxy the load balancer sends to a node port or pod, so that a rule for its own address
         # would keep pods from passing through it (core/v1 LoadBalancerIngress). A host name has no address for a rule.
-        if ingress.ip_mode not in {None, "VIP"}:
-            read_word(ingress.ip_mode, IP_MODES, f"{field}.ipMode", problems)
-        elif ingress.ip:
-            ips.append(read_ip(ingress.ip, f"{field}.ip", problems))
-    return _distinct(ips, families), tuple(network for network in ranges if network.family in families)
+        mode = "VIP"
+        if ingress.ip_mode is not None:
+            mode = read_word(ingress.ip_mode, IP_MODES, f"{field}.ipMode", problems) or ""
+        if ingress.ip and mode:
+            (ips if mode == "VIP" else proxied).append(read_ip(ingress.ip, f"{field}.ip", problems))
+    return _distinct(ips, families), _distinct(proxied, families), ranges
 
 
 def _affinity_seconds(spec: wire.ServiceSpec, problems: Problems) -> int | None:

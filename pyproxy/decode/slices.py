@@ -40,7 +40,10 @@ def decode_endpoint_slice(endpoint_slice: wire.EndpointSlice) -> Decoded[Endpoin
         return Decoded(None)
     problems: Problems = []
     name = object_name(metadata)
-    owner = read_label(labels.service_name or "", "metadata.labels[kubernetes.io/service-name]", problems)
+    field = "metadata.labels[kubernetes.io/service-name]"
+    owner = read_label(labels.service_name, field, problems) if labels.service_name else None
+    if not labels.service_name:
+        problems.append((field, "missing; without it the slice belongs to no Service"))
     family = read_family(endpoint_slice.address_type, "addressType", problems)
     has_namespace = has_usable_namespace(name, problems)
     is_named = read_subdomain(name.name, "metadata.name", problems) is not None

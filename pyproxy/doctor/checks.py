@@ -30,7 +30,6 @@ CHECKS = (
     Check("quarantine", "quarantined Service ports", agent.check_quarantine),
     Check("other-proxy", "other proxies running", agent.check_other_proxy),
     Check("services", "Services that do not work", services.check_services, needs_node=False),
-    Check("source-ranges", "load balancer source ranges", services.check_source_ranges, needs_node=False),
     Check("external-ips", "external IPs that are addresses of nodes", node.check_external_ips, needs_node=False),
 )
 

@@ -1,4 +1,4 @@
-"""Names and addresses of pods: from Pod objects, and from the ``targetRef`` of endpoints. Nothing else of a Pod is read.
+"""Names, addresses and ports of pods: from Pod objects, and from the ``targetRef`` of endpoints.
 
 Only commands that explain traffic need them. What cannot be read is left out: a Pod in a file is never a problem.
 """
@@ -18,6 +18,8 @@ class Pod:
     ips: tuple[bytes, ...]
     node_name: str
     """Empty: not known."""
+    ports: tuple[str, ...] = ()
+    """The ports that its containers declare, such as ``8080/TCP``; empty if none is known."""
 
 
 def pods_of(kind: str, tree: object) -> Iterator[Pod]:
@@ -30,7 +32,12 @@ def pods_of(kind: str, tree: object) -> Iterator[Pod]:
         texts = [_mapping(item).get("ip") for item in _items(status.get("podIPs"))] or [status.get("podIP")]
         name = _text(metadata.get("name"))
         if name and (ips := _ips(texts)):
-            yield Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")))
+            ports = tuple(
+                f"{port.get('containerPort')}/{_text(port.get('protocol')) or 'TCP'}"
+                for container in map(_mapping, _items(spec.get("containers")))
+                for port in map(_mapping, _items(container.get("ports")))
+            )
+            yield Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")), ports)
     elif kind == "EndpointSlice":
         # A slice has the names of its pods as well, so that files without Pods still have names.
         for item in _items(_mapping(tree).get("endpoints")):
@@ -48,7 +55,7 @@ def merged_pods(pods: Iterator[Pod]) -> tuple[Pod, ...]:
     for pod in pods:
         before = found.get(pod.name, pod)
         ips = tuple(dict.fromkeys((*before.ips, *pod.ips)))
-        found[pod.name] = Pod(pod.name, ips, before.node_name or pod.node_name)
+        found[pod.name] = Pod(pod.name, ips, before.node_name or pod.node_name, before.ports or pod.ports)
     return tuple(found.values())
 
 

@@ -42,7 +42,11 @@ class Service(Struct, frozen=True, kw_only=True, gc=False):
     ports: tuple[ServicePort, ...]
     external_ips: tuple[bytes, ...] = ()
     load_balancer_ips: tuple[bytes, ...] = ()
-    """Ingress addresses with ``ipMode: VIP`` (the default). The load balancer itself handles traffic to the rest."""
+    """Ingress addresses with ``ipMode: VIP`` (the default)."""
+    proxied_ips: tuple[bytes, ...] = ()
+    """Ingress addresses with ``ipMode: Proxy``: the load balancer itself handles traffic to them."""
+    is_load_balancer_pending: bool = False
+    """The type is LoadBalancer, and no controller has set an ingress address or host name."""
     load_balancer_source_ranges: tuple[Network, ...] = ()
     """Sources that may use the load balancer IPs; empty means all. Each family counts separately."""
     affinity_seconds: int | None = None

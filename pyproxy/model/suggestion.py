@@ -15,6 +15,12 @@ def suggestion(text: str, known: Iterable[str], prefix: str = "") -> str:
         known: words to choose from.
         prefix: precedes the suggested word in the hint.
     """
+    word = nearest(text, known)
+    return f" (did you mean {prefix}{word}?)" if word else ""
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """Return the known word that is most similar, or an empty text; case does not count."""
     by_lower = {word.lower(): word for word in known}
-    nearest = get_close_matches(text.lower(), by_lower, n=1, cutoff=_CUTOFF)
-    return f" (did you mean {prefix}{by_lower[nearest[0]]}?)" if nearest else ""
+    found = get_close_matches(text.lower(), by_lower, n=1, cutoff=_CUTOFF)
+    return by_lower[found[0]] if found else ""

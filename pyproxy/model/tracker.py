@@ -61,6 +61,11 @@ class Tracker:
         """Return the slices of a Service, sorted by name."""
         return self._slices.get(service, ())
 
+    def orphans(self) -> tuple[EndpointSlice, ...]:
+        """Return the slices of Services that do not exist."""
+        missing = self._slices.keys() - self.services.keys() - self.unserved.keys()
+        return tuple(each for service in sorted(missing) for each in self._slices[service])
+
     def known(self, kind: Kind, name: NamespacedName) -> Object | None:
         """Return the last known version of an object, or None."""
         match kind:

@@ -8,16 +8,19 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import Enum
 from typing import NamedTuple
 
-from pyproxy.model.address import Family, Network, family_of, ip_text
+from pyproxy.model.address import Family, Network, family_of, ip_text, parse_network
 from pyproxy.model.endpoint import Endpoint, EndpointSlice, SliceEndpoint
-from pyproxy.model.names import ServicePortName
+from pyproxy.model.names import NamespacedName, ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.service import NoPacketPath, Service, ServicePort
+from pyproxy.model.suggestion import nearest
 from pyproxy.plan.service_plan import Verdict
 from pyproxy.plan.topology import merge_slices
 
 _MOST_LISTED = 3
 """Endpoints that a text lists; the number of further ones follows."""
+# Sources that no client on a network has: RFC 1122 ("this host", loopback), RFC 5771 and RFC 4291 (multicast).
+_NO_CLIENTS = tuple(map(parse_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "::1/128", "ff00::/8")))
 
 
 class ReasonCode(Enum):
@@ -35,6 +38,13 @@ class ReasonCode(Enum):
     NO_LOCAL_ENDPOINTS_EXTERNAL = "no-local-endpoints-external"
     """For traffic from outside the cluster, under externalTrafficPolicy: Local."""
     SOURCE_RANGES = "source-ranges"
+    OPEN = "open"
+    """The source ranges restrict only the other address family."""
+    WRONG_ENDPOINT = "wrong-endpoint"
+    """No connection to an endpoint is possible."""
+    LOAD_BALANCER_PENDING = "load-balancer-pending"
+    LOAD_BALANCER_PROXIES = "load-balancer-proxies"
+    """The ipMode of the address is Proxy."""
     HEADLESS = "headless"
     EXTERNAL_NAME = "external-name"
     OTHER_PROXY = "other-proxy"
@@ -59,7 +69,11 @@ class Reason(NamedTuple):
 
 
 def reasons(
-    service: Service, slices: Iterable[EndpointSlice], node: Node, family: Family
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    node: Node,
+    family: Family,
+    orphans: Collection[EndpointSlice] = (),
 ) -> dict[ServicePortName, tuple[Reason, ...]]:
     """Return for each port of a Service why traffic to it is rejected or dropped on a node; nothing for a port that works.
 
@@ -68,14 +82,18 @@ def reasons(
         slices: its slices, of both families.
         node: the node that receives the traffic.
         family: the family of the traffic; a Service that does not exist in it has no ports there.
+        orphans: slices of Services that do not exist, one of which may be meant for this one.
     """
     if family not in service.families:
         return {}
     slices = tuple(slices)
-    return {
+    found = {
         ServicePortName(service.name, port.name, port.protocol): _port_reasons(service, port, slices, node, family)
         for port in service.ports
     }
+    if not slices and (hint := _meant_for(service.name, orphans)):
+        return {name: tuple(each._replace(text=f"{each.text}{hint}") for each in why) for name, why in found.items()}
+    return found
 
 
 def source_range_reason(ranges: Collection[Network], source: bytes) -> Reason | None:
@@ -93,6 +111,60 @@ def source_range_reason(ranges: Collection[Network], source: bytes) -> Reason | 
         Verdict.DROP,
         f"{ip_text(source)} is not in spec.loadBalancerSourceRanges ({listed})",
         "add the client's range to spec.loadBalancerSourceRanges, or use another address of the Service",
+    )
+
+
+def no_client_reason(ranges: Collection[Network]) -> Reason | None:
+    """Return why no client can use the load balancer addresses of a Service; None if some can."""
+    if not ranges or not all(
+        any(one.ip in each and one.prefix >= each.prefix for each in _NO_CLIENTS) for one in ranges
+    ):
+        return None
+    listed = ", ".join(map(str, ranges))
+    return Reason(
+        ReasonCode.SOURCE_RANGES,
+        Verdict.DROP,
+        f"no client has an address in spec.loadBalancerSourceRanges ({listed})",
+        "add the ranges of the clients to spec.loadBalancerSourceRanges",
+    )
+
+
+def open_reason(ranges: Collection[Network], family: Family) -> Reason | None:
+    """Return that source ranges do not restrict an address of a family; None if they do, or if there are none."""
+    if not ranges or any(each.family is family for each in ranges):
+        return None
+    return Reason(
+        ReasonCode.OPEN,
+        Verdict.FORWARD,
+        f"open to all clients: spec.loadBalancerSourceRanges has no {family} range",
+        f"add an {family} range to spec.loadBalancerSourceRanges",
+    )
+
+
+def wrong_endpoint(text: str) -> Reason:
+    """Return why an endpoint cannot work, in words."""
+    return Reason(
+        ReasonCode.WRONG_ENDPOINT, Verdict.FORWARD, text, "list the addresses of the pods in the EndpointSlice"
+    )
+
+
+def pending_reason() -> Reason:
+    """Return why a Service of type LoadBalancer has no address."""
+    return Reason(
+        ReasonCode.LOAD_BALANCER_PENDING,
+        Verdict.FORWARD,
+        "status.loadBalancer has no address: no load balancer controller has set one",
+        "check that a controller (a cloud provider, MetalLB) handles the Service, or use its node port",
+    )
+
+
+def proxied_reason(ip: bytes) -> Reason:
+    """Return why nodes do not serve a load balancer address."""
+    return Reason(
+        ReasonCode.LOAD_BALANCER_PROXIES,
+        Verdict.FORWARD,
+        f"the ipMode of {ip_text(ip)} is Proxy: the load balancer itself handles traffic to it",
+        "check that the address leads to the load balancer",
     )
 
 
@@ -168,6 +240,17 @@ def _without_candidates(
     return _port_mismatch(port, own)
 
 
+def _meant_for(service: NamespacedName, orphans: Collection[EndpointSlice]) -> str:
+    """Return the slice that is probably meant for a Service, as the end of a sentence, or nothing."""
+    elsewhere = next((each for each in orphans if each.service.name == service.name), None)
+    if elsewhere is not None:
+        return f"; {elsewhere.name} is in another namespace"
+    beside = {each.service.name: each for each in orphans if each.service.namespace == service.namespace}
+    if name := nearest(service.name, beside):
+        return f"; {beside[name].name} has the label of {name}, which does not exist"
+    return ""
+
+
 def _port_mismatch(port: ServicePort, slices: Iterable[EndpointSlice]) -> Reason:
     """Return the ports of the slices, none of which is that of the Service, as a reason."""
     found = sorted({(each.name, each.protocol) for one in slices if one.endpoints for each in one.ports})
@@ -188,6 +271,13 @@ def _port_mismatch(port: ServicePort, slices: Iterable[EndpointSlice]) -> Reason
 def _not_ready(candidates: Mapping[Endpoint, SliceEndpoint]) -> Reason:
     count = len(candidates)
     what = "the only endpoint is" if count == 1 else f"all {count} endpoints are"
+    if all(item.terminating for item in candidates.values()):
+        return Reason(
+            ReasonCode.NOT_READY,
+            Verdict.REJECT,
+            f"{what} terminating, and no longer serving ({_listed(candidates)})",
+            "find out with kubectl get pods why there is no new pod",
+        )
     return Reason(
         ReasonCode.NOT_READY,
         Verdict.REJECT,
@@ -202,11 +292,19 @@ def _no_local(
     here = f"{unusable} here not ready" if unusable else "0 here"
     word = "endpoint" if len(usable) == 1 else "endpoints"
     nodes = sorted({item.node_name for item in usable.values() if item.node_name})
-    if code is ReasonCode.NO_LOCAL_ENDPOINTS or not nodes:
+    text = f"{len(usable)} {word} {'elsewhere' if nodes else 'without a nodeName'} ({_listed(usable)}), {here}"
+    own = next((item for item in usable.values() if any(item.ip in block for block in node.pod_cidrs)), None)
+    if not nodes:
+        return Reason(code, Verdict.DROP, text, f"set nodeName of the endpoints, or {policy}: Cluster")
+    if own is not None and own.node_name:
+        text = f"{text}; {ip_text(own.ip)} is in a pod CIDR of {node.name}, but its nodeName is {own.node_name}"
+        fix = "let --hostname-override of pyproxy and nodeName of the endpoints be the name of the Node"
+        return Reason(code, Verdict.DROP, text, fix)
+    if code is ReasonCode.NO_LOCAL_ENDPOINTS:
         fix = f"run a pod of the Service on {node.name}, or set {policy}: Cluster"
     else:
         fix = f"send the client to {' or '.join(nodes[:_MOST_LISTED])}, or set {policy}: Cluster"
-    return Reason(code, Verdict.DROP, f"{len(usable)} {word} elsewhere ({_listed(usable)}), {here}", fix)
+    return Reason(code, Verdict.DROP, text, fix)
 
 
 def _listed(endpoints: Mapping[Endpoint, SliceEndpoint]) -> str:

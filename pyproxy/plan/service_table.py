@@ -3,18 +3,28 @@
 A row says what the planner decided, not what the kernel has. Pure.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from pyproxy.model.address import Family, Network
+from pyproxy.model.address import Family, Network, family_of, is_loopback
 from pyproxy.model.endpoint import Endpoint, EndpointSlice
 from pyproxy.model.names import NamespacedName, ServicePortName
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service
 from pyproxy.model.unserved import UnservedService
 from pyproxy.plan.planner import Planner
-from pyproxy.plan.reasons import Reason, ReasonCode, no_packet_path, reasons
+from pyproxy.plan.reasons import (
+    Reason,
+    ReasonCode,
+    no_client_reason,
+    no_packet_path,
+    open_reason,
+    pending_reason,
+    proxied_reason,
+    reasons,
+    wrong_endpoint,
+)
 from pyproxy.plan.service_plan import Claim, ServicePlan, Verdict
 from pyproxy.plan.topology import merge_slices
 
@@ -84,7 +94,7 @@ class ServiceRow:
     """The clients that may connect; empty means all."""
     state: State = State.OK
     reasons: tuple[Reason, ...] = ()
-    """Why the state is not OK."""
+    """Why the state is not OK, or what is probably a mistake although it is."""
 
 
 def unserved_row(unserved: UnservedService, *, has_rules: bool = False) -> ServiceRow:
@@ -100,8 +110,14 @@ def _no_rules(code: ReasonCode, text: str, fix: str) -> Reason:
     return Reason(code, Verdict.FORWARD, text, fix)
 
 
-def service_rows(
-    service: Service, slices: Iterable[EndpointSlice], node: Node, planner: Planner, node_port_ips: NodePortIps
+def service_rows(  # noqa: PLR0913  # all that a row depends on
+    service: Service,
+    slices: Iterable[EndpointSlice],
+    node: Node,
+    planner: Planner,
+    node_port_ips: NodePortIps,
+    *,
+    orphans: Collection[EndpointSlice] = (),
 ) -> Iterator[ServiceRow]:
     """Yield the rows of a Service: its ports in order, for each port and family the cluster IP first.
 
@@ -111,10 +127,11 @@ def service_rows(
         node: this node.
         planner: has planned every Service.
         node_port_ips: where node ports are served, for each family to show.
+        orphans: slices of Services that do not exist.
     """
     slices = tuple(slices)
     families = [family for family in node_port_ips if family in service.families]
-    why = {family: reasons(service, slices, node, family) for family in families}
+    why = {family: reasons(service, slices, node, family, orphans) for family in families}
     found = False
     for port in service.ports:
         name = ServicePortName(service.name, port.name, port.protocol)
@@ -122,10 +139,12 @@ def service_rows(
             requested, effective = planner.requested(family, name), planner.effective(family, name)
             if requested is None or effective is None:
                 continue
-            maker = _RowMaker(name, requested, effective, why[family].get(name, ()), slices)
+            maker = _RowMaker(service, requested, effective, why[family].get(name, ()), slices)
             for row in maker.rows(planner, node_port_ips[family]):
                 found = True
                 yield row
+    if service.is_load_balancer_pending:
+        yield ServiceRow(service=service.name, state=State.NO_RULES, reasons=(pending_reason(),))
     if not found:
         text = "the Service has no address and port that can be used on this node"
         reason = _no_rules(ReasonCode.NO_FRONTEND, text, "correct spec.clusterIPs and spec.ports")
@@ -137,13 +156,14 @@ class _RowMaker:
 
     def __init__(
         self,
-        name: ServicePortName,
+        service: Service,
         requested: ServicePlan,
         effective: ServicePlan,
         why: tuple[Reason, ...],
         slices: tuple[EndpointSlice, ...],
     ) -> None:
-        self._name = name
+        self._service = service
+        self._name = requested.name
         self._requested = requested
         self._effective = effective
         self._why = why
@@ -159,18 +179,22 @@ class _RowMaker:
         ):
             for ip in ips:
                 winner = planner.winner(family, Claim(ip, self._name.protocol, requested.port))
-                yield self._row(Frontend(type_, family, ip, requested.port), winner)
+                yield self._row(Frontend(type_, family, ip, requested.port), winner, planner)
+        for ip in self._service.proxied_ips:
+            if family_of(ip) is family:
+                frontend = Frontend(FrontendType.LOAD_BALANCER_IP, family, ip, requested.port)
+                yield self._without_rules(frontend, proxied_reason(ip))
         if requested.node_port:
             winner = planner.winner(family, Claim(b"", self._name.protocol, requested.node_port))
             ips = (_EVERY_ADDRESS[family],) if node_port_ips is None else node_port_ips
             for ip in ips:
-                yield self._row(Frontend(FrontendType.NODE_PORT, family, ip, requested.node_port), winner)
+                yield self._row(Frontend(FrontendType.NODE_PORT, family, ip, requested.node_port), winner, planner)
             if not ips:
                 text = f"node port {requested.node_port} is not served: no {family} address of this node qualifies"
                 reason = _no_rules(ReasonCode.NO_NODE_PORT_ADDRESS, text, "correct --nodeport-addresses")
                 yield self._without_rules(None, reason)
 
-    def _row(self, frontend: Frontend, winner: ServicePortName | None) -> ServiceRow:
+    def _row(self, frontend: Frontend, winner: ServicePortName | None, planner: Planner) -> ServiceRow:
         if winner != self._name:
             text = f"Service {winner} has the same address and port"
             fix = "give one of them another address or port"
@@ -180,6 +204,15 @@ class _RowMaker:
         verdict = plan.internal_verdict if is_internal else plan.external_verdict
         endpoints = plan.internal_endpoints if is_internal else plan.external_endpoints
         other = ReasonCode.NO_LOCAL_ENDPOINTS_EXTERNAL if is_internal else ReasonCode.NO_LOCAL_ENDPOINTS
+        is_restricted = frontend.type is FrontendType.LOAD_BALANCER_IP
+        why = [each for each in self._why if each.verdict is verdict and each.code is not other]
+        state = _STATES[verdict]
+        if state is State.OK:
+            why += _wrong_endpoints(endpoints, self._requested, planner)
+            if is_restricted and (is_open := open_reason(self._service.load_balancer_source_ranges, plan.family)):
+                why.append(is_open)
+            if is_restricted and (is_closed := no_client_reason(plan.source_ranges)):
+                state, why = State.DROP, [is_closed]
         return ServiceRow(
             service=self._name.service,
             port=self._name,
@@ -189,9 +222,9 @@ class _RowMaker:
             local_count=len(self._on_node.intersection(endpoints)),
             total_count=self._total,
             affinity_seconds=plan.affinity_seconds,
-            source_ranges=plan.source_ranges if frontend.type is FrontendType.LOAD_BALANCER_IP else (),
-            state=_STATES[verdict],
-            reasons=tuple(each for each in self._why if each.verdict is verdict and each.code is not other),
+            source_ranges=plan.source_ranges if is_restricted else (),
+            state=state,
+            reasons=tuple(why),
         )
 
     def _without_rules(self, frontend: Frontend | None, reason: Reason) -> ServiceRow:
@@ -203,6 +236,17 @@ class _RowMaker:
             state=State.NO_RULES,
             reasons=(reason,),
         )
+
+
+def _wrong_endpoints(endpoints: Iterable[Endpoint], plan: ServicePlan, planner: Planner) -> Iterator[Reason]:
+    """Yield the endpoints that no connection can reach, because the kernel translates a connection only once."""
+    for endpoint in endpoints:
+        if is_loopback(endpoint.ip):
+            yield wrong_endpoint(f"endpoint {endpoint} is a loopback address")
+        other = planner.winner(plan.family, Claim(endpoint.ip, plan.name.protocol, endpoint.port))
+        winner = planner.requested(plan.family, other) if other else None
+        if winner is not None and winner.cluster_ip == endpoint.ip:
+            yield wrong_endpoint(f"endpoint {endpoint} is the cluster IP of {winner.name.service}")
 
 
 def _count_endpoints(slices: tuple[EndpointSlice, ...], plan: ServicePlan) -> int:

@@ -40,7 +40,7 @@ class SyncState(Enum):
 
 
 class ReasonValues(Struct, rename="camel", forbid_unknown_fields=True):
-    """Why a state is not ok."""
+    """Why a state is not ok, or what is probably a mistake although it is."""
 
     code: ReasonCode
     text: str
@@ -87,7 +87,9 @@ class ServiceValues(Struct, rename="camel", forbid_unknown_fields=True):
         SyncState | None, Meta(description="Whether the kernel has this state; null if no agent was asked.")
     ]
     sync_error: Annotated[str, Meta(description="Why the kernel refused the Service port; empty if it did not.")]
-    reasons: Annotated[list[ReasonValues], Meta(description="Empty if the state is ok.")]
+    reasons: Annotated[
+        list[ReasonValues], Meta(description="Why the state is not ok; with ok, what is probably a mistake.")
+    ]
 
 
 class FamilyValues(Struct, rename="camel", forbid_unknown_fields=True):
@@ -144,11 +146,14 @@ def service_values(row: ServiceRow, sync: SyncState | None = None, sync_error: s
     )
 
 
-_INTENDED = frozenset({ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY})
+_INTENDED = frozenset(
+    {ReasonCode.HEADLESS, ReasonCode.EXTERNAL_NAME, ReasonCode.OTHER_PROXY, ReasonCode.LOAD_BALANCER_PROXIES}
+)
 
 
 def is_problem(service: ServiceValues) -> bool:
     """Return whether a row needs attention; a Service that is meant to have no rules does not."""
     if service.sync not in {None, SyncState.PROGRAMMED}:
         return True
-    return service.state is not State.OK and not any(reason.code in _INTENDED for reason in service.reasons)
+    is_fine = service.state is State.OK and not service.reasons
+    return not is_fine and not any(reason.code in _INTENDED for reason in service.reasons)

@@ -17,10 +17,8 @@ from pyproxy.config.config import Config
 from pyproxy.doctor import agent
 from pyproxy.doctor.checks import CHECKS
 from pyproxy.doctor.finding import Severity
-from pyproxy.doctor.inputs import PYPROXY, AgentAnswers, Inputs, InstalledRules, Objects
+from pyproxy.doctor.inputs import PYPROXY, AgentAnswers, Inputs, InstalledRules
 from pyproxy.model.address import ListenAddress, parse_ip
-from pyproxy.plan.service_table import State
-from pyproxy.plan.service_values import EndpointsValues, ServiceValues
 from tests.fakes.apiserver import ApiServer
 
 from .cluster import FLAGS, wait_until
@@ -214,16 +212,3 @@ def test_service_that_the_agent_serves(tmp_path: Path) -> None:
     assert 1 == done.returncode
     assert "WARN  default/broken does not work: the Service has no EndpointSlice" in done.stdout
     assert "INFO  default/broken: ExternalIP 192.0.2.1 is an address of this node" in done.stdout
-
-
-def test_source_ranges_without_clients() -> None:
-    """Source ranges that no client on a network can have are a warning."""
-    values = ServiceValues(
-        *("default", "web", "", None, None, EndpointsValues(0, 0, 0, []), None, ["127.0.0.0/8", "0.0.0.0/32"]),
-        *(State.OK, None, "", []),
-    )
-
-    text = "default/web: no client has an address in the source ranges 127.0.0.0/8, 0.0.0.0/32"
-    assert (Severity.WARN, text) == only("source-ranges", Inputs(Config(), NODE, Objects((values,))))
-    values.source_ranges.append("192.0.2.0/24")
-    assert [] == findings("source-ranges", Inputs(Config(), NODE, Objects((values,))))

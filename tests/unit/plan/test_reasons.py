@@ -7,14 +7,14 @@ from msgspec import structs
 
 from pyproxy.model.address import Family, parse_ip, parse_network
 from pyproxy.model.endpoint import EndpointSlice, SliceEndpoint, SlicePort
-from pyproxy.model.names import Protocol
+from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import NoPacketPath, ServicePort
 from pyproxy.plan.reasons import Reason, ReasonCode, no_packet_path, reasons, source_range_reason
 from pyproxy.plan.service_plan import Verdict
 from tests.unit.plan.building import SERVICE, endpoint_slice, ips
 
-NODE = Node(name="node2")
+NODE = Node(name="node2", pod_cidrs=(parse_network("10.244.2.0/24"),))
 READY = SliceEndpoint(parse_ip("10.244.1.11"), "node1")
 UNREADY = structs.replace(READY, ready=False, serving=False)
 UNREADY_HERE = SliceEndpoint(parse_ip("10.244.2.12"), "node2", ready=False, serving=False)
@@ -77,6 +77,30 @@ SLICE6 = endpoint_slice(SliceEndpoint(parse_ip("fd00::1")), family=Family.IPV6)
             "all 2 endpoints are not ready (10.244.1.11 on node1, 10.244.2.12 on node2)",
         ),
         (
+            SERVICE,
+            [endpoint_slice(structs.replace(UNREADY, terminating=True))],
+            "not-ready",
+            "reject",
+            "the only endpoint is terminating, and no longer serving (10.244.1.11 on node1)",
+        ),
+        (
+            LOCAL,
+            [endpoint_slice(structs.replace(READY, node_name=""))],
+            "no-local-endpoints-external",
+            "drop",
+            "1 endpoint without a nodeName (10.244.1.11), 0 here",
+        ),
+        (
+            LOCAL,
+            [endpoint_slice(SliceEndpoint(parse_ip("10.244.2.12"), "node2.example.com"))],
+            "no-local-endpoints-external",
+            "drop",
+            (
+                "1 endpoint elsewhere (10.244.2.12 on node2.example.com), 0 here; 10.244.2.12 is in a pod CIDR of node2,"
+                " but its nodeName is node2.example.com"
+            ),
+        ),
+        (
             LOCAL,
             [endpoint_slice(READY)],
             "no-local-endpoints-external",
@@ -116,6 +140,27 @@ def test_fix_names_the_node() -> None:
 
     assert "send the client to node1, or set externalTrafficPolicy: Cluster" == external.fix
     assert "run a pod of the Service on node2, or set internalTrafficPolicy: Cluster" == internal.fix
+
+
+@pytest.mark.parametrize(
+    ("label", "namespace", "text"),
+    [
+        ("databse", "default", "; default/database-x has the label of databse, which does not exist"),
+        ("database", "shop", "; shop/database-x is in another namespace"),
+        ("web", "default", ""),
+        ("databse", "shop", ""),
+    ],
+)
+def test_slice_that_is_meant_for_the_service(label: str, namespace: str, text: str) -> None:
+    """A slice of a Service that does not exist is named if the namespace is wrong, or the name is misspelt."""
+    service = structs.replace(SERVICE, name=NamespacedName("default", "database"))
+    orphan = structs.replace(
+        endpoint_slice(READY), name=NamespacedName(namespace, "database-x"), service=NamespacedName(namespace, label)
+    )
+
+    ((reason,),) = reasons(service, [], NODE, Family.IPV4, [orphan]).values()
+
+    assert f"the Service has no EndpointSlice{text}" == reason.text
 
 
 def test_no_reason() -> None:

@@ -190,3 +190,60 @@ def test_services_without_rules(kind: NoPacketPath | None, expected: bool) -> No
     row = unserved_row(UnservedService(NamespacedName("default", "web"), kind, "" if kind else "spec: wrong"))
 
     assert (State.NO_RULES if kind else State.INVALID, expected) == (row.state, is_problem(service_values(row)))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "state", "codes"),
+    [
+        (("198.51.100.0/24",), State.OK, []),
+        (("0.0.0.0/32", "127.0.0.0/8"), State.DROP, ["source-ranges"]),
+        (("0.0.0.0/32", "198.51.100.0/24"), State.OK, []),
+        (("2001:db8::/32",), State.OK, ["open"]),
+    ],
+)
+def test_source_ranges(ranges: tuple[str, ...], state: State, codes: list[str]) -> None:
+    """A load balancer IP is closed if no client can be in the ranges, and open to all without a range of its family."""
+    service = replace(EVERYTHING, load_balancer_source_ranges=tuple(map(parse_network, ranges)))
+
+    found = rows(service, slices=[endpoint_slice(HERE)])
+
+    assert [(State.OK, []), (State.OK, []), (state, list(map(ReasonCode, codes))), (State.OK, [])] == states(found)
+
+
+def test_load_balancer_without_an_address() -> None:
+    """A Service whose load balancer has no address yet has a row that says so."""
+    found = rows(replace(SERVICE, is_load_balancer_pending=True), slices=[endpoint_slice(HERE)])
+
+    assert [(State.OK, []), (State.NO_RULES, [ReasonCode.LOAD_BALANCER_PENDING])] == states(found)
+    assert is_problem(service_values(found[-1]))
+
+
+def test_address_of_a_proxying_load_balancer() -> None:
+    """An address with ipMode Proxy has a row without rules, and is not a problem."""
+    found = rows(replace(SERVICE, proxied_ips=ips("198.51.100.9", "fd00::9")), slices=[endpoint_slice(HERE)])
+
+    assert ("LoadBalancer", "198.51.100.9:80") == frontends(found)[-1]
+    assert [(State.OK, []), (State.NO_RULES, [ReasonCode.LOAD_BALANCER_PROXIES])] == states(found)
+    assert not is_problem(service_values(found[-1]))
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "text"),
+    [
+        ("127.0.0.1", "endpoint 127.0.0.1:8080 is a loopback address"),
+        ("10.96.0.77", "endpoint 10.96.0.77:8080 is the cluster IP of default/other"),
+    ],
+)
+def test_endpoint_that_no_connection_reaches(endpoint: str, text: str) -> None:
+    """The kernel translates a connection once: an endpoint cannot be a cluster IP, nor a loopback address."""
+    other = replace(
+        SERVICE,
+        name=NamespacedName("default", "other"),
+        cluster_ips=ips("10.96.0.77"),
+        ports=(ServicePort("", Protocol.TCP, 8080, 0),),
+    )
+
+    found, _ = rows(SERVICE, other, slices=[endpoint_slice(SliceEndpoint(parse_ip(endpoint), "node1"))])
+
+    assert (State.OK, [text]) == (found.state, [reason.text for reason in found.reasons])
+    assert is_problem(service_values(found))

@@ -1,0 +1,1 @@
+"""Set-ups that are broken, and the commands that name the cause."""
