@@ -31,12 +31,12 @@ V2 = logging.INFO - 2
 """Level of lines that ``-v 2`` shows: normal operation, one line for each sync."""
 DEBUG_VERBOSITY = 4
 """The ``-v`` from which every step is logged: in Kubernetes' logging conventions 4 is debug level."""
+# Number of times that a line is written without a pause.
 _PLAIN_REPEATS = 3
-"""Number of times that a line is written without a pause."""
 _FIRST_PAUSE_SECONDS = 60.0
 _LONGEST_PAUSE_SECONDS = 3600.0
+# Maximum number of lines whose repeats are counted.
 _MOST_LINES = 1000
-"""Maximum number of lines whose repeats are counted."""
 
 
 class TextFormatter(logging.Formatter):

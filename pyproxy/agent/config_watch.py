@@ -16,8 +16,8 @@ from pyproxy.manifests.file_version import FileVersion, file_version
 
 POLL_SECONDS = 1.0
 
+# Of the file behind links; None if it does not exist or is a pipe.
 _Version = FileVersion | None
-"""Of the file behind links; None if it does not exist or is a pipe."""
 
 
 def texts_of(path: str) -> dict[str, str]:
@@ -38,6 +38,7 @@ async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECO
         texts: by path, the content that was read.
         poll_seconds: time between two checks; a change is detected after one or two of them.
     """
+    # `good` has the versions whose content was compared and found equal, so that a file is read only when its version changes.
     seen: dict[str, _Version] = dict.fromkeys(texts)
     good: dict[str, _Version] = dict.fromkeys(texts)
     while True:

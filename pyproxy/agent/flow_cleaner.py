@@ -14,10 +14,10 @@ from pyproxy.plan.stale_flows import NO_ADDRESSES, Frontends, NodeAddresses, Tou
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
+# The kernel announces an address just before it makes its local route (`__ipv6_ifa_notify`, `__inet_insert_ifa`).
 _SETTLE_SECONDS = 0.1
-"""The kernel announces an address just before it makes its local route (`__ipv6_ifa_notify`, `__inet_insert_ifa`)."""
+# Cleaning takes at most a fifth of the time, however fast Services change and however large the table is.
 _PAUSES_PER_WALK = 4
-"""Cleaning takes at most a fifth of the time, however fast Services change and however large the table is."""
 
 NodeNetworks = Callable[[Family], Awaitable[Collection[Network]]]
 
@@ -49,11 +49,12 @@ class FlowCleaner:
 
     def note_addresses(self) -> None:
         """Record that the node's addresses may have changed. Call it once the rules match the new addresses."""
-        asyncio.get_running_loop().call_later(_SETTLE_SECONDS, self._add_addresses)
 
-    def _add_addresses(self) -> None:
-        for family in self._known:
-            self._add(family, Touched(addresses=True))
+        def add() -> None:
+            for family in self._known:
+                self._add(family, Touched(addresses=True))
+
+        asyncio.get_running_loop().call_later(_SETTLE_SECONDS, add)
 
     def _add(self, family: Family, touched: Touched) -> None:
         if touched:
@@ -70,6 +71,7 @@ class FlowCleaner:
             await self._wake.wait()
             self._wake.clear()
             started = monotonic()
+            # One walk for all changes so far: the kernel dumps the whole table, however few frontends are searched.
             pending, self._pending = self._pending, {}
             for family, touched in pending.items():
                 await self._clean(family, touched, node_networks)

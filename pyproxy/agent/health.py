@@ -132,6 +132,7 @@ class AgentHealth:
 
     def _health_check_server(self, name: NamespacedName) -> HttpService | None:
         check, rival = self._checks.get(name), self._ports.rival(name)
+        # A rival is logged once, and not at each sync; it is logged again after it was away.
         # Reason and action are kube-proxy's (``service_health.go``, SyncServices).
         event = Event("Service", name, "FailedToStartServiceHealthcheck", "Listen")
         if check is not None and rival and rival != self._refused.get(name):

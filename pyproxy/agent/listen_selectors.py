@@ -12,8 +12,8 @@ from pyproxy.model.address import ListenAddress, parse_network
 logger = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 5.0
+# They are valid only together with an interface, which URLs of scrapers do not contain.
 _LINK_LOCAL = parse_network("fe80::/10")
-"""They are valid only together with an interface, which URLs of scrapers do not contain."""
 
 
 async def follow_selector(place: ListenSelector, listen: Callable[[Collection[ListenAddress]], None]) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+# A sync that takes less is cheap enough to run as often as Services change.
 _CHEAP_SECONDS = 0.010
 _LONGEST_REST_SECONDS = 1.0
 _FIRST_RETRY_SECONDS = 0.5
@@ -23,6 +24,7 @@ class Schedule:
     def earliest(self) -> float:
         """Return the earliest time at which the next sync may start."""
         if self.failures:
+            # The shift is limited: after a long outage the number of failures would give an integer of thousands of bits.
             wait = _FIRST_RETRY_SECONDS * (1 << min(self.failures - 1, 16))
             return self.finished_at + min(wait, self.sync_period_seconds)
         if self.min_period_seconds is not None:

@@ -19,6 +19,7 @@ class Shutdown:
         """Exit status; valid after `wait`."""
         self._loop = asyncio.get_running_loop()
         self._reason: asyncio.Future[tuple[int, str]] = self._loop.create_future()
+        # SIGINT for a terminal, SIGTERM from systemd and the kubelet.
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._end, 0, "stopping on a signal; rules stay in place")
 
@@ -41,5 +42,6 @@ class Shutdown:
         raise ShutdownRequestedError
 
     def _end(self, status: int, reason: str) -> None:
+        # A second signal must not raise InvalidStateError in the loop.
         if not self._reason.done():
             self._reason.set_result((status, reason))

@@ -72,7 +72,7 @@ async def follow_source(
 
 
 def _without_other_nodes(change: ObjectChange, node_name: str) -> ObjectChange | None:
-    """Return the part of a change that concerns this node: files have all Nodes, while the API server sends one."""
+    # Files have all Nodes, while the API server sends one; the tracker keeps one.
     match change:
         case Put(object=Node() as node):
             return change if node.name == node_name else None
@@ -98,6 +98,7 @@ async def _follow_api(
     async def find_access() -> "Access":
         return await (first.pop() if first else load_access(access_settings))
 
+    # From here on log lines with an Event become Events, also the line of the start.
     handler = api.EventHandler(asyncio.get_running_loop())
     logging.getLogger("pyproxy").addHandler(handler)
     log_start(settings, node_name)

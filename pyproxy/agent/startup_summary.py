@@ -35,6 +35,7 @@ def startup_summary(settings: ResolvedSettings, node_name: str, mode: ProxyMode,
 
 
 def _pods(settings: ResolvedSettings, config: Config) -> str:
+    # The most frequent mistake of a new cluster is a missing or wrong --cluster-cidr, so the line says what it means.
     values = {
         DetectLocalMode.CLUSTER_CIDR: ("cluster_cidr", write_list(config.cluster_cidr)),
         DetectLocalMode.BRIDGE_INTERFACE: ("pod_bridge_interface", config.pod_bridge_interface),

@@ -1,8 +1,9 @@
 """The control socket: a Unix stream socket on which the agent answers commands of root on its node.
 
-One connection has one request and one reply, each a line of JSON; the reply has either a result or an error. Only processes of uid 0 are answered: the file mode keeps
-other users out, and each connection is checked again, because a capability can override file modes. A client cannot delay
-the agent: connections, the size of a request and the time for request and reply are limited.
+One connection has one request and one reply, each a line of JSON; the reply has either a result or an error. Only
+processes of uid 0 are answered: the file mode keeps other users out, and each connection is checked again, because a
+capability can override file modes. A client cannot delay the agent: connections, the size of a request and the time for
+request and reply are limited.
 """
 
 import asyncio
@@ -18,12 +19,12 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
-MOST_REQUEST_BYTES = 4096
+MOST_REQUEST_BYTES = 4096  # `readline` raises ValueError for a longer line
 _MOST_CONNECTIONS = 8
 _REQUEST_SECONDS = 5.0
 _REPLY_SECONDS = 30.0
+# `struct ucred` of include/linux/socket.h: pid, uid, gid.
 _UCRED = struct.Struct("3i")
-"""``struct ucred`` of include/linux/socket.h: pid, uid, gid."""
 _DIRECTORY_MODE = 0o755
 _SOCKET_MODE = 0o600
 
@@ -95,6 +96,7 @@ class ControlServer:
             writer.close()
 
     async def _reply(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        # The credentials are those at the time of `connect`: a process that gives up its rights later keeps its answer.
         uid = peer_uid(writer.get_extra_info("socket"))
         if uid != 0:
             return _error(f"uid {uid} may not use the control socket, only root may")
@@ -106,6 +108,7 @@ class ControlServer:
             request = json.loads(line.decode())
             if not isinstance(request, dict):
                 return _error("the request is not a JSON object")
+            # One at a time: an answer with all Services takes memory and turns of the loop.
             async with self._answering:
                 return b'{"result":%b}' % await self._answer(request)
         except (ValueError, RecursionError) as error:  # also for a line that is too long
@@ -117,13 +120,20 @@ def _error(message: str) -> bytes:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Return a listening socket that only root can connect to.
-
-    Raises:
-        OSError: the path cannot be used, or another agent listens there.
-    """
     path.parent.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
-    _remove_stale(path)
+    # A socket file outlives its process, and `bind` fails while it exists. Only `connect` tells whether a process still listens.
+    with suppress(FileNotFoundError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        if not stat.S_ISSOCK(path.lstat().st_mode):
+            message = "the file exists and is not a socket"
+            raise OSError(message)
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+        else:
+            message = "another agent uses it"
+            raise OSError(message)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)  # noqa: FBT003  # its name says it
@@ -136,27 +146,3 @@ def _listen(path: Path) -> socket.socket:
         listener.close()
         raise
     return listener
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket of an agent that has ended.
-
-    Raises:
-        OSError: the file is not a socket, or a process listens there.
-    """
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        message = "the file exists and is not a socket"
-        raise OSError(message)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(1)
-        try:
-            client.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    message = "another agent uses it"
-    raise OSError(message)

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.samples import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+# Decimal exponents that `strconv.FormatFloat(…, 'g', -1, 64)` writes without an `e`.
 _PLAIN_EXPONENTS = range(-4, 6)
-"""Decimal exponents that ``strconv.FormatFloat(…, 'g', -1, 64)`` writes without an ``e``."""
 _SPECIAL = {math.inf: "+Inf", -math.inf: "-Inf"}
 
 
@@ -27,6 +27,7 @@ def go_number(value: float) -> str:
     """Format a number as Go's ``strconv.FormatFloat(value, 'g', -1, 64)`` does: 1, 0.25, 1e+06, 1.7952849916e+09."""
     if not math.isfinite(value):
         return _SPECIAL.get(value, "NaN")
+    # `repr` gives the shortest decimal that is the same float, as Go's -1 does; only the notation differs.
     shortest = Decimal(repr(float(value)))
     sign, digits, _ = shortest.normalize().as_tuple()
     exponent = shortest.adjusted() if value else 0
@@ -49,6 +50,7 @@ def exposition(registry: CollectorRegistry, only: Collection[str] = ()) -> str:
     for name, metric in families:
         if only and name not in only:
             continue
+        # Escapes of the text format: in a help \\ and \n, in the value of a label also the quote.
         help_text = metric.documentation.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {metric.type}\n")
         # A sample has a name of its own, because a histogram consists of several series.
@@ -64,6 +66,7 @@ def metrics_application(registry: CollectorRegistry, only: Collection[str] = ())
         headers = [("Content-Type", CONTENT_TYPE)]
         if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
             headers.append(("Content-Encoding", "gzip"))
+            # Level 1 removes most of the size, and costs the least CPU time.
             body = gzip.compress(body, compresslevel=1)
         start_response("200 OK", headers)
         return [body]

@@ -98,6 +98,7 @@ class Health:
             family: FamilyHealth(now, is_good=True) if family in done else replace(state, is_good=False)
             for family, state in self._families.items()
         }
+        # Once set it stays: later failures concern changes, while the rules of the first sync stay in place.
         self._is_synced = self._is_synced or all(state.is_good for state in self._families.values())
 
     def set_node_eligible(self, is_eligible: bool) -> None:  # noqa: FBT001  # a value to be kept
@@ -122,6 +123,7 @@ class Health:
 
     def livez(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether the agent is alive, and the body of the answer."""
+        # A node that is being removed is still alive: its connections must be served until they end.
         return self._answer({}, is_eligible=True)
 
     def healthz(self) -> tuple[bool, Mapping[str, Any]]:
@@ -144,6 +146,7 @@ class Health:
 
     def readyz(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this node's rules are complete and up to date, and the body of the answer with the reasons."""
+        # Of `_watches_lost` a copy: the agent's thread may set it to None between two uses.
         now, lost = self._clock(), self._watches_lost
         lost_seconds = now.seconds_since(lost) if lost else 0.0
         is_last_good = all(state.is_good for state in self._families.values())
@@ -196,6 +199,7 @@ def service_application(name: NamespacedName, local_endpoints: Callable[[], int]
     """
 
     def answer(_: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        # Load balancers that know the header distribute by the number of endpoints; older ones look at the status only.
         count, is_healthy = local_endpoints(), health.is_healthy
         status = HTTPStatus.OK if count and is_healthy else HTTPStatus.SERVICE_UNAVAILABLE
         body = {
@@ -210,7 +214,7 @@ def service_application(name: NamespacedName, local_endpoints: Callable[[], int]
 
 
 def _clean(path: str) -> str:
-    """Return a path without empty segments, ``.`` and ``..``; keep a slash at the end."""
+    # As Go's `cleanPath` (net/http/server.go): without empty segments, `.` and `..`; a slash at the end stays.
     segments: list[str] = []
     for segment in path.split("/"):
         if segment == "..":

@@ -17,9 +17,9 @@ from pyproxy.serve.http_request import Refused, Request, read_request
 
 logger = logging.getLogger(__name__)
 
+# As `rstAvoidanceDelay` of net/http.
 _LINGER_SECONDS = 0.5
-"""As ``rstAvoidanceDelay`` of net/http."""
-_LINGER_BYTES = 256 << 10
+_LINGER_BYTES = 256 << 10  # as net/http's limit for a body that it discards (`maxPostHandlerReadBytes`)
 _READ_BYTES = 65536
 
 
@@ -41,7 +41,16 @@ def exchange(connection: socket.socket, app: WSGIApplication) -> None:
             if request is None:
                 return
             connection.sendall(_answer(request, app))
-        _linger(connection)
+        # Give the client time to read the answer. Closing a socket with unread bytes, of a body or of another request, sends a
+        # reset, and the client's kernel then drops the data that the client has not read yet.
+        connection.shutdown(socket.SHUT_WR)
+        deadline, left = monotonic() + _LINGER_SECONDS, _LINGER_BYTES
+        while left > 0 and (seconds := deadline - monotonic()) > 0:
+            connection.settimeout(seconds)
+            data = connection.recv(_READ_BYTES)
+            if not data:
+                return
+            left -= len(data)
 
 
 def redirect(location: str, method: str, start_response: StartResponse) -> Iterable[bytes]:
@@ -54,6 +63,7 @@ def redirect(location: str, method: str, start_response: StartResponse) -> Itera
 
 
 def _answer(request: Request, app: WSGIApplication) -> bytes:
+    # net/http answers `OPTIONS *` itself, and only knows one expectation (`server.go`, `serverHandler` and `conn.serve`).
     expected = request.headers.get("expect", "").lower()
     if request.method == "OPTIONS" and request.target == "*":
         status, headers, body = "200 OK", list[tuple[str, str]](), b""
@@ -68,6 +78,7 @@ def _answer(request: Request, app: WSGIApplication) -> bytes:
         ("Connection", "close"),
     ]
     version = "HTTP/1.0" if request.is_1_0 else "HTTP/1.1"
+    # An answer to HEAD has the length of the body that GET would get (RFC 9110, 8.6), and no body.
     lines = "".join(f"{line}\r\n" for line in (f"{version} {status}", *(f"{name}: {text}" for name, text in headers)))
     return f"{lines}\r\n".encode("latin-1") + (b"" if request.method == "HEAD" else body)
 
@@ -85,6 +96,7 @@ def _called(request: Request, app: WSGIApplication) -> tuple[str, list[tuple[str
         "QUERY_STRING": request.query,
         "SERVER_PROTOCOL": "HTTP/1.0" if request.is_1_0 else "HTTP/1.1",
     }
+    # WSGI (PEP 3333): a header becomes a variable in upper case. What a page does not read is left out of the environment.
     environ |= {f"HTTP_{name.upper().replace('-', '_')}": text for name, text in request.headers.items()}
     try:
         body = b"".join(app(environ, start_response))
@@ -94,19 +106,3 @@ def _called(request: Request, app: WSGIApplication) -> tuple[str, list[tuple[str
         return f"{HTTPStatus.INTERNAL_SERVER_ERROR.value} Internal Server Error", [], b""
     status, headers = answer[-1]
     return status, headers, body
-
-
-def _linger(connection: socket.socket) -> None:
-    """Give the client time to read the answer before the connection is closed.
-
-    Closing a socket with unread bytes, of a body or of another request, sends a reset, and the client's kernel then drops
-    the data that the client has not read yet.
-    """
-    connection.shutdown(socket.SHUT_WR)
-    deadline, left = monotonic() + _LINGER_SECONDS, _LINGER_BYTES
-    while left > 0 and (seconds := deadline - monotonic()) > 0:
-        connection.settimeout(seconds)
-        data = connection.recv(_READ_BYTES)
-        if not data:
-            return
-        left -= len(data)

@@ -77,6 +77,7 @@ def read_request(lines: Lines) -> Request | None:
         raise Refused(HTTPStatus.BAD_REQUEST)
     path, query = _parse_target(method, target)
     headers = _read_headers(budget)
+    # The order of the checks is net/http's, which decides the answer to a request with several faults.
     major, minor = map(int, version.groups())
     is_http2_preface = (method, target, major, minor, headers) == (b"PRI", b"*", 2, 0, {})
     _check_framing(headers, is_1_0=(major, minor) < (1, 1))
@@ -99,7 +100,7 @@ def read_request(lines: Lines) -> Request | None:
 
 
 class _Budget:
-    """Reads the lines of a head, and limits their total size."""
+    """Reads the lines of a head, and limits their total size, as net/http limits that of its reader."""
 
     def __init__(self, lines: Lines) -> None:
         self._lines = lines
@@ -113,11 +114,12 @@ class _Budget:
             return None
         if not line.endswith(b"\n"):
             raise Refused(HTTPStatus.BAD_REQUEST if self._left else HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        # A bare LF ends a line as well (RFC 9112, 2.2).
         return line[:-1].removesuffix(b"\r")
 
 
 def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
-    """Return path and query, as ``url.ParseRequestURI`` does."""
+    # As `url.ParseRequestURI`: a path, an absolute URL as clients of a proxy send it, `*`, or with CONNECT only host and port.
     if not target or _CONTROL.search(target):
         raise Refused(HTTPStatus.BAD_REQUEST)
     if target == b"*":
@@ -141,14 +143,17 @@ def _parse_target(method: bytes, target: bytes) -> tuple[bytes, bytes]:
 
 
 def _read_headers(budget: _Budget) -> dict[str, list[str]]:
-    """Return values by name in lower case, in order. Names with a space are included, and refused by the caller."""
+    # A name with a space is refused by the caller, after all lines were read: net/http then answers with another text.
     headers: dict[str, list[str]] = {}
     last: list[str] | None = None
     while line := budget.line():
         if line[:1] in {b" ", b"\t"}:
             if last is None:
                 raise Refused(HTTPStatus.BAD_REQUEST)
-            name, value = b"a", line  # a continuation of the last value
+            name, value = (
+                b"a",
+                line,
+            )  # a continuation of the last value (obs-fold of RFC 9112, which net/http still accepts)
         else:
             name, colon, value = line.partition(b":")
             if not colon or not _TOKEN.fullmatch(name.replace(b" ", b"_")):
@@ -168,7 +173,8 @@ def _read_headers(budget: _Budget) -> dict[str, list[str]]:
 
 
 def _check_framing(headers: Mapping[str, list[str]], *, is_1_0: bool) -> None:
-    """Refuse values of ``Host``, ``Transfer-Encoding`` and ``Content-Length`` that net/http refuses."""
+    # Contradictory framing is how requests are smuggled past a proxy (RFC 9112, 11.2); a body is not read, but net/http refuses
+    # such requests as well.
     if len(headers.get("host", ())) > 1:
         raise Refused(HTTPStatus.BAD_REQUEST)
     encodings, lengths = headers.get("transfer-encoding", []), headers.get("content-length", [])

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from wsgiref.types import WSGIApplication
 
 from pyproxy.model.address import ListenAddress, family_of, ip_text
@@ -24,14 +24,14 @@ from pyproxy.serve.http_exchange import exchange
 
 logger = logging.getLogger(__name__)
 
+# As in kube-proxy (`cmd/kube-proxy/app/server.go`, serveHealthz).
 _RETRY_SECONDS = 5.0
-"""As in kube-proxy (``cmd/kube-proxy/app/server.go``, serveHealthz)."""
+# Time for which a client may send nothing.
 _IDLE_SECONDS = 10.0
-"""Time for which a client may send nothing."""
+# Maximum duration of a connection.
 _REQUEST_SECONDS = 30.0
-"""Maximum duration of a connection."""
+# Maximum number of connections; one more closes the oldest.
 _MOST_CONNECTIONS = 128
-"""Maximum number of connections; one more closes the oldest."""
 _DESCRIPTORS_ARE_SHORT_SECONDS = 0.1
 
 
@@ -127,12 +127,12 @@ class Listeners(threading.Thread):
         os.eventfd_write(self._alarm, 1)
 
     def _settle(self) -> None:
-        """Open and close sockets so that those of the current services are open."""
         services, is_due = self._services, monotonic() >= self._retry_at
         if services is self._settled and not (self._missing and is_due):
             return  # the usual case, which must be fast: there may be hundreds of services
         self._settled = services
         wanted = [_Place(name, address) for name, service in services.items() for address in service.addresses]
+        # Close before opening: a port may move from one Service to another.
         for place in self._open.keys() - set(wanted):
             self._close(place)
         self._missing &= set(wanted)
@@ -143,6 +143,7 @@ class Listeners(threading.Thread):
     def _try(self, place: _Place, service: HttpService) -> None:
         ip, port = place.address
         try:
+            # A socket of :: without IPV6_V6ONLY also accepts IPv4 (ipv6(7)); on a node without IPv6 there is only 0.0.0.0.
             if service.both_families and not any(ip) and socket.has_dualstack_ipv6():
                 listener = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
             else:
@@ -161,7 +162,9 @@ class Listeners(threading.Thread):
             logger.error("%s; trying on", message, extra={"event": service.event})  # noqa: TRY400  # no need of a traceback
             return
         logger.info("%s served on http://%s", place.name, place.address)
-        listener.settimeout(0)
+        listener.settimeout(
+            0
+        )  # the client of a readable listener may be gone before `accept`, which must not block then
         self._missing.discard(place)
         self._open[place] = listener
         self._selector.register(listener, selectors.EVENT_READ, place)
@@ -189,22 +192,23 @@ class Listeners(threading.Thread):
         if len(self._connections) >= _MOST_CONNECTIONS:
             self._end_oldest()
         self._connections.append((monotonic() + _REQUEST_SECONDS, connection))
+
+        def answer() -> None:
+            try:
+                with connection:
+                    connection.settimeout(_IDLE_SECONDS)
+                    exchange(connection, service.app)
+            except OSError as error:
+                logger.debug("%s: %s", peer[0], error)
+
         try:
-            threading.Thread(target=self._answer, args=(connection, peer, service.app), daemon=True).start()
-        except RuntimeError as error:
+            threading.Thread(target=answer, daemon=True).start()
+        except RuntimeError as error:  # no more threads (RLIMIT_NPROC, pids cgroup)
             logger.debug("%s: %s", place.name, error)
             connection.close()
 
-    def _answer(self, connection: socket.socket, peer: Any, app: WSGIApplication) -> None:  # noqa: ANN401  # socket's
-        try:
-            with connection:
-                connection.settimeout(_IDLE_SECONDS)
-                exchange(connection, app)
-        except OSError as error:
-            logger.debug("%s: %s", peer[0], error)
-
     def _end_oldest(self) -> None:
         _, connection = self._connections.popleft()
-        # It may be closed already.
+        # It may be closed already. `shutdown` also wakes the thread that reads from it, which `close` would not.
         with suppress(OSError):
             connection.shutdown(socket.SHUT_RDWR)

@@ -14,6 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 _PROC = Path("/proc")
+# By column of `/proc/net/stat/nf_conntrack`, name without `_total` and help.
 _CONNTRACK_COUNTERS = {
     "insert_failed": (
         "pyproxy_conntrack_insert_failures",
@@ -22,9 +23,8 @@ _CONNTRACK_COUNTERS = {
     "drop": ("pyproxy_conntrack_drops", "Packets dropped because their connection could not be tracked"),
     "early_drop": ("pyproxy_conntrack_early_drops", "Connections removed early, to make room in a full table"),
 }
-"""By column of ``/proc/net/stat/nf_conntrack``, name without ``_total`` and help."""
+# Value for no limit, as in Go's client library.
 _UNLIMITED = float(2**64)
-"""Value for no limit, as in Go's client library."""
 
 
 class PacketCounter(Collector):
@@ -73,6 +73,7 @@ class ProcCollector(Collector):
             self._network,
         )
         for read in readers:
+            # A list, so that a reader that fails halfway yields nothing.
             with suppress(OSError, ValueError, LookupError):
                 yield from list(read())
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -93,14 +94,14 @@ class ProcCollector(Collector):
         )
 
     def _conntrack_counters(self) -> Iterator[Metric]:
-        """Yield the sums over all CPUs: the file has a header line, and a line of hexadecimal numbers for each CPU."""
+        # A header line, and a line of hexadecimal numbers for each CPU. A kernel may lack a column.
         head, *cpus = (self._proc / "self/net/stat/nf_conntrack").read_text().splitlines()
         rows = [dict(zip(head.split(), line.split(), strict=False)) for line in cpus]
         for column, (name, text) in _CONNTRACK_COUNTERS.items():
             yield CounterMetricFamily(name, text, value=sum(int(row[column], 16) for row in rows))
 
     def _network(self) -> Iterator[Metric]:
-        """Yield two values of a file with pairs of lines: names, then values."""
+        # Pairs of lines with the same prefix: names, then values (`net/ipv4/proc.c`).
         lines = (self._proc / "self/net/netstat").read_text().splitlines()
         names, values = (line.split() for line in lines if line.startswith("IpExt:"))
         found = dict(zip(names, values, strict=True))

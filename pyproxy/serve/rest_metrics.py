@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from pyproxy.model.request_record import RequestRecord
 
 _BY_VERB = ("verb", "host")
+# Buckets of component-base, so that one dashboard can compare all clients of the API server.
 _SECONDS = [0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0]
 _BYTES = [64, 256, 512, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216]
 
