@@ -209,7 +209,7 @@ class Agent:
         return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
 
     async def _sync(self) -> bool:
-        if self._stale_addresses and not await self._read_addresses():
+        if self._stale_addresses and not self._read_addresses():
             return False
         node = self._own_node.node
         service_cidrs = self._tracker.take_service_cidrs()
@@ -242,11 +242,11 @@ class Agent:
             self._first_sync_done()
         return not failed
 
-    async def _read_addresses(self) -> bool:
+    def _read_addresses(self) -> bool:
         """Read the addresses of the node; return whether that succeeded."""
         self._stale_addresses = False  # before the read, which may or may not see changes that are made meanwhile
         try:
-            self._local_ips = await local_addresses()
+            self._local_ips = local_addresses()
         except ApplyError as error:
             self._stale_addresses = True
             logger.error("sync failed, will be tried again: %s", error)  # noqa: TRY400  # the message is complete

@@ -27,10 +27,10 @@ async def follow_selector(place: ListenSelector, listen: Callable[[Collection[Li
             changed.clear()
             try:
                 if isinstance(place.where, str):
-                    ips = await interface_addresses(place.where)
+                    ips = interface_addresses(place.where)
                 else:
                     network = place.where
-                    ips = frozenset(ip for ip in await local_addresses() if ip in network)
+                    ips = frozenset(ip for ip in local_addresses() if ip in network)
             except ApplyError as error:
                 logger.warning("%s: %s", place, error)
                 asyncio.get_running_loop().call_later(_RETRY_SECONDS, changed.set)

@@ -28,7 +28,7 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
     config = await choose_mode(config)
     dumper = open_dumper(config)
     tracker, node = await known_objects(config)
-    context = NodeContext(node=node, local_ips=await local_addresses(), service_cidrs=tracker.take_service_cidrs())
+    context = NodeContext(node=node, local_ips=local_addresses(), service_cidrs=tracker.take_service_cidrs())
     comparisons = [
         compared(dumper, family, present, dumper.program(family, context, present), final_plans(tracker, node, family))
         for family, present in (await dumper.read()).items()

@@ -162,7 +162,7 @@ async def check_strict_arp(inputs: Inputs) -> list[Finding]:
     if ignore == _ARP_IGNORE and announce == _ARP_ANNOUNCE:
         return []
     on_link = [route.network for route in routes(Family.IPV4) if route.is_direct and route.device != IPVS_DEVICE]
-    addresses = await interface_addresses(IPVS_DEVICE)
+    addresses = interface_addresses(IPVS_DEVICE)
     shared = [ip_text(ip) for ip in sorted(addresses) if any(ip in each for each in on_link)]
     if not shared:
         return []

@@ -22,7 +22,7 @@ async def check_node_ip(inputs: Inputs) -> list[Finding]:
             return [fail(f"node {inputs.node.name} has no address", "status.addresses of the Node", ADDRESS_FIX)]
         raise NotCheckedError(_NOT_GIVEN)
     # An address of the Node need not be on an interface: with 1:1 NAT of a cloud it is not, which is worth a warning only.
-    local = await local_addresses()
+    local = local_addresses()
     found = []
     for ip in ips:
         evidence = f"status.addresses of Node {inputs.node.name}, or --bind-address"
@@ -43,7 +43,7 @@ async def check_external_ips(inputs: Inputs) -> list[Finding]:
     objects = require_objects(inputs)
     owners = {ip_text(ip): f"node {node.name}" for node in objects.nodes for ip in node.ips}
     if not objects.nodes:
-        owners = {ip_text(ip): "this node" for ip in await local_addresses()}
+        owners = {ip_text(ip): "this node" for ip in local_addresses()}
     found = []
     for service in objects.services:
         frontend = service.frontend

@@ -1,69 +1,75 @@
-"""The node's own addresses, and notifications of their changes. The only module that imports pyroute2."""
+"""Devices and addresses of this network namespace, and notifications of changes of addresses, by rtnetlink."""
 
 import asyncio
 import socket
 from collections.abc import Callable
-from typing import Self
 
 from pyproxy.errors import ApplyError
-from pyproxy.linux.uapi.rtnetlink import Rtmgrp
-from pyproxy.model.address import parse_ip
+from pyproxy.linux.netlink import Closeable, NetlinkSocket, attribute_values
+from pyproxy.linux.uapi.if_addr import IFADDRMSG, Ifa
+from pyproxy.linux.uapi.netlink import NetlinkProtocol
+from pyproxy.linux.uapi.rtnetlink import Rtm, Rtmgrp
+from pyproxy.model.address import Family
 
 IPVS_DEVICE = "kube-ipvs0"
 """The dummy device that holds the addresses of Services in IPVS mode; kube-proxy uses the same name."""
 _NOTIFICATION_BYTES = 1 << 16
+_SOCKET_FAMILIES = frozenset(family.socket_family for family in Family)
 
 
-async def local_addresses() -> frozenset[bytes]:
-    """Return every address of every interface of this network namespace, up or down, packed.
+def local_addresses() -> frozenset[bytes]:
+    """Return every address of every device of this network namespace, up or down, packed.
 
     The addresses of kube-ipvs0 are left out: they belong to Services, not to the node.
 
     Raises:
         ApplyError: the addresses cannot be read; a later call may succeed.
     """
-    ipvs_device = _index(IPVS_DEVICE)
-    return await _addresses(lambda index: index != ipvs_device)
+    ipvs_device = device_index(IPVS_DEVICE)
+    return frozenset(ip for index, ip in device_addresses() if index != ipvs_device)
 
 
-async def interface_addresses(name: str) -> frozenset[bytes]:
-    """Return every address of one interface, packed; an empty set if the interface does not exist.
+def interface_addresses(name: str) -> frozenset[bytes]:
+    """Return every address of one device, packed; an empty set if the device does not exist.
 
     Raises:
         ApplyError: the addresses cannot be read; a later call may succeed.
     """
-    wanted = _index(name)
-    return await _addresses(lambda index: index == wanted) if wanted else frozenset()
+    index = device_index(name)
+    return frozenset(ip for _, ip in device_addresses(index=index)) if index else frozenset()
 
 
-def _index(interface: str) -> int:
-    """Return the index of an interface, or 0 if no interface has this name."""
+def device_index(name: str) -> int:
+    """Return the index of a device; 0, which no device has, if it does not exist."""
     try:
-        return socket.if_nametoindex(interface)
+        return socket.if_nametoindex(name)
     except OSError:
         return 0
 
 
-async def _addresses(is_wanted: Callable[[int], bool]) -> frozenset[bytes]:
-    from pyroute2 import AsyncIPRoute, NetlinkError  # noqa: PLC0415  # 10 MB that only nodes with --nodeport-addresses need
+def device_addresses(family: Family | None = None, index: int = 0) -> list[tuple[int, bytes]]:
+    """Return index of the device and packed address, for each address of one device or all (index 0).
 
+    Raises:
+        ApplyError: the addresses cannot be read; a later call may succeed.
+    """
+    body = IFADDRMSG.pack(family.socket_family if family else socket.AF_UNSPEC, 0, 0, 0, index)
+    found: list[tuple[int, bytes]] = []
     try:
-        async with AsyncIPRoute() as route:
-            messages = await route.addr("dump")
-            # IFA_LOCAL is the interface's own address, IFA_ADDRESS that of the peer on a point-to-point link. IPv6 has only
-            # the second one.
-            found = [
-                message.get("local") or message.get("address")
-                async for message in messages
-                if is_wanted(message.get("index"))
-            ]
-    except (OSError, NetlinkError) as error:
-        message = f"the addresses of this node cannot be read: {error}"
+        with NetlinkSocket(NetlinkProtocol.ROUTE) as netlink:
+            for data, start, end in netlink.dump_whole(Rtm.GETADDR, body, header=IFADDRMSG.size):
+                address_family, _, _, _, device = IFADDRMSG.unpack_from(data, start - IFADDRMSG.size)
+                # A kernel without strict checking (before 4.20) dumps all devices, and AF_UNSPEC has other protocols as well.
+                if address_family in _SOCKET_FAMILIES and index in (0, device):
+                    values = attribute_values(data, start, end)
+                    found.append((device, bytes(values.get(Ifa.LOCAL) or values[Ifa.ADDRESS])))
+    except OSError as error:
+        message = f"the addresses of this node cannot be read: {error.strerror}"
         raise ApplyError(message, retryable=True) from error
-    return frozenset(parse_ip(text) for text in found if text)
+    return found
 
 
-class AddressNotifications:
+class AddressNotifications(Closeable):
     """Calls a function when an address of this network namespace is added or removed. Create it in the event loop."""
 
     def __init__(self, on_change: Callable[[], None]) -> None:
@@ -77,15 +83,8 @@ class AddressNotifications:
             self._netlink.close()
             raise
 
-    def __enter__(self) -> Self:
-        """Return the object; the end of the block stops the notifications."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Stop the notifications and close the socket."""
-        self.close()
-
     def _read(self) -> None:
+        # The messages are not parsed: they do not say what a lost one said, so the caller reads all addresses again anyway.
         try:
             self._netlink.recv(_NOTIFICATION_BYTES)
         except BlockingIOError:

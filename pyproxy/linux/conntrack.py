@@ -1,12 +1,7 @@
 """Deletion of UDP flows: dumps of conntrack entries by netlink, and deletes of the entries that a test selects.
 
-Layout (`linux/netfilter/nfnetlink_conntrack.h`; addresses, ports and numbers in network byte order):
-
-    entry    nlmsghdr, nfgenmsg, TUPLE_ORIG { tuple }, TUPLE_REPLY { tuple }, then ZONE u16, ID u32 and much else
-    tuple    IP { V4_SRC or V6_SRC, V4_DST or V6_DST }, PROTO { NUM u8, SRC_PORT u16, DST_PORT u16 }, ZONE u16
-    request  nlmsghdr, nfgenmsg, TUPLE_ORIG { tuple }, FILTER { ORIG_FLAGS u32, REPLY_FLAGS u32 } in the machine's order
-
-The original tuple is the packet as the client sent it, to a frontend. The reply tuple has the endpoint as its source.
+The original tuple of an entry is the packet as the client sent it, to a frontend. The reply tuple has the endpoint as its
+source. `linux.uapi.nfnetlink_conntrack` has the layout of the messages.
 
 A node may have a million entries, and one change concerns a few. Since Linux 5.8 the kernel can select the entries of a dump
 by destination (`CTA_FILTER`): it still walks through its whole table, but sends only what matches. For many destinations one
@@ -40,15 +35,16 @@ from pyproxy.model.flow import Destination, Flow
 
 _IP_SOURCE = {Family.IPV4: CtaIp.V4_SRC, Family.IPV6: CtaIp.V6_SRC}
 _IP_DESTINATION = {Family.IPV4: CtaIp.V4_DST, Family.IPV6: CtaIp.V6_DST}
+# What a delete request repeats of an entry. The ID keeps it from deleting a newer entry with the same tuple.
 _IDENTITY = (Cta.TUPLE_ORIG, Cta.ZONE, Cta.ID)
 _UDP = socket.IPPROTO_UDP
 
+# Up to so many destinations get a dump each. A dump with a filter takes a tenth of the time of one without, or less.
 _MOST_FILTERS = 8
-"""Up to so many destinations get a dump each. A dump with a filter takes a tenth of the time of one without, or less."""
 _DELETES_AT_ONCE = 1000
 
+# Bytes from the kernel, and where an entry's attributes start and end in them.
 _At = tuple[memoryview, int, int]
-"""Bytes from the kernel, and where an entry's attributes start and end in them."""
 
 
 class Cleaned(NamedTuple):
@@ -105,7 +101,6 @@ def _delete(netlink: NetlinkSocket, family: Family, requests: Sequence[Message])
 
 
 def _filters(family: Family, destinations: Sequence[Destination]) -> Collection[Destination]:
-    """Return the filters of the dumps that together have all entries to these destinations."""
     if family is Family.IPV6:
         # The kernel inverts the comparison of IPv6 addresses (`ctnetlink_filter_match_tuple`, in Linux 6.1 and 6.18): it
         # leaves out the entries that match. Ports are compared correctly.
@@ -116,7 +111,7 @@ def _filters(family: Family, destinations: Sequence[Destination]) -> Collection[
 
 
 def _dump(netlink: NetlinkSocket, family: Family, destination: Destination) -> Iterator[tuple[Flow, _At]]:
-    """Yield the UDP entries to a destination, of which address and port may be None."""
+    # The request has the wanted fields in TUPLE_ORIG, and in FILTER a bit for each field that the kernel compares.
     flags, ip, ports = CtaFilterF.PROTO_NUM.value, b"", b""
     if destination.ip is not None:
         flags |= CtaFilterF.IP_DST
@@ -125,7 +120,7 @@ def _dump(netlink: NetlinkSocket, family: Family, destination: Destination) -> I
         flags |= CtaFilterF.PROTO_DST_PORT
         ports = attribute(CtaProto.DST_PORT, destination.port.to_bytes(2))
     original = nest(Cta.TUPLE_ORIG, ip, nest(CtaTuple.PROTO, attribute(CtaProto.NUM, bytes([_UDP])), ports))
-    # REPLY_FLAGS 0: no field of the reply tuple is compared.
+    # No field of the reply tuple is compared.
     compared = attribute(CtaFilter.ORIG_FLAGS, struct.pack("=I", flags))
     body = original + nest(Cta.FILTER, compared, attribute(CtaFilter.REPLY_FLAGS, struct.pack("=I", 0)))
     kind, _, request = _request(IpctnlMsgCt.GET, family, body)
@@ -141,8 +136,6 @@ def _request(kind: int, family: Family, body: bytes) -> Message:
 
 
 class _EntryParser:
-    """Parses entries of one family: the usual layout in one step, any other attribute by attribute."""
-
     def __init__(self, family: Family) -> None:
         self._family = family
         size = family.bits // 8
@@ -169,9 +162,7 @@ class _EntryParser:
             )
             if (original, reply) == self._heads and proto == reply_proto == self._proto:
                 return Flow(ip, port, source, source_port) if number == _UDP else None
-        return self._unusual_flow(data, start, end)
-
-    def _unusual_flow(self, data: memoryview, start: int, end: int) -> Flow | None:
+        # Any other layout attribute by attribute.
         found = {kind: (left, right) for kind, left, right in attributes(data, start, end)}
         original = _tuple(data, *found[Cta.TUPLE_ORIG])
         reply = _tuple(data, *found[Cta.TUPLE_REPLY])
@@ -186,10 +177,7 @@ class _EntryParser:
 
 
 def _identity(data: memoryview, start: int, end: int) -> bytes:
-    """Return the attributes that identify an entry, as the kernel sent them: original tuple, zone and ID.
-
-    The ID keeps a delete from hitting a newer entry with the same tuple.
-    """
+    # The attributes as the kernel sent them, with their headers.
     parts = [
         bytes(data[left - ATTRIBUTE.size : right])
         for kind, left, right in attributes(data, start, end)
@@ -199,7 +187,7 @@ def _identity(data: memoryview, start: int, end: int) -> bytes:
 
 
 def _tuple(data: memoryview, start: int, end: int) -> dict[tuple[int, int], bytes]:
-    """Return the values in a tuple by the types of the outer and the inner attribute."""
+    # By the types of the outer and the inner attribute. A tuple may also have a zone, which has no attributes inside.
     return {
         (outer, inner): bytes(data[left:right])
         for outer, outer_left, outer_right in attributes(data, start, end)

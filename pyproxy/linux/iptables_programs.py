@@ -6,8 +6,8 @@ from enum import Enum
 from pyproxy.model.address import Family
 
 LOCK_WAIT_SECONDS = 5
+# Exit status for a resource problem (iptables(8)); a busy xtables lock is one.
 STATUS_RESOURCE_PROBLEM = 4
-"""Exit status for a resource problem (iptables(8)); a busy xtables lock is one."""
 
 
 class Variant(Enum):

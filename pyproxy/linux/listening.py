@@ -14,8 +14,7 @@ from glob import iglob
 from pathlib import Path
 
 _TABLES = ("/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6")
-_LISTENS = "0A"
-"""TCP_LISTEN in ``net/tcp_states.h``."""
+_LISTENS = "0A"  # TCP_LISTEN in ``net/tcp_states.h``
 
 
 def listening_sockets(table: str, port: int) -> set[str]:

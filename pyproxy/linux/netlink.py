@@ -1,23 +1,15 @@
-"""Netlink sockets, and packing and parsing of messages and attributes.
+"""Netlink sockets, and packing and parsing of messages and attributes (`linux/netlink.h`).
 
-Layout (`linux/netlink.h`; all in the machine's byte order; messages and attributes begin at multiples of 4 bytes):
-
-    message    u32 length, u16 type, u16 flags, u32 sequence number, u32 port of the sender, then the body
-    attribute  u16 length, u16 type and two flags, then the value; the length excludes the padding behind the value
-    error      i32 negative errno, header of the refused message, then attributes with more about it
-
-The body of a message begins with a structure of its protocol, such as `struct nfgenmsg` in netfilter
-(`linux/netfilter/nfnetlink.h`): u8 address family, u8 version 0, u16 resource in network byte order.
-
-This is packed by hand because the general library costs too much on the hot paths: pyroute2 0.9 took 50 µs to pack one
-element of nf_tables. Several messages go to the kernel in one send, which is one system call and one wake-up; the kernel
-acknowledges the last one and reports each one that it refuses.
+A message is a header, a structure of its protocol, and attributes, which may be nested. Several messages go to the kernel in
+one send, which is one system call and one wake-up; the kernel acknowledges the last one and reports each one that it refuses.
+docs/decisions/008-netlink-by-hand.md says why no library does this.
 """
 
 import errno
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import count
@@ -42,15 +34,19 @@ NESTED, NETWORK_ORDER = NlaF.NESTED, NlaF.NET_BYTEORDER
 ERROR, _DONE, _DUMP_INTERRUPTED = Nlmsg.ERROR, Nlmsg.DONE, NlmF.DUMP_INTR
 NETLINK_NETFILTER = NetlinkProtocol.NETFILTER
 
+# struct nlmsghdr: u32 length with this header, u16 type, u16 flags, u32 sequence number, u32 port of the sender. All numbers
+# are in the byte order of the machine. Messages and attributes begin at multiples of 4 bytes.
 HEADER = struct.Struct("=IHHII")
-"""struct nlmsghdr."""
+# struct nlattr: u16 length with this header, without the padding behind the value; u16 type, whose upper two bits are flags
 ATTRIBUTE = struct.Struct("=HH")
-"""struct nlattr."""
+# struct nfgenmsg (`linux/netfilter/nfnetlink.h`), the first part of the body in all of netfilter: u8 address family, u8
+# version 0, u16 resource in network byte order
 NFGENMSG_BYTES = 4
-"""Size of struct nfgenmsg, the first part of the body in all of netfilter."""
+# The body of NLMSG_ERROR and NLMSG_DONE: i32 negative errno, or 0. In an error the header of the refused message follows,
+# and with EXT_ACK attributes.
 _CODE = struct.Struct("=i")
+# Error codes from here on belong to ipset (`IPSET_ERR_PRIVATE` in `linux/netfilter/ipset/ip_set.h`).
 _FIRST_PRIVATE_CODE = 4096
-"""Error codes from here on belong to ipset (`IPSET_ERR_PRIVATE` in `linux/netfilter/ipset/ip_set.h`)."""
 
 # `asm-generic/socket.h` and `linux/socket.h`; Python's socket module does not have them.
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
@@ -58,10 +54,10 @@ _SOL_NETLINK = 270
 
 _DUMP_TRIES = 10
 _MESSAGES_PER_SEND = 300
+# Less than the smallest send buffer that a kernel is configured with.
 _BYTES_PER_SEND = 1 << 16
-"""Less than the smallest send buffer that a kernel is configured with."""
+# Size of a receive call. The kernel sizes the parts of a dump by it, up to 32 KiB (`netlink_recvmsg`).
 BUFFER_BYTES = 1 << 18
-"""Size of a receive call. The kernel sizes the parts of a dump by it, up to 32 KiB (`netlink_recvmsg`)."""
 _SEND_BUFFER_BYTES = 1 << 22
 
 
@@ -84,15 +80,30 @@ class Refusal(NamedTuple):
     """The text of the errno, and the kernel's own explanation if it sent one."""
 
 
-class NetlinkSocket:
+class Closeable:
+    """Base of classes that own sockets, which are closed at the end of a ``with`` block."""
+
+    def __enter__(self) -> Self:
+        """Return the object."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the sockets."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the sockets."""
+        raise NotImplementedError
+
+
+class NetlinkSocket(Closeable):
     """A socket of one netlink protocol, for one thread at a time."""
 
     def __init__(self, protocol: int, *, buffer_bytes: int = _SEND_BUFFER_BYTES) -> None:
         self._sequences = count(1)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
-            # Errors without a copy of the refused message (CAP_ACK), with an explanation where the kernel has one (EXT_ACK),
-            # and dumps of routes that honour the fields of the request (GET_STRICT_CHK, Linux 4.20).
+            # Short errors with an explanation, and dumps that honour the request (`NetlinkOption` has the kernel versions).
             for option in (NetlinkOption.CAP_ACK, NetlinkOption.EXT_ACK, NetlinkOption.GET_STRICT_CHK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             for forced, plain in ((_SO_SNDBUFFORCE, socket.SO_SNDBUF), (_SO_RCVBUFFORCE, socket.SO_RCVBUF)):
@@ -106,14 +117,6 @@ class NetlinkSocket:
         except BaseException:
             self._socket.close()
             raise
-
-    def __enter__(self) -> Self:
-        """Return the socket; the end of the block closes it."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the socket."""
-        self.close()
 
     @property
     def port(self) -> int:
@@ -225,6 +228,16 @@ def attributes(data: memoryview, start: int, end: int) -> Iterator[tuple[int, in
         length, kind = ATTRIBUTE.unpack_from(data, start)
         yield kind & NLA_TYPE_MASK, start + ATTRIBUTE.size, start + length
         start += length + 3 & ~3
+
+
+def attribute_values(data: memoryview, start: int, end: int) -> dict[int, memoryview]:
+    """Return the value of each attribute by its type; of several with one type the last."""
+    return {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
+
+
+def host_number(value: bytes | memoryview) -> int:
+    """Return a number that is in the byte order of the machine, as in most of netlink outside netfilter."""
+    return int.from_bytes(value, sys.byteorder)
 
 
 def attribute(kind: int, value: bytes) -> bytes:

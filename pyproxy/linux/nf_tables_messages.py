@@ -1,10 +1,6 @@
 """Messages of nf_tables: requests, transactions, chains and rules (`linux/netfilter/nf_tables.h`).
 
-Layout. The type of a message is the subsystem in the upper byte and `NftMsg` in the lower one; numbers in attributes are in
-network byte order:
-
-    NEWCHAIN  nlmsghdr, nfgenmsg, TABLE text, NAME text
-    NEWRULE   nlmsghdr, nfgenmsg, TABLE text, CHAIN text, EXPRESSIONS { ELEM { NAME text, DATA { ... } } ... }
+The type of a message is the subsystem in the upper byte and `NftMsg` in the lower one.
 
 A transaction is one send: NFNL_MSG_BATCH_BEGIN, the messages, NFNL_MSG_BATCH_END; the resource of the first names the
 subsystem. The kernel performs all of it or nothing. It sends the acknowledgements and errors of all messages at the end
@@ -38,10 +34,8 @@ from pyproxy.linux.uapi.nf_tables import (
 from pyproxy.linux.uapi.nfnetlink import NfnlMsg, NfnlSubsys
 from pyproxy.model.address import Family
 
-PROTOCOL_FAMILIES = {Family.IPV4: 2, Family.IPV6: 10}
-"""NFPROTO_IPV4 and NFPROTO_IPV6 (`linux/netfilter.h`)."""
+# Where the attributes of a message begin.
 BODY_AT = HEADER.size + NFGENMSG_BYTES
-"""Where the attributes of a message begin."""
 _SUBSYSTEM = NfnlSubsys.NFTABLES << 8
 
 
@@ -52,7 +46,8 @@ def number_attribute(kind: int, value: int) -> bytes:
 
 def request(kind: int, family: Family | None = None, body: bytes = b"") -> tuple[int, bytes]:
     """Return type and body of a request; without a family it is about all families."""
-    return _SUBSYSTEM | kind, nfgenmsg(PROTOCOL_FAMILIES[family] if family else 0) + body
+    # NFPROTO_IPV4 and NFPROTO_IPV6 (`linux/netfilter.h`) are the same numbers as AF_INET and AF_INET6.
+    return _SUBSYSTEM | kind, nfgenmsg(family.socket_family if family else 0) + body
 
 
 def message(kind: int, flags: int, family: Family, body: bytes) -> bytes:

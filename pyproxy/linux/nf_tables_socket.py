@@ -23,10 +23,10 @@ from pyproxy.linux.netlink import (
 )
 from pyproxy.linux.nf_tables_messages import batch
 
+# A longer change becomes several transactions: the kernel copies a whole transaction into one socket buffer.
 _LARGEST_BATCH_BYTES = 8 << 20
-"""A longer change becomes several transactions: the kernel copies a whole transaction into one socket buffer."""
+# Lost answers, too little memory, and missing privileges: reasons that do not depend on the content of a transaction.
 _RETRYABLE = frozenset({errno.ENOBUFS, errno.EINTR, errno.EAGAIN, errno.ENOMEM, errno.EMSGSIZE, errno.EPERM})
-"""Lost answers, too little memory, and missing privileges: reasons that do not depend on the content of a transaction."""
 
 
 class TransactionRefusedError(ApplyError):
@@ -67,10 +67,8 @@ class NfTablesSocket(NetlinkSocket):
         return commits
 
     def _read_answers(self, sequence: int) -> None:
-        """Read the answers of a transaction and raise the first refusal.
-
-        The send returns when the transaction has ended, so all answers are in the queue and reading need not wait.
-        """
+        # The send returns when the transaction has ended, so all answers are in the queue and reading need not wait. The first
+        # refusal is raised: the kernel goes on after it only to find further errors, and then aborts the transaction.
         refusal: OSError | None = None
         acknowledged = False
         while True:

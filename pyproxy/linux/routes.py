@@ -24,18 +24,16 @@ def routes(family: Family) -> list[Route]:
         lines = (_IPV4 if family is Family.IPV4 else _IPV6).read_text().splitlines()
     except OSError:
         return []
-    return [_ipv4_route(line) for line in lines[1:]] if family is Family.IPV4 else [_ipv6_route(line) for line in lines]
-
-
-def _ipv4_route(line: str) -> Route:
-    """Parse device, destination, gateway, flags, ..., mask (field 7); addresses are u32 in the machine's byte order."""
-    fields = line.split()
-    destination, gateway, mask = (bytes.fromhex(fields[at])[::-1] for at in (1, 2, 7))
-    return Route(Network(destination, int.from_bytes(mask).bit_count()), fields[0], not any(gateway))
-
-
-def _ipv6_route(line: str) -> Route:
-    """Parse destination, prefix length in hex, source, its length, gateway (field 4), ..., device (last field)."""
-    fields = line.split()
-    gateway = bytes.fromhex(fields[4])
-    return Route(Network(bytes.fromhex(fields[0]), int(fields[1], 16)), fields[-1], not any(gateway))
+    found = []
+    if family is Family.IPV4:
+        # Below a heading: device, destination, gateway, flags, ..., mask. An address is a u32 in the byte order of the machine.
+        for fields in map(str.split, lines[1:]):
+            destination, gateway, mask = (bytes.fromhex(fields[at])[::-1] for at in (1, 2, 7))
+            network = Network(destination, int.from_bytes(mask).bit_count())
+            found.append(Route(network, fields[0], not any(gateway)))
+    else:
+        # Destination, its prefix length, source, its prefix length, gateway, ..., device. All numbers are hexadecimal.
+        for fields in map(str.split, lines):
+            network = Network(bytes.fromhex(fields[0]), int(fields[1], 16))
+            found.append(Route(network, fields[-1], not any(bytes.fromhex(fields[4]))))
+    return found

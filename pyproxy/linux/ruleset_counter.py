@@ -1,13 +1,9 @@
 """Detection of external changes of the rules: a few microseconds, without a process and without a dump.
 
 nf_tables, so also the nft variant of iptables: the kernel counts generations of the ruleset of a network namespace, one for
-each committed transaction (`nf_tables_commit`). GETGEN returns the number; its answer is
-
-    nlmsghdr, nfgenmsg, NFTA_GEN_ID u32 in network byte order, then the process that made the generation
-
-A generation that pyproxy did not make is an external change. Legacy tables have no such counter. IPT_SO_GET_INFO returns
-the number and the total size of a table's entries (struct ipt_getinfo in `linux/netfilter_ipv4/ip_tables.h`); a change that
-keeps both is only found by a full read.
+each committed transaction (`nf_tables_commit`). GETGEN returns the number. A generation that pyproxy did not make is an
+external change. Legacy tables have no such counter. IPT_SO_GET_INFO returns the number and the total size of a table's
+entries; a change that keeps both is only found by a full read.
 """
 
 import ctypes
@@ -17,19 +13,17 @@ import socket
 import struct
 import threading
 from collections.abc import Iterable
-from typing import Protocol, Self
+from typing import Protocol
 
-from pyproxy.linux.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, NetlinkSocket, attributes
+from pyproxy.linux.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, Closeable, NetlinkSocket, attribute_values
 from pyproxy.linux.nf_tables_messages import request
+from pyproxy.linux.uapi.ip_tables import IptSoGet
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftMsg
 from pyproxy.model.address import Family
 
 _GET_GENERATION = request(NftMsg.GETGEN)
-_GENERATION_ID = NftaGen.ID
-_IPT_SO_GET_INFO = 64
-"""`IPT_SO_GET_INFO` and `IP6T_SO_GET_INFO`."""
+# struct ipt_getinfo (`linux/netfilter_ipv4/ip_tables.h`): name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
 _IPT_GETINFO = struct.Struct("=32sI5I5III")
-"""struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -49,7 +43,7 @@ class RulesetCounter(Protocol):
         ...
 
 
-class NftGeneration:
+class NftGeneration(Closeable):
     """The generation of the nf_tables ruleset of this network namespace, which the tables of both families share."""
 
     def __init__(self) -> None:
@@ -57,14 +51,6 @@ class NftGeneration:
         # Each family reads its table in a thread, and begins with the generation.
         self._lock = threading.Lock()
         self._counters: list[_NftCounter] = []
-
-    def __enter__(self) -> Self:
-        """Return the object; the end of the block closes its socket."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the socket."""
-        self.close()
 
     def counter(self) -> RulesetCounter:
         """Return a counter. Commits that are reported to one counter count in all of them."""
@@ -76,8 +62,7 @@ class NftGeneration:
         """Return the present generation."""
         with self._lock:
             data, start, end = self._netlink.ask(*_GET_GENERATION, header=NFGENMSG_BYTES)
-        found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
-        return int.from_bytes(found[_GENERATION_ID])
+        return int.from_bytes(attribute_values(data, start, end)[NftaGen.ID])
 
     def close(self) -> None:
         """Close the socket."""
@@ -90,6 +75,8 @@ class NftGeneration:
 
 
 class _NftCounter:
+    # A change between a commit and the next comparison is noticed: the known number advances by the commits of this process,
+    # not to the present number.
     def __init__(self, generation: NftGeneration) -> None:
         self._generation = generation
         self.expected = generation.read()
@@ -104,7 +91,7 @@ class _NftCounter:
         self._generation.committed(commits)
 
 
-class LegacyCounter:
+class LegacyCounter(Closeable):
     """Number and size of the entries in one family's legacy tables."""
 
     def __init__(self, family: Family, tables: Iterable[str]) -> None:
@@ -119,14 +106,6 @@ class LegacyCounter:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Self:
-        """Return the object; the end of the block closes its socket."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the socket."""
-        self.close()
 
     def settle(self) -> None:
         """Make the present state the known one."""
@@ -146,16 +125,16 @@ class LegacyCounter:
 
     def read(self) -> tuple[tuple[int, int] | None, ...]:
         """Return number and size in bytes of the entries of each table; None for a table that does not exist."""
-        return tuple(self._info(table) for table in self._tables)
-
-    def _info(self, table: str) -> tuple[int, int] | None:
-        # By ctypes, because socket.getsockopt cannot pass input, and the kernel reads the table's name from the buffer.
-        buffer = ctypes.create_string_buffer(_IPT_GETINFO.pack(table.encode(), *[0] * 13), _IPT_GETINFO.size)
-        length = ctypes.c_uint32(_IPT_GETINFO.size)
-        if _LIBC.getsockopt(self._raw.fileno(), self._level, _IPT_SO_GET_INFO, buffer, ctypes.byref(length)):
-            code = ctypes.get_errno()
-            if code in (errno.ENOENT, errno.ENOPROTOOPT):
-                return None
-            raise OSError(code, os.strerror(code))
-        *_, entries, size = _IPT_GETINFO.unpack(buffer.raw)
-        return entries, size
+        found: list[tuple[int, int] | None] = []
+        for table in self._tables:
+            # By ctypes, because socket.getsockopt cannot pass input, and the kernel reads the table's name from the buffer.
+            buffer = ctypes.create_string_buffer(_IPT_GETINFO.pack(table.encode(), *[0] * 13), _IPT_GETINFO.size)
+            length = ctypes.c_uint32(_IPT_GETINFO.size)
+            if not _LIBC.getsockopt(self._raw.fileno(), self._level, IptSoGet.INFO, buffer, ctypes.byref(length)):
+                *_, entries, size = _IPT_GETINFO.unpack(buffer.raw)
+                found.append((entries, size))
+            elif (code := ctypes.get_errno()) in (errno.ENOENT, errno.ENOPROTOOPT):
+                found.append(None)
+            else:
+                raise OSError(code, os.strerror(code))
+        return tuple(found)

@@ -13,10 +13,10 @@ logger = logging.getLogger(__name__)
 
 _SYS = Path("/proc/sys")
 _HASH_SIZE = Path("/sys/module/nf_conntrack/parameters/hashsize")
+# Connections per bucket of the hash table, the ratio that kube-proxy sets.
 _ENTRIES_PER_BUCKET = 4
-"""Connections per bucket of the hash table, the ratio that kube-proxy sets."""
+# Upper limit of `max_per_core` times the number of CPUs, as in kube-proxy.
 _MOST_BY_CORES = 1 << 20
-"""Upper limit of `max_per_core` times the number of CPUs, as in kube-proxy."""
 
 
 def read_sysctl(name: str) -> int | None:

@@ -1,9 +1,5 @@
 """Finds the matches and targets of x_tables that the kernel lacks, with the same request that iptables-nft sends.
 
-Layout (`linux/netfilter/nf_tables_compat.h`; numbers in network byte order):
-
-    request  nlmsghdr, nfgenmsg, NAME text, REV u32 revision, TYPE u32: 0 match, 1 target
-
 The answer repeats the attributes; ENOENT means that there is no such extension in this revision. The kernel loads the
 module if it is installed, as it does when a rule needs it. No rule is written.
 """

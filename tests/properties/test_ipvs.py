@@ -1,8 +1,10 @@
 """Invariants of the IPVS mode for any cluster, and on a kernel with IPVS real packets compared with the oracle."""
 
 import asyncio
+import gc
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
@@ -12,20 +14,16 @@ from hypothesis import strategies as st
 
 from pyproxy.agent.reconcile import Reconciler
 from pyproxy.backends.explanation import Host, Packet
-from pyproxy.backends.iptables.kernel import IptablesKernel
-from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.iptables.static_rules import IptablesSettings
+from pyproxy.backends.ipvs.cleanup import removable_ipvs
+from pyproxy.backends.ipvs.dump import IpvsDumper
 from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer, Vip, VirtualServer
-from pyproxy.backends.ipvs.ipset import ipvs_sets
-from pyproxy.backends.ipvs.kernel import IpvsHandles, IpvsKernel
-from pyproxy.backends.ipvs.mode import IpvsMode, ipvs_settings, ownership
+from pyproxy.backends.ipvs.kernel import IpvsKernel
+from pyproxy.backends.ipvs.mode import IpvsMode, ipvs_settings
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.static_rules import SERVED, IpvsSettings
-from pyproxy.backends.ipvs.vips import Vips
-from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.iptables_programs import Variant
-from pyproxy.linux.ruleset_counter import LegacyCounter
 from pyproxy.model.address import Family
 from pyproxy.node.context import NodeContext
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
@@ -111,24 +109,24 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
         for host in (*lab.pods, *lab.nodes, lab.database):
             host.serve(tcp=ports, udp=ports, sctp=ports)
         with ExitStack() as stack:
+            mode = IpvsMode(Config(proxy_mode=ProxyMode.IPVS), Variant.LEGACY)
+            stack.callback(mode.close)
             with inside(lab["node1"].namespace.path):
-                IpvsMode(Config(proxy_mode=ProxyMode.IPVS), Variant.LEGACY).prepare()
-                kernels = {family: _opened(family, stack) for family in Family}
+                mode.prepare()
+                kernels = {family: mode.kernel(family) for family in Family}
             yield Node(lab, kernels)
 
 
-def _opened(family: Family, stack: ExitStack) -> IpvsKernel:
-    """Return the kernel as `IpvsMode` opens it; the stack closes it."""
-    counter = stack.enter_context(closing(LegacyCounter(family, IPVS_TABLES)))
-    sets, types = ipvs_sets(family)
-    doors = IpvsHandles(
-        servers=stack.enter_context(closing(IpvsConnection())),
-        sets=stack.enter_context(closing(sets)),
-        set_types=types,
-        vips=stack.enter_context(closing(Vips(family))),
-        rules=IptablesKernel(family, Variant.LEGACY, counter, ownership(family), IPVS_TABLES),
-    )
-    return IpvsKernel(family, doors, ())
+@pytest.mark.needs_ipvs
+def test_reads_close_their_sockets(node: Node) -> None:
+    """A listing and a dry clean-up close their sockets; Python warns of one that is left to the garbage collector."""
+    with inside(node.lab["node1"].namespace.path), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ResourceWarning)
+        asyncio.run(IpvsDumper(Config(proxy_mode=ProxyMode.IPVS)).live())
+        removable_ipvs(include_kube_proxy=True)
+        gc.collect()
+
+    assert [] == [str(each.message) for each in caught]
 
 
 @pytest.mark.needs_ipvs

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Collection
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -76,11 +77,12 @@ class IptablesMode:
         self._hairpin_by_packet = hairpin_by_packet
         self._count_invalid = count_invalid
         self._count_localhost = count_localhost
-        self._generation = NftGeneration() if variant is Variant.NFT else None
         self.families = supported_families(variant)
         if not self.families:
             message = f"--iptables-variant: the programs of iptables-{variant.value} are not installed"
             raise ConfigError(message)
+        self._sockets = ExitStack()
+        self._generation = self._sockets.enter_context(NftGeneration()) if variant is Variant.NFT else None
         self.follows_local_ips = lists_blocks(config)
         self._readiness = NodeReadiness(config, self.families)
 
@@ -136,7 +138,10 @@ class IptablesMode:
 
     def kernel(self, family: Family) -> IptablesKernel:
         """Return the reader and writer of one family's tables."""
-        counter = self._generation.counter() if self._generation else LegacyCounter(family, TABLES)
+        if self._generation is not None:
+            counter = self._generation.counter()
+        else:
+            counter = self._sockets.enter_context(LegacyCounter(family, TABLES))
         owned = side_by_side_ownership(family) if self._config.service_proxy_name else ownership(family)
         return IptablesKernel(family, self.iptables_variant, counter, owned)
 
@@ -171,9 +176,8 @@ class IptablesMode:
         return relays_localhost(self._config, family, has_rules=True)
 
     def close(self) -> None:
-        """Close the socket of the generation counter, which only the nft variant has."""
-        if self._generation is not None:
-            self._generation.close()
+        """Close all sockets of the mode and of its kernels. The rules stay."""
+        self._sockets.close()
 
     def packet_counts(self) -> Collection[PacketCount]:
         """Return the counters of the match `nfacct`, which exist only if the kernel has xt_nfacct."""

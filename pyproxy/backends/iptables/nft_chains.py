@@ -10,7 +10,6 @@ iptables-nft keeps a rule as a list of expressions (NFTA_NftaRule.EXPRESSIONS), 
 
 import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import closing
 
 from pyproxy.backends.iptables.hook_rules import FoundRule, Match, Parts, hooks_among, parts_of_matches
 from pyproxy.backends.iptables.ruleset import HookKey
@@ -120,9 +119,9 @@ def _deletions(netlink: NfTablesSocket, family: Family, copies: Mapping[HookKey,
     return messages
 
 
-def _netlink() -> closing[NfTablesSocket]:
+def _netlink() -> NfTablesSocket:
     try:
-        return closing(NfTablesSocket())
+        return NfTablesSocket()
     except OSError as error:
         message = f"nf_tables: {error.strerror}"
         raise ApplyError(message, retryable=True) from error

@@ -9,6 +9,7 @@ address that is bound to kube-ipvs0.
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import product
 from time import time
@@ -19,9 +20,10 @@ from pyproxy.backends.ipvs.entries import Member, RealServer, VirtualServer
 from pyproxy.backends.ipvs.ipset import IpSets, IpsetType, ipvs_sets
 from pyproxy.backends.ipvs.kernel import DRAIN_SECONDS
 from pyproxy.backends.ipvs.static_rules import SERVED
-from pyproxy.backends.ipvs.vips import Vips, node_addresses
+from pyproxy.backends.ipvs.vips import Vips, bound_ips
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.errors import ApplyError
+from pyproxy.linux.addresses import local_addresses
 from pyproxy.linux.netlink import Message
 from pyproxy.model.address import Family
 
@@ -40,7 +42,9 @@ class RemovedIpvs(NamedTuple):
 class IpvsState:
     """What pyproxy, or kube-proxy, has in the kernel in one family."""
 
-    sets: IpSets
+    family: Family
+    prefix: str
+    """Of the names of the sets."""
     names: Collection[str]
     """Names of the sets, without their prefix."""
     virtuals: Collection[VirtualServer]
@@ -67,8 +71,9 @@ def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]
     """
     removed = [(family, _remove(state)) for family, state in _removable_states(include_kube_proxy=include_kube_proxy)]
     # Addresses that are still bound belong to a kube-proxy, which needs the device. Deleting it removes the routes as well.
-    if removed and not any(Vips(family).bound() for family in Family):
-        Vips(Family.IPV4).remove_device()
+    if removed and not any(bound_ips(family) for family in Family):
+        with Vips(Family.IPV4) as vips:
+            vips.remove_device()
     return removed
 
 
@@ -123,18 +128,19 @@ async def _wait_for_connections(read: _StateReader) -> None:
     while True:
         count = 0
         for family in Family:
-            state, servers = read(family), _open_ipvs()
-            if servers is None:
-                return
-            now = int(time())
-            quiesced: list[Message] = []
-            for virtual in state.virtuals:
-                for endpoint, real_state in servers.reals(virtual):
-                    count += real_state.active if now - (real_state.since or now) < DRAIN_SECONDS else 0
-                    # With weight 0 it gets no new connections. The time stamp starts the hour that its old ones have.
-                    if real_state.weight:
-                        quiesced.append(servers.change_real(RealServer(virtual, endpoint), 0, now))
-            servers.perform_deletes(quiesced)
+            state = read(family)
+            with _open_ipvs() as servers:
+                if servers is None:
+                    return
+                now = int(time())
+                quiesced: list[Message] = []
+                for virtual in state.virtuals:
+                    for endpoint, real_state in servers.reals(virtual):
+                        count += real_state.active if now - (real_state.since or now) < DRAIN_SECONDS else 0
+                        # With weight 0 it gets no new connections. The time stamp starts the hour that its old ones have.
+                        if real_state.weight:
+                            quiesced.append(servers.change_real(RealServer(virtual, endpoint), 0, now))
+                servers.perform_deletes(quiesced)
         if not count:
             return
         # The kernel has no notification for the end of an IPVS connection, so this polls.
@@ -145,7 +151,9 @@ def _own_state(family: Family) -> IpvsState:
     sets, types = ipvs_sets(family)
     names, members = _read_sets(sets, types)
     virtuals = [VirtualServer(member.ip, member.protocol, member.port) for member in members if member.set in SERVED]
-    return IpvsState(sets, names, virtuals, Vips(family).read() if names else (), are_bound=False)
+    with Vips(family) as vips:
+        ips = vips.read() if names else ()
+    return IpvsState(family, sets.prefix, names, virtuals, ips, are_bound=False)
 
 
 def _own_state_not_taken_over(family: Family) -> IpvsState:
@@ -164,9 +172,9 @@ def _kube_proxy_state(family: Family) -> IpvsState:
     sets = IpSets(family, kube_proxy.set_prefix(family))
     full_names = {kube_proxy.cut(family, name): name for name in kube_proxy.SETS}
     names, members = _read_sets(sets, dict.fromkeys(full_names, IpsetType.IP))
-    ips = Vips(family).bound()
+    ips = bound_ips(family)
     if not (names or ips):
-        return IpvsState(sets, (), (), (), are_bound=True)
+        return IpvsState(family, sets.prefix, (), (), (), are_bound=True)
     # Most sets have the whole frontend. Those of TCP and UDP node ports have the port only: kube-proxy creates one virtual
     # server for it on each address of the node.
     at = {
@@ -179,26 +187,27 @@ def _kube_proxy_state(family: Family) -> IpvsState:
         for member in members
         if (name := full_names[member.set]) in kube_proxy.BY_PORT
     }
-    own = node_addresses(family) if ports else ()
-    servers = _open_ipvs()
-    found = [
-        virtual
-        for virtual, _ in (servers.services(family) if servers else ())
-        if virtual in at or virtual.ip in ips or (virtual.ip in own and (virtual.protocol, virtual.port) in ports)
-    ]
-    return IpvsState(sets, names, found, ips, are_bound=True)
+    own = local_addresses() if ports else ()
+    with _open_ipvs() as servers:
+        found = [
+            virtual
+            for virtual, _ in (servers.services(family) if servers else ())
+            if virtual in at or virtual.ip in ips or (virtual.ip in own and (virtual.protocol, virtual.port) in ports)
+        ]
+    return IpvsState(family, sets.prefix, names, found, ips, are_bound=True)
 
 
 def _remove(state: IpvsState) -> RemovedIpvs:
-    servers = _open_ipvs()
-    if servers is not None:
-        servers.perform_deletes([servers.delete(virtual) for virtual in state.virtuals])
+    with _open_ipvs() as servers:
+        if servers is not None:
+            servers.perform_deletes([servers.delete(virtual) for virtual in state.virtuals])
     # kube-proxy's addresses are bound to the device, ours are routes.
-    vips = Vips(state.sets.family)
-    (vips.unbind if state.are_bound else vips.delete)(state.ips)
+    with Vips(state.family) as vips:
+        (vips.unbind if state.are_bound else vips.delete)(state.ips)
     # Last: until they are gone, the sets say what else is ours, so that a clean-up that failed can be repeated.
     try:
-        state.sets.destroy(state.names)
+        with IpSets(state.family, state.prefix) as sets:
+            sets.destroy(state.names)
     except ApplyError as error:
         message = f"{error}: iptables rules of another program, or of another variant, still refer to it"
         raise ApplyError(message, retryable=True) from error
@@ -206,17 +215,18 @@ def _remove(state: IpvsState) -> RemovedIpvs:
 
 
 def _read_sets(sets: IpSets, types: Mapping[str, IpsetType]) -> tuple[set[str], dict[Member, str]]:
-    try:
-        return sets.read(types)
-    except OSError:
-        return set(), {}  # a kernel without ipset has none of our sets
+    with sets:
+        try:
+            return sets.read(types)
+        except OSError:
+            return set(), {}  # a kernel without ipset has none of our sets
 
 
-def _open_ipvs() -> IpvsConnection | None:
-    """Return a connection to IPVS; None if the kernel has no IPVS, and so no virtual server of ours."""
+def _open_ipvs() -> AbstractContextManager[IpvsConnection | None]:
+    # None: the kernel has no IPVS, and so no virtual server of ours.
     try:
         return IpvsConnection()
     except OSError as error:
         if error.errno == errno.ENOENT:
-            return None
+            return nullcontext()
         raise

@@ -25,6 +25,7 @@ from pyproxy.linux.netlink import (
     NETLINK_NETFILTER,
     NETWORK_ORDER,
     NFGENMSG_BYTES,
+    Closeable,
     Message,
     NetlinkSocket,
     attribute,
@@ -73,7 +74,7 @@ class IpsetType(Enum):
     IP_PORT_NET = ("hash:ip,port,net", 1, False)
 
 
-class IpSets:
+class IpSets(Closeable):
     """The ipsets of one family whose names begin with a prefix, in this network namespace."""
 
     def __init__(self, family: Family, prefix: str) -> None:

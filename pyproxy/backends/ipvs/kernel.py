@@ -31,7 +31,7 @@ from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer
 from pyproxy.backends.ipvs.ipset import IpSets, IpsetType
 from pyproxy.backends.ipvs.reader import foreign_servers, left_in_place, read_entries
 from pyproxy.backends.ipvs.static_rules import SERVED
-from pyproxy.backends.ipvs.vips import Vips, is_up
+from pyproxy.backends.ipvs.vips import Vips, bound_ips, is_up
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection, IpvsRefusedError
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import Message
@@ -162,7 +162,7 @@ class IpvsKernel:
             with _as_apply_error("local routes"):
                 found |= {Vip(ip): source for ip, source in handles.vips.read().items()}
                 self._vips = {key.ip for key in found if isinstance(key, Vip)}
-                self._bound = handles.vips.bound()
+                self._bound = bound_ips(self.family)
             with _as_apply_error("IPVS"):
                 virtuals = dict(handles.servers.services(self.family))
                 reals = dict(handles.servers.all_reals(virtuals, self.family))

@@ -3,8 +3,9 @@
 import logging
 import platform
 import re
+import socket
 from collections.abc import Collection
-from contextlib import closing
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 
 from pyproxy.backends import kube_proxy
@@ -18,11 +19,11 @@ from pyproxy.backends.ipvs.kernel import IpvsHandles, IpvsKernel
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.requirements import require_ipvs, require_rules, require_scheduler
 from pyproxy.backends.ipvs.static_rules import IpvsSettings, ipvs_hooks, is_ours
-from pyproxy.backends.ipvs.vips import Vips, devices_with_addresses
+from pyproxy.backends.ipvs.vips import Vips
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
-from pyproxy.linux.addresses import IPVS_DEVICE
+from pyproxy.linux.addresses import IPVS_DEVICE, device_addresses
 from pyproxy.linux.iptables_programs import Variant
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.linux.sysctl import write_sysctl
@@ -60,7 +61,8 @@ class IpvsMode:
     def __init__(self, config: Config, variant: Variant) -> None:
         self._config = config
         self.iptables_variant = variant
-        self._generation = NftGeneration() if variant is Variant.NFT else None
+        self._sockets = ExitStack()
+        self._generation = self._sockets.enter_context(NftGeneration()) if variant is Variant.NFT else None
         self.families = supported_families(variant)
         self._readiness = NodeReadiness(config, self.families)
         self._known_ips: frozenset[bytes] = frozenset()
@@ -108,7 +110,11 @@ class IpvsMode:
             self._known_ips = frozenset(context.local_ips)
             # Not by the settings for all devices: if the gateway of the pods is an address of another device, or of none,
             # those would cut the pods off. The devices of such pods have no address, so they keep their settings here.
-            for device in devices_with_addresses(Family.IPV4) - {"lo", IPVS_DEVICE}:
+            devices = set()
+            for index in {index for index, _ in device_addresses(Family.IPV4)}:
+                with suppress(OSError):  # The device was deleted since.
+                    devices.add(socket.if_indextoname(index))
+            for device in devices - {"lo", IPVS_DEVICE}:
                 for name, value in (("arp_ignore", 1), ("arp_announce", 2)):
                     write_sysctl(f"net/ipv4/conf/{device}/{name}", value)
         return ipvs_settings(self._config, family, context)
@@ -120,13 +126,14 @@ class IpvsMode:
     def kernel(self, family: Family) -> IpvsKernel:
         """Return the reader and writer of one family's entries."""
         # The helper rules are in one more table than those of the iptables mode, mangle.
-        counter = self._generation.counter() if self._generation else LegacyCounter(family, IPVS_TABLES)
+        opened = self._sockets.enter_context
+        counter = self._generation.counter() if self._generation else opened(LegacyCounter(family, IPVS_TABLES))
         sets, types = ipvs_sets(family)
         handles = IpvsHandles(
-            servers=IpvsConnection(),
-            sets=sets,
+            servers=opened(IpvsConnection()),
+            sets=opened(sets),
             set_types=types,
-            vips=Vips(family),
+            vips=opened(Vips(family)),
             rules=IptablesKernel(family, self.iptables_variant, counter, ownership(family), IPVS_TABLES),
         )
         return IpvsKernel(family, handles, self._config.ipvs.exclude_cidrs)
@@ -160,7 +167,7 @@ class IpvsMode:
         ipvs = self._config.ipvs
         timeouts = (ipvs.tcp_timeout_seconds, ipvs.tcpfin_timeout_seconds, ipvs.udp_timeout_seconds)
         if any(timeouts):
-            with closing(IpvsConnection()) as servers:
+            with IpvsConnection() as servers:
                 servers.perform([servers.timeouts(*map(int, timeouts))])
         return is_complete
 
@@ -180,9 +187,8 @@ class IpvsMode:
         return relays_localhost(self._config, family, has_rules=False)
 
     def close(self) -> None:
-        """Close the socket of the generation counter, which only the nft variant has."""
-        if self._generation is not None:
-            self._generation.close()
+        """Close all sockets of the mode and of its kernels. Rules and servers stay."""
+        self._sockets.close()
 
     def packet_counts(self) -> Collection[PacketCount]:
         """Return an empty tuple: the mode counts no packets."""

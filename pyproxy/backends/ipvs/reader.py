@@ -1,7 +1,6 @@
 """Reads one family's entries of the IPVS mode except for rules, with sockets of its own. Writes nothing."""
 
 from collections.abc import Collection, Mapping
-from contextlib import closing
 
 from pyproxy.backends.ipvs.entries import (
     IpvsKey,
@@ -29,7 +28,7 @@ def read_entries(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealSer
         OSError: the kernel cannot be read.
     """
     sets, types = ipvs_sets(family)
-    with closing(sets):
+    with sets:
         names, members = sets.read(types)
     entries: dict[IpvsKey, IpvsValue] = {}
     entries.update((Set(name), types[name].value[0]) for name in names)
@@ -37,8 +36,8 @@ def read_entries(family: Family) -> tuple[dict[IpvsKey, IpvsValue], dict[RealSer
     # Without a set nothing is ours, and a virtual server that exists is foreign.
     if not entries:
         return {}, {}
-    entries.update((Vip(ip), source) for ip, source in Vips(family).read().items())
-    with closing(IpvsConnection()) as servers:
+    with Vips(family) as vips, IpvsConnection() as servers:
+        entries.update((Vip(ip), source) for ip, source in vips.read().items())
         virtuals = dict(servers.services(family))
         states = dict(servers.all_reals(virtuals, family))
     entries.update(virtuals.items())

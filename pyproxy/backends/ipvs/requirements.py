@@ -3,7 +3,6 @@
 A node that already runs the mode has virtual servers and rules that answer the question, so there nothing is written.
 """
 
-from contextlib import closing
 from typing import NoReturn
 
 from pyproxy.backends.iptables.capabilities import chain_rules, probe_rule
@@ -52,7 +51,7 @@ def require_scheduler(scheduler: str) -> None:
     Raises:
         ConfigError: the kernel does not have the scheduler.
     """
-    with closing(IpvsConnection()) as servers:
+    with IpvsConnection() as servers:
         try:
             if any(how.scheduler == scheduler for family in Family for _, how in servers.services(family)):
                 return
@@ -103,7 +102,7 @@ async def require_rules(family: Family, variant: Variant) -> None:
         sets.destroy(types)
         sets.close()
     try:
-        with closing(Vips(family)) as vips:
+        with Vips(family) as vips:
             vips.ensure_device()
     except ApplyError as error:
         _raise_missing("dummy", str(error))

@@ -13,7 +13,6 @@ most of the time of a large change. Other numbers are in the byte order of the m
 
 import errno
 import struct
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,10 +21,13 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import (
     ATTRIBUTE,
     NESTED,
+    Closeable,
     Message,
     NetlinkSocket,
     attribute,
+    attribute_values,
     attributes,
+    host_number,
     nest,
     text_attribute,
 )
@@ -80,7 +82,7 @@ _DEST_LOWER = _header(IpvsDestAttr.L_THRESH, 4)
 _MASQUERADE = int(IpVsConnF.MASQ)
 
 
-class IpvsConnection:
+class IpvsConnection(Closeable):
     """A socket to the IPVS of this network namespace. One thread at a time may use it."""
 
     def __init__(self) -> None:
@@ -92,9 +94,12 @@ class IpvsConnection:
         self._netlink = NetlinkSocket(NetlinkProtocol.GENERIC)
         # Generic netlink families get their message type when the module is loaded, so it is looked up by name.
         body = _GENL.pack(CtrlCmd.GETFAMILY, _VERSION) + text_attribute(CtrlAttr.FAMILY_NAME, "IPVS")
-        data, start, end = self._netlink.ask(GenlId.CTRL, body, header=_GENL.size)
-        found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
-        self._type = _number(found[CtrlAttr.FAMILY_ID])
+        try:
+            answer = self._netlink.ask(GenlId.CTRL, body, header=_GENL.size)
+        except OSError:
+            self._netlink.close()
+            raise
+        self._type = host_number(attribute_values(*answer)[CtrlAttr.FAMILY_ID])
 
     def close(self) -> None:
         """Close the socket."""
@@ -282,30 +287,26 @@ def _service(virtual: VirtualServer, how: Scheduling) -> bytes:
 
 
 def _parse_service(data: memoryview, start: int, end: int, family: Family) -> tuple[VirtualServer, Scheduling] | None:
-    found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
-    if IpvsSvcAttr.FWMARK in found or _number(found[IpvsSvcAttr.AF]) != family.socket_family:
+    found = attribute_values(data, start, end)
+    if IpvsSvcAttr.FWMARK in found or host_number(found[IpvsSvcAttr.AF]) != family.socket_family:
         return None
     ip = bytes(found[IpvsSvcAttr.ADDR][: IPv4_BYTES if family is Family.IPV4 else _IPV6_BYTES])
-    virtual = VirtualServer(ip, _number(found[IpvsSvcAttr.PROTOCOL]), int.from_bytes(found[IpvsSvcAttr.PORT]))
+    virtual = VirtualServer(ip, host_number(found[IpvsSvcAttr.PROTOCOL]), int.from_bytes(found[IpvsSvcAttr.PORT]))
     # The value is followed by a mask. The kernel sets the flag HASHED by itself.
-    flags = _number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
+    flags = host_number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
     # Without persistence the kernel keeps a time-out that has no effect.
-    timeout = _number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
+    timeout = host_number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
     return virtual, Scheduling(bytes(found[IpvsSvcAttr.SCHED_NAME]).rstrip(b"\0").decode(), flags, timeout)
 
 
 def _parse_destination(
     data: memoryview, start: int, end: int, virtual: VirtualServer
 ) -> tuple[Endpoint, RealServerState]:
-    found = {kind: data[left:right] for kind, left, right in attributes(data, start, end)}
+    found = attribute_values(data, start, end)
     endpoint = Endpoint(bytes(found[IpvsDestAttr.ADDR][: len(virtual.ip)]), int.from_bytes(found[IpvsDestAttr.PORT]))
     return endpoint, RealServerState(
-        weight=_number(found[IpvsDestAttr.WEIGHT]),
-        active=_number(found[IpvsDestAttr.ACTIVE_CONNS]),
-        inactive=_number(found[IpvsDestAttr.INACT_CONNS]),
-        since=_number(found[IpvsDestAttr.U_THRESH]),
+        weight=host_number(found[IpvsDestAttr.WEIGHT]),
+        active=host_number(found[IpvsDestAttr.ACTIVE_CONNS]),
+        inactive=host_number(found[IpvsDestAttr.INACT_CONNS]),
+        since=host_number(found[IpvsDestAttr.U_THRESH]),
     )
-
-
-def _number(value: memoryview) -> int:
-    return int.from_bytes(value, sys.byteorder)

@@ -17,7 +17,6 @@ import struct
 from collections import Counter
 
 from pyproxy.linux.netlink import BUFFER_BYTES, NETLINK_NETFILTER, NFGENMSG_BYTES, attributes, read_messages
-from pyproxy.linux.nf_tables_messages import PROTOCOL_FAMILIES
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftaTable, NftMsg
 from pyproxy.linux.uapi.nfnetlink import Nfnlgrp
 from pyproxy.model.address import Family
@@ -110,8 +109,8 @@ class ChangeMonitor:
             found = {at: bytes(data[left:right]) for at, left, right in attributes(data, start + NFGENMSG_BYTES, end)}
             number = kind & _TYPE_IN_SUBSYSTEM
             if number in _OPERATIONS and found.get(NftaTable.NAME) == self._table:
-                for family, protocol_family in PROTOCOL_FAMILIES.items():
-                    if data[start] == protocol_family:
+                for family in Family:
+                    if data[start] == family.socket_family:
                         self._unfinished[family][_OPERATIONS[number]] += 1
             elif number == NftMsg.NEWGEN:
                 name = found.get(NftaGen.PROC_NAME, b"?").rstrip(b"\0").decode(errors="replace")

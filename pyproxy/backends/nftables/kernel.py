@@ -7,8 +7,6 @@ netlink socket, under one lock, because the answers of two requests must not mix
 import asyncio
 import logging
 from collections.abc import Collection, Mapping
-from contextlib import closing
-from typing import Self
 
 from pyproxy.backends.interface import KernelCounts
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
@@ -19,6 +17,7 @@ from pyproxy.backends.nftables.sweeper import GRACE_SECONDS, Sweeper
 from pyproxy.backends.nftables.text import family_name
 from pyproxy.backends.nftables.writer import TableWriter
 from pyproxy.errors import ApplyError
+from pyproxy.linux.netlink import Closeable
 from pyproxy.linux.nf_tables_socket import NfTablesSocket
 from pyproxy.linux.ruleset_counter import RulesetCounter
 from pyproxy.model.address import Family
@@ -26,7 +25,7 @@ from pyproxy.model.address import Family
 logger = logging.getLogger(__name__)
 
 
-class NftablesKernel:
+class NftablesKernel(Closeable):
     """Reads and writes the table of one family; implements `backends.interface.Kernel`."""
 
     detects_all_changes = True
@@ -53,14 +52,6 @@ class NftablesKernel:
 
     def __repr__(self) -> str:
         return f"NftablesKernel({self.family})"
-
-    def __enter__(self) -> Self:
-        """Return the kernel; the end of the block closes its socket."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the socket."""
-        self.close()
 
     def close(self) -> None:
         """Close the socket. The table stays."""
@@ -109,7 +100,7 @@ class NftablesKernel:
 
         def entries() -> dict[ElementKey, Value]:
             # A socket of its own, so that a change need not wait for the dumps.
-            with closing(NfTablesSocket()) as netlink:
+            with NfTablesSocket() as netlink:
                 return TableReader(netlink, self.family).entries()
 
         try:

@@ -18,5 +18,5 @@ class CtrlCmd(IntEnum):
 class CtrlAttr(IntEnum):
     """`CTRL_ATTR_*`: attributes of a family."""
 
-    FAMILY_ID = 1
-    FAMILY_NAME = 2
+    FAMILY_ID = 1  # u16 in the byte order of the machine: the message type of the family
+    FAMILY_NAME = 2  # text

@@ -2,6 +2,9 @@
 
 from enum import IntEnum
 
+# The comments give the type of each value. Numbers are in the byte order of the machine, except for ports and IPv4 netmasks;
+# {} holds nested attributes.
+
 
 class IpvsCmd(IntEnum):
     """`IPVS_CMD_*`: commands. A destination is a real server."""
@@ -20,9 +23,9 @@ class IpvsCmd(IntEnum):
 class IpvsCmdAttr(IntEnum):
     """`IPVS_CMD_ATTR_*`: attributes of a message."""
 
-    SERVICE = 1
-    DEST = 2
-    TIMEOUT_TCP = 4
+    SERVICE = 1  # { IpvsSvcAttr }
+    DEST = 2  # { IpvsDestAttr }
+    TIMEOUT_TCP = 4  # u32, seconds; so are the next two. 0 keeps the present value
     TIMEOUT_TCP_FIN = 5
     TIMEOUT_UDP = 6
 
@@ -30,29 +33,29 @@ class IpvsCmdAttr(IntEnum):
 class IpvsSvcAttr(IntEnum):
     """`IPVS_SVC_ATTR_*`: attributes of a virtual server, inside `IpvsCmdAttr.SERVICE`."""
 
-    AF = 1
-    PROTOCOL = 2
-    ADDR = 3
-    PORT = 4
-    FWMARK = 5
-    SCHED_NAME = 6
-    FLAGS = 7
-    TIMEOUT = 8
-    NETMASK = 9
+    AF = 1  # u16: AF_INET 2, AF_INET6 10
+    PROTOCOL = 2  # u16, as in the IP header
+    ADDR = 3  # 16 bytes; of an IPv4 address the first four
+    PORT = 4  # u16 in network byte order
+    FWMARK = 5  # u32, in place of the three attributes above
+    SCHED_NAME = 6  # text
+    FLAGS = 7  # {flags u32, mask u32}, without headers
+    TIMEOUT = 8  # u32, seconds
+    NETMASK = 9  # u32: a mask in IPv4, a prefix length in IPv6
 
 
 class IpvsDestAttr(IntEnum):
     """`IPVS_DEST_ATTR_*`: attributes of a real server, inside `IpvsCmdAttr.DEST`."""
 
-    ADDR = 1
-    PORT = 2
-    FWD_METHOD = 3
-    WEIGHT = 4
-    U_THRESH = 5
-    L_THRESH = 6
-    ACTIVE_CONNS = 7
-    INACT_CONNS = 8
-    ADDR_FAMILY = 11
+    ADDR = 1  # 16 bytes, as in IpvsSvcAttr
+    PORT = 2  # u16 in network byte order
+    FWD_METHOD = 3  # u32: IpVsConnF
+    WEIGHT = 4  # u32
+    U_THRESH = 5  # u32: with more connections the server gets no new ones; 0 means no limit
+    L_THRESH = 6  # u32: with fewer it gets new ones again
+    ACTIVE_CONNS = 7  # u32, established
+    INACT_CONNS = 8  # u32, being opened or closed, or without a state
+    ADDR_FAMILY = 11  # u16, since Linux 3.18
 
 
 class IpVsSvcF(IntEnum):

@@ -14,9 +14,9 @@ class NetlinkProtocol(IntEnum):
 class NetlinkOption(IntEnum):
     """`NETLINK_*`: options of a socket at the level SOL_NETLINK."""
 
-    CAP_ACK = 10
-    EXT_ACK = 11
-    GET_STRICT_CHK = 12
+    CAP_ACK = 10  # Linux 4.3: errors do not repeat the refused message
+    EXT_ACK = 11  # Linux 4.12: errors carry an explanation
+    GET_STRICT_CHK = 12  # Linux 4.20: dumps honour all fields of the request
 
 
 class Nlmsg(IntEnum):
@@ -31,28 +31,28 @@ class NlmF(IntEnum):
 
     REQUEST = 0x1
     ACK = 0x4
-    DUMP_INTR = 0x10
+    DUMP_INTR = 0x10  # set in the answers of a dump during which something changed
 
 
 class NlmFGet(IntEnum):
     """`NLM_F_*`: flags of requests that read. The header gives the same bits other names in requests that create."""
 
-    DUMP = 0x300
+    DUMP = 0x300  # ROOT 0x100 and MATCH 0x200
 
 
 class NlmFNew(IntEnum):
     """`NLM_F_*`: flags of requests that create."""
 
-    REPLACE = 0x100
-    EXCL = 0x200
-    CREATE = 0x400
-    APPEND = 0x800
+    REPLACE = 0x100  # change the object if it exists
+    EXCL = 0x200  # refuse with EEXIST if it exists
+    CREATE = 0x400  # create it if it does not exist
+    APPEND = 0x800  # behind the present ones, such as rules of a chain
 
 
 class NlmsgerrAttr(IntEnum):
     """`NLMSGERR_ATTR_*`: attributes behind an error, on a socket with `NetlinkOption.EXT_ACK`."""
 
-    MSG = 1
+    MSG = 1  # text
 
 
 class NlaF(IntEnum):

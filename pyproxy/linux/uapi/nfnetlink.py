@@ -16,7 +16,7 @@ class NfnlSubsys(IntEnum):
 class NfnlMsg(IntEnum):
     """`NFNL_MSG_*`: the messages around a transaction."""
 
-    BATCH_BEGIN = 0x10
+    BATCH_BEGIN = 0x10  # its nfgenmsg.res_id names the subsystem
     BATCH_END = 0x11
 
 

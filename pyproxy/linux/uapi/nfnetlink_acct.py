@@ -13,5 +13,5 @@ class NfnlMsgAcct(IntEnum):
 class Nfacct(IntEnum):
     """`NFACCT_*`: attributes of a counter."""
 
-    NAME = 1
-    PKTS = 2
+    NAME = 1  # text of at most 31 characters
+    PKTS = 2  # u64 in network byte order

@@ -1,6 +1,12 @@
 """`linux/rtnetlink.h`: links, addresses and routes."""
 
+import struct
 from enum import IntEnum
+
+# struct ifinfomsg: u8 family, padding, u16 device type, i32 index, u32 flags, u32 mask of the flags to change
+IFINFOMSG = struct.Struct("=BxHiII")
+# struct rtmsg: u8 each: family, prefix length of destination and of source, TOS, table, protocol, scope, type; u32 flags
+RTMSG = struct.Struct("=BBBBBBBBI")
 
 
 class Rtm(IntEnum):
@@ -27,10 +33,10 @@ class Rtmgrp(IntEnum):
 class Rta(IntEnum):
     """`RTA_*`: attributes of a route."""
 
-    DST = 1
-    OIF = 4
-    PREFSRC = 7
-    TABLE = 15
+    DST = 1  # an address; absent for the default route
+    OIF = 4  # u32, the index of the device
+    PREFSRC = 7  # the source address of the node's own packets
+    TABLE = 15  # u32; the field in struct rtmsg has only 8 bits
 
 
 class RtTable(IntEnum):
@@ -42,39 +48,17 @@ class RtTable(IntEnum):
 class RtScope(IntEnum):
     """`RT_SCOPE_*`: how far away a destination is."""
 
-    HOST = 254
+    HOST = 254  # on this node
 
 
 class Rtn(IntEnum):
     """`RTN_*`: what a route does with a packet."""
 
-    LOCAL = 2
+    LOCAL = 2  # delivers it to this node
 
 
 class Rtprot(IntEnum):
     """`RTPROT_*`: what created a route."""
 
-    KERNEL = 2
+    KERNEL = 2  # follows from an address that is bound to a device
     STATIC = 4
-
-
-class Ifla(IntEnum):
-    """`IFLA_*` in `linux/if_link.h`: attributes of a link."""
-
-    IFNAME = 3
-    MASTER = 10
-    LINKINFO = 18
-
-
-class IflaInfo(IntEnum):
-    """`IFLA_INFO_*` in `linux/if_link.h`: what kind of link it is, and of which kind of link it is a port."""
-
-    KIND = 1
-    SLAVE_KIND = 4
-    SLAVE_DATA = 5
-
-
-class IflaBrport(IntEnum):
-    """`IFLA_BRPORT_*` in `linux/if_link.h`: settings of a bridge port."""
-
-    MODE = 4
