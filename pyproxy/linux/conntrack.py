@@ -155,7 +155,6 @@ class _EntryParser:
         self._proto += ATTRIBUTE.pack(ATTRIBUTE.size + 1, CtaProto.NUM)
 
     def flow(self, data: memoryview, start: int, end: int) -> Flow | None:
-        """Return the flow of an entry, or None if its protocol is not UDP."""
         if end - start >= self._layout.size:
             original, ip, proto, number, port, reply, source, reply_proto, source_port = self._layout.unpack_from(
                 data, start

@@ -146,7 +146,7 @@ class NetlinkSocket(Closeable):
         return refusals
 
     def _send_some(self, messages: Sequence[Message], start: int) -> list[Refusal]:
-        """Send messages in one system call and read the answers; `start` is the index of the first message."""
+        # In one system call; `start` is the index of the first message, from which refusals are counted.
         first = last = next(self._sequences)
         parts: list[bytes] = []
         for index, (kind, flags, body) in enumerate(messages):

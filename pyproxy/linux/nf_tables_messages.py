@@ -46,7 +46,7 @@ def number_attribute(kind: int, value: int) -> bytes:
 
 def request(kind: int, family: Family | None = None, body: bytes = b"") -> tuple[int, bytes]:
     """Return type and body of a request; without a family it is about all families."""
-    # NFPROTO_IPV4 and NFPROTO_IPV6 (`linux/netfilter.h`) are the same numbers as AF_INET and AF_INET6.
+    # NFPROTO_UNSPEC is 0 (`linux/netfilter.h`).
     return _SUBSYSTEM | kind, nfgenmsg(family.socket_family if family else 0) + body
 
 

@@ -25,7 +25,8 @@ class Family(IntEnum):
 
     @property
     def socket_family(self) -> int:
-        """Return AF_INET or AF_INET6, which are 2 and 10 in Linux (``include/linux/socket.h``)."""
+        """Return AF_INET or AF_INET6, as netlink messages have it."""
+        # `include/linux/socket.h`. Pure modules may not import `socket`. NFPROTO_IPV4 and NFPROTO_IPV6 are the same numbers.
         return 2 if self is Family.IPV4 else 10
 
     # Enum's own hash is Python code, and families are keys of dictionaries that are read for each address.
@@ -49,6 +50,7 @@ def parse_ip(text: str) -> bytes:
     Raises:
         ValueError: the text is not a valid address.
     """
+    # Not by `socket.inet_aton`: it reads leading zeros as octal, and accepts 10.1.
     try:
         ip = ip_address(text)
     except ValueError:
@@ -91,6 +93,7 @@ class Network:
         return family_of(self.ip)
 
     def __contains__(self, ip: bytes) -> bool:
+        # The shift removes the host bits, which may begin within a byte.
         shift = len(self.ip) * 8 - self.prefix
         return len(ip) == len(self.ip) and int.from_bytes(ip) >> shift == int.from_bytes(self.ip) >> shift
 
@@ -112,6 +115,7 @@ def parse_network(text: str) -> Network:
     return Network(network.network_address.packed, network.prefixlen)
 
 
+# The kernel treats all of 127.0.0.0/8 as loopback addresses (RFC 1122), and of IPv6 a single one (RFC 4291).
 LOOPBACK_NETWORKS = {Family.IPV4: parse_network("127.0.0.0/8"), Family.IPV6: parse_network("::1/128")}
 LOOPBACK_IPS = {Family.IPV4: parse_ip("127.0.0.1"), Family.IPV6: parse_ip("::1")}
 

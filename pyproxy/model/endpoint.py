@@ -5,6 +5,9 @@ from msgspec import Struct
 from pyproxy.model.address import Family, socket_text
 from pyproxy.model.names import NamespacedName, Protocol
 
+# A cluster has hundreds of thousands of these. gc=False: they cannot be part of a cycle, so the garbage collector need not
+# visit them (docs/decisions/007-value-types.md).
+
 
 class Endpoint(Struct, frozen=True, order=True, gc=False):
     """Address and port of a pod or an external server behind a Service."""

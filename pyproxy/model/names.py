@@ -14,7 +14,7 @@ class Protocol(Enum):
 
     @property
     def number(self) -> int:
-        """Return the number in the IP header (IANA protocol numbers)."""
+        """Return the number in the IP header ."""
         return _PROTOCOL_NUMBERS[self]
 
     # Members are compared by identity. Enum's own hash is Python code, and names of Service ports are hashed very often.
@@ -24,6 +24,7 @@ class Protocol(Enum):
         return self.value < other.value
 
 
+# IANA's "Assigned Internet Protocol Numbers".
 _PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
 
 

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+# Similarity from which a word is suggested, from 0 to 1. "ipfs" has it to "ipvs", "later" to no name of a field.
 _CUTOFF = 0.75
-"""Similarity from which a word is suggested, from 0 to 1. "ipfs" has it to "ipvs", "later" to no name of a field."""
 
 
 def suggestion(text: str, known: Iterable[str], prefix: str = "") -> str:

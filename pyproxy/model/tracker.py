@@ -31,9 +31,10 @@ class Tracker:
         self.unserved: dict[NamespacedName, UnservedService] = {}
         """Services without rules; an invalid one may have a last good version among `services`."""
         self.node: Node | None = None
+        # By Service, sorted by name. A Service has few slices, so a tuple is enough.
         self._slices: dict[NamespacedName, tuple[EndpointSlice, ...]] = {}
-        """By Service, sorted by name. A Service has few slices, so a tuple is enough."""
         self._service_of_slice: dict[NamespacedName, NamespacedName] = {}
+        # A dict in place of a set, because it keeps the order: `take_dirty` says why that matters.
         self._dirty: dict[NamespacedName, None] = {}
         self._triggers: Triggers = {}
         self._known: set[Kind] = set()
@@ -146,28 +147,26 @@ class Tracker:
                     self._service_cidrs_changed = True
 
     def _replace(self, kind: Kind, objects: tuple[Object, ...]) -> None:
-        listed = {item.name for item in objects}
-        for name in self._names(kind) - listed:
+        known: AbstractSet[NamespacedName] = frozenset()
+        match kind:
+            case Kind.SERVICE:
+                known = self.services.keys() | self.unserved.keys()
+            case Kind.ENDPOINT_SLICE:
+                known = self._service_of_slice.keys()
+            case Kind.SERVICE_CIDR:
+                known = self._service_cidrs.keys()
+            case Kind.NODE:
+                # Only this node is watched, so a list without it means that it was deleted.
+                if not objects:
+                    self._set_node(None)
+        # A watch that could not be resumed may have missed deletions: what the list does not have is gone.
+        for name in known - {item.name for item in objects}:
             self.apply(Removed(kind, name))
-        if kind is Kind.NODE and not objects:
-            self._set_node(None)
         for item in objects:
             self._put(item)
         if kind is Kind.SERVICE_CIDR and not self.knows(kind):
             self._service_cidrs_changed = True  # an empty list differs from no list
         self._known.add(kind)
-
-    def _names(self, kind: Kind) -> AbstractSet[NamespacedName]:
-        """Return the names of all known objects of a kind, except for the one Node."""
-        match kind:
-            case Kind.SERVICE:
-                return self.services.keys() | self.unserved.keys()
-            case Kind.ENDPOINT_SLICE:
-                return self._service_of_slice.keys()
-            case Kind.SERVICE_CIDR:
-                return self._service_cidrs.keys()
-            case Kind.NODE:
-                return frozenset()
 
     def _remove_service(self, name: NamespacedName) -> None:
         self.unserved.pop(name, None)
@@ -175,6 +174,7 @@ class Tracker:
             self._dirty[name] = None
 
     def _put_unserved(self, service: UnservedService) -> None:
+        # An invalid object keeps its last good version: its rules stay until it is corrected or deleted.
         if service.kind is not None:
             self._remove_service(service.name)
         self.unserved[service.name] = service
@@ -189,6 +189,7 @@ class Tracker:
             self._service_of_slice[name] = service
             self._dirty[service] = None
             if endpoint_slice.triggered_at:
+                # Per family, because each family is synced by itself.
                 moments = self._triggers.setdefault((endpoint_slice.family, service), [])
                 if len(moments) < MOST_TRIGGERS:
                     moments.append(endpoint_slice.triggered_at)
@@ -211,5 +212,6 @@ class Tracker:
 
     def _set_node(self, node: Node | None) -> None:
         before, self.node = self.node, node
+        # The kubelet updates the status at least every five minutes, and a change makes every Service dirty.
         if (node and node.as_packets_see_it()) != (before and before.as_packets_see_it()):
             self._node_changed = True

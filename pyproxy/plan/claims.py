@@ -5,8 +5,6 @@ contain anything. In kube-proxy the iteration order of a hash map decides. Here 
 so that no Service can take over the cluster IP of another one (CVE-2020-8554); then the older Service wins; then the name.
 """
 
-from collections.abc import Iterable
-
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import Claim, ServicePlan
 
@@ -19,6 +17,7 @@ class Claims:
 
     def __init__(self) -> None:
         self._plans: dict[ServicePortName, ServicePlan] = {}
+        # Each claim is in one of the two. Nearly all have one claimant, which needs no set.
         self._only: dict[Claim, ServicePortName] = {}
         self._contested: dict[Claim, set[ServicePortName]] = {}
 
@@ -33,11 +32,27 @@ class Claims:
         before = self._plans.pop(name, None)
         if before is not None:
             for claim in before.claims():
-                affected.update(self._release(claim, name))
+                rivals = self._contested.get(claim)
+                if rivals is None:
+                    del self._only[claim]
+                    continue
+                rivals.discard(name)
+                affected |= rivals
+                if len(rivals) == 1:
+                    del self._contested[claim]
+                    self._only[claim] = next(iter(rivals))
         if plan is not None:
             self._plans[name] = plan
             for claim in plan.claims():
-                affected.update(self._take(claim, name))
+                rivals = self._contested.get(claim)
+                if rivals is None:
+                    holder = self._only.setdefault(claim, name)
+                    if holder == name:
+                        continue
+                    del self._only[claim]
+                    rivals = self._contested[claim] = {holder}
+                rivals.add(name)
+                affected |= rivals
         affected.discard(name)
         return affected
 
@@ -48,6 +63,7 @@ class Claims:
     def effective(self, name: ServicePortName) -> ServicePlan | None:
         """Return the plan of a port without the claims that other ports win; None if the port is gone."""
         plan = self._plans.get(name)
+        # Without a conflict anywhere, as in nearly every cluster, no plan is searched.
         if plan is None or not self._contested:
             return plan
         return plan.without(
@@ -62,28 +78,7 @@ class Claims:
 
         def rank(name: ServicePortName) -> tuple[bool, str, ServicePortName]:
             plan = self._plans[name]
+            # False sorts first: the port whose cluster IP it is. A node port has no IP, and no cluster IP is empty.
             return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
 
         return min(rivals, key=rank)
-
-    def _take(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:
-        rivals = self._contested.get(claim)
-        if rivals is None:
-            holder = self._only.setdefault(claim, name)
-            if holder == name:
-                return ()
-            del self._only[claim]
-            rivals = self._contested[claim] = {holder}
-        rivals.add(name)
-        return rivals
-
-    def _release(self, claim: Claim, name: ServicePortName) -> Iterable[ServicePortName]:
-        rivals = self._contested.get(claim)
-        if rivals is None:
-            del self._only[claim]
-            return ()
-        rivals.discard(name)
-        if len(rivals) == 1:
-            del self._contested[claim]
-            self._only[claim] = next(iter(rivals))
-        return tuple(rivals)

@@ -18,10 +18,8 @@ _NO_TIME = "~"
 
 class _Ports(NamedTuple):
     created: str
-    health: int
-    """0 means none."""
-    node: frozenset[int]
-    """TCP node ports."""
+    health: int  # 0 means none
+    node: frozenset[int]  # TCP node ports
 
 
 _NONE = _Ports("", 0, frozenset())

@@ -86,7 +86,6 @@ class _FamilyPlanner:
     def update(
         self, name: NamespacedName, service: Service | None, slices: Iterable[EndpointSlice], node: Node
     ) -> FinalPlans:
-        """Plan a Service, and return the final plan of every port that this may have changed."""
         before = self._ports.pop(name, ())
         requested = plan_service(service, slices, node, self._family) if service is not None else {}
         if not before and not requested:

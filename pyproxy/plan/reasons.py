@@ -17,8 +17,7 @@ from pyproxy.model.suggestion import nearest
 from pyproxy.plan.service_plan import Verdict
 from pyproxy.plan.topology import merge_slices
 
-_MOST_LISTED = 3
-"""Endpoints that a text lists; the number of further ones follows."""
+_MOST_LISTED = 3  # Endpoints that a text lists; the number of further ones follows
 # Sources that no client on a network has: RFC 1122 ("this host", loopback), RFC 5771 and RFC 4291 (multicast).
 _NO_CLIENTS = tuple(map(parse_network, ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/4", "::1/128", "ff00::/8")))
 
@@ -241,7 +240,7 @@ def _without_candidates(
 
 
 def _meant_for(service: NamespacedName, orphans: Collection[EndpointSlice]) -> str:
-    """Return the slice that is probably meant for a Service, as the end of a sentence, or nothing."""
+    # The end of a sentence, or nothing.
     elsewhere = next((each for each in orphans if each.service.name == service.name), None)
     if elsewhere is not None:
         return f"; {elsewhere.name} is in another namespace"
@@ -252,7 +251,6 @@ def _meant_for(service: NamespacedName, orphans: Collection[EndpointSlice]) -> s
 
 
 def _port_mismatch(port: ServicePort, slices: Iterable[EndpointSlice]) -> Reason:
-    """Return the ports of the slices, none of which is that of the Service, as a reason."""
     found = sorted({(each.name, each.protocol) for one in slices if one.endpoints for each in one.ports})
     wanted = _quoted(port.name)
     if not found:
@@ -300,6 +298,7 @@ def _no_local(
         text = f"{text}; {ip_text(own.ip)} is in a pod CIDR of {node.name}, but its nodeName is {own.node_name}"
         fix = "let --hostname-override of pyproxy and nodeName of the endpoints be the name of the Node"
         return Reason(code, Verdict.DROP, text, fix)
+    # A client outside the cluster can use another node. A pod uses the rules of its own one.
     if code is ReasonCode.NO_LOCAL_ENDPOINTS:
         fix = f"run a pod of the Service on {node.name}, or set {policy}: Cluster"
     else:

@@ -152,8 +152,6 @@ def service_rows(  # noqa: PLR0913  # all that a row depends on
 
 
 class _RowMaker:
-    """Makes the rows of one Service port in one family."""
-
     def __init__(
         self,
         service: Service,
@@ -168,7 +166,11 @@ class _RowMaker:
         self._effective = effective
         self._why = why
         self._on_node = frozenset(effective.node_endpoints)
-        self._total = _count_endpoints(slices, requested)
+        candidates = merge_slices(slices, requested.family, requested.name.port, requested.name.protocol)
+        matched = {endpoint.ip for endpoint in candidates}
+        # Endpoints count even if their slice has no port for the Service port.
+        ips = {item.ip for each in slices if each.family is requested.family for item in each.endpoints}
+        self._total = len(candidates) + len(ips - matched)
 
     def rows(self, planner: Planner, node_port_ips: tuple[bytes, ...] | None) -> Iterator[ServiceRow]:
         requested, family = self._requested, self._requested.family
@@ -203,6 +205,7 @@ class _RowMaker:
         is_internal = frontend.type is FrontendType.CLUSTER_IP
         verdict = plan.internal_verdict if is_internal else plan.external_verdict
         endpoints = plan.internal_endpoints if is_internal else plan.external_endpoints
+        # Reasons are those of the whole Service port; the one about the other kind of traffic is left out.
         other = ReasonCode.NO_LOCAL_ENDPOINTS_EXTERNAL if is_internal else ReasonCode.NO_LOCAL_ENDPOINTS
         is_restricted = frontend.type is FrontendType.LOAD_BALANCER_IP
         why = [each for each in self._why if each.verdict is verdict and each.code is not other]
@@ -239,7 +242,7 @@ class _RowMaker:
 
 
 def _wrong_endpoints(endpoints: Iterable[Endpoint], plan: ServicePlan, planner: Planner) -> Iterator[Reason]:
-    """Yield the endpoints that no connection can reach, because the kernel translates a connection only once."""
+    # No connection can reach these, because the kernel translates a connection only once.
     for endpoint in endpoints:
         if is_loopback(endpoint.ip):
             yield wrong_endpoint(f"endpoint {endpoint} is a loopback address")
@@ -247,11 +250,3 @@ def _wrong_endpoints(endpoints: Iterable[Endpoint], plan: ServicePlan, planner: 
         winner = planner.requested(plan.family, other) if other else None
         if winner is not None and winner.cluster_ip == endpoint.ip:
             yield wrong_endpoint(f"endpoint {endpoint} is the cluster IP of {winner.name.service}")
-
-
-def _count_endpoints(slices: tuple[EndpointSlice, ...], plan: ServicePlan) -> int:
-    """Return how many endpoints there are in the family, those included whose slice has no port for the Service port."""
-    candidates = merge_slices(slices, plan.family, plan.name.port, plan.name.protocol)
-    matched = {endpoint.ip for endpoint in candidates}
-    ips = {item.ip for each in slices if each.family is plan.family for item in each.endpoints}
-    return len(candidates) + len(ips - matched)

@@ -21,8 +21,8 @@ PROTOCOLS: Mapping[Protocol, Literal["TCP", "UDP", "SCTP"]] = {
     Protocol.UDP: "UDP",
     Protocol.SCTP: "SCTP",
 }
+# By whether the policy is Local.
 _POLICIES: Mapping[bool, Literal["Cluster", "Local"]] = {False: "Cluster", True: "Local"}
-"""By whether the policy is Local."""
 FAMILIES: Mapping[Family, Literal["IPv4", "IPv6"]] = {Family.IPV4: "IPv4", Family.IPV6: "IPv6"}
 
 

@@ -23,17 +23,16 @@ _NONE: Endpoints = frozenset()
 _LINK_LOCAL = parse_network("fe80::/10")
 
 
+# The Service port that has a frontend in the kernel, and where its flows may go.
 class _Holder(NamedTuple):
     name: ServicePortName
     serving: Endpoints
 
 
 class _Rule(NamedTuple):
-    """Decides about the flows to a frontend."""
-
     endpoints: Endpoints
+    # True: only flows to these endpoints are right. False, if no Service has the frontend: flows to these are stale.
     are_right: bool
-    """True: only flows to these endpoints are right. False, if no Service has the frontend: flows to these are stale."""
 
     def is_stale(self, flow: Flow) -> bool:
         return (Endpoint(flow.reply_source, flow.reply_source_port) in self.endpoints) is not self.are_right
@@ -112,8 +111,7 @@ class Frontends:
     def __init__(self) -> None:
         self._plans: dict[ServicePortName, ServicePlan] = {}
         self._holders: dict[Claim, _Holder] = {}
-        self._ips: dict[int, set[bytes]] = {}
-        """By port, the addresses of Services that have a frontend with it."""
+        self._ips: dict[int, set[bytes]] = {}  # By port, the addresses of Services that have a frontend with it
         self._node_ports: set[int] = set()
 
     def update(self, changes: Iterable[tuple[ServicePlan | None, ServicePlan | None]]) -> Touched:
@@ -128,10 +126,20 @@ class Frontends:
             if known is None or known.protocol is not Protocol.UDP:
                 continue
             self._release(known.name, touched)
-            if plan is not None:
-                self._take(plan, touched)
-                if before is None:
-                    surely.update(_claims(plan))
+            if plan is None:
+                continue
+            self._plans[plan.name] = plan
+            for claim in _claims(plan):
+                holder = self._holders.get(claim)
+                touched.former.setdefault(claim, holder.serving if holder is not None else _NONE)
+                self._holders[claim] = _Holder(plan.name, plan.serving_endpoints)
+                if claim.ip:
+                    self._ips.setdefault(claim.port, set()).add(claim.ip)
+                else:
+                    self._node_ports.add(claim.port)
+            if before is None:
+                surely.update(_claims(plan))
+        # A change that leaves the serving endpoints as they were, such as one of a policy, makes no flow stale.
         for claim, former in list(touched.former.items()):
             holder = self._holders.get(claim)
             if claim not in surely and holder is not None and holder.serving == former:
@@ -154,17 +162,6 @@ class Frontends:
             ips.discard(claim.ip)
             if not ips:
                 del self._ips[claim.port]
-
-    def _take(self, plan: ServicePlan, touched: Touched) -> None:
-        self._plans[plan.name] = plan
-        for claim in _claims(plan):
-            holder = self._holders.get(claim)
-            touched.former.setdefault(claim, holder.serving if holder is not None else _NONE)
-            self._holders[claim] = _Holder(plan.name, plan.serving_endpoints)
-            if claim.ip:
-                self._ips.setdefault(claim.port, set()).add(claim.ip)
-            else:
-                self._node_ports.add(claim.port)
 
     def needs_addresses(self, touched: Touched) -> bool:
         """Return whether `stale` depends on the addresses of the node.
@@ -192,6 +189,7 @@ class Frontends:
             elif rule.are_right or claim.port not in self._node_ports or claim.ip not in node:
                 by_address[claim.ip, claim.port] = rule
             else:
+                # No Service has it any more, but it is an address of the node: its flows go to the node port.
                 by_address[claim.ip, claim.port] = self._rule(_node_port(claim.port), _NONE)
         areas = [(node, changed)] if changed else []
         if known is not None:
@@ -215,11 +213,11 @@ class Frontends:
     def _moved(
         self, touched: Touched, gained: NodeAddresses, lost: NodeAddresses
     ) -> Iterator[tuple[NodeAddresses, dict[int, _Rule]]]:
-        """Yield the decision about all node ports on addresses that the node gained or lost."""
         claims = {port: _node_port(port) for port in self._node_ports}
         if gained and claims:
             yield gained, {port: self._rule(claim, _NONE) for port, claim in claims.items()}
         claims |= {claim.port: claim for claim in touched.former if not claim.ip}
+        # On a lost address no Service answers: flows to the present and to the former endpoints are stale there.
         if lost and claims:
             yield (
                 lost,
@@ -235,7 +233,7 @@ class Frontends:
 
 
 def _claims(plan: ServicePlan) -> Iterator[Claim]:
-    """Yield the frontends of a UDP port, without the health check node port, which is a TCP port."""
+    # Without the health check node port, which is a TCP port.
     return (claim for claim in plan.claims() if claim.protocol is Protocol.UDP)
 
 

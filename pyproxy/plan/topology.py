@@ -72,6 +72,7 @@ def categorize_endpoints(
     if not candidates:
         return Categorized()
     cluster = _cluster_endpoints(candidates, place) if uses_cluster_endpoints else _NO_ENDPOINTS
+    # Without policy Local, cluster endpoints are the only ones in use, and whether they exist is known already.
     if not uses_local_endpoints:
         return Categorized(cluster=cluster, any_usable=bool(cluster))
     any_usable = bool(cluster) or any(item.ready or _is_draining(item) for item in candidates.values())
@@ -99,25 +100,24 @@ def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint,
     if first is None:
         return _select(candidates, _is_draining)
     # Hints count only if all endpoints have them, so the first one decides whether to look.
-    return tuple(sorted(_hinted(ready, place) if first.node_hints or first.zone_hints else ready))
+    if first.node_hints or first.zone_hints:
+        items = ready.values()
+        node, zone = place.node_name, place.zone
+        # Node hints precede zone hints. Hints that name other nodes or zones only would leave no endpoint, so all count.
+        if all(item.node_hints for item in items) and any(node in item.node_hints for item in items):
+            return tuple(sorted(endpoint for endpoint, item in ready.items() if node in item.node_hints))
+        if zone and all(item.zone_hints for item in items) and any(zone in item.zone_hints for item in items):
+            return tuple(sorted(endpoint for endpoint, item in ready.items() if zone in item.zone_hints))
+    return tuple(sorted(ready))
 
 
 def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, ...]:
+    # An endpoint without a node name is local nowhere, even if the name of this node were empty.
     def is_local(item: SliceEndpoint) -> bool:
         return bool(item.node_name) and item.node_name == place.node_name
 
     ready = _select(candidates, lambda item: item.ready and is_local(item))
     return ready or _select(candidates, lambda item: _is_draining(item) and is_local(item))
-
-
-def _hinted(ready: _Candidates, place: Place) -> Iterable[Endpoint]:
-    """Return the endpoints that topology hints allow here: by node hints, else by zone hints, else all."""
-    items = ready.values()
-    if all(item.node_hints for item in items) and any(place.node_name in item.node_hints for item in items):
-        return (endpoint for endpoint, item in ready.items() if place.node_name in item.node_hints)
-    if place.zone and all(item.zone_hints for item in items) and any(place.zone in item.zone_hints for item in items):
-        return (endpoint for endpoint, item in ready.items() if place.zone in item.zone_hints)
-    return ready
 
 
 def _is_draining(item: SliceEndpoint) -> bool:
