@@ -174,7 +174,8 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
         shown = "" if default is None or default is False else about.grammar.write(default)
         text = f"{about.help}  [default: {shown}]" if shown else about.help
         names = [f"--{about.flag}", *(["-v"] if attribute == "v" else []), attribute]
-        flag = Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden)
+        environment = {"envvar": about.environment, "show_envvar": True} if about.environment else {}
+        flag = Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden, **environment)
         flag.section = _WITHOUT_EFFECT if about.ignored else _section(attribute)
         flags.append(flag)
     return flags
@@ -188,8 +189,9 @@ def _section(attribute: str) -> str:
 
 
 def typed_values(ctx: click.Context) -> dict[str, Any]:
-    """Return the values of the flags that the user gave, by attribute of Config."""
-    return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE}
+    """Return the values of flags that were given, on the command line or in the environment, by attribute of Config."""
+    given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+    return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) in given}
 
 
 def configured_settings(ctx: click.Context, **more: object) -> ResolvedSettings:

@@ -136,7 +136,9 @@ class FoundSettings:
 def found_settings(command: click.Command, given: Mapping[str, Any]) -> FoundSettings:
     """Return the settings of the flags that the user gave, else those of the running agent; defaults if they have errors."""
     pid, origin = agent_pid(given.get("control_socket", Config().control_socket)), "flags of this command"
-    if not given.keys() - {"hostname_override", "control_socket", *LOG_ATTRIBUTES}:
+    # In the agent's container the environment names files, and other values are still only on its command line.
+    ambient = {name for name, about in OPTIONS.items() if about.environment and about.environment in os.environ}
+    if not given.keys() - {"hostname_override", "control_socket", *LOG_ATTRIBUTES, *ambient}:
         origin = "defaults; no agent was found"
         if pid:
             try:

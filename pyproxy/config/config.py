@@ -136,14 +136,19 @@ class Config:
 
     # The help of an option says what it does for the user. Values are parsed by its grammar, from flags and files alike, and
     # its check sees the parsed value.
+    # The manifests set both variables, so that commands in the agent's container use the agent's configuration.
     config: str = option(
-        "", PATH, "KubeProxyConfiguration file (v1alpha1), such as the one that kubeadm writes. Flags override it."
+        "",
+        PATH,
+        "KubeProxyConfiguration file (v1alpha1), such as the one that kubeadm writes. Flags override it.",
+        environment="KUBE_PROXY_CONFIG",
     )
     pyproxy_config: str = option(
         "",
         PATH,
         "PyproxyConfiguration file, for pyproxy's own settings. Overrides --config; flags override both.",
         own=True,
+        environment="PYPROXY_CONFIG",
     )
     write_config_to: str = option(
         "", PATH, "Write the configuration, including defaults, as a KubeProxyConfiguration to this file and exit."

@@ -34,6 +34,8 @@ class Option:
     """Text of the warning when the option is set; empty if it has an effect."""
     own: bool
     """Whether kube-proxy does not have it; such an option is a field of a PyproxyConfiguration."""
+    environment: str
+    """Environment variable that is read if the flag is not given; empty if there is none."""
 
     def value(self, config: object) -> Any:  # noqa: ANN401  # the option's type
         """Return the value of the option in a Config."""
@@ -72,13 +74,21 @@ def option(  # noqa: PLR0913  # all keywords of a declaration
     check: Callable[[Any], None] = lambda _: None,
     ignored: str = "",
     own: bool = False,
+    environment: str = "",
 ) -> T:
     """Declare a field that is an option.
 
     Its name is the flag's in snake_case, with ``_seconds`` added for a duration. For the arguments see `Option`.
     """
     # The metadata of the field has the arguments of `Option` that are not its names; those follow from the field.
-    about = {"help": text, "grammar": grammar, "check": check, "ignored": ignored, "own": own}
+    about = {
+        "help": text,
+        "grammar": grammar,
+        "check": check,
+        "ignored": ignored,
+        "own": own,
+        "environment": environment,
+    }
     return field(default=default, metadata=about)
 
 

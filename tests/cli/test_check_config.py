@@ -83,3 +83,19 @@ def test_document(objects: Path) -> None:
     values = json.loads(result.stdout)
     assert ("ConfigurationCheck", [], 3) == (values["kind"], values["errors"], len(values["warnings"]))
     assert "" == result.stderr
+
+
+def test_the_environment_names_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without flags, both configuration files come from the environment, as in the container of the DaemonSet; flags win."""
+    theirs, ours, other = (tmp_path / name for name in ("config.conf", "config.yaml", "other.yaml"))
+    theirs.write_text(
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nclusterCIDR: 10.9.0.0/16\n"
+    )
+    for file, mode in ((ours, "nftables"), (other, "ipvs")):
+        file.write_text(f"apiVersion: pyproxy.io/v1alpha1\nkind: PyproxyConfiguration\nmode: {mode}\n")
+    monkeypatch.setenv("KUBE_PROXY_CONFIG", str(theirs))
+    monkeypatch.setenv("PYPROXY_CONFIG", str(ours))
+
+    assert call().stdout.startswith("configuration: nftables mode;")
+    assert f"{theirs}: clusterCIDR=10.9.0.0/16" in call().stdout
+    assert "ipvs mode" in call(f"--pyproxy-config={other}").stdout

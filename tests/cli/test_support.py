@@ -17,6 +17,7 @@ from threading import Thread
 
 import pytest
 
+from pyproxy.cli import support as support_command
 from pyproxy.cli import support_bundle
 from pyproxy.cli.support_bundle import INDEX, Bundle, Item, output
 from tests.fakes.apiserver import NODES, SERVICES, SLICES, ApiServer, Json, listed, refused, service
@@ -292,3 +293,15 @@ def test_an_unexpected_error(tmp_path: Path) -> None:
         raise KeyError("x")  # noqa: EM101 - any error
 
     assert "a.txt      KeyError: 'x'" in collected(tmp_path, Item("a.txt", "", fails))[INDEX]
+
+
+def test_files_of_the_environment_leave_the_flags_of_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If only the environment names a file, as in the agent's container, the flags of the agent are used, too."""
+    monkeypatch.setattr(support_command, "agent_pid", lambda _: 1)
+    monkeypatch.setattr(support_command, "agent_values", lambda *_: {"hostname_override": "the-agents"})
+    given = {"pyproxy_config": "/nowhere/config.yaml"}
+    monkeypatch.setenv("PYPROXY_CONFIG", "/nowhere/config.yaml")
+
+    assert "flags of the agent" in support_command.found_settings(support_command.command, given).origin
+    monkeypatch.delenv("PYPROXY_CONFIG")
+    assert "flags of this command" in support_command.found_settings(support_command.command, given).origin

@@ -23,15 +23,25 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _IN_BUILD = "/run/host-certificates.crt"
 
 
-@contextmanager
-def mounted_image() -> Iterator[Path]:
-    """Build the image if necessary, and return its root file system."""
+def built_image() -> str:
+    """Build the image if necessary, and return its name in the storage."""
     name = f"localhost/pyproxy:{_digest()}"
     if name not in run(_BUILDAH, "images", "--format={{.Name}}:{{.Tag}}").splitlines():
         run(_BUILDAH, "rmi", "--all", "--force")
         _import_base()
         _build(name)
-    container = run(_BUILDAH, "from", name).strip()
+    return name
+
+
+def export(image: str, name: str, layout: Path) -> None:
+    """Write an image of the storage to an OCI layout, under another name."""
+    run(_BUILDAH, "push", "--quiet", image, f"oci:{layout}:{name}")
+
+
+@contextmanager
+def mounted_image() -> Iterator[Path]:
+    """Build the image if necessary, and return its root file system."""
+    container = run(_BUILDAH, "from", built_image()).strip()
     try:
         yield Path(run(_BUILDAH, "mount", container).strip())
     finally:

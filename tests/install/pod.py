@@ -69,6 +69,12 @@ class Container:
         """The pid of its first process."""
         return int((self._bundle / "pid").read_text())
 
+    def run(self, *command: str) -> str:
+        """Run a command in the container, as `kubectl exec` does, and return its output."""
+        return subprocess.run(
+            ["runc", "exec", self._id, *command], check=True, stdout=subprocess.PIPE, text=True, timeout=60
+        ).stdout
+
     def status(self) -> dict[str, str]:
         """Return the status of its first process, from /proc."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
@@ -146,6 +152,8 @@ def _expanded(word: str, node_name: str) -> str:
 
 
 def _value(entry: JsonObject, node_name: str) -> str:
+    if "value" in entry:
+        return str(entry["value"])
     assert "spec.nodeName" == entry["valueFrom"]["fieldRef"]["fieldPath"]
     return node_name
 

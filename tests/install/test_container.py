@@ -54,18 +54,21 @@ def rootfs(debian: None) -> Iterator[Path]:  # noqa: ARG001 - the image is based
 
 
 @pytest.fixture(params=MODES)
-def pod(request: pytest.FixtureRequest, manifests: dict[str, list[JsonObject]]) -> JsonObject:
-    """Provide the pod spec of an overlay."""
-    found: JsonObject = pod_spec(manifests[request.param])
-    return found
+def mode(request: pytest.FixtureRequest) -> str:
+    """Provide the mode of an overlay."""
+    return str(request.param)
 
 
 @pytest.fixture
-def node(
-    control_plane: ControlPlane, lab: Lab, rootfs: Path, manifests: dict[str, list[JsonObject]], tmp_path: Path
+def node(  # noqa: PLR0913, PLR0917  # what a node consists of
+    control_plane: ControlPlane,
+    lab: Lab,
+    rootfs: Path,
+    manifests: dict[str, list[JsonObject]],
+    mode: str,
+    tmp_path: Path,
 ) -> Iterator[Node]:
     """Provide a node of the cluster with a Service, and with the files that a kubelet would create."""
-    assert manifests
     host = lab["node1"]
     with ExitStack() as stack:
         server = stack.enter_context(control_plane.exposed_in(host.namespace.name))
@@ -82,6 +85,7 @@ def node(
             tmp_path,
             {
                 "kube-proxy": config_volume(control_plane, server, made(tmp_path / "config")),
+                "pyproxy": own_config_volume(manifests[mode], made(tmp_path / "own-config")),
                 "run": made(tmp_path / "run"),
                 "xtables-lock": touched(tmp_path / "xtables.lock"),
                 # Container runtimes create this directory if it is missing; the kernel of the tests needs no modules.
@@ -118,6 +122,14 @@ def config_volume(control_plane: ControlPlane, server: str, folder: Path) -> Pat
     return folder
 
 
+def own_config_volume(objects: list[JsonObject], folder: Path) -> Path:
+    """Write the file of the ConfigMap of an overlay."""
+    [config_map] = [item for item in objects if item["kind"] == "ConfigMap"]
+    for name, text in config_map["data"].items():
+        (folder / name).write_text(text)
+    return folder
+
+
 def made(path: Path) -> Path:
     """Return an empty directory."""
     path.mkdir()
@@ -143,12 +155,28 @@ def test_the_api_server_accepts_the_manifests(control_plane: ControlPlane, folde
         control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "--filename=-", input=json.dumps(item))
 
 
-def test_each_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> None:
-    """Both containers get the mode of the overlay."""
+def test_only_the_config_map_of_an_overlay_names_its_mode(manifests: dict[str, list[JsonObject]]) -> None:
+    """The pods of each overlay mount the ConfigMap with its mode, under a name of its own; no flag sets another mode."""
+    names = set()
     for mode, objects in manifests.items():
+        [config_map] = [item for item in objects if item["kind"] == "ConfigMap"]
+        names.add(config_map["metadata"]["name"])
         spec = pod_spec(objects)
+        assert config_map["metadata"]["name"] == volume_of(spec, "pyproxy")["configMap"]["name"]
+        assert f"mode: {mode}" == config_map["data"]["config.yaml"].splitlines()[-1]
         for container in (*spec["initContainers"], *spec["containers"]):
-            assert f"--proxy-mode={mode}" == container["command"][-1]
+            assert not [word for word in container["command"] if "mode" in word]
+            mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+            files = {entry["name"]: entry.get("value") for entry in container["env"]}
+            assert f"{mounted['pyproxy']}/config.yaml" == files["PYPROXY_CONFIG"]
+            assert f"{mounted['kube-proxy']}/config.conf" == files["KUBE_PROXY_CONFIG"]
+    assert len(manifests) == len(names)
+
+
+def volume_of(spec: JsonObject, name: str) -> JsonObject:
+    """Return a volume of a pod spec."""
+    [found] = [volume for volume in spec["volumes"] if volume["name"] == name]
+    return dict(found)
 
 
 def test_kubeadms_daemon_set_is_replaced(control_plane: ControlPlane, manifests: dict[str, list[JsonObject]]) -> None:
@@ -173,21 +201,29 @@ def kubeadms(daemon_set: JsonObject) -> JsonObject:
     del pod["initContainers"]
     [container] = pod["containers"]
     container["image"] = "registry.k8s.io/kube-proxy:v1.37.2"
-    container["command"] = container["command"][:-1]
+    container["command"].insert(1, "--config=/var/lib/kube-proxy/config.conf")
+    pod["volumes"] = [volume for volume in pod["volumes"] if volume["name"] not in {"pyproxy", "run"}]
+    container["volumeMounts"] = [
+        mount for mount in container["volumeMounts"] if mount["name"] not in {"pyproxy", "run"}
+    ]
     container["securityContext"] = {"privileged": True}
     container["env"] = [{"name": "NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]
     return found
 
 
-def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
-    """After the init container has run, an agent with two capabilities and a read-only /proc/sys programs Services."""
+def test_services_answer(mode: str, manifests: dict[str, list[JsonObject]], node: Node, lab: Lab) -> None:
+    """After the init container has run, an agent with two capabilities and a read-only /proc/sys programs Services.
+
+    Commands in its container use its configuration without any flag.
+    """
+    pod = pod_spec(manifests[mode])
     [prepare], [agent] = pod["initContainers"], pod["containers"]
     run_to_end(node, prepare)
     assert answer(lab) is None
     with Container(node, agent) as container:
         wait_until(lambda: answer(lab) == "pod1-1", container.log.name, timeout_seconds=PATIENCE_SECONDS)
         status = container.status()
-        for probe in ("livenessProbe", "readinessProbe"):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             wait_until(partial(is_healthy, lab, agent[probe]["httpGet"]), probe, timeout_seconds=PATIENCE_SECONDS)
 
         assert ["0000000000003000"] * 3 == [status[name] for name in ("CapPrm", "CapEff", "CapBnd")]
@@ -195,6 +231,9 @@ def test_services_answer(pod: JsonObject, node: Node, lab: Lab) -> None:
         complaints = [line for line in container.log.read_text().splitlines() if line[:1] in "WEF"]
         assert [] == complaints
         assert int(status["VmRSS"].split()[0]) < 60_000  # kB
+        assert f"configuration: {mode} mode" in container.run("pyproxy", "check-config")
+        assert "10.244.0.0/16" in container.run("pyproxy", "check-config")  # from the ConfigMap kube-proxy
+        assert "default/web" in container.run("pyproxy", "dump-rules", "--live")
         control_socket = node.volumes["run"] / "control.sock"
         listed = node.host.run(PYPROXY, "services", f"--control-socket={control_socket}", "default/web", "-o", "json")
         assert {("ok", "programmed")} == {(item["state"], item["sync"]) for item in json.loads(listed)["items"]}
