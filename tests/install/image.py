@@ -23,13 +23,18 @@ _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _IN_BUILD = "/run/host-certificates.crt"
 
 
-def built_image() -> str:
-    """Build the image if necessary, and return its name in the storage."""
-    name = f"localhost/pyproxy:{_digest()}"
-    if name not in run(_BUILDAH, "images", "--format={{.Name}}:{{.Tag}}").splitlines():
-        run(_BUILDAH, "rmi", "--all", "--force")
-        _import_base()
-        _build(name)
+def built_image(tree: Path = ROOT) -> str:
+    """Build the image of a source tree if necessary, and return its name in the storage, which keeps one image of each tree."""
+    repository = "localhost/pyproxy" if tree == ROOT else "localhost/pyproxy-other"
+    base, name = f"{_BASE}:{_stamp()}", f"{repository}:{_digest(tree)}"
+    present = run(_BUILDAH, "images", "--format={{.Name}}:{{.Tag}}").splitlines()
+    if name not in present:
+        if base not in present:
+            run(_BUILDAH, "rmi", "--all", "--force")
+            _import_base(base)
+        elif old := [image for image in present if image.startswith(f"{repository}:")]:
+            run(_BUILDAH, "rmi", "--force", *old)
+        _build(name, base, tree)
     return name
 
 
@@ -53,23 +58,27 @@ def size_bytes(tree: Path) -> int:
     return int(run("du", "--summarize", "--bytes", "--one-file-system", str(tree)).split()[0])
 
 
-def _digest() -> str:
-    digest = hashlib.sha256(Path(BASE_TAR).with_name(".stamp").read_bytes())
+def _stamp() -> str:
+    return hashlib.sha256(Path(BASE_TAR).with_name(".stamp").read_bytes()).hexdigest()[:12]
+
+
+def _digest(tree: Path) -> str:
+    digest = hashlib.sha256(_stamp().encode())
     for source in _SOURCES:
-        top = ROOT / source
+        top = tree / source
         for path in sorted(top.rglob("*") if top.is_dir() else [top]):
             if path.is_file() and "__pycache__" not in path.parts:
-                digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+                digest.update(f"{path.relative_to(tree)}\0".encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-def _import_base() -> None:
+def _import_base(name: str) -> None:
     container = run(_BUILDAH, "from", "scratch").strip()
     run(_BUILDAH, "add", "--quiet", container, str(BASE_TAR), "/")
-    run(_BUILDAH, "commit", "--quiet", "--rm", container, _BASE)
+    run(_BUILDAH, "commit", "--quiet", "--rm", container, name)
 
 
-def _build(name: str) -> None:
+def _build(name: str, base: str, tree: Path) -> None:
     """Build the image as a user does, with the certificates and the package cache of this machine."""
     with tempfile.TemporaryDirectory(prefix="pyproxy-image-") as directory:
         settings = Path(directory, "pip.conf")
@@ -78,7 +87,7 @@ def _build(name: str) -> None:
         cache.mkdir(parents=True, exist_ok=True)
         volumes = {settings: "/etc/pip.conf:ro", _CERTIFICATES: f"{_IN_BUILD}:ro", cache: "/root/.cache/pip"}
         run(
-            *(_BUILDAH, "build", "--quiet", "--isolation=chroot", f"--build-arg=BASE={_BASE}", f"--tag={name}"),
+            *(_BUILDAH, "build", "--quiet", "--isolation=chroot", f"--build-arg=BASE={base}", f"--tag={name}"),
             *(f"--volume={ours}:{theirs}" for ours, theirs in volumes.items()),
-            *("--file=Containerfile", "."),
+            *(f"--file={tree / 'Containerfile'}", str(tree)),
         )
