@@ -96,6 +96,7 @@ def is_needed_by(chains: Iterable[tuple[str, str]], table: str, chain: str) -> b
         table: the table of the chain.
         chain: the name of the chain.
     """
+    # Its iptables mode creates the canary at the start. KUBE-LOAD-BALANCER exists in its IPVS mode only.
     found = set(chains)
     if (NAT, names.KUBE_PROXY_CANARY) in found and _is_of_iptables_mode(table, chain):
         return True

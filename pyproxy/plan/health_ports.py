@@ -44,6 +44,7 @@ class HealthPorts:
             name: of the Service.
             service: None means that it is gone.
         """
+        # Most changes of a Service do not concern its ports.
         before, after = self._ports.get(name, _NONE), _ports(service)
         if before == after:
             return frozenset()

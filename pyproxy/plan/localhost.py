@@ -37,6 +37,7 @@ def relay_changes(
 
     A port that moves from one Service to another is in the result once, with its new target.
     """
+    # What plans had comes first, so that a port which another Service has now keeps its new target.
     pairs = tuple(taken)
     before = {_local_port(plan): None for plan, _ in pairs if plan is not None and relay_target(plan) is not None}
     now = {_local_port(plan): target for _, plan in pairs if plan is not None and (target := relay_target(plan))}

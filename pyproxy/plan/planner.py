@@ -50,6 +50,7 @@ class Planner:
             node: this node, as plans depend on it.
         """
         names: Iterable[NamespacedName] = tracker.take_dirty()
+        # Endpoint selection depends on the name and zone of the Node, source ranges on its addresses.
         if tracker.take_node_changed():
             names = {*names, *tracker.services}
         return self.plan(names, tracker, node)
@@ -59,6 +60,7 @@ class Planner:
         for name in names:
             service, slices = tracker.services.get(name), tracker.slices(name)
             plans: dict[Family, FinalPlans] = {}
+            # Families are independent: a Service may exist in one of them, and each has its own tables.
             for family, planner in self._families.items():
                 if changed := planner.update(name, service, slices, node):
                     plans[family] = changed
@@ -92,6 +94,7 @@ class _FamilyPlanner:
             return {}
         if requested:
             self._ports[name] = tuple(requested)
+        # Claims are compared only for ports whose plan changed, and only those with a claim in common are returned besides.
         affected: set[ServicePortName] = set()
         for port in {*before, *requested} if before else requested:
             plan = requested.get(port)

@@ -296,7 +296,7 @@ def _no_local(
         return Reason(code, Verdict.DROP, text, f"set nodeName of the endpoints, or {policy}: Cluster")
     if own is not None and own.node_name:
         text = f"{text}; {ip_text(own.ip)} is in a pod CIDR of {node.name}, but its nodeName is {own.node_name}"
-        fix = "let --hostname-override of pyproxy and nodeName of the endpoints be the name of the Node"
+        fix = "set --hostname-override of pyproxy, and nodeName of the endpoints, to the name of the Node"
         return Reason(code, Verdict.DROP, text, fix)
     # A client outside the cluster can use another node. A pod uses the rules of its own one.
     if code is ReasonCode.NO_LOCAL_ENDPOINTS:

@@ -134,6 +134,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
                 yield Claim(ip, protocol, self.port)
         if self.node_port:
             yield Claim(b"", protocol, self.node_port)
+        # A TCP node port with the same number is the same claim.
         if (check := self.health_check_claim) and (protocol, self.node_port) != check[1:]:
             yield check
 
@@ -146,6 +147,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
         """Return the plan without claims that another Service port wins."""
         if not lost:
             return self
+        # Claims of addresses have the protocol and port of this plan, so the address alone identifies them; a node port's is empty.
         ips = {claim.ip for claim in lost}
         return replace(
             self,
@@ -157,6 +159,8 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
         )
 
     def _verdict(self, endpoints: tuple[Endpoint, ...]) -> Verdict:
+        # An error at once where no node could answer. Without a *local* endpoint packets are dropped instead: the load balancer
+        # finds out by its health check and uses another node, and an error would end connections that the other node could take.
         if not self.any_usable:
             return Verdict.REJECT
         return Verdict.FORWARD if endpoints else Verdict.DROP
@@ -181,6 +185,7 @@ def _plan_port(
 ) -> ServicePlan:
     external_ips = _of_family(service.external_ips, family)
     load_balancer_ips = _of_family(service.load_balancer_ips, family)
+    # A policy for external traffic has no meaning without an external address.
     accessible = bool(port.node_port or external_ips or load_balancer_ips)
     candidates = merge_slices(slices, family, port.name, port.protocol)
     endpoints = categorize_endpoints(
@@ -190,6 +195,7 @@ def _plan_port(
         uses_cluster_endpoints=not service.internal_policy_local or accessible,
         uses_local_endpoints=service.internal_policy_local or (service.external_policy_local and accessible),
     )
+    # Ranges of the other family do not restrict this one.
     blocks = service.load_balancer_source_ranges
     ranges = tuple([block for block in blocks if block.family is family]) if blocks else ()
     node_ip = node.ip(family) if ranges else None
@@ -202,6 +208,7 @@ def _plan_port(
         load_balancer_ips=load_balancer_ips,
         node_port=port.node_port,
         source_ranges=ranges,
+        # Where the load balancer IP is bound to the node, the node's own packets to it have it as their source.
         allow_load_balancer_ips_as_source=node_ip is not None and any(node_ip in block for block in ranges),
         affinity_seconds=service.affinity_seconds,
         internal_local=service.internal_policy_local,
@@ -211,6 +218,7 @@ def _plan_port(
         cluster_endpoints=endpoints.cluster,
         local_endpoints=endpoints.local,
         any_usable=endpoints.any_usable,
+        # Other endpoints cannot meet themselves here: their packets enter the Service on their own node.
         node_endpoints=_on_node(endpoints, candidates, node.name),
         # Only UDP needs them, because only its flows outlive an endpoint (`plan.stale_flows`).
         serving_endpoints=_serving(candidates) if port.protocol is Protocol.UDP else frozenset(),

@@ -5,7 +5,7 @@ entry, even to an endpoint that is gone or to no endpoint at all. The invariant:
 to a *frontend* that the change touched (an address and port of a Service, or a node port on an address of the node) leads
 to a serving endpoint of the Service port that has the frontend. Any serving endpoint is right, whatever policies and hints
 require for new flows, as in kube-proxy (`pkg/proxy/conntrack/cleanup.go`). If no Service has the frontend any more, its
-flows to the former endpoints are deleted; all other flows to such an address are left alone.
+flows to the former endpoints are deleted; all other flows to such an address are kept.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -43,6 +43,7 @@ class NodeAddresses:
 
     def __init__(self, networks: Iterable[Network]) -> None:
         self.networks = frozenset(networks)
+        # Nearly all are single addresses, which a set finds at once; the few blocks are searched.
         self._ips = frozenset(block.ip for block in self.networks if _is_single(block))
         self._blocks = tuple(block for block in self.networks if not _is_single(block))
 

@@ -88,6 +88,7 @@ def count_local_endpoints(slices: Iterable[EndpointSlice], node_name: str) -> in
     """
     found: dict[Family, set[bytes]] = {}
     for endpoint_slice in slices:
+        # kube-proxy counts the endpoints of ports, so a slice without ports does not count.
         if endpoint_slice.ports:
             local = (item.ip for item in endpoint_slice.endpoints if item.ready and item.node_name == node_name)
             found.setdefault(endpoint_slice.family, set()).update(local)

@@ -99,7 +99,7 @@ async def _recognise(address: ListenAddress) -> str:
         # Not a proxy if all processes that listen on the port are visible and have other names.
         commands = await asyncio.to_thread(who_listens, address.port)
         if not commands or any(map(_MAY_BE_PROXY.search, commands)):
-            return f"{where} is taken, and does not answer"
+            return f"{where} is in use, but does not respond"
     except OSError:
         pass
     return ""

@@ -195,11 +195,11 @@ def removed_text(removed: Removed, verb: str = "removed") -> str:
     match removed.kept:
         case Kept.NO_MARKER:
             parts.append(
-                "kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them:"
-                f" no marker {chain_names.CANARY}"
+                f"kept kube-proxy's chains, because the marker chain {chain_names.CANARY} is missing;"
+                " `cleanup --kube-proxy` removes them"
             )
         case Kept.KUBE_PROXY_RETURNED:
-            parts.append("kube-proxy's chains are left alone: it has been here since pyproxy")
+            parts.append("kept kube-proxy's chains, because kube-proxy has synced since pyproxy last did")
         case None:
             pass
     return "; ".join(parts)

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("own_tables")
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
 CANARY = "PYPROXY-CANARY"
 FIREWALL_KEPT = "; KUBE-FIREWALL and the jumps to it are kept: the kubelet uses them as well"
-BACK = "it has been here since pyproxy"
+BACK = "kube-proxy has synced since pyproxy last did"
 KUBE_PROXY_TABLE = "table {} kube-proxy {{ chain services {{ }}; }}"
 NODE = Node(name="node1")
 # Rules of the kubelet, Docker and an administrator, with packet counters, in the chains that have pyproxy's hooks.
@@ -297,8 +297,8 @@ def test_rules_of_kube_proxy_stay(variant: Variant, family: Family) -> None:
 
     assert before == dump(family, variant)
     where = f"{family}, iptables-{variant.value}"
-    reason = "kube-proxy's chains are left alone, `cleanup --kube-proxy` removes them: no marker"
-    assert [f"{where}: {reason} {CANARY}"] == lines
+    reason = f"kept kube-proxy's chains, because the marker chain {CANARY} is missing"
+    assert [f"{where}: {reason}; `cleanup --kube-proxy` removes them"] == lines
 
 
 @families
@@ -327,9 +327,9 @@ def test_chains_stay_with_a_kube_proxy_that_is_back(variant: Variant) -> None:
         Family.IPV4, variant
     )
     where = f"{Family.IPV4}, iptables-{variant.value}"
-    text = f"removed 2 chains and 0 hook rules; kube-proxy's chains are left alone: {BACK}{FIREWALL_KEPT}"
+    text = f"removed 2 chains and 0 hook rules; kept kube-proxy's chains, because {BACK}{FIREWALL_KEPT}"
     assert [f"{where}: {text}"] == first
-    assert [True] == ["kube-proxy's chains are left alone" in line for line in second]
+    assert [True] == ["kept kube-proxy's chains" in line for line in second]
 
 
 @variants

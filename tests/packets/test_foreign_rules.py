@@ -275,8 +275,8 @@ def test_the_variant_is_found(
     if variant is Variant.NFT:
         add_native(family, ["add chain {f} mangle odd { type filter hook forward priority 7; }"])
 
-    assert (variant, "it has rules of Services") == by_rules
-    assert (variant, "it has the kubelet's chain KUBE-IPTABLES-HINT") == asyncio.run(detect_variant())
+    assert (variant, "its tables contain rules for Services") == by_rules
+    assert (variant, "its tables contain the kubelet's chain KUBE-IPTABLES-HINT") == asyncio.run(detect_variant())
 
 
 @families

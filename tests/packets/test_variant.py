@@ -70,7 +70,7 @@ def test_the_kubelets_hint_decides(variant: Variant, family: Family, hint: str) 
     """The variant with a chain of the kubelet in its mangle table is used, in either family."""
     load(family, variant, hint_chain(hint))
 
-    assert (variant, f"it has the kubelet's chain {hint}") == detect()
+    assert (variant, f"its tables contain the kubelet's chain {hint}") == detect()
 
 
 def test_a_hint_in_nft_wins() -> None:
@@ -97,7 +97,7 @@ def test_service_rules_decide(variant: Variant, family: Family) -> None:
     """Without a hint, the variant with rules for Services is used, which kube-proxy or pyproxy has written."""
     load(family, variant, SERVICE_RULES)
 
-    assert (variant, "it has rules of Services") == detect()
+    assert (variant, "its tables contain rules for Services") == detect()
 
 
 @variants
@@ -127,7 +127,7 @@ def test_no_iptables_on_path(programs: Path) -> None:
     """With both variants installed but no plain iptables on PATH, nft is used."""
     install(programs, *Variant)
 
-    assert (Variant.NFT, "no iptables is on PATH") == detect(programs)
+    assert (Variant.NFT, "there is no iptables on PATH") == detect(programs)
 
 
 @variants
@@ -137,7 +137,7 @@ def test_the_only_variant(variant: Variant, programs: Path) -> None:
     load(Family.IPV4, other, hint_chain("KUBE-IPTABLES-HINT"))
     install(programs, variant)
 
-    assert (variant, "the other one is not installed") == detect(programs)
+    assert (variant, "the other variant is not installed") == detect(programs)
 
 
 def test_no_variant(programs: Path) -> None:

@@ -1,7 +1,6 @@
 """Named packet counters of the kernel (nfnetlink_acct), which rules increment with the match ``nfacct``.
 
-A counter outlives the rules that use it, is shared by both address families, and is never reset. Messages have a struct
-nfgenmsg (family 0) and the attributes of `linux/netfilter/nfnetlink_acct.h`; numbers are in network byte order.
+A counter outlives the rules that use it, is shared by both address families, and is never reset.
 """
 
 import errno
@@ -14,7 +13,7 @@ from pyproxy.linux.netlink import (
     NFGENMSG_BYTES,
     Message,
     NetlinkSocket,
-    attributes,
+    attribute_values,
     nfgenmsg,
     text_attribute,
 )
@@ -50,7 +49,7 @@ def counted_packets(name: str) -> int:
     body = nfgenmsg(0) + text_attribute(Nfacct.NAME, name)
     with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
         data, start, end = netlink.ask(_GET, body, header=NFGENMSG_BYTES)
-    return next(int.from_bytes(data[at:to]) for kind, at, to in attributes(data, start, end) if kind == Nfacct.PKTS)
+    return int.from_bytes(attribute_values(data, start, end)[Nfacct.PKTS])
 
 
 def has_counter(name: str) -> bool:

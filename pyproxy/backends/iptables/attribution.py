@@ -20,8 +20,8 @@ _NAMED = re.compile(
 # Chains of Service ports end in 16 characters of base32; jumps to shared chains are not matched.
 _JUMP = re.compile(r" -j (?P<chain>KUBE-[A-Z]+-[A-Z2-7]{16})$")
 _HEALTH_CHECK = "health check node port"
+# The order in which a packet can pass the chains of a Service port, which is the order of a listing.
 _CHAIN_ORDER = ("KUBE-FW-", "KUBE-EXT-", "KUBE-SVC-", "KUBE-SVL-", "KUBE-SEP-")
-"""The order in which a packet can pass the chains of a Service port, which is the order of a listing."""
 
 
 def list_rules(
@@ -62,7 +62,6 @@ def list_rules(
 
 
 def _owners(rules: tuple[ListedRule, ...]) -> dict[ListedRule, ServicePortName]:
-    """Return the Service port of each rule that has one."""
     named: dict[ListedRule, ServicePortName] = {}
     of_chain: dict[str, ServicePortName] = {}
     health_checks: list[tuple[ListedRule, ServicePortName]] = []

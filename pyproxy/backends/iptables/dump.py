@@ -152,7 +152,7 @@ def _listing(
     rules: Iterable[ListedRule],
     also: Iterable[ListedRule] = (),
 ) -> RuleListing:
-    """Sort rules by Service. Rules with side-by-side names are sorted by the usual names, which attribution knows."""
+    # Attribution knows the usual names only, so rules with side-by-side names are renamed for it, and back.
     if not any(is_side_by_side(*key) for key in chains):
         return list_rules(family, chains, rules, also)
 

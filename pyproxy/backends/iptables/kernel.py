@@ -58,10 +58,9 @@ class IptablesKernel:
         self.detects_all_changes = variant is Variant.NFT
         # A change costs a process, and in the legacy variant a copy of the whole table, so the first load is one change.
         self.plans_per_portion: int | None = None
-        self._rules: Counter[str] = Counter()
-        """Our rules in the kernel, by table."""
+        self._rules: Counter[str] = Counter()  # our rules in the kernel, by table
+        # the same, but only those written since the last call of `take_counts`
         self._rules_written: Counter[str] = Counter()
-        """Rules written since the last call of `take_counts`, by table."""
         self._ownership = ownership
         self._tables = tables
         self._counter = counter

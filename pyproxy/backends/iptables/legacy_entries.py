@@ -1,21 +1,4 @@
-"""The entries of a legacy table, in the kernel's own form: reading them does not depend on the extensions that are installed.
-
-`getsockopt` with IPT_SO_GET_ENTRIES returns a table as one block of entries. Each entry is a struct ipt_entry (or ip6t_entry)
-that is followed by matches and one target, all of them of variable size:
-
-    entry    addresses and their masks | interfaces and their masks | protocol, flags | … | target_offset, next_offset
-             | … | packet and byte counters
-    match    size (2 bytes) | name (29) | revision (1) | data of the extension
-    target   the same; with an empty name it is the standard target, whose data is a verdict
-
-A chain is a run of entries. A user-defined chain begins with an entry whose target is named ERROR and has the name of the
-chain as its data; a built-in chain begins at the offset that IPT_SO_GET_INFO returns for its hook. Each chain ends with an
-entry for its policy, or for the return to the caller. A verdict that is not negative is the offset of the entry to jump to;
-a negative one is -1 minus the number of the verdict in `linux/netfilter.h`.
-
-Headers: `linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`, `linux/netfilter/x_tables.h`. The offsets
-here are those of 64-bit machines.
-"""
+"""The entries of a legacy table, in the kernel's own form: reading them does not depend on the extensions that are installed."""
 
 import ctypes
 import errno
@@ -34,15 +17,28 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.uapi.ip_tables import IptSoGet
 from pyproxy.model.address import Family
 
+# IPT_SO_GET_ENTRIES returns a table as one block of entries. Each entry is a struct ipt_entry (or ip6t_entry) that is followed
+# by matches and one target, all of them of variable size:
+#
+#     entry    addresses and their masks | interfaces and their masks | protocol, flags | … | target_offset, next_offset
+#              | … | packet and byte counters
+#     match    size (2 bytes) | name (29) | revision (1) | data of the extension
+#     target   the same; with an empty name it is the standard target, whose data is a verdict
+#
+# A chain is a run of entries. A user-defined chain begins with an entry whose target is named ERROR and has the name of the
+# chain as its data; a built-in chain begins at the offset that IPT_SO_GET_INFO returns for its hook. Each chain ends with an
+# entry for its policy, or for the return to the caller. A verdict that is not negative is the offset of the entry to jump to;
+# a negative one is -1 minus the number of the verdict in `linux/netfilter.h`.
+#
+# Headers: `linux/netfilter_ipv4/ip_tables.h`, `linux/netfilter_ipv6/ip6_tables.h`, `linux/netfilter/x_tables.h`. The offsets
+# here are those of 64-bit machines.
+
+# struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size
 _INFO = struct.Struct("=32sI5I5III")
-"""struct ipt_getinfo: name, valid_hooks, hook_entry[5], underflow[5], num_entries, size."""
-_ENTRIES = struct.Struct("=32sI4x")
-"""The head of struct ipt_get_entries: name, size."""
-_OFFSETS = struct.Struct("=HH")
-"""target_offset and next_offset of an entry, from its start."""
+_ENTRIES = struct.Struct("=32sI4x")  # the head of struct ipt_get_entries: name, size
+_OFFSETS = struct.Struct("=HH")  # target_offset and next_offset of an entry, from its start
 _COUNTERS = struct.Struct("=QQ")
-_HEAD = struct.Struct("=H29sB")
-"""struct xt_entry_match and xt_entry_target: size, name, revision."""
+_HEAD = struct.Struct("=H29sB")  # struct xt_entry_match and xt_entry_target: size, name, revision
 _NAME_AT = 2
 _ERROR_TARGET = b"ERROR\0"
 _VERDICT = struct.Struct("=i")
@@ -69,14 +65,10 @@ def legacy_tables(family: Family) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Offsets in an entry of a family."""
-
-    interfaces: int
-    """Source and destination addresses and their masks are before this offset."""
-    flags: int
-    """Interfaces and the protocol are before this offset."""
-    nfcache: int
-    """Everything that the entry itself matches is before this offset."""
+    # Offsets in struct ipt_entry or ip6t_entry. Each is the end of what its comment says.
+    interfaces: int  # source and destination addresses and their masks
+    flags: int  # interfaces and the protocol
+    nfcache: int  # everything that the entry itself matches
     offsets: int
     counters: int
     size: int
@@ -99,10 +91,10 @@ class LegacyEntries:
         """
         self._layout = _LAYOUTS[family]
         self._data, hooks = _read(family, table)
+        # Offsets of the entries of each chain, without the last one, which is the policy or the return.
         self._at: dict[str, list[int]] = {}
-        """Offsets of the entries of each chain, without the last one, which is the policy or the return."""
+        # User-defined chains by the offset of their first rule, which a jump to them has as its verdict.
         self._heads: dict[int, str] = {}
-        """User-defined chains by the offset of their first rule, which a jump to them has as its verdict."""
         starts = {at: _BUILT_IN[number] for number, at in hooks.items()}
         chain: list[int] = []
         at = 0
@@ -181,7 +173,7 @@ class LegacyEntries:
         return FoundRule(parts_of_matches(target, matches, has_addresses=has_addresses), counters)
 
     def _target(self, at: int) -> str:
-        """Return the chain or the verdict of a standard target; an empty text for the target of an extension."""
+        # An extension has a target with a name, and no verdict.
         if self._data[at + _NAME_AT]:
             return ""
         verdict = _VERDICT.unpack_from(self._data, at + _HEAD.size)[0]
@@ -193,7 +185,6 @@ def _text(name: bytes) -> str:
 
 
 def _read(family: Family, table: str) -> tuple[memoryview, dict[int, int]]:
-    """Return the block of entries, and the offset at which the chain of each hook begins, by the number of the hook."""
     # These options create a table that does not exist, and every packet passes a table, even if it is empty.
     if table not in legacy_tables(family):
         return memoryview(b""), {}
@@ -226,7 +217,7 @@ def _read(family: Family, table: str) -> tuple[memoryview, dict[int, int]]:
 
 
 def _getsockopt(raw: socket.socket, level: int, option: int, buffer: "ctypes.Array[ctypes.c_char]") -> int:
-    """Call getsockopt(2) with a buffer that is input and output; return its errno, or 0."""
+    # The buffer is input and output. The result is the errno, or 0.
     length = ctypes.c_uint32(len(buffer))
     if _LIBC.getsockopt(raw.fileno(), level, option, buffer, ctypes.byref(length)):
         return ctypes.get_errno()

@@ -116,7 +116,7 @@ def open_tables(
 
 @contextmanager
 def _lock(wait_seconds: float) -> Iterator[None]:
-    """Hold the xtables lock: iptables-legacy uses flock(2) on the same file (`xshared.c`, xtables_lock)."""
+    # iptables-legacy uses flock(2) on the same file (`xshared.c`, xtables_lock).
     path = os.environ.get("XTABLES_LOCKFILE") or _LOCK_FILE
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -141,7 +141,7 @@ def _lock(wait_seconds: float) -> Iterator[None]:
 
 
 def _build(family: Family, rule: str) -> Any:  # noqa: ANN401  # iptc has no types
-    """Build a rule from ``[! ] -m MATCH --OPTION VALUE … -j TARGET``; hooks and probes have no other parts."""
+    # Hooks and probes have no other parts than ``[! ] -m MATCH --OPTION VALUE … -j TARGET``.
     iptc = _iptc()
     built = iptc.Rule() if family is Family.IPV4 else iptc.Rule6()
     words = iter(shlex.split(rule))

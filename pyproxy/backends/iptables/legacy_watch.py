@@ -14,8 +14,7 @@ from pyproxy.backends.iptables.restore_text import Ownership
 from pyproxy.backends.iptables.ruleset import ChainKey, RulesetKey
 from pyproxy.model.address import Family
 
-_HOOKS = ""
-"""In place of the name of a chain: all our hooks of a table."""
+_HOOKS = ""  # in place of the name of a chain: all our hooks of a table
 
 
 class LegacyWatch:
@@ -26,10 +25,9 @@ class LegacyWatch:
         self._tables = tables
         self._ownership = ownership
         self._known: dict[ChainKey, int] | None = None
+        # Chains that pyproxy wrote since the last check: their digests have changed rightly.
         self._written: set[ChainKey] = set()
-        """Chains that pyproxy wrote since the last check: their digests have changed rightly."""
-        self._steps = 0
-        """Counts the starts and ends of writes, so it is odd during a write."""
+        self._steps = 0  # counts the starts and ends of writes, so it is odd during a write
 
     def begin_write(self, keys: Iterable[RulesetKey]) -> None:
         """Record that these entries are about to be written."""

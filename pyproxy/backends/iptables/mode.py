@@ -47,8 +47,7 @@ from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
-_IPV6_MARKER = Path("/proc/net/if_inet6")
-"""Does not exist if IPv6 is disabled on the kernel's command line."""
+_IPV6_MARKER = Path("/proc/net/if_inet6")  # does not exist if IPv6 is disabled on the kernel's command line
 _BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 

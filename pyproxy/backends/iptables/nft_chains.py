@@ -1,6 +1,6 @@
 """Chains and rules of iptables-nft in nf_tables, by netlink: what is read here does not depend on foreign rules.
 
-iptables-nft keeps a rule as a list of expressions (NFTA_NftaRule.EXPRESSIONS), each with a name and data of its own:
+iptables-nft keeps a rule as a list of expressions (NFTA_RULE_EXPRESSIONS), each with a name and data of its own:
 
     match      an x_tables match: name, revision, and the same data as in a legacy table
     payload, bitwise, cmp    an address match, compiled to native expressions
@@ -32,12 +32,10 @@ from pyproxy.linux.uapi.nf_tables import (
 )
 from pyproxy.model.address import Family
 
-_VERDICTS = {0: "DROP", 1: "ACCEPT"}
-"""NF_DROP and NF_ACCEPT of `linux/netfilter.h`."""
-_JUMPS = (NftVerdict.JUMP, NftVerdict.GOTO)
+_VERDICTS: Mapping[int | None, str] = {0: "DROP", 1: "ACCEPT"}  # NF_DROP and NF_ACCEPT of `linux/netfilter.h`
+# The type of a comment in the user data of a rule (libnftnl: NFTNL_UDATA_RULE_COMMENT). iptables 1.8.9 has comments as
+# matches; newer versions have them here.
 _UDATA_COMMENT = 0
-"""The type of a comment in the user data of a rule (libnftnl: NFTNL_UDATA_RULE_COMMENT). iptables 1.8.9 has comments as
-matches; newer versions have them here."""
 _ADDRESS_EXPRESSIONS = ("payload", "bitwise", "cmp")
 
 Values = Mapping[int, bytes]
@@ -147,7 +145,7 @@ def _rules(netlink: NfTablesSocket, family: Family, table: str, chain: str) -> l
 
 
 def _dump(netlink: NfTablesSocket, what: tuple[int, bytes]) -> Iterator[Values]:
-    """Yield the attributes of each answer to a dump request; nothing if the table does not exist."""
+    # A table that does not exist has no answers.
     try:
         for data, start, end in netlink.read(what):
             yield {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
@@ -158,7 +156,7 @@ def _dump(netlink: NfTablesSocket, what: tuple[int, bytes]) -> Iterator[Values]:
 
 
 def _rule(values: Values) -> FoundRule:
-    """Read a rule; its parts are None if it has an expression that no hook of ours has."""
+    # A rule with an expression that no hook of ours has is foreign; its parts are None.
     target, comment = "", ""
     matches: list[Match] = []
     counters = Counters(0, 0)
@@ -175,7 +173,11 @@ def _rule(values: Values) -> FoundRule:
             packets, size = data[NftaCounter.PACKETS], data[NftaCounter.BYTES]
             counters = Counters(int.from_bytes(packets), int.from_bytes(size))
         elif name == "immediate":
-            target = _verdict(data)
+            # Immediate data is a verdict, or a value that is loaded into a register.
+            verdict = dict(_pairs(dict(_pairs(data.get(NftaImmediate.DATA, b""))).get(NftaData.VERDICT, b"")))
+            code = int.from_bytes(verdict.get(NftaVerdict.CODE, b""), signed=True) if verdict else None
+            is_jump = code in (NftVerdict.JUMP, NftVerdict.GOTO)
+            target = _text(verdict[NftaVerdict.CHAIN]) if is_jump else _VERDICTS.get(code, "")
         elif name in _ADDRESS_EXPRESSIONS:
             has_addresses = True
         else:
@@ -190,15 +192,6 @@ def _rule(values: Values) -> FoundRule:
     if parts is not None and not parts.comment:
         parts = parts._replace(comment=comment)
     return FoundRule(parts, counters, int.from_bytes(values[NftaRule.HANDLE]))
-
-
-def _verdict(data: Values) -> str:
-    """Return the chain that a rule jumps to, or its verdict; an empty text for any other data."""
-    verdict = dict(_pairs(dict(_pairs(data.get(NftaImmediate.DATA, b""))).get(NftaData.VERDICT, b"")))
-    if not verdict:
-        return ""
-    code = int.from_bytes(verdict[NftaVerdict.CODE], signed=True)
-    return _text(verdict[NftaVerdict.CHAIN]) if code in _JUMPS else _VERDICTS.get(code, "")
 
 
 def _text(value: bytes) -> str:

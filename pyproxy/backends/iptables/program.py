@@ -65,11 +65,10 @@ class IptablesProgram:
         self._settings = settings
         self._static = static_rules(settings)
         self._tail = node_port_jumps(settings)
-        self._own: dict[ChainKey, str] = {}
-        """Chains of single ports."""
+        self._own: dict[ChainKey, str] = {}  # chains of single ports
         self._own_keys: dict[ServicePortName, tuple[ChainKey, ...]] = {}
+        # shared chains: the rules of each port
         self._pieces: dict[ChainKey, dict[ServicePortName, str]] = {key: {} for key in SHARED_CHAINS}
-        """Shared chains: the rules of each port."""
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[RulesetKey]:
         """Record the plan of a port (None: it was removed) and return the chains whose rules changed."""
@@ -119,8 +118,6 @@ def port_rules(plan: ServicePlan, settings: IptablesSettings) -> dict[ChainKey, 
 
 
 class _PortRules:
-    """The rules of one Service port, while they are compiled."""
-
     def __init__(self, plan: ServicePlan, settings: IptablesSettings) -> None:
         self._plan = plan
         self._settings = settings
@@ -164,7 +161,6 @@ class _PortRules:
         return f"{destination(ip)} {self._protocol} {text}{destination_port(self._plan.protocol, port)}"
 
     def _external_dispatch(self) -> None:
-        """Add the rules that lead external traffic to the chain KUBE-EXT, through the source ranges if there are any."""
         plan = self._plan
         # The name of the port is at the cluster IP. A Service from a file may have no cluster IP, so its name is here.
         text = "" if plan.cluster_ip is not None else f"{plan.name} external address"
@@ -190,7 +186,6 @@ class _PortRules:
                 self._add(_FIREWALL, f"{self._match(ip, plan.port, text)} -j DROP")
 
     def _external_bodies(self) -> Iterator[str]:
-        """Yield the rules of the chain KUBE-EXT."""
         plan, mark = self._plan, f"-j {names.MARK_MASQUERADE}"
         if not plan.external_local:
             # The endpoint may be on another node, whose reply must come back through this one.
@@ -221,24 +216,16 @@ class _PortRules:
         return f"{self._match(ip, self._plan.port, text)} {target}"
 
     def _refusal_parts(self, verdict: Verdict) -> tuple[str, str]:
-        """Return comment and target of a rule that rejects or drops.
-
-        Without endpoints a client gets an error at once. Without *local* endpoints its packets are dropped, because other
-        nodes serve the same address, and an error would end connections that they could take.
-        """
+        # Without endpoints a client gets an error at once. Without *local* endpoints its packets are dropped, because
+        # other nodes serve the same address, and an error would end connections that they could take.
         if verdict is Verdict.DROP:
             return f"{self._plan.name} has no local endpoints", "-j DROP"
         icmp = "icmp" if self._plan.family is Family.IPV4 else "icmp6"
         return f"{self._plan.name} has no endpoints", f"-j REJECT --reject-with {icmp}-port-unreachable"
 
     def _balance(self, chain: str, endpoints: tuple[Endpoint, ...], *, is_internal: bool) -> None:
-        """Add a chain that spreads connections over endpoints.
-
-        Args:
-            chain: the name of the chain.
-            endpoints: the endpoints, each of which gets the same share.
-            is_internal: traffic to the cluster IP comes here, so the chain masquerades it where necessary.
-        """
+        # Traffic to the cluster IP comes to one of the two chains (`is_internal`), which masquerades it where
+        # necessary.
         plan, settings = self._plan, self._settings
         bodies: list[str] = []
         if is_internal and plan.cluster_ip is not None:
@@ -259,7 +246,6 @@ class _PortRules:
         self._rules[ChainKey(NAT, chain)] = rules(chain, *bodies)
 
     def _endpoint_jumps(self, endpoints: Iterable[Endpoint]) -> list[str]:
-        """Add a chain for each endpoint, and return the rules that jump to them."""
         plan = self._plan
         chains = [(names.endpoint_chain(plan.name, endpoint), endpoint) for endpoint in endpoints]
         for chain, endpoint in chains:

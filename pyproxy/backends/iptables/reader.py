@@ -27,13 +27,13 @@ from pyproxy.model.address import Family
 
 logger = logging.getLogger(__name__)
 
-UNREADABLE = '-m comment --comment "cannot be listed: holds a rule that this iptables does not know"'
+UNREADABLE = '-m comment --comment "cannot be listed: contains a rule that this iptables does not support"'
 """Returned as the only rule of a chain of ours that has a foreign rule which this iptables cannot list.
 
 It differs from every planned rule, so the chain is rewritten.
 """
+# Unreadable chains are found one by one, with two processes each; after so many the rest counts as unreadable.
 _MOST_UNREADABLE = 16
-"""Unreadable chains are found one by one, with two processes each; after so many the rest counts as unreadable."""
 _COUNTED = re.compile(r"^(-A .*) -c (\d+) (\d+)( -[jg] .*)?$")
 
 
@@ -82,7 +82,6 @@ def _normalized(text: str) -> str:
 
 
 async def _rules(family: Family, variant: Variant, table: str, chains: Iterable[str], *, counters: bool) -> list[str]:
-    """Return the rules of chains; a chain that cannot be listed has one rule, `UNREADABLE`."""
     # iptables-nft inserts each requested chain into a sorted list, which it searches from the start (nft-cache.c), so
     # descending order inserts at the start each time.
     rest = sorted(chains, reverse=True)
@@ -123,7 +122,7 @@ async def _rules(family: Family, variant: Variant, table: str, chains: Iterable[
 async def _list(
     family: Family, variant: Variant, table: str, chains: Sequence[str], *, counters: bool
 ) -> tuple[list[list[str]], bool]:
-    """List chains with one process; return the rules of each chain that it reached, and whether it reached the end."""
+    # Returns the rules of each chain that the process reached, and whether it reached the end.
     verb = "-v -S" if counters else "-S"
     text = "".join((f"*{table}\n", *(f"{verb} {chain}\n" for chain in chains), "COMMIT\n"))
     result = await run([program(family, variant, "restore"), "--noflush", "--wait", str(LOCK_WAIT_SECONDS)], stdin=text)
@@ -135,7 +134,7 @@ async def _list(
 
 
 def _by_chain(text: str) -> list[list[str]]:
-    """Split a listing by chain, and move counters to the start of each line, where iptables-save has them."""
+    # iptables-save has counters at the start of a line, ``-S`` behind the matches.
     found: list[list[str]] = []
     for line in text.splitlines():
         if line.startswith("-N "):
@@ -147,11 +146,7 @@ def _by_chain(text: str) -> list[list[str]]:
 
 
 async def _require_listing(family: Family, variant: Variant, table: str, chain: str) -> None:
-    """Check that a chain which a restore could not list cannot be listed by ``iptables -S`` either.
-
-    Raises:
-        ApplyError: it can, so the reason is not a rule in the chain, but this version of iptables-restore.
-    """
+    # If ``iptables -S`` can list the chain, the reason is not a rule in it, but this version of iptables-restore.
     argv = [program(family, variant), "--wait", str(LOCK_WAIT_SECONDS), "-t", table, "-S", chain]
     if (await run(argv)).status == 0:
         name = program(family, variant, "restore")

@@ -59,6 +59,7 @@ class Ownership:
 
 def parse_save(table: str, lines: Iterable[str], ownership: Ownership) -> dict[RulesetKey, str]:
     """Return our part of the ``iptables-save`` output of one table, as entries."""
+    # An empty chain has a line of its own and no rules, so it is an entry with an empty value.
     chains, rules = saved_rules(table, lines, ownership)
     texts: dict[ChainKey, list[str]] = {key: [] for key in chains}
     found: dict[RulesetKey, str] = {}

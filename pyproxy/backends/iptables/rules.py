@@ -14,8 +14,8 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
 from pyproxy.model.node import LocalTraffic
 
+# xt_statistic stores a probability as a 31-bit fraction (`linux/netfilter/xt_statistic.h`).
 _STATISTIC_STEPS = 1 << 31
-"""xt_statistic stores a probability as a 31-bit fraction (`linux/netfilter/xt_statistic.h`)."""
 
 
 def rules(chain: str, *bodies: str) -> str:

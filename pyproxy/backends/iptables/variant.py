@@ -33,29 +33,29 @@ async def detect_variant() -> tuple[Variant, str]:
         message = "--iptables-variant: neither iptables-nft-restore nor iptables-legacy-restore is installed"
         raise ConfigError(message)
     if len(installed) == 1:
-        return installed[0], "the other one is not installed"
+        return installed[0], "the other variant is not installed"
     # nft is first in `installed`: if both have a hint, a kubelet that moved to nft left the one in legacy behind.
     for variant in installed:
         for family in Family:
             chains, _ = await _chains_and_jumps(family, variant, MANGLE, "PREROUTING")
             if hint := next((hint for hint in KUBELET_HINTS if hint in chains), None):
-                return variant, f"it has the kubelet's chain {hint}"
+                return variant, f"its tables contain the kubelet's chain {hint}"
     # A jump from PREROUTING, not the chain alone: a chain without it may be stale.
     for variant in installed:
         jumps = [(await _chains_and_jumps(family, variant, NAT, "PREROUTING"))[1] for family in Family]
         if any(_DISPATCH_CHAIN in targets for targets in jumps):
-            return variant, "it has rules of Services"
-    # Neither kubelet nor proxy has been here: what other programs of the node call is most likely the right one.
+            return variant, "its tables contain rules for Services"
+    # Neither a kubelet nor a proxy has left rules. Most likely the node uses the variant that its other programs call.
     try:
         version = (await run(["iptables", "--version"])).stdout.strip()
     except ApplyError:
-        return installed[0], "no iptables is on PATH"
+        return installed[0], "there is no iptables on PATH"
     variant = Variant.NFT if "nf_tables" in version else Variant.LEGACY
     return variant, f"the iptables on PATH is {version}"
 
 
 async def _chains_and_jumps(family: Family, variant: Variant, table: str, chain: str) -> tuple[list[str], set[str]]:
-    """Return the result of `chains_and_jumps`; nothing if the table cannot be read."""
+    # A table that cannot be read counts as empty: the other variant may be in use.
     try:
         return await asyncio.to_thread(chains_and_jumps, family, variant, table, chain)
     except ApplyError as error:

@@ -61,6 +61,7 @@ def list_entries(
             name = NamespacedName(*service.split("/", 1))
             virtual = VirtualServer(key.ip, key.protocol, key.port)
             owners[virtual] = ServicePortName(name, port, _PROTOCOLS[key.protocol])
+    # Rules of one Service port are in its chain KUBE-EXT, or have its name in a comment with one of these remarks.
     chains = {f"KUBE-EXT-{names.service_suffix(name)}": name for name in owners.values()}
     remarks = ("health check node port", "external IP")
     named = {f"{name} {remark}": name for name in sorted(owners.values(), reverse=True) for remark in remarks}
@@ -68,7 +69,7 @@ def list_entries(
     services: dict[ServicePortName, list[ListedRule]] = {}
     for owner, rule in _listed(family, entries, owners, states):
         (services.setdefault(owner, []) if owner else common).append(rule)
-    # A rule belongs to the port whose chain it is in or jumps to, or whose name is in its comment.
+    # LOCAL_DISPATCH ends with a jump that has to stay behind the rules of all Services.
     last: list[ListedRule] = []
     for rule in rules:
         jump = rule.rule.rpartition(" -j ")[2]
@@ -91,7 +92,6 @@ def _listed(
     owners: Mapping[VirtualServer, ServicePortName],
     states: Mapping[RealServer, RealServerState],
 ) -> Iterator[tuple[ServicePortName | None, ListedRule]]:
-    """Yield each entry as a line of the tool that loads it, with the Service port that it belongs to."""
     # A VIP has no port. If several Service ports use it, it is listed with the first one.
     by_ip = {virtual.ip: owners[virtual] for virtual in sorted(owners, reverse=True)}
     prefix = set_prefix(family)

@@ -124,7 +124,6 @@ async def remove_kube_proxy_ipvs() -> None:
 
 
 async def _wait_for_connections(read: _StateReader) -> None:
-    """Give all real servers weight 0, and wait until their connections have ended or their time is over."""
     while True:
         count = 0
         for family in Family:
@@ -157,7 +156,7 @@ def _own_state(family: Family) -> IpvsState:
 
 
 def _own_state_not_taken_over(family: Family) -> IpvsState:
-    """Return our state without the virtual servers that a returned kube-proxy took over: it recreated its own sets."""
+    # A kube-proxy that returned recreated its own sets, and took these virtual servers over.
     state = _own_state(family)
     return replace(state, virtuals=set(state.virtuals).difference(_kube_proxy_state(family).virtuals))
 

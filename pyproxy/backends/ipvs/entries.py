@@ -26,6 +26,7 @@ class VirtualServer(NamedTuple):
         return f"{socket_text(self.ip, self.port)}/{PROTOCOL_NAMES.get(self.protocol, self.protocol)}"
 
 
+# Scheduler, flags and time-out can be changed in place (IPVS_CMD_SET_SERVICE), which keeps the connections.
 class Scheduling(NamedTuple):
     """How a virtual server distributes connections."""
 

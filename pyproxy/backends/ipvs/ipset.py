@@ -1,16 +1,4 @@
-"""Creates, fills and reads ipsets by netlink: no `ipset` process, and many members in one message.
-
-A message of the subsystem has a struct nfgenmsg and these attributes (`linux/netfilter/ipset/ip_set.h`):
-
-    PROTOCOL  version of the protocol
-    SETNAME   name of the set
-    TYPENAME, REVISION, FAMILY, DATA (limits and flags)    to create a set
-    LINENO, ADT                                            to change members, and in answers to LIST
-
-ADT holds one DATA for each member, with IP and, depending on the type of the set, PORT, PROTO, IP2, CIDR2 and COMMENT. An
-address is nested once more: IP holds IPADDR_IPV4 or IPADDR_IPV6. Numbers are in network byte order, which their type says
-with a flag (NLA_F_NET_BYTEORDER); without it the kernel refuses them.
-"""
+"""Creates, fills and reads ipsets by netlink: no `ipset` process, and many members in one message."""
 
 import errno
 import struct
@@ -47,8 +35,8 @@ from pyproxy.linux.uapi.ip_set import (
 from pyproxy.linux.uapi.nfnetlink import NfnlSubsys
 from pyproxy.model.address import Family, Network
 
+# The limit of a set. The kernel's default of 65,536 is too small for the frontends of a large cluster.
 _MOST_MEMBERS = 1 << 20
-"""The limit of a set. The kernel's default of 65,536 is too small for the frontends of a large cluster."""
 # A message is at most 64 KiB long, because the length of the attribute ADT has 16 bits. An IPv6 member with a comment
 # takes up to 300 bytes.
 _MEMBERS_PER_MESSAGE = 150
@@ -164,8 +152,18 @@ class IpSets(Closeable):
 
     def _changes(self, command: int, members: Mapping[Member, str]) -> Iterator[Message]:
         by_set: dict[str, list[bytes]] = {}
+        address_type = _ADDRESS_TYPE[self.family]
         for member, comment in members.items():
-            by_set.setdefault(member.set, []).append(self._member(member, comment))
+            parts = [nest(_IP, attribute(address_type, member.ip))]
+            if member.port:
+                parts.append(attribute(_PORT | NETWORK_ORDER, member.port.to_bytes(2)))
+                parts.append(attribute(_PROTO, bytes([member.protocol])))
+            if member.network is not None:
+                parts.append(nest(_IP2, attribute(address_type, member.network.ip)))
+                parts.append(attribute(_CIDR2, bytes([member.network.prefix])))
+            if comment:
+                parts.append(text_attribute(_COMMENT, comment[:IPSET_MAX_COMMENT_SIZE]))
+            by_set.setdefault(member.set, []).append(nest(IpsetAttr.DATA, *parts))
         # With several members the kernel requires a line number, which it would fill in for an error message.
         line = attribute(IpsetAttr.LINENO, struct.pack("=I", 0))
         for name, packed in by_set.items():
@@ -173,25 +171,14 @@ class IpSets(Closeable):
                 part = nest(IpsetAttr.ADT, *packed[start : start + _MEMBERS_PER_MESSAGE])
                 yield self._message(command, name, line, part)
 
-    def _member(self, member: Member, comment: str) -> bytes:
-        address_type = _ADDRESS_TYPE[self.family]
-        parts = [nest(_IP, attribute(address_type, member.ip))]
-        if member.port:
-            parts.append(attribute(_PORT | NETWORK_ORDER, member.port.to_bytes(2)))
-            parts.append(attribute(_PROTO, bytes([member.protocol])))
-        if member.network is not None:
-            parts.append(nest(_IP2, attribute(address_type, member.network.ip)))
-            parts.append(attribute(_CIDR2, bytes([member.network.prefix])))
-        if comment:
-            parts.append(text_attribute(_COMMENT, comment[:IPSET_MAX_COMMENT_SIZE]))
-        return nest(IpsetAttr.DATA, *parts)
-
     def _message(self, command: int, name: str, *parts: bytes) -> Message:
         # Without NLM_F_EXCL an addition of an existing member, or of an existing set, is not an error.
         body = self._body(text_attribute(IpsetAttr.SETNAME, self.prefix + name), *parts)
         return Message(NfnlSubsys.IPSET << 8 | command, 0, body)
 
     def _body(self, *parts: bytes) -> bytes:
+        # Behind PROTOCOL and SETNAME, a message that creates a set has TYPENAME, REVISION, FAMILY, and DATA with limits and
+        # flags. A message that changes members, and an answer to LIST, has LINENO and ADT, with one DATA for each member.
         version = attribute(IpsetAttr.PROTOCOL, bytes([IPSET_PROTOCOL]))
         return nfgenmsg(self.family.socket_family) + version + b"".join(parts)
 

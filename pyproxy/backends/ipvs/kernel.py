@@ -42,8 +42,7 @@ logger = logging.getLogger(__name__)
 DRAIN_SECONDS = 3600
 """The longest time for which a real server without an endpoint keeps its connections."""
 _POLL_SECONDS = 2.0
-_POLLED_AT_ONCE = 100
-"""Virtual servers whose connections are checked at one time, which takes about 5 ms."""
+_POLLED_AT_ONCE = 100  # Virtual servers whose connections are checked at one time, which takes about 5 ms
 _UDP = 17
 
 IpvsChange = Mapping[IpvsKey, tuple[IpvsValue | None, IpvsValue | None]]
@@ -53,8 +52,6 @@ V = TypeVar("V")
 
 @dataclass(slots=True)
 class _Parts:
-    """A change, by kind of entry and by operation."""
-
     new_virtuals: dict[VirtualServer, Scheduling] = field(default_factory=dict)
     virtuals: dict[VirtualServer, Scheduling] = field(default_factory=dict)
     gone_virtuals: list[VirtualServer] = field(default_factory=list)
@@ -99,21 +96,19 @@ class IpvsKernel:
         self.family = family
         self._handles = handles
         self._excluded = tuple(block for block in excluded if block.family is family)
+        # Held by the thread that uses the sockets: a request and its answers must not mix with those of another.
         self._lock = Lock()
-        """Held by the thread that uses the sockets: a request and its answers must not mix with those of another."""
         self._foreign: set[VirtualServer] = set()
-        self._left: set[IpvsKey] = set()
-        """The foreign servers and draining real servers that were found last."""
-        self._vips: set[bytes] = set()
-        """VIPs that should exist."""
+        self._left: set[IpvsKey] = set()  # The foreign servers and draining real servers that were found last
+        self._vips: set[bytes] = set()  # those that should exist
+        # Addresses that kube-proxy bound to the device. They are unbound once our routes are in place.
         self._bound: set[bytes] = set()
-        """Addresses that kube-proxy bound to the device. They are unbound once our routes are in place."""
+        # Real servers that drain: only a list of what to poll, which is read from the kernel at the start.
         self._draining: dict[VirtualServer, set[RealServer]] = {}
-        """Real servers that drain: only a list of what to poll, which is read from the kernel at the start."""
+        # Virtual servers that have to go and still have connections, with the members of sets that go with them.
         self._deferred_deletes: dict[VirtualServer, list[Member]] = {}
-        """Virtual servers that have to go and still have connections, with the members of sets that go with them."""
+        # The same for VIPs of such virtual servers, which their ports may share.
         self._deferred_ips: dict[bytes, Member] = {}
-        """The same for VIPs of such virtual servers, which their ports may share."""
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -234,11 +229,8 @@ class IpvsKernel:
             self._poll(dict.fromkeys(real.virtual for real in draining))
 
     def _defer(self, parts: _Parts) -> None:
-        """Take the deletion of virtual servers that have connections out of a change, with their VIPs and members of sets.
-
-        The real servers of these virtual servers stay in the change and drain. When the last one is gone, `_poll` deletes the
-        rest.
-        """
+        # The real servers of these virtual servers stay in the change and drain. When the last one is gone, `_poll`
+        # deletes the virtual server, its VIP and its members of sets.
         servers = self._handles.servers
         deferred = {
             virtual
@@ -284,7 +276,7 @@ class IpvsKernel:
             self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._poll_some)
 
     def _poll_some(self) -> None:
-        """Poll some of the virtual servers with draining real servers; the timer calls this in the event loop."""
+        # The timer calls this in the event loop, so it takes some of the virtual servers at a time.
         self._timer = None
         # If a thread uses the sockets, the next timer will do.
         if self._lock.acquire(blocking=False):
@@ -301,7 +293,6 @@ class IpvsKernel:
         self._schedule_poll()
 
     def _poll(self, virtuals: Iterable[VirtualServer]) -> None:
-        """Set draining real servers to weight 0, and delete those without connections, or whose time is over."""
         servers = self._handles.servers
         now = int(time())
         quiesced: list[Message] = []
@@ -322,21 +313,16 @@ class IpvsKernel:
                     # It has weight 0 from a plan, as a terminating endpoint. Its time starts now.
                     quiesced.append(servers.change_real(real, 0, now))
         servers.perform_deletes(quiesced + ended)
-        self._delete_deferred([virtual for virtual in self._deferred_deletes if virtual not in self._draining])
-
-    def _delete_deferred(self, virtuals: Collection[VirtualServer]) -> None:
-        """Delete virtual servers whose last real server is gone, with their members of sets and their VIPs."""
-        if not virtuals:
-            return
-        handles = self._handles
-        handles.servers.perform_deletes([handles.servers.delete(virtual) for virtual in virtuals])
-        members = [member for virtual in virtuals for member in self._deferred_deletes.pop(virtual)]
-        # A VIP may be in use by another port that still drains, or may be wanted again.
-        in_use = {virtual.ip for virtual in self._deferred_deletes}
-        ips = {virtual.ip for virtual in virtuals} - in_use - self._vips
-        members += [self._deferred_ips.pop(ip) for ip in ips if ip in self._deferred_ips]
-        handles.sets.delete(members)
-        handles.vips.delete(ips)
+        # Virtual servers whose last real server is gone go as well, with their members of sets and their VIPs.
+        if emptied := [virtual for virtual in self._deferred_deletes if virtual not in self._draining]:
+            servers.perform_deletes([servers.delete(virtual) for virtual in emptied])
+            members = [member for virtual in emptied for member in self._deferred_deletes.pop(virtual)]
+            # A VIP may be in use by another port that still drains, or may be wanted again.
+            in_use = {virtual.ip for virtual in self._deferred_deletes}
+            ips = {virtual.ip for virtual in emptied} - in_use - self._vips
+            members += [self._deferred_ips.pop(ip) for ip in ips if ip in self._deferred_ips]
+            self._handles.sets.delete(members)
+            self._handles.vips.delete(ips)
 
     def _stop_draining(self, real: RealServer) -> None:
         reals = self._draining.get(real.virtual, set())
@@ -351,7 +337,7 @@ def _perform(
     first: Callable[[K, V], Message],
     otherwise: Callable[[K, V], Message],
 ) -> None:
-    """Send a request for each entry; if it is refused because the object exists, or does not, send the other one."""
+    # A request that is refused because the object exists, or does not, is followed by the other one.
     requests = [[make(key, value) for key, value in entries.items()] for make in (first, otherwise)]
     try:
         servers.perform(*requests)
@@ -365,7 +351,6 @@ def _perform(
 
 
 def _parts(change: IpvsChange) -> _Parts:  # noqa: C901  # one case for each kind of entry
-    """Sort a change by kind of entry and by operation."""
     parts = _Parts()
     for key, (present, wanted) in change.items():
         match key, wanted:

@@ -42,11 +42,12 @@ from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 logger = logging.getLogger(__name__)
 
 _DEFAULT_SCHEDULER = "rr"
+# Addresses without node ports. IPVS does not send packets with a loopback address out of the node, and a link-local
+# address is ambiguous without its interface, which a virtual server does not have.
 _NOT_FOR_NODE_PORTS = (*LOOPBACK_NETWORKS.values(), parse_network("fe80::/10"))
-"""Addresses without node ports. IPVS does not send packets with a loopback address out of the node, and a link-local address
-is ambiguous without its interface, which a virtual server does not have."""
+# Before this version of Linux, `conn_reuse_mode` 1 delays a new connection from a port that was used just before by a
+# second.
 _PORT_REUSE_FIXED = (5, 9)
-"""Before this version of Linux, `conn_reuse_mode` 1 delays a new connection from a port that was used just before by a second."""
 
 
 class IpvsMode:
@@ -146,8 +147,8 @@ class IpvsMode:
         """
         wanted = {
             "net/ipv4/vs/conntrack": (1, "iptables can match and masquerade IPVS connections"),
-            "net/ipv4/vs/expire_nodest_conn": (1, "a connection to a deleted real server ends at once"),
-            "net/ipv4/vs/expire_quiescent_template": (1, "a client does not stay with a draining real server"),
+            "net/ipv4/vs/expire_nodest_conn": (1, "connections to a deleted real server end at once"),
+            "net/ipv4/vs/expire_quiescent_template": (1, "clients do not stay with a draining real server"),
             "net/ipv4/ip_forward": (1, "the node forwards packets of pods"),
         }
         # Distributions append to the version, as in 6.1.0-13-amd64.
@@ -157,7 +158,7 @@ class IpvsMode:
             wanted["net/ipv4/vs/conn_reuse_mode"] = (0, reason)
         else:
             # 0 would send a client that reuses a port to a real server with weight 0.
-            logger.info("net/ipv4/vs/conn_reuse_mode is not changed: since Linux 5.9 it has no disadvantage")
+            logger.info("net/ipv4/vs/conn_reuse_mode keeps its value: since Linux 5.9 it does not delay connections")
         is_complete = True
         for name, (value, reason) in wanted.items():
             if write_sysctl(name, value):

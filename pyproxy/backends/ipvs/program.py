@@ -57,8 +57,8 @@ class IpvsProgram:
         self._static.update(static_rules(settings).items())
         self._entries: dict[IpvsKey, IpvsValue] = {}
         self._owned: dict[ServicePortName, dict[IpvsKey, IpvsValue]] = {}
+        # Counts the users of an entry besides the first one: the ports of a Service share its VIPs.
         self._shared: Counter[IpvsKey] = Counter()
-        """Counts the users of an entry besides the first one: the ports of a Service share its VIPs."""
         self._node_ports = _NodePorts(settings.local_ips)
         self._pieces: dict[IpvsKey, dict[ServicePortName, str]] = {}
         self._pieces.update((key, {}) for key in SHARED_CHAINS)
@@ -84,8 +84,12 @@ class IpvsProgram:
                     del pieces[name]
         before = self._owned.pop(name, {})
         # A port that no longer needs an entry does not remove it while another port of the Service does.
-        for key in before:
-            if key not in compiled and self._release(key):
+        for key in before.keys() - compiled.keys():
+            if self._shared[key]:
+                self._shared[key] -= 1
+            else:
+                del self._shared[key]
+                del self._entries[key]
                 changed.add(key)
         for key, value in compiled.items():
             if key not in before and key in self._entries:
@@ -112,33 +116,20 @@ class IpvsProgram:
         yield from self._pieces
         yield from self._entries
 
-    def _release(self, key: IpvsKey) -> bool:
-        """Record that one port does not need an entry any more; return whether no port needs it."""
-        if self._shared[key]:
-            self._shared[key] -= 1
-            return False
-        del self._shared[key]
-        del self._entries[key]
-        return True
-
 
 class _NodePorts:
-    """Resolves conflicts between node ports and other frontends on addresses of the node.
-
-    An external IP may be an address of the node, and its port the node port of another Service. There the external IP takes
-    precedence, as in the iptables mode, in which rules for single addresses come first.
-    """
-
+    # An external IP may be an address of the node, and its port the node port of another Service. There the external IP
+    # takes precedence, as in the iptables mode, in which rules for single addresses come first.
     def __init__(self, local_ips: Collection[bytes]) -> None:
         self._local_ips = local_ips
+        # frontends on addresses of the node where node ports do not apply
         self.taken: set[VirtualServer] = set()
-        """Frontends on addresses of the node where node ports do not apply."""
         self._takes: dict[ServicePortName, set[VirtualServer]] = {}
         self._plans: dict[ServicePortName, ServicePlan] = {}
         self._owners: dict[tuple[int, int], ServicePortName] = {}
 
     def record(self, name: ServicePortName, plan: ServicePlan | None) -> dict[ServicePortName, ServicePlan]:
-        """Record the plan of a port; return the plans of other ports whose node port gains or loses an address by it."""
+        # Returns the plans of other ports whose node port gains or loses an address by this one.
         takes: set[VirtualServer] = set()
         if plan is not None:
             ips = (ip for ip in (*plan.external_ips, *plan.load_balancer_ips) if ip in self._local_ips)
@@ -174,8 +165,6 @@ def port_entries(
 
 
 class _PortEntries:
-    """The entries of one Service port, while they are compiled."""
-
     def __init__(self, plan: ServicePlan, settings: IpvsSettings, taken: Collection[VirtualServer]) -> None:
         self._plan = plan
         self._taken = taken
@@ -187,10 +176,10 @@ class _PortEntries:
             self._scheduling = Scheduling(scheduler, flags)
         else:
             self._scheduling = Scheduling(scheduler, flags | PERSISTENT, plan.affinity_seconds)
+        # external IPs that the node does not own
         self._elsewhere = [
             ip for ip in plan.external_ips if ip not in settings.local_ips and ip not in plan.load_balancer_ips
         ]
-        """External IPs that the node does not own."""
         self._external_chain = ChainKey(NAT, f"KUBE-EXT-{names.service_suffix(plan.name)}")
         self._entries: dict[IpvsKey, IpvsValue] = {}
         self._rules: dict[ChainKey, str] = {}
@@ -217,7 +206,7 @@ class _PortEntries:
         return self._entries
 
     def _external_virtuals(self) -> None:
-        """Add the virtual servers of external frontends: addresses that this node owns, and node ports."""
+        # Of external frontends these are addresses that this node owns, and node ports.
         plan, number = self._plan, self._plan.protocol.number
         ips = dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips))
         virtuals = [VirtualServer(ip, number, plan.port) for ip in ips if ip not in self._elsewhere]
@@ -233,11 +222,8 @@ class _PortEntries:
                 self._member(static.NO_LOCAL_EXTERNAL, virtual)
 
     def _remote_external_ips(self) -> None:
-        """Translate packets to the port of an external IP to the address of another virtual server.
-
-        The external IP may be an address of another node. If this node owned it, the two could not reach each other. Packets
-        to its other ports are not touched.
-        """
+        # The external IP may be an address of another node. If this node owned it, the two could not reach each other.
+        # So packets to its port are translated to another virtual server, and packets to other ports are not touched.
         plan = self._plan
         text = comment(f"{plan.name} external IP")
         port = destination_port(plan.protocol, plan.port)
@@ -274,7 +260,6 @@ class _PortEntries:
                 self._entries[Member(static.ALLOWED, *virtual, block)] = ""
 
     def _local_dispatch(self) -> None:
-        """Send pods and the node to all endpoints of the cluster, although the external policy is Local."""
         plan, settings = self._plan, self._settings
         protocol = f"-p {plan.protocol.value}"
         target = f"-j DNAT --to-destination {self._all_endpoints()}"
@@ -299,7 +284,6 @@ class _PortEntries:
             self._rule(_NODE_PORT_DISPATCH, f"{protocol} {text} {port} {jump}")
 
     def _all_endpoints(self) -> Endpoint:
-        """Return the address and port of a virtual server with all endpoints of the cluster."""
         plan = self._plan
         # With the internal policy Local, the cluster IP has the local endpoints only.
         if plan.cluster_ip is not None and not plan.internal_local:
@@ -315,7 +299,6 @@ class _PortEntries:
         return placeholder
 
     def _serve(self, virtual: VirtualServer, endpoints: Iterable[Endpoint], served: str) -> None:
-        """Add a virtual server with its real servers, and a member of the set `served`."""
         plan = self._plan
         self._entries[virtual] = self._scheduling
         for endpoint in plan.draining_endpoints:
@@ -328,7 +311,6 @@ class _PortEntries:
         self._member(served, virtual)
 
     def _own(self, ip: bytes) -> None:
-        """Add a VIP."""
         self._entries[Vip(ip)] = self._settings.source_ip
         self._entries[Member(static.VIP, ip)] = ""
 

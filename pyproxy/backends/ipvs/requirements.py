@@ -19,8 +19,8 @@ from pyproxy.linux.iptables_programs import Variant
 from pyproxy.model.address import Family, parse_ip
 
 _ALTERNATIVES = "load it, or use --proxy-mode=nftables or --proxy-mode=iptables"
+# In TEST-NET-2, which is reserved for documentation (RFC 5737), so no real traffic reaches it.
 _PROBE_SERVER = VirtualServer(parse_ip("198.51.100.0"), 6, 20000)
-"""In TEST-NET-2, which is reserved for documentation (RFC 5737), so no real traffic reaches it."""
 _PROBE_SETS = "PYPROXY-PROBE-"
 
 
@@ -59,7 +59,7 @@ def require_scheduler(scheduler: str) -> None:
             servers.perform([servers.add(_PROBE_SERVER, Scheduling(scheduler))])
             servers.perform_deletes([servers.delete(_PROBE_SERVER)])
         except ApplyError as error:
-            message = f"--ipvs-scheduler: {scheduler}: the kernel has no module ip_vs_{scheduler} ({error})"
+            message = f"--ipvs-scheduler: {scheduler}: the kernel module ip_vs_{scheduler} is not available ({error})"
             raise ConfigError(message) from error
 
 

@@ -176,7 +176,6 @@ def static_rules(settings: IpvsSettings) -> dict[RulesetKey, str]:
 
 
 def _services_chain(settings: IpvsSettings) -> str:
-    """Return the chain that decides on masquerading, and sends some packets to another virtual server."""
     mark = f"-j {names.MARK_MASQUERADE}"
     bodies = []
     if settings.masquerade_all:

@@ -132,7 +132,7 @@ class Vips(Closeable):
     def _perform(self, messages: list[Message], accepted: Collection[int] = ()) -> None:
         for refusal in self._netlink.send(messages):
             if refusal.code not in accepted:
-                hint = ": the kernel has no module dummy" if refusal.code == errno.EOPNOTSUPP else ""
+                hint = ": the kernel module dummy is not available" if refusal.code == errno.EOPNOTSUPP else ""
                 message = f"{DEVICE}: {refusal.text}{hint}"
                 raise ApplyError(message, retryable=refusal.code in (errno.ENETDOWN, errno.ENODEV, errno.ENOMEM))
 

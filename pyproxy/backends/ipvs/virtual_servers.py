@@ -1,14 +1,7 @@
-"""Reads and writes virtual servers and real servers of IPVS, by generic netlink.
-
-A message has a struct genlmsghdr (`linux/genetlink.h`): u8 command, u8 version, 2 bytes of padding. Attributes follow, with
-the numbers of `linux/ip_vs.h`:
-
-    SERVICE   nested: AF, PROTOCOL, ADDR (16 bytes, also for IPv4), PORT (network byte order) identify a virtual server; to
-              create or change one also SCHED_NAME, FLAGS (value and mask), TIMEOUT, NETMASK
-    DEST      nested: ADDR_FAMILY, ADDR, PORT identify a real server; also FWD_METHOD, WEIGHT, U_THRESH, L_THRESH
+"""Reads and writes virtual servers and real servers of IPVS, by generic netlink (`linux.uapi.ip_vs` has the attributes).
 
 A message body is packed with one or two structs, because packing attribute by attribute, as netlink libraries do, takes
-most of the time of a large change. Other numbers are in the byte order of the machine.
+most of the time of a large change.
 """
 
 import errno
@@ -34,17 +27,17 @@ from pyproxy.linux.netlink import (
 from pyproxy.linux.uapi.genetlink import CtrlAttr, CtrlCmd, GenlId
 from pyproxy.linux.uapi.ip_vs import IpvsCmd, IpvsCmdAttr, IpVsConnF, IpvsDestAttr, IpvsSvcAttr, IpVsSvcF
 from pyproxy.linux.uapi.netlink import NetlinkProtocol
-from pyproxy.model.address import Family, IPv4_BYTES, family_of, parse_ip
+from pyproxy.model.address import Family, family_of, parse_ip
 from pyproxy.model.endpoint import Endpoint
 
+# struct genlmsghdr (`linux/genetlink.h`), the first part of the body: u8 command, u8 version, 2 bytes of padding
 _GENL = struct.Struct("=BBxx")
-"""struct genlmsghdr."""
 _VERSION = 1
 _IPV6_BYTES = 16
 _PROC = Path("/proc/net/ip_vs")
 _NO_TIME = 0
+# Persistence for single client addresses: a mask in IPv4, a prefix length in IPv6.
 _NETMASK = {Family.IPV4: 0xFFFFFFFF, Family.IPV6: 128}
-"""Persistence for single client addresses: a mask in IPv4, a prefix length in IPv6."""
 _PROC_PROTOCOLS = {name.upper(): number for number, name in PROTOCOL_NAMES.items()}
 # The object does not exist yet, or exists already; with ESRCH the kernel means a virtual server that does not exist.
 _ABSENT = (errno.ENOENT, errno.ESRCH)
@@ -56,21 +49,21 @@ def _header(kind: int, value_bytes: int) -> bytes:
 
 
 # The headers of attributes with values of a fixed size do not change, so they are packed once; x is padding.
+# AF, PROTOCOL, ADDR and PORT, which identify a virtual server: four headers and values. To create or change one, SCHED_NAME
+# and the attributes below follow, all inside SERVICE.
 _IDENTITY = struct.Struct("=4sH2x4sH2x4s16s4s2s2x")
-"""Address family, protocol, address and port of a virtual server: four headers and values."""
 _SERVICE_HEADER = _header(IpvsCmdAttr.SERVICE | NESTED, _IDENTITY.size)
 _AF = _header(IpvsSvcAttr.AF, 2)
 _PROTOCOL = _header(IpvsSvcAttr.PROTOCOL, 2)
 _ADDR = _header(IpvsSvcAttr.ADDR, _IPV6_BYTES)
 _PORT = _header(IpvsSvcAttr.PORT, 2)
-_SCHEDULING = struct.Struct("=4sII4sI4sI")
-"""Flags with their mask, time-out and netmask of a virtual server."""
+_SCHEDULING = struct.Struct("=4sII4sI4sI")  # flags with their mask, time-out and netmask of a virtual server
 _FLAGS = _header(IpvsSvcAttr.FLAGS, 8)
 _TIMEOUT = _header(IpvsSvcAttr.TIMEOUT, 4)
 _SVC_NETMASK = _header(IpvsSvcAttr.NETMASK, 4)
 _ALL_FLAGS = 0xFFFFFFFF
+# A whole DEST: its header, address family, address, port, forwarding method, weight, upper and lower threshold.
 _REAL = struct.Struct("=4s4sH2x4s16s4s2s2x4sI4sI4sI4sI")
-"""A whole DEST: its header, address family, address, port, forwarding method, weight, upper and lower threshold."""
 _DEST_HEADER = _header(IpvsCmdAttr.DEST | NESTED, _REAL.size - ATTRIBUTE.size)
 _DEST_FAMILY = _header(IpvsDestAttr.ADDR_FAMILY, 2)
 _DEST_ADDR = _header(IpvsDestAttr.ADDR, _IPV6_BYTES)
@@ -175,9 +168,22 @@ class IpvsConnection(Closeable):
         body = _GENL.pack(IpvsCmd.GET_SERVICE, _VERSION)
         for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
             for kind, left, right in attributes(data, start, end):
-                found = _parse_service(data, left, right, family) if kind == IpvsCmdAttr.SERVICE else None
-                if found is not None:
-                    yield found
+                found = attribute_values(data, left, right) if kind == IpvsCmdAttr.SERVICE else {}
+                if (
+                    not found
+                    or host_number(found[IpvsSvcAttr.AF]) != family.socket_family
+                    or IpvsSvcAttr.FWMARK in found
+                ):
+                    continue
+                ip = bytes(found[IpvsSvcAttr.ADDR][: family.bits // 8])
+                port = int.from_bytes(found[IpvsSvcAttr.PORT])
+                # The value is followed by a mask. The kernel sets the flag HASHED by itself.
+                flags = host_number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
+                # Without persistence the kernel keeps a time-out that has no effect.
+                timeout = host_number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
+                scheduler = bytes(found[IpvsSvcAttr.SCHED_NAME]).rstrip(b"\0").decode()
+                virtual = VirtualServer(ip, host_number(found[IpvsSvcAttr.PROTOCOL]), port)
+                yield virtual, Scheduling(scheduler, flags, timeout)
 
     def reals(self, virtual: VirtualServer) -> Iterator[tuple[Endpoint, RealServerState]]:
         """Yield the real servers of one virtual server; none if it does not exist."""
@@ -186,7 +192,15 @@ class IpvsConnection(Closeable):
             for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
                 for kind, left, right in attributes(data, start, end):
                     if kind == IpvsCmdAttr.DEST:
-                        yield _parse_destination(data, left, right, virtual)
+                        found = attribute_values(data, left, right)
+                        ip = bytes(found[IpvsDestAttr.ADDR][: len(virtual.ip)])
+                        state = RealServerState(
+                            weight=host_number(found[IpvsDestAttr.WEIGHT]),
+                            active=host_number(found[IpvsDestAttr.ACTIVE_CONNS]),
+                            inactive=host_number(found[IpvsDestAttr.INACT_CONNS]),
+                            since=host_number(found[IpvsDestAttr.U_THRESH]),
+                        )
+                        yield Endpoint(ip, int.from_bytes(found[IpvsDestAttr.PORT])), state
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise
@@ -236,13 +250,9 @@ class IpvsRefusedError(ApplyError):
 
 
 def _proc_reals(family: Family) -> dict[VirtualServer, list[tuple[Endpoint, RealServerState]]]:
-    """Return the virtual servers of a family in ``/proc/net/ip_vs``, with their real servers.
-
-    A line is ``TCP  0A60000A:0050 rr`` for a virtual server, ``FWM  00000001 rr`` for one by firewall mark, and
-    ``  -> 0A000001:1F90 Masq 1 0 0`` for a real server: method, weight, active and inactive connections. An IPv6 address is
-    written as ``[fd00:0000:…]``.
-    """
-
+    # A line is ``TCP 0A60000A:0050 rr`` for a virtual server, ``FWM 00000001 rr`` for one by firewall mark, and `` ->
+    # 0A000001:1F90 Masq 1 0 0`` for a real server: method, weight, active and inactive connections. An IPv6 address is
+    # written as ``[fd00:0000:…]``.
     def socket_address(text: str) -> tuple[bytes, int]:
         address, _, port = text.rpartition(":")
         ip = parse_ip(address[1:-1]) if address.startswith("[") else bytes.fromhex(address)
@@ -284,29 +294,3 @@ def _service(virtual: VirtualServer, how: Scheduling) -> bytes:
     )
     name = text_attribute(IpvsSvcAttr.SCHED_NAME, how.scheduler)
     return nest(IpvsCmdAttr.SERVICE, _identity(virtual), name, scheduling)
-
-
-def _parse_service(data: memoryview, start: int, end: int, family: Family) -> tuple[VirtualServer, Scheduling] | None:
-    found = attribute_values(data, start, end)
-    if IpvsSvcAttr.FWMARK in found or host_number(found[IpvsSvcAttr.AF]) != family.socket_family:
-        return None
-    ip = bytes(found[IpvsSvcAttr.ADDR][: IPv4_BYTES if family is Family.IPV4 else _IPV6_BYTES])
-    virtual = VirtualServer(ip, host_number(found[IpvsSvcAttr.PROTOCOL]), int.from_bytes(found[IpvsSvcAttr.PORT]))
-    # The value is followed by a mask. The kernel sets the flag HASHED by itself.
-    flags = host_number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
-    # Without persistence the kernel keeps a time-out that has no effect.
-    timeout = host_number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
-    return virtual, Scheduling(bytes(found[IpvsSvcAttr.SCHED_NAME]).rstrip(b"\0").decode(), flags, timeout)
-
-
-def _parse_destination(
-    data: memoryview, start: int, end: int, virtual: VirtualServer
-) -> tuple[Endpoint, RealServerState]:
-    found = attribute_values(data, start, end)
-    endpoint = Endpoint(bytes(found[IpvsDestAttr.ADDR][: len(virtual.ip)]), int.from_bytes(found[IpvsDestAttr.PORT]))
-    return endpoint, RealServerState(
-        weight=host_number(found[IpvsDestAttr.WEIGHT]),
-        active=host_number(found[IpvsDestAttr.ACTIVE_CONNS]),
-        inactive=host_number(found[IpvsDestAttr.INACT_CONNS]),
-        since=host_number(found[IpvsDestAttr.U_THRESH]),
-    )

@@ -45,12 +45,12 @@ def _addressed_keys() -> dict[int, tuple[KeyField, ...]]:
     return found
 
 
+# For each set whose elements belong to one Service port: the fields of the frontend with which their keys begin.
 _ADDRESSED_KEYS = _addressed_keys()
-"""For each set whose elements belong to one Service port: the fields of the frontend with which their keys begin."""
 
 
+# Numbers of the sets whose elements several Service ports may share.
 _SHARED = CHAINED | {CLUSTER_IPS.number, HAIRPIN.number}
-"""Numbers of the sets whose elements several Service ports may share."""
 
 
 def _chains() -> dict[int, tuple[ElementSet, ...]]:
@@ -61,8 +61,7 @@ def _chains() -> dict[int, tuple[ElementSet, ...]]:
     return found
 
 
-_CHAINS = _chains()
-"""For each map of numbers, the maps that lead from such a number to a chain."""
+_CHAINS = _chains()  # for each map of numbers, the maps that lead from such a number to a chain
 
 
 def list_elements(
@@ -118,7 +117,7 @@ def users(family: Family, keys: Collection[ElementKey], entries: Mapping[Element
 
 
 def _shared_keys(family: Family, key: ElementKey, addressed: bytes, value: bytes) -> Iterator[ElementKey]:
-    """Yield the shared elements that may exist because of an element of a Service port."""
+    # Yield the shared elements that may exist because of an element of a Service port.
     number = key[0]
     address_bytes = KeyField.ADDRESS.size(family)
     if number in _ADDRESSED_KEYS and _ADDRESSED_KEYS[number] == ADDRESSED.timeouts.key:
@@ -148,7 +147,6 @@ def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, 
 
 
 def _addressed(key: ElementKey, family: Family) -> bytes | None:
-    """Return the frontend with which the key begins; None if the element does not belong to one."""
     fields = _ADDRESSED_KEYS.get(key[0])
     return key[1 : 1 + sum(field.size(family) for field in fields)] if fields else None
 

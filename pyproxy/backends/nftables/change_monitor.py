@@ -3,11 +3,6 @@
 Whether something changed is decided by the generation counter alone (`pyproxy.linux.ruleset_counter`), because notifications
 can be lost. The subscription begins with the first look for changes, after the first load: the kernel writes a notification
 for each element as soon as there is a subscriber, which makes a large load slower.
-
-Layout (`linux/netfilter/nf_tables.h`): a notification is the message that made the change, so its type is NEW... or DEL...
-and its first attribute, 1 in all of them, is the name of the table. Each transaction ends with
-
-    NEWGEN  nlmsghdr, nfgenmsg, ID u32, PROC_PID u32 in network byte order, PROC_NAME text
 """
 
 import ctypes
@@ -16,7 +11,7 @@ import socket
 import struct
 from collections import Counter
 
-from pyproxy.linux.netlink import BUFFER_BYTES, NETLINK_NETFILTER, NFGENMSG_BYTES, attributes, read_messages
+from pyproxy.linux.netlink import BUFFER_BYTES, NETLINK_NETFILTER, NFGENMSG_BYTES, attribute_values, read_messages
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftaTable, NftMsg
 from pyproxy.linux.uapi.nfnetlink import Nfnlgrp
 from pyproxy.model.address import Family
@@ -43,10 +38,9 @@ _LOAD_WORD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _JUMP_IF_EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
 _RETURN = 0x06  # BPF_RET | BPF_K
 _ALL_BYTES = 0xFFFFFFFF
-_SENDER_AT = 12
-"""Offset of nlmsg_pid in struct nlmsghdr."""
+_SENDER_AT = 12  # offset of nlmsg_pid in struct nlmsghdr
+# struct sock_filter: u16 code, u8 jump if true, u8 jump if false, u32 operand.
 _INSTRUCTION = struct.Struct("=HBBI")
-"""struct sock_filter: u16 code, u8 jump if true, u8 jump if false, u32 operand."""
 
 
 class ChangeMonitor:
@@ -58,8 +52,8 @@ class ChangeMonitor:
         self._own: list[int] = []
         self._has_begun = False
         self._socket: socket.socket | None = None
+        # Operations of the transaction whose NEWGEN has not arrived yet.
         self._unfinished: dict[Family, Counter[str]] = {family: Counter() for family in Family}
-        """Operations of the transaction whose NEWGEN has not arrived yet."""
         self._reports: dict[Family, list[str]] = {family: [] for family in Family}
 
     def ignore(self, port: int) -> None:
@@ -105,15 +99,17 @@ class ChangeMonitor:
         return reports
 
     def _record(self, data: memoryview) -> None:
+        # A notification is the message that made the change, so its type is NEW... or DEL... and its first attribute, 1 in all
+        # of them, is the name of the table. Each transaction ends with NEWGEN, which names the process.
         for kind, _, _, start, end in read_messages(data):
-            found = {at: bytes(data[left:right]) for at, left, right in attributes(data, start + NFGENMSG_BYTES, end)}
+            found = attribute_values(data, start + NFGENMSG_BYTES, end)
             number = kind & _TYPE_IN_SUBSYSTEM
-            if number in _OPERATIONS and found.get(NftaTable.NAME) == self._table:
+            if number in _OPERATIONS and found.get(NftaTable.NAME, b"") == self._table:
                 for family in Family:
                     if data[start] == family.socket_family:
                         self._unfinished[family][_OPERATIONS[number]] += 1
             elif number == NftMsg.NEWGEN:
-                name = found.get(NftaGen.PROC_NAME, b"?").rstrip(b"\0").decode(errors="replace")
+                name = bytes(found.get(NftaGen.PROC_NAME, b"?")).rstrip(b"\0").decode(errors="replace")
                 process = int.from_bytes(found.get(NftaGen.PROC_PID, b""))
                 for family, operations in self._unfinished.items():
                     if operations:
@@ -126,11 +122,9 @@ class ChangeMonitor:
 
 
 def _drop_from(listener: socket.socket, senders: list[int]) -> None:
-    """Have the kernel drop notifications about transactions of these sockets, before they fill the queue.
-
-    The program loads the sender of the message, compares it with each socket, and returns how many bytes to keep: 0 if one
-    is equal, else all. A jump counts the instructions that it skips.
-    """
+    # The kernel drops notifications about our own transactions before they fill the queue. The program loads the sender
+    # of the message, compares it with each socket, and returns how many bytes to keep: 0 if one is equal, else all. A
+    # jump counts the instructions that it skips.
     steps = [_INSTRUCTION.pack(_LOAD_WORD, 0, 0, _SENDER_AT)]
     for at, sender in enumerate(senders):
         # BPF loads words in network byte order, while netlink headers are in the machine's order.

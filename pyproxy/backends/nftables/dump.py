@@ -39,8 +39,8 @@ class NftablesDumper:
 
     def __init__(self, config: Config) -> None:
         self._config = nftables_config(config)
+        # The script of each family's table without elements, from the last call of `planned` or `live`.
         self._tables: dict[Family, str] = {}
-        """The script of each family's table without elements, from the last call of `planned` or `live`."""
 
     def planned(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
@@ -102,6 +102,7 @@ class NftablesDumper:
                     entries = await kernel.read()
                 if not entries:
                     continue
+                # Terse leaves out the elements: `nft` takes seconds for those of a large cluster, and the netlink dump has them.
                 argv = ["nft", "--stateless", "--terse", "list", "table", family_name(family), TABLE]
                 result = await run(argv)
                 if result.status:

@@ -123,8 +123,10 @@ _ADDRESSED = (KeyField.ADDRESS, KeyField.PROTOCOL, KeyField.PORT)
 _NODE_PORT = (KeyField.PROTOCOL, KeyField.PORT)
 _ENDPOINT = (KeyField.ADDRESS, KeyField.PORT)
 
+# The first byte of each key in memory. They are written down nowhere else, so they may change with a version.
 CLUSTER_IPS = ElementSet(1, "cluster-ips", (KeyField.ADDRESS,))
 NODE_PORT_IPS = ElementSet(2, "nodeport-ips", (KeyField.ADDRESS,))
+# Source address, then destination address, protocol and port after DNAT: an endpoint that talks to itself.
 HAIRPIN = ElementSet(3, "hairpin-connections", (KeyField.ADDRESS, *_ADDRESSED))
 FIREWALL = ElementSet(4, "firewall", _ADDRESSED)
 ALLOWED_SOURCES = ElementSet(5, "allowed-sources", (*_ADDRESSED, KeyField.ADDRESS), is_interval=True)
@@ -136,6 +138,8 @@ SERVICE_CIDRS = ElementSet(8, "service-cidrs", (KeyField.ADDRESS, KeyField.PROTO
 """The ServiceCIDRs, with all protocols. With a second field the kernel stores both ends of a range in one element."""
 
 
+# Numbers are the order of writing: a long change is several transactions, and sets with higher numbers come first. So what
+# leads to other elements has the lower number: frontends before counts, counts before endpoints.
 def _choice(number: int, prefix: str, key: tuple[KeyField, ...]) -> EndpointChoice:
     by_number = (*key, KeyField.NUMBER)
     return EndpointChoice(
@@ -207,6 +211,7 @@ ElementChange = Mapping[ElementKey, tuple[Value | None, Value | None]]
 
 def pack_number(number: int) -> bytes:
     """Return a number as the kernel stores it."""
+    # In the byte order of the machine, because ``meta`` and ``numgen`` put such numbers into registers. Nearly all are small.
     return _SMALL_NUMBERS[number] if number < len(_SMALL_NUMBERS) else number.to_bytes(4, sys.byteorder)
 
 
@@ -215,6 +220,7 @@ def unpack_number(data: bytes) -> int:
     return int.from_bytes(data[:4], sys.byteorder)
 
 
+# A cluster has many endpoints and few ports.
 @lru_cache(maxsize=1024)
 def pack_port(port: int) -> bytes:
     """Return a port as the kernel stores it in a concatenation."""

@@ -131,5 +131,5 @@ class NftablesKernel(Closeable):
 
 
 def _retryable(error: OSError) -> ApplyError:
-    """Return the error for a dump that failed, which says nothing about the content of a change."""
+    # A dump that failed says nothing about the content of a change.
     return ApplyError(f"nf_tables: {error.strerror}", retryable=True)

@@ -5,18 +5,12 @@ that draws a slot; destination and slot lead to the endpoint. ``nft`` up to 1.0.
 feeds another, so numbers pass from rule to rule in a field of the packet: its priority, which no routing rule matches, unlike
 the mark (`docs/decisions/010-nftables-scratch.md`).
 
-Base chains, in the order in which a packet passes them. Connection tracking is at -200, so ``ct`` works in all of them:
+Base chains, in the order in which a packet passes them; `_Chains` says why each hook and priority:
 
-    prerouting, output  -110  source ranges: they are about the address that the client used, so before DNAT
-    prerouting, output  -100  DNAT; output is for connections that begin on the node
-    input, forward, output 0  rejects and drops: a destination that is still a Service's found no endpoint. All kernels allow
-                              ``reject`` in these hooks
-    postrouting          100  masquerade; last, when the kernel has chosen the route and so the source address
-
-Chains of type nat see only the first packet of a connection, and connection tracking translates the rest in the same way.
-Chains of type filter see every packet, so their rules begin with ``ct state new``. DNAT itself runs at one place in the
-kernel for all nat chains of a hook: the first chain that translates a connection decides (`nf_nat_inet_fn`), which is why
-rules of kube-proxy and pyproxy can exist side by side.
+    prerouting, output  -110  source ranges
+    prerouting, output  -100  DNAT
+    input, forward, output 0  rejects and drops
+    postrouting          100  masquerade
 """
 
 from collections.abc import Iterator
@@ -48,8 +42,7 @@ MOST_PINS = 1 << 20
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 SLOT_CHAINS = "slot-of-"
 """Prefix of the names of the chains of `PICK`."""
-_PRE_DNAT = NfIpPri.NAT_DST - 10
-"""Directly before DNAT, as kube-proxy's chains for source ranges."""
+_PRE_DNAT = NfIpPri.NAT_DST - 10  # directly before DNAT, as kube-proxy's chains for source ranges
 _PROTOCOLS = ("tcp", "udp", "sctp")
 LOCALHOST_REJECTIONS = "localhost-nodeport-rejected-sctp"
 """The named counter of packets to SCTP node ports on loopback. A counter inside a rule would change the rule's listing."""
@@ -77,12 +70,22 @@ def layout_of(settings: NftablesSettings) -> Layout:
 
 def layout_text(settings: NftablesSettings) -> str:
     """Return the body of the table without elements: sets first, then chains."""
-    counters = [f"\tcounter {LOCALHOST_REJECTIONS} {{\n\t}}\n"] if settings.relays_localhost else []
-    return "".join((*_sets(settings.family), *counters, *_Chains(settings).write()))
+    family = settings.family
+    parts = []
+    for kind in SETS.values():
+        lines = [f"type {type_text(kind, family)}", *(["flags interval"] if kind.is_interval else [])]
+        parts.append(_set(kind.name, *lines, is_map=bool(kind.data)))
+    # A set of client and endpoint ID, and not a map from client to endpoint: nft 1.0.6 limits the key of ``update`` on a map
+    # to 16 bytes, which an IPv6 address takes alone.
+    lines = [f"type {type_text(PINS, family)}", f"size {MOST_PINS}", "flags dynamic,timeout"]
+    parts.append(_set(PINS.name, *lines, is_map=False))
+    if settings.relays_localhost:
+        parts.append(f"\tcounter {LOCALHOST_REJECTIONS} {{\n\t}}\n")
+    return "".join((*parts, *_Chains(settings).write()))
 
 
 def _choices(family: Family) -> tuple[tuple[str, EndpointChoice, PortSets], ...]:
-    """Return the four ways to choose an endpoint, each as the expression that is looked up and the sets."""
+    # The four ways to choose an endpoint: by address or by node port, and from all or from local endpoints.
     return tuple(
         (_looked_up(sets, family), choice, sets)
         for sets in (ADDRESSED, NODE_PORTS)
@@ -164,16 +167,6 @@ def _set(name: str, *lines: str, is_map: bool) -> str:
     return f"\t{'map' if is_map else 'set'} {name} {{\n{body}\t}}\n"
 
 
-def _sets(family: Family) -> Iterator[str]:
-    for kind in SETS.values():
-        lines = [f"type {type_text(kind, family)}", *(["flags interval"] if kind.is_interval else [])]
-        yield _set(kind.name, *lines, is_map=bool(kind.data))
-    # A set of client and endpoint ID, and not a map from client to endpoint: nft 1.0.6 limits the key of ``update`` on a map
-    # to 16 bytes, which an IPv6 address takes alone.
-    lines = [f"type {type_text(PINS, family)}", f"size {MOST_PINS}", "flags dynamic,timeout"]
-    yield _set(PINS.name, *lines, is_map=False)
-
-
 def type_text(kind: ElementSet, family: Family) -> str:
     """Return the type of a set, as ``nft`` writes it."""
     key = " . ".join(field.type_name(family) for field in kind.key)
@@ -182,8 +175,7 @@ def type_text(kind: ElementSet, family: Family) -> str:
 
 
 class _Chains:
-    """Writes the chains in an order in which each one exists before a rule leads to it."""
-
+    # In an order in which each chain exists before a rule leads to it.
     def __init__(self, settings: NftablesSettings) -> None:
         self._settings = settings
         self._ip = _ip(settings.family)
@@ -215,7 +207,7 @@ class _Chains:
         yield from self._filters()
 
     def _entry(self, key: str, sets: PortSets) -> Iterator[str]:
-        """Yield the chains that choose between local and all endpoints by a packet's source, and mark for masquerade."""
+        # These chains choose between local and all endpoints by the source of a packet, and mark it for masquerade.
         settings = self._settings
         main, local = f"{sets.main.prefix}choose", f"{sets.local.prefix}choose"
         test = local_test(settings.local_traffic, settings.family)
@@ -248,11 +240,16 @@ class _Chains:
         node_ports = f"{self._to_node()} goto {NODE_PORTS.prefix}ports"
         # Addresses of Services first: a port at such an address is never a node port.
         yield _chain("services", f"jump {ADDRESSED.prefix}ports", node_ports)
+        # Output is for connections that begin on the node. Chains of type nat see only the first packet of a connection, and
+        # connection tracking translates the rest in the same way. DNAT itself runs at one place in the kernel for all nat chains
+        # of a hook: the first chain that translates a connection decides (`nf_nat_inet_fn`), which is why rules of kube-proxy
+        # and pyproxy can exist side by side.
         for hook in ("prerouting", "output"):
             # As a number: nft 1.0.6 refuses the name "dstnat" in output.
             yield _base_chain(f"nat-{hook}", "nat", hook, NfIpPri.NAT_DST, "jump services")
         mark = f"{self._settings.masquerade_mark:#010x}"
         hairpin = f"{self._ip} saddr . {self._key}"
+        # Last, when the kernel has chosen the route and so the source address.
         yield _base_chain(
             "nat-postrouting",
             "nat",
@@ -282,8 +279,11 @@ class _Chains:
             f"{self._ip} daddr @{CLUSTER_IPS.name} reject",
             f"{self._ip} daddr . meta l4proto @{SERVICE_CIDRS.name} drop",
         )
+        # Source ranges are about the address that the client used, so they are checked before DNAT. Connection tracking is at
+        # -200, so ``ct`` works in all chains. Chains of type filter see every packet, so their rules begin with ``ct state new``.
         for hook in ("prerouting", "output"):
             yield _base_chain(f"filter-{hook}-pre-dnat", "filter", hook, _PRE_DNAT, "ct state new jump sources")
+        # After DNAT a destination that is still a Service's found no endpoint. All kernels allow ``reject`` in these three hooks.
         rules = [f"{self._to_node()} ct state new jump {NODE_PORTS.prefix}refusals", "ct state new jump refusals"]
         if self._settings.relays_localhost:
             # Each node port is in one of these two sets. Loopback packets pass output and then input.

@@ -36,8 +36,7 @@ from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
-_IPV6_INTERFACES = Path("/proc/net/if_inet6")
-"""Does not exist on a kernel without IPv6."""
+_IPV6_INTERFACES = Path("/proc/net/if_inet6")  # does not exist on a kernel without IPv6
 
 
 class NftablesMode:

@@ -39,11 +39,9 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan, Verdict
 
-_LONGEST_COMMENT = 127
-"""Longest comment that ``nft`` accepts; the name of a Service port can be longer."""
+_LONGEST_COMMENT = 127  # longest comment that ``nft`` accepts; the name of a Service port can be longer
 _CUT = "..."
-_EVERY_PROTOCOL = bytes(4), bytes((255, 0, 0, 0))
-"""First and last value of the field protocol, with padding."""
+_EVERY_PROTOCOL = bytes(4), bytes((255, 0, 0, 0))  # first and last value of the field protocol, with padding
 
 
 class NftablesProgram:
@@ -59,10 +57,9 @@ class NftablesProgram:
         self._keeps_service_cidrs = settings.service_cidrs is None
         self._own: dict[ElementKey, bytes] = {}
         self._plans: dict[ServicePortName, ServicePlan] = {}
+        # Elements that a Service port wants while another one still has them, which happens when a frontend moves.
         self._waiting: dict[ElementKey, dict[ServicePortName, bytes]] = {}
-        """Elements that a Service port wants while another one still has them, which happens when a frontend moves."""
-        self._shared: dict[ElementKey, int] = {}
-        """For each shared element, how many Service ports use it."""
+        self._shared: dict[ElementKey, int] = {}  # for each shared element, how many Service ports use it
 
     def put(self, name: ServicePortName, plan: ServicePlan | None) -> set[ElementKey]:
         """Replace the plan of a Service port (None: it no longer exists) and return the keys of the elements that changed."""
@@ -103,15 +100,27 @@ class NftablesProgram:
     def _put_own(
         self, name: ServicePortName, before: Collection[ElementKey], elements: dict[ElementKey, bytes]
     ) -> set[ElementKey]:
-        """Replace the own elements of a Service port, in whatever order the Service ports of a moved frontend are put."""
+        # Two Service ports may exchange a frontend, and are put one after the other: the second one waits for the
+        # element.
         if not before and self._own.keys().isdisjoint(elements):
             self._own |= elements
             return set(elements)
         changed: set[ElementKey] = set()
         for key in before:
-            if key not in elements:
-                changed.add(key)
-                self._release(key, name)
+            if key in elements:
+                continue
+            changed.add(key)
+            # The element goes to the next Service port that waits for it, or is deleted.
+            waiting = self._waiting.get(key)
+            if waiting is None:
+                del self._own[key]
+                continue
+            if name in waiting:
+                del waiting[name]
+            else:
+                self._own[key] = waiting.pop(next(iter(waiting)))
+            if not waiting:
+                del self._waiting[key]
         for key, value in elements.items():
             has_other_owner = name in self._waiting.get(key, ()) if key in before else key in self._own
             if has_other_owner:
@@ -122,19 +131,6 @@ class NftablesProgram:
                 continue
             changed.add(key)
         return changed
-
-    def _release(self, key: ElementKey, name: ServicePortName) -> None:
-        """Delete an element of a Service port, or give it to the next one that waits for it."""
-        waiting = self._waiting.get(key)
-        if waiting is None:
-            del self._own[key]
-            return
-        if name in waiting:
-            del waiting[name]
-        else:
-            self._own[key] = waiting.pop(next(iter(waiting)))
-        if not waiting:
-            del self._waiting[key]
 
 
 class PortElements:
@@ -157,6 +153,7 @@ class PortElements:
             key = plan.cluster_ip + at_port
             self._choose(ADDRESSED, ADDRESSED.main, key, plan.internal_endpoints)
             self._refuse(ADDRESSED, key, plan.internal_verdict)
+        # A map has one element for each key, so an address that is in two lists of the Service is added once.
         for ip in dict.fromkeys((*plan.external_ips, *plan.load_balancer_ips)):
             if ip != plan.cluster_ip:
                 self._external(ADDRESSED, ip + at_port)
@@ -173,6 +170,7 @@ class PortElements:
     def _external(self, sets: PortSets, key: bytes) -> None:
         plan = self._plan
         self._add(sets.external_local if plan.external_local else sets.external_cluster, key)
+        # Under policy Local, pods and the node still use all endpoints.
         self._choose(sets, sets.main, key, plan.cluster_endpoints)
         if plan.external_local:
             self._choose(sets, sets.local, key, plan.local_endpoints)
@@ -192,6 +190,7 @@ class PortElements:
         if plan.affinity_seconds is None:
             self.shared[_pick(count)] = None
             prefix = choice.endpoints.prefix + key
+            # By `dict` and `zip` instead of `_add`, which a Service with many endpoints would call once for each of them.
             self.own |= cast(
                 "dict[ElementKey, bytes]",
                 dict(zip([prefix + slot for slot in pack_slots(count)], targets, strict=True)),
@@ -216,7 +215,6 @@ class PortElements:
 
 
 def _compiled(plan: ServicePlan | None) -> tuple[dict[ElementKey, bytes], Collection[ElementKey]]:
-    """Return the own and the shared elements of a plan; nothing for None."""
     if plan is None:
         return {}, ()
     elements = PortElements(plan)
@@ -234,11 +232,9 @@ def _pick(count: int) -> ElementKey:
 
 
 def _with_ids(owner: bytes, targets: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Yield the endpoints with their IDs, which are hashes over Service port and endpoint.
-
-    So an endpoint has the same ID on all nodes and after a restart, whatever other endpoints there are, unless two of them
-    collide. If endpoints of two Service ports have equal IDs, a client that uses both Services is pinned in both by one pin.
-    """
+    # IDs are hashes over Service port and endpoint, so an endpoint has the same ID on all nodes and after a restart,
+    # whatever other endpoints there are, unless two of them collide. If endpoints of two Service ports have equal IDs,
+    # a client that uses both Services is pinned in both by one pin.
     taken: set[int] = set()
     for target in targets:
         number = crc32(owner + target) | ID_BIT
@@ -249,6 +245,6 @@ def _with_ids(owner: bytes, targets: Iterable[bytes]) -> Iterator[tuple[int, byt
 
 
 def _ranges(blocks: Iterable[Network]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield first and last address of each range, after joining ranges that overlap: the kernel refuses those."""
+    # Ranges that overlap are joined, because the kernel refuses them.
     for block in collapse_addresses([ip_network((block.ip, block.prefix)) for block in blocks]):  # type: ignore[type-var]  # of one family
         yield block.network_address.packed, block.broadcast_address.packed

@@ -24,8 +24,7 @@ from pyproxy.model.address import Family
 
 _MARKER = "layout-"
 _OUR_TABLE = f"{TABLE}\0".encode()
-_CHANGED = Layout("")
-"""The layout of a table that was changed externally; no program wants it."""
+_CHANGED = Layout("")  # the layout of a table that was changed externally; no program wants it
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,11 @@ class TableReader:
             OSError: a dump failed.
         """
         listing = self.listing()
-        if not listing.chains or self._is_dormant():
+        if not listing.chains:
+            return {}
+        # We set no flag. With NFT_TABLE_F_DORMANT the base chains are detached, so no packet passes our rules.
+        tables = self._dump(request(NftMsg.GETTABLE, self.family))
+        if any(any(values[NftaTable.FLAGS]) for values in tables if values[NftaTable.NAME] == _OUR_TABLE):
             return {}
         found: dict[ElementKey, Value] = {LAYOUT: listing.layout or _CHANGED}
         for number, form in self._formats.items():
@@ -150,11 +153,6 @@ class TableReader:
             # The table of an older version may have another kind of set under this name.
             if len(key) == PINS.key_size(self.family) and left
         )
-
-    def _is_dormant(self) -> bool:
-        """Return whether our table has a flag. We set none; with NFT_TABLE_F_DORMANT no packet passes its chains."""
-        tables = self._dump(request(NftMsg.GETTABLE, self.family))
-        return any(any(values[NftaTable.FLAGS]) for values in tables if values[NftaTable.NAME] == _OUR_TABLE)
 
     def _elements(self, form: ElementFormat) -> Iterator[tuple[bytes, bytes]]:
         try:

@@ -38,8 +38,7 @@ from pyproxy.linux.nf_tables_messages import delete_chain
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 1.0
-_ID_BYTES = 4
-"""A key that contains an endpoint ID ends with it."""
+_ID_BYTES = 4  # a key that contains an endpoint ID ends with it
 
 
 class Sweeper:
@@ -49,14 +48,12 @@ class Sweeper:
         self._family = family = reader.family
         self._reader = reader
         self._writer = writer
-        self._lock = lock
-        """Held by every reader and writer of the table."""
+        self._lock = lock  # held by every reader and writer of the table
         self._grace_seconds = grace_seconds
         self._pins = ElementFormat(PINS, family, TABLE)
         self.lingering: dict[ElementKey, float] = {}
         """Elements that are unused but still in the kernel, with the loop time since when, in ascending order."""
-        self._users_of_ids: Counter[Value] = Counter()
-        """For each endpoint ID, how many slots lead to it."""
+        self._users_of_ids: Counter[Value] = Counter()  # for each endpoint ID, how many slots lead to it
         self.has_failed = False
         """Whether elements were left in the kernel since the last full read."""
         self._failures = 0
@@ -131,7 +128,15 @@ class Sweeper:
         # Another address of the Service may still lead to the endpoint, which then keeps its clients.
         gone = {found for found in ids if unpack_number(found) & ID_BIT}.difference(self._users_of_ids)
         if gone:
-            await self._unpin(gone)
+            # An endpoint that returns would otherwise get its old clients.
+            pins = [key for key in await asyncio.to_thread(self._reader.pins) if key[-_ID_BYTES:] in gone]
+            try:
+                self._writer.commit(list(self._pins.delete(pins)))
+            except ApplyError:
+                # One of them expired after it was read, so the whole transaction failed.
+                for pin in pins:
+                    with suppress(ApplyError):
+                        self._writer.commit(list(self._pins.delete([pin])))
         chains = [
             numbered_chain(SETS[number], unpack_number(key), self._family).name
             for number in CHAINED - {PICK.number}
@@ -142,15 +147,3 @@ class Sweeper:
             # In a transaction of their own: before Linux 6.2 the deleted elements keep the chains in use for a moment.
             self._writer.commit([delete_chain(self._family, TABLE, name) for name in sorted(chains)])
             self._writer.commit(self._writer.marking(layout))
-
-    async def _unpin(self, ids: set[bytes]) -> None:
-        """Delete the pins to endpoints that no longer exist; otherwise an endpoint that returns would get its old clients."""
-        pins = await asyncio.to_thread(self._reader.pins)
-        keys = [key for key in pins if key[-_ID_BYTES:] in ids]
-        try:
-            self._writer.commit(list(self._pins.delete(keys)))
-        except ApplyError:
-            # One of them expired after it was read, so the whole transaction failed.
-            for key in keys:
-                with suppress(ApplyError):
-                    self._writer.commit(list(self._pins.delete([key])))

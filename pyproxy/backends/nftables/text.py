@@ -43,6 +43,7 @@ def elements_text(family: Family, entries: Mapping[ElementKey, Value]) -> Iterab
 def element_text(kind: ElementSet, key: bytes, value: bytes, family: Family) -> str:
     """Return one element as text: key, comment and data."""
     size = kind.key_size(family)
+    # The key of a range has both ends, one after the other; nft writes FIRST-LAST for each field.
     fields = _fields(kind.key, key[:size], family)
     if kind.is_interval:
         ends = _fields(kind.key, key[size:], family)

@@ -45,8 +45,8 @@ logger = logging.getLogger(__name__)
 LINGERING = CHAINED | ENDPOINTS | SLOTS
 """Numbers of the sets that a packet looks up with a number that it already has: their elements are deleted later."""
 _CHAIN_IN_SCRIPT = re.compile(r"^\tchain (\S+) ", re.MULTILINE)
+# A longer change is packed and sent in a thread, so that the event loop is not blocked.
 _MOST_ENTRIES_IN_LOOP = 1000
-"""A longer change is packed and sent in a thread, so that the event loop is not blocked."""
 _MOST_OUTPUT_IN_ERROR = 500
 
 
@@ -130,11 +130,8 @@ class TableWriter:
         lingering: Collection[ElementKey],
         layout: Layout,
     ) -> None:
-        """Replace all rules in one transaction, and keep sets, elements and base chains.
-
-        Base chains must stay attached to their hooks: a packet between two hooks, of which one is replaced, would pass
-        neither the old nor the new chain. ``nft`` fails if a set or a base chain exists with another definition.
-        """
+        # Base chains must stay attached to their hooks: a packet between two hooks, of which one is replaced, would
+        # pass neither the old nor the new chain. ``nft`` fails if a set or a base chain exists with another definition.
         wanted = (key for key, (_, value) in change.items() if value is not None)
         chained: dict[ElementKey, Value] = {key: b"" for key in (*entries, *wanted) if key[0] in CHAINED}
         script = table_text(self._family, self._layouts[layout], chained)
@@ -151,7 +148,6 @@ class TableWriter:
         await self._write_elements(rest, lingering, layout)
 
     async def _create_table(self, layout: Layout, entries: Mapping[ElementKey, Value], pins: str = "") -> None:
-        """Create the table in one transaction, replacing one of this name with everything in it."""
         new = table_text(self._family, self._layouts[layout], entries)
         # Adding it first makes the delete succeed where there is no table.
         await self._run_nft(f"add table {self._name}\ndelete table {self._name}\n{new}{pins}")
@@ -159,7 +155,7 @@ class TableWriter:
     async def _write_elements(
         self, change: ElementChange, lingering: Collection[ElementKey], layout: Layout | None
     ) -> None:
-        """Write chains and elements; mark the layout if it is a new one (None: it is the present one) or gets chains."""
+        # The layout is marked if it is a new one (None: it is the present one) or gets chains.
         new = [
             key
             for key, (_, wanted) in change.items()
@@ -184,10 +180,8 @@ class TableWriter:
             await asyncio.to_thread(lambda: self.commit(list(messages)))
 
     def _chain_script(self, key: ElementKey) -> str:
-        """Return a script for ``nft`` that adds an element and the chain that it leads to.
-
-        Only few chains are written this way: there is one for each time-out and each count of Services with session affinity.
-        """
+        # Only few chains are written this way: there is one for each time-out and each count of Services with session
+        # affinity.
         kind = SETS[key[0]]
         made = numbered_chain(kind, unpack_number(key[1:]), self._family)
         lines = (
@@ -200,7 +194,7 @@ class TableWriter:
         return "".join(f"{line}\n" for line in lines)
 
     def _element_messages(self, change: ElementChange, lingering: Collection[ElementKey]) -> Iterator[bytes]:
-        """Yield jumps, then deletes, then additions; a changed value is a delete and an addition in one transaction."""
+        # Jumps, then deletes, then additions. A changed value is a delete and an addition in one transaction.
         deleted: defaultdict[int, list[bytes]] = defaultdict(list)
         added: defaultdict[int, list[tuple[bytes, bytes]]] = defaultdict(list)
         for key, (present, wanted) in change.items():

@@ -92,7 +92,7 @@ def test_who_is_silent(words: list[str], may_be_proxy: bool) -> None:  # noqa: F
         found = asyncio.run(detect_running_proxy(asking(port)))
         holder.communicate()
 
-    assert (f"127.0.0.1:{port} is taken, and does not answer" if may_be_proxy else "") == found
+    assert (f"127.0.0.1:{port} is in use, but does not respond" if may_be_proxy else "") == found
 
 
 def test_nobody_is_waited_for_where_nobody_listens() -> None:
