@@ -66,7 +66,7 @@ test-cluster: $(VENV)/tested peers ## Test against the real API server and the r
 	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) tests/cluster/test_takeover_ipvs.py
 
 bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, about ten minutes
-	$(BIN)/python -m tests.cluster.bench
+	$(BIN)/python -m tests.bench.kube_proxy
 	$(BIN)/python -m tests.bench.relay
 
 test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.cluster.bench import SLICES, Bench, endpoint_slice
+from tests.bench.kube_proxy import SLICES, Bench, endpoint_slice
 from tests.cluster.controlplane import ControlPlane
 
 WAYS = ("pyproxy", "informer", "aio")

@@ -9,10 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from tests.lab.waiting import wait_until
+
 from .namespace import command_inside
 
 BINARIES = Path(__file__).parents[2] / ".cache" / "bin"
-_POLL_SECONDS = 0.02
 _STOP_SECONDS = 10.0
 _LOG_LINES = 30
 
@@ -28,18 +29,6 @@ def binary(name: str) -> str:
         message = f"{path} is missing: run tests/cluster/build.sh"
         raise ClusterError(message)
     return str(path)
-
-
-def wait_until(
-    condition: Callable[[], bool], what: str, *, timeout_seconds: float, poll_seconds: float = _POLL_SECONDS
-) -> None:
-    """Poll until a condition of another process holds."""
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            message = f"not within {timeout_seconds} s: {what}"
-            raise ClusterError(message)
-        time.sleep(poll_seconds)
 
 
 class Process:
@@ -91,7 +80,7 @@ class Process:
 
         try:
             wait_until(holds, what, timeout_seconds=timeout_seconds)
-        except ClusterError as error:
+        except (ClusterError, TimeoutError) as error:
             lines = self.log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
             message = "\n".join([f"{self._name}: {error}", *lines])
             raise ClusterError(message) from error

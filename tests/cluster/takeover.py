@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Self
 
 from tests.lab import CLUSTER_CIDRS, Connection, Lab, Load, LoadFailure, LoadReport, Shape, tcp
+from tests.lab.waiting import wait_until
 
 from .agent import PYPROXY, Agent
 from .controlplane import KUBE_PROXY_USER, ControlPlane
 from .kubeproxy import Backend, KubeProxy
 from .peer.objects import Entry, JsonObject, entry, port, service
-from .process import wait_until
 
 FLAGS = (f"--cluster-cidr={','.join(map(str, CLUSTER_CIDRS))}",)
 PORT = 8080

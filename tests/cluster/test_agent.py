@@ -15,11 +15,11 @@ from typing import Self
 
 import pytest
 
+from tests.bench.kernel_watch import KernelWatch
 from tests.packets.objects import endpoint_slice
 
 from .agent import PYPROXY, Agent
 from .api import JsonObject
-from .bench_kernel import KernelWatch
 from .controlplane import ControlPlane
 from .kubeproxy import HOST_UNTOUCHED, Backend
 from .namespace import command_inside

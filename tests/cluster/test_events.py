@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import pytest
 
+from tests.lab.waiting import wait_until
 from tests.packets.gate import SYNC_PERIOD_FLAG, Gate
 from tests.packets.modes import MODES
 
@@ -15,7 +16,6 @@ from .agent import Agent
 from .api import JsonObject
 from .controlplane import ControlPlane
 from .objects import NODE, SERVICES, Cluster
-from .process import wait_until
 from .relay import Relay
 
 MANIFESTS = Path(__file__).parents[2] / "manifests" / "base"

@@ -11,6 +11,7 @@ from ipaddress import IPv6Network, ip_network
 import pytest
 
 from tests.lab import Connection, Host, Outcome, Verdict, tcp, udp
+from tests.lab.waiting import wait_until
 
 from .controlplane import SERVICE_CIDRS, ControlPlane
 from .namespace import command_inside
@@ -19,7 +20,7 @@ from .peer.objects import Entry, JsonObject, State, entry, port, service
 from .peer.pair import Pair
 from .peer.sides import PYPROXY, Side
 from .peer.world import CLUSTER_CIDR_FLAG, PORT, VERSIONS, public
-from .process import binary, wait_until
+from .process import binary
 
 PATIENCE_SECONDS = 20.0
 SILENCE_SECONDS = 0.3

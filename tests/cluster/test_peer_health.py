@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.process import ClusterError
+from tests.lab.waiting import wait_until
 
 from .controlplane import ControlPlane
 from .http_get import Answer, get_inside
@@ -18,7 +19,6 @@ from .peer.objects import Entry, JsonObject, On, State, entry, ingress, port, se
 from .peer.pair import Pair
 from .peer.sides import Side
 from .peer.world import CLUSTER_CIDR_FLAG, VERSIONS
-from .process import wait_until
 
 PATIENCE_SECONDS = 20.0
 HEALTH_PORT = 10256

@@ -5,9 +5,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from tests.lab.waiting import wait_until
+
 from .controlplane import ControlPlane
 from .kubeproxy import Backend
-from .process import wait_until
 from .takeover import LEGACY_TOOLS, OneNode
 
 pytestmark = pytest.mark.needs_ipvs

@@ -8,7 +8,8 @@ import pytest
 
 from tests.guest.ipvs import virtual_servers, weights
 from tests.lab import Connection, tcp, udp
-from tests.packets.cluster import Cluster, wait_until
+from tests.lab.waiting import wait_until
+from tests.packets.cluster import Cluster
 from tests.packets.objects import JsonObject, On, port, service, slices, terminating
 
 pytestmark = pytest.mark.needs_ipvs

@@ -11,7 +11,8 @@ from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
 from tests.guest.ipvs import IPVS, connections, virtual_servers, weights
 from tests.lab import tcp
-from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, wait_until
+from tests.lab.waiting import wait_until
+from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
 from tests.packets.modes import LEGACY
 from tests.packets.objects import JsonObject, ingress, port, service, slices
 from tests.packets.own_namespace import inside
@@ -205,7 +206,7 @@ def test_external_deletions_are_repaired(ipvs: Cluster, row: Row) -> None:
     ipvs.run(ipvs.lab["node1"], "iptables-legacy", "-t", "nat", "-F", "KUBE-SERVICES")
 
     # The longer a sync takes, the less often the agent checks, and in the guest syncs are slow.
-    wait_until(lambda: ipvs.expected(row) == ipvs.observe(row), "repaired", seconds=150)
+    wait_until(lambda: ipvs.expected(row) == ipvs.observe(row), "repaired", 150)
 
 
 def test_dump_rules_live_shows_connections(ipvs: Cluster) -> None:

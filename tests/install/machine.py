@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
-from tests.cluster.process import wait_until
 from tests.lab import Host, LabError, Process
+from tests.lab.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 TREE = ROOT / ".cache" / "debian" / "machine"

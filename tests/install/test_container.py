@@ -14,8 +14,8 @@ import pytest
 
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.http_get import get_inside
-from tests.cluster.process import wait_until
 from tests.lab import Lab, tcp
+from tests.lab.waiting import wait_until
 from tests.packets.cluster import PYPROXY
 from tests.packets.objects import JsonObject, port, service, slices
 

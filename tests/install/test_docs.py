@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.controlplane import KUBE_PROXY_USER, ControlPlane
-from tests.cluster.process import BINARIES, wait_until
+from tests.cluster.process import BINARIES
 from tests.lab import Lab, tcp
+from tests.lab.waiting import wait_until
 from tests.packets.objects import port, service, slices
 
 from .conftest import ARCHIVES

@@ -14,7 +14,8 @@ import pytest
 
 from pyproxy.model.address import Family
 from tests.lab import Lab, tcp
-from tests.packets.cluster import PYPROXY, Cluster, wait_until
+from tests.lab.waiting import wait_until
+from tests.packets.cluster import PYPROXY, Cluster
 from tests.packets.foreign import DOCKER, EVERYDAY, hooks_of, nft_word, uncounted
 from tests.packets.modes import LEGACY, NFT, NFTABLES, Mode
 from tests.packets.objects import PLAN, JsonObject, port, service, slices

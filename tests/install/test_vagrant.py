@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.process import wait_until
 from tests.lab import Host, Lab, LabError, Shape
+from tests.lab.waiting import wait_until
 
 from .machine import PATIENCE_SECONDS, ROOT, Machine, run
 

@@ -9,20 +9,19 @@ import itertools
 import json
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from tests.lab import CLUSTER_CIDRS, Host, Lab, Outcome, Process, probe_all
+from tests.lab.waiting import wait_until
 
 from .modes import IS_GUEST, Mode
 from .objects import FAMILIES, PLAN, PORT, SECOND_PORT, JsonObject, cluster_ips, endpoint_slice, node
 from .table import Row
 
 PYPROXY = str(Path(sys.executable).with_name("pyproxy"))
-CHANGE_SECONDS = 20.0
 """Far longer than any change takes; exceeded only after a bug."""
 ANSWER_SECONDS = 4.0
 """Time-out of probes: long, because these suites test who answers, not how fast, and the machine may be busy."""
@@ -201,13 +200,6 @@ class Cluster:
             for (row, _), outcome in zip(burst, answers, strict=True):
                 outcomes.setdefault(row, []).append(outcome)
         return {row: row.observed(found) for row, found in outcomes.items()}
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = CHANGE_SECONDS) -> None:
-    """Poll until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
 
 
 def _key(item: JsonObject) -> tuple[str, str]:

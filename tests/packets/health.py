@@ -6,8 +6,9 @@ import json
 from typing import Any, NamedTuple
 
 from tests.cluster.http_get import get_inside
+from tests.lab.waiting import wait_until
 
-from .cluster import Cluster, wait_until
+from .cluster import Cluster
 from .objects import PLAN, JsonObject, ingress, port, service
 
 HEALTH_PORT = 10256

@@ -23,8 +23,8 @@ from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
 from pyproxy.model.service import Service, ServicePort
 from pyproxy.plan.service_plan import plan_service
+from tests.lab.waiting import wait_until
 
-from .cluster import wait_until
 from .each import families, variants
 from .own_namespace import dump, hide_python_iptables, listed_tables, load, own_namespace, run
 

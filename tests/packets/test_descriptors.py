@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import FLAGS, PYPROXY, wait_until
+from tests.lab.waiting import wait_until
+
+from .cluster import FLAGS, PYPROXY
 from .objects import port, service
 from .own_namespace import run
 

@@ -20,8 +20,9 @@ from pyproxy.doctor.finding import Severity
 from pyproxy.doctor.inputs import PYPROXY, AgentAnswers, Inputs, InstalledRules
 from pyproxy.model.address import ListenAddress, parse_ip
 from tests.fakes.apiserver import ApiServer
+from tests.lab.waiting import wait_until
 
-from .cluster import FLAGS, wait_until
+from .cluster import FLAGS
 from .cluster import PYPROXY as PROGRAM
 from .doctor_checks import NODE, findings, only, write
 from .gate import SYNC_PERIOD_FLAG, Gate

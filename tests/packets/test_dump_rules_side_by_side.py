@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packets.cluster import FLAGS, PYPROXY, wait_until
+from tests.lab.waiting import wait_until
+from tests.packets.cluster import FLAGS, PYPROXY
 from tests.packets.objects import port, service, slices
 from tests.packets.own_namespace import run
 

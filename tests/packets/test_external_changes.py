@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Host, tcp
+from tests.lab.waiting import wait_until
 
-from .cluster import PYPROXY, Cluster, wait_until
+from .cluster import PYPROXY, Cluster
 from .modes import LEGACY, NFT, needs
 from .objects import JsonObject, On, ingress, port, service, slices
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import SECOND_SEGMENT, SEGMENT
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, Cluster
 from .modes import needs
 from .objects import JsonObject, port, service, slices
 from .table import Row, rows

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from tests.lab import Host, Probe, sctp, tcp, udp
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, Cluster
 from .modes import needs
 from .objects import PORT, VERSIONS, JsonObject, cluster_ips, ingress, port, public, service, slices
 from .table import SILENCE_SECONDS, address_of

@@ -9,8 +9,9 @@ from signal import SIGCONT, SIGSTOP
 import pytest
 
 from tests.lab import Connection, Outcome, Probe, RefusedBy, Verdict, tcp, udp
+from tests.lab.waiting import wait_until
 
-from .cluster import Cluster, wait_until
+from .cluster import Cluster
 from .modes import needs
 from .objects import VERSIONS, JsonObject, port, public, service, slices, terminating
 from .table import SILENCE_SECONDS, address_of

@@ -7,8 +7,9 @@ import re
 import pytest
 
 from tests.lab import Ports
+from tests.lab.waiting import wait_until
 
-from .cluster import Cluster, wait_until
+from .cluster import Cluster
 from .health import CHECK_PORT, HEALTH_PORT, ask, balanced, status, wait_until_reported
 from .objects import PLAN, VERSIONS, node, slices, terminating
 

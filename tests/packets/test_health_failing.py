@@ -8,7 +8,9 @@ from functools import partial
 
 import pytest
 
-from .cluster import Cluster, wait_until
+from tests.lab.waiting import wait_until
+
+from .cluster import Cluster
 from .gate import Gate
 from .health import CHECK_PORT, HEALTH_PORT, ask, balanced, status, wait_until_reported
 from .modes import needs

@@ -15,8 +15,8 @@ from pyproxy.backends.iptables.ruleset import FILTER
 from pyproxy.errors import ApplyError
 from pyproxy.linux.iptables_programs import Variant, program
 from pyproxy.model.address import Family
+from tests.lab.waiting import wait_until
 
-from .cluster import wait_until
 from .each import families
 from .own_namespace import dump, load, run
 

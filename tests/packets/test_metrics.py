@@ -15,8 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.cluster.namespace import call_inside
 from tests.lab import Host, Verdict, sctp, tcp, udp
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, Cluster
 from .modes import needs
 from .objects import ADDRESSES, JsonObject, port, public, service, slices
 

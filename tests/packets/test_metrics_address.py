@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from .cluster import FLAGS, PYPROXY, wait_until
+from tests.lab.waiting import wait_until
+
+from .cluster import FLAGS, PYPROXY
 from .own_namespace import run
 
 pytestmark = pytest.mark.usefixtures("own_tables")

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.lab import tcp
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, Cluster, running_cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, Cluster, running_cluster
 from .modes import IPVS, IPVS_NFT, IS_GUEST, LEGACY, NFT, NFTABLES, Mode
 from .objects import port, service, slices
 

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.lab import IPAddress, tcp
+from tests.lab.waiting import wait_until
 
-from .cluster import Cluster, wait_until
+from .cluster import Cluster
 from .objects import VERSIONS, JsonObject, cluster_ips, node, port, service, slices
 
 NODE_PORT = 30110

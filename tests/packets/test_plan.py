@@ -11,8 +11,9 @@ import pytest
 
 from pyproxy.cli.plan_report import PlanDocument
 from tests.lab import Host
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
 from .objects import JsonObject, ingress, port, service, slices
 from .test_restart import without_dates
 

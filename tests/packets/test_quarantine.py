@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from .cluster import PYPROXY, Cluster, wait_until
+from tests.lab.waiting import wait_until
+
+from .cluster import PYPROXY, Cluster
 from .gate import Gate
 from .modes import needs
 from .objects import backed, cluster_ips, port, service

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from .cluster import Cluster, wait_until
+from tests.lab.waiting import wait_until
+
+from .cluster import Cluster
 from .gate import Gate
 from .modes import needs
 from .objects import VERSIONS, backed, cluster_ips, port, service

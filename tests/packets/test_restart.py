@@ -12,8 +12,9 @@ import pytest
 from pyproxy.linux.ruleset_counter import NftGeneration
 from tests.cluster.namespace import call_inside
 from tests.lab import Host, tcp
+from tests.lab.waiting import wait_until
 
-from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, wait_until
+from .cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
 from .gate import Gate
 from .modes import needs
 from .objects import ADDRESSES, JsonObject, ingress, port, service, slices

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from tests.cluster.controlplane import KUBE_PROXY_USER, ControlPlane
 from tests.cluster.kubeproxy import HOST_UNTOUCHED, KubeProxy
-from tests.cluster.process import ClusterError, wait_until
+from tests.cluster.process import ClusterError
 from tests.lab import Host, Lab, Process
+from tests.lab.waiting import wait_until
 
 from .modes import Mode
 from .world import SHAPE, equip
@@ -62,7 +63,7 @@ class Side(ABC):
                 timeout_seconds=pace.patience_seconds,
                 poll_seconds=pace.poll_seconds,
             )
-        except ClusterError as error:
+        except (ClusterError, TimeoutError) as error:
             message = "\n".join([str(error), *self.log(node).splitlines()[-_LOG_LINES:]])
             raise ClusterError(message) from error
 

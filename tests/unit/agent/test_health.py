@@ -18,7 +18,8 @@ from pyproxy.model.service import Service, ServicePort
 from pyproxy.node.context import NodeContext
 from pyproxy.node.local_traffic import node_port_ips
 from pyproxy.serve.listeners import Listeners
-from tests.unit.serve.http_client import free_address, get, is_refused, wait_until
+from tests.lab.waiting import wait_until
+from tests.unit.serve.http_client import free_address, get, is_refused
 
 WEB = NamespacedName("default", "web")
 NODE = Node(name="node1", ips=(parse_ip("172.18.0.11"),))

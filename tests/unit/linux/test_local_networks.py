@@ -9,7 +9,7 @@ from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import IPVS_DEVICE
 from pyproxy.linux.local_networks import local_networks
 from pyproxy.model.address import Family
-from tests.packets.cluster import wait_until
+from tests.lab.waiting import wait_until
 from tests.packets.own_namespace import own_namespace, run
 
 pytestmark = pytest.mark.usefixtures("needs_root")

@@ -20,7 +20,7 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.plan.localhost import RelayTarget
-from tests.unit.serve.http_client import wait_until
+from tests.lab.waiting import wait_until
 
 RESET = struct.pack("ii", 1, 0)
 SECONDS = 20.0

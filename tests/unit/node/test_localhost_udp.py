@@ -14,7 +14,7 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.plan.localhost import RelayTarget
-from tests.unit.serve.http_client import wait_until
+from tests.lab.waiting import wait_until
 
 LOCALHOST = {Family.IPV4: "127.0.0.1", Family.IPV6: "::1"}
 DOMAINS = {Family.IPV4: socket.AF_INET, Family.IPV6: socket.AF_INET6}

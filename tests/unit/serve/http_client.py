@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import socket
-import time
-from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPConnection
 from typing import NamedTuple
 
 from pyproxy.model.address import ListenAddress, ip_text, parse_ip
+from tests.lab.waiting import wait_until
 
 LOOPBACK = parse_ip("127.0.0.1")
 PATIENCE_SECONDS = 10.0
@@ -21,14 +20,6 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Test a condition repeatedly until it holds."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
 
 
 def free_address(ip: bytes = LOOPBACK) -> ListenAddress:

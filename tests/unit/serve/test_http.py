@@ -21,8 +21,9 @@ from pyproxy.serve.health import Health, health_application, service_application
 from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.pages import application, fixed
 from tests.lab.http_shapes import SHAPES, Reply, Shape, send
+from tests.lab.waiting import wait_until
 
-from .http_client import PATIENCE_SECONDS, connected, free_address, wait_until
+from .http_client import PATIENCE_SECONDS, connected, free_address
 
 SERVERS = ("health", "check", "metrics")
 

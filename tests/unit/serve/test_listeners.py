@@ -15,8 +15,9 @@ import pytest
 from pyproxy.model.address import ListenAddress, ip_text, parse_ip
 from pyproxy.serve import listeners as listeners_module
 from pyproxy.serve.listeners import HttpService, Listeners
+from tests.lab.waiting import wait_until
 
-from .http_client import LOOPBACK, connected, free_address, get, is_refused, wait_until
+from .http_client import LOOPBACK, connected, free_address, get, is_refused
 
 MANY = 200
 

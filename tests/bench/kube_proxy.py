@@ -1,6 +1,6 @@
-"""Measures pyproxy against kube-proxy: `python -m tests.cluster.bench --help`, or `make bench`.
+"""Measures pyproxy against kube-proxy: `python -m tests.bench.kube_proxy --help`, or `make bench`.
 
-The IPVS mode needs a kernel that has it: `python -m tests.guest --seconds 3600 .venv/bin/python -m tests.cluster.bench
+The IPVS mode needs a kernel that has it: `python -m tests.guest --seconds 3600 .venv/bin/python -m tests.bench.kube_proxy
 --backends ipvs-legacy`. Both follow the same API server, in alternating runs and one at a time, each in a network
 namespace of its own. Only the ratios are comparable: absolute times depend on the machine. For each run it measures:
 
@@ -29,15 +29,15 @@ from pathlib import Path
 from typing import get_args
 
 import pyproxy
+from tests.cluster.agent import Agent
+from tests.cluster.api import JsonObject
+from tests.cluster.controlplane import ControlPlane
+from tests.cluster.kubeproxy import Backend, KubeProxy
+from tests.cluster.namespace import fresh_namespace
+from tests.cluster.process import Process
 
-from .agent import Agent
-from .api import JsonObject
-from .bench_kernel import Target, watch
-from .bench_probe import Probe, probe
-from .controlplane import ControlPlane
-from .kubeproxy import Backend, KubeProxy
-from .namespace import fresh_namespace
-from .process import Process
+from .kernel_watch import Target, watch
+from .probe import Probe, probe
 
 NODE = "node-1"
 PORT = 8080
@@ -257,7 +257,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.cluster.bench", description=(__doc__ or "").partition(":")[0]
+        prog="python -m tests.bench.kube_proxy", description=(__doc__ or "").partition(":")[0]
     )
     parser.add_argument("--services", type=int, default=1000)
     parser.add_argument("--endpoints", type=int, default=3, help="of each Service")

@@ -19,10 +19,10 @@ from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
-
-from .kubeproxy import Backend, ruleset
-from .namespace import call_inside, command_inside
-from .process import ClusterError, wait_until
+from tests.cluster.kubeproxy import Backend, ruleset
+from tests.cluster.namespace import call_inside, command_inside
+from tests.cluster.process import ClusterError
+from tests.lab.waiting import wait_until
 
 _POLL_SECONDS = 0.001
 _PATIENCE_SECONDS = 300.0

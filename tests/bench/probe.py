@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
-from .namespace import call_inside
-from .process import ClusterError
+from tests.cluster.namespace import call_inside
+from tests.cluster.process import ClusterError
 
 _PATIENCE_SECONDS = 300.0
 _PAUSE_SECONDS = 0.0005
