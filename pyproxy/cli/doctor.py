@@ -30,6 +30,9 @@ _ATTRIBUTES = (
     *("config", "pyproxy_config", "manifests", "hostname_override", "service_proxy_name", "proxy_mode", "bind_address"),
     *(
         "cluster_cidr",
+        "detect_local_mode",
+        "iptables_localhost_nodeports",
+        "iptables_masquerade_bit",
         "nodeport_addresses",
         "metrics_bind_address",
         "healthz_bind_address",

@@ -7,10 +7,11 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from pyproxy.config.config import Config
-from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, warn
+from pyproxy.decode.fields import shown
+from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, require_objects, warn
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
 from pyproxy.errors import SourceError
-from pyproxy.model.address import ListenAddress, ip_text
+from pyproxy.model.address import LOOPBACK_IPS, Family, ListenAddress, ip_text
 from pyproxy.takeover.running_proxy import detect_running_proxy, reachable
 
 _TIMEOUT_SECONDS = 5
@@ -112,6 +113,24 @@ async def check_last_sync(inputs: Inputs) -> list[Finding]:
     if not found and agent.readyz.get("lastSyncGood") is False:
         return [fail("the last sync failed", f"curl {agent.health_url}/readyz", "look at the log of pyproxy")]
     return found
+
+
+async def check_health_ports(inputs: Inputs) -> list[Finding]:
+    """Load balancers avoid a node whose health check node port does not answer."""
+    _require_agent(inputs)
+    found = {}
+    for service in require_objects(inputs).services:
+        number, name = service.health_check_node_port, f"{shown(service.namespace)}/{shown(service.name)}"
+        if number and number not in found:
+            ip = next(iter(inputs.node.ips), LOOPBACK_IPS[Family.IPV4])
+            answer = await asyncio.to_thread(_get, ListenAddress(ip, number), "/")
+            served = _json(answer).get("service")
+            if served is None:
+                words = f"health check node port {number} of {name} is {'used by another program' if answer else 'not served'}"
+                found[number] = warn(
+                    words, f"curl {ip_text(ip)}:{number}; ss -ltnp", "stop the program that uses the port"
+                )
+    return list(found.values())
 
 
 async def check_watches(inputs: Inputs) -> list[Finding]:

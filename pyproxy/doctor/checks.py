@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import replace
 
-from pyproxy.doctor import agent, conntrack, kernel, node, rules, services
+from pyproxy.doctor import agent, conntrack, foreign_rules, kernel, node, rules, services
 from pyproxy.doctor.finding import Check, Finding, NotCheckedError, Severity
 from pyproxy.doctor.inputs import Inputs
 from pyproxy.errors import PyproxyError
@@ -14,6 +14,7 @@ CHECKS = (
     Check("bridge-netfilter", "bridge netfilter", kernel.check_bridge_netfilter),
     Check("hairpin-mode", "hairpin mode of bridge ports", kernel.check_hairpin_mode),
     Check("local-ports", "local port range", kernel.check_local_ports),
+    Check("route-localnet", "node ports on 127.0.0.1", kernel.check_route_localnet),
     Check("strict-arp", "strict ARP in IPVS mode", kernel.check_strict_arp),
     Check("kernel-features", "kernel features that the proxy mode needs", kernel.check_features),
     Check("capabilities", "capabilities of this command", kernel.check_capabilities),
@@ -23,9 +24,15 @@ CHECKS = (
     Check("stale-rules", "rules of other proxies and modes", rules.check_stale_rules),
     Check("forward-policy", "FORWARD policy", rules.check_forward_policy),
     Check("foreign-jumps", "host ports and other rules before those of Services", rules.check_foreign_jumps),
+    Check("jumps", "jumps to the chains of Services", rules.check_jumps),
+    Check("foreign-rules", "rules of other programs for traffic of Services", foreign_rules.check_foreign_rules),
+    Check("routes", "routes to endpoints and cluster IPs", node.check_routes),
+    Check("pod-detection", "recognition of traffic from pods", node.check_pod_detection),
+    Check("node-name", "name of the node", node.check_node_name, needs_node=False),
     Check("node-ip", "address of the node", node.check_node_ip),
     Check("agent", "pyproxy running", agent.check_running),
     Check("last-sync", "last sync", agent.check_last_sync),
+    Check("health-ports", "health check node ports", agent.check_health_ports),
     Check("watches", "watches on the API server", agent.check_watches),
     Check("quarantine", "quarantined Service ports", agent.check_quarantine),
     Check("other-proxy", "other proxies running", agent.check_other_proxy),

@@ -1,19 +1,21 @@
 """Checks of kernel settings: forwarding, reverse path filter, bridges, local ports, ARP, and features."""
 
 import asyncio
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pyproxy.config.config import ProxyMode
 from pyproxy.doctor.finding import Finding, fail, info, warn
-from pyproxy.doctor.inputs import Inputs
+from pyproxy.doctor.inputs import PYPROXY, Inputs
 from pyproxy.errors import RightsError
 from pyproxy.linux.addresses import IPVS_DEVICE, interface_addresses
 from pyproxy.linux.bridges import bridges
 from pyproxy.linux.capabilities import require_capabilities
-from pyproxy.linux.routes import routes
+from pyproxy.linux.routes import Route, routes
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.linux.xt_extensions import missing_extensions
-from pyproxy.model.address import Family, ip_text
+from pyproxy.model.address import Family, Network, ip_text
+from pyproxy.node.local_traffic import serves_localhost
 
 _SYS = Path("/proc/sys/net")
 # Does not exist on a kernel without IPv6.
@@ -46,9 +48,21 @@ async def check_forwarding(inputs: Inputs) -> list[Finding]:
             f"/proc/sys/{name}",
             f"sysctl -w {_dotted(name)}=1, and a file in /etc/sysctl.d",
         )
-        for name in wanted
+        for name in (*wanted, *_forwarding_of_interfaces(inputs))
         if read_sysctl(name) == 0
     ]
+
+
+def _forwarding_of_interfaces(inputs: Inputs) -> Iterator[str]:
+    """Yield the settings of interfaces of pods, and of other nodes. In IPv6 only the one for all counts (`ip6_forward`)."""
+    if read_sysctl("net/ipv4/ip_forward"):
+        networks = [each for each in inputs.pod_networks if each.family is Family.IPV4]
+        devices = {each.device for each in routes(Family.IPV4) if not each.is_direct or _is_of(each, networks)}
+        yield from (f"net/ipv4/conf/{device}/forwarding" for device in sorted(devices))
+
+
+def _is_of(route: Route, networks: Collection[Network]) -> bool:
+    return any(route.network.ip in network for network in networks)
 
 
 async def check_reverse_path_filter(_: Inputs) -> list[Finding]:
@@ -150,6 +164,16 @@ async def check_local_ports(_: Inputs) -> list[Finding]:
             f"sysctl -w net.ipv4.ip_local_reserved_ports={NODE_PORTS.start}-{NODE_PORTS.stop - 1}",
         )
     ]
+
+
+async def check_route_localnet(inputs: Inputs) -> list[Finding]:
+    """Rules for node ports on 127.0.0.1 need it; pyproxy sets it when it starts."""
+    is_needed = inputs.mode == ProxyMode.IPTABLES.value and serves_localhost(inputs.config, Family.IPV4)
+    name = "net/ipv4/conf/all/route_localnet"
+    if not is_needed or inputs.agent.proxy != PYPROXY or read_sysctl(name) != 0:
+        return []
+    text = f"{_dotted(name)} is 0: node ports do not answer on 127.0.0.1"
+    return [warn(text, f"/proc/sys/{name}", f"sysctl -w {_dotted(name)}=1, and find the program that resets it")]
 
 
 async def check_strict_arp(inputs: Inputs) -> list[Finding]:

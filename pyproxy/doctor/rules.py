@@ -9,6 +9,7 @@ from itertools import product
 from pyproxy.backends.iptables import chain_names as names
 from pyproxy.backends.iptables.capabilities import chain_rules
 from pyproxy.backends.iptables.legacy_entries import legacy_tables
+from pyproxy.backends.iptables.reader import chains_and_jumps
 from pyproxy.backends.iptables.ruleset import FILTER, IPVS_TABLES, NAT, ChainKey
 from pyproxy.config.config import ProxyMode
 from pyproxy.doctor.finding import Finding, fail, info, warn
@@ -22,9 +23,10 @@ from pyproxy.model.address import Family, Network, parse_network
 from pyproxy.plan.service_table import FrontendType
 
 # The chain of the CNI plugin portmap.
-_HOST_PORTS = "CNI-HOSTPORT-DNAT"
+HOST_PORTS = "CNI-HOSTPORT-DNAT"
 _HOST_PORT = re.compile(r"-p (\w+) .*--dports? ([\d,]+)")
 _NODE_PORT = re.compile(r"-p (\w+) .*--dport (\d+)")
+_JUMPS = (("PREROUTING", names.SERVICES), ("OUTPUT", names.SERVICES), ("POSTROUTING", names.POSTROUTING))
 _NFT_FAMILIES = {"ip": (Family.IPV4,), "ip6": (Family.IPV6,), "inet": tuple(Family)}
 # Words of a rule that accepts traffic of pods: nothing but addresses, interfaces and a comment is compared. Conntrack states
 # would exclude first packets. A mark is how Calico accepts what its policies allow.
@@ -83,9 +85,9 @@ async def check_stale_rules(inputs: Inputs) -> list[Finding]:
 async def check_forward_policy(inputs: Inputs) -> list[Finding]:
     """A policy of DROP is fine if a rule accepts traffic of pods; Docker and some distributions set it without one."""
     found = []
-    for variant, family in _in_use(inputs, FILTER):
+    for variant, family in iptables_tables(inputs, FILTER):
         # Both variants, because both apply: a DROP in legacy tables is invisible to iptables-nft, and drops all the same.
-        saved = await _rules(family, variant, FILTER)
+        saved = await saved_table(family, variant, FILTER)
         if ":FORWARD DROP" not in saved and "-P FORWARD DROP" not in saved:
             continue
         pods = [network for network in inputs.pod_networks if network.family is family]
@@ -156,10 +158,30 @@ def _native_accepts_pods(rule: str, pods: Iterable[Network]) -> bool:
     return not addresses or any(_overlap(parse_network(word), pod) for word in addresses for pod in pods)
 
 
+async def check_jumps(inputs: Inputs) -> list[Finding]:
+    """Without the jumps of the built-in chains no packet reaches the chains of Services."""
+    require_rules(inputs)
+    if inputs.config.service_proxy_name:
+        return []
+    found = []
+    for variant, family in iptables_tables(inputs, NAT):
+        for chain, target in _JUMPS:
+            chains, jumps = chains_and_jumps(family, variant, NAT, chain)
+            if names.CANARY in chains and target not in jumps:
+                found.append(
+                    fail(
+                        f"{family}: nothing leads to {target} in nat {chain}: Services do not work",
+                        f"{program(family, variant)} -t nat -S {chain}",
+                        "start or restart pyproxy, which adds the rule again",
+                    )
+                )
+    return found
+
+
 async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
     """A host port of a pod hides the node port with the same number, if its chain comes first."""
     found = []
-    for variant, family in _in_use(inputs, NAT):
+    for variant, family in iptables_tables(inputs, NAT):
         # Rules of one chain apply in order, and the first that translates the destination wins. The whole table, which is large on a node with many Services, is printed only if it matters.
         lines = (await chain_rules(family, variant, ChainKey(NAT, "PREROUTING"))).splitlines()
         ours = next((at for at, line in enumerate(lines) if f"-j {names.SERVICES}" in line), None)
@@ -168,22 +190,22 @@ async def check_foreign_jumps(inputs: Inputs) -> list[Finding]:
             continue
         tool = program(family, variant)
         hidden: list[tuple[str, int]] = []
-        if _HOST_PORTS in first:
-            saved = await _rules(family, variant, NAT)
+        if HOST_PORTS in first:
+            saved = await saved_table(family, variant, NAT)
             host_ports = {
                 (match[1], int(port))
                 for line in saved.splitlines()
-                if line.startswith(f"-A {_HOST_PORTS} ") and (match := _HOST_PORT.search(line))
+                if line.startswith(f"-A {HOST_PORTS} ") and (match := _HOST_PORT.search(line))
                 for port in match[2].split(",")
             }
             hidden = sorted(host_ports & _node_ports(inputs, saved))
         if hidden:
             listed = ", ".join(f"{port}/{protocol.upper()}" for protocol, port in hidden)
-            place = f"{_HOST_PORTS} comes before {names.SERVICES}" if ours is not None else "only one of them can work"
+            place = f"{HOST_PORTS} comes before {names.SERVICES}" if ours is not None else "only one of them can work"
             found.append(
                 warn(
                     f"{family}: hostPort of a pod hides node port {listed}: {place}",
-                    f"{tool} -t nat -S {_HOST_PORTS}",
+                    f"{tool} -t nat -S {HOST_PORTS}",
                     "change the hostPort of the pod or the nodePort of the Service",
                 )
             )
@@ -205,14 +227,20 @@ def require_rules(inputs: Inputs) -> None:
         raise ApplyError(inputs.rules.error, retryable=True)
 
 
-def _in_use(inputs: Inputs, table: str) -> Iterator[tuple[Variant, Family]]:
+def iptables_tables(inputs: Inputs, table: str) -> Iterator[tuple[Variant, Family]]:
+    """Yield the variants and families in which a table exists."""
     # Only tables that exist: the programs of the legacy variant would create them.
     for variant, family in product(Variant, inputs.families):
         if is_available(family, variant) and (variant is Variant.NFT or table in legacy_tables(family)):
             yield variant, family
 
 
-async def _rules(family: Family, variant: Variant, table: str) -> str:
+async def saved_table(family: Family, variant: Variant, table: str) -> str:
+    """Return the output of iptables-save for a table.
+
+    Raises:
+        ApplyError: it cannot be printed.
+    """
     # iptables-nft exits with 0 for a table that has rules of nft itself, and prints only a remark.
     argv = [program(family, variant, "save"), "-t", table]
     result = await run(argv)

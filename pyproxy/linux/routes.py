@@ -1,5 +1,8 @@
-"""The main routing table, from /proc/net/route and /proc/net/ipv6_route (proc(5)); needs no rights."""
+"""The main routing table, from /proc/net/route and /proc/net/ipv6_route (proc(5)), and route lookups; needs no rights."""
 
+import errno
+import os
+import socket
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,3 +40,18 @@ def routes(family: Family) -> list[Route]:
             network = Network(bytes.fromhex(fields[0]), int(fields[1], 16))
             found.append(Route(network, fields[-1], not any(bytes.fromhex(fields[4]))))
     return found
+
+
+def route_error(address: str) -> str:
+    """Return why the kernel has no route from this machine to an address, or nothing if it has one. Sends no packet."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        try:
+            # Connecting a datagram socket looks up the route; the port does not matter.
+            sock.connect((address, 9))
+        except OSError as error:
+            # fib_props in net/ipv4/fib_semantics.c: the errors of routes that discard packets.
+            kinds = {errno.EINVAL: "a blackhole route", errno.EACCES: "a route of type prohibit"}
+            number = error.errno or 0
+            return kinds.get(number, os.strerror(number))
+    return ""

@@ -90,6 +90,8 @@ class ServiceRow:
     total_count: int = 0
     """How many endpoints the Service port has on any node, usable or not."""
     affinity_seconds: int | None = None
+    health_check_node_port: int = 0
+    """0 means none."""
     source_ranges: tuple[Network, ...] = ()
     """The clients that may connect; empty means all."""
     state: State = State.OK
@@ -225,6 +227,7 @@ class _RowMaker:
             local_count=len(self._on_node.intersection(endpoints)),
             total_count=self._total,
             affinity_seconds=plan.affinity_seconds,
+            health_check_node_port=self._service.health_check_node_port,
             source_ranges=plan.source_ranges if is_restricted else (),
             state=state,
             reasons=tuple(why),

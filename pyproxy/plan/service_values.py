@@ -87,6 +87,7 @@ class ServiceValues(Struct, rename="camel", forbid_unknown_fields=True):
         SyncState | None, Meta(description="Whether the kernel has this state; null if no agent was asked.")
     ]
     sync_error: Annotated[str, Meta(description="Why the kernel refused the Service port; empty if it did not.")]
+    health_check_node_port: Annotated[int | None, Meta(description="Null if the Service has none.")]
     reasons: Annotated[
         list[ReasonValues], Meta(description="Why the state is not ok; with ok, what is probably a mistake.")
     ]
@@ -142,6 +143,7 @@ def service_values(row: ServiceRow, sync: SyncState | None = None, sync_error: s
         state=row.state,
         sync=sync,
         sync_error=sync_error,
+        health_check_node_port=row.health_check_node_port or None,
         reasons=[ReasonValues(reason.code, reason.text, reason.fix) for reason in row.reasons],
     )
 

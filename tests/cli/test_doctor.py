@@ -27,14 +27,14 @@ def test_broken_services_are_found() -> None:
     }
     assert ["default/audit"] == [line.split()[1] for line in lines if line.startswith("INFO")]
     assert all("fix: " in line for line in lines[:-1])
-    assert "ok    1 more check (-v)" == lines[-1]
+    assert "ok    2 more checks (-v)" == lines[-1]
 
 
 def test_fine_checks_are_listed_on_request() -> None:
     """With -v the checks that found nothing are listed too."""
     done = pyproxy("doctor", *FLAGS, "-v")
 
-    assert ["ok    external IPs that are addresses of nodes"] == [
+    assert ["ok    name of the node", "ok    external IPs that are addresses of nodes"] == [
         line for line in done.stdout.splitlines() if line.startswith("ok")
     ]
 
@@ -47,7 +47,7 @@ def test_documents_follow_the_schema(output: str) -> None:
     values = yaml.safe_load(done.stdout)  # JSON is YAML
     report = msgspec.convert(values, DoctorReport)
     assert ("DoctorReport", "node2", 1) == (report.kind, report.node, done.returncode)
-    assert {"services", "external-ips"} == {finding.check for finding in report.findings}
+    assert {"services", "node-name", "external-ips"} == {finding.check for finding in report.findings}
 
 
 @pytest.mark.parametrize(
