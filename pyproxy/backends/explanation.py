@@ -10,7 +10,7 @@ from enum import Enum
 from fractions import Fraction
 from typing import NamedTuple
 
-from pyproxy.model.address import is_loopback
+from pyproxy.model.address import is_loopback, parse_network
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
 
@@ -37,6 +37,17 @@ class Host:
     def is_local(self, ip: bytes) -> bool:
         """Return whether the kernel delivers packets for an address to the node itself."""
         return ip in self.ips or is_loopback(ip)
+
+    def address_type(self, ip: bytes) -> str:
+        """Return the type of an address in the routing tables, in the words of ``nft``."""
+        if self.is_local(ip):
+            return "local"
+        if any(ip in network for network in _MULTICASTS):
+            return "multicast"
+        return "broadcast" if ip == b"\xff" * 4 else "unicast"
+
+
+_MULTICASTS = (parse_network("224.0.0.0/4"), parse_network("ff00::/8"))
 
 
 class Fate(Enum):
@@ -77,6 +88,8 @@ class Path:
     """The endpoint sees an address of this node as the source."""
     affinity_seconds: int | None = None
     """For how long the client stays with its endpoint; None without session affinity."""
+    affinity_entry: str = ""
+    """The entry in the kernel that already connects the client with this endpoint; empty: there is none."""
     is_certain: bool = True
     """False: a rule on the way could not be evaluated and was skipped; a step names it."""
 

@@ -7,8 +7,7 @@ from pathlib import Path
 import click
 
 from pyproxy.backends.explanation import Fate, Host, Packet
-from pyproxy.backends.iptables.explain import paths, read_save
-from pyproxy.backends.iptables.rule_matches import UNKNOWN_INTERFACE
+from pyproxy.backends.hooks import UNKNOWN_INTERFACE
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
 from pyproxy.cli.explain_ends import Destination, EndKind, KnownNames, NoSuchServiceError, Source, common_family
@@ -21,6 +20,7 @@ from pyproxy.cli.explain_reasons import (
     with_reason,
 )
 from pyproxy.cli.explain_report import Explanation, MissingService, explanation_document, print_explanation
+from pyproxy.cli.explain_rules import read_node_rules
 from pyproxy.cli.flags import LOG_ATTRIBUTES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
 from pyproxy.cli.objects import offline_cluster
 from pyproxy.cli.output import OutputFormat
@@ -52,8 +52,8 @@ _OTHER_INTERFACE = "eth0"
         Flag(
             ["--rules"],
             TEXT,
-            "Explain the rules in a file, the output of iptables-save (or ip6tables-save) on any node with pyproxy or"
-            " kube-proxy. Needs no other file.",
+            "Explain the rules in a file, the output of iptables-save, ip6tables-save or nft list ruleset (or several of"
+            " them) on any node with pyproxy or kube-proxy. Needs no other file.",
         ),
         Flag(["--node-ip"], TEXT, "With --rules: the addresses of that node, with commas."),
         Flag(["--in-interface"], TEXT, "The interface by which the packet arrives, if a rule depends on it."),
@@ -106,19 +106,19 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
         ConfigError: a file or an argument cannot be used.
     """
     try:
-        ruleset = read_save(sys.stdin.read() if file == "-" else Path(file).read_text())
+        rules = read_node_rules(sys.stdin.read() if file == "-" else Path(file).read_text())
         ips = [parse_ip(text.strip()) for text in node_ip.split(",") if text.strip()]
     except OSError as error:
         message = f"--rules: {file}: {error.strerror}"
         raise ConfigError(message) from error
-    except ValueError as error:
+    except ValueError as error:  # also if the file is not text
         message = f"--rules, --node-ip: {error}"
         raise ConfigError(message) from error
     node = Node(name="node", ips=tuple(ips))
     names = KnownNames({}, (node,), ())
     client, target = names.source(source), names.destination(destination, ips)
     packet = _packet(client, target, node, in_interface or UNKNOWN_INTERFACE)
-    found = paths(ruleset, packet, Host(frozenset(ips)))
+    found = rules.interpret(packet, Host(frozenset(ips)))
     service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
     explanation = Explanation(packet, client, "", f"rules of {file}", found, service)
     return with_foreign_reason(explanation)

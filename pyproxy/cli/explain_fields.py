@@ -6,14 +6,21 @@ Chains, sets and maps have fixed names in every mode, and a frontend's address s
 import re
 
 from pyproxy.backends.explanation import Packet, Step
+from pyproxy.linux.uapi.netfilter_ipv4 import NfIpPri
 from pyproxy.plan.service_plan import ServicePlan
 
-_NAME = re.compile(r'"(?:(?P<quoted>[^" ]+/[^" ]+) )|--comment (?P<word>[a-z0-9.-]+/[^" ]+)(?: |$)')
+_NAME = re.compile(r'"(?P<quoted>[a-z0-9.-]+/[^" ]+)[" ]|--comment (?P<word>[a-z0-9.-]+/[^" ]+)(?: |$)')
 """The comment with which a rule names its Service port: ``default/web:http cluster IP``."""
+_CHAIN = re.compile(
+    r"(?:service|external|firewall|endpoint)-[A-Z2-7]{8}-(?P<service>[^/ ]+/[^/ ]+)/\w+/(?P<port>[a-z0-9-]*)"
+)
+"""The name of a chain of kube-proxy in nftables mode; that of an endpoint goes on with two underscores."""
 
 
 def step_field(step: Step, plan: ServicePlan | None, packet: Packet) -> str:
     """Return what decided a step, in the words of the API; empty for rules that are the same for every Service."""
+    if step.place == "cluster-ips" and step.priority == NfIpPri.FILTER:
+        return "a cluster IP without this port"
     for place, rule, text in _FIELDS:
         if place.search(step.place) and rule.search(step.rule):
             return text or _frontend(plan, packet)
@@ -22,8 +29,11 @@ def step_field(step: Step, plan: ServicePlan | None, packet: Packet) -> str:
 
 def step_service(step: Step) -> str:
     """Return the Service port that the comment of a rule names, or nothing."""
-    found = _NAME.search(step.rule)
-    return (found["quoted"] or found["word"]) if found else ""
+    if found := _NAME.search(step.rule):
+        return found["quoted"] or found["word"]
+    if found := _CHAIN.search(f"{step.rule} {step.place}"):
+        return ":".join(filter(None, (found["service"], found["port"])))
+    return ""
 
 
 def _frontend(plan: ServicePlan | None, packet: Packet) -> str:
@@ -44,6 +54,19 @@ _FIELDS = tuple(
         (r"", r"^-P ", "policy of the chain"),
         (r"^(KUBE|PYPROXY|KPR)-.*FIREWALL$|^(KUBE|PYPROXY)-SOURCE-RANGES|^KUBE-FW-|^sources$", r"", "spec.loadBalancerSourceRanges"),
         (r"^(firewall|allowed-sources)$", r"", "spec.loadBalancerSourceRanges"),
+        (r"^firewall-ips$|^firewall-[A-Z2-7]{8}-", r"", "spec.loadBalancerSourceRanges"),
+        (r"^(cluster-ips|service-cidrs)-check$|^unknown-ports$", r"^ip6? daddr \S+/\d+ drop", "ServiceCIDR without a Service at this address"),
+        (r"^no-endpoint-(services|nodeports)$", r": drop", "traffic policy Local"),
+        (r"^no-endpoint-(services|nodeports)$", r"", "no usable endpoint"),
+        (r"^reject-chain$", r"", "no usable endpoint"),
+        (r"^service-(ips|nodeports)$", r"", ""),
+        (r"^external-[A-Z2-7]{8}-", r"masquerade local", "the source is this node"),
+        (r"^external-[A-Z2-7]{8}-", r"short-circuit pod", "the source is a pod"),
+        (r"^external-[A-Z2-7]{8}-", r"meta mark set", "spec.externalTrafficPolicy: Cluster"),
+        (r"^services$", r"masquerade clusterIP|meta mark set", "the source is not a pod"),
+        (r"^(service|endpoint)-[A-Z2-7]{8}-", r"", "an endpoint"),
+        (r"^affinity-", r"", "spec.sessionAffinity: ClientIP"),
+        (r"^pins$", r"", "spec.sessionAffinity: ClientIP"),
         (r"^cluster-ips$", r"", "spec.clusterIP"),
         (r"^service-cidrs$", r"", "ServiceCIDR without a Service at this address"),
         (r"SERVICES$", r"has no local endpoints", "traffic policy Local"),

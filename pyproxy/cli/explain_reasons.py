@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from pyproxy.backends.explanation import Fate, Host, Packet
+from pyproxy.cli.explain_fields import shown_rule, step_field
 from pyproxy.cli.explain_report import Explanation
 from pyproxy.cli.objects import OfflineCluster
 from pyproxy.manifests.pods import Pod
@@ -145,14 +146,55 @@ def _without_service(explanation: Explanation, cluster: OfflineCluster, pods: It
     )
 
 
+_RULE_REASONS = {
+    "spec.loadBalancerSourceRanges": (
+        "the source is not in spec.loadBalancerSourceRanges",
+        "add the client's range to spec.loadBalancerSourceRanges, or use another address of the Service",
+    ),
+    "traffic policy Local": (
+        "the Service has no endpoint on this node, and its traffic policy is Local",
+        "send the client to a node with an endpoint, or set the traffic policy to Cluster",
+    ),
+    "no usable endpoint": (
+        "the Service has no usable endpoint",
+        "kubectl get endpointslices -A shows its endpoints; kubectl describe pod says why they are not ready",
+    ),
+    "a cluster IP without this port": (
+        "the destination is a cluster IP, but its Service does not have this port and protocol",
+        "kubectl get services -A shows the ports",
+    ),
+    "ServiceCIDR without a Service at this address": (
+        "no Service has this cluster IP",
+        "kubectl get services -A shows the cluster IPs; clients may have cached an old one",
+    ),
+    "policy of the chain": (
+        "no rule accepts the packet, and the policy of the chain {place} is to drop it",
+        "add a rule that accepts it, or change the policy; pyproxy doctor says more",
+    ),
+}
+"""Reason and fix by the field behind the last rule."""
+
+
 def with_foreign_reason(explanation: Explanation) -> Explanation:
-    """Name the rule that ended the packet, if no Service explains it."""
+    """Name the rule that ended the packet, if no object explains it."""
     if explanation.fate is Fate.UNCHANGED:
-        return replace(explanation, reason="no rule changes the destination of this packet")
+        return replace(
+            explanation,
+            reason="no rule changes the destination of this packet",
+            fix="check address, port and protocol (kubectl get services -A), and whether these rules are of the right node",
+        )
     if explanation.fate is Fate.FORWARDED or not explanation.paths[0].steps:
         return explanation
     step = explanation.paths[0].steps[-1]
-    return replace(explanation, reason=f"{explanation.fate.value} by the rule {step.rule}")
+    field = step_field(step, explanation.plan, explanation.packet)
+    if field in _RULE_REASONS:
+        reason, fix = _RULE_REASONS[field]
+        return replace(explanation, reason=reason.format(place=step.place), fix=fix)
+    return replace(
+        explanation,
+        reason=f"{explanation.fate.value} by the rule {shown_rule(step)} of the chain {step.place}",
+        fix="change that rule, or accept the packet in a rule before it",
+    )
 
 
 def missing_service(

@@ -82,6 +82,7 @@ class PathValues(Struct, rename="camel", forbid_unknown_fields=True):
     place: Annotated[str, Meta(description="Pod and node of the endpoint, as far as known.")]
     masqueraded: Annotated[bool, Meta(description="The endpoint sees an address of the node as source.")]
     affinity_seconds: int | None
+    affinity_entry: Annotated[str, Meta(description="The entry that already connects the client with the endpoint.")]
     certain: Annotated[bool, Meta(description="False: a rule could not be evaluated and was skipped.")]
     steps: list[StepValues]
 
@@ -118,6 +119,7 @@ def explanation_document(found: Explanation | MissingService, output: OutputForm
             place=_place(found, path),
             masqueraded=path.is_masqueraded,
             affinity_seconds=path.affinity_seconds,
+            affinity_entry=path.affinity_entry,
             certain=path.is_certain,
             steps=[StepValues(*step, step_field(step, found.plan, packet)) for step in path.steps],
         )
@@ -216,7 +218,9 @@ def _endpoint_lines(found: Explanation) -> Iterator[str]:
 
 
 def _closing_lines(found: Explanation) -> Iterator[str]:
-    if seconds := next((path.affinity_seconds for path in found.paths if path.affinity_seconds), None):
+    if entry := next((path.affinity_entry for path in found.paths if path.affinity_entry), ""):
+        yield f"affinity: an entry connects this client with its endpoint ({entry})"
+    elif seconds := next((path.affinity_seconds for path in found.paths if path.affinity_seconds), None):
         yield f"affinity: the client stays with its endpoint until it has been idle for {seconds} s"
     if not all(path.is_certain for path in found.paths):
         yield "not certain: a rule on the way could not be evaluated and was skipped"

@@ -8,6 +8,7 @@ import yaml
 
 from pyproxy.cli.explain_report import ExplanationDocument
 
+from .kube_proxy_rules import CASES, Case, check, stored_dump
 from .test_cli import pyproxy
 
 INPUTS = Path(__file__).parents[1] / "inputs"
@@ -166,7 +167,8 @@ def test_rules_of_a_node_port(tmp_path: Path) -> None:
     status, found = explained(*words, flags=(f"--rules={dump}", "--node-ip=172.18.0.12"))
 
     assert (5, "default/audit") == (status, found.service)
-    assert "default/audit has no local endpoints" in found.reason
+    assert "no endpoint on this node, and its traffic policy is Local" in found.reason
+    assert found.fix
 
 
 def test_rules_that_are_none(tmp_path: Path) -> None:
@@ -174,5 +176,37 @@ def test_rules_that_are_none(tmp_path: Path) -> None:
     done = pyproxy("explain", f"--rules={OBJECTS}", "outside", "10.96.0.10:80")
 
     assert 2 == done.returncode
-    assert "is not output of iptables-save" in done.stderr
+    assert "not output of iptables-save" in done.stderr
     assert 2 == pyproxy("explain", f"--rules={tmp_path / 'absent'}", "outside", "10.96.0.10:80").returncode
+
+
+STORED = [(mode, case) for case in CASES for mode in case.modes]
+
+
+@pytest.mark.parametrize(("mode", "case"), STORED, ids=[f"{mode}, {case}" for mode, case in STORED])
+def test_rules_of_kube_proxy(mode: str, case: Case) -> None:
+    """Stored rules of kube-proxy 1.37.2 have the verdict, the endpoints, the Service, a reason and what to do."""
+    check(stored_dump(mode, case.node), case)
+
+
+def test_rules_of_both_families_and_programs(tmp_path: Path) -> None:
+    """One file may have the output of several programs; each family has its own rules."""
+    dump = tmp_path / "rules"
+    dump.write_text("".join(stored_dump(mode, "node1").read_text() for mode in ("nftables", "iptables")))
+    case = CASES[0]
+
+    assert [0.5, 0.5] == [float(path.share) for path in check(dump, case).paths]
+    status, found = explained("fd00::1", "[fd00:10:96::7]:80", flags=(f"--rules={dump}",))
+    assert (5, "no Service has this cluster IP") == (status, found.reason)
+
+
+def test_own_nftables_table(tmp_path: Path) -> None:
+    """The dump of pyproxy's own table explains itself, too."""
+    dump = tmp_path / "rules"
+    flags = ("--node=node1", "--proxy-mode=nftables", "-o", "nft")
+    dump.write_text(pyproxy("dump-rules", *FLAGS, *flags).stdout)
+    status, found = explained("10.244.1.50", "10.96.0.10:80", flags=(f"--rules={dump}",))
+
+    assert (0, "default/web") == (status, found.service)
+    assert ["10.244.1.11:8080", "10.244.2.12:8080"] == [path.endpoint for path in found.paths]
+    assert "no usable endpoint" in explained("10.244.1.50", "10.96.0.8:80", flags=(f"--rules={dump}",))[1].reason

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.backends.nftables.elements import ElementKey, Value
-from pyproxy.backends.nftables.explain import paths, read_elements
-from pyproxy.backends.nftables.layout import NftablesSettings
+from pyproxy.backends.nftables.explain import paths
+from pyproxy.backends.nftables.layout import NftablesSettings, layout_text
 from pyproxy.backends.nftables.program import NftablesProgram
+from pyproxy.backends.nftables.ruleset_text import read_ruleset
+from pyproxy.backends.nftables.text import table_text
 from pyproxy.model.address import Family, family_of
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import Protocol
@@ -86,14 +88,14 @@ def test_elements_do_what_the_semantics_say(data: st.DataObject, family: Family)
     chosen = replace(data.draw(nftables_settings(family)), service_cidrs=())
     plans = plans_of(cluster, family)
     entries: dict[ElementKey, Value] = wanted(filled(NftablesProgram(chosen), plans))
-    elements = read_elements(entries, chosen)
+    tables = read_ruleset(table_text(family, layout_text(chosen), entries))
     here = {(endpoint, plan.protocol) for plan in plans.values() for endpoint in plan.node_endpoints}
     host = Host(frozenset(of_families((*WORLD.node_ips, *WORLD.gateways), (family,))))
     oracle = Oracle(cluster, for_oracle(chosen), host)
     for packet in aimed_packets(cluster, host, family):
         if packet.destination in LOOPBACK_IPS or not serves_node_ports(packet, host, chosen):
             continue
-        found = outcomes_of(paths(elements, packet, host))
+        found = outcomes_of(paths(tables, packet, host))
 
         expected = oracle.outcomes(packet)
         if is_closed(cluster, packet):

@@ -4,23 +4,17 @@ It follows the packet through the hooks in the kernel's order and knows nothing 
 follows every branch. A rule that it cannot evaluate is skipped, and the path names it.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from enum import Enum
 from functools import partial
 from typing import NamedTuple
 
-from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path, Step, merged
-from pyproxy.backends.iptables.rule_matches import (
-    LOOPBACK_INTERFACE,
-    UNKNOWN_INTERFACE,
-    Rule,
-    State,
-    applies,
-    parse_rule,
-)
+from pyproxy.backends import hooks
+from pyproxy.backends.explanation import Host, Packet, Path, Step
+from pyproxy.backends.hooks import BaseChain, State, Verdict, Way
+from pyproxy.backends.iptables.rule_matches import Rule, SetLookup, applies, no_sets, parse_rule
 from pyproxy.model.address import parse_ip
-from pyproxy.model.endpoint import Endpoint
 
 _MANGLE, _FILTER, _SECURITY = ("mangle", -150), ("filter", 0), ("security", 50)
 HOOKS: Mapping[str, tuple[tuple[str, int], ...]] = {
@@ -31,8 +25,7 @@ HOOKS: Mapping[str, tuple[tuple[str, int], ...]] = {
     "POSTROUTING": (_MANGLE, ("nat", 100)),
 }
 """Hooks with their tables and priorities (linux/netfilter_ipv4.h, nf_ip_hook_priorities), in order."""
-_LAST = 1 << 31
-"""Higher than any priority."""
+_CHECKED_PIN = re.compile(r"--rcheck(?: --seconds (\d+))?(?: --reap)?.* --name (\S+)")
 _NO_EFFECT = frozenset({
     *("LOG", "NFLOG", "ULOG", "TRACE", "TCPMSS", "CHECKSUM", "SET", "AUDIT", "TTL", "HL", "DSCP", "TOS", "CLASSIFY"),
 })  # fmt: skip
@@ -79,19 +72,6 @@ def read_save(text: str) -> Ruleset:
     return Ruleset(chains, policies)
 
 
-class Verdict(Enum):
-    """How a packet leaves a chain or a hook."""
-
-    ACCEPT = "ACCEPT"
-    DROP = "DROP"
-    REJECT = "REJECT"
-    FALL_THROUGH = ""
-    """No rule decided; the rule after the jump is next."""
-
-
-Way = tuple[Verdict, State]
-
-
 class _Stage(NamedTuple):
     """One table at one hook."""
 
@@ -102,7 +82,7 @@ class _Stage(NamedTuple):
 
 
 def paths(ruleset: Ruleset, packet: Packet, host: Host, pins: Collection[str] = frozenset()) -> tuple[Path, ...]:
-    """Return every way that a packet can take, the most probable first.
+    """Return every way that a packet can take through rules of iptables only, the most probable first.
 
     Args:
         ruleset: the rules.
@@ -110,86 +90,46 @@ def paths(ruleset: Ruleset, packet: Packet, host: Host, pins: Collection[str] = 
         host: the node that has the rules.
         pins: names of the ``recent`` lists that contain the source of the packet.
     """
-    walk = Walk(ruleset)
-    state = State(packet, host, packet.destination, packet.port, in_interface=packet.in_interface, pins=frozenset(pins))
-    return merged(walk.path(verdict, end) for verdict, end in walk.all_hooks(state))
+    return hooks.paths(base_chains(ruleset), packet, host, dict.fromkeys(pins, 0.0))
 
 
-class Walk:
-    """Follows a packet through chains and hooks."""
-
-    def __init__(self, ruleset: Ruleset) -> None:
-        self._ruleset = ruleset
-        self._pin_seconds: dict[str, int] = {}
-        """How long an entry of a ``recent`` list counts, from the rules that check it."""
-
-    def path(self, verdict: Verdict, end: State) -> Path:
-        """Return how a packet ended."""
-        if verdict in {Verdict.DROP, Verdict.REJECT}:
-            fate = Fate.DROPPED if verdict is Verdict.DROP else Fate.REJECTED
-            return Path(end.share, fate, end.steps, is_certain=end.is_certain)
-        return Path(
-            end.share,
-            Fate.FORWARDED if end.is_translated else Fate.UNCHANGED,
-            end.steps,
-            Endpoint(end.destination, end.port) if end.is_translated else None,
-            is_masqueraded=end.is_masqueraded,
-            affinity_seconds=self._pin_seconds.get(end.set_pin),
-            is_certain=end.is_certain,
+def base_chains(ruleset: Ruleset, sets: SetLookup = no_sets) -> list[BaseChain]:
+    """Return the built-in chains of a ruleset."""
+    interpreter = _Interpreter(ruleset, sets)
+    return [
+        BaseChain(
+            chain.lower(), priority, table == "nat", partial(interpreter.built_in, _Stage(table, chain, priority))
         )
+        for chain, stages in HOOKS.items()
+        for table, priority in stages
+        if chain in ruleset.chains.get(table, ())
+    ]
 
-    def all_hooks(self, state: State) -> Iterator[Way]:
-        """Follow a packet through all hooks: nat comes before filter at OUTPUT, after it at POSTROUTING."""
-        if state.packet.in_interface:
-            return self.then(self.hook(state, "PREROUTING"), self._route_incoming)
-        return self.then(self.hook(state, "OUTPUT", before=_FILTER[1]), self._route_own)
 
-    def _route_incoming(self, state: State) -> Iterator[Way]:
-        if state.host.is_local(state.destination):
-            return self.hook(state, "INPUT")
-        state = replace(state, out_interface=UNKNOWN_INTERFACE)
-        return self.then(self.hook(state, "FORWARD"), self._leave)
+class _Interpreter:
+    """Follows a packet through chains."""
 
-    def _route_own(self, state: State) -> Iterator[Way]:
-        is_local = state.host.is_local(state.destination)
-        state = replace(state, out_interface=LOOPBACK_INTERFACE if is_local else UNKNOWN_INTERFACE)
-        return self.then(self.hook(state, "OUTPUT", after=_FILTER[1] - 1), self._leave)
+    def __init__(self, ruleset: Ruleset, sets: SetLookup) -> None:
+        self._ruleset = ruleset
+        self._sets = sets
+        self._pin_seconds = {
+            name: int(seconds or 0)
+            for rules in ruleset.chains.get("nat", {}).values()
+            for rule in rules
+            if "--rcheck" in rule
+            for seconds, name in _CHECKED_PIN.findall(rule)
+        }
+        """How long an entry of a ``recent`` list counts."""
 
-    def _leave(self, state: State) -> Iterator[Way]:
-        return self.then(self.hook(state, "POSTROUTING"), self._come_back)
-
-    def _come_back(self, state: State) -> Iterator[Way]:
-        """Let a packet to the node itself enter by lo. It is still NEW, but the nat table is not consulted twice."""
-        if state.out_interface != LOOPBACK_INTERFACE:
-            return iter([(Verdict.ACCEPT, state)])
-        state = replace(state, in_interface=LOOPBACK_INTERFACE, out_interface="")
-        entered = self.hook(state, "PREROUTING", before=-100)
-        return self.then(entered, lambda end: self.hook(end, "INPUT", before=100))
-
-    @staticmethod
-    def then(ways: Iterator[Way], following: Callable[[State], Iterator[Way]]) -> Iterator[Way]:
-        """Let packets that were neither dropped nor rejected continue."""
-        for verdict, end in ways:
-            if verdict in {Verdict.DROP, Verdict.REJECT}:
-                yield verdict, end
-            else:
-                yield from following(end)
-
-    def hook(self, state: State, chain: str, *, after: int = -_LAST, before: int = _LAST) -> Iterator[Way]:
-        """Follow a packet through the tables of a hook with priorities between two bounds."""
-        ways: Iterator[Way] = iter([(Verdict.ACCEPT, state)])
-        for table, priority in HOOKS[chain]:
-            if after < priority < before and chain in self._ruleset.chains.get(table, ()):
-                ways = self.then(ways, partial(self._built_in, _Stage(table, chain, priority)))
-        return ways
-
-    def _built_in(self, stage: _Stage, state: State) -> Iterator[Way]:
+    def built_in(self, stage: _Stage, state: State) -> Iterator[Way]:
         """Follow a packet through a built-in chain and apply its policy."""
         policy = self._ruleset.policies.get((stage.table, stage.hook), "ACCEPT")
         for verdict, end in self._chain(state, stage.hook, stage):
             if verdict is Verdict.FALL_THROUGH and policy == "DROP":
-                step = Step(stage.hook.lower(), stage.priority, stage.hook, f"-P {stage.hook} DROP")
-                yield Verdict.DROP, replace(end, steps=(*end.steps, step))
+                yield (
+                    Verdict.DROP,
+                    end.after(Step(stage.hook.lower(), stage.priority, stage.hook, f"-P {stage.hook} DROP")),
+                )
             else:
                 yield verdict, end
 
@@ -197,17 +137,15 @@ class Walk:
         waiting = [state]
         for text in self._ruleset.chains[stage.table].get(chain, ()):
             rule = parse_rule(text)
-            if rule.checked_pin is not None:
-                self._pin_seconds[rule.checked_pin[0]] = rule.checked_pin[1]
             passed: list[State] = []
             for one in waiting:
-                answer = applies(rule, one)
+                answer = applies(rule, one, self._sets)
                 if answer is False or (answer is None and rule.target in _NO_EFFECT):
                     passed.append(one)
                     continue
                 step = Step(stage.hook.lower(), stage.priority, chain, f"-A {chain} {text}")
                 if answer is None or not self._is_target(stage.table, rule):
-                    passed.append(_passed_over(one, step))
+                    passed.append(one.passed_over(step))
                     continue
                 hit = one
                 if rule.chance != 1:
@@ -228,8 +166,13 @@ class Walk:
 
     def _target(self, rule: Rule, state: State, stage: _Stage, step: Step) -> Iterator[Way]:
         if rule.set_pin:
-            state = replace(state, pins=state.pins | {rule.set_pin}, set_pin=rule.set_pin)
-        decided = replace(state, steps=(*state.steps, step))
+            seconds = self._pin_seconds.get(rule.set_pin)
+            state = replace(state, pins={**state.pins, rule.set_pin: 0.0}, affinity_seconds=seconds)
+        if rule.checked_pin is not None:
+            name = rule.checked_pin[0]
+            entry = f"/proc/net/xt_recent/{name}, last seen {state.pins[name]:.0f} s ago"
+            state = replace(state, affinity_entry=entry)
+        decided = state.after(step)
         match rule.target:
             case target if target in _NO_EFFECT or target in {"", "RETURN"}:
                 yield Verdict.FALL_THROUGH, state
@@ -244,7 +187,7 @@ class Walk:
             case "DNAT":
                 to = _translated(rule.options["--to-destination"], state.port)
                 ip, port = to or (state.destination, state.port)
-                yield Verdict.ACCEPT, replace(decided, destination=ip, port=port, is_translated=True)
+                yield Verdict.ACCEPT, replace(decided, destination=ip, port=port, is_translated=True, is_dnat=True)
             case chain:
                 for verdict, end in self._chain(decided, chain, stage):
                     # A jump that led to no decision is not part of the story.
@@ -253,10 +196,6 @@ class Walk:
 
 
 _TARGETS = frozenset({"", "RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "SNAT", *_NO_EFFECT})
-
-
-def _passed_over(state: State, step: Step) -> State:
-    return replace(state, is_certain=False, steps=(*state.steps, step._replace(rule=NOT_EVALUATED + step.rule)))
 
 
 def _translated(text: str, port: int) -> tuple[bytes, int] | None:

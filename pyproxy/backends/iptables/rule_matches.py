@@ -6,58 +6,29 @@ A match that is not known here, or that depends on what is not known about the p
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from pyproxy.backends.explanation import Host, Packet, Step
+from pyproxy.backends.hooks import LOOPBACK_INTERFACE, UNKNOWN_INTERFACE, State
 from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.names import Protocol
 
-LOOPBACK_INTERFACE = "lo"
-UNKNOWN_INTERFACE = "?"
-"""An interface whose name is not known. It is not the loopback interface."""
 _IP_HEADERS = {4: (20, 12, 16), 16: (40, 8, 24)}
 """By length of address: length of the IP header, offset of the source, offset of the destination."""
 _STATISTIC_STEPS = 1 << 31
 """xt_statistic keeps a probability as a 31-bit fraction."""
 
-SetLookup = Callable[[str, tuple[str, ...], "State"], bool | None]
+SetLookup = Callable[[str, tuple[str, ...], State], bool | None]
 """Returns whether a packet is in an ipset, from the name of the set and the directions of ``--match-set``."""
 
 
-def no_sets(_name: str, _directions: tuple[str, ...], _state: "State") -> bool | None:
+def no_sets(_name: str, _directions: tuple[str, ...], _state: State) -> bool | None:
     """Return that the content of no ipset is known."""
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """A packet on its way through the hooks."""
-
-    packet: Packet
-    host: Host
-    destination: bytes
-    port: int
-    share: Fraction = Fraction(1)
-    """Probability of this way so far."""
-    mark: int = 0
-    is_translated: bool = False
-    is_masqueraded: bool = False
-    is_ipvs: bool = False
-    """IPVS has sent it to a real server."""
-    in_interface: str = ""
-    out_interface: str = ""
-    pins: frozenset[str] = frozenset()
-    """Names of the ``recent`` lists that contain the source."""
-    set_pin: str = ""
-    """The ``recent`` list to which this packet has added its source."""
-    steps: tuple[Step, ...] = ()
-    is_certain: bool = True
-    sets: SetLookup = field(default=no_sets, compare=False)
-
-
-Test = Callable[[State], bool | None]
+Test = Callable[[State, SetLookup], bool | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +89,14 @@ def parse_rule(text: str) -> Rule:
             unknown = unknown or f"{name} {value}".rstrip()
     checked = (recent.get("--name", "DEFAULT"), int(recent.get("--seconds", "0"))) if "--rcheck" in recent else None
     if checked is not None:
-        tests.append(lambda state: checked[0] in state.pins)
+        tests.append(partial(_is_pinned, *checked))
     pin = recent.get("--name", "DEFAULT") if "--set" in recent else ""
     return Rule(tuple(tests), unknown, chance, target, is_goto, options, pin, checked)
 
 
-def applies(rule: Rule, state: State) -> bool | None:
+def applies(rule: Rule, state: State, sets: SetLookup) -> bool | None:
     """Return whether all tests of a rule pass, or None if one that decides has no answer."""
-    answers = {test(state) for test in rule.tests}
+    answers = {test(state, sets) for test in rule.tests}
     if False in answers:
         return False
     return None if None in answers or rule.unknown else True
@@ -162,26 +133,31 @@ def _test(name: str, value: str, *, is_inverted: bool) -> Test | None:
 
 
 def _inverted(test: Test) -> Test:
-    def inverted(state: State) -> bool | None:
-        answer = test(state)
+    def inverted(state: State, sets: SetLookup) -> bool | None:
+        answer = test(state, sets)
         return None if answer is None else not answer
 
     return inverted
 
 
+def _is_pinned(name: str, seconds: int, state: State, _: SetLookup) -> bool:
+    age = state.pins.get(name)
+    return age is not None and (not seconds or age <= seconds)
+
+
 def _source(value: str) -> Test:
     network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state: state.packet.source in network
+    return lambda state, _: state.packet.source in network
 
 
 def _destination(value: str) -> Test:
     network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state: state.destination in network
+    return lambda state, _: state.destination in network
 
 
 def _protocol(value: str) -> Test:
     wanted = value.lower()
-    return lambda state: wanted in {"all", state.packet.protocol.value, str(state.packet.protocol.number)}
+    return lambda state, _: wanted in {"all", state.packet.protocol.value, str(state.packet.protocol.number)}
 
 
 def _ports(value: str) -> Test:
@@ -190,14 +166,14 @@ def _ports(value: str) -> Test:
     for part in value.split(","):
         first, _, last = part.partition(":")
         ranges.append((int(first or 0), int(last or (65535 if ":" in part else first))))
-    return lambda state: any(first <= state.port <= last for first, last in ranges)
+    return lambda state, _: any(first <= state.port <= last for first, last in ranges)
 
 
 def _states(value: str) -> Test:
     wanted = set(value.split(","))
 
-    def test(state: State) -> bool:
-        has = {"NEW", *(["DNAT"] if state.is_translated else []), *(["SNAT"] if state.is_masqueraded else [])}
+    def test(state: State, _: SetLookup) -> bool:
+        has = {"NEW", *(["DNAT"] if state.is_dnat else []), *(["SNAT"] if state.is_masqueraded else [])}
         return not wanted.isdisjoint(has)
 
     return test
@@ -205,34 +181,23 @@ def _states(value: str) -> Test:
 
 def _original_destination(value: str) -> Test:
     network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state: state.packet.destination in network
+    return lambda state, _: state.packet.destination in network
 
 
 def _mark(value: str) -> Test:
     mark, _, mask = value.partition("/")
     number, bits = int(mark, 16), int(mask or "0xffffffff", 16)
-    return lambda state: state.mark & bits == number
+    return lambda state, _: state.mark & bits == number
 
 
 def _source_type(value: str) -> Test:
     wanted = set(value.split(","))
-    return lambda state: _address_type(state.host, state.packet.source) in wanted
+    return lambda state, _: state.host.address_type(state.packet.source).upper() in wanted
 
 
 def _destination_type(value: str) -> Test:
     wanted = set(value.split(","))
-    return lambda state: _address_type(state.host, state.destination) in wanted
-
-
-_MULTICASTS = (parse_network("224.0.0.0/4"), parse_network("ff00::/8"))
-
-
-def _address_type(host: Host, ip: bytes) -> str:
-    if host.is_local(ip):
-        return "LOCAL"
-    if any(ip in network for network in _MULTICASTS):
-        return "MULTICAST"
-    return "BROADCAST" if ip == b"\xff" * 4 else "UNICAST"
+    return lambda state, _: state.host.address_type(state.destination).upper() in wanted
 
 
 def _is_interface(pattern: str, name: str) -> bool | None:
@@ -243,16 +208,16 @@ def _is_interface(pattern: str, name: str) -> bool | None:
 
 def _tcp_flags(value: str) -> Test:
     examined, wanted = (set(words.split(",")) for words in value.split(" "))
-    return lambda state: state.packet.protocol is Protocol.TCP and {"SYN"} & examined == wanted - {"NONE"}
+    return lambda state, _: state.packet.protocol is Protocol.TCP and {"SYN"} & examined == wanted - {"NONE"}
 
 
 def _set(value: str) -> Test:
     name, directions = value.split(" ")
-    return lambda state: state.sets(name, tuple(directions.split(",")), state)
+    return lambda state, sets: sets(name, tuple(directions.split(",")), state)
 
 
 def _ipvs(_value: str) -> Test:
-    return lambda state: state.is_ipvs
+    return lambda state, _: state.is_ipvs
 
 
 def _bpf(bytecode: str) -> Test:
@@ -261,15 +226,15 @@ def _bpf(bytecode: str) -> Test:
     if any(code not in _BPF_CODES for code, *_ in program):
         message = f"unknown instruction in {bytecode}"
         raise ValueError(message)
-    return lambda state: _run_bpf(program, _ip_header(state)) > 0
+    return lambda state, _: _run_bpf(program, _ip_header(state)) > 0
 
 
 _TESTS: dict[str, Callable[[str], Test]] = {
     "-s": _source,
     "-d": _destination,
     "-p": _protocol,
-    "-i": lambda value: lambda state: _is_interface(value, state.in_interface),
-    "-o": lambda value: lambda state: _is_interface(value, state.out_interface),
+    "-i": lambda value: lambda state, _: _is_interface(value, state.in_interface),
+    "-o": lambda value: lambda state, _: _is_interface(value, state.out_interface),
     "--dport": _ports,
     "--dports": _ports,
     "--ctstate": _states,

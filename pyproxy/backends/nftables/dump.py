@@ -9,11 +9,12 @@ from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.backends.nftables.attribution import list_elements, users
 from pyproxy.backends.nftables.change_monitor import ChangeMonitor
 from pyproxy.backends.nftables.elements import ADDRESSED, LAYOUT, NODE_PORTS, SETS, ElementKey, Value
-from pyproxy.backends.nftables.explain import paths, read_elements
+from pyproxy.backends.nftables.explain import paths
 from pyproxy.backends.nftables.kernel import NftablesKernel
 from pyproxy.backends.nftables.layout import TABLE, layout_text
 from pyproxy.backends.nftables.mode import nftables_settings, supported_families
 from pyproxy.backends.nftables.program import NftablesProgram
+from pyproxy.backends.nftables.ruleset_text import read_ruleset
 from pyproxy.backends.nftables.text import family_name, table_text
 from pyproxy.config.config import Config
 from pyproxy.errors import ApplyError
@@ -118,7 +119,7 @@ class NftablesDumper:
         """Return an interpreter of the elements for these plans."""
         settings = nftables_settings(self._config, family, context)
         entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
-        return partial(paths, read_elements(entries, settings))
+        return partial(paths, read_ruleset(table_text(family, layout_text(settings), entries)))
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing as input for ``nft -f``: the table without elements, then the elements by Service port."""

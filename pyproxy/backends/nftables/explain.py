@@ -1,274 +1,374 @@
-"""What the table of the nftables mode does to the first packet of a connection, from its elements.
+"""What rules of nf_tables do to the first packet of a connection, from the text of ``nft list ruleset``.
 
-The chains and rules are fixed (`layout`), so they are code here, in the same order and with the same names; everything that
-depends on Services is looked up in the elements. Rules of other tables are not known.
+It follows the packet through chains, sets and maps of any program, and knows nothing of Services. Where chance decides, it
+follows every branch. A rule that it cannot evaluate is skipped, and the path names it.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from fractions import Fraction
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
-from pyproxy.backends.explanation import Fate, Host, Packet, Path, Step, merged
-from pyproxy.backends.nftables.elements import (
-    ADDRESSED,
-    ALLOWED_SOURCES,
-    CLUSTER_IPS,
-    FIREWALL,
-    HAIRPIN,
-    LAYOUT,
-    NODE_PORT_IPS,
-    NODE_PORTS,
-    SERVICE_CIDRS,
-    SETS,
-    ElementKey,
-    ElementSet,
-    EndpointChoice,
-    Layout,
-    PortSets,
-    Value,
-    pack_number,
-    pack_port,
-    pack_protocol,
-    unpack_number,
+from pyproxy.backends import hooks
+from pyproxy.backends.explanation import Host, Packet, Path, Step
+from pyproxy.backends.hooks import LOOPBACK_INTERFACE, UNKNOWN_INTERFACE, BaseChain, State, Verdict, Way
+from pyproxy.backends.nftables.rule_text import (
+    KINDS,
+    Assignment,
+    Bits,
+    Chance,
+    Concat,
+    Decision,
+    Expression,
+    Field,
+    Literal,
+    Mapped,
+    Match,
+    Statement,
+    Translation,
+    Unknown,
+    Update,
+    Vmap,
+    parse_rule,
 )
-from pyproxy.backends.nftables.layout import NftablesSettings
-from pyproxy.backends.nftables.text import element_text
-from pyproxy.model.address import is_loopback
-from pyproxy.model.endpoint import Endpoint
+from pyproxy.backends.nftables.ruleset_text import Atom, Chain, Element, NftSet, Table, atom, seconds
+from pyproxy.model.address import parse_ip
 from pyproxy.model.names import Protocol
 
-_PRE_DNAT, _NAT, _FILTER, _SOURCE_NAT = -110, -100, 0, 100
+_VERDICTS = {"accept": Verdict.ACCEPT, "drop": Verdict.DROP, "reject": Verdict.REJECT, "return": Verdict.FALL_THROUGH}
+_MARK_MASK = 0xFFFFFFFF
+_FAMILIES = ("ip", "ip6")
+_SCRATCH = "classid"
+"""Type of the numbers that rules of the nftables mode pass on; look-ups of these decide nothing about a packet alone."""
 
 
-@dataclass(frozen=True, slots=True)
-class Elements:
-    """The elements of one family's table, by set."""
-
-    settings: NftablesSettings
-    entries: Mapping[ElementKey, Value]
-    ranges: Mapping[bytes, tuple[list[bytes], list[bytes]]]
-    """For each frontend with a firewall: the first and the last address of each allowed range, sorted."""
-
-    def value(self, kind: ElementSet, key: bytes) -> bytes | None:
-        """Return the data of an element, or None if it does not exist."""
-        value = self.entries.get(ElementKey(kind.prefix + key))
-        return None if value is None or isinstance(value, Layout) else value
-
-    def step(self, hook: str, priority: int, kind: ElementSet, key: bytes) -> Step:
-        """Return the step at which an element was found."""
-        value = self.value(kind, key) or b""
-        return Step(hook, priority, kind.name, element_text(kind, key, value, self.settings.family))
+_DECIDING_WORDS = frozenset({
+    *("accept", "drop", "reject", "return", "jump", "goto", "vmap", "queue", "set", "map"),
+    *("dnat", "snat", "redirect", "masquerade", "tproxy", "synproxy", "fwd"),
+})  # fmt: skip
+"""Words in the part of a rule that cannot be evaluated by which the rule could decide something."""
 
 
-def read_elements(entries: Mapping[ElementKey, Value], settings: NftablesSettings) -> Elements:
-    """Return the elements of a table, from a program or from the kernel."""
-    size, ip = ALLOWED_SOURCES.key_size(settings.family), settings.family.bits // 8
-    found: dict[bytes, list[tuple[bytes, bytes]]] = {}
-    for key in entries:
-        if key != LAYOUT and SETS.get(key[0]) is ALLOWED_SOURCES:
-            body = key[1:]
-            found.setdefault(body[: size - ip], []).append((body[size - ip : size], body[2 * size - ip :]))
-    ranges = {
-        frontend: ([first for first, _ in sorted(pairs)], [last for _, last in sorted(pairs)])
-        for frontend, pairs in found.items()
-    }
-    return Elements(settings, entries, ranges)
+_BITS = {"&": operator.and_, "|": operator.or_, "^": operator.xor}
+_COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
 
-@dataclass(frozen=True, slots=True)
-class _State:
-    packet: Packet
-    host: Host
-    destination: bytes
-    port: int
-    share: Fraction = Fraction(1)
-    is_marked: bool = False
-    is_translated: bool = False
-    is_masqueraded: bool = False
-    affinity_seconds: int | None = None
-    steps: tuple[Step, ...] = ()
-
-    @property
-    def node_port(self) -> bytes:
-        return pack_protocol(self.packet.protocol) + pack_port(self.port)
-
-    @property
-    def addressed(self) -> bytes:
-        return self.destination + self.node_port
-
-    def after(self, step: Step, **changes: object) -> "_State":
-        return replace(self, steps=(*self.steps, step), **changes)  # type: ignore[arg-type]  # fields of this class
+class _NotEvaluatedError(Exception):
+    """An expression has no value that is known for a packet."""
 
 
-def paths(elements: Elements, packet: Packet, host: Host) -> tuple[Path, ...]:
-    """Return every way that a packet of a new client can take, the most probable first."""
-    state = _State(packet, host, packet.destination, packet.port)
-    return merged(_Walk(elements).walk(state))
+class _Branch(NamedTuple):
+    """One way through the statements of a rule."""
+
+    state: State
+    values: tuple[Atom, ...] = ()
+    decision: Decision | None = None
 
 
-class _Walk:
-    def __init__(self, elements: Elements) -> None:
-        self._elements = elements
-        self._settings = elements.settings
+def paths(tables: Iterable[Table], packet: Packet, host: Host) -> tuple[Path, ...]:
+    """Return every way that a packet can take through tables of nf_tables only, the most probable first."""
+    return hooks.paths(base_chains(tables, len(packet.source)), packet, host, {})
 
-    def walk(self, state: _State) -> Iterator[Path]:
-        hook = "prerouting" if state.packet.in_interface else "output"
-        if dropped := self._sources(state, hook):
-            yield _ended(dropped, Fate.DROPPED)
-            return
-        for translated in self._services(state, hook):
-            yield self._filtered(translated)
 
-    def _sources(self, state: _State, hook: str) -> _State | None:
-        """Return the state of a packet that the chain ``sources`` drops, or None."""
-        key = state.addressed
-        if self._elements.value(FIREWALL, key) is None:
-            return None
-        firsts, lasts = self._elements.ranges.get(key, ([], []))
-        index = bisect_right(firsts, state.packet.source) - 1
-        if index >= 0 and state.packet.source <= lasts[index]:
-            return None
-        return state.after(self._elements.step(hook, _PRE_DNAT, FIREWALL, key))
+def base_chains(tables: Iterable[Table], address_bytes: int) -> list[BaseChain]:
+    """Return the base chains that packets pass with addresses of this length."""
+    families = {"inet", "ip" if address_bytes == len(b"IPv4") else "ip6"}
+    return [
+        BaseChain(chain.hook, chain.priority, chain.kind == "nat", partial(_Interpreter(table, chain).base_chain))
+        for table in tables
+        if table.family in families
+        for chain in table.chains.values()
+        if chain.hook
+    ]
 
-    def _services(self, state: _State, hook: str) -> Iterator[_State]:
-        """Follow the chain ``services``: addresses of Services, then node ports."""
-        for end in self._ports(state, hook, ADDRESSED, state.addressed):
-            if not end.is_translated and self._is_to_node(end):
-                yield from self._ports(end, hook, NODE_PORTS, end.node_port)
+
+class _Interpreter:
+    """Follows a packet through a base chain."""
+
+    def __init__(self, table: Table, base: Chain) -> None:
+        self._table = table
+        self._base = base
+
+    def base_chain(self, state: State) -> Iterator[Way]:
+        for verdict, end in self._chain(state, self._base):
+            if verdict is Verdict.FALL_THROUGH and self._base.policy == "drop":
+                yield Verdict.DROP, end.after(self._step(self._base.name, "policy drop"))
             else:
-                yield end
+                yield verdict, end
 
-    def _ports(self, state: _State, hook: str, sets: PortSets, key: bytes) -> Iterator[_State]:
-        elements, settings = self._elements, self._settings
-        if sets is ADDRESSED and elements.value(CLUSTER_IPS, state.destination) is not None:
-            from_elsewhere = settings.local_traffic is not None and not self._is_from_pod(state)
-            if settings.masquerade_all or from_elsewhere:
-                step = elements.step(hook, _NAT, CLUSTER_IPS, state.destination)
-                state = state.after(step, is_marked=True)
-        choice = sets.main
-        if elements.value(sets.external_local, key) is not None:
-            state = state.after(elements.step(hook, _NAT, sets.external_local, key))
-            if settings.local_traffic is not None and self._is_from_pod(state):
-                pass
-            elif state.host.is_local(state.packet.source):
-                state = replace(state, is_marked=True)
-            else:
-                choice = sets.local
-        elif elements.value(sets.external_cluster, key) is not None:
-            state = state.after(elements.step(hook, _NAT, sets.external_cluster, key), is_marked=True)
-        yield from self._choose(state, hook, sets, choice, key)
+    def _step(self, place: str, rule: str) -> Step:
+        return Step(self._base.hook, self._base.priority, place, rule)
 
-    def _choose(self, state: _State, hook: str, sets: PortSets, choice: EndpointChoice, key: bytes) -> Iterator[_State]:
-        elements = self._elements
-        packed = elements.value(choice.counts, key)
-        if packed is None:
-            yield state
+    def _chain(self, state: State, chain: Chain) -> Iterator[Way]:
+        waiting = [state]
+        for text in chain.rules:
+            passed: list[State] = []
+            for one in waiting:
+                for verdict, end, is_goto in self._rule(one, chain, text):
+                    if verdict is None or (verdict is Verdict.FALL_THROUGH and not is_goto):
+                        passed.append(end)
+                    else:
+                        yield verdict, end
+            waiting = passed
+        yield from ((Verdict.FALL_THROUGH, one) for one in waiting)
+
+    def _rule(self, state: State, chain: Chain, text: str) -> Iterator[tuple[Verdict | None, State, bool]]:
+        """Yield each way through a rule: None as the verdict if the next rule follows, and whether a goto led away."""
+        rule = self._step(chain.name, text)
+        statements = parse_rule(text)
+        branches = [_Branch(state)]
+        for statement in statements:
+            following: list[_Branch] = []
+            for branch in branches:
+                if branch.decision is not None:
+                    following.append(branch)
+                    continue
+                try:
+                    results = [*self._statement(statement, branch.state, rule)]
+                except _NotEvaluatedError:
+                    decides = any(map(_could_decide, statements))
+                    yield None, branch.state.passed_over(rule) if decides else branch.state, False
+                    continue
+                share = sum(result.state.share for result in results)
+                if share < branch.state.share:
+                    # A match fails. The next rule sees what statements before it have set, but they decided nothing.
+                    missed = replace(branch.state, share=branch.state.share - share, steps=state.steps)
+                    yield None, replace(missed, affinity_entry=state.affinity_entry), False
+                following += results
+            branches = following
+        for branch in branches:
+            yield from self._decided(branch, rule, state)
+
+    def _decided(self, branch: _Branch, rule: Step, before: State) -> Iterator[tuple[Verdict | None, State, bool]]:
+        decision, state = branch.decision, branch.state
+        if decision is None or decision.verdict == "continue":
+            yield None, state, False
+        elif decision.verdict in {"jump", "goto"}:
+            for verdict, end in self._chain(state, self._table.chains[decision.chain]):
+                yield verdict, end, decision.verdict == "goto"
+        else:
+            verdict = _VERDICTS[decision.verdict]
+            # Where a set has the destination, its element is the step.
+            is_unnamed = verdict in {Verdict.DROP, Verdict.REJECT} and state.steps == before.steps
+            yield verdict, state.after(rule) if is_unnamed else state, True
+
+    def _statement(self, statement: Statement, state: State, rule: Step) -> Iterator[_Branch]:
+        match statement:
+            case Match(value, sign, other):
+                yield from self._match(state, value, sign, other)
+            case Vmap(key, name):
+                for branch in self._values(key, state):
+                    for _, element, end in self._found(branch, name):
+                        yield _Branch(end, decision=Decision(*element.data[:2]))
+            case Decision():
+                yield _Branch(state, decision=statement)
+            case Translation(kind, to):
+                yield from self._translated(state, kind, to, rule)
+            case Assignment(name, value):
+                yield from self._assigned(state, name, value, rule)
+            case Update(name, timeout):
+                yield _Branch(replace(state, affinity_seconds=timeout or self._table.sets[name].timeout))
+            case Unknown():
+                raise _NotEvaluatedError
+
+    def _set(self, name: str | NftSet) -> NftSet:
+        return self._table.sets[name] if isinstance(name, str) else name
+
+    def _found(self, branch: _Branch, name: str | NftSet) -> Iterator[tuple[NftSet, Element, State]]:
+        """Yield the set, the element for the values of a branch and the state after the look-up, if there is one."""
+        owner = self._set(name)
+        element = owner.find(branch.values)
+        if element is None:
             return
-        count = unpack_number(packed)
-        state = state.after(elements.step(hook, _NAT, choice.counts, key))
-        timeout = elements.value(sets.timeouts, key)
-        if timeout is not None:
-            seconds = unpack_number(timeout)
-            state = state.after(elements.step(hook, _NAT, sets.timeouts, key), affinity_seconds=seconds)
-        for slot in range(count):
-            number = pack_number(slot)
-            if timeout is not None:
-                number = (elements.value(choice.slots, key + number) or number)[:4]
-            target = elements.value(choice.endpoints, key + number)
-            one = replace(state, share=state.share / count)
-            if target is None:
-                yield one
-                continue
-            size = len(state.destination)
-            step = elements.step(hook, _NAT, choice.endpoints, key + number)
-            yield one.after(
-                step,
-                destination=target[:size],
-                port=int.from_bytes(target[size : size + 2]),
-                is_translated=True,
-            )
+        state = branch.state
+        if owner.is_dynamic:
+            entry = f"set {owner.name} {{ {element.text} }}"
+            state = replace(state, affinity_entry=entry, affinity_seconds=owner.timeout or _timeout_of(element))
+        is_scratch = set(owner.key) == {_SCRATCH} or (_SCRATCH in owner.key and owner.data == (_SCRATCH,))
+        if owner.name and not is_scratch:
+            state = state.after(self._step(owner.name, element.text))
+        yield owner, element, state
 
-    def _is_from_pod(self, state: _State) -> bool:
-        traffic = self._settings.local_traffic
-        if traffic is None:
-            return False
-        if traffic.cidr is not None:
-            return state.packet.source in traffic.cidr
-        if traffic.interface:
-            return state.packet.in_interface == traffic.interface
-        return state.packet.in_interface.startswith(traffic.interface_prefix)
+    def _match(self, state: State, value: Expression, sign: str, other: str | NftSet) -> Iterator[_Branch]:
+        owner = self._set(other)
+        for branch in self._values(value, state):
+            if sign in {"==", "!="}:
+                is_equal, end = False, branch.state
+                for _, _, after in self._found(branch, owner):
+                    is_equal, end = True, after
+                if not is_equal and value in _INTERFACES:
+                    is_equal = _is_interface(owner, branch.values)
+                if is_equal == (sign == "=="):
+                    yield _Branch(end)
+            elif _compared(branch.values, sign, next(iter(owner.exact))):
+                yield _Branch(branch.state)
 
-    def _is_to_node(self, state: _State) -> bool:
-        if self._settings.node_port_ips is not None:
-            return self._elements.value(NODE_PORT_IPS, state.destination) is not None
-        return state.host.is_local(state.destination) and not is_loopback(state.destination)
+    def _assigned(self, state: State, name: tuple[str, ...], value: Expression, rule: Step) -> Iterator[_Branch]:
+        for branch in self._values(value, state):
+            (number,) = branch.values
+            if not isinstance(number, int):
+                raise _NotEvaluatedError
+            match name:
+                case ("meta", "mark"):
+                    changed = replace(branch.state, mark=number & _MARK_MASK)
+                    # Clearing the mark of masquerading is a detail of the rule that masquerades.
+                    yield _Branch(changed.after(rule) if number & ~state.mark else changed)
+                case ("meta", "priority"):
+                    yield _Branch(replace(branch.state, priority=number))
+                case _:
+                    yield _Branch(branch.state)
 
-    def _filtered(self, state: _State) -> Path:
-        """Follow the base chains after routing."""
-        is_local = state.host.is_local(state.destination)
-        if state.packet.in_interface and is_local:
-            return self._input(state)
-        hook = "forward" if state.packet.in_interface else "output"
-        refused = self._refusals(state, hook, ADDRESSED, state.addressed) or self._unknown_ports(state, hook)
-        if refused:
-            return refused
-        state = self._postrouting(state)
-        if not is_local:
-            return _ended(state, Fate.FORWARDED)
-        if dropped := self._sources(state, "prerouting"):  # it enters by lo
-            return _ended(dropped, Fate.DROPPED)
-        return self._input(state)
+    def _translated(self, state: State, kind: str, to: Expression | None, rule: Step) -> Iterator[_Branch]:
+        accept = Decision("accept")
+        if kind in {"snat", "masquerade"}:
+            is_shown = state.steps and state.steps[-1].hook == self._base.hook
+            shown = state if is_shown else state.after(rule)
+            yield _Branch(replace(shown, is_masqueraded=True), decision=accept)
+            return
+        if to is None or kind == "redirect":
+            raise _NotEvaluatedError
+        for branch in self._values(to, state):
+            ip, port = _destination(branch.values, state.port)
+            end = branch.state
+            # Where a map has the endpoint, its element is the step.
+            if not end.steps or end.steps == state.steps:
+                end = end.after(rule)
+            end = replace(end, destination=ip, port=port, is_translated=True, is_dnat=True)
+            yield _Branch(end, decision=accept)
 
-    def _input(self, state: _State) -> Path:
-        refused = None
-        if self._is_to_node(state):
-            refused = self._refusals(state, "input", NODE_PORTS, state.node_port)
-        refused = refused or self._refusals(state, "input", ADDRESSED, state.addressed)
-        if refused:
-            return refused
-        is_sctp = state.packet.protocol is Protocol.SCTP
-        if self._settings.relays_localhost and is_sctp and is_loopback(state.destination):
-            for kind in (NODE_PORTS.external_cluster, NODE_PORTS.external_local):
-                if self._elements.value(kind, state.node_port) is not None:
-                    step = self._elements.step("input", _FILTER, kind, state.node_port)
-                    return _ended(state.after(step), Fate.REJECTED)
-        return _ended(state, Fate.FORWARDED)
+    def _values(self, value: Expression, state: State) -> Iterator[_Branch]:
+        """Yield each possible value of an expression; none if a look-up fails or the packet has no such field."""
+        found: Atom | None
+        match value:
+            case Field(name):
+                found = _FIELDS[name](state)
+                if found is not None:
+                    yield _Branch(state, (found,))
+            case Literal(text):
+                yield _Branch(state, (_literal(text),))
+            case Concat(parts):
+                yield from self._joined(parts, state)
+            case Bits():
+                yield from self._bits(value, state)
+            case Chance(numbers):
+                for number in numbers:
+                    yield _Branch(replace(state, share=state.share / len(numbers)), (number,))
+            case Mapped(key, name):
+                yield from self._mapped(key, name, state)
 
-    def _refusals(self, state: _State, hook: str, sets: PortSets, key: bytes) -> Path | None:
-        for kind, fate in ((sets.rejected, Fate.REJECTED), (sets.dropped, Fate.DROPPED)):
-            if self._elements.value(kind, key) is not None:
-                return _ended(state.after(self._elements.step(hook, _FILTER, kind, key)), fate)
-        return None
+    def _joined(self, parts: Sequence[Expression], state: State) -> Iterable[_Branch]:
+        branches = [_Branch(state)]
+        for part in parts:
+            branches = [
+                _Branch(one.state, (*branch.values, *one.values))
+                for branch in branches
+                for one in self._values(part, branch.state)
+            ]
+        return branches
 
-    def _unknown_ports(self, state: _State, hook: str) -> Path | None:
-        if self._elements.value(CLUSTER_IPS, state.destination) is not None:
-            step = self._elements.step(hook, _FILTER, CLUSTER_IPS, state.destination)
-            return _ended(state.after(step), Fate.REJECTED)
-        for block in self._settings.service_cidrs or ():
-            if state.destination in block:
-                step = Step(hook, _FILTER, SERVICE_CIDRS.name, str(block))
-                return _ended(state.after(step), Fate.DROPPED)
-        return None
+    def _mapped(self, key: Expression, name: str | NftSet, state: State) -> Iterator[_Branch]:
+        for branch in self._values(key, state):
+            for owner, element, end in self._found(branch, name):
+                data = [word for word in element.data if word != "."]
+                kinds = owner.data if len(owner.data) == len(data) else ("",) * len(data)
+                yield _Branch(end, tuple(map(atom, data, kinds)))
 
-    def _postrouting(self, state: _State) -> _State:
-        if state.is_marked:
-            step = Step("postrouting", _SOURCE_NAT, "nat-postrouting", "meta mark: masquerade fully-random")
-            return state.after(step, is_masqueraded=True)
-        key = state.packet.source + state.addressed
-        if state.is_translated and self._elements.value(HAIRPIN, key) is not None:
-            return state.after(self._elements.step("postrouting", _SOURCE_NAT, HAIRPIN, key), is_masqueraded=True)
-        return state
+    def _bits(self, value: Bits, state: State) -> Iterator[_Branch]:
+        for branch in self._values(value.value, state):
+            (left,) = branch.values
+            if not isinstance(left, int):
+                raise _NotEvaluatedError
+            yield _Branch(branch.state, (_BITS[value.operator](left, value.number),))
 
 
-def _ended(state: _State, fate: Fate) -> Path:
-    if fate is not Fate.FORWARDED:
-        return Path(state.share, fate, state.steps)
-    return Path(
-        state.share,
-        Fate.FORWARDED if state.is_translated else Fate.UNCHANGED,
-        state.steps,
-        Endpoint(state.destination, state.port) if state.is_translated else None,
-        is_masqueraded=state.is_masqueraded,
-        affinity_seconds=state.affinity_seconds,
-    )
+def _could_decide(statement: Statement) -> bool:
+    if isinstance(statement, Unknown):
+        return not _DECIDING_WORDS.isdisjoint(statement.text.split())
+    return isinstance(statement, Decision | Translation | Vmap | Assignment)
+
+
+def _timeout_of(element: Element) -> int | None:
+    words = element.text.split()
+    return seconds(words[words.index("timeout") + 1]) if "timeout" in words else None
+
+
+def _literal(text: str) -> Atom:
+    """Return a constant: a number such as ``0:1`` of a class, or as it looks."""
+    parts = text.split(":")
+    if len(parts) == 2 and all(part and set(part) <= set("0123456789abcdef") for part in parts):  # noqa: PLR2004
+        return atom(text, _SCRATCH)
+    return 0 if text == "none" else atom(text, "")
+
+
+def _destination(values: tuple[Atom, ...], port: int) -> tuple[bytes, int]:
+    match values:
+        case (bytes() as ip,):
+            return ip, port
+        case (bytes() as ip, int() as number):
+            return ip, number
+        case (str() as text,):
+            address, _, number_text = text.rpartition(":")
+            try:
+                return parse_ip(address.strip("[]")), int(number_text)
+            except ValueError:
+                raise _NotEvaluatedError from None
+    raise _NotEvaluatedError
+
+
+def _compared(values: tuple[Atom, ...], sign: str, other: tuple[Atom, ...]) -> bool:
+    left, right = values[0], other[0]
+    if not (isinstance(left, int) and isinstance(right, int)):
+        raise _NotEvaluatedError
+    return bool(_COMPARISONS[sign](left, right))
+
+
+_INTERFACES = frozenset(Field(name) for name, kind in KINDS.items() if kind == "ifname")
+
+
+def _is_interface(owner: NftSet, values: tuple[Atom, ...]) -> bool:
+    """Return whether the name of an interface matches a pattern."""
+    (name,) = values
+    patterns = [str(key[0]) for key in owner.exact]
+    if name == UNKNOWN_INTERFACE and any(pattern != LOOPBACK_INTERFACE for pattern in patterns):
+        raise _NotEvaluatedError
+    return any(pattern.endswith("*") and str(name).startswith(pattern[:-1]) for pattern in patterns)
+
+
+def _ports(protocol: Protocol | None) -> Callable[[State], Atom | None]:
+    return lambda state: state.port if protocol in {None, state.packet.protocol} else None
+
+
+def _of_family(family: str, get: Callable[[State], bytes]) -> Callable[[State], Atom | None]:
+    size = 4 if family == "ip" else 16
+    return lambda state: get(state) if len(state.packet.source) == size else None
+
+
+def _connection_status(state: State) -> str:
+    return "dnat" if state.is_dnat else "snat" if state.is_masqueraded else "none"
+
+
+_FIELDS: Mapping[tuple[str, ...], Callable[[State], Atom | None]] = {
+    **{(family, "saddr"): _of_family(family, lambda state: state.packet.source) for family in _FAMILIES},
+    **{(family, "daddr"): _of_family(family, lambda state: state.destination) for family in _FAMILIES},
+    **{("ct", "original", family, "daddr"): lambda state: state.packet.destination for family in _FAMILIES},
+    **{(protocol.value, "dport"): _ports(protocol) for protocol in Protocol},
+    **{name: lambda state: state.in_interface for name in (("iif",), ("iifname",), ("meta", "iifname"))},
+    **{name: lambda state: state.out_interface for name in (("oif",), ("oifname",), ("meta", "oifname"))},
+    **{
+        name: lambda state: state.packet.protocol.number
+        for name in (("meta", "l4proto"), ("ip", "protocol"), ("ip6", "nexthdr"))
+    },
+    ("th", "dport"): _ports(None),
+    ("ct", "original", "daddr"): lambda state: state.packet.destination,
+    ("ct", "original", "proto-dst"): lambda state: state.packet.port,
+    ("ct", "state"): lambda _: "new",
+    ("ct", "direction"): lambda _: "original",
+    ("ct", "status"): _connection_status,
+    ("meta", "mark"): lambda state: state.mark,
+    ("meta", "priority"): lambda state: state.priority,
+    ("meta", "nfproto"): lambda state: "ipv4" if len(state.packet.source) == 4 else "ipv6",  # noqa: PLR2004
+    ("fib", "saddr", "type"): lambda state: state.host.address_type(state.packet.source),
+    ("fib", "daddr", "type"): lambda state: state.host.address_type(state.destination),
+}
+"""The value of each field; None if a packet does not have it."""

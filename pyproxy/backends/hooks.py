@@ -1,0 +1,186 @@
+"""The hooks of the kernel through which a packet passes, for the interpreters of rules.
+
+Tables of iptables, tables of nf_tables and IPVS register base chains with these hooks, and a packet passes all of them in
+the order of their priorities, whatever program created them. Pure.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from fractions import Fraction
+from functools import partial
+from typing import NamedTuple
+
+from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path, Step, merged
+from pyproxy.model.endpoint import Endpoint
+
+LOOPBACK_INTERFACE = "lo"
+UNKNOWN_INTERFACE = "?"
+"""An interface whose name is not known. It is not the loopback interface."""
+_REROUTE = 0
+"""Chains of the hook ``output`` with a lower priority than this one may change the route."""
+_LAST = 1 << 31
+"""Higher than any priority."""
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A packet on its way through the hooks."""
+
+    packet: Packet
+    host: Host
+    destination: bytes
+    port: int
+    share: Fraction = Fraction(1)
+    """Probability of this way so far."""
+    mark: int = 0
+    priority: int = 0
+    """The field ``skb->priority``, in which rules of the nftables mode pass numbers on."""
+    is_translated: bool = False
+    is_dnat: bool = False
+    """A rule has changed the destination; IPVS leaves this flag of the connection unset."""
+    is_masqueraded: bool = False
+    is_ipvs: bool = False
+    """IPVS has sent it to a real server."""
+    nat_is_done: bool = False
+    """Whether the nat chains for the destination have seen it: they see each connection once."""
+    source_nat_is_done: bool = False
+    in_interface: str = ""
+    out_interface: str = ""
+    pins: Mapping[str, float] = field(default_factory=dict)
+    """The ``recent`` lists of iptables that contain the source, with the seconds since it was last seen."""
+    affinity_seconds: int | None = None
+    affinity_entry: str = ""
+    steps: tuple[Step, ...] = ()
+    is_certain: bool = True
+
+    def after(self, step: Step, **changes: object) -> "State":
+        """Return the state after a step."""
+        return replace(self, steps=(*self.steps, step), **changes)  # type: ignore[arg-type]  # fields of this class
+
+    def passed_over(self, step: Step) -> "State":
+        """Return the state after a rule that could not be evaluated."""
+        return self.after(step._replace(rule=NOT_EVALUATED + step.rule), is_certain=False)
+
+
+class Verdict(Enum):
+    """How a packet leaves a chain."""
+
+    ACCEPT = "ACCEPT"
+    DROP = "DROP"
+    REJECT = "REJECT"
+    FALL_THROUGH = ""
+    """No rule decided; the rule after the jump is next."""
+    SENT = "IPVS"
+    """IPVS has sent it to a host: it passes the hook ``output`` next, as if this node had created it."""
+
+
+Way = tuple[Verdict, State]
+_ENDS = frozenset({Verdict.DROP, Verdict.REJECT, Verdict.SENT})
+
+
+class BaseChain(NamedTuple):
+    """What is registered with a hook."""
+
+    hook: str
+    """``prerouting``, ``input``, ``forward``, ``output`` or ``postrouting``."""
+    priority: int
+    is_nat: bool
+    follow: Callable[[State], Iterator[Way]]
+    """Yields every way in which a packet can leave the chain."""
+
+
+def paths(chains: Iterable[BaseChain], packet: Packet, host: Host, pins: Mapping[str, float]) -> tuple[Path, ...]:
+    """Return every way that a packet can take, the most probable first.
+
+    Args:
+        chains: of the packet's family.
+        packet: the packet.
+        host: the node.
+        pins: see `State.pins`.
+    """
+    state = State(packet, host, packet.destination, packet.port, in_interface=packet.in_interface, pins=pins)
+    return merged(_path(verdict, end) for verdict, end in _Walk(chains).all_hooks(state))
+
+
+def _path(verdict: Verdict, end: State) -> Path:
+    fates = {Verdict.DROP: Fate.DROPPED, Verdict.REJECT: Fate.REJECTED}
+    if fate := fates.get(verdict):
+        return Path(end.share, fate, end.steps, is_certain=end.is_certain)
+    return Path(
+        end.share,
+        Fate.FORWARDED if end.is_translated else Fate.UNCHANGED,
+        end.steps,
+        Endpoint(end.destination, end.port) if end.is_translated else None,
+        is_masqueraded=end.is_masqueraded,
+        affinity_seconds=end.affinity_seconds,
+        affinity_entry=end.affinity_entry,
+        is_certain=end.is_certain,
+    )
+
+
+class _Walk:
+    def __init__(self, chains: Iterable[BaseChain]) -> None:
+        self._chains = sorted(chains, key=lambda chain: chain.priority)
+
+    def all_hooks(self, state: State) -> Iterator[Way]:
+        first = "prerouting" if state.packet.in_interface else "output"
+        ways = self._then(self._hook(state, first, before=_REROUTE if first == "output" else _LAST), self._route)
+        for verdict, end in ways:
+            if verdict is Verdict.SENT:
+                sent = replace(end, in_interface="", out_interface=UNKNOWN_INTERFACE)
+                yield from self._then(self._hook(sent, "output"), self._leave)
+            else:
+                yield verdict, end
+
+    def _route(self, state: State) -> Iterator[Way]:
+        is_local = state.host.is_local(state.destination)
+        if state.packet.in_interface and is_local:
+            return self._hook(state, "input")
+        state = replace(state, out_interface=LOOPBACK_INTERFACE if is_local else UNKNOWN_INTERFACE)
+        hook, after = ("forward", -_LAST) if state.packet.in_interface else ("output", _REROUTE - 1)
+        return self._then(self._hook(state, hook, after=after), self._leave)
+
+    def _leave(self, state: State) -> Iterator[Way]:
+        return self._then(self._hook(state, "postrouting"), self._come_back)
+
+    def _come_back(self, state: State) -> Iterator[Way]:
+        """Let a packet to the node itself enter by lo, where it is still the first packet of its connection."""
+        if state.out_interface != LOOPBACK_INTERFACE:
+            return iter([(Verdict.ACCEPT, state)])
+        state = replace(state, in_interface=LOOPBACK_INTERFACE, out_interface="")
+        return self._then(self._hook(state, "prerouting"), lambda end: self._hook(end, "input"))
+
+    @staticmethod
+    def _then(ways: Iterator[Way], following: Callable[[State], Iterator[Way]]) -> Iterator[Way]:
+        for verdict, end in ways:
+            if verdict in _ENDS:
+                yield verdict, end
+            else:
+                yield from following(end)
+
+    def _hook(self, state: State, hook: str, *, after: int = -_LAST, before: int = _LAST) -> Iterator[Way]:
+        """Follow a packet through the chains of a hook with priorities between two bounds."""
+        ways: Iterator[Way] = iter([(Verdict.ACCEPT, state)])
+        for chain in self._chains:
+            if chain.hook == hook and after < chain.priority < before:
+                ways = self._then(ways, partial(self._chain, chain))
+        return self._then(ways, partial(self._with_nat_done, hook))
+
+    @staticmethod
+    def _chain(chain: BaseChain, state: State) -> Iterator[Way]:
+        is_source = chain.hook in {"input", "postrouting"}
+        is_done = state.source_nat_is_done if is_source else state.nat_is_done
+        # The nat chains of a hook end with the first one that translates (`nf_nat_inet_fn`).
+        if chain.is_nat and (is_done or (state.is_masqueraded if is_source else state.is_dnat)):
+            return iter([(Verdict.ACCEPT, state)])
+        return chain.follow(state)
+
+    @staticmethod
+    def _with_nat_done(hook: str, state: State) -> Iterator[Way]:
+        match hook:
+            case "prerouting" | "output":
+                state = replace(state, nat_is_done=True)
+            case "input" | "postrouting":
+                state = replace(state, source_nat_is_done=True)
+        yield Verdict.ACCEPT, state
