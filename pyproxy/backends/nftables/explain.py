@@ -50,6 +50,8 @@ _DECIDING_WORDS = frozenset({
 """Words in the part of a rule that cannot be evaluated by which the rule could decide something."""
 
 
+_WITHOUT_STEP = frozenset({"", "nodeport-ips"})
+"""Sets whose elements say nothing about a Service: those without a name, and the addresses of the node."""
 _BITS = {"&": operator.and_, "|": operator.or_, "^": operator.xor}
 _COMPARISONS = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 
@@ -64,6 +66,16 @@ class _Branch(NamedTuple):
     state: State
     values: tuple[Atom, ...] = ()
     decision: Decision | None = None
+
+
+class _Rule(NamedTuple):
+    step: Step
+    before: tuple[Step, ...]
+    """The steps before the rule."""
+
+    def shown(self, state: State) -> State:
+        """Return the state with the rule as a step, unless the element of a set or map is a step of it already."""
+        return state.after(self.step) if state.steps == self.before else state
 
 
 def paths(tables: Iterable[Table], packet: Packet, host: Host) -> tuple[Path, ...]:
@@ -115,7 +127,7 @@ class _Interpreter:
 
     def _rule(self, state: State, chain: Chain, text: str) -> Iterator[tuple[Verdict | None, State, bool]]:
         """Yield each way through a rule: None as the verdict if the next rule follows, and whether a goto led away."""
-        rule = self._step(chain.name, text)
+        rule = _Rule(self._step(chain.name, text), state.steps)
         statements = parse_rule(text)
         branches = [_Branch(state)]
         for statement in statements:
@@ -128,7 +140,7 @@ class _Interpreter:
                     results = [*self._statement(statement, branch.state, rule)]
                 except _NotEvaluatedError:
                     decides = any(map(_could_decide, statements))
-                    yield None, branch.state.passed_over(rule) if decides else branch.state, False
+                    yield None, branch.state.passed_over(rule.step) if decides else branch.state, False
                     continue
                 share = sum(result.state.share for result in results)
                 if share < branch.state.share:
@@ -138,9 +150,9 @@ class _Interpreter:
                 following += results
             branches = following
         for branch in branches:
-            yield from self._decided(branch, rule, state)
+            yield from self._decided(branch, rule)
 
-    def _decided(self, branch: _Branch, rule: Step, before: State) -> Iterator[tuple[Verdict | None, State, bool]]:
+    def _decided(self, branch: _Branch, rule: _Rule) -> Iterator[tuple[Verdict | None, State, bool]]:
         decision, state = branch.decision, branch.state
         if decision is None or decision.verdict == "continue":
             yield None, state, False
@@ -149,11 +161,9 @@ class _Interpreter:
                 yield verdict, end, decision.verdict == "goto"
         else:
             verdict = _VERDICTS[decision.verdict]
-            # Where a set has the destination, its element is the step.
-            is_unnamed = verdict in {Verdict.DROP, Verdict.REJECT} and state.steps == before.steps
-            yield verdict, state.after(rule) if is_unnamed else state, True
+            yield verdict, rule.shown(state) if verdict in {Verdict.DROP, Verdict.REJECT} else state, True
 
-    def _statement(self, statement: Statement, state: State, rule: Step) -> Iterator[_Branch]:
+    def _statement(self, statement: Statement, state: State, rule: _Rule) -> Iterator[_Branch]:
         match statement:
             case Match(value, sign, other):
                 yield from self._match(state, value, sign, other)
@@ -186,7 +196,7 @@ class _Interpreter:
             entry = f"set {owner.name} {{ {element.text} }}"
             state = replace(state, affinity_entry=entry, affinity_seconds=owner.timeout or _timeout_of(element))
         is_scratch = set(owner.key) == {_SCRATCH} or (_SCRATCH in owner.key and owner.data == (_SCRATCH,))
-        if owner.name and not is_scratch:
+        if owner.name not in _WITHOUT_STEP and not is_scratch:
             state = state.after(self._step(owner.name, element.text))
         yield owner, element, state
 
@@ -204,7 +214,7 @@ class _Interpreter:
             elif _compared(branch.values, sign, next(iter(owner.exact))):
                 yield _Branch(branch.state)
 
-    def _assigned(self, state: State, name: tuple[str, ...], value: Expression, rule: Step) -> Iterator[_Branch]:
+    def _assigned(self, state: State, name: tuple[str, ...], value: Expression, rule: _Rule) -> Iterator[_Branch]:
         for branch in self._values(value, state):
             (number,) = branch.values
             if not isinstance(number, int):
@@ -213,29 +223,23 @@ class _Interpreter:
                 case ("meta", "mark"):
                     changed = replace(branch.state, mark=number & _MARK_MASK)
                     # Clearing the mark of masquerading is a detail of the rule that masquerades.
-                    yield _Branch(changed.after(rule) if number & ~state.mark else changed)
+                    yield _Branch(rule.shown(changed) if number & ~state.mark else changed)
                 case ("meta", "priority"):
                     yield _Branch(replace(branch.state, priority=number))
                 case _:
                     yield _Branch(branch.state)
 
-    def _translated(self, state: State, kind: str, to: Expression | None, rule: Step) -> Iterator[_Branch]:
+    def _translated(self, state: State, kind: str, to: Expression | None, rule: _Rule) -> Iterator[_Branch]:
         accept = Decision("accept")
         if kind in {"snat", "masquerade"}:
-            is_shown = state.steps and state.steps[-1].hook == self._base.hook
-            shown = state if is_shown else state.after(rule)
-            yield _Branch(replace(shown, is_masqueraded=True), decision=accept)
+            yield _Branch(replace(rule.shown(state), is_masqueraded=True), decision=accept)
             return
         if to is None or kind == "redirect":
             raise _NotEvaluatedError
         for branch in self._values(to, state):
             ip, port = _destination(branch.values, state.port)
-            end = branch.state
-            # Where a map has the endpoint, its element is the step.
-            if not end.steps or end.steps == state.steps:
-                end = end.after(rule)
-            end = replace(end, destination=ip, port=port, is_translated=True, is_dnat=True)
-            yield _Branch(end, decision=accept)
+            end = rule.shown(branch.state)
+            yield _Branch(replace(end, destination=ip, port=port, is_translated=True, is_dnat=True), decision=accept)
 
     def _values(self, value: Expression, state: State) -> Iterator[_Branch]:
         """Yield each possible value of an expression; none if a look-up fails or the packet has no such field."""
