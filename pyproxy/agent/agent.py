@@ -22,7 +22,7 @@ from pyproxy.agent.schedule import Schedule
 from pyproxy.agent.service_report import ServiceReporter
 from pyproxy.agent.sources import EventQueue
 from pyproxy.backends.interface import Backend
-from pyproxy.config.config import Config
+from pyproxy.config.config import OPTIONS, Config
 from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import AddressNotifications, local_addresses
 from pyproxy.linux.local_networks import local_networks
@@ -134,6 +134,16 @@ class Agent:
         context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
         ips = {family: self._backend.node_port_ips(family, context) for family in self._backend.families}
         return await self._reporter.report(context.node, self._backend.mode.value, ips)
+
+    async def objects(self) -> bytes:
+        """Return the objects of the cluster and the settings as JSON, see `ServiceReporter.objects`."""
+        default = Config()
+        settings = {
+            name: option.grammar.write(value)
+            for name, option in OPTIONS.items()
+            if (value := option.value(self._config)) != option.value(default) and value is not None
+        }
+        return await self._reporter.objects(self._own_node.node, self._backend.mode.value, settings)
 
     async def _take_events(self, events: EventQueue) -> None:
         while True:

@@ -134,10 +134,13 @@ async def _answer(agent: Agent, request: Mapping[str, object]) -> bytes:
     Raises:
         ValueError: the request is not known.
     """
-    if request != {"command": "services"}:
-        message = "unknown request; agent and command have different versions"
-        raise ValueError(message)
-    return msgspec.json.encode(await agent.services())
+    match request:
+        case {"command": "services", **rest} if not rest:
+            return msgspec.json.encode(await agent.services())
+        case {"command": "objects", **rest} if not rest:
+            return await agent.objects()
+    message = "unknown request; agent and command have different versions"
+    raise ValueError(message)
 
 
 def _observer(

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
+import msgspec
+
 from pyproxy.agent.reconcile import Reconciler
 from pyproxy.model.address import Family
 from pyproxy.model.node import Node
@@ -68,6 +70,27 @@ class ServiceReporter:
             for family, reconciler in self._reconcilers.items()
         ]
         return ServiceList(API_VERSION, KIND, node.name, mode, "agent", families, items)
+
+    async def objects(self, node: Node, mode: str, settings: dict[str, str]) -> bytes:
+        """Return `AgentObjects` as JSON. Objects may change meanwhile; a Service and its slices belong together."""
+        tracker = self._tracker
+        encode = msgspec.json.encode
+        services, slices = list[bytes](), list[bytes]()
+        for count, (name, service) in enumerate([*tracker.services.items()], start=1):
+            services.append(encode(service))
+            slices += map(encode, tracker.slices(name))
+            if count % _SERVICES_PER_SLICE == 0:
+                await asyncio.sleep(0)
+        fields = {
+            "node": node,
+            "mode": mode,
+            "settings": settings,
+            "services": msgspec.Raw(b"[%b]" % b",".join(services)),
+            "slices": msgspec.Raw(b"[%b]" % b",".join(slices)),
+            "unserved": [*tracker.unserved.values()],
+            "service_cidrs": tracker.service_cidrs,
+        }
+        return encode(fields)
 
     def _values(self, row: ServiceRow) -> ServiceValues:
         if self._tracker.is_dirty(row.service) or row.port is None:

@@ -307,9 +307,5 @@ class Dumper(Protocol):
     def interpreter(
         self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
     ) -> Interpreter:
-        """Return an interpreter of the rules that the agent would write for these plans.
-
-        Raises:
-            ConfigError: the mode has none.
-        """
+        """Return an interpreter of the rules that the agent would write for these plans."""
         ...

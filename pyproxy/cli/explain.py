@@ -6,18 +6,16 @@ from pathlib import Path
 
 import click
 
-from pyproxy.backends.explanation import Fate, Host, Packet
+from pyproxy.backends.explanation import Fate, Host
 from pyproxy.backends.hooks import UNKNOWN_INTERFACE
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
-from pyproxy.cli.explain_ends import Destination, EndKind, KnownNames, NoSuchServiceError, Source, common_family
+from pyproxy.cli.explain_ends import EndKind, KnownNames, NoSuchServiceError, Source, common_family, packet_of
 from pyproxy.cli.explain_fields import step_service
 from pyproxy.cli.explain_reasons import (
-    addressed_plan,
-    endpoint_places,
     missing_service,
     with_foreign_reason,
-    with_reason,
+    with_objects,
 )
 from pyproxy.cli.explain_report import Explanation, MissingService, explanation_document, print_explanation
 from pyproxy.cli.explain_rules import read_node_rules
@@ -28,7 +26,7 @@ from pyproxy.config.config import NODE_NAME, Config
 from pyproxy.config.grammar import TEXT, one_of
 from pyproxy.errors import ConfigError
 from pyproxy.manifests.files import read_objects
-from pyproxy.model.address import LOOPBACK_IPS, is_loopback, parse_ip
+from pyproxy.model.address import parse_ip
 from pyproxy.model.node import DetectLocalMode, Node
 from pyproxy.node.context import NodeContext
 from pyproxy.node.node_name import own_node_name
@@ -57,7 +55,7 @@ _OTHER_INTERFACE = "eth0"
         ),
         Flag(["--node-ip"], TEXT, "With --rules: the addresses of that node, with commas."),
         Flag(["--in-interface"], TEXT, "The interface by which the packet arrives, if a rule depends on it."),
-        *config_flags((*RULE_ATTRIBUTES, *LOG_ATTRIBUTES)),
+        *config_flags((*RULE_ATTRIBUTES, "control_socket", *LOG_ATTRIBUTES)),
     ],
     context_settings=SETTINGS,
     epilog="Exit codes: 0 forwarded to an endpoint, 1 failed, 2 wrong flags or input, 4 rejected, 5 dropped, 6 no Service.",
@@ -77,7 +75,8 @@ def command(  # noqa: PLR0913  # one for each flag
 ) -> None:
     """Explain what happens to a new connection from SRC to DST, rule by rule, and what to do if it fails.
 
-    No packet is sent. SRC is an address, a pod (NAMESPACE/NAME or NAME), a node, outside, or localhost. DST is
+    With --manifests the objects are those in files, and neither root nor a cluster is needed. Otherwise the rules are those
+    in the kernel of this node, and the objects those of its agent. No packet is sent. SRC is an address, a pod (NAMESPACE/NAME or NAME), a node, outside, or localhost. DST is
     ADDRESS:PORT, NAMESPACE/NAME[:PORT] of a Service, a DNS name such as web.default.svc, or a node port; /UDP or /SCTP
     selects the protocol.
     """
@@ -88,10 +87,9 @@ def command(  # noqa: PLR0913  # one for each flag
     elif config.manifests:
         found = explain_files(config, ctx.params["node"], source, destination, in_interface)
     else:
-        message = (
-            "give --manifests PATH (Services, EndpointSlices, Nodes and Pods) or --rules FILE (from iptables-save)"
-        )
-        raise click.UsageError(message, ctx)
+        from pyproxy.cli.explain_node import explain_node  # noqa: PLC0415  # files need no netlink
+
+        found = explain_node(config, source, destination, in_interface)
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
         sys.stdout.write(explanation_document(found, output))
     else:
@@ -117,7 +115,7 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
     node = Node(name="node", ips=tuple(ips))
     names = KnownNames({}, (node,), ())
     client, target = names.source(source), names.destination(destination, ips)
-    packet = _packet(client, target, node, in_interface or UNKNOWN_INTERFACE)
+    packet = packet_of(client, target, node, in_interface or UNKNOWN_INTERFACE)
     found = rules.interpret(packet, Host(frozenset(ips)))
     service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
     explanation = Explanation(packet, client, "", f"rules of {file}", found, service)
@@ -146,7 +144,7 @@ def explain_files(
     except NoSuchServiceError as error:
         return MissingService(str(error.name), *missing_service(error.name, objects.unserved, names.services))
     family = common_family(client, target)
-    packet = _packet(client, target, cluster.node, in_interface or _interface(client, cluster.node, config))
+    packet = packet_of(client, target, cluster.node, in_interface or _interface(client, cluster.node, config))
     context = NodeContext(
         node=cluster.node,
         local_ips=frozenset(cluster.node.ips),
@@ -154,18 +152,9 @@ def explain_files(
     )
     plans = final_plans(cluster.tracker, cluster.node, family)
     host = Host(frozenset(cluster.node.ips))
-    plan = addressed_plan(packet, plans.values(), host)
-    found = Explanation(
-        packet,
-        client,
-        cluster.node.name,
-        config.proxy_mode.value,
-        open_dumper(config).interpreter(family, context, plans)(packet, host),
-        service=str(plan.name) if plan else "",
-        plan=plan,
-        places=endpoint_places(cluster, plan, objects.pods),
-    )
-    return with_reason(found, cluster, plans.values(), objects.pods)
+    found = open_dumper(config).interpreter(family, context, plans)(packet, host)
+    explanation = Explanation(packet, client, cluster.node.name, config.proxy_mode.value, found)
+    return with_objects(explanation, cluster, plans.values(), objects.pods, host)
 
 
 def _node_of(names: KnownNames, client: Source, destination: str) -> str:
@@ -185,16 +174,6 @@ def _node_of(names: KnownNames, client: Source, destination: str) -> str:
         return names.nodes[0].name
     message = "--node: give the node that gets the packet; SRC and DST are on none, and the files have several Nodes"
     raise ConfigError(message if names.nodes else "--node: give the node that gets the packet; the files have no Node")
-
-
-def _packet(client: Source, target: Destination, node: Node, in_interface: str) -> Packet:
-    family = common_family(client, target)
-    source, to = client.ips[family], target.ips[family]
-    is_own = client.kind is EndKind.NODE and client.node_name in {"", node.name}
-    if is_own and is_loopback(source) and not is_loopback(to):
-        # The kernel chooses the address of the route.
-        source = to if to in node.ips else node.ip(family) or LOOPBACK_IPS[family]
-    return Packet(source, to, target.protocol, target.port, "" if is_own else in_interface)
 
 
 def _interface(client: Source, node: Node, config: Config) -> str:

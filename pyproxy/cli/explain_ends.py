@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
+from pyproxy.backends.explanation import Packet
 from pyproxy.errors import ConfigError
 from pyproxy.manifests.pods import Pod
 from pyproxy.model.address import LOOPBACK_IPS, Family, family_of, ip_text, is_loopback, parse_ip
@@ -64,6 +65,8 @@ class KnownNames:
     services: Mapping[NamespacedName, Service]
     nodes: tuple[Node, ...]
     pods: tuple[Pod, ...]
+    is_live: bool = False
+    """The names are those that the agent of this node knows, and not those of files."""
 
     def source(self, text: str) -> Source:
         """Return the client that a text names.
@@ -87,10 +90,10 @@ class KnownNames:
             message = f"SRC: there are {len(pods)} pods {text}; write NAMESPACE/NAME"
             raise ConfigError(message)
         if not pods:
-            message = (
-                f"SRC: {text} is not an address, outside, localhost, or the name of a node or a pod among the files"
-                " (kubectl get services,endpointslices,nodes,pods -A -o yaml)"
-            )
+            known = "of this node; the agent does not know pods: give the address (kubectl get pods -A -o wide)"
+            if not self.is_live:
+                known = "of a node or a pod among the files (kubectl get services,endpointslices,nodes,pods -A -o yaml)"
+            message = f"SRC: {text} is not an address, outside, localhost, or the name {known}"
             raise ConfigError(message)
         return Source(f"pod {pods[0].name}", EndKind.POD, _by_family(pods[0].ips), pods[0].node_name)
 
@@ -245,3 +248,24 @@ def common_family(source: Source, destination: Destination) -> Family:
     texts = [", ".join(map(ip_text, end.ips.values())) or "no address" for end in (source, destination)]
     message = f"SRC ({texts[0]}) and DST ({texts[1]}) have no address family in common"
     raise ConfigError(message)
+
+
+def packet_of(client: Source, target: Destination, node: Node, in_interface: str) -> Packet:
+    """Return the first packet of a connection.
+
+    Args:
+        client: who connects.
+        target: to what.
+        node: the node that gets the packet.
+        in_interface: the interface by which it arrives there, unless the node sends it.
+
+    Raises:
+        ConfigError: the ends have no address family in common.
+    """
+    family = common_family(client, target)
+    source, to = client.ips[family], target.ips[family]
+    is_own = client.kind is EndKind.NODE and client.node_name in {"", node.name}
+    if is_own and is_loopback(source) and not is_loopback(to):
+        # The kernel chooses the address of the route.
+        source = to if to in node.ips else node.ip(family) or LOOPBACK_IPS[family]
+    return Packet(source, to, target.protocol, target.port, "" if is_own else in_interface)

@@ -51,7 +51,12 @@ def _frontend(plan: ServicePlan | None, packet: Packet) -> str:
 _FIELDS = tuple(
     (re.compile(place), re.compile(rule), text)
     for place, rule, text in (
-        (r"", r"^-P ", "policy of the chain"),
+        (r"", r"^-P |^policy drop$", "policy of the chain"),
+        (r"^virtual server", r"^no real server$", "no usable endpoint"),
+        (r"^KUBE-PROXY-FIREWALL$", r"NO-LOCAL", "traffic policy Local"),
+        (r"^KUBE-IPVS-FILTER$", r"-VIP dst -j REJECT", "a cluster IP without this port"),
+        (r"^KUBE-SERVICES$", r"-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ", "the source is not a pod"),
+        (r"^KUBE-SERVICES$", r"-EXTERNAL dst,dst -j KUBE-MARK-MASQ", "spec.externalTrafficPolicy: Cluster"),
         (r"^(KUBE|PYPROXY|KPR)-.*FIREWALL$|^(KUBE|PYPROXY)-SOURCE-RANGES|^KUBE-FW-|^sources$", r"", "spec.loadBalancerSourceRanges"),
         (r"^(firewall|allowed-sources)$", r"", "spec.loadBalancerSourceRanges"),
         (r"^firewall-ips$|^firewall-[A-Z2-7]{8}-", r"", "spec.loadBalancerSourceRanges"),

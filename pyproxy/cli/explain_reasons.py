@@ -17,7 +17,21 @@ from pyproxy.plan.service_plan import Claim, ServicePlan, Verdict
 from pyproxy.plan.topology import merge_slices
 
 
-def with_reason(
+def with_objects(
+    found: Explanation,
+    cluster: OfflineCluster,
+    plans: Collection[ServicePlan],
+    pods: Collection[Pod],
+    host: Host,
+) -> Explanation:
+    """Return an explanation with the Service, the places of its endpoints, and the reason if the packet is not forwarded."""
+    plan = addressed_plan(found.packet, plans, host)
+    service = str(plan.name) if plan else ""
+    found = replace(found, service=service, plan=plan, places=endpoint_places(cluster, plan, pods))
+    return _with_reason(found, cluster, plans, pods)
+
+
+def _with_reason(
     found: Explanation, cluster: OfflineCluster, plans: Collection[ServicePlan], pods: Iterable[Pod]
 ) -> Explanation:
     """Return an explanation with the reason and what to do."""

@@ -46,6 +46,12 @@ class Explanation:
     reason: str = ""
     """Why the packet is not forwarded, or why it may fail although it is."""
     fix: str = ""
+    read_at: str = ""
+    """When the rules were read from the kernel; empty if they come from files."""
+    is_intended: bool | None = None
+    """Whether the rules in the kernel do with the packet what the agent intends; None: that is not known."""
+    difference: str = ""
+    """The first difference between intended rules and those in the kernel, for this packet."""
 
     @property
     def fate(self) -> Fate:
@@ -104,6 +110,12 @@ class ExplanationDocument(Struct, rename="camel", forbid_unknown_fields=True):
     paths: list[PathValues]
     reason: str
     fix: str
+    read_at: Annotated[str, Meta(description="When the rules were read from the kernel; empty: from files.")]
+    intended: Annotated[
+        bool | None,
+        Meta(description="Whether the kernel does with the packet what the agent intends; null: not known."),
+    ]
+    difference: Annotated[str, Meta(description="The first difference between intended rules and the kernel's.")]
 
 
 def explanation_document(found: Explanation | MissingService, output: OutputFormat) -> str:
@@ -138,6 +150,9 @@ def explanation_document(found: Explanation | MissingService, output: OutputForm
         "paths": to_builtins(paths),
         "reason": found.reason,
         "fix": found.fix,
+        "readAt": found.read_at,
+        "intended": found.is_intended,
+        "difference": found.difference,
     }
     return document("Explanation", fields, output)
 
@@ -153,6 +168,9 @@ def _missing_fields(found: MissingService) -> dict[str, object]:
         "paths": [],
         "reason": found.reason,
         "fix": found.fix,
+        "readAt": "",
+        "intended": None,
+        "difference": "",
     }
 
 
@@ -224,6 +242,12 @@ def _closing_lines(found: Explanation) -> Iterator[str]:
         yield f"affinity: the client stays with its endpoint until it has been idle for {seconds} s"
     if not all(path.is_certain for path in found.paths):
         yield "not certain: a rule on the way could not be evaluated and was skipped"
+    if found.is_intended is not None:
+        yield f"intended = live: {'yes' if found.is_intended else 'NO'} (read {found.read_at})"
+    elif found.read_at:
+        yield f"rules read {found.read_at}; no agent answers, so it is not known what they should be"
+    if found.difference:
+        yield f"Difference: {found.difference}"
     if found.reason:
         yield f"{'Note' if found.fate is Fate.FORWARDED else 'Why'}: {found.reason}"
     if found.fix:

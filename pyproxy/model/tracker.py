@@ -99,6 +99,11 @@ class Tracker:
         changed, self._node_changed = self._node_changed, False
         return changed
 
+    @property
+    def service_cidrs(self) -> tuple[ServiceCidr, ...] | None:
+        """All ServiceCIDRs; None before the first complete list."""
+        return tuple(self._service_cidrs.values()) if self.knows(Kind.SERVICE_CIDR) else None
+
     def take_service_cidrs(self) -> tuple[Network, ...] | None:
         """Return the ranges of all ServiceCIDRs, sorted, and mark them as taken; None before the first complete list.
 

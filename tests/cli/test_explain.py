@@ -50,10 +50,10 @@ def test_verdicts(words: str, code: int, verdict: str, node: str) -> None:
     assert (code, verdict, node) == (status, found.verdict, found.node)
 
 
-BOTH_MODES = pytest.mark.parametrize("mode", ["iptables", "nftables"])
+ALL_MODES = pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs"])
 
 
-@BOTH_MODES
+@ALL_MODES
 @pytest.mark.parametrize(
     ("words", "reason", "fix"),
     [
@@ -80,7 +80,7 @@ def test_reasons(mode: str, words: str, reason: str, fix: str) -> None:
     assert fix in found.fix
 
 
-@BOTH_MODES
+@ALL_MODES
 def test_paths(mode: str) -> None:
     """Endpoints have their probability, pod and node, and the source that they see."""
     _, found = explained("web-1", "default/web", f"--proxy-mode={mode}")
@@ -92,7 +92,7 @@ def test_paths(mode: str) -> None:
     assert "spec.clusterIP" in [step.field for step in found.paths[0].steps]
 
 
-@BOTH_MODES
+@ALL_MODES
 def test_affinity(mode: str) -> None:
     """With session affinity the time-out is part of each path."""
     _, found = explained("198.51.100.7", "203.0.113.10", "--node=node1", f"--proxy-mode={mode}")
@@ -138,14 +138,6 @@ def test_unknown_port_in_nftables_mode() -> None:
 
     assert (4, "REJECTED") == (status, found.verdict)
     assert "has only the port 80/TCP" in found.reason
-
-
-def test_no_input() -> None:
-    """Without files or rules the command says what to give."""
-    done = pyproxy("explain", "outside", "10.96.0.10:80")
-
-    assert 2 == done.returncode
-    assert "--rules FILE" in done.stderr
 
 
 def test_rules_of_a_node(tmp_path: Path) -> None:

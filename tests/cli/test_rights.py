@@ -16,6 +16,7 @@ COMMANDS = (
     *((*RUN, f"--proxy-mode={mode}", "--init-only") for mode in MODES),
     *(("dump-rules", "--live", f"--proxy-mode={mode}") for mode in MODES),
     ("cleanup",),
+    ("explain", "--control-socket=", "outside", "10.96.0.10:80"),
     ("plan", "--hostname-override=node-1"),
     ("takeover", "--dry-run", "--hostname-override=node-1"),
 )
@@ -39,7 +40,7 @@ def test_missing_capability_is_named(tmp_path: Path, words: tuple[str, ...]) -> 
     """Without any capability a command ends before it changes anything, and names CAP_NET_ADMIN."""
     done = run(tmp_path, *WITHOUT_CAPABILITIES, PYPROXY, *words)
 
-    name = " ".join(words[:1] if words[0] in {"run", "cleanup", "plan"} else words[:2])
+    name = " ".join(words[:1] if words[0] in {"run", "cleanup", "explain", "plan"} else words[:2])
     message = f"Error: {name} needs CAP_NET_ADMIN, which this process does not have: run it as root\n"
     assert (1, message) == (done.returncode, done.stderr)
 

@@ -1,5 +1,6 @@
 """Writes the sample outputs of docs/explain.md from real runs: ``python -m tests.docs.explain_page``."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "explain.md"
+DUMPS = ROOT / "tests" / "inputs" / "kube-proxy"
 _FLAGS = ("--manifests=tests/inputs/explain.yaml", "--cluster-cidr=10.244.0.0/16")
 _SAMPLE = re.compile(r"(?<=```text\n)\$ pyproxy explain (?P<words>[^\n]*)\n(?P<output>.*?)(?=```)", re.DOTALL)
 
@@ -17,9 +19,12 @@ def page() -> str:
 
 
 def _sample(found: re.Match[str]) -> str:
+    words = found["words"].split()
+    is_dump = any(word.startswith("--rules") for word in words)
     done = subprocess.run(
-        [sys.executable, "-m", "pyproxy", "explain", *_FLAGS, *found["words"].split()],
-        cwd=ROOT,
+        [sys.executable, "-m", "pyproxy", "explain", *(() if is_dump else _FLAGS), *words],
+        cwd=DUMPS if is_dump else ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,

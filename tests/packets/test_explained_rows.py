@@ -24,7 +24,7 @@ from pyproxy.plan.planner import final_plans
 from tests.lab import CLUSTER_CIDRS
 
 from . import test_cluster_ips, test_external_addresses
-from .modes import LEGACY, NFTABLES, Mode
+from .modes import IPVS, LEGACY, NFTABLES, Mode
 from .objects import NODE_OF, PLAN, PORT, node, node_plan
 from .table import Row, address_of, rows
 
@@ -42,7 +42,11 @@ ON_LOCALHOST = test_external_addresses.NODE_PORTS_ON_LOCALHOST
 FATES = {"refused": Fate.REJECTED, "dropped": Fate.DROPPED, "untouched": Fate.UNCHANGED}
 CLOSED_PORT = ["outside1", "node1:80/udp", "refused"]
 """A row in which no rule refuses: the node has no server on this port."""
-MODES = {"iptables": (ProxyMode.IPTABLES, LEGACY), "nftables": (ProxyMode.NFTABLES, NFTABLES)}
+MODES = {
+    "iptables": (ProxyMode.IPTABLES, LEGACY),
+    "nftables": (ProxyMode.NFTABLES, NFTABLES),
+    "ipvs": (ProxyMode.IPVS, IPVS),
+}
 
 
 @cache
@@ -112,7 +116,7 @@ def test_interpreter_and_kernel(row: Row, mode: str) -> None:
     """The interpreter finds the verdict, the endpoints and the translation of the source that packets meet."""
     proxy_mode, chosen = MODES[mode]
     is_closed = row.answers == ("reset",) or row.text.split() == CLOSED_PORT
-    if is_closed or (is_loopback(row.to.ip.packed) and chosen is NFTABLES):
+    if is_closed or (is_loopback(row.to.ip.packed) and chosen is not LEGACY):
         # The node itself answers, or refuses: no rule matches.
         assert {Fate.UNCHANGED} == {path.fate for path in paths_of(row, proxy_mode)}
     else:

@@ -1,10 +1,12 @@
 """Lists virtual and real servers, VIPs, members of sets and rules for ``dump-rules``, by Service."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from pyproxy.backends.explanation import Interpreter
 from pyproxy.backends.interface import Dumper, desired_entries
 from pyproxy.backends.iptables.dump import entry_rules
+from pyproxy.backends.iptables.explain import read_save
 from pyproxy.backends.iptables.kernel import read_entries as read_rules
 from pyproxy.backends.iptables.mode import choose_variant, supported_families
 from pyproxy.backends.iptables.reader import saved
@@ -12,13 +14,13 @@ from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
 from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, RealServer
+from pyproxy.backends.ipvs.explain import ipvs_state, paths
 from pyproxy.backends.ipvs.mode import ipvs_settings, ownership
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.reader import foreign_servers, read_entries
 from pyproxy.backends.ipvs.requirements import require_ipvs
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
-from pyproxy.errors import ConfigError
 from pyproxy.linux.iptables_programs import is_available
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
@@ -26,8 +28,6 @@ from pyproxy.node.context import NodeContext
 from pyproxy.plan.service_plan import ServicePlan
 
 _HERE = "EOF"
-
-_NO_INTERPRETER = "explain does not support --proxy-mode=ipvs"
 
 
 class IpvsDumper:
@@ -109,9 +109,13 @@ class IpvsDumper:
             listings.append(list_entries(family, entries, rules, states))
         return listings
 
-    def interpreter(self, *_: object) -> Interpreter:
-        """Raise ConfigError; see `Dumper`."""
-        raise ConfigError(_NO_INTERPRETER)
+    def interpreter(
+        self, family: Family, context: NodeContext, plans: Mapping[ServicePortName, ServicePlan]
+    ) -> Interpreter:
+        """Return an interpreter of the entries for these plans; see `Dumper`."""
+        entries: dict[IpvsKey, IpvsValue] = desired_entries(self.program(family, context, {}), plans)
+        ruleset = read_save(listing_restore(self.listing(family, entries, {})))
+        return partial(paths, ipvs_state(family, entries, {}), ruleset)
 
     def script(self, listing: RuleListing) -> str:
         """Return a listing as a shell script, in which each part is the input of the program that loads it."""

@@ -83,6 +83,12 @@ class NftSet:
         else:
             self.intervals.append((bounds, element))
 
+    @property
+    def elements(self) -> Iterator[Element]:
+        """Yield all elements."""
+        yield from self.exact.values()
+        yield from (element for _, element in self.intervals)
+
     def find(self, key: tuple[Atom, ...]) -> Element | None:
         """Return the element that contains a key."""
         found = self.exact.get(key)
@@ -135,7 +141,7 @@ def interval(text: str, kind: str) -> Interval:
     """Return the first and the last value of a field.
 
     Raises:
-        ValueError: the text is no value of this type.
+        ValueError: the text is not a value of this type.
     """
     if text == "*":
         return (b"", b"\xff" * 16) if kind.endswith("_addr") else (0, 1 << 32)
@@ -158,7 +164,7 @@ def atom(text: str, kind: str) -> Atom:
     """Return a value of a type; an unknown type is guessed from the text.
 
     Raises:
-        ValueError: the text is no value of this type.
+        ValueError: the text is not a value of this type.
     """
     if text.startswith('"') or kind in _WORDS:
         return text.strip('"')
@@ -225,7 +231,7 @@ def read_ruleset(text: str) -> list[Table]:
             else:
                 found = _ADD_ELEMENT.fullmatch(line.strip())
                 if found is None:
-                    raise KeyError  # noqa: TRY301  # handled as the others below
+                    raise KeyError  # noqa: TRY301  # caught below
                 owner = tables[found["family"], found["table"]].sets[found["set"]]
                 for element in split_elements(tokens_of(found["elements"])):
                     owner.add(element)

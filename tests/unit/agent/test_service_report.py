@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from pyproxy.agent.service_report import ServiceReporter
@@ -12,6 +13,7 @@ from pyproxy.model.change import Put, Unserved
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import NoPacketPath
 from pyproxy.model.unserved import UnservedService
+from pyproxy.plan.agent_objects import AgentObjects
 from pyproxy.plan.service_table import State
 from pyproxy.plan.service_values import ServiceList, SyncState
 from tests.fakes.node_agent import TableAgent
@@ -34,6 +36,18 @@ def report(agent: TableAgent) -> ServiceList:
     """Return the report of an agent."""
     reporter = ServiceReporter(agent.tracker, agent.planner, {Family.IPV4: agent.reconciler})
     return asyncio.run(reporter.report(agent.node, "iptables", {Family.IPV4: None}))
+
+
+def test_objects(agent: TableAgent) -> None:
+    """All objects and settings of the agent can be read back as they are."""
+    reporter = ServiceReporter(agent.tracker, agent.planner, {Family.IPV4: agent.reconciler})
+    text = asyncio.run(reporter.objects(agent.node, "iptables", {"cluster_cidr": "10.244.0.0/16"}))
+    found = msgspec.json.decode(text, type=AgentObjects)
+
+    assert (agent.node, "iptables", {"cluster_cidr": "10.244.0.0/16"}) == (found.node, found.mode, found.settings)
+    assert [*agent.tracker.services.values()] == found.services
+    assert [each for name in agent.tracker.services for each in agent.tracker.slices(name)] == found.slices
+    assert 3 == len(found.slices)
 
 
 def sync_states(agent: TableAgent) -> dict[str, SyncState | None]:

@@ -120,6 +120,6 @@ def test_other_families_are_left_out() -> None:
 
 
 def test_no_ruleset() -> None:
-    """Text that is no ruleset is refused with its line."""
+    """Text that is not a ruleset is refused with its line."""
     with pytest.raises(ValueError, match="line 1 is not output of nft list ruleset"):
         read_ruleset("apiVersion: v1")

@@ -1,0 +1,189 @@
+"""``explain`` on a node: what the rules in the kernel do, and whether that is what the agent intends."""
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from dataclasses import replace
+from fractions import Fraction
+from itertools import zip_longest
+
+from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Packet, Path, Step
+from pyproxy.backends.hooks import UNKNOWN_INTERFACE
+from pyproxy.backends.registry import open_dumper
+from pyproxy.cli.explain_ends import KnownNames, NoSuchServiceError, common_family, packet_of
+from pyproxy.cli.explain_fields import shown_rule, step_service
+from pyproxy.cli.explain_live import KnownByAgent, Live, interface_towards, known_by_agent, read_live
+from pyproxy.cli.explain_reasons import missing_service, with_foreign_reason, with_objects
+from pyproxy.cli.explain_report import Explanation, MissingService
+from pyproxy.cli.explain_rules import NodeRules, comparable
+from pyproxy.cli.objects import OfflineCluster
+from pyproxy.config.config import Config
+from pyproxy.linux.capabilities import require_capabilities
+from pyproxy.linux.routes import routes
+from pyproxy.linux.sysctl import read_sysctl
+from pyproxy.model.address import Family, family_of, ip_text
+from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.node import Node
+from pyproxy.node.context import NodeContext
+from pyproxy.plan.planner import final_plans
+
+_FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
+_ROUTING = "routing"
+"""Hook of steps that no rule causes."""
+
+
+def explain_node(
+    config: Config, source: str, destination: str, in_interface: str | None
+) -> Explanation | MissingService:
+    """Explain the rules in the kernel of this node.
+
+    Raises:
+        ApplyError: the kernel cannot be read.
+        ConfigError: the arguments cannot be used.
+        ControlError: the agent runs and cannot be asked.
+        RightsError: this process may not read the kernel's rules.
+    """
+    require_capabilities("explain")
+    agent = known_by_agent(config)
+    live = asyncio.run(read_live())
+    node = agent.objects.node if agent else Node(name=socket.gethostname(), ips=tuple(sorted(live.host.ips)))
+    # Every address of the node counts as the node, the best known first.
+    own = replace(node, ips=(*node.ips, *sorted(live.host.ips - live.rules.service_ips - set(node.ips))))
+    names = KnownNames(agent.tracker.services if agent else {}, (own,), (), is_live=True)
+    client = names.source(source)
+    try:
+        target = names.destination(destination, own.ips)
+    except NoSuchServiceError as error:
+        if agent is None:
+            reason = "no agent answers, and the rules in the kernel have no names of Services as destinations"
+            return MissingService(str(error.name), reason, "give the address and port: ADDRESS:PORT")
+        return MissingService(str(error.name), *missing_service(error.name, agent.unserved, names.services))
+    arrives = in_interface or interface_towards(client.ips[common_family(client, target)]) or UNKNOWN_INTERFACE
+    packet = packet_of(client, target, own, arrives)
+    found = tuple(_routed(packet, path) for path in live.rules.interpret(packet, live.host))
+    explanation = Explanation(packet, client, node.name, live.rules.mode or "no proxy", found, read_at=live.read_at)
+    if agent is None:
+        service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
+        explained = with_foreign_reason(replace(explanation, service=service))
+        if not live.rules.mode:
+            reason, fix = (
+                "the kernel has no rules of a service proxy",
+                "start pyproxy; systemctl status pyproxy says more",
+            )
+            explained = replace(explained, reason=reason, fix=fix)
+        return _with_routing_reason(explained)
+    return _compared(explanation, agent, live)
+
+
+def _compared(explanation: Explanation, agent: KnownByAgent, live: Live) -> Explanation:
+    """Return an explanation with what the agent intends."""
+    packet, node = explanation.packet, agent.objects.node
+    family = family_of(packet.source)
+    cluster = OfflineCluster(agent.tracker, node, (node,), tuple(agent.unserved), 0)
+    plans = final_plans(agent.tracker, node, family)
+    context = NodeContext(
+        node=node,
+        local_ips=live.host.ips - live.rules.service_ips,
+        service_cidrs=agent.tracker.take_service_cidrs(),
+    )
+    dumper = open_dumper(agent.config)
+    intended = dumper.interpreter(family, context, plans)(packet, replace(live.host, ips=frozenset(context.local_ips)))
+    difference = first_difference(intended, explanation.paths, live.rules)
+    found = replace(
+        with_objects(explanation, cluster, plans.values(), (), live.host),
+        mode=agent.config.proxy_mode.value,
+        is_intended=not difference,
+        difference=difference,
+    )
+    problem = agent.sync_problems.get(found.service.partition(":")[0], "")
+    if problem:
+        found = replace(found, difference=f"{difference or 'none yet'}; the Service is {problem}")
+    if difference and found.fate is not Fate.FORWARDED and intended[0].fate is not found.fate:
+        fix = (
+            "correct the Service or free what it needs; pyproxy retries"
+            if problem
+            else "pyproxy repairs its own rules at the next full sync; change rules of other programs yourself"
+        )
+        reason = f"the rules in the kernel are not those that pyproxy intends, which has {_words(intended)}"
+        found = replace(found, reason=reason, fix=fix)
+    return _with_routing_reason(found)
+
+
+def _words(paths: Iterable[Path]) -> str:
+    """Return what becomes of a packet."""
+    fates = dict.fromkeys(path.fate for path in paths)
+    words = {Fate.UNCHANGED: "the packet unchanged"}
+    return " or ".join(words.get(fate, f"it {fate.value}") for fate in fates)
+
+
+def first_difference(intended: Iterable[Path], live: Iterable[Path], rules: NodeRules) -> str:
+    """Return the first step in which the kernel differs from what is intended; empty if the packet fares the same.
+
+    Args:
+        intended: what becomes of the packet by the intended rules.
+        live: what becomes of it by those in the kernel.
+        rules: those in the kernel. A step that is not on the live path may be there nevertheless.
+    """
+    wanted, present = tuple(intended), tuple(live)
+    # An affinity entry selects one of the endpoints.
+    is_pinned = any(path.affinity_entry for path in present)
+    if _ends(wanted) == _ends(present) or (is_pinned and _ends(present).keys() <= _ends(wanted).keys()):
+        return ""
+    wanted_steps, present_steps = _steps(wanted), _steps(present)
+    for one, other in zip_longest(wanted_steps, present_steps):
+        if other is not None and other not in wanted_steps:
+            return f"the kernel has in {other[1]}: {shown_rule(present_steps[other])}"
+        if one is not None and one not in present_steps and not rules.has_step(*one):
+            return f"the kernel lacks in {one[1]}: {shown_rule(wanted_steps[one])}"
+    return f"intended {_words(wanted)}, in the kernel {_words(present)}"
+
+
+def _ends(paths: Iterable[Path]) -> dict[tuple[Fate, Endpoint | None, bool], Fraction]:
+    ends: dict[tuple[Fate, Endpoint | None, bool], Fraction] = {}
+    for path in paths:
+        end = path.fate, path.endpoint, path.is_masqueraded
+        ends[end] = ends.get(end, Fraction(0)) + path.share
+    return ends
+
+
+def _steps(paths: Iterable[Path]) -> dict[tuple[str, str, str], Step]:
+    """Return the steps of all paths, each once, by hook, place and rule."""
+    return {
+        (step.hook, step.place, comparable(step.rule)): step
+        for path in paths
+        for step in path.steps
+        if not step.rule.startswith(NOT_EVALUATED)
+    }
+
+
+def _routed(packet: Packet, path: Path) -> Path:
+    """Return a path with what routing does after the rules."""
+    if path.fate is not Fate.FORWARDED or path.endpoint is None:
+        return path
+    ip = path.endpoint.ip
+    family = family_of(ip)
+    is_sent_by_ipvs = any(step.hook == "ipvs" for step in path.steps)
+    if not any(ip in route.network for route in routes(family)):
+        step = Step(_ROUTING, None, "routes", f"none to {ip_text(ip)}")
+        return replace(path, fate=Fate.REJECTED, steps=(*path.steps, step))
+    if packet.in_interface and not is_sent_by_ipvs and read_sysctl(_FORWARDING[family]) == 0:
+        step = Step(_ROUTING, None, _FORWARDING[family].replace("/", "."), "0: no packet is forwarded to another host")
+        return replace(path, fate=Fate.DROPPED, steps=(*path.steps, step))
+    return path
+
+
+def _with_routing_reason(found: Explanation) -> Explanation:
+    last = found.paths[0].steps[-1] if found.paths and found.paths[0].steps else None
+    if last is None or last.hook != _ROUTING:
+        return found
+    if last.place == "routes":
+        return replace(
+            found,
+            reason=f"the node has no route to the endpoint {found.paths[0].endpoint}",
+            fix="check the network plugin: ip route get ADDRESS",
+        )
+    return replace(
+        found,
+        reason=f"{last.place} is 0, so the node forwards no packets to other hosts",
+        fix=f"sysctl -w {last.place}=1; pyproxy doctor finds more of this kind",
+    )
