@@ -38,7 +38,7 @@ lint: $(VENV)/tested ## Check style, types, import contracts and docs
 	$(BIN)/mkdocs build --strict --quiet
 
 # The guest supports every mode but is slow: it runs the most important packet suites in IPVS mode, and tests that need its kernel.
-GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py explain.py) \
+GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py explain.py explained_packets.py) \
 	$(addprefix tests/packets/test_flags.py::test_node_ports_answer_on_,ipv4_localhost_by_name ipv6_localhost_by_name) \
 	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/properties/test_ipvs.py \
 	tests/guest/test_drain.py tests/guest/test_foreign_objects.py
