@@ -4,17 +4,16 @@ It checks flags and configuration files, then the objects in files, or the way t
 exec plugin runs, and no server is contacted.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import click
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS, Flag, GroupedFlagCommand, config_flags, typed_values
-from pyproxy.cli.output import API_VERSION, OutputFormat, document
+from pyproxy.cli.output import API_VERSION, OutputFormat, print_document
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.config.grammar import SWITCH, one_of
 from pyproxy.config.settings import resolve_settings
@@ -26,8 +25,8 @@ from pyproxy.manifests.manifest import API_VERSIONS
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.suggestion import suggestion
 
+# The schedulers of Linux (`net/netfilter/ipvs/Kconfig`).
 _SCHEDULERS = ("rr", "wrr", "lc", "wlc", "fo", "ovf", "lblc", "lblcr", "dh", "sh", "mh", "sed", "nq", "twos")
-"""The schedulers of Linux (``net/netfilter/ipvs/Kconfig``)."""
 
 
 @click.command(
@@ -48,15 +47,13 @@ def command(ctx: click.Context, /, *, strict: bool | None, output: OutputFormat 
     Takes all flags of run. Prints each problem to standard error, with its file, object and field, and the resulting
     configuration to standard output.
     """
+    # Not `configured_settings`: warnings are part of the result here, and not lines of a log.
     settings = resolve_settings(typed_values(ctx))
     result = check(settings.config)
     warnings = (*settings.warnings, *result.warnings)
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        found = CheckDocument(
-            API_VERSION, "ConfigurationCheck", settings.in_words(), [*result.problems], [*warnings], [*result.notes]
-        )
-        values = to_builtins(found)
-        sys.stdout.write(document(values.pop("kind"), values, output))
+        lists = [*result.problems], [*warnings], [*result.notes]
+        print_document(CheckDocument(API_VERSION, "ConfigurationCheck", settings.in_words(), *lists), output)
     else:
         for warning in warnings:
             click.echo(f"Warning: {warning}", err=True)
@@ -106,6 +103,7 @@ def check(config: Config) -> CheckResult:
             (f"{config.manifests}: {found}",),
         )
     warnings = tuple(_scheduler_warnings("--ipvs-scheduler", config.ipvs.scheduler))
+    # A configuration is often checked where it is written, not on the node: a file of the node may be absent here.
     if config.kubeconfig and not Path(config.kubeconfig).exists():
         missing = f"--kubeconfig: {config.kubeconfig} is not on this machine and was not checked"
         return CheckResult(warnings=(*warnings, missing))
@@ -121,6 +119,7 @@ def check(config: Config) -> CheckResult:
 
 
 def _object_warnings(objects: FileObjects, config: Config) -> Iterator[str]:
+    # Most skipped kinds are intended (Deployments beside their Services); one that resembles a known kind is a typing error.
     for kind in sorted(objects.skipped):
         if hint := suggestion(kind, API_VERSIONS):
             yield f"{config.manifests}: objects of the unknown kind {kind} are skipped{hint}"
@@ -132,6 +131,7 @@ def _object_warnings(objects: FileObjects, config: Config) -> Iterator[str]:
     for service in objects.services:
         yield from _scheduler_warnings(f"Service {service.name}", service.scheduler)
         ports[service.name] = {(port.name, port.protocol) for port in service.ports}
+    # A slice port belongs to the Service port of the same name and protocol; numbers do not matter.
     for one in objects.slices:
         wanted = ports.get(one.service)
         for port in one.ports:
@@ -144,5 +144,6 @@ def _object_warnings(objects: FileObjects, config: Config) -> Iterator[str]:
 
 
 def _scheduler_warnings(owner: str, scheduler: str) -> Iterator[str]:
+    # A warning: schedulers are modules, and the kernel of the node may have one that Linux itself does not.
     if scheduler and scheduler not in _SCHEDULERS:
         yield f"{owner}: the IPVS scheduler {scheduler} is not known{suggestion(scheduler, _SCHEDULERS)}"

@@ -78,12 +78,13 @@ def command(
     config = configured_settings(ctx).config
     include_kube_proxy = bool(kube_proxy)
     require_capabilities("cleanup")
+    # A dry run goes on after the refusal: its list is what the user wants to see.
     if not force and (found := _running_proxy(config, include_kube_proxy=include_kube_proxy)):
         message = f"{found}: it would write its rules again; stop it first, or give --force"
         if not dry_run:
             raise ProxyRunsError(message)
         click.echo(f"cleanup would refuse: {message}", err=True)
-    ctx.exit(remove_rules(config, include_kube_proxy=include_kube_proxy, dry_run=bool(dry_run)))
+    asyncio.run(remove_rules(config, include_kube_proxy=include_kube_proxy, dry_run=bool(dry_run)))
 
 
 class ProxyRunsError(PyproxyError):
@@ -91,7 +92,7 @@ class ProxyRunsError(PyproxyError):
 
 
 def _running_proxy(config: Config, *, include_kube_proxy: bool) -> str:
-    """Return which proxy runs on this node, and how it was found; an empty text if none does."""
+    # kube-proxy is not in the way of removing our own rules: after a rollback it runs already.
     if config.control_socket and is_agent_here(config.control_socket):
         return f"an agent of pyproxy is running, it listens on {config.control_socket}"
     if found := asyncio.run(detect_running_agent(config)):
@@ -101,8 +102,8 @@ def _running_proxy(config: Config, *, include_kube_proxy: bool) -> str:
     return ""
 
 
-def remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bool = False) -> int:
-    """Remove our rules and print what was removed; return the exit status.
+async def remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bool = False) -> None:
+    """Remove our rules and print what was removed.
 
     Args:
         config: selects one variant of iptables, or both.
@@ -114,11 +115,8 @@ def remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bool = Fa
         RightsError: this process may not change rules.
     """
     require_capabilities("cleanup")
-    return asyncio.run(_remove_rules(config, include_kube_proxy=include_kube_proxy, dry_run=dry_run))
-
-
-async def _remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bool) -> int:
     verb = "would remove" if dry_run else "removed"
+    # Both variants, unless one was chosen: the mode and the variant may have changed since the rules were written.
     chosen = config.iptables_variant
     variants = Variant if chosen is IptablesVariant.AUTO else (Variant(chosen.value),)
     for variant, family in product(variants, Family):
@@ -128,6 +126,7 @@ async def _remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bo
                 kept = f"; {_KUBELET_FIREWALL}" if removed.chains and removed.has_kubelet_firewall else ""
                 click.echo(f"{family}, iptables-{variant.value}: {removed_text(removed, verb)}{kept}")
     if shutil.which("nft"):
+        # A table is deleted with all its chains, sets and maps in one transaction.
         change_table = has_nft_table if dry_run else delete_nft_table
         for owner, family in product(nft_tables(include_kube_proxy=include_kube_proxy), Family):
             if await change_table(NFT_FAMILIES[family], owner):
@@ -139,4 +138,3 @@ async def _remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bo
             f"{family}, IPVS: {verb} {gone.virtual_servers} virtual servers, {gone.addresses} addresses"
             f" and {gone.sets} sets"
         )
-    return 0

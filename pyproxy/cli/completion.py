@@ -5,8 +5,8 @@ from click.shell_completion import FishComplete, ZshComplete
 
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS
 
+# The environment variable by which click recognises a request for completion, made from the name of the program.
 _VARIABLE = "_PYPROXY_COMPLETE"
-"""The environment variable by which click recognises a request for completion, made from the name of the program."""
 # click's own script for bash passes the words as bash splits them. bash separates "=" from the words beside it, so click
 # does not find the flag in "--proxy-mode=ip"; this script omits "=".
 _BASH = """\

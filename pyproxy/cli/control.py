@@ -12,8 +12,8 @@ from pyproxy.errors import PyproxyError
 from pyproxy.serve.control import peer_pid, peer_uid
 
 T = TypeVar("T")
+# The agent may be busy with a large first sync.
 _TIMEOUT_SECONDS = 30.0
-"""The agent may be busy with a large first sync."""
 _CHUNK_BYTES = 1 << 20
 
 
@@ -97,6 +97,7 @@ def _exchange(path: str, request: bytes) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT_SECONDS)
         client.connect(path)
+        # Any user may create a socket where the agent would have its own before it starts: its answers would be forged.
         if uid := peer_uid(client):
             message = f"a process of uid {uid} listens on {path}, not the agent"
             raise ControlError(message)
@@ -104,6 +105,7 @@ def _exchange(path: str, request: bytes) -> bytes:
         # An agent that refuses a connection replies and closes without reading the request.
         with suppress(BrokenPipeError, ConnectionResetError):
             client.sendall(request)
+        # The agent closes the connection after its reply.
         with suppress(ConnectionResetError):
             while chunk := client.recv(_CHUNK_BYTES):
                 reply += chunk

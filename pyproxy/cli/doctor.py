@@ -1,7 +1,6 @@
 """The command ``doctor``: checks this node, and the objects in files, and says what to do. Changes nothing."""
 
 import asyncio
-import sys
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
@@ -12,7 +11,7 @@ from rich.text import Text
 from pyproxy.cli.control import ControlError, NoAgentError, ask
 from pyproxy.cli.flags import SETTINGS, Flag, FlagCommand, config_flags, configured_settings
 from pyproxy.cli.objects import OfflineCluster, read_cluster
-from pyproxy.cli.output import OutputFormat, console, document
+from pyproxy.cli.output import API_VERSION, OutputFormat, console, print_document
 from pyproxy.cli.services import list_services
 from pyproxy.config.config import NODE_NAME, Config
 from pyproxy.config.grammar import SWITCH, one_of
@@ -43,8 +42,8 @@ _ATTRIBUTES = (
 _EXIT_CODES = "Exit codes: 0 fine, 1 warnings, 2 failures, or wrong flags or input."
 _STATUS = {Severity.OK: 0, Severity.INFO: 0, Severity.WARN: 1, Severity.FAIL: 2}
 _STYLES = {Severity.OK: "green", Severity.INFO: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
+# Columns are not padded beyond this width, so that one long line does not make all lines long.
 _WIDEST = 100
-"""Columns are not padded beyond this width, so that one long line does not make all lines long."""
 
 
 class FindingValues(Struct, rename="camel", forbid_unknown_fields=True):
@@ -104,13 +103,16 @@ def command(
     node = cluster.node if cluster else own_node(config, None, own_node_name(config))
     findings = asyncio.run(_examine(config, cluster, node, offline=bool(offline)))
     if output in (OutputFormat.JSON, OutputFormat.YAML):
-        sys.stdout.write(report(findings, node.name, output))
+        items = [FindingValues(each.check, each.severity, each.text, each.evidence, each.fix) for each in findings]
+        print_document(DoctorReport(API_VERSION, "DoctorReport", node.name, items), output)
     else:
         print_findings(findings, verbose=bool(verbose))
+    # The exit code is that of the most serious finding, for use in scripts and in monitoring.
     ctx.exit(max((_STATUS[finding.severity] for finding in findings), default=0))
 
 
 async def _examine(config: Config, cluster: OfflineCluster | None, node: Node, *, offline: bool) -> list[Finding]:
+    # Files have precedence over a running agent. Without either the checks of Services report that they have no input.
     objects, error = None, ""
     if cluster is not None:
         objects = Objects(tuple(list_services(cluster, config).items), cluster.nodes)
@@ -125,23 +127,9 @@ async def _examine(config: Config, cluster: OfflineCluster | None, node: Node, *
     if offline:
         checks = tuple(check for check in CHECKS if not check.needs_node)
         return await examine(Inputs(config, node, objects), checks)
+    # Both take time, and neither depends on the other.
     agent, rules = await asyncio.gather(ask_agent(config), find_installed_rules())
     return await examine(Inputs(config, node, objects, error, agent, rules, supported_families()))
-
-
-def report(findings: Iterable[Finding], node_name: str, output: OutputFormat) -> str:
-    """Return findings as JSON or YAML."""
-    items = [
-        {
-            "check": each.check,
-            "severity": each.severity.value,
-            "text": each.text,
-            "evidence": each.evidence,
-            "fix": each.fix,
-        }
-        for each in findings
-    ]
-    return document("DoctorReport", {"node": node_name, "findings": items}, output)
 
 
 def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:
@@ -149,6 +137,7 @@ def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:
     findings = list(findings)
     shown = [each for each in findings if verbose or not (each.severity is Severity.OK or each.is_skipped)]
     target = console()
+    # Not a `rich.table`: text and evidence stay on one line each, so that grep finds a finding with its fix.
     texts, places = (
         min(max(map(len, column), default=0), _WIDEST)
         for column in ([each.text for each in shown], [each.evidence for each in shown])
@@ -158,6 +147,7 @@ def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:
         fix = f"fix: {each.fix}" if each.fix else ""
         rest = f"  {each.text:{texts}}  {each.evidence:{places}}  {fix}".rstrip()
         target.print(Text.assemble((f"{word:4}", _STYLES[each.severity]), rest), soft_wrap=True)
+    # Most checks find nothing, and a list of them would hide what was found.
     if not verbose:
         fine = sum(each.severity is Severity.OK for each in findings)
         skipped = sum(each.is_skipped for each in findings)

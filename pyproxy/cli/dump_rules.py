@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import re
 import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pyproxy.cli.flags import (
     typed_values,
 )
 from pyproxy.cli.listing import listing_text, listing_values
-from pyproxy.cli.objects import read_cluster
+from pyproxy.cli.objects import read_cluster, service_name
 from pyproxy.config.config import NODE_NAME, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH, Grammar, one_of
 from pyproxy.errors import ApplyError, ConfigError
@@ -41,8 +40,8 @@ from pyproxy.plan.planner import final_plans
 
 logger = logging.getLogger(__name__)
 
+# Exit code.
 _WRONG_INPUT = 2
-"""Exit code."""
 RULE_ATTRIBUTES = (
     "config",
     "pyproxy_config",
@@ -86,24 +85,13 @@ class FamilyChoice(Enum):
         return Family.IPV4 if self is FamilyChoice.IPV4 else Family.IPV6
 
 
-def _parse_services(text: str) -> tuple[NamespacedName, ...]:
-    return tuple(map(_parse_service, text.split(",")))
-
-
-def _parse_service(text: str) -> NamespacedName:
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
-        message = f"{text!r} is not NAMESPACE/NAME"
-        raise ValueError(message)
-    return NamespacedName(*text.split("/"))
-
-
 @click.command(
     "dump-rules",
     cls=FlagCommand,
     params=[
         Flag(
             ["--service"],
-            Grammar("NAMESPACE/NAME,...", _parse_services, repeats=True),
+            Grammar("NAMESPACE/NAME,...", lambda text: (*map(service_name, text.split(",")),), repeats=True),
             "Show only this Service. May be given several times.",
         ),
         Flag(["--family"], one_of(FamilyChoice), "Show only this address family.  [default: both]"),
@@ -164,6 +152,7 @@ def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
         ConfigError: the input cannot be read, or the Service is not in it.
         RightsError: this process may not read the kernel's rules.
     """
+    # Only the kernel's rules need privileges: the rules for files can be made on any machine.
     if selection.live:
         require_capabilities("dump-rules --live")
         rules = live_rules(config, selection.mode)
@@ -192,6 +181,7 @@ def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
         if selection.family in {None, listing.family}
         and (listing.services or (listing.family is first and (listing.chains or listing.common)))
     ]
+    # A script has to be loadable as it is: iptables-restore and ip6tables-restore each take one family.
     if output.value in dumper.script_formats and dumper.scripts_hold_one_family and len(shown) > 1:
         message = (
             f"-o {output.value}: the rules of IPv4 and IPv6 are loaded by different programs;"
@@ -217,6 +207,7 @@ def live_rules(config: Config, mode: ProxyMode | None = None) -> LiveRules:
         if not found:
             message = "no mode of pyproxy has rules in the kernel"
             raise ApplyError(message, retryable=False)
+        # Rules of two modes are in the kernel after a change of the mode, until the stale ones are removed.
         for other in found[1:]:
             logger.warning(
                 "%s mode is shown; %s mode has rules in the kernel, too: --proxy-mode=%s shows them",
@@ -235,6 +226,7 @@ def live_rules(config: Config, mode: ProxyMode | None = None) -> LiveRules:
 
 def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleListing]:
     """Return the rules that the kernel of a Node should have for the objects of a tracker."""
+    # The addresses of the Node replace those of its interfaces, which only the node itself knows.
     context = NodeContext(node=node, local_ips=frozenset(node.ips), service_cidrs=tracker.take_service_cidrs())
     return [dumper.planned(family, context, final_plans(tracker, node, family)) for family in Family]
 
@@ -242,11 +234,7 @@ def tracked_listings(tracker: Tracker, node: Node, dumper: Dumper) -> list[RuleL
 def _require_rules(
     services: Iterable[NamespacedName], listings: Iterable[RuleListing], unserved: Collection[UnservedService]
 ) -> None:
-    """Check that each Service has rules.
-
-    Raises:
-        ConfigError: a Service has none; the message has the reason, or the name of a similar Service.
-    """
+    # The message has the reason, or the name of a similar Service: an empty listing would leave the user to guess.
     known = {name.service for listing in listings for name in listing.services}
     for service in services:
         if service not in known:
@@ -257,6 +245,7 @@ def _require_rules(
 
 def only_services(listing: RuleListing, wanted: Collection[NamespacedName]) -> RuleListing:
     """Return the part of a listing that belongs to some Services."""
+    # Without the rules that all Services share, and with the chains that have rules of the wanted ones.
     services = {name: rules for name, rules in listing.services.items() if name.service in wanted}
     chains = {(rule.table, rule.chain) for rules in services.values() for rule in rules}
     return RuleListing(listing.family, tuple(key for key in listing.chains if key in chains), services=services)

@@ -27,11 +27,12 @@ SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DURATIONS = "DURATION is a number with a unit, or several: 500ms, 30s, 1h30m."
 VERSION_LINE = f"pyproxy {__version__}"
 EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 wrong flags or input."
+# The least verbosity (-v) at which an unexpected error is logged with its traceback.
 _TRACEBACK_LEVEL = 4
-"""The least verbosity (-v) at which an unexpected error is logged with its traceback."""
 LOG_ATTRIBUTES = ("v", "logging_format")
 _GENERAL = "Options"
 _WITHOUT_EFFECT = "Compatibility: flags of kube-proxy that change nothing"
+# Sections of the help of a command with all flags: title to attributes of Config, or prefixes of attributes.
 _SECTIONS: Mapping[str, tuple[str, ...]] = {
     _GENERAL: (),
     "API server and other sources of objects": ("manifests", "kubeconfig", "master", "api_servers"),
@@ -51,7 +52,6 @@ _SECTIONS: Mapping[str, tuple[str, ...]] = {
     "Logging": LOG_ATTRIBUTES,
     _WITHOUT_EFFECT: (),
 }
-"""Sections of the help of a command with all flags: title to attributes of Config, or prefixes of attributes."""
 
 
 class InputError(click.ClickException):
@@ -72,6 +72,7 @@ class Flag(click.Option):
         ignored: bool = False,
         **settings: Any,  # noqa: ANN401 (click.Option's)
     ) -> None:
+        # click parses each value by a function of its own; errors of a grammar are ValueErrors with a message for people.
         def read(value: str) -> object:
             try:
                 return grammar.parse(value)
@@ -82,6 +83,7 @@ class Flag(click.Option):
         self.grammar = grammar
         self.ignored = ignored
         self.section = _GENERAL
+        # click has several names and a destination for each option; pflag's rules know one long name.
         self.long = next(name[2:] for name in self.opts if name.startswith("--"))
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
@@ -96,6 +98,7 @@ class Flag(click.Option):
         """Return the values that begin with an incomplete one, or let the shell complete the name of a file."""
         from click.shell_completion import CompletionItem  # noqa: PLC0415  # an agent does not need it
 
+        # A flag with other grammars has no list of values to offer: numbers, addresses, names of objects.
         if self.grammar is PATH:
             return [CompletionItem(incomplete, type="file")]
         return [CompletionItem(word) for word in self.grammar.choices if word.startswith(incomplete)]
@@ -111,7 +114,17 @@ class FlagCommand(click.Command):
             return super().parse_args(ctx, [])
         known = {flag.long: flag for flag in self.params if isinstance(flag, Flag)}
         try:
-            return super().parse_args(ctx, _canonical(args, known))
+            shorts = {opt[1:]: name for name, flag in known.items() for opt in flag.opts if not opt.startswith("--")}
+            switches = {"help": True} | {name: flag.grammar.is_switch for name, flag in known.items()}
+            line = split_command_line(args, Syntax(switches, {"h": "help"} | shorts))
+            texts: dict[str, str] = {}
+            for name, text in line.flags:
+                repeats = name in known and known[name].grammar.repeats
+                texts[name] = ",".join(filter(None, (texts.get(name), text))) if repeats else text
+            # click shows help as soon as it reads the flag, before the values of other flags, so it comes first.
+            help_wanted = ["--help"] if parse_bool(texts.pop("help", "false")) else []
+            flags = (f"--{name}={text}" for name, text in texts.items())
+            return super().parse_args(ctx, [*help_wanted, *flags, "--", *line.arguments])
         except (ConfigError, ValueError) as error:
             raise click.UsageError(str(error), ctx) from error
 
@@ -122,6 +135,7 @@ class FlagCommand(click.Command):
         except ConfigError as error:
             raise InputError(str(error)) from error
         except (PyproxyError, OSError) as error:
+            # An OSError may come from anywhere; with -v 4 its origin can be found.
             if isinstance(error, OSError) and (ctx.params.get("v") or 0) >= _TRACEBACK_LEVEL:
                 logger.debug("unexpected error of the system", exc_info=True)
             raise click.ClickException(str(error)) from error
@@ -152,20 +166,9 @@ class GroupedFlagCommand(FlagCommand):
         self.format_sections(ctx, formatter, lambda flag: flag.section)
 
 
-def _canonical(words: Sequence[str], known: Mapping[str, Flag]) -> list[str]:
-    shorts = {opt[1:]: name for name, flag in known.items() for opt in flag.opts if not opt.startswith("--")}
-    switches = {"help": True} | {name: flag.grammar.is_switch for name, flag in known.items()}
-    line = split_command_line(words, Syntax(switches, {"h": "help"} | shorts))
-    texts: dict[str, str] = {}
-    for name, text in line.flags:
-        repeats = name in known and known[name].grammar.repeats
-        texts[name] = ",".join(filter(None, (texts.get(name), text))) if repeats else text
-    help_wanted = ["--help"] if parse_bool(texts.pop("help", "false")) else []
-    return [*help_wanted, *(f"--{name}={text}" for name, text in texts.items()), "--", *line.arguments]
-
-
 def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[click.Parameter]:
     """Return the flags of these attributes of Config, sorted by name; hidden ones are not shown in any help."""
+    # The name in Python comes last in the list of names; click passes the value under it.
     defaults = Config()
     flags: list[click.Parameter] = []
     for attribute in sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag):
@@ -176,20 +179,19 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
         names = [f"--{about.flag}", *(["-v"] if attribute == "v" else []), attribute]
         environment = {"envvar": about.environment, "show_envvar": True} if about.environment else {}
         flag = Flag(names, about.grammar, text, ignored=bool(about.ignored), hidden=hidden, **environment)
-        flag.section = _WITHOUT_EFFECT if about.ignored else _section(attribute)
+        titles = (
+            title
+            for title, members in _SECTIONS.items()
+            if attribute in members or attribute.startswith(tuple(name for name in members if name.endswith("_")))
+        )
+        flag.section = _WITHOUT_EFFECT if about.ignored else next(titles, _GENERAL)
         flags.append(flag)
     return flags
 
 
-def _section(attribute: str) -> str:
-    for title, attributes in _SECTIONS.items():
-        if attribute in attributes or attribute.startswith(tuple(name for name in attributes if name.endswith("_"))):
-            return title
-    return _GENERAL
-
-
 def typed_values(ctx: click.Context) -> dict[str, Any]:
     """Return the values of flags that were given, on the command line or in the environment, by attribute of Config."""
+    # A flag with the value of its default counts as given: it overrides a configuration file.
     given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) in given}
 
@@ -205,6 +207,7 @@ def configured_settings(ctx: click.Context, **more: object) -> ResolvedSettings:
         ConfigError: see `resolve_settings`.
     """
     settings = resolve_settings(typed_values(ctx) | more)
+    # Verbosity and format may come from a file, so warnings about flags have to wait for them.
     set_up_logging(settings.config.v, settings.config.logging_format)
     for warning in settings.warnings:
         logger.warning(warning)

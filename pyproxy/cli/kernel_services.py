@@ -1,14 +1,11 @@
 """The Services that have rules in the kernel, for ``services`` on a node where no agent runs."""
 
-import sys
-from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, to_builtins
+from msgspec import Meta, Struct
 
-from pyproxy.backends.listing import RuleListing
 from pyproxy.cli.dump_rules import live_rules
-from pyproxy.cli.output import OutputFormat, document, print_rows
+from pyproxy.cli.output import OutputFormat, print_document, print_rows
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.plan.service_values import API_VERSION, FAMILIES, PROTOCOLS
@@ -47,21 +44,26 @@ def read_kernel(config: Config, mode: ProxyMode | None) -> ServiceRulesList:
     """
     require_capabilities("services")
     rules = live_rules(config, mode)
-    return ServiceRulesList(API_VERSION, "ServiceRulesList", rules.mode.value, [*_values(rules.listings)])
-
-
-def _values(listings: Iterable[RuleListing]) -> Iterable[ServiceRulesValues]:
-    for listing in listings:
-        for name, rules in listing.services.items():
-            service, protocol, family = name.service, PROTOCOLS[name.protocol], FAMILIES[listing.family]
-            yield ServiceRulesValues(service.namespace, service.name, name.port, protocol, family, len(rules))
+    # Rules name their Service port in a comment. Whether its endpoints are right cannot be seen in them.
+    items = [
+        ServiceRulesValues(
+            name.service.namespace,
+            name.service.name,
+            name.port,
+            PROTOCOLS[name.protocol],
+            FAMILIES[listing.family],
+            len(of_port),
+        )
+        for listing in rules.listings
+        for name, of_port in listing.services.items()
+    ]
+    return ServiceRulesList(API_VERSION, "ServiceRulesList", rules.mode.value, items)
 
 
 def print_kernel_services(found: ServiceRulesList, output: OutputFormat) -> None:
     """Print Services with the number of their rules."""
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        values = to_builtins(found)
-        sys.stdout.write(document(values.pop("kind"), values, output))
+        print_document(found, output)
         return
     rows = [
         [

@@ -32,6 +32,7 @@ def listing_values(listing: RuleListing) -> dict[str, object]:
     }
 
 
+# Packets come before the rule, as in `iptables -v`: rules have any length.
 def _group(title: str, rules: Iterable[ListedRule]) -> Iterator[str]:
     yield f"\n{title}\n"
     for rule in rules:

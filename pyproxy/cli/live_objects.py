@@ -39,11 +39,7 @@ async def known_objects(config: Config) -> tuple[Tracker, Node]:
 
 
 async def _listed_objects(config: Config, node_name: str) -> Tracker:
-    """List the objects at the API server.
-
-    Raises:
-        SourceError: it did not answer in time.
-    """
+    # The agent's own source, stopped as soon as its lists are complete: the same objects, selectors and retries.
     from pyproxy.kubeapi import access, api  # noqa: PLC0415  # HTTP: objects may come from files
     from pyproxy.kubeapi.load_access import load_access  # noqa: PLC0415  # as above
 
@@ -55,6 +51,7 @@ async def _listed_objects(config: Config, node_name: str) -> Tracker:
     source = api.ApiSource(lambda: load_access(settings), watched, api.Store(deliver=tracker.apply))
     following = asyncio.create_task(source.run())
     try:
+        # The source retries for ever, as an agent should; a command gives up.
         async with asyncio.timeout(_LIST_SECONDS):
             while not tracker.knows(*_NEEDED):
                 await asyncio.wait([following], timeout=0.05)

@@ -33,9 +33,17 @@ def document(kind: str, fields: Mapping[str, Any], output: OutputFormat) -> str:
     return msgspec.json.format(msgspec.json.encode(values), indent=2).decode() + "\n"
 
 
+def print_document(found: msgspec.Struct, output: OutputFormat) -> None:
+    """Print an output document whose struct has its ``apiVersion`` and ``kind``."""
+    values = msgspec.to_builtins(found)
+    sys.stdout.write(document(values.pop("kind"), values, output))
+
+
 def console() -> Console:
     """Return a console for standard output: colours on a terminal only, and lines that are not wrapped elsewhere."""
+    # Without rich's own marks: names of objects and rules may contain brackets and words that it would colour.
     made = Console(highlight=False, markup=False, emoji=False)
+    # In a pipe rich would assume 80 columns and wrap lines, which breaks grep.
     if not made.is_terminal:
         made.width = 10_000
     return made
@@ -46,6 +54,7 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> 
 
     A `Table` looks the same, but takes half a millisecond for a row, ten seconds for the Services of a large cluster.
     """
+    # All cells are ASCII (`decode.fields.shown`), so a character is a column.
     target = console()
     cells = [[Text(column, "bold") for column in columns], *rows]
     widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]

@@ -5,19 +5,17 @@ and those for the objects of one path, or of the API server.
 """
 
 import asyncio
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 
 import click
-from msgspec import to_builtins
 
 from pyproxy.backends.interface import desired_entries
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
 from pyproxy.cli.flags import LOG_ATTRIBUTES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
 from pyproxy.cli.objects import read_cluster
-from pyproxy.cli.output import OutputFormat, console, document
+from pyproxy.cli.output import OutputFormat, console, print_document
 from pyproxy.cli.plan_report import Comparison, PlanDocument, compared, plan_document, plan_lines
 from pyproxy.config.config import NODE_NAME, OPTIONS, Config
 from pyproxy.config.grammar import one_of
@@ -25,8 +23,8 @@ from pyproxy.model.address import Family
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.planner import final_plans
 
+# Exit code.
 _CHANGES = 3
-"""Exit code."""
 _EXIT_CODES = "Exit codes: 0 nothing changes, 3 something changes, 1 failed, 2 wrong flags or input."
 _SHOWN = (*RULE_ATTRIBUTES, "kubeconfig", "master", "api_servers", *LOG_ATTRIBUTES)
 _COLOURS = {"~": "yellow", "+": "green", "-": "red"}
@@ -61,6 +59,7 @@ def command(
 
     Takes all flags of run. Use those that the agent has.
     """
+    # Flags without effect on rules are accepted and hidden: the command line of an agent can be copied as it is.
     more = {"hostname_override": flags["node"]} if flags["node"] else {}
     if before is not None:
         more["manifests"] = before
@@ -82,6 +81,7 @@ def plan_of_files(config: Config, before: str, after: str) -> PlanDocument:
         ConfigError: the mode depends on the node.
         SourceError: a path cannot be read.
     """
+    # Both sets of objects are compiled for the same node and settings, so that only the objects make a difference.
     dumper = open_dumper(config)
     old = read_cluster(replace(config, manifests=before))
     new = read_cluster(replace(config, manifests=after))
@@ -96,6 +96,7 @@ def plan_of_files(config: Config, before: str, after: str) -> PlanDocument:
             for cluster in (old, new)
         ]
         for family in Family:
+            # Entries of the first set take the place of those in the kernel.
             program = dumper.program(family, contexts[0], {})
             present = desired_entries(program, final_plans(old.tracker, old.node, family))
             plans = final_plans(new.tracker, new.node, family)
@@ -107,10 +108,7 @@ def plan_of_files(config: Config, before: str, after: str) -> PlanDocument:
 def print_plan(found: PlanDocument, output: OutputFormat) -> None:
     """Print a plan as text, with colours on a terminal, or as a document."""
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        values = to_builtins(found)
-        for key in ("apiVersion", "kind"):
-            values.pop(key)
-        sys.stdout.write(document(found.kind, values, output))
+        print_document(found, output)
         return
     target = console()
     for line in plan_lines(found, wide=output is OutputFormat.WIDE):

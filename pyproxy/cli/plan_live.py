@@ -24,11 +24,13 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
         RightsError: this process may not read the kernel's rules.
         SourceError: the objects cannot be read.
     """
+    # As an agent starts, in the same order: the mode, the objects, the entries in the kernel, and then the difference.
     require_capabilities("plan")
     config = await choose_mode(config)
     dumper = open_dumper(config)
     tracker, node = await known_objects(config)
     context = NodeContext(node=node, local_ips=local_addresses(), service_cidrs=tracker.take_service_cidrs())
+    # The program gets the present entries, as in a full sync: a few values depend on them, such as names that can be kept.
     comparisons = [
         compared(dumper, family, present, dumper.program(family, context, present), final_plans(tracker, node, family))
         for family, present in (await dumper.read()).items()
@@ -43,7 +45,7 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
 
 
 async def _leftovers(config: Config) -> list[Leftover]:
-    """Return what the agent removes when its own rules are complete: of kube-proxy, and of other modes."""
+    # What the agent removes when its own rules are complete: rules of kube-proxy, and of other modes.
     from pyproxy.backends.ipvs.cleanup import kube_proxy_state  # noqa: PLC0415  # most nodes never had this mode
 
     backend = backend_class(config.proxy_mode)

@@ -13,8 +13,8 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan
 from pyproxy.plan.service_values import API_VERSION, FAMILIES, PROTOCOLS
 
+# Endpoints that a line of text shows of those added, and of those removed; the document has all of them.
 _SHOWN_ENDPOINTS = 4
-"""Endpoints that a line of text shows of those added, and of those removed; the document has all of them."""
 _SYMBOLS = {"change": "~", "add": "+", "remove": "-"}
 _PLURALS = {"entry": "entries"}
 
@@ -133,12 +133,19 @@ def plan_document(
         if found.entries:
             services = list(_service_changes(found, dumper))
             document.services += services
-            document.shared += _shared_changes(found, explained=bool(services))
+            before, after = (*found.before.common, *found.before.last), (*found.after.common, *found.after.last)
+            rules = _difference(before, after)
+            if rules.added or rules.removed:
+                document.shared.append(SharedChange(FAMILIES[found.after.family], rules, 0))
+            elif not services:
+                # Entries change but no rule does, such as a chain in another order: the sync still writes.
+                document.shared.append(SharedChange(FAMILIES[found.after.family], rules, found.entries))
     document.services.sort(key=lambda item: (item.namespace, item.name, item.port_name, item.protocol, item.family))
     return document
 
 
 def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChange]:
+    # A Service port is in the listing of both sides, of one if it is new or gone, or of none if it never had rules.
     for name in sorted({*found.before.services, *found.after.services}):
         before, after = found.before.services.get(name, ()), found.after.services.get(name, ())
         if before == after:
@@ -160,16 +167,8 @@ def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChang
         )
 
 
-def _shared_changes(found: Comparison, *, explained: bool) -> Iterator[SharedChange]:
-    before, after = (*found.before.common, *found.before.last), (*found.after.common, *found.after.last)
-    rules = _difference(before, after)
-    if rules.added or rules.removed:
-        yield SharedChange(FAMILIES[found.after.family], rules, 0)
-    elif not explained:
-        yield SharedChange(FAMILIES[found.after.family], rules, found.entries)
-
-
 def _difference(before: Sequence[ListedRule], after: Sequence[ListedRule]) -> RuleDifference:
+    # Counts, because equal rules can occur several times.
     old, new = Counter(_text(rule) for rule in before), Counter(_text(rule) for rule in after)
     return RuleDifference(added=[*(new - old).elements()], removed=[*(old - new).elements()])
 
@@ -179,10 +178,10 @@ def _text(rule: ListedRule) -> str:
 
 
 def _endpoints(rules: Iterable[ListedRule], dumper: Dumper) -> dict[str, None]:
-    """Return the endpoints of rules, each once, in their order."""
     return dict.fromkeys(endpoint for rule in rules if (endpoint := dumper.endpoint(rule)))
 
 
+# A node port is at any address of the node: which ones is a setting, not a part of the Service.
 def _frontends(plan: ServicePlan) -> Iterator[str]:
     ips = (*([plan.cluster_ip] if plan.cluster_ip is not None else []), *plan.external_ips, *plan.load_balancer_ips)
     for ip in dict.fromkeys(ips):
@@ -196,7 +195,14 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
     noun = document.rule_noun
     rows = [
         (
-            f"{_SYMBOLS[item.action]} {_title(item)}",
+            " ".join(
+                (
+                    _SYMBOLS[item.action],
+                    f"{item.namespace}/{':'.join(filter(None, (item.name, item.port_name)))}",
+                    item.protocol.lower(),
+                )
+            )
+            + _suffix(item.family),
             _detail(item),
             _amount(item.rules, noun) or f"{_plural(noun)} in another order",
         )
@@ -210,6 +216,7 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
         )
         for shared in document.shared
     ]
+    # Columns are as wide as their longest text, so that the amounts of all lines can be compared.
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     differences = [item.rules for item in document.services] + [shared.rules for shared in document.shared]
     for (title, detail, amount), rules in zip(rows, differences, strict=True):
@@ -234,11 +241,7 @@ def _plural(noun: str) -> str:
     return _PLURALS.get(noun, f"{noun}s")
 
 
-def _title(item: ServiceChange) -> str:
-    port = f":{item.port_name}" if item.port_name else ""
-    return f"{item.namespace}/{item.name}{port} {item.protocol.lower()}{_suffix(item.family)}"
-
-
+# IPv4 is not named: in most clusters every line would have the word.
 def _suffix(family: str) -> str:
     return " IPv6" if family == "IPv6" else ""
 

@@ -56,6 +56,7 @@ def pyproxy() -> None:
 
 def main() -> None:
     """Run the command that the program's name and arguments select, and exit with its code."""
+    # A link named kube-proxy replaces the program in a unit or manifest whose arguments stay as they are.
     if Path(sys.argv[0]).name == "kube-proxy":
         load_command("run")(prog_name="kube-proxy")
     pyproxy(prog_name="pyproxy")

@@ -1,5 +1,6 @@
 """The command ``run``: the agent. Takes all flags of kube-proxy, those included that make it write a file or clean up."""
 
+import asyncio
 import logging
 
 import click
@@ -22,6 +23,7 @@ from pyproxy.linux.capabilities import Capability, require_capabilities
 logger = logging.getLogger(__name__)
 
 
+# Eager, so that --version works beside flags that are wrong, as in kube-proxy.
 def _print_version(ctx: click.Context, _: click.Parameter, wanted: bool | None) -> None:  # noqa: FBT001 (click's)
     if wanted:
         click.echo(VERSION_LINE)
@@ -67,7 +69,9 @@ def command(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None
     if cleanup:
         from pyproxy.cli.cleanup import remove_rules  # noqa: PLC0415 (an agent does not need it)
 
-        ctx.exit(remove_rules(config, include_kube_proxy=True))
+        asyncio.run(remove_rules(config, include_kube_proxy=True))
+        ctx.exit(0)
+    # libiptc reads legacy tables through a raw socket, which needs CAP_NET_RAW.
     is_legacy = config.proxy_mode is not ProxyMode.NFTABLES and config.iptables_variant is IptablesVariant.LEGACY
     require_capabilities("run", Capability if is_legacy else [Capability.NET_ADMIN])
     logger.info("configuration: %s", settings.in_words())

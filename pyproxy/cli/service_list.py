@@ -10,8 +10,8 @@ from pyproxy.plan.service_table import State
 from pyproxy.plan.service_values import ServiceValues, SyncState
 
 _COLUMNS = ("SERVICE", "FRONTEND", "TYPE", "POLICY", "ENDPOINTS (local)", "AFFINITY")
+# Endpoints that a row of the wide table lists.
 _MOST_ENDPOINTS = 5
-"""Endpoints that a row of the wide table lists."""
 _STYLES = {State.OK: "green", State.REJECT: "red", State.DROP: "red", State.NO_RULES: "yellow", State.INVALID: "red"}
 _WORDS = {
     State.OK: "ok",
@@ -29,7 +29,10 @@ def service_table(services: Iterable[ServiceValues], *, wide: bool) -> tuple[tup
     for service in services:
         line: list[str | Text] = [*_cells(service)]
         if wide:
-            line += [service.port_name or "-", _endpoints_text(service.endpoints.addresses)]
+            addresses = service.endpoints.addresses
+            more = len(addresses) - _MOST_ENDPOINTS
+            listed = ",".join([*addresses[:_MOST_ENDPOINTS], *([f"and {more} more"] if more > 0 else [])])
+            line += [service.port_name or "-", listed or "-"]
         style = "yellow" if service.sync not in {None, SyncState.PROGRAMMED} else _STYLES[service.state]
         line.append(Text(_state_text(service), style=style))
         if wide:
@@ -40,6 +43,7 @@ def service_table(services: Iterable[ServiceValues], *, wide: bool) -> tuple[tup
 
 def _cells(service: ServiceValues) -> tuple[str, ...]:
     name = f"{shown(service.namespace)}/{shown(service.name)}"
+    # A Service without rules, such as a headless one, has a row for its name and reason only.
     if service.port_name is None:
         return (name, *["-"] * (len(_COLUMNS) - 1))
     frontend, type_, endpoints = "-", "-", service.endpoints
@@ -57,12 +61,8 @@ def _cells(service: ServiceValues) -> tuple[str, ...]:
     )
 
 
-def _endpoints_text(addresses: list[str]) -> str:
-    more = len(addresses) - _MOST_ENDPOINTS
-    return ",".join([*addresses[:_MOST_ENDPOINTS], *([f"and {more} more"] if more > 0 else [])]) or "-"
-
-
 def _state_text(service: ServiceValues) -> str:
+    # What the kernel has comes before what it should have: a quarantined port works or fails by its last good rules.
     text = _WORDS[service.state]
     if service.reasons:
         text += ", but " if service.state is State.OK else ": "

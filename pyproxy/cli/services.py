@@ -1,12 +1,9 @@
 """The command ``services``: the Services as one node serves them, and which of them do not work. Changes nothing."""
 
-import re
-import sys
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 import click
-from msgspec import to_builtins
 
 from pyproxy.cli.control import NoAgentError, ask
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
@@ -20,8 +17,8 @@ from pyproxy.cli.flags import (
     typed_values,
 )
 from pyproxy.cli.kernel_services import print_kernel_services, read_kernel
-from pyproxy.cli.objects import OfflineCluster, read_cluster
-from pyproxy.cli.output import OutputFormat, document, print_rows
+from pyproxy.cli.objects import OfflineCluster, read_cluster, service_name
+from pyproxy.cli.output import OutputFormat, print_document, print_rows
 from pyproxy.cli.service_list import service_table
 from pyproxy.config.config import NODE_NAME, Config, ProxyMode
 from pyproxy.config.grammar import SWITCH, TEXT, one_of
@@ -31,26 +28,17 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.suggestion import suggestion
 from pyproxy.node.local_traffic import nftables_config, node_port_ips
 from pyproxy.plan.planner import Planner
-from pyproxy.plan.service_table import ServiceRow, service_rows, unserved_row
+from pyproxy.plan.service_table import service_rows, unserved_row
 from pyproxy.plan.service_values import API_VERSION, KIND, ServiceList, is_problem, service_values
 
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, or with --problems if there are any, 2 wrong flags or input."
-
-
-def _parse_service(_ctx: click.Context, _param: click.Parameter, text: str | None) -> NamespacedName | None:
-    if text is None:
-        return None
-    if not re.fullmatch(r"[^/\s]+/[^/\s]+", text):
-        message = f"{text!r} is not NAMESPACE/NAME"
-        raise click.BadParameter(message)
-    return NamespacedName(*text.split("/"))
 
 
 @click.command(
     "services",
     cls=FlagCommand,
     params=[
-        click.Argument(["service"], required=False, metavar="[NAMESPACE/NAME]", callback=_parse_service),
+        click.Argument(["service"], required=False, metavar="[NAMESPACE/NAME]", type=service_name),
         Flag(["-n", "--namespace"], TEXT, "Show only Services of this namespace."),
         Flag(["--problems"], SWITCH, "Show only what does not work. The exit code is 1 if there is anything to show."),
         Flag(["-o", "--output"], one_of(OutputFormat), "Output format.  [default: text]"),
@@ -82,9 +70,11 @@ def command(
     if config.manifests:
         found = read_services(config)
     else:
+        # The agent knows which rules the kernel refused. Without an agent the kernel has the rules, but not their reasons.
         try:
             found = ask(config.control_socket, "services", ServiceList)
         except NoAgentError as error:
+            # The exit code of --problems would say that all is well.
             if problems:
                 message = f"{error}, and the rules in the kernel do not say what works; give --manifests"
                 raise NoAgentError(message) from error
@@ -99,8 +89,7 @@ def command(
     if problems:
         found.items = [*filter(is_problem, found.items)]
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        values = to_builtins(found)
-        sys.stdout.write(document(values.pop("kind"), values, output))
+        print_document(found, output)
     else:
         print_rows(*service_table(found.items, wide=output is OutputFormat.WIDE))
     ctx.exit(1 if problems and found.items else 0)
@@ -136,6 +125,7 @@ class Selection(NamedTuple):
             if self.service in {None, NamespacedName(item.namespace, item.name)}
             and self.namespace in {None, item.namespace}
         ]
+        # An unknown name is an error; a namespace without Services is an empty table, as in kubectl.
         if self.service is not None and not found:
             known = {str(NamespacedName(item.namespace, item.name)) for item in items}
             hint = suggestion(str(self.service), known)
@@ -153,27 +143,24 @@ def read_services(config: Config) -> ServiceList:
 
 def list_services(cluster: OfflineCluster, config: Config) -> ServiceList:
     """Return the Services of a cluster, as its node would serve them with this configuration."""
-    rows = sorted(_rows(cluster, config), key=lambda row: row.service)
-    items = [service_values(row) for row in rows]
-    return ServiceList(API_VERSION, KIND, cluster.node.name, config.proxy_mode.value, "files", [], items)
-
-
-def _rows(cluster: OfflineCluster, config: Config) -> Iterator[ServiceRow]:
+    mode = config.proxy_mode
     if config.proxy_mode is ProxyMode.NFTABLES:
         config = nftables_config(config)
     tracker, node = cluster.tracker, cluster.node
+    # The plans themselves are not needed, but with them the planner decides which Service gets a contested frontend.
     planner = Planner(Family)
     for _ in planner.plan(tracker.services, tracker, node):
         pass
     orphans = tracker.orphans()
     ips = {family: node_port_ips(config, node, family, node.ips) for family in Family}
+    rows = [*map(unserved_row, cluster.unserved)]
     for name, service in tracker.services.items():
-        yield from service_rows(service, tracker.slices(name), node, planner, ips, orphans=orphans)
-    yield from map(unserved_row, cluster.unserved)
+        rows += service_rows(service, tracker.slices(name), node, planner, ips, orphans=orphans)
+    rows.sort(key=lambda row: row.service)
+    return ServiceList(API_VERSION, KIND, node.name, mode.value, "files", [], [*map(service_values, rows)])
 
 
 def _sync_lines(found: ServiceList) -> Iterator[str]:
-    """Yield a line for each address family of an agent: when it last synced, and why the last sync failed."""
     for family in found.families:
         age = family.last_sync_seconds
         when = "no sync yet" if age is None else f"last sync {age:.0f} s ago"

@@ -36,6 +36,7 @@ def command(ctx: click.Context, /, *, dry_run: bool | None, **_: object) -> None
         message = "give --dry-run: the takeover itself happens in run, once kube-proxy is gone"
         raise click.UsageError(message, ctx)
     config = configured_settings(ctx).config
+    # Side-by-side kube-proxy keeps its rules and its Services, so there is nothing to take over.
     if config.service_proxy_name:
         message = (
             "--service-proxy-name: pyproxy takes nothing over when it runs side-by-side with kube-proxy; for its rules"

@@ -1,15 +1,14 @@
 """The command ``version``."""
 
 import platform
-import sys
 from typing import Literal
 
 import click
-from msgspec import Struct, to_builtins
+from msgspec import Struct
 
 from pyproxy import __version__
 from pyproxy.cli.flags import EXIT_CODES, SETTINGS, VERSION_LINE, Flag, FlagCommand
-from pyproxy.cli.output import API_VERSION, OutputFormat, document
+from pyproxy.cli.output import API_VERSION, OutputFormat, print_document
 from pyproxy.config.grammar import one_of
 
 
@@ -36,9 +35,9 @@ def command(*, output: OutputFormat | None) -> None:
     if output not in {OutputFormat.JSON, OutputFormat.YAML}:
         click.echo(VERSION_LINE)
         return
+    # What a bug report needs: most faults depend on the kernel, some on Python.
     system = platform.uname()
     found = VersionDocument(
         API_VERSION, "Version", __version__, platform.python_version(), system.release, system.machine
     )
-    values = to_builtins(found)
-    sys.stdout.write(document(values.pop("kind"), values, output))
+    print_document(found, output)
