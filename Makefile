@@ -9,17 +9,28 @@ BIN := $(VENV)/bin
 export PYTHONUNBUFFERED := 1
 # The fixed seed of random examples, so that a run of CI can be reproduced.
 SEED ?= 20261121
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' pyproxy/__init__.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: help install dist demo demo-shell lint test test-cluster test-guest bench test-long lock clean
+.PHONY: help install dist release image checksums demo demo-shell lint test test-cluster test-guest bench test-long lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/installed ## Install .venv/bin/pyproxy
 
-dist: dist/.made ## Build a wheel, and an archive that installs on a node without a package index
+dist: dist/.made ## Build a wheel, and an archive and a Debian package that install without a package index
+
+release: $(VENV)/installed ## Build all files of a release in dist/release, the image with BASE=debian@sha256:...
+	packaging/release.sh $(BIN)/python
+
+image: $(VENV)/apt ## Build the container image for this architecture with buildah, as an archive in dist
+	@mkdir -p dist
+	packaging/image.sh localhost/pyproxy:$(VERSION) dist/pyproxy-$(VERSION)-image-$(shell uname -m).tar
+
+checksums: ## Write SHA256SUMS of the files in dist/release
+	cd dist/release && rm -f SHA256SUMS && sha256sum -- * >.SHA256SUMS && mv .SHA256SUMS SHA256SUMS
 
 demo: $(VENV)/tested ## Send real packets through every kind of Service, in network namespaces
 	$(BIN)/python -m tests.demo
@@ -95,7 +106,7 @@ $(VENV)/tested: $(VENV)/installed tests/requirements.lock
 # Files of the archive.
 DISTRIBUTED := $(shell find pyproxy systemd packaging -name __pycache__ -prune -o -type f -print)
 
-dist/.made: $(VENV)/installed $(DISTRIBUTED) README.md LICENSE
+dist/.made: $(VENV)/installed $(DISTRIBUTED) pyproject.toml LICENSE
 	packaging/dist.sh $(BIN)/python
 	@touch $@
 
@@ -107,9 +118,9 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 	--custom-compile-command "make lock"
 
 lock: $(VENV)/tested ## Resolve the dependencies and write the lock files
-	$(LOCK) --upgrade pyproject.toml -o requirements.lock
+	$(LOCK) --upgrade --extra iptc pyproject.toml -o requirements.lock
 	$(LOCK) --group pyproject.toml:build -o requirements-build.lock
-	$(LOCK) pyproject.toml --group dev --constraint requirements.lock -o tests/requirements.lock
+	$(LOCK) --extra iptc pyproject.toml --group dev --constraint requirements.lock -o tests/requirements.lock
 	$(LOCK) --group pyproject.toml:go -o tests/cluster/go.lock
 
 clean: ## Remove everything that the targets created

@@ -1,24 +1,35 @@
 #!/bin/sh
-# Build a directory with pyproxy and all its dependencies. Usage: tree.sh PYTHON DIRECTORY
-# Install the directory as /opt/pyproxy on a machine with the same minor version of Python. pip, venv and a package index are
-# not needed there. PYTHON must have pip and the build tools of requirements-build.lock.
+# Build a directory with pyproxy and all its dependencies. Usage: tree.sh PYTHON WHEELS DIRECTORY [VERSION MACHINE]
+# Install the directory as /opt/pyproxy on a machine with this minor version of Python (default: that of PYTHON) and this
+# architecture (default: this machine's). pip, venv and a package index are not needed there. PYTHON must have pip and the
+# build tools of requirements-build.lock; WHEELS has the output of wheel.sh.
+# For another version or architecture, python-iptables is left out, because it has no wheels; pyproxy works without it.
 set -eu
 python=$1
-tree=$2
+wheels=$2
+tree=$3
+own_version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+version=${4:-$own_version}
+machine=${5:-$(uname -m)}
 here=$(cd "$(dirname "$0")" && pwd)
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 packages=$tree/lib/python$version/site-packages
-source=$(mktemp -d)
-trap 'rm -rf "$source"' EXIT
-
-# Build from a copy: setuptools leaves build results next to the sources and would reuse them in the next build.
-cp -R "$here/../pyproxy" "$here/../pyproject.toml" "$here/../README.md" "$here/../LICENSE" "$source"
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
 rm -rf "$tree"
 mkdir -p "$tree/bin" "$packages"
-set -- install --quiet --disable-pip-version-check --no-build-isolation --no-compile --root-user-action=ignore --target "$packages"
-"$python" -m pip "$@" --require-hashes --requirement "$here/../requirements.lock"
-"$python" -m pip "$@" --no-deps "$source" 2>&1 | grep -v '/bin already exists' || true
+requirements=$here/../requirements.lock
+set -- install --quiet --disable-pip-version-check --no-compile --root-user-action=ignore --target "$packages"
+if [ "$version-$machine" = "$own_version-$(uname -m)" ]; then
+    # Debug information has the path of the build.
+    CFLAGS="${CFLAGS:-} -g0" "$python" -m pip "$@" --no-build-isolation --require-hashes --requirement "$requirements"
+else
+    sed '/^python-iptables==/,/^[a-z]/{/^python-iptables==/d;/^    /d}' "$requirements" >"$work/requirements"
+    "$python" -m pip "$@" --require-hashes --requirement "$work/requirements" --only-binary=:all: \
+        --python-version "$version" --platform "manylinux2014_$machine" --platform "manylinux_2_28_$machine"
+fi
+# By its name and not by its path, which would become part of the tree.
+"$python" -m pip "$@" --no-deps --no-index --find-links "$wheels" pyproxy-node 2>&1 | grep -v '/bin already exists' || true
 
 # A minimal virtual environment: this file and the link are sufficient.
 printf 'home = /usr/bin\ninclude-system-site-packages = false\n' >"$tree/pyvenv.cfg"
@@ -34,4 +45,6 @@ grep -v -e '^#' -e '^$' "$here/unused" | while read -r pattern; do
     esac
 done
 # Compile now, because the installed tree is read-only for the agent. unchecked-hash, because copying changes timestamps.
-"$python" -m compileall -q --invalidation-mode unchecked-hash "$packages"
+# A tree for another version is compiled when it is installed.
+[ "$version" != "$own_version" ] ||
+    "$python" -m compileall -q --invalidation-mode unchecked-hash -s "$packages" -p "/opt/pyproxy/lib/python$version/site-packages" "$packages"

@@ -26,6 +26,7 @@ from pyproxy.kubeapi.load_access import load_access
 from pyproxy.kubeapi.transport import Timing, Transport
 from pyproxy.manifests.files import SUFFIXES
 from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
+from pyproxy.serve.build_info import build_info
 
 _HTTP_SECONDS = 10
 _LOG_LINES = 5000
@@ -139,7 +140,7 @@ async def _versions() -> str:
     packages = sorted(f"{each.name} {each.version}" for each in metadata.distributions())
     return "\n".join(
         (
-            f"pyproxy {__version__}",
+            f"pyproxy {__version__} {' '.join(build_info())}".rstrip(),
             f"Python {sys.version}",
             f"kernel {system.system} {system.release} {system.version} {system.machine}",
             *(f"{name}: {text}" for name, text in zip(programs, found, strict=True)),

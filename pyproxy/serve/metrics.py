@@ -22,6 +22,7 @@ from prometheus_client import (
 
 from pyproxy import __version__
 from pyproxy.model.address import Family
+from pyproxy.serve.build_info import build_info
 from pyproxy.serve.mode_metrics import ModeMetrics
 from pyproxy.serve.proc_metrics import ProcCollector
 from pyproxy.serve.rest_metrics import RestMetrics
@@ -57,10 +58,11 @@ class Metrics:
         GCCollector(registry=self.registry)
         self.registry.register(ProcCollector())
         self.rest = RestMetrics(self.registry)
+        installed = build_info()
         build = {
-            "build_date": "",
+            "build_date": installed.build_date,
             "compiler": sys.implementation.name,
-            "git_commit": "",
+            "git_commit": installed.git_commit,
             "git_tree_state": "",
             "git_version": f"v1.{KUBERNETES_MINOR}.0+pyproxy-{__version__}",
             "go_version": f"python{platform.python_version()}",

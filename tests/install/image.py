@@ -6,6 +6,7 @@ The image always matches the current tree; it is not rebuilt for the same files.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ BASE_TAR = ROOT / ".cache" / "debian" / "base.tar"
 _BASE = "localhost/debian"
 _BUILDAH = ("buildah", f"--root={STORAGE}", f"--runroot={STORAGE}-run")
 _SOURCES = ("Containerfile", "requirements-build.lock", "requirements.lock", "pyproject.toml", "packaging", "pyproxy")
+GIT_COMMIT = "0123456789abcdef0123456789abcdef01234567"
+"""The commit that the image says it was built from; a cached image may be older than the tree's own."""
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _IN_BUILD = "/run/host-certificates.crt"
 
@@ -41,6 +44,13 @@ def built_image(tree: Path = ROOT) -> str:
 def export(image: str, name: str, layout: Path) -> None:
     """Write an image of the storage to an OCI layout, under another name."""
     run(_BUILDAH, "push", "--quiet", image, f"oci:{layout}:{name}")
+
+
+def labels(image: str) -> dict[str, str]:
+    """Return the labels of an image."""
+    inspected = json.loads(run(_BUILDAH, "inspect", "--type=image", image))
+    found: dict[str, str] = inspected["OCIv1"]["config"]["Labels"]
+    return found
 
 
 @contextmanager
@@ -86,8 +96,13 @@ def _build(name: str, base: str, tree: Path) -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "pip")
         cache.mkdir(parents=True, exist_ok=True)
         volumes = {settings: "/etc/pip.conf:ro", _CERTIFICATES: f"{_IN_BUILD}:ro", cache: "/root/.cache/pip"}
-        run(
-            *(_BUILDAH, "build", "--quiet", "--isolation=chroot", f"--build-arg=BASE={base}", f"--tag={name}"),
-            *(f"--volume={ours}:{theirs}" for ours, theirs in volumes.items()),
-            *(f"--file={tree / 'Containerfile'}", str(tree)),
-        )
+        flags = ("--isolation=chroot", *(f"--volume={ours}:{theirs}" for ours, theirs in volumes.items()))
+        settings_of_build = {
+            "BASE": base,
+            "BUILDAH": " ".join(_BUILDAH),
+            "IMAGE_FLAGS": " ".join(flags),
+            "TREE": str(tree),
+            "GIT_COMMIT": GIT_COMMIT,
+            "SOURCE_DATE_EPOCH": "1",
+        }
+        run("env", *(f"{key}={value}" for key, value in settings_of_build.items()), "packaging/image.sh", name)

@@ -64,7 +64,7 @@ def test_credentials_are_found(tree: Path) -> None:
 
 def test_the_wheel_has_the_modules(dist: Path) -> None:
     """The wheel contains every module of the tree."""
-    [wheel] = dist.glob("pyproxy-*.whl")
+    [wheel] = dist.glob("pyproxy_node-*.whl")
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "pyproxy").rglob("*.py")}
 
     assert modules == {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pyproxy/")} & modules

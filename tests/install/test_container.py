@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from pyproxy import __version__
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.http_get import get_inside
 from tests.lab import Lab, tcp
@@ -19,7 +20,7 @@ from tests.lab.waiting import wait_until
 from tests.packets.cluster import PYPROXY
 from tests.packets.objects import JsonObject, port, service, slices
 
-from .image import mounted_image, size_bytes
+from .image import GIT_COMMIT, built_image, labels, mounted_image, size_bytes
 from .machine import PATIENCE_SECONDS, ROOT
 from .pod import Container, Node, run_to_end
 
@@ -258,5 +259,16 @@ def test_the_image_is_slim(rootfs: Path) -> None:
 
     assert not list((rootfs / "usr/bin").glob("*gcc*"))
     assert not list(rootfs.glob("**/site-packages/pip"))
+    assert not list(rootfs.glob("**/ensurepip"))
     assert ["__init__.py"] == [path.name for path in (packages / "kubernetes/client/models").glob("*.py")]
     assert size_bytes(rootfs) < 180_000_000
+
+
+def test_the_image_says_where_it_comes_from(rootfs: Path) -> None:
+    """Labels and metrics have the version and the commit."""
+    build = json.loads((rootfs / "opt/pyproxy/lib/python3.11/site-packages/pyproxy/build.json").read_text())
+
+    assert {"gitCommit": GIT_COMMIT, "buildDate": "1970-01-01T00:00:01Z"} == build
+    found = {name.removeprefix("org.opencontainers.image."): value for name, value in labels(built_image()).items()}
+    assert (__version__, GIT_COMMIT, "1970-01-01T00:00:01Z") == (found["version"], found["revision"], found["created"])
+    assert {"title", "description", "source", "licenses", "base.name"} <= found.keys()
