@@ -113,6 +113,23 @@ class _User(msgspec.Struct, rename="kebab"):
     exec: dict[str, Any] | None = None
     auth_provider: dict[str, Any] | None = None
 
+    def plugin(self) -> str:
+        if self.exec is None:
+            return ""
+        command = self.exec.get("command")
+        if not isinstance(command, str) or not command:
+            message = "users[].user.exec.command is missing"
+            raise ConfigError(message)
+        return command
+
+    def authorization(self) -> str:
+        # client-go's precedence: a token before a password. A token file overrides both, at each request.
+        if self.token:
+            return f"Bearer {self.token.strip()}"
+        if self.username and self.password:
+            return f"Basic {b64encode(f'{self.username}:{self.password}'.encode()).decode()}"
+        return ""
+
 
 class _Context(msgspec.Struct):
     cluster: str | None = None
@@ -201,28 +218,9 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
         verify=not cluster.insecure_skip_tls_verify,
         tls_server_name=cluster.tls_server_name or "",
         token_file=files.path(user.token_file, "tokenFile") if user.token_file else "",
-        authorization=_authorization(user),
+        authorization=user.authorization(),
     )
-    return _found(access, _plugin(user), asks_provider=user.auth_provider is not None)
-
-
-def _plugin(user: _User) -> str:
-    if user.exec is None:
-        return ""
-    command = user.exec.get("command")
-    if not isinstance(command, str) or not command:
-        message = "users[].user.exec.command is missing"
-        raise ConfigError(message)
-    return command
-
-
-def _authorization(user: _User) -> str:
-    # client-go's precedence: a token before a password. A token file overrides both, at each request.
-    if user.token:
-        return f"Bearer {user.token.strip()}"
-    if user.username and user.password:
-        return f"Basic {b64encode(f'{user.username}:{user.password}'.encode()).decode()}"
-    return ""
+    return _found(access, user.plugin(), asks_provider=user.auth_provider is not None)
 
 
 def _kubeconfig_servers(settings: AccessSettings, cluster: _Cluster) -> tuple[Server, ...]:
