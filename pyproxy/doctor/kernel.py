@@ -9,8 +9,8 @@ from pyproxy.doctor.finding import Finding, fail, info, warn
 from pyproxy.doctor.inputs import PYPROXY, Inputs
 from pyproxy.errors import RightsError
 from pyproxy.linux.addresses import IPVS_DEVICE, interface_addresses
-from pyproxy.linux.bridges import bridges
 from pyproxy.linux.capabilities import require_capabilities
+from pyproxy.linux.devices import bridges
 from pyproxy.linux.routes import Route, routes
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.linux.xt_extensions import missing_extensions
@@ -91,7 +91,7 @@ async def check_bridge_netfilter(inputs: Inputs) -> list[Finding]:
     """Without bridge netfilter the reply of a pod on the same bridge bypasses conntrack, and the client drops it."""
     # The request was translated on its way through the bridge's own address; the reply, from port to port of one bridge, is
     # switched and not routed. Only with bridge-nf-call-iptables does it pass the hooks that translate it back.
-    with_pods = _pod_bridges(inputs)
+    with_pods = await _pod_bridges(inputs)
     found = []
     for family, name in ((Family.IPV4, "iptables"), (Family.IPV6, "ip6tables")):
         setting = f"net/bridge/bridge-nf-call-{name}"
@@ -114,9 +114,9 @@ async def check_hairpin_mode(inputs: Inputs) -> list[Finding]:
     if read_sysctl("net/bridge/bridge-nf-call-iptables") != 1:
         return []
     # A bridge does not send a frame back through the port on which it arrived, unless the port is in hairpin mode.
-    with_pods = _pod_bridges(inputs)
+    with_pods = await _pod_bridges(inputs)
     found = []
-    for bridge, ports in bridges().items():
+    for bridge, ports in (await bridges()).items():
         off = [port.name for port in ports if not port.is_hairpin]
         if off and bridge in with_pods:
             found.append(
@@ -131,9 +131,9 @@ async def check_hairpin_mode(inputs: Inputs) -> list[Finding]:
     return found
 
 
-def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
+async def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
     # A bridge with a route to pods of this node, whatever its name.
-    names = set(bridges())
+    names = set(await bridges())
     found: dict[str, set[Family]] = {}
     for network in inputs.pod_networks:
         for route in routes(network.family):

@@ -1,12 +1,10 @@
 """Checks of the node's own name, addresses and routes."""
 
-import asyncio
-
 from pyproxy.decode.fields import shown
 from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, require_objects, warn
 from pyproxy.doctor.inputs import Inputs
 from pyproxy.linux.addresses import local_addresses
-from pyproxy.linux.bridges import bridges
+from pyproxy.linux.devices import bridges
 from pyproxy.linux.routes import route_error, routes
 from pyproxy.model.address import Family, Network, family_of, ip_text, is_loopback, parse_ip
 from pyproxy.model.node import DetectLocalMode, Node
@@ -65,7 +63,7 @@ async def check_pod_detection(inputs: Inputs) -> list[Finding]:
     if inputs.config.detect_local_mode is not DetectLocalMode.CLUSTER_CIDR:
         return []
     found = []
-    names = await asyncio.to_thread(bridges)
+    names = await bridges()
     for block in inputs.config.cluster_cidr:
         on_bridges = [each.network for each in routes(block.family) if each.is_direct and each.device in names]
         pods = [

@@ -13,7 +13,7 @@ AGENT = ("pyproxy.cli", "pyproxy.cli.run", "pyproxy.backends.iptables.mode")
 API = ("pyproxy.kubeapi.api", "pyproxy.kubeapi.load_access")
 FILES = ("pyproxy.manifests.files",)
 METRICS = ("pyproxy.agent.metrics_server",)
-NEVER = {"kubernetes", "iptc", "rich", "pydantic", "requests", "urllib3", "setuptools", "prometheus_client"}
+NEVER = {"kubernetes", "iptc", "pyroute2", "rich", "pydantic", "requests", "urllib3", "setuptools", "prometheus_client"}
 """Each is at most the business of another process, another command, or of a flag that is not set."""
 MODULES_MEGABYTES = 48
 """Most of the 60 that an agent may take with 1,000 Services (`tests.cluster.test_agent`)."""

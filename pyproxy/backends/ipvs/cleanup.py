@@ -23,7 +23,8 @@ from pyproxy.backends.ipvs.static_rules import SERVED
 from pyproxy.backends.ipvs.vips import Vips, bound_ips
 from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.errors import ApplyError
-from pyproxy.linux.addresses import local_addresses
+from pyproxy.linux.addresses import IPVS_DEVICE, device_index, local_addresses
+from pyproxy.linux.devices import delete_device
 from pyproxy.linux.netlink import Message
 from pyproxy.model.address import Family
 
@@ -71,9 +72,8 @@ def remove_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpvs]]
     """
     removed = [(family, _remove(state)) for family, state in _removable_states(include_kube_proxy=include_kube_proxy)]
     # Addresses that are still bound belong to a kube-proxy, which needs the device. Deleting it removes the routes as well.
-    if removed and not any(bound_ips(family) for family in Family):
-        with Vips(Family.IPV4) as vips:
-            vips.remove_device()
+    if removed and not any(bound_ips(family) for family in Family) and (index := device_index(IPVS_DEVICE)):
+        delete_device(index)
     return removed
 
 
@@ -108,7 +108,7 @@ async def remove_stale_ipvs(*, include_kube_proxy: bool) -> None:
     await _wait_for_connections(_own_state)
     if include_kube_proxy:
         await _wait_for_connections(_kube_proxy_state)
-    remove_ipvs(include_kube_proxy=include_kube_proxy)
+    await asyncio.to_thread(remove_ipvs, include_kube_proxy=include_kube_proxy)
 
 
 async def remove_kube_proxy_ipvs() -> None:

@@ -72,11 +72,6 @@ class Vips(Closeable):
         write_sysctl(f"net/ipv6/conf/{DEVICE}/addr_gen_mode", In6AddrGenMode.NONE)
         self._perform([Message(Rtm.NEWLINK, 0, IFINFOMSG.pack(0, 0, device_index(DEVICE), _UP, _UP))])
 
-    def remove_device(self) -> None:
-        """Delete the device if it exists, with all routes and addresses of both families."""
-        if index := device_index(DEVICE):
-            self._perform([Message(Rtm.DELLINK, 0, IFINFOMSG.pack(0, 0, index, 0, 0))], (errno.ENODEV,))
-
     def read(self) -> dict[bytes, bytes]:
         """Return our VIPs, each with its source address; it is empty if the route names none."""
         index = device_index(DEVICE)

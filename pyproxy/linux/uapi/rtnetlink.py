@@ -13,7 +13,6 @@ class Rtm(IntEnum):
     """`RTM_*`: message types."""
 
     NEWLINK = 16
-    DELLINK = 17
     GETLINK = 18
     NEWADDR = 20
     DELADDR = 21
