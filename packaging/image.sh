@@ -1,6 +1,7 @@
 #!/bin/sh
-# Build the container image for this machine's architecture with buildah. Usage: image.sh TAG [OCI-ARCHIVE]
-# Environment: BASE is the base image, best with a digest (debian@sha256:...). BUILDAH is the program with its global flags,
+# Build the container image with buildah. Usage: image.sh TAG [OCI-ARCHIVE]
+# ARCHITECTURE is the image's (amd64 or arm64), by default this machine's; another one needs qemu-user and binfmt_misc.
+# More environment: BASE is the base image, best with a digest (debian@sha256:...). BUILDAH is the program with its global flags,
 # and IMAGE_FLAGS has further flags of `buildah build`. TREE is the source tree, by default this one. GIT_COMMIT and SOURCE_DATE_EPOCH are as for wheel.sh.
 set -eu
 tag=$1
@@ -11,7 +12,7 @@ repository=${TREE:-$(cd "$(dirname "$0")/.." && pwd)}
 version=$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$repository/pyproxy/__init__.py")
 
 # shellcheck disable=SC2086  # lists of words
-${BUILDAH:-buildah} build --quiet --format=oci --timestamp="$SOURCE_DATE_EPOCH" ${BASE:+"--build-arg=BASE=$BASE"} \
+${BUILDAH:-buildah} build --quiet ${ARCHITECTURE:+"--arch=$ARCHITECTURE"} --format=oci --timestamp="$SOURCE_DATE_EPOCH" ${BASE:+"--build-arg=BASE=$BASE"} \
     --build-arg=VERSION="$version" --build-arg=GIT_COMMIT="$GIT_COMMIT" --build-arg=SOURCE_DATE_EPOCH="$SOURCE_DATE_EPOCH" \
     --build-arg=CREATED="$(date --utc --date="@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)" ${IMAGE_FLAGS:-} \
     --tag="$tag" --file="$repository/Containerfile" "$repository"

@@ -44,6 +44,11 @@ grep -v -e '^#' -e '^$' "$here/unused" | while read -r pattern; do
         *) rm -rf "${packages:?}"/$pattern ;; # the name may have a wildcard
     esac
 done
+# The modules of some wheels have symbols for debuggers, 10 MB of them. strip knows only its own machine's files. Libraries that
+# a wheel brings along are left alone, because the tools that rewrite them produce files that strip can damage.
+if [ "$machine" = "$(uname -m)" ] && command -v strip >/dev/null; then
+    find "$packages" -name '*.cpython-*.so' -exec strip --strip-unneeded {} +
+fi
 # Compile now, because the installed tree is read-only for the agent. unchecked-hash, because copying changes timestamps.
 # A tree for another version is compiled when it is installed.
 [ "$version" != "$own_version" ] ||

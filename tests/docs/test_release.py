@@ -1,5 +1,6 @@
 """What a release says about itself: one version everywhere, metadata of the package, and manual pages."""
 
+import json
 import re
 import subprocess
 import sys
@@ -52,3 +53,21 @@ def test_manual_pages(tmp_path: Path) -> None:
     text = re.sub(r".\x08", "", shown.stdout)  # bold characters are overstruck
     assert "--proxy-mode auto|iptables|ipvs|nftables" in text
     assert "EXIT STATUS" in text
+
+
+def test_bill_of_materials() -> None:
+    """Each locked package is a component with version and hashes, all are dependencies, and two runs give the same document."""
+    command = [sys.executable, str(ROOT / "packaging/sbom.py"), __version__]
+    first, second = (
+        subprocess.run(command, env={"SOURCE_DATE_EPOCH": "0"}, capture_output=True, check=True) for _ in "12"
+    )
+
+    assert first.stdout == second.stdout
+    found = json.loads(first.stdout)
+    locked = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    assert locked == [(each["name"], each["version"]) for each in found["components"]]
+    assert [f"pkg:pypi/{name}@{version}" for name, version in locked] == found["dependencies"][0]["dependsOn"]
+    hashes = [each["externalReferences"][0]["hashes"] for each in found["components"]]
+    assert {64} == {len(item["content"]) for items in hashes for item in items}
+    assert all(hashes)
+    assert ("CycloneDX", "1970-01-01T00:00:00Z") == (found["bomFormat"], found["metadata"]["timestamp"])

@@ -261,7 +261,7 @@ def test_the_image_is_slim(rootfs: Path) -> None:
     assert not list(rootfs.glob("**/site-packages/pip"))
     assert not list(rootfs.glob("**/ensurepip"))
     assert ["__init__.py"] == [path.name for path in (packages / "kubernetes/client/models").glob("*.py")]
-    assert size_bytes(rootfs) < 180_000_000
+    assert size_bytes(rootfs) < 170_000_000
 
 
 def test_the_image_says_where_it_comes_from(rootfs: Path) -> None:
