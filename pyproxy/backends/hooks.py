@@ -12,6 +12,7 @@ from functools import partial
 from typing import NamedTuple
 
 from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path, Step, merged
+from pyproxy.model.address import LOOPBACK_IPS, family_of
 from pyproxy.model.endpoint import Endpoint
 
 LOOPBACK_INTERFACE = "lo"
@@ -42,6 +43,8 @@ class State:
     is_masqueraded: bool = False
     is_ipvs: bool = False
     """IPVS has sent it to a real server."""
+    is_untracked: bool = False
+    """Connection tracking is off for it, and so is nat."""
     nat_is_done: bool = False
     """Whether the nat chains for the destination have seen it: they see each connection once."""
     source_nat_is_done: bool = False
@@ -57,6 +60,12 @@ class State:
     def after(self, step: Step, **changes: object) -> "State":
         """Return the state after a step."""
         return replace(self, steps=(*self.steps, step), **changes)  # type: ignore[arg-type]  # fields of this class
+
+    def redirected(self, port: int) -> "State":
+        """Return the state after the node's own address has become the destination."""
+        own = [ip for ip in self.host.ips if len(ip) == len(self.destination)]
+        ip = LOOPBACK_IPS[family_of(self.destination)] if not self.in_interface or not own else min(own)
+        return replace(self, destination=ip, port=port, is_translated=True, is_dnat=True)
 
     def passed_over(self, step: Step) -> "State":
         """Return the state after a rule that could not be evaluated."""
@@ -172,7 +181,7 @@ class _Walk:
         is_source = chain.hook in {"input", "postrouting"}
         is_done = state.source_nat_is_done if is_source else state.nat_is_done
         # The nat chains of a hook end with the first one that translates (`nf_nat_inet_fn`).
-        if chain.is_nat and (is_done or (state.is_masqueraded if is_source else state.is_dnat)):
+        if chain.is_nat and (is_done or state.is_untracked or (state.is_masqueraded if is_source else state.is_dnat)):
             return iter([(Verdict.ACCEPT, state)])
         return chain.follow(state)
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import click
+
 from pyproxy.backends.explanation import Host
 from pyproxy.backends.iptables.explain import Ruleset, read_save
 from pyproxy.backends.nftables.ruleset_text import read_ruleset
-from pyproxy.cli.control import NoAgentError, ask, is_agent_here
+from pyproxy.cli.control import ControlError, ask, is_agent_here
 from pyproxy.cli.explain_rules import NodeRules, without_iptables_nft
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.config.settings import resolve_settings
@@ -66,18 +68,16 @@ class KnownByAgent:
 
 
 def known_by_agent(config: Config) -> KnownByAgent | None:
-    """Return what the agent knows; None if no agent runs in this network namespace.
-
-    Raises:
-        ControlError: the agent cannot be asked.
-    """
+    """Return what the agent knows; None if no agent runs in this network namespace, or if it cannot be asked."""
     path = config.control_socket
     if not path or not is_agent_here(path):
         return None
     try:
         found = ask(path, "objects", AgentObjects)
         services = ask(path, "services", ServiceList)
-    except NoAgentError:
+    except ControlError as error:
+        # An agent that hangs is a reason to look at the kernel, not to give up.
+        click.echo(f"{error}; this is what the kernel has", err=True)
         return None
     values = {name: OPTIONS[name].grammar.parse(text) for name, text in found.settings.items()}
     values |= {"proxy_mode": ProxyMode(found.mode), "config": "", "pyproxy_config": "", "manifests": ""}

@@ -7,7 +7,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import zip_longest
 
-from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Packet, Path, Step
+from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path, Step
 from pyproxy.backends.hooks import UNKNOWN_INTERFACE
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.explain_ends import KnownNames, NoSuchServiceError, common_family, packet_of
@@ -21,13 +21,14 @@ from pyproxy.config.config import Config
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.linux.routes import routes
 from pyproxy.linux.sysctl import read_sysctl
-from pyproxy.model.address import Family, family_of, ip_text
+from pyproxy.model.address import Family, family_of, ip_text, is_loopback
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
 from pyproxy.plan.planner import final_plans
 
 _FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
+_ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 _ROUTING = "routing"
 """Hook of steps that no rule causes."""
 
@@ -40,7 +41,6 @@ def explain_node(
     Raises:
         ApplyError: the kernel cannot be read.
         ConfigError: the arguments cannot be used.
-        ControlError: the agent runs and cannot be asked.
         RightsError: this process may not read the kernel's rules.
     """
     require_capabilities("explain")
@@ -60,7 +60,7 @@ def explain_node(
         return MissingService(str(error.name), *missing_service(error.name, agent.unserved, names.services))
     arrives = in_interface or interface_towards(client.ips[common_family(client, target)]) or UNKNOWN_INTERFACE
     packet = packet_of(client, target, own, arrives)
-    found = tuple(_routed(packet, path) for path in live.rules.interpret(packet, live.host))
+    found = tuple(_routed(packet, path, live.host) for path in live.rules.interpret(packet, live.host))
     explanation = Explanation(packet, client, node.name, live.rules.mode or "no proxy", found, read_at=live.read_at)
     if agent is None:
         service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
@@ -89,6 +89,10 @@ def _compared(explanation: Explanation, agent: KnownByAgent, live: Live) -> Expl
     dumper = open_dumper(agent.config)
     intended = dumper.interpreter(family, context, plans)(packet, replace(live.host, ips=frozenset(context.local_ips)))
     difference = first_difference(intended, explanation.paths, live.rules)
+    if difference and live.rules.ipvs and intended[0].fate is Fate.FORWARDED:
+        addressed = ip_text(packet.destination)
+        if not live.host.is_local(packet.destination) and not explanation.paths[0].endpoint:
+            difference = f"the kernel lacks the address {addressed} of the Service (ip route show table local)"
     found = replace(
         with_objects(explanation, cluster, plans.values(), (), live.host),
         mode=agent.config.proxy_mode.value,
@@ -156,16 +160,22 @@ def _steps(paths: Iterable[Path]) -> dict[tuple[str, str, str], Step]:
     }
 
 
-def _routed(packet: Packet, path: Path) -> Path:
+def _routed(packet: Packet, path: Path, host: Host) -> Path:
     """Return a path with what routing does after the rules."""
-    if path.fate is not Fate.FORWARDED or path.endpoint is None:
+    if path.fate is not Fate.FORWARDED or path.endpoint is None or host.is_local(path.endpoint.ip):
         return path
     ip = path.endpoint.ip
     family = family_of(ip)
     is_sent_by_ipvs = any(step.hook == "ipvs" for step in path.steps)
-    if not any(ip in route.network for route in routes(family)):
-        step = Step(_ROUTING, None, "routes", f"none to {ip_text(ip)}")
+    fitting = [route for route in routes(family) if ip in route.network]
+    best = max(fitting, key=lambda route: route.network.prefix, default=None)
+    # Routes that reject or drop packets have no device (`fib_route_seq_show`).
+    if best is None or best.device == "*":
+        step = Step(_ROUTING, None, "routes", f"no usable route to {ip_text(ip)}")
         return replace(path, fate=Fate.REJECTED, steps=(*path.steps, step))
+    if is_loopback(packet.destination) and family is Family.IPV4 and read_sysctl(_ROUTE_LOCALNET) == 0:
+        step = Step(_ROUTING, None, _ROUTE_LOCALNET.replace("/", "."), "0: no packet from 127.0.0.0/8 leaves the node")
+        return replace(path, fate=Fate.DROPPED, steps=(*path.steps, step))
     if packet.in_interface and not is_sent_by_ipvs and read_sysctl(_FORWARDING[family]) == 0:
         step = Step(_ROUTING, None, _FORWARDING[family].replace("/", "."), "0: no packet is forwarded to another host")
         return replace(path, fate=Fate.DROPPED, steps=(*path.steps, step))
@@ -179,11 +189,11 @@ def _with_routing_reason(found: Explanation) -> Explanation:
     if last.place == "routes":
         return replace(
             found,
-            reason=f"the node has no route to the endpoint {found.paths[0].endpoint}",
+            reason=f"the node has no usable route to the endpoint {found.paths[0].endpoint}",
             fix="check the network plugin: ip route get ADDRESS",
         )
     return replace(
         found,
-        reason=f"{last.place} is 0, so the node forwards no packets to other hosts",
+        reason=f"{last.place} is {last.rule}",
         fix=f"sysctl -w {last.place}=1; pyproxy doctor finds more of this kind",
     )

@@ -191,6 +191,14 @@ _RULE_REASONS = {
 
 def with_foreign_reason(explanation: Explanation) -> Explanation:
     """Name the rule that ended the packet, if no object explains it."""
+    untracked = next((step for step in explanation.paths[0].steps if "notrack" in step.rule.lower()), None)
+    if explanation.fate is Fate.UNCHANGED and untracked is not None:
+        return replace(
+            explanation,
+            reason=f"the rule {shown_rule(untracked)} of the chain {untracked.place} turns off connection tracking for this"
+            " packet, so no rule can change its destination",
+            fix="remove that rule, or exclude the addresses of Services from it",
+        )
     if explanation.fate is Fate.UNCHANGED:
         return replace(
             explanation,

@@ -1,12 +1,17 @@
 """`pyproxy explain` as users call it: names, verdicts with exit codes, reasons, documents, dumps of a node."""
 
+from itertools import product
 from pathlib import Path
 
 import msgspec
 import pytest
 import yaml
 
-from pyproxy.cli.explain_report import ExplanationDocument
+from pyproxy.backends.explanation import Fate
+from pyproxy.cli.explain import explain_files
+from pyproxy.cli.explain_report import Explanation, ExplanationDocument
+from pyproxy.config.config import Config, ProxyMode
+from pyproxy.model.address import parse_network
 
 from .kube_proxy_rules import CASES, Case, check, stored_dump
 from .test_cli import pyproxy
@@ -202,3 +207,22 @@ def test_own_nftables_table(tmp_path: Path) -> None:
     assert (0, "default/web") == (status, found.service)
     assert ["10.244.1.11:8080", "10.244.2.12:8080"] == [path.endpoint for path in found.paths]
     assert "no usable endpoint" in explained("10.244.1.50", "10.96.0.8:80", flags=(f"--rules={dump}",))[1].reason
+
+
+SOURCES = ("outside", "localhost", "node1", "10.244.1.11", "198.51.100.7")
+DESTINATIONS = (
+    *("10.96.0.10:80", "10.96.0.10:81", "10.96.0.10:80/UDP", "10.96.0.8:80", "10.96.0.9:53/UDP", "10.96.7.7:80"),
+    *("203.0.113.10:443", "203.0.113.10:80", "172.18.0.12:30090", "172.18.0.12:22", "127.0.0.1:30090", "8.8.8.8:53"),
+)
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs"])
+def test_every_dead_end_has_a_reason(mode: str) -> None:
+    """Whatever is not forwarded has a reason in words, and what to do."""
+    config = Config(proxy_mode=ProxyMode(mode), manifests=str(OBJECTS), cluster_cidr=(parse_network("10.244.0.0/16"),))
+    for source, destination in product(SOURCES, DESTINATIONS):
+        found = explain_files(config, "node2", source, destination, None)
+        assert isinstance(found, Explanation)
+        is_dead_end = found.fate is not Fate.FORWARDED
+        assert is_dead_end == bool(found.reason), (source, destination)
+        assert is_dead_end == bool(found.fix), (source, destination)

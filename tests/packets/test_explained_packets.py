@@ -128,6 +128,4 @@ def _probe(packet: Packet) -> Probe:
     to = SocketAddress(ip_address(packet.destination), packet.port)
     seconds = 3.0 if IS_GUEST else 0.5
     protocol = Protocol(packet.protocol.value.upper())
-    # In IPVS mode the node owns the addresses of Services, and routes to them name the source.
-    source = None if IS_GUEST and HOSTS[packet.source] == NODE else ip_address(packet.source)
-    return Probe(protocol, to, source=source, timeout_seconds=seconds)
+    return Probe(protocol, to, source=ip_address(packet.source), timeout_seconds=seconds)

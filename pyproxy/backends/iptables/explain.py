@@ -160,11 +160,15 @@ class _Interpreter:
         yield from ((Verdict.FALL_THROUGH, one) for one in waiting)
 
     def _is_target(self, table: str, rule: Rule) -> bool:
+        if rule.target == "CT":
+            return "--notrack" in rule.options
+        if rule.target == "REDIRECT":
+            return rule.options.get("--to-ports", "0").isdecimal()
         if rule.target == "DNAT":
             return _translated(rule.options.get("--to-destination", ""), 0) is not None
         return rule.target in _TARGETS or rule.target in self._ruleset.chains[table]
 
-    def _target(self, rule: Rule, state: State, stage: _Stage, step: Step) -> Iterator[Way]:
+    def _target(self, rule: Rule, state: State, stage: _Stage, step: Step) -> Iterator[Way]:  # noqa: C901  # a case for each target
         if rule.set_pin:
             seconds = self._pin_seconds.get(rule.set_pin)
             state = replace(state, pins={**state.pins, rule.set_pin: 0.0}, affinity_seconds=seconds)
@@ -184,6 +188,10 @@ class _Interpreter:
                 yield Verdict.FALL_THROUGH, replace(decided, mark=(state.mark & kept) ^ int(value, 16))
             case "MASQUERADE" | "SNAT":
                 yield Verdict.ACCEPT, replace(decided, is_masqueraded=True)
+            case "CT" | "NOTRACK":
+                yield Verdict.FALL_THROUGH, replace(decided, is_untracked=True)
+            case "REDIRECT":
+                yield Verdict.ACCEPT, decided.redirected(int(rule.options.get("--to-ports", state.port)))
             case "DNAT":
                 to = _translated(rule.options["--to-destination"], state.port)
                 ip, port = to or (state.destination, state.port)
@@ -195,7 +203,7 @@ class _Interpreter:
                     yield verdict, replace(end, steps=state.steps) if is_idle else end
 
 
-_TARGETS = frozenset({"", "RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "SNAT", *_NO_EFFECT})
+_TARGETS = frozenset({"", "RETURN", "ACCEPT", "DROP", "REJECT", "MARK", "MASQUERADE", "SNAT", "NOTRACK", *_NO_EFFECT})
 
 
 def _translated(text: str, port: int) -> tuple[bytes, int] | None:

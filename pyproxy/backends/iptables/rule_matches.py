@@ -58,7 +58,7 @@ _WITHOUT_EFFECT = frozenset({
 _TARGET_OPTIONS = frozenset({
     *("--set-xmark", "--to-destination", "--to-source", "--to-ports", "--random", "--random-fully", "--persistent"),
     *("--reject-with", "--log-prefix", "--log-level", "--nflog-group", "--nflog-prefix", "--save-mark", "--restore-mark"),
-    *("--nfmask", "--ctmask", "--clamp-mss-to-pmtu", "--set-mss", "--checksum-fill", "--add-set", "--del-set", "--exist"),
+    *("--nfmask", "--ctmask", "--clamp-mss-to-pmtu", "--set-mss", "--checksum-fill", "--add-set", "--del-set", "--exist", "--notrack"),
 })  # fmt: skip
 
 
@@ -173,7 +173,11 @@ def _states(value: str) -> Test:
     wanted = set(value.split(","))
 
     def test(state: State, _: SetLookup) -> bool:
-        has = {"NEW", *(["DNAT"] if state.is_dnat else []), *(["SNAT"] if state.is_masqueraded else [])}
+        has = {
+            "UNTRACKED" if state.is_untracked else "NEW",
+            *(["DNAT"] if state.is_dnat else []),
+            *(["SNAT"] if state.is_masqueraded else []),
+        }
         return not wanted.isdisjoint(has)
 
     return test

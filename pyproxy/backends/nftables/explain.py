@@ -226,6 +226,8 @@ class _Interpreter:
                     yield _Branch(rule.shown(changed) if number & ~state.mark else changed)
                 case ("meta", "priority"):
                     yield _Branch(replace(branch.state, priority=number))
+                case ("notrack",):
+                    yield _Branch(replace(rule.shown(branch.state), is_untracked=True))
                 case _:
                     yield _Branch(branch.state)
 
@@ -234,7 +236,13 @@ class _Interpreter:
         if kind in {"snat", "masquerade"}:
             yield _Branch(replace(rule.shown(state), is_masqueraded=True), decision=accept)
             return
-        if to is None or kind == "redirect":
+        if kind == "redirect":
+            text = str(state.port) if to is None else to.text.removeprefix(":") if isinstance(to, Literal) else ""
+            if not text.isdecimal():
+                raise _NotEvaluatedError
+            yield _Branch(rule.shown(state).redirected(int(text)), decision=accept)
+            return
+        if to is None:
             raise _NotEvaluatedError
         for branch in self._values(to, state):
             ip, port = _destination(branch.values, state.port)
@@ -366,7 +374,7 @@ _FIELDS: Mapping[tuple[str, ...], Callable[[State], Atom | None]] = {
     ("th", "dport"): _ports(None),
     ("ct", "original", "daddr"): lambda state: state.packet.destination,
     ("ct", "original", "proto-dst"): lambda state: state.packet.port,
-    ("ct", "state"): lambda _: "new",
+    ("ct", "state"): lambda state: "untracked" if state.is_untracked else "new",
     ("ct", "direction"): lambda _: "original",
     ("ct", "status"): _connection_status,
     ("meta", "mark"): lambda state: state.mark,

@@ -163,7 +163,7 @@ class _Parser:
         self._at += 1
         return token
 
-    def _statement(self) -> Statement | None:
+    def _statement(self) -> Statement | None:  # noqa: PLR0911  # a case for each kind
         token = self._peek()
         if token in _VERDICTS or token in {"jump", "goto"}:
             return self._decision()
@@ -176,6 +176,7 @@ class _Parser:
                 self._log()
             case "notrack":
                 self._at += 1
+                return Assignment(("notrack",), Literal("1"))
             case "update" | "add":
                 return self._update()
             case "dnat" | "snat" | "redirect" | "masquerade":

@@ -61,6 +61,7 @@ def test_policy_of_a_built_in_chain() -> None:
         "-p tcp -m string --string GET --algo bm -j REJECT",
         "-m statistic --mode nth --every 2 --packet 0 -j DROP",
         "-j TPROXY --on-port 1",
+        "-j REDIRECT --to-ports 1-9",
         "-d nonsense -j DROP",
     ],
 )
@@ -151,3 +152,14 @@ def test_input_that_is_no_dump() -> None:
     """Other input is refused with its line."""
     with pytest.raises(ValueError, match="line 2 is not output of iptables-save: apiVersion: v1"):
         read_save("# x\napiVersion: v1\n")
+
+
+def test_untracked_and_redirected_packets() -> None:
+    """Without connection tracking no nat rule applies; REDIRECT makes the node itself the destination."""
+    raw = "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack\nCOMMIT\n"
+    nat = "*nat\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -j REDIRECT --to-ports 99\nCOMMIT\n"
+    (untracked,) = explained(raw + nat)
+    (redirected,) = explained(nat)
+
+    assert (Fate.UNCHANGED, 1) == (untracked.fate, len(untracked.steps))
+    assert (Fate.FORWARDED, "172.18.0.11:99") == (redirected.fate, str(redirected.endpoint))

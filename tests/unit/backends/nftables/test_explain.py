@@ -104,6 +104,35 @@ def test_rules_that_cannot_be_evaluated(rule: str) -> None:
     assert [f"{NOT_EVALUATED}{rule}"] == [step.rule for step in path.steps]
 
 
+def nat(*rules: str, more: str = "") -> tuple[Path, ...]:
+    """Return the paths of a packet through a nat chain of the hook prerouting."""
+    body = "".join(f"\t\t{rule}\n" for rule in rules)
+    hook = "\t\ttype nat hook prerouting priority dstnat; policy accept;\n"
+    return paths(read_ruleset(f"table ip a {{\n\tchain pre {{\n{hook}{body}\t}}\n}}\n{more}"), PACKET, HOST)
+
+
+def test_translations() -> None:
+    """The first nat chain that translates decides, by address, with or without a port, or to the node itself."""
+    later = "table ip b {\n\tchain pre {\n\t\ttype nat hook prerouting priority -99;\n\t\tdnat to 10.9.9.9\n\t}\n}\n"
+    found = [
+        nat(rule, more=later) for rule in ("dnat to 10.1.1.1:8080", "dnat to 10.1.1.1", "redirect to :99", "accept")
+    ]
+
+    assert ["10.1.1.1:8080", "10.1.1.1:80", "172.18.0.11:99", "10.9.9.9:80"] == [
+        str(path.endpoint) for (path,) in found
+    ]
+
+
+def test_untracked_packets_are_not_translated() -> None:
+    """Rules that turn off connection tracking turn off nat."""
+    raw = (
+        "table ip r {\n\tchain raw {\n\t\ttype filter hook prerouting priority raw;\n\t\ttcp dport 80 notrack\n\t}\n}\n"
+    )
+    (path,) = nat("dnat to 10.1.1.1", more=raw)
+
+    assert (Fate.UNCHANGED, ["tcp dport 80 notrack"]) == (path.fate, [step.rule for step in path.steps])
+
+
 def test_policy() -> None:
     """A packet that no rule accepts is dropped by the policy, also after a goto to a chain without a verdict."""
     (dropped,) = explained("tcp dport 22 accept", policy="drop")
