@@ -189,6 +189,8 @@ class _Interpreter:
         """Yield the set, the element for the values of a branch and the state after the look-up, if there is one."""
         owner = self._set(name)
         element = owner.find(branch.values)
+        if element is None and owner.is_opaque:
+            raise _NotEvaluatedError
         if element is None:
             return
         state = branch.state

@@ -61,16 +61,28 @@ class NftSet:
     """Rules add elements."""
     timeout: int | None = None
     """Seconds after which an element is deleted."""
+    is_opaque: bool = False
+    """It has an element that cannot be read."""
+    pending: str = ""
+    """Elements as text: a packet is looked up in few sets, and a large cluster has sets with 100,000 elements."""
     exact: dict[tuple[Atom, ...], Element] = field(default_factory=dict)
     intervals: list[tuple[tuple[Interval, ...], Element]] = field(default_factory=list)
     _firsts: list[Atom] = field(default_factory=list)
 
     def add(self, tokens: Sequence[str]) -> None:
-        """Add an element.
+        """Add an element."""
+        try:
+            self._add(tokens)
+        except (ValueError, IndexError):
+            self.is_opaque = True
 
-        Raises:
-            ValueError: a field cannot be read.
-        """
+    def load(self) -> None:
+        """Read the pending elements."""
+        text, self.pending = self.pending, ""
+        for element in split_elements(tokens_of(text)):
+            self.add(element)
+
+    def _add(self, tokens: Sequence[str]) -> None:
         size = next((index for index, token in enumerate(tokens) if token in _AFTER_KEY), len(tokens))
         fields = [word for word in tokens[:size] if word != "."]
         kinds = self.key if len(self.key) == len(fields) else ("",) * len(fields)
@@ -86,11 +98,14 @@ class NftSet:
     @property
     def elements(self) -> Iterator[Element]:
         """Yield all elements."""
+        self.load()
         yield from self.exact.values()
         yield from (element for _, element in self.intervals)
 
     def find(self, key: tuple[Atom, ...]) -> Element | None:
         """Return the element that contains a key."""
+        if self.pending:
+            self.load()
         found = self.exact.get(key)
         if found is not None or not self.intervals:
             return found
@@ -144,7 +159,7 @@ def interval(text: str, kind: str) -> Interval:
         ValueError: the text is not a value of this type.
     """
     if text == "*":
-        return (b"", b"\xff" * 16) if kind.endswith("_addr") else (0, 1 << 32)
+        return (b"", b"\xff" * 16) if kind in _ADDRESSES else (0, 1 << 32)
     if "/" in text and not text.startswith('"'):
         network = parse_network(text)
         size = len(network.ip)
@@ -157,6 +172,7 @@ def interval(text: str, kind: str) -> Interval:
     return value, value
 
 
+_ADDRESSES = frozenset({"ipv4_addr", "ipv6_addr", "ip_addr"})
 _WORDS = frozenset({"ifname", "ct_state", "ct_status", "iface_index", "iface_type", "fib_addrtype", "pkt_type"})
 
 
@@ -171,14 +187,14 @@ def atom(text: str, kind: str) -> Atom:
     if kind == "classid":
         major, colon, minor = text.partition(":")
         return (int(major or "0", 16) << 16) + int(minor, 16) if colon else 0
-    if text in _PROTOCOLS and not kind.endswith("_addr"):
+    if text in _PROTOCOLS and kind not in _ADDRESSES:
         return _PROTOCOLS[text]
     if text.isdecimal() or text.startswith("0x"):
         return int(text, 0)
     try:
         return parse_ip(text)
     except ValueError:
-        if kind.endswith("_addr"):
+        if kind in _ADDRESSES:
             raise
         return text
 
@@ -221,7 +237,7 @@ def read_ruleset(text: str) -> list[Table]:
     tables: dict[tuple[str, str], Table] = {}
     lines = iter(enumerate(text.splitlines(), 1))
     for number, line in lines:
-        words = line.split()
+        words = line.partition(" #")[0].split()
         if not words or words[0].startswith("#"):
             continue
         try:
@@ -246,7 +262,7 @@ Lines = Iterator[tuple[int, str]]
 
 def _read_table(lines: Lines, table: Table) -> None:
     for _, line in lines:
-        words = line.split()
+        words = line.partition(" #")[0].split()
         match words:
             case ["}"]:
                 return
@@ -279,11 +295,10 @@ def _read_set(lines: Lines, name: str) -> NftSet:
             case "timeout":
                 made.timeout = seconds(rest)
             case "elements":
-                text = rest.removeprefix("= {")
-                while not text.rstrip().endswith("}"):
-                    text += f" {next(lines)[1].strip()}"
-                for element in split_elements(tokens_of(text.rstrip()[:-1])):
-                    made.add(element)
+                parts = [rest.removeprefix("= {")]
+                while not parts[-1].endswith("}"):
+                    parts.append(next(lines)[1].rstrip())
+                made.pending = " ".join(parts)[:-1]
     return made
 
 

@@ -148,6 +148,22 @@ def test_other_families_are_left_out() -> None:
     assert [Fate.UNCHANGED] * 3 == [explained("drop", family=family)[0].fate for family in ("ip6", "bridge", "netdev")]
 
 
+def test_sets_that_cannot_be_read() -> None:
+    """A set of another program with unknown elements spoils only the rules that use it."""
+    more = (
+        "\tset odd { # handle 3\n\t\ttype ipv4_addr\n\t\telements = { nonsense }\n\t}\n"
+        "\tset macs {\n\t\ttype ether_addr\n\t\telements = { aa:bb:cc:dd:ee:ff }\n\t}\n"
+        "\tcounter c {\n\t\tpackets 1 bytes 2\n\t}\n\tflowtable f {\n\t\thook ingress priority filter\n\t}\n"
+    )
+    (path,) = explained("ip saddr @odd drop", "ether saddr @macs drop", more=more)
+    (dropped,) = explained("ip saddr 192.0.2.7 drop", more=more)
+
+    assert [f"{NOT_EVALUATED}ip saddr @odd drop", f"{NOT_EVALUATED}ether saddr @macs drop"] == [
+        step.rule for step in path.steps
+    ]
+    assert Fate.DROPPED is dropped.fate
+
+
 def test_no_ruleset() -> None:
     """Text that is not a ruleset is refused with its line."""
     with pytest.raises(ValueError, match="line 1 is not output of nft list ruleset"):
