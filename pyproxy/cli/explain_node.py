@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
 from itertools import zip_longest
+from typing import NamedTuple
 
 from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path, Step
 from pyproxy.backends.hooks import UNKNOWN_INTERFACE
@@ -31,6 +32,14 @@ _FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/a
 _ROUTE_LOCALNET = "net/ipv4/conf/all/route_localnet"
 _ROUTING = "routing"
 """Hook of steps that no rule causes."""
+
+
+class Difference(NamedTuple):
+    """A difference between intended rules and those in the kernel."""
+
+    text: str
+    extra: Step | None = None
+    """What the kernel has and should not have; None: it lacks something."""
 
 
 def explain_node(
@@ -89,39 +98,53 @@ def _compared(explanation: Explanation, agent: KnownByAgent, live: Live) -> Expl
     dumper = open_dumper(agent.config)
     intended = dumper.interpreter(family, context, plans)(packet, replace(live.host, ips=frozenset(context.local_ips)))
     difference = first_difference(intended, explanation.paths, live.rules)
-    if difference and live.rules.ipvs and intended[0].fate is Fate.FORWARDED:
-        addressed = ip_text(packet.destination)
-        if not live.host.is_local(packet.destination) and not explanation.paths[0].endpoint:
-            difference = f"the kernel lacks the address {addressed} of the Service (ip route show table local)"
+    is_served = intended[0].fate is Fate.FORWARDED and not explanation.paths[0].endpoint
+    if difference and live.rules.ipvs and is_served and not live.host.is_local(packet.destination):
+        address = ip_text(packet.destination)
+        difference = Difference(f"the kernel lacks the address {address} of the Service (ip route show table local)")
     found = replace(
         with_objects(explanation, cluster, plans.values(), (), live.host),
         mode=agent.config.proxy_mode.value,
-        is_intended=not difference,
-        difference=difference,
+        is_intended=difference is None,
+        difference=difference.text if difference else "",
     )
     problem = agent.sync_problems.get(found.service.partition(":")[0], "")
     if problem:
-        found = replace(found, difference=f"{difference or 'none yet'}; the Service is {problem}")
+        found = replace(found, difference=f"{found.difference or 'none yet'}; the Service is {problem}")
     if difference and found.fate is not Fate.FORWARDED and intended[0].fate is not found.fate:
-        fix = (
-            "correct the Service or free what it needs; pyproxy retries"
-            if problem
-            else "pyproxy repairs its own rules at the next full sync; change rules of other programs yourself"
-        )
-        reason = f"the rules in the kernel are not those that pyproxy intends, which has {_words(intended)}"
-        found = replace(found, reason=reason, fix=fix)
+        found = _with_difference_reason(found, difference, problem)
     return _with_routing_reason(found)
 
 
+def _with_difference_reason(found: Explanation, difference: Difference, problem: str) -> Explanation:
+    if problem:
+        return replace(
+            found,
+            reason=f"the kernel does not have the rules that pyproxy intends: the Service is {problem}",
+            fix="correct the Service, or free what it needs; pyproxy retries",
+        )
+    step = difference.extra
+    if step is None:
+        return replace(
+            found,
+            reason=f"the rules in the kernel are not complete: {difference.text}",
+            fix="pyproxy repairs its rules at the next full sync; a restart repairs them now",
+        )
+    if found.fate is Fate.UNCHANGED and "notrack" not in step.rule.lower():
+        return replace(
+            found,
+            reason=f"the rule {shown_rule(step)} of the chain {step.place} comes before those of pyproxy",
+            fix="remove that rule, or exclude the addresses of Services from it",
+        )
+    return with_foreign_reason(found)
+
+
 def _words(paths: Iterable[Path]) -> str:
-    """Return what becomes of a packet."""
-    fates = dict.fromkeys(path.fate for path in paths)
-    words = {Fate.UNCHANGED: "the packet unchanged"}
-    return " or ".join(words.get(fate, f"it {fate.value}") for fate in fates)
+    return " or ".join(dict.fromkeys(path.fate.value for path in paths))
 
 
-def first_difference(intended: Iterable[Path], live: Iterable[Path], rules: NodeRules) -> str:
-    """Return the first step in which the kernel differs from what is intended; empty if the packet fares the same.
+def first_difference(intended: Iterable[Path], live: Iterable[Path], rules: NodeRules) -> Difference | None:
+    """Return the first step in which the kernel differs from what is intended; None if the packet fares the same.
 
     Args:
         intended: what becomes of the packet by the intended rules.
@@ -132,14 +155,15 @@ def first_difference(intended: Iterable[Path], live: Iterable[Path], rules: Node
     # An affinity entry selects one of the endpoints.
     is_pinned = any(path.affinity_entry for path in present)
     if _ends(wanted) == _ends(present) or (is_pinned and _ends(present).keys() <= _ends(wanted).keys()):
-        return ""
+        return None
     wanted_steps, present_steps = _steps(wanted), _steps(present)
     for one, other in zip_longest(wanted_steps, present_steps):
         if other is not None and other not in wanted_steps:
-            return f"the kernel has in {other[1]}: {shown_rule(present_steps[other])}"
+            extra = present_steps[other]
+            return Difference(f"the kernel has in {extra.place}: {shown_rule(extra)}", extra)
         if one is not None and one not in present_steps and not rules.has_step(*one):
-            return f"the kernel lacks in {one[1]}: {shown_rule(wanted_steps[one])}"
-    return f"intended {_words(wanted)}, in the kernel {_words(present)}"
+            return Difference(f"the kernel lacks in {one[1]}: {shown_rule(wanted_steps[one])}")
+    return Difference(f"intended: {_words(wanted)}; in the kernel: {_words(present)}")
 
 
 def _ends(paths: Iterable[Path]) -> dict[tuple[Fate, Endpoint | None, bool], Fraction]:

@@ -94,7 +94,7 @@ def test_rule_of_another_program(cluster: Cluster) -> None:
 
     assert (5, False) == (status, found.intended)
     assert f"ip saddr {OUTSIDE} drop" in found.difference
-    assert found.reason
+    assert f"dropped by the rule ip saddr {OUTSIDE} drop of the chain early" == found.reason
     assert found.fix
 
 

@@ -33,7 +33,8 @@ def explained(text: str) -> tuple[Path, ...]:
 
 def difference_of(text: str) -> str:
     """Return the first difference between the intended rules and those in a text."""
-    return first_difference(explained(INTENDED), explained(text), read_node_rules(text))
+    found = first_difference(explained(INTENDED), explained(text), read_node_rules(text))
+    return found.text if found else ""
 
 
 @pytest.mark.parametrize(
