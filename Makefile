@@ -13,10 +13,10 @@ VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' pyproxy/__init__.py)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 PYTEST := $(BIN)/python -m pytest -p no:cacheprovider
 
-.PHONY: help install dist release image checksums demo demo-shell lint test test-cluster test-guest bench test-long lock clean
+.PHONY: help install dist release image checksums demo demo-shell lint test test-cluster test-e2e test-guest bench test-long lock clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 install: $(VENV)/installed ## Install .venv/bin/pyproxy
 
@@ -76,6 +76,11 @@ test-cluster: $(VENV)/tested peers ## Test against the real API server and the r
 	$(BIN)/python -m tests.guest --seconds 1200 $(PYTEST) tests/cluster/test_peer_ipvs.py --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest --seconds 1800 $(PYTEST) tests/cluster/test_takeover_ipvs.py
 
+MODES ?= iptables iptables-legacy nftables
+test-e2e: $(VENV)/tested $(VENV)/apt-e2e peers ## Run Kubernetes' own network tests on three real nodes, in each of MODES
+	tests/install/debian.sh
+	$(BIN)/python -m tests.e2e --modes "$(MODES)" $(E2E)
+
 bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, about ten minutes
 	$(BIN)/python -m tests.bench.kube_proxy
 	$(BIN)/python -m tests.bench.relay
@@ -89,6 +94,10 @@ test-long: $(VENV)/tested peers ## Run all tests with many more examples and a r
 $(VENV)/apt: tests/apt-packages
 	@mkdir -p $(VENV)
 	tests/install-packages
+	@touch $@
+
+$(VENV)/apt-e2e: tests/e2e/apt-packages
+	tests/install-packages $<
 	@touch $@
 
 $(VENV)/installed: $(VENV)/apt requirements-build.lock requirements.lock pyproject.toml

@@ -81,7 +81,7 @@ def _paths(_: Path, text: str) -> Iterator[str]:
 
 def _targets(_: Path, text: str) -> Iterator[str]:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    for target in re.findall(r"(?:`|^ {4})make ([a-z-]+)", text, re.MULTILINE):
+    for target in re.findall(r"(?:`|^ {4})make ([a-z0-9-]+)", text, re.MULTILINE):
         if target not in targets:
             yield f"make {target}: this target does not exist"
 
