@@ -87,7 +87,8 @@ bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, abo
 
 test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed
 	$(PYTEST) tests --long
-	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py --long
+	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py \
+		tests/packets/test_explained_packets.py --long
 
 # -- setup -------------------------------------------------------------------------------------------------
 

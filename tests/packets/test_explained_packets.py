@@ -1,7 +1,7 @@
 """Generated packets, through the kernel and through the interpreter of the kernel's rules: both have the same result.
 
-The Services, their endpoints and the packets are drawn by hypothesis, with at most 40 packets for each cluster: in CI about
-200 packets in each mode, with ``--long`` more than 500.
+The Services, their endpoints and the packets are drawn by hypothesis, with at most 40 packets for each cluster: in CI more
+than 100 packets in each mode, with ``--long`` more than 500.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from .objects import ADDRESSES, NODE_OF, PORT, SECOND_PORT, ZONES
 from .own_namespace import inside
 
 CLUSTERS = settings(
-    max_examples=3 if IS_GUEST else min(30, max(6, settings().max_examples // 100)), phases=(Phase.generate,)
+    max_examples=min(45, max(5 if IS_GUEST else 6, settings().max_examples // 60)), phases=(Phase.generate,)
 )
 PACKETS = 40
 TRIES = 2
