@@ -52,6 +52,7 @@ lint: $(VENV)/tested ## Check style, types, import contracts and docs
 GUEST_TESTS := $(addprefix tests/packets/test_,cluster_ips.py external_addresses.py affinity.py flows.py spread.py explain.py explained_packets.py) \
 	$(addprefix tests/packets/test_flags.py::test_node_ports_answer_on_,ipv4_localhost_by_name ipv6_localhost_by_name) \
 	tests/packets/test_ipvs_requirements.py tests/packets/test_mode_switch.py tests/properties/test_ipvs.py \
+	tests/packets/test_drift.py::test_deleted_rules \
 	tests/guest/test_drain.py tests/guest/test_foreign_objects.py
 SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addresses.py -k sctp
 WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
@@ -64,7 +65,7 @@ test: $(VENV)/tested ## Run pure tests, the command line, and packet tests on th
 test-guest: $(VENV)/tested ## Run all tests of the IPVS mode, and tests that need the guest's kernel
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
-		tests/packets/test_restart.py tests/packets/test_demo.py::test_everything_passes \
+		tests/packets/test_restart.py tests/packets/test_drift.py tests/packets/test_demo.py::test_everything_passes \
 		tests/guest
 	$(BIN)/python -m tests.guest --seconds 1200 env MODES=ipvs-nft $(PYTEST) tests/packets/test_cluster_ips.py \
 		tests/packets/test_external_addresses.py tests/packets/test_restart.py

@@ -13,7 +13,7 @@ from contextlib import suppress
 from time import monotonic
 from typing import Any
 
-from pyproxy.agent.drift_log import DriftLog
+from pyproxy.agent.drift_report import DriftReporter
 from pyproxy.agent.flow_cleaner import FlowCleaner
 from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
@@ -21,6 +21,7 @@ from pyproxy.agent.reconcile import Reconciler
 from pyproxy.agent.schedule import Schedule
 from pyproxy.agent.service_report import ServiceReporter
 from pyproxy.agent.sources import EventQueue
+from pyproxy.backends.drift import DriftDocument
 from pyproxy.backends.interface import Backend
 from pyproxy.config.config import OPTIONS, Config
 from pyproxy.errors import ApplyError
@@ -48,6 +49,8 @@ _EXAMINATION_SECONDS = 60.0
 """Time between examinations for changes that the quick look cannot detect."""
 _PERIODS_PER_CHECK = 10
 """Most sync periods between checks for drift, in modes that cannot detect every external change."""
+_PAUSES_PER_CHECK = 4
+"""Checks for drift take at most a fifth of the time, however short the interval and however large the tables."""
 _NODE_WAIT_SECONDS = 30.0
 _GC_THRESHOLDS = gc.get_threshold()
 _GC_THRESHOLDS_AT_START = (1_000_000, 50, 100)
@@ -85,7 +88,7 @@ class Agent:
         self._observer = observer
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._relay = Relay(observer)
-        self._drift_log = DriftLog(config, backend.mode, node_name)
+        self._drift_reporter = DriftReporter(config, backend.mode, node_name)
         self._stale_addresses = backend.follows_local_ips
         self._wake = asyncio.Event()
         self._is_ready = asyncio.Event()
@@ -144,6 +147,18 @@ class Agent:
             if (value := option.value(self._config)) != option.value(default) and value is not None
         }
         return await self._reporter.objects(self._own_node.node, self._backend.mode.value, settings)
+
+    async def drift(self) -> DriftDocument:
+        """Compare the kernel with what the agent wrote.
+
+        Raises:
+            ApplyError: the kernel cannot be read.
+            ValueError: the agent is about to read the kernel itself, and repairs what differs.
+        """
+        if not (self._reconcilers and all(each.is_comparable for each in self._reconcilers.values())):
+            message = "a full sync is due, which repairs all differences; try again"
+            raise ValueError(message)
+        return await self._drift_reporter.document(self._reconcilers.values())
 
     async def _take_events(self, events: EventQueue) -> None:
         while True:
@@ -237,7 +252,7 @@ class Agent:
                 if not self._is_ready.is_set():  # later syncs do not wait for the relay's thread
                     await asyncio.wrap_future(listening)
             self._observer.synced(reconciler, report)
-            self._drift_log.note(reconciler.family, report.drift)
+            self._drift_reporter.note(reconciler.family, report.drift)
             if report.error is not None:
                 failed.add(reconciler.family)
                 logger.error("%s: sync failed, will be tried again: %s", reconciler.family, report.error)
@@ -335,7 +350,7 @@ class Agent:
         if not all(reconciler.detects_all_changes for reconciler in self._reconcilers.values()):
             interval = min(interval, _PERIODS_PER_CHECK * self._config.sync_period_seconds)
         while interval:
-            await asyncio.sleep(max(interval, _LOOKS_PER_READ * duration))
+            await asyncio.sleep(max(interval, _PAUSES_PER_CHECK * duration))
             duration = 0.0
             for reconciler in self._reconcilers.values():
                 started = monotonic()

@@ -21,6 +21,7 @@ from pyproxy.backends.interface import Backend
 from pyproxy.backends.registry import backend_class, open_backend
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.config.settings import ResolvedSettings
+from pyproxy.errors import ApplyError
 from pyproxy.linux.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.linux.systemd_notify import notify
 from pyproxy.model.tracker import Tracker
@@ -139,6 +140,12 @@ async def _answer(agent: Agent, request: Mapping[str, object]) -> bytes:
             return msgspec.json.encode(await agent.services())
         case {"command": "objects", **rest} if not rest:
             return await agent.objects()
+        case {"command": "drift", **rest} if not rest:
+            try:
+                return msgspec.json.encode(await agent.drift())
+            except ApplyError as error:
+                message = f"the kernel cannot be read: {error}"
+                raise ValueError(message) from error
     message = "unknown request; agent and command have different versions"
     raise ValueError(message)
 

@@ -124,6 +124,11 @@ class Reconciler(Generic[K, V]):
         return bool(self._staged) or not self._is_known
 
     @property
+    def is_comparable(self) -> bool:
+        """Return whether the agent knows exactly which entries should be in the kernel."""
+        return self._is_known and self._is_exact
+
+    @property
     def detects_all_changes(self) -> bool:
         """Return whether `changed_externally` detects every external change."""
         return self._kernel.detects_all_changes
@@ -320,7 +325,7 @@ class Reconciler(Generic[K, V]):
         return again.restricted_to(first.changed)
 
     async def _look_for_drift(self) -> Drift | None:
-        if not (self._is_known and self._is_exact):
+        if not self.is_comparable:
             return None
         meanwhile = self._written_meanwhile = {*self._in_flight}
         try:

@@ -4,7 +4,7 @@ How the difference is found is the business of `agent.reconcile`. Here it gets n
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,9 @@ from pyproxy.backends.listing import rule_difference
 from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_values import FAMILIES, PROTOCOLS
+
+_SHOWN_NAMES = 3
+"""Service ports that a line of text names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,3 +129,9 @@ def by_service(dumper: Dumper, family: Family, drift: Drift) -> Iterator[Service
 def port_text(name: ServicePortName) -> str:
     """Return a Service port as ``NAMESPACE/NAME:PORT TCP``."""
     return f"{name} {name.protocol.name}"
+
+
+def few(names: Sequence[str]) -> str:
+    """Return the first names, and how many there are besides."""
+    rest = len(names) - _SHOWN_NAMES
+    return ", ".join([*names[:_SHOWN_NAMES], *([f"{rest} more"] if rest > 0 else [])])

@@ -262,8 +262,8 @@ class Dumper(Protocol):
         """
         ...
 
-    def is_leftover(self, key: Any, value: Any) -> bool:  # noqa: ANN401  # key and value of `read`
-        """Return whether an entry of `read` that no program wants stays for now, because the agent deletes it later."""
+    def leftovers(self, family: Family, entries: Mapping[Any, Any]) -> Collection[Any]:
+        """Return those of the entries in the kernel that a sync leaves in place for now, if no program wants them."""
         ...
 
     def listing(self, family: Family, entries: Mapping[Any, Any], also: Mapping[Any, Any]) -> RuleListing:

@@ -15,8 +15,12 @@ from pyproxy.takeover.running_proxy import detect_running_proxy
 from pyproxy.takeover.stale_rules import find_stale_rules, kube_proxy_nft_tables
 
 
-async def plan_of_kernel(config: Config) -> PlanDocument:
+async def plan_of_kernel(config: Config, *, with_leftovers: bool = True) -> PlanDocument:
     """Return what a full sync of an agent with this configuration would change now.
+
+    Args:
+        config: of the agent.
+        with_leftovers: whether to look for rules of another proxy or mode, which the agent removes.
 
     Raises:
         ApplyError: the kernel cannot be read.
@@ -36,7 +40,7 @@ async def plan_of_kernel(config: Config) -> PlanDocument:
         for family, present in (await dumper.read()).items()
     ]
     found = plan_document(node.name, config.proxy_mode.value, "kernel", dumper, comparisons)
-    if config.takeover is Takeover.AUTO and not config.service_proxy_name:
+    if with_leftovers and config.takeover is Takeover.AUTO and not config.service_proxy_name:
         found.leftovers = await _leftovers(config)
         # The agent of this node has the same kind of server as kube-proxy.
         if not (config.control_socket and is_agent_here(config.control_socket)):

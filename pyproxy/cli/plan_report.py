@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from msgspec import Meta, Struct
 
+from pyproxy.backends.drift import ServiceDrift, few, port_text
 from pyproxy.backends.interface import Dumper, Program, changed_entries, desired_entries
-from pyproxy.backends.listing import ListedRule, RuleListing
+from pyproxy.backends.listing import ListedRule, RuleListing, rule_difference
 from pyproxy.model.address import Family, socket_text
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import ServicePlan
@@ -49,6 +50,10 @@ class SharedChange(Struct, rename="camel", forbid_unknown_fields=True):
     """Rules that belong to no single Service."""
 
     family: Literal["IPv4", "IPv6"]
+    used_by: Annotated[
+        list[str],
+        Meta(description="The Service ports that need what changes, if several share it; empty: all of them."),
+    ]
     rules: RuleDifference
     rewritten: Annotated[
         int, Meta(description="How many entries change, such as chains, if none of their rules is added or removed.")
@@ -94,6 +99,8 @@ class Comparison(NamedTuple):
     """The plans of the Service ports afterwards."""
     entries: int
     """How many entries change, as the agent compares them."""
+    users: list[str]
+    """The Service ports that share an entry that changes."""
 
 
 def compared(
@@ -113,15 +120,16 @@ def compared(
         plans: all plans of the family.
     """
     wanted = desired_entries(program, plans)
-    present = {key: value for key, value in present.items() if key in wanted or not dumper.is_leftover(key, value)}
+    unwanted = {key for key in dumper.leftovers(family, present) if key not in wanted}
+    present = {key: value for key, value in present.items() if key not in unwanted}
     # As a full sync compares: the keys of the program, then those that are present. Some keys that are present have a
     # wanted value although the program does not list them.
     keys = dict.fromkeys((*wanted, *present))
     change = changed_entries(keys, present, program.value)
     wanted |= {key: value for key in present if key not in wanted and (value := program.value(key)) is not None}
-    return Comparison(
-        dumper.listing(family, present, wanted), dumper.listing(family, wanted, present), plans, len(change)
-    )
+    users = [*map(port_text, dumper.users(family, change, {**wanted, **present}))]
+    before, after = dumper.listing(family, present, wanted), dumper.listing(family, wanted, present)
+    return Comparison(before, after, plans, len(change), users)
 
 
 def plan_document(
@@ -134,12 +142,13 @@ def plan_document(
             services = list(_service_changes(found, dumper))
             document.services += services
             before, after = (*found.before.common, *found.before.last), (*found.after.common, *found.after.last)
-            rules = _difference(before, after)
+            rules = RuleDifference(*rule_difference(before, after))
+            family = FAMILIES[found.after.family]
             if rules.added or rules.removed:
-                document.shared.append(SharedChange(FAMILIES[found.after.family], rules, 0))
+                document.shared.append(SharedChange(family, found.users, rules, 0))
             elif not services:
                 # Entries change but no rule does, such as a chain in another order: the sync still writes.
-                document.shared.append(SharedChange(FAMILIES[found.after.family], rules, found.entries))
+                document.shared.append(SharedChange(family, found.users, rules, found.entries))
     document.services.sort(key=lambda item: (item.namespace, item.name, item.port_name, item.protocol, item.family))
     return document
 
@@ -163,18 +172,8 @@ def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChang
             endpoints=len(endpoints_after if after else endpoints_before),
             endpoints_added=[item for item in endpoints_after if item not in endpoints_before],
             endpoints_removed=[item for item in endpoints_before if item not in endpoints_after],
-            rules=_difference(before, after),
+            rules=RuleDifference(*rule_difference(before, after)),
         )
-
-
-def _difference(before: Sequence[ListedRule], after: Sequence[ListedRule]) -> RuleDifference:
-    # Counts, because equal rules can occur several times.
-    old, new = Counter(_text(rule) for rule in before), Counter(_text(rule) for rule in after)
-    return RuleDifference(added=[*(new - old).elements()], removed=[*(old - new).elements()])
-
-
-def _text(rule: ListedRule) -> str:
-    return f"{rule.table}: {rule.rule}"
 
 
 def _endpoints(rules: Iterable[ListedRule], dumper: Dumper) -> dict[str, None]:
@@ -195,23 +194,16 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
     noun = document.rule_noun
     rows = [
         (
-            " ".join(
-                (
-                    _SYMBOLS[item.action],
-                    f"{item.namespace}/{':'.join(filter(None, (item.name, item.port_name)))}",
-                    item.protocol.lower(),
-                )
-            )
-            + _suffix(item.family),
+            f"{_SYMBOLS[item.action]} {service_port_title(item)}",
             _detail(item),
-            _amount(item.rules, noun) or f"{_plural(noun)} in another order",
+            _amount(item.rules, noun) or f"{plural(noun)} in another order",
         )
         for item in document.services
     ]
     rows += [
         (
-            f"~ shared {_plural(noun)}{_suffix(shared.family)}",
-            "",
+            f"~ shared {plural(noun)}{family_suffix(shared.family)}",
+            f"used by {few(shared.used_by)}" if shared.used_by else "",
             _amount(shared.rules, noun) or f"{shared.rewritten} rewritten",
         )
         for shared in document.shared
@@ -225,11 +217,11 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
             yield from (f"    + {text}" for text in rules.added)
             yield from (f"    - {text}" for text in rules.removed)
     for stale in document.leftovers:
-        yield f"- {stale.what} in {stale.where}{_suffix(stale.family)}, removed once the agent's rules are complete"
+        yield f"- {stale.what} in {stale.where}{family_suffix(stale.family)}, removed once the agent's rules are complete"
     if document.running_proxy:
         yield f"kube-proxy is running on this node, and `run` would wait until it has stopped: {document.running_proxy}"
     counts = Counter(item.action for item in document.services)
-    shared = f", shared {_plural(noun)} to change" if document.shared else ""
+    shared = f", shared {plural(noun)} to change" if document.shared else ""
     left = ", rules of another proxy or mode to remove" if document.leftovers else ""
     yield (
         f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}{left}."
@@ -237,12 +229,19 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
     )
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+    """Return the plural of a rule noun."""
     return _PLURALS.get(noun, f"{noun}s")
 
 
-# IPv4 is not named: in most clusters every line would have the word.
-def _suffix(family: str) -> str:
+def service_port_title(item: ServiceChange | ServiceDrift) -> str:
+    """Return how lines name a Service port."""
+    port = f":{item.port_name}" if item.port_name else ""
+    return f"{item.namespace}/{item.name}{port} {item.protocol.lower()}{family_suffix(item.family)}"
+
+
+def family_suffix(family: str) -> str:
+    """Return what follows a name if it is not of IPv4: in most clusters every line would have the word."""
     return " IPv6" if family == "IPv6" else ""
 
 
@@ -263,9 +262,10 @@ def _shown(sign: str, endpoints: Sequence[str]) -> Iterator[str]:
 
 
 def _amount(rules: RuleDifference, noun: str) -> str:
-    parts = [
-        f"{len(texts)} {noun if len(texts) == 1 else _plural(noun)} {verb}"
-        for texts, verb in ((rules.added, "added"), (rules.removed, "removed"))
-        if texts
-    ]
+    def count(texts: Sequence[str]) -> str:
+        return f"{len(texts)} {noun if len(texts) == 1 else plural(noun)}"
+
+    if len(rules.added) == len(rules.removed) > 0:
+        return f"{count(rules.added)} replaced"
+    parts = [f"{count(texts)} {verb}" for texts, verb in ((rules.added, "added"), (rules.removed, "removed")) if texts]
     return ", ".join(parts)

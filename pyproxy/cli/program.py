@@ -18,6 +18,7 @@ COMMANDS = {
     "cleanup": "pyproxy.cli.cleanup",
     "doctor": "pyproxy.cli.doctor",
     "completion": "pyproxy.cli.completion",
+    "drift": "pyproxy.cli.drift",
     "dump-rules": "pyproxy.cli.dump_rules",
     "explain": "pyproxy.cli.explain",
     "plan": "pyproxy.cli.plan",

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from pyproxy.backends.drift import DriftDocument
 from pyproxy.cli.check_config import CheckDocument
 from pyproxy.cli.doctor import DoctorReport
 from pyproxy.cli.explain_report import ExplanationDocument
@@ -16,6 +17,7 @@ FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
     "doctor-report.json": DoctorReport,
     "configuration-check.json": CheckDocument,
+    "drift.json": DriftDocument,
     "explanation.json": ExplanationDocument,
     "plan.json": PlanDocument,
     "service-list.json": ServiceList,

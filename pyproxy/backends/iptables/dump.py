@@ -91,9 +91,9 @@ class IptablesDumper:
         chains = sorted(key for key in entries if isinstance(key, ChainKey))
         return _listing(family, chains, entry_rules(entries), entry_rules(also))
 
-    def is_leftover(self, *_: object) -> bool:
-        """Return False; see `Dumper`."""
-        return False
+    def leftovers(self, *_: object) -> Collection[RulesetKey]:
+        """Return nothing; see `Dumper`."""
+        return ()
 
     def users(self, *_: object) -> list[ServicePortName]:
         """Return nothing: each rule is listed with its Service port, or all of them need it; see `Dumper`."""

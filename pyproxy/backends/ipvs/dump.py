@@ -1,6 +1,6 @@
 """Lists virtual and real servers, VIPs, members of sets and rules for ``dump-rules``, by Service."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 
 from pyproxy.backends.explanation import Interpreter
@@ -13,11 +13,11 @@ from pyproxy.backends.iptables.reader import saved
 from pyproxy.backends.iptables.restore_text import listing_restore, saved_rules
 from pyproxy.backends.iptables.ruleset import IPVS_TABLES
 from pyproxy.backends.ipvs.attribution import IPSET, IPVS, REMARK, ROUTE, list_entries
-from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, RealServer
+from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue
 from pyproxy.backends.ipvs.explain import ipvs_state, paths
 from pyproxy.backends.ipvs.mode import ipvs_settings, ownership
 from pyproxy.backends.ipvs.program import IpvsProgram
-from pyproxy.backends.ipvs.reader import foreign_servers, read_entries
+from pyproxy.backends.ipvs.reader import left_in_place, read_entries
 from pyproxy.backends.ipvs.requirements import require_ipvs
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.config.config import Config
@@ -53,27 +53,19 @@ class IpvsDumper:
     async def read(self) -> dict[Family, dict[IpvsKey, IpvsValue]]:
         """Return the entries in the kernel; see `Dumper`.
 
-        Foreign virtual servers are left out, because a sync does not change them.
+        Foreign virtual servers are among them, because one may have the address and port of one of ours.
         """
         await require_ipvs()
         variant, _ = await choose_variant(self._config)
         found: dict[Family, dict[IpvsKey, IpvsValue]] = {}
         for family in supported_families(variant):
-            entries, _ = read_entries(family)
-            excluded = [block for block in self._config.ipvs.exclude_cidrs if block.family is family]
-            foreign = foreign_servers(entries, excluded)
-            ours = {
-                key: value
-                for key, value in entries.items()
-                if key not in foreign and not (isinstance(key, RealServer) and key.virtual in foreign)
-            }
-            ours.update((await read_rules(family, variant, ownership(family), IPVS_TABLES)).items())
-            found[family] = ours
+            found[family], _ = read_entries(family)
+            found[family].update((await read_rules(family, variant, ownership(family), IPVS_TABLES)).items())
         return found
 
-    def is_leftover(self, key: IpvsKey, value: IpvsValue) -> bool:
-        """Return whether the entry is a real server that drains."""
-        return isinstance(key, RealServer) and value == 0
+    def leftovers(self, family: Family, entries: Mapping[IpvsKey, IpvsValue]) -> Collection[IpvsKey]:
+        """Return foreign servers and draining real servers; see `Dumper`."""
+        return left_in_place(entries, [block for block in self._config.ipvs.exclude_cidrs if block.family is family])
 
     def listing(
         self, family: Family, entries: Mapping[IpvsKey, IpvsValue], also: Mapping[IpvsKey, IpvsValue]

@@ -22,7 +22,6 @@ from pyproxy.backends.nftables.elements import (
     PICK,
     SETS,
     ElementKey,
-    ElementSet,
     KeyField,
     Layout,
     Value,
@@ -53,15 +52,10 @@ _ADDRESSED_KEYS = _addressed_keys()
 _SHARED = CHAINED | {CLUSTER_IPS.number, HAIRPIN.number}
 
 
-def _chains() -> dict[int, tuple[ElementSet, ...]]:
-    found: dict[int, tuple[ElementSet, ...]] = {}
-    for sets in (ADDRESSED, NODE_PORTS):
-        found[sets.timeouts.number] = (sets.main.sticky, sets.local.sticky)
-        found |= {choice.counts.number: (PICK, choice.find) for choice in (sets.main, sets.local)}
-    return found
-
-
-_CHAINS = _chains()  # for each map of numbers, the maps that lead from such a number to a chain
+# For each map of counts: the sets that it belongs to.
+_CHOICES = {
+    choice.counts.number: (sets, choice) for sets in (ADDRESSED, NODE_PORTS) for choice in (sets.main, sets.local)
+}
 
 
 def list_elements(
@@ -111,22 +105,30 @@ def users(family: Family, keys: Collection[ElementKey], entries: Mapping[Element
         owner = owners.get(addressed) if addressed else None
         if owner is None or addressed is None or not isinstance(value, bytes) or owner in found:
             continue
-        if not shared.isdisjoint(_shared_keys(family, key, addressed, value)):
+        if not shared.isdisjoint(_shared_keys(family, key, value, addressed, entries)):
             found.add(owner)
     return sorted(found)
 
 
-def _shared_keys(family: Family, key: ElementKey, addressed: bytes, value: bytes) -> Iterator[ElementKey]:
-    # Yield the shared elements that may exist because of an element of a Service port.
+def _shared_keys(
+    family: Family, key: ElementKey, value: bytes, addressed: bytes, entries: Mapping[ElementKey, Value]
+) -> Iterator[ElementKey]:
+    # Yield the shared elements that an element of a Service port needs.
     number = key[0]
     address_bytes = KeyField.ADDRESS.size(family)
-    if number in _ADDRESSED_KEYS and _ADDRESSED_KEYS[number] == ADDRESSED.timeouts.key:
+    if number in _CHOICES:
+        sets, choice = _CHOICES[number]
+        if sets is ADDRESSED:
+            yield ElementKey(CLUSTER_IPS.prefix + addressed[:address_bytes])
+        timeout = entries.get(ElementKey(sets.timeouts.prefix + addressed))
+        yield ElementKey((PICK if timeout is None else choice.find).prefix + value[:4])
+        if isinstance(timeout, bytes):
+            yield ElementKey(choice.sticky.prefix + timeout[:4])
+    elif number in (ADDRESSED.rejected.number, ADDRESSED.dropped.number):
         yield ElementKey(CLUSTER_IPS.prefix + addressed[:address_bytes])
-    if number in ENDPOINTS:
+    elif number in ENDPOINTS:
         protocol, ip, port = addressed[-8:-4], value[:address_bytes], value[address_bytes:]
         yield ElementKey(HAIRPIN.prefix + ip * 2 + protocol + port)
-    elif number in _CHAINS:
-        yield from (ElementKey(kind.prefix + value[:4]) for kind in _CHAINS[number])
 
 
 def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, ServicePortName]:

@@ -73,9 +73,9 @@ class NftablesDumper:
         """Return elements as a listing; see `Dumper`."""
         return list_elements(family, entries, also)
 
-    def is_leftover(self, *_: object) -> bool:
-        """Return False; see `Dumper`."""
-        return False
+    def leftovers(self, *_: object) -> Collection[ElementKey]:
+        """Return nothing; see `Dumper`."""
+        return ()
 
     def users(
         self, family: Family, keys: Collection[ElementKey], entries: Mapping[ElementKey, Value]

@@ -1,16 +1,19 @@
-"""Reports drift that was repaired: a line in the log for each Service port, which is also an Event."""
+"""Reports drift: in the log and as Events when it was repaired, and as a document for ``pyproxy drift``."""
 
 import asyncio
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
-from pyproxy.backends.drift import Drift, ServiceDrift, SharedDrift, by_service
-from pyproxy.backends.interface import Dumper
+from pyproxy.agent.reconcile import Reconciler
+from pyproxy.backends.drift import Drift, DriftDocument, ServiceDrift, SharedDrift, by_service, few
 from pyproxy.backends.registry import open_dumper
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.model.address import Family
 from pyproxy.model.event import event_extra
 from pyproxy.model.names import NamespacedName
+from pyproxy.plan.service_values import API_VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +21,7 @@ _MOST_LINES = 10
 """Lines for one repair: if another program deletes a whole table, thousands of Service ports differ."""
 
 
-class DriftLog:
+class DriftReporter:
     """Finds the Services of drift in a thread, because that takes seconds if a large table was flushed.
 
     Args:
@@ -32,10 +35,28 @@ class DriftLog:
         self._node = NamespacedName("", node_name)
         self._tasks: dict[Family, asyncio.Task[None]] = {}
 
-    @property
-    def dumper(self) -> Dumper:
-        """Return the dumper of the mode, whose modules are imported when they are first needed."""
-        return open_dumper(self._config)
+    async def document(self, reconcilers: Iterable[Reconciler[Any, Any]]) -> DriftDocument:
+        """Return what differs at the moment between the kernel and what was written.
+
+        Raises:
+            ApplyError: the kernel cannot be read.
+        """
+        services: list[ServiceDrift] = []
+        shared: list[SharedDrift] = []
+        for reconciler in reconcilers:
+            if (drift := await reconciler.find_drift()) is not None:
+                for item in await self._by_service(reconciler.family, drift):
+                    if isinstance(item, ServiceDrift):
+                        services.append(item)
+                    else:
+                        shared.append(item)
+        mode, noun = self._config.proxy_mode.value, open_dumper(self._config).rule_noun
+        services.sort(key=lambda item: (item.namespace, item.name, item.port_name, item.protocol, item.family))
+        return DriftDocument(API_VERSION, "Drift", self._node.name, mode, "agent", noun, services, shared)
+
+    async def _by_service(self, family: Family, drift: Drift) -> list[ServiceDrift | SharedDrift]:
+        # The modules of the dumper are imported when they are first needed.
+        return await asyncio.to_thread(lambda: list(by_service(open_dumper(self._config), family, drift)))
 
     def note(self, family: Family, drift: Drift | None) -> None:
         """Log drift that was repaired; only counts, if the drift before it is still being examined."""
@@ -50,14 +71,14 @@ class DriftLog:
         self._tasks[family] = asyncio.create_task(self._log(family, drift))
 
     async def _log(self, family: Family, drift: Drift) -> None:
-        found = await asyncio.to_thread(lambda: list(by_service(self.dumper, family, drift)))
+        found = await self._by_service(family, drift)
         for item in found[:_MOST_LINES]:
             if isinstance(item, ServiceDrift):
                 service = NamespacedName(item.namespace, item.name)
                 name = f"{service}{':' if item.port_name else ''}{item.port_name} {item.protocol}"
                 about = event_extra("Service", service, "RulesRepaired", "ProgramRules")
             else:
-                name = f"rules of {_few(item.used_by)}" if item.used_by else "rules that all Services need"
+                name = f"rules of {few(item.used_by)}" if item.used_by else "rules that all Services need"
                 about = event_extra("Node", self._node, "RulesRepaired", "ProgramRules")
             logger.warning("%s: %s: changed by another program, repaired: %s", family, name, _text(item), extra=about)
         if len(found) > _MOST_LINES:
@@ -79,7 +100,3 @@ def _text(item: ServiceDrift | SharedDrift) -> str:
         if rules
     ]
     return "; ".join(parts) or "rules in another order"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join([*names[:3], *([f"{len(names) - 3} more Service ports"] if len(names) > 3 else [])])  # noqa: PLR2004
