@@ -17,8 +17,8 @@ from pyproxy.plan.service_values import API_VERSION
 
 logger = logging.getLogger(__name__)
 
+# Of one repair: if another program deletes a whole table, thousands of Service ports differ.
 _MOST_LINES = 10
-"""Lines for one repair: if another program deletes a whole table, thousands of Service ports differ."""
 
 
 class DriftReporter:

@@ -16,8 +16,7 @@ from pyproxy.model.address import Family
 from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_values import FAMILIES, PROTOCOLS
 
-_SHOWN_NAMES = 3
-"""Service ports that a line of text names."""
+_SHOWN_NAMES = 3  # Service ports that a line of text names
 
 
 @dataclass(frozen=True, slots=True)

@@ -281,7 +281,8 @@ class Dumper(Protocol):
 
         Args:
             family: of the entries.
-            keys: the entries to look for. Those that belong to one Service port, or that all of them need, are ignored.
+            keys: the entries to look for. Those that belong to one Service port are ignored. If all Service ports need one
+                of them, nothing is returned.
             entries: all entries.
         """
         ...

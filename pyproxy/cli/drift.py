@@ -1,26 +1,23 @@
 """The command ``drift``: what differs between the kernel and the rules that pyproxy wrote there. Writes nothing."""
 
 import asyncio
-import sys
 from collections import Counter
 from collections.abc import Iterator
 
 import click
-from msgspec import to_builtins
 from rich.text import Text
 
 from pyproxy.backends.drift import DriftDocument, ServiceDrift, SharedDrift, few
 from pyproxy.cli.control import NoAgentError, ask
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
 from pyproxy.cli.flags import LOG_ATTRIBUTES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
-from pyproxy.cli.output import OutputFormat, console, document
+from pyproxy.cli.output import OutputFormat, console, print_document
 from pyproxy.cli.plan_report import PlanDocument, family_suffix, plural, service_port_title
 from pyproxy.config.config import NODE_NAME, OPTIONS
 from pyproxy.config.grammar import one_of
 from pyproxy.plan.service_values import API_VERSION
 
-_DIFFERENCES = 3
-"""Exit code."""
+_DIFFERENCES = 3  # exit code
 _EXIT_CODES = "Exit codes: 0 no drift, 3 drift, 1 failed, 2 wrong flags or input."
 _SHOWN = (*RULE_ATTRIBUTES, "control_socket", *LOG_ATTRIBUTES)
 _STYLES = {"missing": "red", "unexpected": "yellow", "reordered": "yellow"}
@@ -60,15 +57,14 @@ def command(ctx: click.Context, /, *, output: OutputFormat | None, **flags: obje
             message = f"{error}, so it is not known which rules it wrote; give --manifests"
             raise NoAgentError(message) from error
     if output in {OutputFormat.JSON, OutputFormat.YAML}:
-        values = to_builtins(found)
-        sys.stdout.write(document(values.pop("kind"), values, output))
+        print_document(found, output)
     else:
         print_drift(found)
     ctx.exit(0 if found.is_empty else _DIFFERENCES)
 
 
 def _drift_of(plan: PlanDocument) -> DriftDocument:
-    """Return what a sync would repair: what it adds is missing, and what it removes is unexpected."""
+    # What a sync adds is missing, and what it removes is unexpected.
     services = [
         ServiceDrift(
             item.namespace,
@@ -102,7 +98,6 @@ def print_drift(found: DriftDocument) -> None:
 
 
 def _rows(item: ServiceDrift | SharedDrift) -> Iterator[tuple[str, str, str]]:
-    """Yield title, kind and rule of each difference."""
     if isinstance(item, ServiceDrift):
         title = service_port_title(item)
     else:

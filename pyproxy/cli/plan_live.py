@@ -3,14 +3,19 @@
 from pyproxy.backends.registry import backend_class, choose_mode, open_dumper
 from pyproxy.cli.control import is_agent_here
 from pyproxy.cli.live_objects import known_objects
-from pyproxy.cli.plan_report import Leftover, PlanDocument, compared, plan_document
-from pyproxy.config.config import Config, Takeover
+from pyproxy.cli.plan_report import Comparison, Leftover, PlanDocument, compared, plan_document
+from pyproxy.config.config import Config, ProxyMode, Takeover
 from pyproxy.linux.addresses import local_addresses
 from pyproxy.linux.capabilities import require_capabilities
+from pyproxy.linux.conntrack import delete_udp_flows
+from pyproxy.linux.local_networks import local_networks
 from pyproxy.model.address import Family
+from pyproxy.model.flow import Flow
 from pyproxy.node.context import NodeContext
+from pyproxy.node.local_traffic import nftables_config, node_port_networks
 from pyproxy.plan.planner import final_plans
 from pyproxy.plan.service_values import FAMILIES
+from pyproxy.plan.stale_flows import Frontends, NodeAddresses
 from pyproxy.takeover.running_proxy import detect_running_proxy
 from pyproxy.takeover.stale_rules import find_stale_rules, kube_proxy_nft_tables
 
@@ -40,12 +45,35 @@ async def plan_of_kernel(config: Config, *, with_leftovers: bool = True) -> Plan
         for family, present in (await dumper.read()).items()
     ]
     found = plan_document(node.name, config.proxy_mode.value, "kernel", dumper, comparisons)
+    found.stale_flows = sum(_stale_flows(config, context, each) for each in comparisons)
     if with_leftovers and config.takeover is Takeover.AUTO and not config.service_proxy_name:
         found.leftovers = await _leftovers(config)
         # The agent of this node has the same kind of server as kube-proxy.
         if not (config.control_socket and is_agent_here(config.control_socket)):
             found.running_proxy = await detect_running_proxy(config)
     return found
+
+
+def _stale_flows(config: Config, context: NodeContext, found: Comparison) -> int:
+    """Return how many UDP flows the agent deletes when the rules are in place: a new agent looks at all frontends.
+
+    Raises:
+        ApplyError: conntrack cannot be read.
+    """
+    family, frontends, counted = found.after.family, Frontends(), 0
+    touched = frontends.update((None, plan) for plan in found.plans.values())
+    mode = nftables_config(config) if config.proxy_mode is ProxyMode.NFTABLES else config
+    networks = node_port_networks(mode, family, context, local_networks(family))
+    stale = frontends.stale(touched, NodeAddresses(networks), None)
+
+    def count(flow: Flow) -> bool:
+        nonlocal counted
+        counted += stale.is_stale(flow)
+        return False  # so that nothing is deleted
+
+    if stale.destinations:
+        delete_udp_flows(family, stale.destinations, count)
+    return counted
 
 
 async def _leftovers(config: Config) -> list[Leftover]:

@@ -84,6 +84,14 @@ class PlanDocument(Struct, rename="camel", forbid_unknown_fields=True):
         str, Meta(description="How another proxy was found that runs on this node; empty if there is none.")
     ]
 
+    stale_flows: Annotated[
+        int | None,
+        Meta(
+            description="How many UDP flows are deleted because they lead to no endpoint of their Service; null if files"
+            " are compared. No other connection is cut."
+        ),
+    ] = None
+
     @property
     def is_empty(self) -> bool:
         """Return whether nothing changes."""
@@ -223,8 +231,10 @@ def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:
     counts = Counter(item.action for item in document.services)
     shared = f", shared {plural(noun)} to change" if document.shared else ""
     left = ", rules of another proxy or mode to remove" if document.leftovers else ""
+    flows = document.stale_flows
+    cut = "" if flows is None else f"; {flows} stale UDP flows to delete" if flows else "; 0 connections cut"
     yield (
-        f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}{left}."
+        f"Plan: {counts['change']} to change, {counts['add']} to add, {counts['remove']} to remove{shared}{left}{cut}."
         " Nothing was written."
     )
 

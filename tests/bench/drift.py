@@ -32,6 +32,8 @@ MODES = {
     "ipvs": ("--proxy-mode=ipvs", "--iptables-variant=legacy"),
 }
 METRICS = "http://127.0.0.1:10249/metrics"
+IDLE_SECONDS = 0.05
+"""CPU time in three seconds of an agent that has nothing to do."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -88,6 +90,15 @@ def children_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def settle(pid: int) -> None:
+    """Wait until an agent without checks has nothing to do."""
+    while True:
+        before = cpu_seconds(pid)
+        time.sleep(3)
+        if cpu_seconds(pid) - before < IDLE_SECONDS:
+            return
+
+
 @contextmanager
 def agent(folder: Path, words: Sequence[str], interval: str) -> Iterator[int]:
     """Run an agent through its first sync; yield its process ID."""
@@ -117,7 +128,7 @@ def measure(name: str, services: int, checks: int) -> None:
             *MODES[name],
         )
         with agent(folder, words, "0") as pid:
-            time.sleep(5)
+            settle(pid)
             before, started = cpu_seconds(pid), time.monotonic()
             time.sleep(10)
             idle = (cpu_seconds(pid) - before) / (time.monotonic() - started)
@@ -151,8 +162,9 @@ def measure(name: str, services: int, checks: int) -> None:
                 cpu_seconds(pid),
                 time.monotonic(),
             )
+            # A scrape takes CPU time of the agent, so there are few.
             while metric(count) < first + 2 * checks:
-                time.sleep(0.2)
+                time.sleep(5)
             number = (metric(count) - first) / 2
             seconds = (metric(count.replace("count", "sum")) - total) / number
             per_check = (cpu_seconds(pid) - before - idle * (time.monotonic() - started)) / number

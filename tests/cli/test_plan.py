@@ -150,6 +150,6 @@ def test_takeover_by_another_mode() -> None:
     assert "~ default" not in done.stdout
     assert "- 12 chains in iptables-nft, removed once" in done.stdout
     assert done.stdout.endswith(
-        "Plan: 0 to change, 3 to add, 0 to remove, shared elements to change, rules of another proxy or mode to remove."
-        " Nothing was written.\n"
+        "Plan: 0 to change, 3 to add, 0 to remove, shared elements to change, rules of another proxy or mode to remove;"
+        " 0 connections cut. Nothing was written.\n"
     )

@@ -17,8 +17,9 @@ import pytest
 import yaml
 
 from pyproxy.backends.drift import DriftDocument
+from tests.lab.waiting import wait_until
 
-from .cluster import FLAGS, PYPROXY, wait_until
+from .cluster import FLAGS, PYPROXY
 from .modes import MODES, Mode
 from .objects import ingress, node, port, service, slices
 from .own_namespace import run

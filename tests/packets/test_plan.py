@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterator
 from functools import partial
@@ -28,6 +29,7 @@ OBJECTS: list[JsonObject] = [
     EMPTY,
 ]
 MOST_DELETIONS = 4
+FAMILIES = ["IPv4", "IPv6"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +107,18 @@ def test_deleted_rules_are_planned_for_their_service(cluster: Cluster, name: str
     assert rules
     cluster.start(CLUSTER_CIDR_FLAG)
     assert 0 == planned(cluster, host)[0]
+
+
+def test_a_restart_that_writes_nothing(cluster: Cluster) -> None:
+    """If nothing has changed while no agent ran, the plan is empty, and the agent that starts then writes no entry."""
+    cluster.stop()
+    plans = [planned(cluster, host) for host in cluster.lab.nodes]
+    cluster.start(CLUSTER_CIDR_FLAG)
+
+    assert [(0, 0)] * len(plans) == [(status, found.stale_flows) for status, found in plans]
+    for agent in cluster.agents.values():
+        syncs = re.findall(r"(IPv[46]): full sync done .* 0 refused, 0 entries written$", agent.stderr, re.MULTILINE)
+        assert FAMILIES == sorted(syncs)
 
 
 def test_objects_that_changed_without_an_agent(cluster: Cluster) -> None:

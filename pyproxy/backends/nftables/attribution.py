@@ -92,11 +92,12 @@ def users(family: Family, keys: Collection[ElementKey], entries: Mapping[Element
 
     Args:
         family: of the elements.
-        keys: the elements to look for; own elements of Service ports are ignored.
+        keys: the elements to look for; own elements of Service ports are ignored. If all Service ports need one of them, such
+            as the layout, nothing is returned.
         entries: all elements.
     """
     shared = {key for key in keys if key[0] in _SHARED}
-    if not shared:
+    if not shared or any(key[0] not in _SHARED and key[0] not in _ADDRESSED_KEYS for key in keys):
         return []
     owners = _owners(family, entries)
     found: set[ServicePortName] = set()

@@ -47,4 +47,6 @@ def test_users_of_shared_elements(family: Family) -> None:
     hairpins = [key for key in entries if key[0] == HAIRPIN.number]
     assert all(found[key] <= needed[key] for key in hairpins)
     assert any(found[key] for key in hairpins)
-    assert sorted(plans) == users(family, entries.keys(), entries)
+    without_static = [key for key in entries if needed[key] or key[0] >= ADDRESSED.external_cluster.number]
+    assert sorted(plans) == users(family, without_static, entries)
+    assert [] == users(family, entries.keys(), entries)
