@@ -20,7 +20,7 @@ from pyproxy.doctor.checks import CHECKS, examine
 from pyproxy.doctor.finding import Finding, Severity
 from pyproxy.doctor.inputs import Inputs, Objects
 from pyproxy.doctor.installed_rules import find_installed_rules
-from pyproxy.doctor.kernel import supported_families
+from pyproxy.linux.addresses import kernel_families
 from pyproxy.model.node import Node
 from pyproxy.node.node_name import own_node, own_node_name
 from pyproxy.plan.service_values import ServiceList
@@ -129,7 +129,7 @@ async def _examine(config: Config, cluster: OfflineCluster | None, node: Node, *
         return await examine(Inputs(config, node, objects), checks)
     # Both take time, and neither depends on the other.
     agent, rules = await asyncio.gather(ask_agent(config), find_installed_rules())
-    return await examine(Inputs(config, node, objects, error, agent, rules, supported_families()))
+    return await examine(Inputs(config, node, objects, error, agent, rules, kernel_families()))
 
 
 def print_findings(findings: Iterable[Finding], *, verbose: bool) -> None:

@@ -4,15 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyproxy.backends.explanation import Host
-from pyproxy.backends.ipvs.entries import PROTOCOL_NAMES, VirtualServer
+from pyproxy.backends.ipvs.entries import VirtualServer
 from pyproxy.backends.ipvs.explain import IpvsState, ipvs_state
 from pyproxy.backends.ipvs.reader import read_entries
 from pyproxy.cli.explain_rules import NodeRules
 from pyproxy.model.address import Family, parse_ip
 from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import PROTOCOLS
 
 CONNECTIONS = Path("/proc/net/ip_vs_conn")
-_PROTOCOLS = {name.upper(): number for number, name in PROTOCOL_NAMES.items()}
+_PROTOCOLS = {protocol.name: number for number, protocol in PROTOCOLS.items()}
 
 
 def with_ipvs(rules: NodeRules, host: Host) -> tuple[NodeRules, Host]:

@@ -18,8 +18,6 @@ from pyproxy.model.address import Family, Network, ip_text
 from pyproxy.node.local_traffic import serves_localhost
 
 _SYS = Path("/proc/sys/net")
-# Does not exist on a kernel without IPv6.
-_IPV6_INTERFACES = Path("/proc/net/if_inet6")
 # Value of `rp_filter` (`Documentation/networking/ip-sysctl.rst`).
 _STRICT = 1
 _ARP_IGNORE, _ARP_ANNOUNCE = 1, 2
@@ -31,11 +29,6 @@ MATCHES = {"comment": 0, "conntrack": 3, "addrtype": 1, "statistic": 0, "recent"
 TARGETS = {"DNAT": 2, "MASQUERADE": 0, "REJECT": 0, "MARK": 2}
 OPTIONAL_MATCHES = {"bpf": 1, "nfacct": 0}
 _IPVS_MATCHES = {"set": 4, "ipvs": 0, "bpf": 1}
-
-
-def supported_families() -> tuple[Family, ...]:
-    """Return the families that the kernel supports."""
-    return tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
 
 
 async def check_forwarding(inputs: Inputs) -> list[Finding]:

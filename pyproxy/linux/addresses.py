@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import Closeable, NetlinkSocket, attribute_values
@@ -13,6 +14,7 @@ from pyproxy.model.address import Family
 
 IPVS_DEVICE = "kube-ipvs0"
 """The dummy device that holds the addresses of Services in IPVS mode; kube-proxy uses the same name."""
+_IPV6_INTERFACES = Path("/proc/thread-self/net/if_inet6")
 _NOTIFICATION_BYTES = 1 << 16
 _SOCKET_FAMILIES = frozenset(family.socket_family for family in Family)
 
@@ -37,6 +39,12 @@ def interface_addresses(name: str) -> frozenset[bytes]:
     """
     index = device_index(name)
     return frozenset(ip for _, ip in device_addresses(index=index)) if index else frozenset()
+
+
+def kernel_families() -> tuple[Family, ...]:
+    """Return the address families that this network namespace has."""
+    # The file does not exist if IPv6 is not built in, or disabled on the command line of the kernel (`ipv6.disable=1`).
+    return tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
 
 
 def device_index(name: str) -> int:

@@ -1,5 +1,6 @@
 """Names of objects and of Service ports, written as the API and kube-proxy write them."""
 
+from collections.abc import Mapping
 from enum import Enum
 
 from msgspec import Struct
@@ -26,6 +27,8 @@ class Protocol(Enum):
 
 # IANA's "Assigned Internet Protocol Numbers".
 _PROTOCOL_NUMBERS = {Protocol.TCP: 6, Protocol.UDP: 17, Protocol.SCTP: 132}
+PROTOCOLS: Mapping[int, Protocol] = {number: protocol for protocol, number in _PROTOCOL_NUMBERS.items()}
+"""By number."""
 
 
 class NamespacedName(Struct, frozen=True, order=True, gc=False, cache_hash=True):

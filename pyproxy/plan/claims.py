@@ -9,7 +9,7 @@ from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_plan import Claim, ServicePlan
 
 # Sorts after every RFC 3339 time: an object from a file without a creation time counts as younger.
-_NO_TIME = "~"
+NO_TIME = "~"
 
 
 class Claims:
@@ -79,6 +79,6 @@ class Claims:
         def rank(name: ServicePortName) -> tuple[bool, str, ServicePortName]:
             plan = self._plans[name]
             # False sorts first: the port whose cluster IP it is. A node port has no IP, and no cluster IP is empty.
-            return claim.ip != plan.cluster_ip, plan.created or _NO_TIME, name
+            return claim.ip != plan.cluster_ip, plan.created or NO_TIME, name
 
         return min(rivals, key=rank)

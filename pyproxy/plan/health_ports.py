@@ -11,9 +11,7 @@ from typing import NamedTuple
 
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.service import Service
-
-# Sorts after every RFC 3339 time: an object from a file without a creation time counts as younger.
-_NO_TIME = "~"
+from pyproxy.plan.claims import NO_TIME
 
 
 class _Ports(NamedTuple):
@@ -74,7 +72,7 @@ class HealthPorts:
         if ports.health in self._own:
             return self._own[ports.health]
         # The oldest Service, then the first by name.
-        first = min(self._claimants[ports.health], key=lambda each: (self._ports[each].created or _NO_TIME, each))
+        first = min(self._claimants[ports.health], key=lambda each: (self._ports[each].created or NO_TIME, each))
         if first != name:
             return f"Service {first}"
         return "a node port of the same Service" if ports.health in ports.node else ""

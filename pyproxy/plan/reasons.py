@@ -191,9 +191,21 @@ def _port_reasons(
     candidates = merge_slices(slices, family, port.name, port.protocol)
     if not candidates:
         return (_without_candidates(service, port, slices, family),)
-    usable = {endpoint: item for endpoint, item in candidates.items() if _is_usable(item)}
+    # As in `topology`: a terminating endpoint that serves is used if no other one is ready.
+    usable = {
+        endpoint: item for endpoint, item in candidates.items() if item.ready or (item.serving and item.terminating)
+    }
     if not usable:
-        return (_not_ready(candidates),)
+        count = len(candidates)
+        what = "the only endpoint is" if count == 1 else f"all {count} endpoints are"
+        if all(item.terminating for item in candidates.values()):
+            text = f"{what} terminating, and no longer serving ({_listed(candidates)})"
+            fix = "find out with kubectl get pods why there is no new pod"
+        else:
+            text = f"{what} not ready ({_listed(candidates)})"
+            fix = "find out why with kubectl describe pod: a readiness probe that fails, or a container that does not start"
+        return (Reason(ReasonCode.NOT_READY, Verdict.REJECT, text, fix),)
+    # An endpoint on this node is enough for both policies.
     if any(item.node_name == node.name for item in usable.values()):
         return ()
     local = [item for item in candidates.values() if item.node_name == node.name]
@@ -219,6 +231,7 @@ def _without_candidates(
             "compare spec.selector with the labels of the pods; without a selector, create an EndpointSlice with"
             f" the label kubernetes.io/service-name: {service.name.name}",
         )
+    # From the largest cause to the smallest: no slice, no endpoint in the family, no port of this name and protocol.
     if not any(each.endpoints for each in own):
         if any(each.endpoints for each in slices):
             other = Family.IPV6 if family is Family.IPV4 else Family.IPV4
@@ -266,24 +279,6 @@ def _port_mismatch(port: ServicePort, slices: Iterable[EndpointSlice]) -> Reason
     return Reason(ReasonCode.PORT_MISMATCH, Verdict.REJECT, text, fix)
 
 
-def _not_ready(candidates: Mapping[Endpoint, SliceEndpoint]) -> Reason:
-    count = len(candidates)
-    what = "the only endpoint is" if count == 1 else f"all {count} endpoints are"
-    if all(item.terminating for item in candidates.values()):
-        return Reason(
-            ReasonCode.NOT_READY,
-            Verdict.REJECT,
-            f"{what} terminating, and no longer serving ({_listed(candidates)})",
-            "find out with kubectl get pods why there is no new pod",
-        )
-    return Reason(
-        ReasonCode.NOT_READY,
-        Verdict.REJECT,
-        f"{what} not ready ({_listed(candidates)})",
-        "find out why with kubectl describe pod: a readiness probe that fails, or a container that does not start",
-    )
-
-
 def _no_local(
     code: ReasonCode, policy: str, usable: Mapping[Endpoint, SliceEndpoint], unusable: int, node: Node
 ) -> Reason:
@@ -311,10 +306,6 @@ def _listed(endpoints: Mapping[Endpoint, SliceEndpoint]) -> str:
     texts = [f"{ip_text(ip)} on {name}" if name else ip_text(ip) for ip, name in nodes.items()]
     more = len(texts) - _MOST_LISTED
     return ", ".join([*texts[:_MOST_LISTED], *([f"{more} more"] if more > 0 else [])])
-
-
-def _is_usable(item: SliceEndpoint) -> bool:
-    return item.ready or (item.serving and item.terminating)
 
 
 def _quoted(name: str) -> str:

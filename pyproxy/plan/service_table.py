@@ -175,6 +175,7 @@ class _RowMaker:
         self._total = len(candidates) + len(ips - matched)
 
     def rows(self, planner: Planner, node_port_ips: tuple[bytes, ...] | None) -> Iterator[ServiceRow]:
+        # A row for each frontend that the Service requests, also for those that another Service has.
         requested, family = self._requested, self._requested.family
         for type_, ips in (
             (FrontendType.CLUSTER_IP, [requested.cluster_ip] if requested.cluster_ip else []),

@@ -5,7 +5,6 @@ from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pyproxy.backends import kube_proxy
 from pyproxy.backends.interface import Backend, Unsupported
@@ -28,6 +27,7 @@ from pyproxy.backends.iptables.static_rules import (
 from pyproxy.backends.iptables.variant import detect_variant
 from pyproxy.config.config import Config, IptablesVariant, ProxyMode
 from pyproxy.errors import ApplyError, ConfigError
+from pyproxy.linux.addresses import kernel_families
 from pyproxy.linux.iptables_programs import Variant, is_available
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
 from pyproxy.linux.sysctl import read_sysctl, write_sysctl
@@ -47,7 +47,6 @@ from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
 
-_IPV6_MARKER = Path("/proc/net/if_inet6")  # does not exist if IPv6 is disabled on the kernel's command line
 _BE_LIBERAL = "net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
@@ -276,8 +275,4 @@ async def takes_counter(family: Family, variant: Variant) -> bool:
 
 def supported_families(variant: Variant) -> tuple[Family, ...]:
     """Return the families that the kernel supports and that a variant's programs are installed for."""
-    return tuple(
-        family
-        for family in Family
-        if is_available(family, variant) and (family is Family.IPV4 or _IPV6_MARKER.exists())
-    )
+    return tuple(family for family in kernel_families() if is_available(family, variant))

@@ -12,7 +12,6 @@ from pyproxy.backends.iptables.ruleset import ChainKey
 from pyproxy.backends.ipvs.entries import (
     HASH_PORT,
     PERSISTENT,
-    PROTOCOL_NAMES,
     IpvsKey,
     IpvsValue,
     Member,
@@ -26,13 +25,12 @@ from pyproxy.backends.ipvs.entries import (
 from pyproxy.backends.ipvs.static_rules import LOCAL_DISPATCH, REMOTE_EXTERNAL_IPS, SERVED, set_prefix
 from pyproxy.backends.listing import ListedRule, RuleListing
 from pyproxy.model.address import Family, ip_text, socket_text
-from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
+from pyproxy.model.names import PROTOCOLS, NamespacedName, ServicePortName
 
 IPVS, IPSET, ROUTE = "ipvs", "ipset", "route"
 """In place of the name of an iptables table: the rest of the line is for `ipvsadm`, `ipset` or `ip route`."""
 REMARK = "  # "
 """Separates what the tool reads from what only people read."""
-_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
 # Of ipvsadm.
 _OPTIONS = {6: "-t", 17: "-u", 132: "--sctp-service"}
 _ORDER = (IPVS, ROUTE, IPSET)
@@ -60,7 +58,7 @@ def list_entries(
             service, _, port = value.partition(":")
             name = NamespacedName(*service.split("/", 1))
             virtual = VirtualServer(key.ip, key.protocol, key.port)
-            owners[virtual] = ServicePortName(name, port, _PROTOCOLS[key.protocol])
+            owners[virtual] = ServicePortName(name, port, PROTOCOLS[key.protocol])
     # Rules of one Service port are in its chain KUBE-EXT, or have its name in a comment with one of these remarks.
     chains = {f"KUBE-EXT-{names.service_suffix(name)}": name for name in owners.values()}
     remarks = ("health check node port", "external IP")
@@ -133,7 +131,7 @@ def _virtual_text(virtual: VirtualServer) -> str:
 def _member_text(member: Member, remark: str) -> str:
     text = f"{member.set} {ip_text(member.ip)}"
     if member.port:
-        text += f",{PROTOCOL_NAMES[member.protocol]}:{member.port}"
+        text += f",{PROTOCOLS[member.protocol].value}:{member.port}"
     if member.network is not None:
         text += f",{member.network}"
     return f'{text} comment "{remark}"' if remark else text

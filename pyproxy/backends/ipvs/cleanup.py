@@ -83,6 +83,7 @@ def removable_ipvs(*, include_kube_proxy: bool) -> list[tuple[Family, RemovedIpv
 
 
 def _removable_states(*, include_kube_proxy: bool) -> Iterator[tuple[Family, IpvsState]]:
+    # Lazily: what is removed first, ours, is not counted again as kube-proxy's, whose virtual servers are found by address.
     readers: list[_StateReader] = [_own_state, _kube_proxy_state] if include_kube_proxy else [_own_state_not_taken_over]
     for read, family in product(readers, Family):
         if state := read(family):

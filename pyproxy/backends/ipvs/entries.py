@@ -10,9 +10,7 @@ from pyproxy.backends.iptables.ruleset import RulesetKey
 from pyproxy.linux.uapi.ip_vs import IpVsSvcF
 from pyproxy.model.address import Network, socket_text
 from pyproxy.model.endpoint import Endpoint
-
-# IANA's numbers of the protocols that Services can have.
-PROTOCOL_NAMES = {6: "tcp", 17: "udp", 132: "sctp"}
+from pyproxy.model.names import PROTOCOLS
 
 
 class VirtualServer(NamedTuple):
@@ -23,7 +21,8 @@ class VirtualServer(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{socket_text(self.ip, self.port)}/{PROTOCOL_NAMES.get(self.protocol, self.protocol)}"
+        name = PROTOCOLS[self.protocol].value if self.protocol in PROTOCOLS else self.protocol
+        return f"{socket_text(self.ip, self.port)}/{name}"
 
 
 # Scheduler, flags and time-out can be changed in place (IPVS_CMD_SET_SERVICE), which keeps the connections.

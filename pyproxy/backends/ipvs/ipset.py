@@ -87,6 +87,7 @@ class IpSets(Closeable):
         """
         names: set[str] = set()
         members: dict[Member, str] = {}
+        # One request for each set. Without a name the kernel lists all sets, those of other programs included.
         for name in types:
             body = self._body(text_attribute(IpsetAttr.SETNAME, self.prefix + name))
             try:

@@ -36,6 +36,7 @@ from pyproxy.backends.ipvs.virtual_servers import IpvsConnection, IpvsRefusedErr
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import Message
 from pyproxy.model.address import Family, Network
+from pyproxy.model.names import Protocol
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ DRAIN_SECONDS = 3600
 """The longest time for which a real server without an endpoint keeps its connections."""
 _POLL_SECONDS = 2.0
 _POLLED_AT_ONCE = 100  # Virtual servers whose connections are checked at one time, which takes about 5 ms
-_UDP = 17
+_UDP = Protocol.UDP.number
 
 IpvsChange = Mapping[IpvsKey, tuple[IpvsValue | None, IpvsValue | None]]
 K = TypeVar("K")

@@ -97,6 +97,7 @@ class Vips(Closeable):
             ApplyError: a route was refused.
         """
         index = device_index(DEVICE)
+        # The source address is not a part of a route's identity, so REPLACE changes it in place.
         flags = CREATE | NlmFNew.REPLACE
         self._perform([Message(Rtm.NEWROUTE, flags, self._route(ip, index, sources[ip])) for ip in sources])
 

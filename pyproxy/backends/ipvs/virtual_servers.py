@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pyproxy.backends.ipvs.entries import PROTOCOL_NAMES, RealServer, RealServerState, Scheduling, VirtualServer
+from pyproxy.backends.ipvs.entries import RealServer, RealServerState, Scheduling, VirtualServer
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import (
     ATTRIBUTE,
@@ -29,6 +29,7 @@ from pyproxy.linux.uapi.ip_vs import IpvsCmd, IpvsCmdAttr, IpVsConnF, IpvsDestAt
 from pyproxy.linux.uapi.netlink import NetlinkProtocol
 from pyproxy.model.address import Family, family_of, parse_ip
 from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.names import PROTOCOLS
 
 # struct genlmsghdr (`linux/genetlink.h`), the first part of the body: u8 command, u8 version, 2 bytes of padding
 _GENL = struct.Struct("=BBxx")
@@ -38,7 +39,7 @@ _PROC = Path("/proc/net/ip_vs")
 _NO_TIME = 0
 # Persistence for single client addresses: a mask in IPv4, a prefix length in IPv6.
 _NETMASK = {Family.IPV4: 0xFFFFFFFF, Family.IPV6: 128}
-_PROC_PROTOCOLS = {name.upper(): number for number, name in PROTOCOL_NAMES.items()}
+_PROC_PROTOCOLS = {protocol.name: number for number, protocol in PROTOCOLS.items()}
 # The object does not exist yet, or exists already; with ESRCH the kernel means a virtual server that does not exist.
 _ABSENT = (errno.ENOENT, errno.ESRCH)
 _IN_THE_WAY = (errno.EEXIST, *_ABSENT)

@@ -29,9 +29,7 @@ from pyproxy.backends.nftables.elements import (
 from pyproxy.backends.nftables.layout import TABLE
 from pyproxy.backends.nftables.text import element_text, family_name
 from pyproxy.model.address import Family
-from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
-
-_PROTOCOLS = {protocol.number: protocol for protocol in Protocol}
+from pyproxy.model.names import PROTOCOLS, NamespacedName, ServicePortName
 
 
 def _addressed_keys() -> dict[int, tuple[KeyField, ...]]:
@@ -141,7 +139,7 @@ def _owners(family: Family, entries: Mapping[ElementKey, Value]) -> dict[bytes, 
             addressed = _addressed(key, family)
             # The protocol is the field before the port, of 4 bytes each. An element that was added externally may have one that
             # no Service has.
-            if addressed is not None and comment and (protocol := _PROTOCOLS.get(addressed[-8])):
+            if addressed is not None and comment and (protocol := PROTOCOLS.get(addressed[-8])):
                 # NAMESPACE/NAME:PORT
                 service, _, port = comment.partition(":")
                 namespace, _, name = service.partition("/")

@@ -12,12 +12,13 @@ from pyproxy.backends.nftables.elements import ADDRESSED, LAYOUT, NODE_PORTS, SE
 from pyproxy.backends.nftables.explain import paths
 from pyproxy.backends.nftables.kernel import NftablesKernel
 from pyproxy.backends.nftables.layout import TABLE, layout_text
-from pyproxy.backends.nftables.mode import nftables_settings, supported_families
+from pyproxy.backends.nftables.mode import nftables_settings
 from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.ruleset_text import read_ruleset
 from pyproxy.backends.nftables.text import family_name, table_text
 from pyproxy.config.config import Config
 from pyproxy.errors import ApplyError
+from pyproxy.linux.addresses import kernel_families
 from pyproxy.linux.command import run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family
@@ -62,7 +63,7 @@ class NftablesDumper:
         """Return the elements in the kernel; see `Dumper`."""
         found = {}
         with NftGeneration() as generation:
-            for family in supported_families():
+            for family in kernel_families():
                 with NftablesKernel(family, generation.counter(), {}, ChangeMonitor(TABLE)) as kernel:
                     found[family] = await kernel.read()
         return found

@@ -82,6 +82,7 @@ class NftablesKernel(Closeable):
             ApplyError: the table cannot be read; a later call may succeed.
         """
         async with self._lock:
+            # Elements that linger are among the entries that are read, so the next comparison deletes them.
             self._sweeper.forget()
             try:
                 entries = await asyncio.to_thread(self._read)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 from pyproxy.backends.interface import Backend
 from pyproxy.backends.nftables.accounting import counted_packets
@@ -17,6 +16,7 @@ from pyproxy.backends.nftables.program import NftablesProgram
 from pyproxy.backends.nftables.text import table_text
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.errors import ConfigError
+from pyproxy.linux.addresses import kernel_families
 from pyproxy.linux.command import CommandError, run
 from pyproxy.linux.ruleset_counter import NftGeneration
 from pyproxy.model.address import Family, Network
@@ -35,8 +35,6 @@ from pyproxy.node.local_traffic import (
 from pyproxy.serve.mode_metrics import ModeMetrics, PacketCount
 
 logger = logging.getLogger(__name__)
-
-_IPV6_INTERFACES = Path("/proc/net/if_inet6")  # does not exist on a kernel without IPv6
 
 
 class NftablesMode:
@@ -57,7 +55,7 @@ class NftablesMode:
         self._monitor = ChangeMonitor(TABLE)
         self._sockets.callback(self._monitor.close)
         self._layouts: dict[Layout, str] = {}
-        self.families = supported_families()
+        self.families = kernel_families()
         self.follows_local_ips = lists_blocks(config)
         self._readiness = NodeReadiness(config, self.families)
 
@@ -145,11 +143,6 @@ class NftablesMode:
 
 
 BACKEND: type[Backend] = NftablesMode
-
-
-def supported_families() -> tuple[Family, ...]:
-    """Return the families that the kernel supports."""
-    return tuple(family for family in Family if family is Family.IPV4 or _IPV6_INTERFACES.exists())
 
 
 def nftables_settings(config: Config, family: Family, context: NodeContext) -> NftablesSettings:

@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping
 from pyproxy.backends.nftables.elements import LAYOUT, SETS, ElementKey, ElementSet, KeyField, Value, unpack_number
 from pyproxy.backends.nftables.layout import TABLE, numbered_chain
 from pyproxy.model.address import Family, ip_text
-from pyproxy.model.names import Protocol
-
-_PROTOCOL_NAMES = {protocol.number: protocol.value for protocol in Protocol}
+from pyproxy.model.names import PROTOCOLS
 
 
 def family_name(family: Family) -> str:
@@ -69,7 +67,7 @@ def _fields(fields: tuple[KeyField, ...], data: bytes, family: Family) -> list[s
             case KeyField.ADDRESS:
                 found.append(ip_text(value))
             case KeyField.PROTOCOL:
-                found.append(_PROTOCOL_NAMES.get(value[0], str(value[0])))
+                found.append(PROTOCOLS[value[0]].value if value[0] in PROTOCOLS else str(value[0]))
             case KeyField.PORT:
                 found.append(str(int.from_bytes(value[:2])))
             case _:

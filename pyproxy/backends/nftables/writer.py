@@ -82,10 +82,13 @@ class TableWriter:
                 return True
             await self._write_elements(change, lingering, None)
             return False
+        # Only the layout is text. The elements follow by netlink: ``nft`` would have to parse a line for each of them.
         if present is None:
             await self._create_table(wanted, {})
             await self._write_elements(change, (), wanted)
             return False
+        # A new layout is first tried in place, which keeps elements and pins. If that is not possible, the table is recreated
+        # with all of them in one transaction.
         entries = await asyncio.to_thread(self._reader.entries)
         try:
             await self._replace_rules(entries, change, lingering, wanted)
