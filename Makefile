@@ -35,6 +35,11 @@ checksums: ## Write SHA256SUMS of the files in dist/release
 demo: $(VENV)/tested ## Send real packets through every kind of Service, in network namespaces
 	$(BIN)/python -m tests.demo
 
+kind: $(VENV)/installed ## Create a kind cluster with pyproxy in place of kube-proxy (needs docker or podman)
+	@command -v kind >/dev/null || tests/install/tools.sh kind
+	@command -v kubectl >/dev/null || tests/cluster/build.sh
+	PATH="$$PATH:$(CURDIR)/.cache/install-tools:$(CURDIR)/.cache/bin" packaging/kind.sh
+
 demo-shell: $(VENV)/tested ## Run the demo, then open a prompt in the client
 	$(BIN)/python -m tests.demo --shell
 

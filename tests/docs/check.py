@@ -23,7 +23,14 @@ _FLAGS = {
 _EVERY_FLAG = set().union(*_FLAGS.values())
 _FOREIGN_FLAGS = {
     *("noflush", "ctstate", "update-golden", "long"),
-    *("pod-network-cidr", "skip-phases", "apiserver-advertise-address", "node-ip", "disable-kube-proxy"),
+    *(
+        "pod-network-cidr",
+        "skip-phases",
+        "apiserver-advertise-address",
+        "node-ip",
+        "disable-kube-proxy",
+        "take-ownership",
+    ),
     "to-revision",
 }
 """Flags of other programs that docs mention."""
@@ -34,7 +41,7 @@ _PATH = re.compile(r"(?:pyproxy|tests|docs|examples)/[\w./*-]*[\w*/]")
 _PAGE = re.compile(r"docs/[\w/-]+\.md")
 _TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?|(?<![\w/])(test_\w+)(?![\w.])")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-_COMMAND = re.compile(r"(?<![/=])\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))")
+_COMMAND = re.compile(r"(?<![/=])(?<!helm install )\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))")
 
 
 def main() -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.controlplane import ControlPlane
 from tests.lab import Lab, Shape
 
 from .machine import ROOT, Machine, run
@@ -40,6 +41,13 @@ def debian() -> None:
 def built() -> None:
     """Build the programs of the control plane."""
     run("tests/cluster/build.sh")
+
+
+@pytest.fixture(scope="session")
+def control_plane(built: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - needs the programs
+    """Provide a control plane with RBAC."""
+    with ControlPlane(authorization="RBAC", flags=["--allow-privileged"]) as started:  # as in kubeadm
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -32,13 +32,6 @@ HOST_UNTOUCHED = "conntrack: {maxPerCore: 0}\n"
 
 
 @pytest.fixture(scope="module")
-def control_plane(built: None) -> Iterator[ControlPlane]:  # noqa: ARG001 - needs the programs
-    """Provide a control plane with RBAC, with the objects of the manifests and a Service."""
-    with ControlPlane(authorization="RBAC", flags=["--allow-privileged"]) as started:  # as in kubeadm
-        yield started
-
-
-@pytest.fixture(scope="module")
 def manifests(control_plane: ControlPlane) -> dict[str, list[JsonObject]]:
     """Provide the objects of each overlay; those of one are in the API server, without pods of the DaemonSet."""
     found = {mode: rendered(control_plane, f"overlays/{mode}") for mode in (*MODES, "ipvs")}
@@ -225,7 +218,7 @@ def test_services_answer(mode: str, manifests: dict[str, list[JsonObject]], node
         wait_until(lambda: answer(lab) == "pod1-1", container.log.name, timeout_seconds=PATIENCE_SECONDS)
         status = container.status()
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            wait_until(partial(is_healthy, lab, agent[probe]["httpGet"]), probe, timeout_seconds=PATIENCE_SECONDS)
+            wait_until(partial(is_healthy, lab, agent, probe), probe, timeout_seconds=PATIENCE_SECONDS)
 
         assert ["0000000000003000"] * 3 == [status[name] for name in ("CapPrm", "CapEff", "CapBnd")]
         assert "1" == status["NoNewPrivs"]
@@ -240,10 +233,12 @@ def test_services_answer(mode: str, manifests: dict[str, list[JsonObject]], node
         assert {("ok", "programmed")} == {(item["state"], item["sync"]) for item in json.loads(listed)["items"]}
 
 
-def is_healthy(lab: Lab, probe: JsonObject) -> bool:
+def is_healthy(lab: Lab, container: JsonObject, probe: str) -> bool:
     """Return whether a probe of the node succeeds, sent as by its kubelet from the node to its own address."""
     host = lab["node1"]
-    found = get_inside(host.namespace.name, str(host.ipv4), probe["port"], probe["path"])
+    request = container[probe]["httpGet"]
+    port = {port["name"]: port["containerPort"] for port in container["ports"]}[request["port"]]
+    found = get_inside(host.namespace.name, str(host.ipv4), port, request["path"])
     return found is not None and found.status == HTTPStatus.OK
 
 
