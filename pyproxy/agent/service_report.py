@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.agent.reconcile import Reconciler
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, ip_text
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.planner import Planner
@@ -18,6 +18,7 @@ from pyproxy.plan.service_values import (
     FAMILIES,
     KIND,
     FamilyValues,
+    NodeValues,
     ServiceList,
     ServiceValues,
     SyncState,
@@ -61,6 +62,7 @@ class ServiceReporter:
                 items.append(service_values(unserved_row(unserved, has_rules=service is not None)))
             if count % _SERVICES_PER_SLICE == 0:
                 await asyncio.sleep(0)
+        own = NodeValues([*map(ip_text, node.ips)], [*map(str, node.pod_cidrs)], node.zone)
         families = [
             FamilyValues(
                 FAMILIES[family],
@@ -69,7 +71,7 @@ class ServiceReporter:
             )
             for family, reconciler in self._reconcilers.items()
         ]
-        return ServiceList(API_VERSION, KIND, node.name, mode, "agent", families, items)
+        return ServiceList(API_VERSION, KIND, node.name, mode, "agent", families, items, own if tracker.node else None)
 
     async def objects(self, node: Node, mode: str, settings: dict[str, str]) -> bytes:
         """Return `AgentObjects` as JSON. Objects may change meanwhile; a Service and its slices belong together."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Annotated, Literal
 
 import click
@@ -21,6 +22,7 @@ from pyproxy.doctor.finding import Finding, Severity
 from pyproxy.doctor.inputs import Inputs, Objects
 from pyproxy.doctor.installed_rules import find_installed_rules
 from pyproxy.linux.addresses import kernel_families
+from pyproxy.model.address import parse_ip, parse_network
 from pyproxy.model.node import Node
 from pyproxy.node.node_name import own_node, own_node_name
 from pyproxy.plan.service_values import ServiceList
@@ -119,7 +121,12 @@ async def _examine(config: Config, cluster: OfflineCluster | None, node: Node, *
     elif config.control_socket:
         try:
             answer = await asyncio.to_thread(ask, config.control_socket, "services", ServiceList)
-            objects = Objects(tuple(answer.items))
+            own = answer.node_object
+            objects = Objects(tuple(answer.items), has_own_node=own is not None)
+            ips, pods = (own.addresses, own.pod_cidrs) if own else ([], [])
+            node = replace(
+                node, name=answer.node, ips=tuple(map(parse_ip, ips)), pod_cidrs=tuple(map(parse_network, pods))
+            )
         except NoAgentError:
             pass
         except ControlError as refused:

@@ -13,6 +13,7 @@ CHECKS = (
     Check("rp-filter", "reverse path filter", kernel.check_reverse_path_filter),
     Check("bridge-netfilter", "bridge netfilter", kernel.check_bridge_netfilter),
     Check("hairpin-mode", "hairpin mode of bridge ports", kernel.check_hairpin_mode),
+    Check("mtu", "MTU of pods and of the way to other nodes", kernel.check_mtu),
     Check("local-ports", "local port range", kernel.check_local_ports),
     Check("route-localnet", "node ports on 127.0.0.1", kernel.check_route_localnet),
     Check("strict-arp", "strict ARP in IPVS mode", kernel.check_strict_arp),

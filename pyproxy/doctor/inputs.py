@@ -19,6 +19,8 @@ class Objects:
     services: tuple[ServiceValues, ...]
     nodes: tuple[Node, ...] = ()
     """Those in files."""
+    has_own_node: bool | None = None
+    """Whether the agent finds its own Node; None if the objects come from files."""
 
 
 @dataclass(frozen=True, slots=True)

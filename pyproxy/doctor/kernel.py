@@ -11,7 +11,7 @@ from pyproxy.errors import RightsError
 from pyproxy.linux.addresses import IPVS_DEVICE, interface_addresses
 from pyproxy.linux.capabilities import require_capabilities
 from pyproxy.linux.devices import bridges
-from pyproxy.linux.routes import Route, routes
+from pyproxy.linux.routes import Route, interface_mtu, routes
 from pyproxy.linux.sysctl import read_sysctl
 from pyproxy.linux.xt_extensions import missing_extensions
 from pyproxy.model.address import Family, Network, ip_text
@@ -135,6 +135,29 @@ async def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
     if not inputs.pod_networks:  # the names of bridges that network plugins create.
         for name in names & {"cni0", "cbr0", "kube-bridge"}:
             found[name] = {Family.IPV4}
+    return found
+
+
+async def check_mtu(inputs: Inputs) -> list[Finding]:
+    """Where ICMP is filtered, a sender does not learn that a packet is too large for the way to another node."""
+    found = []
+    for bridge in _pod_bridges(inputs):
+        of_pods = interface_mtu(bridge)
+        behind = {
+            route.device
+            for family in inputs.families
+            for route in routes(family)
+            if not route.is_direct and (not route.network.prefix or _is_of(route, inputs.pod_networks))
+        }
+        for device in sorted(behind - {bridge, "lo"}):
+            if (mtu := interface_mtu(device)) < of_pods:
+                text = (
+                    f"the MTU of {bridge} is {of_pods}, that of {device} is {mtu}: large packets of pods to other nodes are"
+                    " lost where ICMP is filtered"
+                )
+                found.append(
+                    info(text, "ip link", f"set the MTU of pods to {mtu} in the configuration of the network plugin")
+                )
     return found
 
 

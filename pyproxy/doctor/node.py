@@ -23,7 +23,7 @@ async def check_node_ip(inputs: Inputs) -> list[Finding]:
     if any(inputs.config.bind_address):
         ips |= {inputs.config.bind_address: None}
     if not ips:
-        if listed:
+        if listed or (inputs.objects and inputs.objects.has_own_node):
             return [fail(f"node {inputs.node.name} has no address", "status.addresses of the Node", ADDRESS_FIX)]
         raise NotCheckedError(_NOT_GIVEN)
     # An address of the Node need not be on an interface: with 1:1 NAT of a cloud it is not, which is worth a warning only.
@@ -44,14 +44,17 @@ async def check_node_ip(inputs: Inputs) -> list[Finding]:
 
 async def check_node_name(inputs: Inputs) -> list[Finding]:
     """With a wrong name the agent does not find its Node, and considers no endpoint to be on this node."""
-    nodes = [node.name for node in require_objects(inputs).nodes]
-    if not nodes:
+    objects, name = require_objects(inputs), inputs.node.name
+    nodes = [node.name for node in objects.nodes]
+    if not nodes and objects.has_own_node is None:
         raise NotCheckedError(_NOT_GIVEN)
-    if inputs.node.name in nodes:
+    if name in nodes or objects.has_own_node:
         return []
+    # Without a Service that needs the Node, as in standalone use, it may be missing.
+    severity = fail if any(each.traffic_policy == "Local" for each in objects.services) else info
     return [
-        fail(
-            f"there is no Node {inputs.node.name}{suggestion(inputs.node.name, nodes)}: policy Local drops everything here",
+        severity(
+            f"there is no Node {name}{suggestion(name, nodes)}: traffic policy Local drops everything on this node",
             "kubectl get nodes",
             "let --hostname-override be the name of the Node",
         )

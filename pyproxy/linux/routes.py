@@ -1,8 +1,10 @@
 """The main routing table, from /proc/net/route and /proc/net/ipv6_route (proc(5)), and route lookups; needs no rights."""
 
 import errno
+import fcntl
 import os
 import socket
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ from pyproxy.model.address import Family, Network
 
 _IPV4 = Path("/proc/thread-self/net/route")
 _IPV6 = Path("/proc/thread-self/net/ipv6_route")
+_SIOCGIFMTU = 0x8921  # linux/sockios.h
 
 
 class Route(NamedTuple):
@@ -40,6 +43,19 @@ def routes(family: Family) -> list[Route]:
             network = Network(bytes.fromhex(fields[0]), int(fields[1], 16))
             found.append(Route(network, fields[-1], not any(bytes.fromhex(fields[4]))))
     return found
+
+
+def interface_mtu(name: str) -> int:
+    """Return the MTU of an interface.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    # `struct ifreq` (linux/if.h): the name, and a union of 24 bytes, here an int.
+    request = struct.pack("16si20x", name.encode(), 0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        (mtu,) = struct.unpack_from("16xi", fcntl.ioctl(sock, _SIOCGIFMTU, request))
+    return int(mtu)
 
 
 def route_error(address: str) -> str:

@@ -103,6 +103,14 @@ class FamilyValues(Struct, rename="camel", forbid_unknown_fields=True):
     error: Annotated[str, Meta(description="Why the last sync failed; empty if it succeeded.")]
 
 
+class NodeValues(Struct, rename="camel", forbid_unknown_fields=True):
+    """The Node object of the agent's node."""
+
+    addresses: list[str]
+    pod_cidrs: Annotated[list[str], Meta(description="The podCIDRs.")]
+    zone: Annotated[str, Meta(description="Empty if the Node has no zone label.")]
+
+
 class ServiceList(Struct, rename="camel", forbid_unknown_fields=True):
     """The document that ``pyproxy services -o json`` prints."""
 
@@ -113,6 +121,9 @@ class ServiceList(Struct, rename="camel", forbid_unknown_fields=True):
     source: Annotated[Literal["files", "agent"], Meta(description="Where the states come from.")]
     families: Annotated[list[FamilyValues], Meta(description="What the agent has synced; empty if no agent was asked.")]
     items: list[ServiceValues]
+    node_object: Annotated[
+        NodeValues | None, Meta(description="Null if no agent was asked, and if the agent finds no Node of this name.")
+    ] = None
 
 
 def service_values(row: ServiceRow, sync: SyncState | None = None, sync_error: str = "") -> ServiceValues:

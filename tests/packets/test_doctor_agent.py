@@ -79,7 +79,7 @@ def test_healthy_node(tmp_path: Path, mode: str) -> None:
     assert (0, "") == (done.returncode, done.stderr)
     assert before == after
     checked = {each["check"] for each in report["findings"] if not each["text"].startswith("not checked")}
-    assert {check.name for check in CHECKS} - {"node-ip", "node-name"} == checked
+    assert {check.name for check in CHECKS} - {"node-ip"} == checked
 
 
 def test_namespace_without_rules(tmp_path: Path) -> None:

@@ -242,6 +242,17 @@ def _pods_in_one_network(site: Site) -> Iterator[None]:
 
 
 @fault(
+    "Small requests of pods to other nodes are answered, large ones hang.",
+    cause="The MTU of pods is larger than that of the way to other nodes, and ICMP is filtered there.",
+    packets="",
+    names=("INFO  the MTU of cni0 is 1500, that of eth0 is 1400: large packets of pods to other nodes are lost",),
+)
+def _smaller_mtu(site: Site) -> Iterator[None]:
+    with site.done("ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500"):
+        yield
+
+
+@fault(
     "Node ports do not answer on 127.0.0.1.",
     cause="Another program has set route_localnet to 0.",
     packets="node1  127.0.0.1:30231/tcp  dropped",
@@ -682,14 +693,9 @@ def site(cluster: Cluster) -> Iterator[Site]:
             yield made
 
 
-def doctor(site: Site) -> str:
-    """Return what the command finds on the node, with the Services of the agent and the Nodes of files."""
-    return site.ask("doctor", f"--manifests={site.cluster.manifests}")
-
-
 def test_a_node_that_is_fine(site: Site) -> None:
     """Without a fault, `doctor` has no warning and no failure."""
-    assert [] == [line for line in doctor(site).splitlines() if line.startswith(("WARN", "FAIL"))]
+    assert [] == [line for line in site.ask("doctor").splitlines() if line.startswith(("WARN", "FAIL"))]
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.break_node.__name__.strip("_"))
@@ -698,7 +704,7 @@ def test_the_cause_is_named(site: Site, fault: Fault) -> None:
     version = 6 if "ipv6" in fault.break_node.__name__ else 4
     parsed: list[Row] = [param.values[0] for param in rows(fault.packets, [*OBJECTS, NEW], versions=[version]).args[1]]
     with fault.break_node(site):
-        found = doctor(site)
+        found = site.ask("doctor")
         met = {row.text: site.cluster.observe(row) for row in parsed}
 
     assert "Traceback" not in found

@@ -7,6 +7,7 @@ import pytest
 
 from pyproxy.doctor.packet_rules import Effect, Flow, Rule, Table, iptables_chains, nft_chains
 from pyproxy.model.address import parse_ip, parse_network
+from tests.packets.foreign import DOCKER
 
 ENDPOINT = Flow(parse_ip("10.244.2.11"), "tcp", 8080, "default/far")
 NODE_PORT = Flow(parse_ip("172.18.0.11"), "tcp", 30080, "default/far")
@@ -89,6 +90,14 @@ def test_policy() -> None:
 
     assert "" == decides(iptables_chains(saved))
     assert "-P FORWARD DROP" == decides(iptables_chains(saved, policy_of="FORWARD"))
+
+
+def test_rules_of_docker() -> None:
+    """The rules of Docker do not decide about pods."""
+    saved = re.sub(r"(?s).*\*filter\n(.*?)COMMIT.*", r"\1", DOCKER)
+
+    assert "-A FORWARD -j DOCKER-USER" in saved
+    assert "" == decides(iptables_chains(saved))
 
 
 def match(left: object, right: object, op: str = "==") -> dict[str, object]:
