@@ -141,7 +141,7 @@ async def _pod_bridges(inputs: Inputs) -> dict[str, set[Family]]:
 async def check_mtu(inputs: Inputs) -> list[Finding]:
     """Where ICMP is filtered, a sender does not learn that a packet is too large for the way to another node."""
     found = []
-    for bridge in _pod_bridges(inputs):
+    for bridge in await _pod_bridges(inputs):
         of_pods = interface_mtu(bridge)
         behind = {
             route.device

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.lab import Host
+from tests.lab import Host, Ports, tcp
 from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
 from tests.packets.modes import LEGACY, NFTABLES, Mode
-from tests.packets.objects import ADDRESSES, JsonObject, ingress, node, service, slices
+from tests.packets.objects import ADDRESSES, PORT, JsonObject, ingress, node, service, slices
 from tests.packets.table import Row, rows
 from tests.packets.test_external_addresses import ports
 
@@ -31,10 +31,12 @@ LOCAL = service(
     externalTrafficPolicy="Local",
     healthCheckNodePort=32233,
 )
+PINNED = service("pinned", 234, *ports(30234), sessionAffinity="ClientIP")
 OBJECTS: list[JsonObject] = [
     *(NEAR, *slices(NEAR, "pod1-1")),
     *(FAR, *slices(FAR, "pod2-1")),
     *(LOCAL, *slices(LOCAL, "pod1-1", "pod2-1")),
+    *(PINNED, *slices(PINNED, "pod1-2", "pod2-2")),
 ]
 DEAD = "10.244.1.99"
 """An address of a pod that is gone."""
@@ -60,12 +62,10 @@ class Site(NamedTuple):
         return self.cluster.run(self.node, "sh", "-ec", script, stdin=stdin)
 
     def ask(self, *words: str) -> str:
-        """Return the output of a command on the node, which gets the flags of the agent."""
-        flags = (
-            f"--control-socket={self.cluster.control_socket(self.node)}",
-            "--hostname-override=node1",
-            *self.cluster.flags,
-        )
+        """Return the output of a command on the node; `doctor` gets the flags of the agent."""
+        flags = [f"--control-socket={self.cluster.control_socket(self.node)}"]
+        if words[0] == "doctor":
+            flags += ["--hostname-override=node1", *self.cluster.flags]
         return self.sh('"$0" "$@" 2>&1 || true'.replace('"$0"', " ".join((PYPROXY, *words, *flags))))
 
     @contextmanager
@@ -141,6 +141,7 @@ class Fault(NamedTuple):
     packets: str
     names: tuple[str, ...]
     """What the output says about the cause."""
+    command: str
     modes: tuple[str, ...]
     """The modes that can have the fault; the first one is tested in CI, all of them with `--long`."""
 
@@ -151,19 +152,20 @@ LONG_ONLY = ("", "nftables")
 IPTABLES = ("iptables-nft", "iptables-legacy")
 
 
-def fault(
+def fault(  # noqa: PLR0913  # a row of a table
     sees: str,
     *,
     cause: str,
     packets: str,
     names: tuple[str, ...],
+    command: str = "doctor",
     modes: tuple[str, ...] = EVERY_MODE,
 ) -> Callable[[Callable[[Site], Iterator[None]]], Callable[[Site], AbstractContextManager[None]]]:
     """Add a function that breaks a node to the faults."""
 
     def add(function: Callable[[Site], Iterator[None]]) -> Callable[[Site], AbstractContextManager[None]]:
         made = contextmanager(function)
-        FAULTS.append(Fault(made, sees, cause, packets, names, modes))
+        FAULTS.append(Fault(made, sees, cause, packets, names, command, modes))
         return made
 
     return add
@@ -580,6 +582,23 @@ def _kube_proxy_runs(site: Site) -> Iterator[None]:
         program.unlink()
 
 
+@fault(
+    "One client always gets a reset from a Service, other clients seldom or never.",
+    cause="Session affinity keeps the client at an endpoint that no longer listens, although it is ready.",
+    packets="client-pod  pinned:80/tcp  reset",
+    names=("100.0 %", "affinity: ", "10.244.1.14"),
+    command="explain 10.244.1.14 default/pinned:80/TCP",
+)
+def _affinity_to_dead_endpoint(site: Site) -> Iterator[None]:
+    [outcome] = site.cluster.lab["client-pod"].probe(tcp(PINNED["spec"]["clusterIP"], 80))
+    pod = site.cluster.lab[str(outcome.server)]
+    pod.stop_serving(Ports(tcp=(PORT,)))
+    try:
+        yield
+    finally:
+        pod.serve(tcp=[PORT])
+
+
 # -- configuration of the agent and the Node
 
 
@@ -704,7 +723,7 @@ def test_the_cause_is_named(site: Site, fault: Fault) -> None:
     version = 6 if "ipv6" in fault.break_node.__name__ else 4
     parsed: list[Row] = [param.values[0] for param in rows(fault.packets, [*OBJECTS, NEW], versions=[version]).args[1]]
     with fault.break_node(site):
-        found = site.ask("doctor")
+        found = site.ask(*fault.command.split())
         met = {row.text: site.cluster.observe(row) for row in parsed}
 
     assert "Traceback" not in found
