@@ -210,7 +210,8 @@ async def _native_hooks_of(family: str, table: str) -> AsyncIterator[_Hook]:
 async def _rule_text(rule: Rule, hook: _Hook) -> str:
     if hook.listing:
         listed = (await run([*hook.listing])).stdout
-        if found := re.search(rf"^\s*(.*) # handle {re.escape(rule.key)}$", listed, re.MULTILINE):
+        # Tables, chains and sets have handles of their own; their lines end with a brace.
+        if found := re.search(rf"^\s*(.*[^{{]) # handle {re.escape(rule.key)}$", listed, re.MULTILINE):
             return found[1]
     return rule.key
 
