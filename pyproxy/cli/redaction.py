@@ -17,6 +17,7 @@ _ANNOTATIONS = (
     "pyproxy.io/ipvs-scheduler",
     "service.kubernetes.io/topology-mode",
 )
+# Allowed fields beside metadata, by kind; objects of other kinds are left out.
 _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Service": ("spec", "status"),
     "EndpointSlice": ("addressType", "endpoints", "ports"),
@@ -24,20 +25,19 @@ _FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "Node": ("spec", "status"),
     "ServiceCIDR": ("spec", "status"),
 }
-"""Allowed fields beside metadata, by kind; objects of other kinds are left out."""
 _NODE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "spec": ("podCIDR", "podCIDRs", "taints", "unschedulable"),
     "status": ("addresses", "conditions"),
 }
+# Allowed fields of the entries of a kubeconfig; all other fields keep their names only.
 _KUBECONFIG_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cluster": ("server", "certificate-authority", "insecure-skip-tls-verify", "tls-server-name", "proxy-url"),
     "context": ("cluster", "user", "namespace"),
     "user": ("client-certificate", "client-key", "tokenFile"),
 }
-"""Allowed fields of the entries of a kubeconfig; all other fields keep their names only."""
 _SECRET_FIELDS = ("token", "password", "client-key-data", "client-certificate-data", "id-token", "refresh-token")
+# A shorter text would also be found inside harmless words.
 _SHORTEST_SECRET = 6
-"""A shorter text would also be found inside harmless words."""
 
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _JSON_WEB_TOKEN = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")

@@ -18,8 +18,8 @@ MOST_BYTES = 16 << 20
 """Limit for one file of the archive."""
 ITEM_SECONDS = 20.0
 TOTAL_SECONDS = 120.0
+# Items that are collected at the same time: more would load a node that may be in trouble.
 _PARALLEL = 3
-"""Items that are collected at the same time: more would load a node that may be in trouble."""
 
 
 class MissingError(Exception):

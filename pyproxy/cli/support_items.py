@@ -37,13 +37,13 @@ _SYSCTLS = (
     *("net/ipv4/ip_local_port_range", "net/ipv4/ip_local_reserved_ports", "net/ipv6/conf/all/forwarding"),
     *("net/bridge/*", "net/netfilter/nf_conntrack*", "net/ipv4/conf/*/arp_*"),
 )
+# File to the path, API version and kind of a collection of the API server.
 _COLLECTIONS: Mapping[str, tuple[str, str, str]] = {
     "services": ("/api/v1/services", "v1", "Service"),
     "endpointslices": ("/apis/discovery.k8s.io/v1/endpointslices", "discovery.k8s.io/v1", "EndpointSlice"),
     "node": ("/api/v1/nodes", "v1", "Node"),
     "servicecidrs": ("/apis/networking.k8s.io/v1/servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
 }
-"""File to the path, API version and kind of a collection of the API server."""
 _PAGE = "500"
 _RULES = {
     "nft.txt": ("nft", "list", "ruleset"),

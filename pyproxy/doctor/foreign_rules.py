@@ -23,8 +23,8 @@ from pyproxy.linux.routes import routes
 from pyproxy.model.address import Family, family_of, parse_ip, socket_text
 
 _RAW = "raw"
+# Prefixes of chains of pyproxy, kube-proxy and the kubelet.
 _OURS = ("KUBE-", "PYPROXY-")
-"""Prefixes of chains of pyproxy, kube-proxy and the kubelet."""
 _OUR_TABLES = ("pyproxy", "kube-proxy")
 _FILTERS = frozenset({Effect.DROP, Effect.REJECT})
 _ACTIONS = {
@@ -36,8 +36,8 @@ _ACTIONS = {
     Effect.MASQUERADE: "hides the client address of",
     Effect.MARK: "sets the mark {mark}, which selects masquerading, on",
 }
+# Chains of the nat table that are read: printing all of it takes seconds on a node with many Services.
 _MOST_CHAINS = 30
-"""Chains of the nat table that are read: printing all of it takes seconds on a node with many Services."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def _traffic(objects: Objects, local: Collection[bytes], *, is_ipvs: bool) -> _T
 
 
 def _devices(inputs: Inputs, families: Iterable[Family], traffic: _Traffic) -> set[str]:
-    """Return the interfaces by which traffic of Services can enter or leave: routes to endpoints, and default routes."""
+    # Interfaces by which traffic of Services can enter or leave: those with a route to an endpoint, or to pods.
     found: set[str] = set()
     for family in families:
         ips = [flow.ip for flow in traffic.after if family_of(flow.ip) is family]
@@ -154,6 +154,8 @@ async def _hooks(inputs: Inputs) -> AsyncIterator[_Hook]:
         yield hook
 
 
+# By table and base chain, the effects that decide about traffic of Services. A filter ends a connection at any hook; what
+# raw NOTRACK leaves without conntrack is never translated; a mark set before nat can select the packet for masquerading.
 _IPTABLES: Mapping[str, Mapping[str, frozenset[Effect]]] = {
     _RAW: {"PREROUTING": _FILTERS | {Effect.NOTRACK}, "OUTPUT": _FILTERS | {Effect.NOTRACK}},
     MANGLE: {"PREROUTING": _FILTERS | {Effect.MARK}, "FORWARD": _FILTERS | {Effect.MARK}},
@@ -162,10 +164,8 @@ _IPTABLES: Mapping[str, Mapping[str, frozenset[Effect]]] = {
 
 
 async def _nat_hook(variant: Variant, family: Family, start: str) -> _Hook | None:
-    """Return what comes before our rules in a chain of nat, or all of it if ours are not there.
-
-    In POSTROUTING our rules leave to other programs what they do not masquerade.
-    """
+    # The first translation of a connection wins, so that only what comes before our rules matters. In POSTROUTING our rules
+    # leave to other programs what they do not masquerade.
     lines = (await chain_rules(family, variant, ChainKey(NAT, start))).splitlines()
     ours = next((at for at, line in enumerate(lines) if f"-j {names.SERVICES}" in line), None)
     wanted = {Effect.MASQUERADE} if start == "POSTROUTING" else {Effect.TRANSLATE}
@@ -207,21 +207,18 @@ async def _native_hooks_of(family: str, table: str) -> AsyncIterator[_Hook]:
         yield _Hook(chains, chain["name"], chain["hook"], wanted, evidence, families, _OURS, listing)
 
 
-async def _rule_text(rule: Rule, hook: _Hook) -> str:
-    if hook.listing:
-        listed = (await run([*hook.listing])).stdout
-        # Tables, chains and sets have handles of their own; their lines end with a brace.
-        if found := re.search(rf"^\s*(.*[^{{]) # handle {re.escape(rule.key)}$", listed, re.MULTILINE):
-            return found[1]
-    return rule.key
-
-
 async def _finding(rule: Rule, hook: _Hook, flows: list[Flow]) -> Finding:
     services = list(dict.fromkeys(flow.service for flow in flows))
     more = f" and {len(services) - 1} more" if len(services) > 1 else ""
     first = flows[0]
     whose = f"{services[0]}{more} ({socket_text(first.ip, first.port)}/{first.protocol.upper()})"
-    text = await _rule_text(rule, hook)
+    # nft gives a rule in JSON a handle only; the words that a user would search for are in the listing.
+    text = rule.key
+    if hook.listing:
+        listed = (await run([*hook.listing])).stdout
+        # Tables, chains and sets have handles of their own; their lines end with a brace.
+        if found := re.search(rf"^\s*(.*[^{{]) # handle {re.escape(rule.key)}$", listed, re.MULTILINE):
+            text = found[1]
     action = _ACTIONS[rule.effect].format(mark=f"{rule.mark:#x}")
     is_broad = not (rule.destinations or rule.ports) or rule.effect is Effect.NOTRACK
     severity = fail if is_broad and rule.effect not in {Effect.MARK, Effect.MASQUERADE} else warn

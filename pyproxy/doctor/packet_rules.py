@@ -103,19 +103,24 @@ class Table:
                     yield found, flow
 
     def _matches(self, rule: Rule, flow: Flow) -> bool:
-        """Return whether a rule can match a packet, as far as its conditions are known."""
         return (
             (not rule.destinations or any(flow.ip in block for block in rule.destinations))
             and (not rule.protocols or flow.protocol in rule.protocols)
             and (not rule.ports or any(flow.port in block for block in rule.ports))
-            and (not rule.sources or not self.pods or _overlap(rule.sources, self.pods))
+            # The source is any pod: a rule for one of them, or for a network that contains some, can match.
+            and (
+                not rule.sources
+                or not self.pods
+                or any(one.ip in pod or pod.ip in one for one in rule.sources for pod in self.pods)
+            )
             and _is_any(rule.inputs, self.devices)
             and _is_any(rule.outputs, self.devices)
             and rule.is_to_node in {None, flow.ip in self.local_ips}
         )
 
     def _walk(self, name: str, flow: Flow, seen: frozenset[str]) -> tuple[Rule | None, bool]:
-        """Return the rule, and whether the packet leaves the table in this chain."""
+        # The rule, and whether the packet leaves the table in this chain. As the kernel: rules in order, a jump returns to the next
+        # rule, a goto to the end of the calling chain. `seen` guards against text in which chains call each other.
         if name in seen or self._is_skipped(name):
             return None, False
         for rule in self.chains.get(name, ()):
@@ -146,10 +151,6 @@ class Table:
             rule.target not in seen
             and any(self._can_accept(each, seen | {rule.target}) for each in self.chains.get(rule.target, ()))
         )
-
-
-def _overlap(ones: Iterable[Network], others: Collection[Network]) -> bool:
-    return any(one.ip in other or other.ip in one for one in ones for other in others)
 
 
 def _is_any(patterns: Collection[str], devices: Collection[str]) -> bool:
@@ -201,7 +202,7 @@ def iptables_chains(saved: str, *, policy_of: str = "") -> dict[str, list[Rule]]
 
 
 def _iptables_rule(line: str) -> Rule | None:
-    """Parse a rule; return None if no first packet meets it."""
+    # None if no first packet meets the rule.
     try:
         words = iter(shlex.split(line)[2:])
     except ValueError:
@@ -302,7 +303,11 @@ def _nft_rule(item: Mapping[str, Any]) -> Rule | None:
             if not _set_nft_match(rule, value):
                 return None
         elif kind == "vmap":
-            if _is_state_map_without_new(value):
+            # `ct state vmap { established : accept, invalid : drop }` matches no first packet without an entry for new.
+            data, looked_up = value.get("data"), value.get("key")
+            entries = data.get("set", ()) if isinstance(data, dict) else ()
+            is_state = isinstance(looked_up, dict) and looked_up.get("ct", {}).get("key") == "state"
+            if is_state and all(entry[0] != "new" for entry in entries):
                 return None
             rule.effect, rule.is_certain = Effect.ACCEPT, False
         elif kind in _VERDICTS:
@@ -364,15 +369,8 @@ def _network(text: str) -> Network:
     return parse_network(text if "/" in text else f"{text}/{128 if ':' in text else 32}")
 
 
-def _is_state_map_without_new(value: Mapping[str, Any]) -> bool:
-    data = value.get("data")
-    entries = data.get("set", ()) if isinstance(data, dict) else ()
-    is_state = isinstance(value.get("key"), dict) and value["key"].get("ct", {}).get("key") == "state"
-    return is_state and all(entry[0] != "new" for entry in entries)
-
-
 def _mark(value: Mapping[str, Any]) -> int:
-    """Return the bits of the packet mark that a statement sets."""
+    # `meta mark set meta mark | 0x4000` is a tree with the operator as its key; other expressions set no known bits.
     if value.get("key") != {"meta": {"key": "mark"}}:
         return 0
     new = value.get("value")
