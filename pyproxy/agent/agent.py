@@ -8,11 +8,12 @@ import asyncio
 import gc
 import logging
 import math
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Hashable, Iterable
 from contextlib import suppress
 from time import monotonic
 from typing import Any
 
+from pyproxy.agent.current_marker import CurrentMarker
 from pyproxy.agent.drift_report import DriftReporter
 from pyproxy.agent.flow_cleaner import FlowCleaner
 from pyproxy.agent.health import AgentHealth
@@ -29,7 +30,8 @@ from pyproxy.linux.addresses import AddressNotifications, local_addresses
 from pyproxy.linux.local_networks import local_networks
 from pyproxy.linux.systemd_notify import notify, watchdog_seconds
 from pyproxy.model.address import Family, Network
-from pyproxy.model.change import Kind, WatchState
+from pyproxy.model.change import Kind, ProblemsChanged, WatchState
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.tracker import Tracker
@@ -89,6 +91,7 @@ class Agent:
         self._flows = FlowCleaner(observer.cleaned_flows)
         self._relay = Relay(observer)
         self._drift_reporter = DriftReporter(config, backend.mode, node_name)
+        self._marker = CurrentMarker(config.control_socket)
         self._stale_addresses = backend.follows_local_ips
         self._wake = asyncio.Event()
         self._is_ready = asyncio.Event()
@@ -109,6 +112,7 @@ class Agent:
         self._remove_stale = remove_stale
         self._backend.prepare()
         self._health.begin(self._backend)
+        self._observer.serves(self, self._marker.read())
         # Objects that arrive before the first sync stay alive: repeated garbage collection took as long as planning.
         gc.set_threshold(*_GC_THRESHOLDS_AT_START)
         notifications = AddressNotifications(self._address_changed)
@@ -124,6 +128,7 @@ class Agent:
                 tasks.create_task(self._flows.run(self._node_port_networks))
         finally:
             notifications.close()
+            self._mark_current()
             # If the end of the loop cancelled this task, it would also cancel asyncio's own task that connects the pipes of
             # a child process, and the start of the process would never return (Python 3.11,
             # `BaseSubprocessTransport._wait`).
@@ -132,11 +137,15 @@ class Agent:
                 await asyncio.gather(self._stale_removal, return_exceptions=True)
             self._relay.close()
 
-    async def services(self) -> ServiceList:
-        """Return the Services as this node serves them, and whether the kernel has their rules."""
+    def find(self, query: str) -> tuple[int, list[NamespacedName]]:
+        """Return the number of all Services, and the names of those that match (`ServiceReporter.find`), in any thread."""
+        return self._reporter.find(query)
+
+    async def services(self, names: Iterable[NamespacedName] | None = None) -> ServiceList:
+        """Return all Services, or those with these names, as this node serves them, and whether the kernel has their rules."""
         context = NodeContext(node=self._own_node.node, local_ips=self._local_ips)
         ips = {family: self._backend.node_port_ips(family, context) for family in self._backend.families}
-        return await self._reporter.report(context.node, self._backend.mode.value, ips)
+        return await self._reporter.report(context.node, self._backend.mode.value, ips, names)
 
     async def objects(self) -> bytes:
         """Return the objects of the cluster and the settings as JSON, see `ServiceReporter.objects`."""
@@ -166,6 +175,8 @@ class Agent:
                 case WatchState(kind, reason):
                     self._health.watched(kind, reason)
                     self._observer.watched(kind, reason)
+                case ProblemsChanged(appeared, gone):
+                    self._observer.problems_changed(appeared, gone)
                 case RequestRecord() as request:
                     self._observer.requested(request)
                 case change:
@@ -173,6 +184,7 @@ class Agent:
                     self._observer.delivered(change)
                     if self._tracker.knows(Kind.NODE):
                         self._own_node.listed(self._tracker.node)
+                        self._observer.knows_node(self._own_node.node)
                         self._health.knows_node(self._tracker.node)
                     self._wake.set()
 
@@ -284,6 +296,7 @@ class Agent:
         mode = self._backend.mode.value
         logger.info("first sync done: %s Service ports in %s mode", counts, mode, extra={"mode": mode})
         notify("READY=1")
+        self._mark_current()
         # The present objects stay alive. Without freeze a full collection would traverse all of them and block the loop.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -369,3 +382,10 @@ class Agent:
             for reconciler in self._reconcilers.values():
                 reconciler.release_due()
             self._wake.set()
+            self._mark_current()
+
+    def _mark_current(self) -> None:
+        """Remember that the kernel has what the cluster wants, if that is so."""
+        has_all = self._is_ready.is_set() and not self._tracker.pending
+        if has_all and self._health.is_watching and not any(each.pending for each in self._reconcilers.values()):
+            self._marker.set()

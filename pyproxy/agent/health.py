@@ -80,6 +80,11 @@ class AgentHealth:
         (self._lost.add if reason else self._lost.discard)(kind)
         self._health.set_watching(not self._lost)
 
+    @property
+    def is_watching(self) -> bool:
+        """Return whether objects of all kinds arrive."""
+        return not self._lost
+
     def begin(self, backend: Backend) -> None:
         """Record that the agent starts to work."""
         self._backend = backend

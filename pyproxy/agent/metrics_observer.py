@@ -1,21 +1,22 @@
 """Turns the work of the agent into metrics. The cost of an observation depends on the change, not on the cluster."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from time import time
 from typing import Any
 
 from pyproxy.agent.observer import Observer
 from pyproxy.agent.reconcile import Reconciler, SyncReport
+from pyproxy.agent.status_board import FamilyState, ServiceSource, StatusBoard
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
+from pyproxy.model.node import Node
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.service import Service
 from pyproxy.model.tracker import MOST_TRIGGERS, Triggers
 from pyproxy.plan.service_plan import ServicePlan, Verdict
 from pyproxy.serve.metrics import Metrics
-from pyproxy.serve.statusz import FamilyStatus, StatusBoard
 
 _POLICIES = ("internal", "external")
 _KINDS = ("service_port", "cluster_ip", "external_ip", "load_balancer_ip", "node_port", "endpoint")
@@ -39,19 +40,35 @@ class MetricsObserver(Observer):
         self._triggers: dict[Family, dict[NamespacedName, list[float]]] = {family: {} for family in families}
         """Times of changes that are not in the kernel yet, in seconds since 1970."""
         for family in families:
-            board.families[family] = FamilyStatus(dict.fromkeys(_KINDS, 0))
+            board.families[family] = FamilyState(dict.fromkeys(_KINDS, 0))
 
     def delivered(self, change: ObjectChange) -> None:
         """See `Observer`."""
         match change:
             case Put(object=Service()) | Removed(kind=Kind.SERVICE):
                 self._metrics.add_service_changes(1)
+                self._board.heard(Kind.SERVICE.value, time())
             case Put(object=EndpointSlice()) | Removed(kind=Kind.ENDPOINT_SLICE):
                 self._metrics.add_endpoint_changes(1)
+                self._board.heard(Kind.ENDPOINT_SLICE.value, time())
+            case Put(object=Node()):
+                self._board.heard(Kind.NODE.value, time())
             case Replaced(kind=Kind.SERVICE, objects=objects):
                 self._metrics.add_service_changes(len(objects))
             case Replaced(kind=Kind.ENDPOINT_SLICE, objects=objects):
                 self._metrics.add_endpoint_changes(len(objects))
+
+    def serves(self, services: ServiceSource, current_at: float | None) -> None:
+        """See `Observer`."""
+        self._board.services, self._board.current_at = services, current_at
+
+    def knows_node(self, node: Node) -> None:
+        """See `Observer`."""
+        self._board.node = node
+
+    def problems_changed(self, appeared: Iterable[str], gone: Iterable[str]) -> None:
+        """See `Observer`."""
+        self._board.change_problems(appeared, gone)
 
     def queued(self) -> None:
         """See `Observer`."""
@@ -132,11 +149,13 @@ class MetricsObserver(Observer):
         if report.drift is not None:
             self._metrics.add_drift(family, report.drift.counts())
         self._metrics.set_quarantined(family, len(reconciler.quarantined))
-        self._show(reconciler, str(report.error or ""), time())
+        now = time()
+        self._board.add_changes(family, report, now, is_first=self._board.families[family].synced_at is None)
+        self._show(reconciler, str(report.error or ""), now)
 
     def _show(self, reconciler: Reconciler[Any, Any], error: str, now: float) -> None:
         family = reconciler.family
-        self._board.families[family] = FamilyStatus(
+        self._board.families[family] = FamilyState(
             programmed={kind: self._programmed[family][kind] for kind in _KINDS},
             synced_at=self._board.families[family].synced_at if error else now,
             error=error,

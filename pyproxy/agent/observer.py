@@ -1,16 +1,33 @@
 """The interface of observers, which record the work of the agent. The agent never depends on what they do."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from pyproxy.agent.reconcile import Reconciler, SyncReport
+from pyproxy.agent.status_board import ServiceSource
 from pyproxy.model.address import Family
 from pyproxy.model.change import Kind, ObjectChange
+from pyproxy.model.node import Node
 from pyproxy.model.request_record import RequestRecord
 from pyproxy.model.tracker import Triggers
 
 
 class Observer:
     """Records nothing: the observer of an agent without metrics."""
+
+    def serves(self, services: ServiceSource, current_at: float | None) -> None:
+        """Record where the Services of the agent can be listed.
+
+        Args:
+            services: lists them.
+            current_at: when the rules of an earlier run were last known to be up to date, in seconds since 1970.
+        """
+
+    def knows_node(self, node: Node) -> None:
+        """Record the Node as plans use it. Called repeatedly."""
+
+    def problems_changed(self, appeared: Iterable[str], gone: Iterable[str]) -> None:
+        """Record what is wrong with input objects, and what is not wrong any more."""
 
     def delivered(self, change: ObjectChange) -> None:
         """Record a change that a source delivered."""

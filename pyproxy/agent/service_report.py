@@ -1,14 +1,15 @@
 """The Services as the agent serves them, for the control socket: the planner's decisions, and whether the kernel has them."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import monotonic
 from typing import Any
 
 import msgspec
 
 from pyproxy.agent.reconcile import Reconciler
-from pyproxy.model.address import Family, ip_text
+from pyproxy.model.address import Family, ip_text, parse_ip
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.model.tracker import Tracker
 from pyproxy.plan.planner import Planner
@@ -43,17 +44,43 @@ class ServiceReporter:
         self._planner = planner
         self._reconcilers = reconcilers
 
-    async def report(self, node: Node, mode: str, node_port_ips: NodePortIps) -> ServiceList:
-        """Return all Services. Objects may change meanwhile; each Service is reported as it is at one moment.
+    def find(self, query: str) -> tuple[int, list[NamespacedName]]:
+        """Return the number of all Services, and the names of those that match, sorted. Call it in any thread.
+
+        Args:
+            query: a part of namespace and name, or an address of the Service; empty for all.
+        """
+        # Copies, made without Python code, so that the loop cannot change the dictionaries meanwhile.
+        services, unserved = dict(self._tracker.services), dict(self._tracker.unserved)
+        names, query = {**services, **unserved}.keys(), query.strip().lower()
+        if not query:
+            return len(names), sorted(names)
+        try:
+            ip = parse_ip(query)
+        except ValueError:
+            return len(names), sorted(name for name in names if query in str(name))
+        found = [
+            name
+            for name, each in services.items()
+            if ip in each.cluster_ips or ip in each.external_ips or ip in each.load_balancer_ips
+        ]
+        return len(names), sorted(found)
+
+    async def report(
+        self, node: Node, mode: str, node_port_ips: NodePortIps, names: Iterable[NamespacedName] | None = None
+    ) -> ServiceList:
+        """Return Services. Objects may change meanwhile; each Service is reported as it is at one moment.
 
         Args:
             node: this node.
             mode: the proxy mode.
             node_port_ips: where node ports are served, for each family of the agent.
+            names: of the Services to return; None: all.
         """
         tracker, items = self._tracker, list[ServiceValues]()
         orphans = tracker.orphans()
-        for count, name in enumerate(sorted({*tracker.services, *tracker.unserved}), start=1):
+        names = {*tracker.services, *tracker.unserved} if names is None else names
+        for count, name in enumerate(sorted(names), start=1):
             service, unserved = tracker.services.get(name), tracker.unserved.get(name)
             if service is not None:
                 rows = service_rows(service, tracker.slices(name), node, self._planner, node_port_ips, orphans=orphans)

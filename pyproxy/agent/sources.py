@@ -65,7 +65,8 @@ async def follow_source(
     from pyproxy.manifests.files import FileSource  # noqa: PLC0415  # YAML, which the API does not need
 
     log_start(settings, node_name)
-    async for change in FileSource(config.manifests, proxy_name=config.service_proxy_name).changes():
+    source = FileSource(config.manifests, proxy_name=config.service_proxy_name, problems_changed=events.put_nowait)
+    async for change in source.changes():
         own = _without_other_nodes(change, node_name)
         if own is not None:
             events.put_nowait(own)
@@ -106,6 +107,7 @@ async def _follow_api(
         deliver=events.put_nowait,
         last_good=tracker.known,
         watched=lambda kind, reason: events.put_nowait(WatchState(kind, reason)),
+        problems_changed=events.put_nowait,
         requested=events.put_nowait,
         events=api.EventSender(handler, node_name),
     )

@@ -21,7 +21,7 @@ from pyproxy.kubeapi.events import EventHandler, EventSender
 from pyproxy.kubeapi.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
 from pyproxy.kubeapi.resource import Item, Resource, endpoint_slices, node, service_cidrs, services
 from pyproxy.kubeapi.transport import OVERLOADED, FindAccess, HttpStatusError, Tell, Timing, Transport, UnreachableError
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced, Unserved
+from pyproxy.model.change import Kind, Object, ObjectChange, ProblemsChanged, Put, Removed, Replaced, Unserved
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.unserved import UnservedService
 
@@ -56,6 +56,8 @@ class Store:
     """Returns the last good version of an object, or None; used for an object in a list that cannot be decoded."""
     watched: Callable[[Kind, str], None] = lambda _kind, _reason: None
     """Called at each attempt with the reason why a kind cannot be watched; an empty reason if it is watched."""
+    problems_changed: Callable[[ProblemsChanged], None] = lambda _: None
+    """Called when something is wrong with an object, or not any more."""
     requested: Tell = lambda _: None
     """Called with the record of each request."""
     events: EventSender | None = None
@@ -157,17 +159,21 @@ class Availability:
 
 
 class BadObjects:
-    """The objects of a kind that have problems; logs them once for each version of an object."""
+    """The objects of a kind that have problems; logs and reports them once for each version of an object."""
 
-    def __init__(self) -> None:
-        self._versions: dict[NamespacedName, str] = {}
+    def __init__(self, problems_changed: Callable[[ProblemsChanged], None]) -> None:
+        self._problems_changed = problems_changed
+        self._known: dict[NamespacedName, tuple[str, tuple[str, ...]]] = {}
+        """By object, its version and its problems."""
 
     def record(self, item: Item) -> None:
         """Log the problems of an object, unless this version of it was recorded before."""
         if not item.problems:
             self.forget(item.name)
-        elif self._versions.get(item.name) != item.resource_version:
-            self._versions[item.name] = item.resource_version
+        elif item.name not in self._known or self._known[item.name][0] != item.resource_version:
+            self.forget(item.name)
+            self._known[item.name] = item.resource_version, tuple(map(str, item.problems))
+            self._problems_changed(ProblemsChanged(self._known[item.name][1]))
             for problem in item.problems:
                 logger.warning(
                     "%s%s", problem, "; its last good version, if any, stays in effect" if item.is_undecodable else ""
@@ -175,11 +181,13 @@ class BadObjects:
 
     def forget(self, name: NamespacedName) -> None:
         """Record that an object is valid, or was deleted."""
-        self._versions.pop(name, None)
+        if (known := self._known.pop(name, None)) is not None:
+            self._problems_changed(ProblemsChanged((), known[1]))
 
     def forget_all_but(self, names: Collection[NamespacedName]) -> None:
         """Record that all other objects are valid, or were deleted."""
-        self._versions = {name: version for name, version in self._versions.items() if name in names}
+        for name in [name for name in self._known if name not in names]:
+            self.forget(name)
 
 
 @dataclass(slots=True)
@@ -192,13 +200,17 @@ class Watcher:
     availability: Availability
     random: Random
     _reflector: Reflector = field(default_factory=Reflector, init=False)
-    _bad: BadObjects = field(default_factory=BadObjects, init=False)
+    _bad: BadObjects = field(init=False)
     # Objects in the pages of the current list; None for those that are not used.
     _listed: dict[NamespacedName, Object | None] = field(default_factory=dict, init=False)
     # The Services without rules in these pages.
     _unserved: dict[NamespacedName, UnservedService] = field(default_factory=dict, init=False)
     # Whether the last response refused a resource that may be absent.
     _is_absent: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        """Report problems to the store."""
+        self._bad = BadObjects(self.store.problems_changed)
 
     async def run(self) -> None:
         """Deliver changes until cancelled."""

@@ -6,6 +6,7 @@ converted here.
 """
 
 import asyncio
+import os
 import socket
 import ssl
 import time
@@ -349,5 +350,10 @@ def _unreachable(server: Server) -> Iterator[None]:
     except (aiohttp.ClientError, SourceError, OSError, ValueError) as error:  # a TimeoutError is an OSError
         # The text of aiohttp's own errors has addresses of Python objects, which differ each time.
         cause = getattr(error, "os_error", None) or getattr(error, "certificate_error", None) or error
-        message = f"{server.name}: {without_credentials(cause) or 'no response in time'}"
+        text = without_credentials(cause)
+        # asyncio's text of a connection error has a Python tuple, unlike the kernel's. OpenSSL and the resolver have error
+        # numbers of their own.
+        if isinstance(cause, OSError) and cause.errno and not isinstance(cause, ssl.SSLError | socket.gaierror):
+            text = os.strerror(cause.errno)
+        message = f"{server.name}: {text or 'no response in time'}"
         raise UnreachableError(message) from error

@@ -16,7 +16,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from pyproxy.manifests.file_changes import FileChanges, FileIndex
 from pyproxy.manifests.file_objects import FileObjects, combine
 from pyproxy.manifests.file_version import FileVersion, file_version
 from pyproxy.manifests.manifest import FileProblem, Manifest, read_manifest
-from pyproxy.model.change import Kind, ObjectChange, Replaced
+from pyproxy.model.change import Kind, ObjectChange, ProblemsChanged, Replaced
 
 __all__ = ["FileObjects", "FileProblem", "FileSource", "read_objects"]
 
@@ -71,12 +71,21 @@ class FileSource:
         path: a file, a directory, or ``-`` for standard input, which is read once like any pipe.
         poll_seconds: time between two polls; a change is found after one or two of them.
         proxy_name: see `decode_service`.
+        problems_changed: called when something is wrong with an object, or not any more.
     """
 
-    def __init__(self, path: str | Path, poll_seconds: float = POLL_SECONDS, *, proxy_name: str = "") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        poll_seconds: float = POLL_SECONDS,
+        *,
+        proxy_name: str = "",
+        problems_changed: Callable[[ProblemsChanged], None] = lambda _: None,
+    ) -> None:
         self._path = path
         self._proxy_name = proxy_name
         self._poll_seconds = poll_seconds
+        self._problems_changed = problems_changed
         self.problems: set[str] = set()
         """The problems of the files as of the last change."""
 
@@ -115,12 +124,15 @@ class FileSource:
 
     def _log(self, problems: Iterable[FileProblem], before: Iterable[FileProblem] = ()) -> None:
         # A problem is logged once, not at each change of another object. Those of `before` are judged again.
-        texts = dict.fromkeys(map(str, problems))
-        for text in texts:
-            if text not in self.problems:
-                logger.warning("%s", text)
-        self.problems.difference_update(map(str, before))
-        self.problems.update(texts)
+        texts = {str(problem): problem for problem in problems}
+        appeared = tuple(text for text in texts if text not in self.problems)
+        gone = tuple(text for text in map(str, before) if text not in texts)
+        for text in appeared:
+            logger.warning("%s: %s", texts[text].where, texts[text].error)
+        self.problems.difference_update(gone)
+        self.problems.update(appeared)
+        if appeared or gone:
+            self._problems_changed(ProblemsChanged(appeared, gone))
 
 
 class _Folder:

@@ -81,8 +81,13 @@ class FileProblem:
     """``line 14``, or ``items[3]`` if lines are not known; empty for the whole file."""
     error: DecodeError
 
+    @property
+    def where(self) -> str:
+        """Return the file, and the place in it."""
+        return f"{self.file}, {self.place}" if self.place else self.file
+
     def __str__(self) -> str:
-        return f"{self.file}, {self.place}: {self.error}" if self.place else f"{self.file}: {self.error}"
+        return f"{self.where}: {self.error}"
 
 
 class Place(NamedTuple):

@@ -67,4 +67,12 @@ class WatchState:
     """Why they do not; empty means that they do."""
 
 
-SourceEvent = ObjectChange | WatchState | RequestRecord
+@dataclass(frozen=True, slots=True)
+class ProblemsChanged:
+    """What is wrong with objects has changed; each text names the object, and the field if it is one field."""
+
+    appeared: tuple[str, ...]
+    gone: tuple[str, ...] = ()
+
+
+SourceEvent = ObjectChange | WatchState | ProblemsChanged | RequestRecord

@@ -58,18 +58,7 @@ class Metrics:
         GCCollector(registry=self.registry)
         self.registry.register(ProcCollector())
         self.rest = RestMetrics(self.registry)
-        installed = build_info()
-        build = {
-            "build_date": installed.build_date,
-            "compiler": sys.implementation.name,
-            "git_commit": installed.git_commit,
-            "git_tree_state": "",
-            "git_version": f"v1.{KUBERNETES_MINOR}.0+pyproxy-{__version__}",
-            "go_version": f"python{platform.python_version()}",
-            "major": "1",
-            "minor": str(KUBERNETES_MINOR),
-            "platform": f"{sys.platform}/{platform.machine()}",
-        }
+        build = build_labels()
         text = "Always 1; the version is that of the kube-proxy that pyproxy replaces, then a plus sign and its own version"
         Gauge("kubernetes_build_info", text, build, registry=self.registry).labels(**build).set(1)
         self._add_syncs()
@@ -310,3 +299,19 @@ class Metrics:
     def observe_drift_check(self, family: Family, seconds: float) -> None:
         """Record the duration of a comparison outside of a sync."""
         self._drift_checks.labels(family).observe(seconds)
+
+
+def build_labels() -> dict[str, str]:
+    """Return the labels of ``kubernetes_build_info``."""
+    installed = build_info()
+    return {
+        "build_date": installed.build_date,
+        "compiler": sys.implementation.name,
+        "git_commit": installed.git_commit,
+        "git_tree_state": "",
+        "git_version": f"v1.{KUBERNETES_MINOR}.0+pyproxy-{__version__}",
+        "go_version": f"python{platform.python_version()}",
+        "major": "1",
+        "minor": str(KUBERNETES_MINOR),
+        "platform": f"{sys.platform}/{platform.machine()}",
+    }

@@ -1,193 +1,155 @@
-"""The status page, for people. It works in any browser, without scripts and without further requests.
+"""The status of an agent as a page for a browser. It works without scripts and without further requests.
 
-All text that is not part of this module is escaped. The agent's loop writes to the `StatusBoard`, and the threads of
-requests read it; each value is replaced as a whole, so a request never sees half of one.
+All text that is not part of this module is escaped.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Iterable, Sequence
 from html import escape
+from urllib.parse import urlencode
 
-from pyproxy import __version__
-from pyproxy.model.address import Family
-from pyproxy.serve.pages import HttpPage
+from pyproxy.serve.agent_status import AgentStatus, ServicePage
+from pyproxy.serve.status_text import (
+    CHANGE_COLUMNS,
+    FINDING_COLUMNS,
+    NO_WATCHES,
+    QUARANTINE_COLUMNS,
+    SERVICE_COLUMNS,
+    VERDICTS,
+    WATCH_COLUMNS,
+    doctor_note,
+    duration_text,
+    facts,
+    family_rows,
+    headlines,
+    quarantine_rows,
+    services_note,
+    watch_row,
+)
 
-_MOST_ROWS = 200
-"""Maximum number of quarantined Service ports that are listed: a page of megabytes would be useless."""
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; }
-h2 { font-size: 1.1rem; margin: 2rem 0 0.5rem; }
+# All tables have the same first column. In a narrow window each row of a list becomes a block with the headings beside its
+# cells.
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; --good: #1a7f37; --warn: #9a6700; --bad: #cf222e; }
+@media (prefers-color-scheme: dark) { :root { --good: #4ac26b; --warn: #d4a72c; --bad: #ff8182; } }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 78rem; padding: 1.5rem 1.5rem 4rem; }
+h1 { font-size: 1.4rem; margin: 0 0 1rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.05rem; margin: 2.25rem 0 0.5rem; }
+h2 small { font-size: 0.85rem; font-weight: normal; opacity: 0.75; margin-left: 0.5rem; }
+.banner { border: 1px solid; border-left-width: 0.5rem; border-radius: 0.4rem; padding: 0.6rem 1rem; margin: 0 0 1.5rem; }
+.ok { color: var(--good); } .warn, .stale { color: var(--warn); } .fail, .lost { color: var(--bad); }
+.banner p { color: CanvasText; margin: 0; overflow-wrap: anywhere; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 0.25rem 1.5rem 0.25rem 0; border-bottom: 1px solid #8884; vertical-align: top; }
-td:last-child { overflow-wrap: anywhere; }
-.good { color: #1a7f37; }
-.bad { color: #cf222e; font-weight: 600; }
-@media (prefers-color-scheme: dark) { .good { color: #4ac26b; } .bad { color: #ff8182; } }
-p.note { opacity: 0.75; }
+th, td { text-align: left; padding: 0.3rem 1.25rem 0.3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th { font-weight: 600; font-size: 0.85rem; white-space: nowrap; }
+td { overflow-wrap: anywhere; min-width: 5rem; }
+td:first-child, th:first-child { width: 13rem; min-width: 13rem; }
+td:last-child, th:last-child { padding-right: 0; }
+p { margin: 0.5rem 0; }
+.note { opacity: 0.75; }
+form { display: flex; gap: 0.5rem; margin: 0.5rem 0 0.75rem; max-width: 36rem; }
+input { flex: 1; min-width: 0; } input, button { font: inherit; padding: 0.25rem 0.6rem; }
+nav a { margin-right: 1rem; }
+@media (max-width: 48rem) {
+  body { padding: 1rem 1rem 3rem; }
+  td:first-child, th:first-child { width: 9rem; min-width: 9rem; } td { min-width: 0; }
+  .list, .list tbody, .list tr, .list td { display: block; width: auto; }
+  .list .head { display: none; }
+  .list tr { border-bottom: 1px solid var(--line); padding: 0.35rem 0; }
+  .list td { border: 0; padding: 0.1rem 0; min-width: 0; }
+  .list td[data-label] { display: grid; grid-template-columns: 9rem 1fr; gap: 0.75rem; }
+  .list td[data-label]::before { content: attr(data-label); color: CanvasText; opacity: 0.7; }
+  .list td:empty, .list td[data-label]:empty { display: none; }
+  .list td:first-child:not([class]) { font-weight: 600; }
+  .list td:first-child:last-child { font-weight: inherit; }
+}
 """
+Cell = str | tuple[str, str]
+"""A text, or a class of the style and a text."""
 
 
-@dataclass(frozen=True, slots=True)
-class FamilyStatus:
-    """The status of one family."""
-
-    programmed: Mapping[str, int] = field(default_factory=dict)
-    """By kind, number of objects in the kernel."""
-    synced_at: float | None = None
-    """Time of the last successful sync, in seconds since 1970."""
-    error: str = ""
-    """Error of the last sync; empty if it succeeded."""
-    quarantined: Mapping[str, str] = field(default_factory=dict)
-    """By name of the Service port, the error with which the kernel rejected it."""
-
-
-@dataclass(frozen=True, slots=True)
-class WatchStatus:
-    """Whether objects of one kind arrive from the API server."""
-
-    reason: str
-    """Why they do not; empty if they do."""
-    since: float
-    """Start of this state, in seconds since 1970."""
-
-
-class StatusBoard:
-    """The values of the status page, which the agent sets.
-
-    Args:
-        mode: proxy mode.
-        node_name: name of the node.
-        started_at: start of the agent, in seconds since 1970.
-    """
-
-    def __init__(self, mode: str, node_name: str, started_at: float) -> None:
-        self.mode = mode
-        self.node_name = node_name
-        self.started_at = started_at
-        self.families: dict[Family, FamilyStatus] = {}
-        self.watches: dict[str, WatchStatus] = {}
-
-    def set_watch(self, kind: str, reason: str, now: float) -> None:
-        """Record why objects of a kind do not arrive; an empty reason means that they do."""
-        known = self.watches.get(kind)
-        if known is None or known.reason != reason:
-            # The time counts from the loss of the watch, even if the reason has changed since then.
-            since = known.since if known and known.reason and reason else now
-            self.watches[kind] = WatchStatus(reason, since)
-
-
-def status_page(board: StatusBoard, now: Callable[[], float]) -> HttpPage:
-    """Return the status page."""
-    families = {
-        str(family): status for family, status in sorted(dict(board.families).items(), key=lambda one: str(one[0]))
-    }
-    watches = dict(board.watches)
-    title = f"pyproxy on {board.node_name}"
+def status_page(status: AgentStatus) -> str:
+    """Return the page."""
+    title = f"pyproxy on {status.node.name}"
+    families, doctor = status.families, status.doctor
+    findings = [((each.severity, each.severity), each.text, each.evidence, each.fix) for each in doctor.findings]
+    changes = [(f"{duration_text(each.seconds)} ago", each.family, each.subject, each.text) for each in status.changes]
+    watches: list[tuple[Cell, ...]] = []
+    for watch in status.watches:
+        kind, state, heard, reason = watch_row(watch)
+        watches.append((kind, (watch.state, state), heard, reason))
     parts = [
         "<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style>",
+        f"<title>{escape(title)}</title><style>{STYLE}</style>",
         f"<h1>{escape(title)}</h1>",
-        _verdict(families, watches),
-        _facts(board, now()),
-        "<h2>In the kernel</h2>",
-        _programmed(families, now()),
-        "<h2>Quarantine</h2>",
-        _quarantine(families),
-        "<h2>API server</h2>",
-        _watches(watches, now()),
         (
-            "<p class=note>For people; what a program reads is <a href=/metrics>/metrics</a> and <a href=/configz>/configz</a>."
-            " Reload for new values.</p></html>\n"
+            f"<div class='banner {status.verdict}' role=status><b>{VERDICTS[status.verdict]}</b>"
+            + "".join(f"<p>{escape(text)}" for text in headlines(status))
+            + "</div>"
+        ),
+        table((), facts(status)),
+        "<h2>Rules</h2>",
+        table(("", *(family.family for family in families)), family_rows(families)),
+    ]
+    if quarantined := quarantine_rows(status):
+        parts.append(section("Quarantine", QUARANTINE_COLUMNS, quarantined, ""))
+    parts.append(section("API server", WATCH_COLUMNS, watches, NO_WATCHES))
+    if status.invalid_count:
+        parts.append(
+            section(
+                "Problems of input objects", (), [(text,) for text in status.invalid], "", str(status.invalid_count)
+            )
+        )
+    parts += [
+        section("Doctor", FINDING_COLUMNS, findings, "", doctor_note(doctor)),
+        _services(status.services),
+        section("Last changes", CHANGE_COLUMNS, changes, "No rule has changed since the start."),
+        (
+            "<p class=note>The same for programs: <code>curl -H 'Accept: application/json'</code>."
+            " All pages: <a href=/>/</a>. Reload for new values.</p></html>\n"
         ),
     ]
-    return HttpPage("\n".join(parts), "text/html; charset=utf-8")
+    return "\n".join(parts)
 
 
-def _verdict(families: Mapping[str, FamilyStatus], watches: Mapping[str, WatchStatus]) -> str:
-    """Return a line that lists all problems, or that states that there is none."""
-    wrong = []
-    if not families or any(status.synced_at is None for status in families.values()):
-        wrong.append("rules have not been written yet")
-    if any(status.error for status in families.values()):
-        wrong.append("the last sync failed")
-    if any(status.quarantined for status in families.values()):
-        wrong.append("Services are in quarantine")
-    if any(watch.reason for watch in watches.values()):
-        wrong.append("the API server is lost, the last good state is kept")
-    if wrong:
-        text = "; ".join(wrong)
-        return f"<p class=bad>{escape(text[0].upper() + text[1:])}.</p>"
-    return "<p class=good>The kernel has what the cluster wants.</p>"
+def section(title: str, head: Sequence[str], rows: Iterable[Sequence[Cell]], none: str, note: str = "") -> str:
+    """Return a heading with a note, and a table, or a text if it has no rows."""
+    found = list(rows)
+    small = f"<small>{escape(note)}</small>" if note else ""
+    body = table(head, found, "list") if found else f"<p>{escape(none)}</p>" if none else ""
+    return f"<h2>{escape(title)}{small}</h2>{body}"
 
 
-def _facts(board: StatusBoard, now: float) -> str:
-    rows = (
-        ("Mode", board.mode),
-        ("Version", __version__),
-        ("Up", f"{duration_text(now - board.started_at)}, since {_time_text(board.started_at)}"),
-    )
-    return _table((), rows)
-
-
-def _programmed(families: Mapping[str, FamilyStatus], now: float) -> str:
-    kinds = list(dict.fromkeys(kind for status in families.values() for kind in status.programmed))
+def _services(page: ServicePage) -> str:
     rows = [
         (
-            kind.replace("_", " ").replace(" ip", " IP"),
-            *(str(status.programmed.get(kind, 0)) for status in families.values()),
+            *(each.service, each.frontend, each.type, each.policy, each.endpoints, each.affinity),
+            ("warn" if each.is_problem else "ok", each.state),
         )
-        for kind in kinds
+        for each in page.items
     ]
-    rows += [
-        ("last good sync", *(_ago(status.synced_at, now) for status in families.values())),
-        ("last error", *(status.error or "none" for status in families.values())),
+    links = [
+        f"<a href='?{escape(urlencode({'service': page.query, 'page': number}))}#services'>{text}</a>"
+        for number, text in ((page.page - 1, "previous"), (page.page + 1, "next"))
+        if 1 <= number <= page.pages
     ]
-    return _table(("", *families), rows)
+    return (
+        f"<h2 id=services>Services<small>{escape(services_note(page))}</small></h2>"
+        "<form action='#services'><input type=search name=service aria-label='Search Services' placeholder='namespace, name or address'"
+        f" value='{escape(page.query)}'><button>Search</button></form>"
+        + (table(SERVICE_COLUMNS, rows, "list") if rows else "")
+        + (f"<nav><p>{' '.join(links)}</p></nav>" if links else "")
+    )
 
 
-def _quarantine(families: Mapping[str, FamilyStatus]) -> str:
-    rows = [
-        (family, name, why) for family, status in families.items() for name, why in sorted(status.quarantined.items())
-    ]
-    if not rows:
-        return "<p>No Service port is in quarantine.</p>"
-    more = len(rows) - _MOST_ROWS
-    note = f"<p class=note>and {more} more.</p>" if more > 0 else ""
-    return _table(("family", "Service port", "error of the kernel"), rows[:_MOST_ROWS]) + note
-
-
-def _watches(watches: Mapping[str, WatchStatus], now: float) -> str:
-    if not watches:
-        return "<p>Objects come from files, or no request was sent yet.</p>"
-    rows = [
-        (kind, "lost" if watch.reason else "watched", duration_text(now - watch.since), watch.reason)
-        for kind, watch in sorted(watches.items())
-    ]
-    return _table(("kind", "state", "for", "why"), rows)
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[Cell]], style: str = "") -> str:
     """Return a table; texts are escaped."""
-    cells = "".join(f"<th>{escape(cell)}" for cell in head)
-    lines = [f"<tr>{cells}"] if cells else []
-    lines += ["<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in rows]
-    return "<table>" + "\n".join(lines) + "</table>"
-
-
-def _ago(at: float | None, now: float) -> str:
-    return "never" if at is None else f"{duration_text(now - at)} ago ({_time_text(at)})"
-
-
-def _time_text(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-def duration_text(seconds: float) -> str:
-    """Format a duration in its two largest units."""
-    whole = max(0, int(seconds))
-    units = ((whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s"))
-    first = next((index for index, (count, _) in enumerate(units) if count), len(units) - 1)
-    return " ".join(f"{count} {unit}" for count, unit in units[first : first + 2])
+    lines = ["<tr class=head>" + "".join(f"<th>{escape(cell)}" for cell in head)] if head else []
+    for row in rows:
+        cells = ["<tr>"]
+        for number, cell in enumerate(row):
+            kind, text = cell if isinstance(cell, tuple) else ("", cell)
+            label = f" data-label='{escape(head[number])}'" if number < len(head) and (number or kind) else ""
+            cells.append(f"<td{f' class={kind}' if kind else ''}{label}>{escape(text)}")
+        lines.append("".join(cells))
+    return f"<table{f' class={style}' if style else ''}>" + "\n".join(lines) + "</table>"

@@ -12,10 +12,12 @@ from pyproxy.cli.kernel_services import ServiceRulesList
 from pyproxy.cli.plan_report import PlanDocument
 from pyproxy.cli.version import VersionDocument
 from pyproxy.plan.service_values import ServiceList
+from pyproxy.serve.agent_status import AgentStatus
 
 FOLDER = Path(__file__).parents[2] / "docs" / "schemas"
 TYPES: dict[str, type[msgspec.Struct]] = {
     "doctor-report.json": DoctorReport,
+    "agent-status.json": AgentStatus,
     "configuration-check.json": CheckDocument,
     "drift.json": DriftDocument,
     "explanation.json": ExplanationDocument,

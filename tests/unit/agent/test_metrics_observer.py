@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 from pyproxy.agent.metrics_observer import MetricsObserver
 from pyproxy.agent.reconcile import Quarantine, Reconciler
+from pyproxy.agent.status_board import StatusBoard
 from pyproxy.backends.interface import KernelCounts
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import RulesetKey
@@ -16,7 +17,6 @@ from pyproxy.model.change import Kind
 from pyproxy.model.names import NamespacedName, Protocol, ServicePortName
 from pyproxy.model.tracker import MOST_TRIGGERS
 from pyproxy.serve.metrics import Metrics
-from pyproxy.serve.statusz import StatusBoard
 
 STARTED = 1_000_000.0
 WEB, REFUSED = NamespacedName("default", "web"), NamespacedName("default", "refused")

@@ -153,3 +153,34 @@ def test_services_without_rules_are_reported(agent: TableAgent) -> None:
         ("web-1", State.INVALID, None),
         ("web-2", State.OK, SyncState.PROGRAMMED),
     ] == found
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", ["headless", "web-0", "web-1", "web-2"]),
+        (" Default/WEB-1", ["web-1"]),
+        ("web", ["web-0", "web-1", "web-2"]),
+        ("10.96.0.2", ["web-2"]),
+        ("10.96.0.77", []),
+        ("nothing", []),
+    ],
+)
+def test_services_are_found(agent: TableAgent, query: str, found: list[str]) -> None:
+    """A query finds Services by a part of the name or by an address, and says how many there are."""
+    agent.apply([Unserved(UnservedService(NamespacedName("default", "headless"), NoPacketPath.HEADLESS))])
+    reporter = ServiceReporter(agent.tracker, agent.planner, {Family.IPV4: agent.reconciler})
+
+    total, names = reporter.find(query)
+
+    assert (4, found) == (total, [name.name for name in names])
+
+
+def test_some_services_are_reported(agent: TableAgent) -> None:
+    """Only the Services that are named are reported; one that is gone is left out."""
+    names = [NamespacedName("default", name) for name in ("web-1", "gone")]
+    reporter = ServiceReporter(agent.tracker, agent.planner, {Family.IPV4: agent.reconciler})
+
+    found = asyncio.run(reporter.report(agent.node, "iptables", {Family.IPV4: None}, names))
+
+    assert ["web-1"] == [item.name for item in found.items]

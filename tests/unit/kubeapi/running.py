@@ -10,7 +10,7 @@ from typing import Any
 from pyproxy.kubeapi.access import Access, Server
 from pyproxy.kubeapi.api import ApiSource, Store, Watched
 from pyproxy.kubeapi.transport import FindAccess, Timing
-from pyproxy.model.change import Kind, Object, ObjectChange, Put, Removed, Replaced, Unserved
+from pyproxy.model.change import Kind, Object, ObjectChange, ProblemsChanged, Put, Removed, Replaced, Unserved
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -37,6 +37,8 @@ class Changes:
         self._queues: dict[Kind, asyncio.Queue[ObjectChange]] = defaultdict(asyncio.Queue)
         self.watched: dict[Kind, list[str]] = defaultdict(list)
         """For each kind the reasons why it could not be watched, or an empty one if it was, without repetition."""
+        self.problems: list[ProblemsChanged] = []
+        """Problems of objects that were reported."""
         self.exchanges: list[RequestRecord] = []
         """Requests that were made."""
 
@@ -104,7 +106,11 @@ async def running(
     """Run a source without random delays, and cancel its tasks at the end."""
     changes = Changes()
     store = Store(
-        deliver=changes.deliver, last_good=last_good, watched=changes.take_watched, requested=changes.exchanges.append
+        deliver=changes.deliver,
+        last_good=last_good,
+        watched=changes.take_watched,
+        problems_changed=changes.problems.append,
+        requested=changes.exchanges.append,
     )
     watched = Watched(node_name="node-1", service_cidrs=service_cidrs or asyncio.ensure_future(wanted()))
     source = ApiSource(find_access, watched, store, timing=timing, random=float)

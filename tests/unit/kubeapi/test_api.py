@@ -241,6 +241,29 @@ async def test_bad_object_keeps_its_last_good_version(caplog: pytest.LogCaptureF
 
 
 @in_loop
+async def test_problems_are_reported_until_they_are_gone() -> None:
+    """A problem is reported once for a version, and again when the object is valid, has another problem, or is deleted."""
+    worse, gone = service("web", "9", ports="ninety"), service("other", "10", ports=1)
+    lines = [
+        event("ADDED", BAD),
+        end_of_list("4"),
+        event("MODIFIED", worse),
+        event("ADDED", gone),
+        event("MODIFIED", WEB),
+    ]
+    async with watching(*lines, event("DELETED", gone), event("ADDED", service("last"))) as (_, changes):
+        while not (isinstance(change := await changes.next(), Put) and str(change.object.name) == "default/last"):
+            pass
+
+    shown = [(len(each.appeared), len(each.gone)) for each in changes.problems]
+    assert [(1, 0), (0, 1), (1, 0), (1, 0), (0, 1), (0, 1)] == shown
+    assert {text for each in changes.problems for text in each.appeared} == {
+        text for each in changes.problems for text in each.gone
+    }
+    assert changes.problems[0].appeared[0].startswith("Service default/web: spec.ports: ")
+
+
+@in_loop
 async def test_object_that_is_partly_bad(caplog: pytest.LogCaptureFixture) -> None:
     """An object with an invalid field is delivered without it, and the field is reported."""
     async with watching(event("ADDED", service("web", externalIPs=["10.0.0.300"])), end_of_list("4")) as (_, changes):

@@ -16,7 +16,7 @@ from pyproxy.errors import SourceError
 from pyproxy.manifests.files import FileSource
 from pyproxy.manifests.manifest import read_manifest
 from pyproxy.model.address import parse_network
-from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced
+from pyproxy.model.change import Kind, ObjectChange, ProblemsChanged, Put, Removed, Replaced
 from pyproxy.model.endpoint import EndpointSlice
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.service import Service
@@ -89,6 +89,26 @@ def test_follow(tmp_path: Path) -> None:
         assert gone("web-1", Kind.ENDPOINT_SLICE) == await follower.next()
 
     follow(tmp_path, scenario)
+
+
+def test_problems_are_reported_until_they_are_gone(tmp_path: Path) -> None:
+    """What is wrong with an object is reported when it is read, and again when it is right."""
+    reported: list[ProblemsChanged] = []
+    write(tmp_path / "a.json", service("web", "no address"))
+
+    async def run() -> None:
+        source = FileSource(tmp_path, POLL_SECONDS, problems_changed=reported.append)
+        async with aclosing(source.changes()) as changes:
+            follower = Follower(changes)
+            await follower.listed()
+            write(tmp_path / "a.json", service("web"))
+            assert Put(named("web")) == await follower.next()
+
+    asyncio.run(run())
+
+    [text] = reported[0].appeared
+    assert "Service default/web: spec.clusterIP" in text
+    assert [ProblemsChanged((text,)), ProblemsChanged((), (text,))] == reported
 
 
 def test_follow_service_cidrs(tmp_path: Path) -> None:

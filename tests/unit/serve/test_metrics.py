@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from wsgiref.types import WSGIApplication
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -22,11 +24,12 @@ from pyproxy.backends.registry import backend_class
 from pyproxy.config.config import OPTIONS, Config, ProxyMode
 from pyproxy.model.address import Family, ListenAddress
 from pyproxy.model.request_record import RequestRecord
+from pyproxy.serve.agent_status import AgentStatus, ServicePage
 from pyproxy.serve.listeners import HttpService, Listeners
 from pyproxy.serve.metrics import Metrics
-from pyproxy.serve.statusz import StatusBoard
 
 from .http_client import Answer, free_address, get
+from .status import status
 
 IPV4, IPV6 = {"ip_family": "IPv4"}, {"ip_family": "IPv6"}
 
@@ -58,7 +61,11 @@ class Served:
 def server_of(metrics: Metrics, mode: str = "iptables") -> WSGIApplication:
     """Return what answers on the port of an agent."""
     config = Config(proxy_mode=ProxyMode(mode), hostname_override="node-1", v=3)
-    return metrics_server(metrics, StatusBoard(mode, "node-1", 0.0), config)
+
+    def status_of(query: str, page: int) -> AgentStatus:
+        return replace(status(), services=ServicePage(query, 0, 0, page, 9, [], ""))
+
+    return metrics_server(metrics, status_of, config, 0.0)
 
 
 @contextmanager
@@ -252,14 +259,88 @@ def test_flags_in_effect() -> None:
     assert len(OPTIONS) == len(lines) - 2
 
 
-def test_page_for_people() -> None:
-    """/statusz is a page that may load nothing from anywhere."""
-    with served("ipvs") as server:
-        answer = server.get("/statusz")
+CSP = "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+KUBERNETES = "application/json;v=v1beta1;g=config.k8s.io;as=Statusz"
 
-    assert "text/html; charset=utf-8" == answer.headers["Content-Type"]
-    assert (
-        "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
-        == answer.headers["Content-Security-Policy"]
+
+@pytest.mark.parametrize("path", ["/", "/statusz"])
+@pytest.mark.parametrize("accept", [BROWSER, "*/*", "", "text/plain"])
+def test_page_for_people(path: str, accept: str) -> None:
+    """A browser gets a page that may load nothing from anywhere; other clients get plain text."""
+    with served("ipvs") as server:
+        answer = server.get(path, Accept=accept)
+
+    kind = "html" if accept == BROWSER else "plain"
+    assert (f"text/{kind}; charset=utf-8", CSP) == (
+        answer.headers["Content-Type"],
+        answer.headers["Content-Security-Policy"],
     )
-    assert b"pyproxy on node-1" in answer.body
+    assert b"pyproxy" in answer.body
+    assert (kind == "html") == answer.body.startswith(b"<!DOCTYPE html>")
+
+
+def test_index_lists_every_page() -> None:
+    """/ names every path, each of which answers, and nothing else."""
+    with served() as server:
+        paths = [line.split()[0] for line in server.get("/").body.decode().splitlines()[2:]]
+        statuses = {path: server.get(path).status for path in paths}
+
+    assert {"/statusz", "/metrics", "/metrics/slis", "/configz", "/flagz", "/proxyMode", "/healthz"} == set(paths)
+    assert {200} == set(statuses.values())
+
+
+def test_status_for_programs() -> None:
+    """A client that accepts JSON gets the document of the schema, with the page of Services that the query selects."""
+    with served() as server:
+        answer = server.get("/statusz?service=a%20b&page=3&x=1", Accept="application/json")
+
+    found = msgspec.json.decode(answer.body, type=AgentStatus)
+    assert ("application/json", "a b", 3) == (answer.headers["Content-Type"], found.services.query, found.services.page)
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("", ("", 1)),
+        ("?page=-1", ("", 1)),
+        ("?page=1234567", ("", 1)),
+        ("?page=%D9%A1", ("", 1)),
+        ("?page=x&service=%00%FF", ("\x00\ufffd", 1)),
+        (f"?service={'a' * 1000}", ("a" * 256, 1)),
+        (f"?{'a=1&' * 50}service=b", ("", 1)),
+        ("?service=a&service=b", ("b", 1)),
+    ],
+)
+def test_queries_that_are_no_queries(query: str, wanted: tuple[str, int]) -> None:
+    """A query without meaning is answered with the first page; its length is limited."""
+    with served() as server:
+        found = json.loads(server.get(f"/statusz{query}", Accept="application/json").body)["services"]
+
+    assert wanted == (found["query"], found["page"])
+
+
+@pytest.mark.parametrize("version", ["v1beta1", "v1alpha1"])
+def test_status_in_the_form_of_kubernetes(version: str) -> None:
+    """A client that names kube-proxy's Statusz document gets that, with its fields."""
+    with served() as server:
+        found = json.loads(server.get("/statusz", Accept=KUBERNETES.replace("v1beta1", version)).body)
+
+    names = [
+        "kind",
+        "apiVersion",
+        "metadata",
+        "startTime",
+        "uptimeSeconds",
+        "goVersion",
+        "binaryVersion",
+        "emulationVersion",
+        "paths",
+    ]
+    assert names == list(found)
+    assert ("Statusz", f"config.k8s.io/{version}", "1.37") == (
+        found["kind"],
+        found["apiVersion"],
+        found["emulationVersion"],
+    )
+    assert ["/configz", "/flagz", "/healthz", "/metrics", "/proxyMode", "/statusz"] == found["paths"]

@@ -1,15 +1,35 @@
-"""The status page for people: its content, and that all values in it are escaped."""
+"""The status as a page for a browser and as plain text: its content, and that hostile text stays text."""
+
+from __future__ import annotations
 
 from html.parser import HTMLParser
 
+import msgspec
 import pytest
+from msgspec.structs import replace
 
-from pyproxy.model.address import Family
-from pyproxy.serve.statusz import FamilyStatus, StatusBoard, duration_text, status_page
+from pyproxy.serve.agent_status import (
+    AgentStatus,
+    Change,
+    DoctorStatus,
+    EarlierRules,
+    FamilyStatus,
+    Finding,
+    NodeStatus,
+    QuarantinedPort,
+    ServicePage,
+    ServiceStatus,
+    WatchStatus,
+)
+from pyproxy.serve.status_text import duration_text, status_text
+from pyproxy.serve.statusz import status_page
 
-STARTED = 1_700_000_000.0
-NOW = STARTED + 3 * 3600 + 5 * 60
-EVIL = "<script>alert('&\"')</script>"
+from .status import status
+
+EVIL = "<script>alert('&\"')</script>\x1b[2J\u202e\nforged: line"
+IPV4 = FamilyStatus("IPv4", {"service_port": 12, "node_port": 3}, "2026-11-21T18:14:58Z", 42, "", 0, [])
+IPV6 = FamilyStatus("IPv6", {"service_port": 7, "node_port": 0}, "2026-11-21T18:14:39Z", 61, "", 0, [])
+WEB = ServiceStatus("default/web", "10.96.0.10:80/TCP", "ClusterIP", "cluster", "2/2 (1)", "-", "ok", is_problem=False)
 
 
 class Text(HTMLParser):
@@ -18,14 +38,15 @@ class Text(HTMLParser):
     def __init__(self, page: str) -> None:
         super().__init__()
         self.tags: list[str] = []
-        self.attributes: dict[str, str | None] = {}
+        self.attributes: dict[str, list[str | None]] = {}
         self.words: list[str] = []
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Take a tag."""
         self.tags.append(tag)
-        self.attributes |= dict(attrs)
+        for name, value in attrs:
+            self.attributes.setdefault(name, []).append(value)
 
     def handle_data(self, data: str) -> None:
         """Take text."""
@@ -37,81 +58,117 @@ class Text(HTMLParser):
         return " ".join(self.words)
 
 
-def board(node_name: str = "node-1") -> StatusBoard:
-    """Return the board of an agent that did not sync yet."""
-    return StatusBoard("nftables", node_name, STARTED)
-
-
-def shown(of: StatusBoard) -> Text:
-    """Return what a browser shows."""
-    page = status_page(of, lambda: NOW)
-    assert "text/html; charset=utf-8" == page.content_type
-    return Text(page.body)
+def shown(of: AgentStatus) -> tuple[str, str]:
+    """Return what a browser shows and what a terminal shows, each with single spaces."""
+    return Text(status_page(of)).text, " ".join(status_text(of).split())
 
 
 def test_an_agent_in_order() -> None:
-    """Mode, time since the start, numbers by family and kind, and the last sync are there, and that all is well."""
-    healthy = board()
-    healthy.families[Family.IPV4] = FamilyStatus({"service_port": 12, "node_port": 3}, synced_at=NOW - 42)
-    healthy.families[Family.IPV6] = FamilyStatus({"service_port": 7, "node_port": 0}, synced_at=NOW - 61)
-    healthy.set_watch("Service", "", STARTED)
-
-    text = shown(healthy).text
-
-    assert "pyproxy on node-1" in text
-    assert "The kernel has what the cluster wants." in text
-    assert "Mode nftables" in text
-    assert "Up 3 h 5 min, since 2023-11-14 22:13:20 UTC" in text
-    assert "IPv4 IPv6 service port 12 7 node port 3 0 last good sync 42 s ago" in text
-    assert "1 min 1 s ago" in text
-    assert "No Service port is in quarantine." in text
-    assert "Service watched 3 h 5 min" in text
+    """Node, mode, variant, time since the start, counts by family, the last sync and the watches are there."""
+    watch = WatchStatus("Service", "watched", 11100, 12, "")
+    for text in shown(replace(status(), families=[IPV4, IPV6], watches=[watch])):
+        assert "pyproxy on node-1" in text
+        assert "OK" in text
+        assert "The kernel has what the cluster wants." in text
+        assert "Mode iptables, iptables-nft" in text
+        assert "Node addresses 172.18.0.11, fd00:18::11 Pod CIDRs 10.244.1.0/24 Cluster CIDRs 10.244.0.0/16" in text
+        assert "Up 3 h 5 min, since 2026-11-21T15:10:40Z" in text
+        assert "IPv4 IPv6 service port 12 7 node port 3 0 quarantined 0 0 last good sync 42 s ago" in text
+        assert "1 min 1 s ago" in text
+        assert "Service watched for 3 h 5 min 12 s ago" in text
 
 
-def test_what_is_wrong_is_on_top() -> None:
-    """The first line names a failed sync, quarantine and a lost API server; the reason of each is below."""
-    broken = board()
-    broken.families[Family.IPV4] = FamilyStatus(
-        synced_at=NOW, error="no memory", quarantined={"default/web:http (TCP)": "bad port"}
+def test_problems_are_on_top() -> None:
+    """The banner has the verdict and all problems; the reason of each is below."""
+    family = replace(
+        IPV4, error="no memory", quarantined_count=1, quarantined=[QuarantinedPort("a/b (TCP)", "bad port")]
     )
-    broken.set_watch("Service", "refused", NOW - 90)
-    broken.set_watch("Service", "still refused", NOW - 1)
-
-    text = shown(broken).text
-
-    expected = "The last sync failed; Services are in quarantine; the API server is lost, the last good state is kept."
-    assert expected in text
-    assert "last error no memory" in text
-    assert "IPv4 default/web:http (TCP) bad port" in text
-    assert "Service lost 1 min 30 s still refused" in text
+    broken = replace(
+        status(),
+        verdict="fail",
+        problems=["the last IPv4 sync failed", "1 problem of input objects"],
+        families=[family],
+        watches=[WatchStatus("Service", "lost", 90, 95, "refused")],
+        invalid_count=1,
+        invalid=["Service default/typo: spec.ports[0].port: Expected int, got str"],
+        doctor=DoctorStatus("t", 5, "", 27, [Finding("forwarding", "fail", "forwarding is off", "sysctl", "set it")]),
+    )
+    for text in shown(broken):
+        assert "FAILURE" in text
+        assert "The last IPv4 sync failed. 1 problem of input objects." in text
+        assert "last error no memory" in text
+        assert "IPv4 a/b (TCP) bad port" in text
+        assert "Service lost for 1 min 30 s 1 min 35 s ago refused" in text
+        assert "Service default/typo: spec.ports[0].port: Expected int, got str" in text
+        assert "27 checks found nothing, 5 s ago." in text
+        assert "forwarding is off" in text
 
 
 def test_before_the_first_sync() -> None:
-    """An agent that waits for its objects says so."""
-    assert "Rules have not been written yet." in shown(board()).text
+    """An agent that waits for its objects says which rules are in the kernel, and how old they are."""
+    for text in shown(replace(status(), earlier_rules=EarlierRules(3, 4, "2026-11-21T18:00:00Z", 940, ""))):
+        assert "In the kernel rules of 3 Services (4 ports) of an earlier run" in text
+        assert "Last up to date 15 min 40 s ago (2026-11-21T18:00:00Z)" in text
+
+
+def test_services_and_changes() -> None:
+    """The list of Services has a search field with the query, and links to the other pages; changes have their age."""
+    page = ServicePage("web & <co>", 10_000, 120, 2, 3, [WEB], "")
+    found = replace(
+        status(), services=page, changes=[Change("t", 75, "IPv6", "default/web (TCP)", "endpoints +[fd00::1]:80")]
+    )
+    browser = Text(status_page(found))
+
+    for text in shown(found):
+        assert "120 of 10000 Services match; page 2 of 3" in text
+        assert "default/web 10.96.0.10:80/TCP ClusterIP cluster 2/2 (1) - ok" in text
+        assert "1 min 15 s ago IPv6 default/web (TCP) endpoints +[fd00::1]:80" in text
+    assert "web & <co>" in browser.attributes["value"]
+    links = {f"?service=web+%26+%3Cco%3E&page={number}#services" for number in (1, 3)}
+    assert links | {"/"} == set(browser.attributes["href"])
 
 
 def test_everything_is_escaped() -> None:
-    """Names and messages from outside are shown as text, whatever they contain; the page loads nothing."""
-    evil = board(EVIL)
-    evil.families[Family.IPV4] = FamilyStatus({EVIL: 1}, error=EVIL, quarantined={EVIL: EVIL})
-    evil.set_watch(EVIL, EVIL, NOW)
+    """Names and messages from outside are text, whatever they contain: no element, no attribute, no line, no escape code."""
+    evil = replace(
+        status(),
+        verdict="fail",
+        problems=[EVIL],
+        node=NodeStatus(EVIL, [EVIL], [EVIL], [EVIL], EVIL),
+        mode=EVIL,
+        families=[FamilyStatus(EVIL, {EVIL: 1}, EVIL, 1, EVIL, 1, [QuarantinedPort(EVIL, EVIL)])],
+        earlier_rules=EarlierRules(1, 1, EVIL, 1, EVIL),
+        watches=[WatchStatus(EVIL, "lost", 1, 1, EVIL)],
+        invalid_count=1,
+        invalid=[EVIL],
+        doctor=DoctorStatus(EVIL, 1, EVIL, 1, [Finding(EVIL, "warn", EVIL, EVIL, EVIL)]),
+        changes=[Change(EVIL, 1, EVIL, EVIL, EVIL)],
+        services=ServicePage(
+            EVIL, 1, 1, 2, 3, [ServiceStatus(EVIL, EVIL, EVIL, EVIL, EVIL, EVIL, EVIL, is_problem=True)], EVIL
+        ),
+    )
+    page, harmless = Text(status_page(evil)), Text(status_page(_with_letters(evil)))
+    text = status_text(evil)
 
-    page = shown(evil)
-
+    assert harmless.tags == page.tags
     assert not {"script", "img", "link", "iframe"} & set(page.tags)
-    assert not {"src", "onclick"} & page.attributes.keys()
-    assert 7 <= page.text.count(EVIL)
+    assert not {"src", "onclick", "onload"} & page.attributes.keys()
+    assert page.text.count("<script>alert('&\"')</script>") > 25
+    assert not [line for line in text.splitlines() if line.startswith("forged")]
+    assert all(each.isprintable() or each == "\n" for each in text)
 
 
-def test_many_in_quarantine() -> None:
-    """A page stays a page where thousands are in quarantine."""
-    many = board()
-    many.families[Family.IPV4] = FamilyStatus(quarantined={f"default/s{number}": "no" for number in range(5000)})
+def _with_letters(of: AgentStatus) -> AgentStatus:
+    """Return a status with letters instead of each hostile text."""
+    return msgspec.convert(_replaced(msgspec.to_builtins(of)), AgentStatus)
 
-    page = shown(many)
 
-    assert "and 4800 more." in page.text
+def _replaced(value: object) -> object:
+    if isinstance(value, dict):
+        return {_replaced(key): _replaced(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [*map(_replaced, value)]
+    return "abc" if value == EVIL else value
 
 
 @pytest.mark.parametrize(
