@@ -5,13 +5,15 @@ body is never read, because no page depends on one.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 from urllib.parse import unquote_to_bytes
 
 MOST_BYTES = (1 << 20) + 4096
 """Maximum size of the head: ``DefaultMaxHeaderBytes``, and what ``initialReadLimitSize`` adds to it."""
+SMALL_BYTES = 64 << 10
+"""A larger head needs permission: many of them at a time would need more memory than the agent."""
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _VERSION = re.compile(rb"HTTP/([0-9])\.([0-9])")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -59,14 +61,18 @@ class Request(NamedTuple):
     """By name in lower case; the values of repeated headers are joined by commas."""
 
 
-def read_request(lines: Lines) -> Request | None:
+def read_request(lines: Lines, may_be_large: Callable[[], bool]) -> Request | None:
     """Read the head of a request; return None if the client closed the connection before the first byte.
+
+    Args:
+        lines: has the head.
+        may_be_large: called once if the head is larger than `SMALL_BYTES`; returns whether to read on.
 
     Raises:
         Refused: it is not a valid request, or one that is not served.
         OSError: the connection broke, or the client took too long.
     """
-    budget = _Budget(lines)
+    budget = _Budget(lines, may_be_large)
     first = budget.line()
     if first is None:
         return None
@@ -102,14 +108,22 @@ def read_request(lines: Lines) -> Request | None:
 class _Budget:
     """Reads the lines of a head, and limits their total size, as net/http limits that of its reader."""
 
-    def __init__(self, lines: Lines) -> None:
+    def __init__(self, lines: Lines, may_be_large: Callable[[], bool]) -> None:
         self._lines = lines
+        self._may_be_large = may_be_large
+        self._is_large = False
         self._left = MOST_BYTES
 
     def line(self) -> bytes | None:
         """Return a line without its line end; None at the end of the stream."""
-        line = self._lines.readline(self._left)
-        self._left -= len(line)
+        line = b""
+        while not line.endswith(b"\n") and (part := self._lines.readline(min(self._left, SMALL_BYTES))):
+            line += part
+            self._left -= len(part)
+            if not self._is_large and self._left < MOST_BYTES - SMALL_BYTES:
+                self._is_large = True
+                if not self._may_be_large():
+                    raise Refused(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         if not line:
             return None
         if not line.endswith(b"\n"):

@@ -86,6 +86,16 @@ def test_head_has_no_body(addresses: list[ListenAddress], name: str) -> None:
     assert all(int(head.headers["content-length"]) > 0 for head in heads)
 
 
+@pytest.mark.parametrize("name", ["plain", "other path", "bad percent-encoding", "HEAD of another path"])
+def test_no_header_names_the_software(addresses: list[ListenAddress], name: str) -> None:
+    """No server says what it is made of: there is no Server header, and no header has the word Python."""
+    for address in addresses:
+        headers = answer(address, SHAPES[name]).headers
+
+        assert not {"server", "x-powered-by", "via"} & headers.keys()
+        assert "python" not in str(headers).lower()
+
+
 def test_early_end_of_a_request_line_is_refused_at_once(addresses: list[ListenAddress]) -> None:
     """A line that can be no request is answered while the connection is still open for more."""
     started = time.monotonic()
