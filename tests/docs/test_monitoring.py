@@ -135,7 +135,7 @@ def test_each_alert_is_explained(rule: dict[str, Any]) -> None:
     }
     meaning = re.search(r"\*\*What it means\.\*\* (.*?)\n\n", sections[anchor], re.DOTALL)
 
-    assert site == "https://pyproxy.example"
+    assert site == "https://example.com/pyproxy/docs"
     assert meaning
     assert rule["annotations"]["description"] == " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", meaning[1]).split())
     assert rule["alert"].lower() == anchor

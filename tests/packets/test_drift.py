@@ -71,7 +71,7 @@ class AgentNode:
             try:
                 wait_until(lambda: "first sync done" in self.log.read_text(), "the first sync", FIRST_SYNC_SECONDS)
                 yield
-            except AssertionError:
+            except TimeoutError:
                 print(self.log.read_text())  # pytest shows it
                 raise
             finally:
