@@ -63,6 +63,8 @@ class State:
 
     def redirected(self, port: int) -> "State":
         """Return the state after the node's own address has become the destination."""
+        # `nf_nat_redirect_ipv4`: the loopback address for a packet of the node, otherwise an address of the interface by
+        # which it came. Which addresses that interface has is not known here, so this takes one of the node.
         own = [ip for ip in self.host.ips if len(ip) == len(self.destination)]
         ip = LOOPBACK_IPS[family_of(self.destination)] if not self.in_interface or not own else min(own)
         return replace(self, destination=ip, port=port, is_translated=True, is_dnat=True)
@@ -133,10 +135,14 @@ class _Walk:
         self._chains = sorted(chains, key=lambda chain: chain.priority)
 
     def all_hooks(self, state: State) -> Iterator[Way]:
+        # The node routes its own packets before ``output``, and again after chains that change mark or destination
+        # (`ip_route_me_harder`). Therefore ``output`` is followed in two parts, with the final route between them.
         first = "prerouting" if state.packet.in_interface else "output"
         ways = self._then(self._hook(state, first, before=_REROUTE if first == "output" else _LAST), self._route)
         for verdict, end in ways:
             if verdict is Verdict.SENT:
+                # `ip_vs_nat_send_or_cont` gives the packet to ``output``, whose chains have not seen it with this
+                # destination; it is never routed to ``forward``.
                 sent = replace(end, in_interface="", out_interface=UNKNOWN_INTERFACE)
                 yield from self._then(self._hook(sent, "output"), self._leave)
             else:
@@ -144,6 +150,7 @@ class _Walk:
 
     def _route(self, state: State) -> Iterator[Way]:
         is_local = state.host.is_local(state.destination)
+        # The routing decision: what the node itself has as an address never reaches ``forward``, and the rest never ``input``.
         if state.packet.in_interface and is_local:
             return self._hook(state, "input")
         state = replace(state, out_interface=LOOPBACK_INTERFACE if is_local else UNKNOWN_INTERFACE)
@@ -151,14 +158,14 @@ class _Walk:
         return self._then(self._hook(state, hook, after=after), self._leave)
 
     def _leave(self, state: State) -> Iterator[Way]:
-        return self._then(self._hook(state, "postrouting"), self._come_back)
-
-    def _come_back(self, state: State) -> Iterator[Way]:
-        """Let a packet to the node itself enter by lo, where it is still the first packet of its connection."""
-        if state.out_interface != LOOPBACK_INTERFACE:
-            return iter([(Verdict.ACCEPT, state)])
-        state = replace(state, in_interface=LOOPBACK_INTERFACE, out_interface="")
-        return self._then(self._hook(state, "prerouting"), lambda end: self._hook(end, "input"))
+        for verdict, end in self._hook(state, "postrouting"):
+            if verdict in _ENDS or end.out_interface != LOOPBACK_INTERFACE:
+                yield verdict, end
+            else:
+                # A packet to the node itself enters by lo, where it is still the first packet of its connection. Its nat is
+                # done, so that of these hooks only the other chains still decide something.
+                entering = replace(end, in_interface=LOOPBACK_INTERFACE, out_interface="")
+                yield from self._then(self._hook(entering, "prerouting"), lambda one: self._hook(one, "input"))
 
     @staticmethod
     def _then(ways: Iterator[Way], following: Callable[[State], Iterator[Way]]) -> Iterator[Way]:
@@ -172,9 +179,19 @@ class _Walk:
         """Follow a packet through the chains of a hook with priorities between two bounds."""
         ways: Iterator[Way] = iter([(Verdict.ACCEPT, state)])
         for chain in self._chains:
+            # An accept ends one base chain only: those with higher priorities, of any table and program, still see the
+            # packet and may drop it.
             if chain.hook == hook and after < chain.priority < before:
                 ways = self._then(ways, partial(self._chain, chain))
-        return self._then(ways, partial(self._with_nat_done, hook))
+        for verdict, end in ways:
+            if verdict in _ENDS:
+                yield verdict, end
+            else:
+                # Nat is decided once for each connection and side. If no rule translated the packet, the kernel records
+                # that its addresses stay (`nf_nat_alloc_null_binding`), so no later chain can translate it.
+                is_done = end.nat_is_done or hook in {"prerouting", "output"}
+                is_source_done = end.source_nat_is_done or hook in {"input", "postrouting"}
+                yield Verdict.ACCEPT, replace(end, nat_is_done=is_done, source_nat_is_done=is_source_done)
 
     @staticmethod
     def _chain(chain: BaseChain, state: State) -> Iterator[Way]:
@@ -184,12 +201,3 @@ class _Walk:
         if chain.is_nat and (is_done or state.is_untracked or (state.is_masqueraded if is_source else state.is_dnat)):
             return iter([(Verdict.ACCEPT, state)])
         return chain.follow(state)
-
-    @staticmethod
-    def _with_nat_done(hook: str, state: State) -> Iterator[Way]:
-        match hook:
-            case "prerouting" | "output":
-                state = replace(state, nat_is_done=True)
-            case "input" | "postrouting":
-                state = replace(state, source_nat_is_done=True)
-        yield Verdict.ACCEPT, state

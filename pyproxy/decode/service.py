@@ -155,7 +155,15 @@ def _service_ports(spec: wire.ServiceSpec, service_type: str, problems: Problems
         port, wrong = _service_port(entry.name or "", entry.protocol, entry.port, entry.node_port or 0)
         if wrong:
             problems += [(f"{field}.{name}", reason) for name, reason in wrong]
-        if port is None or (ports and _is_repeated(port, ports, field, problems)):
+        if port is None:
+            continue
+        # An API server refuses a second port with the same name, or with the same number and protocol.
+        if ports and any(port.name == other.name for other in ports):
+            reason = f"{port.name} is the name of an earlier port"
+            problems.append((f"{field}.name", reason if port.name else "missing; required if there are several"))
+            continue
+        if ports and any((port.port, port.protocol) == (other.port, other.protocol) for other in ports):
+            problems.append((f"{field}.port", f"an earlier port has {port.port}/{port.protocol.name} as well"))
             continue
         ports.append(port)
         has_node_ports = service_type in NODE_PORT_TYPES
@@ -184,18 +192,6 @@ def _service_port(
     if label is None or known is None or port is None:
         return None, tuple(problems)
     return ServicePort(label, known, port, node_port or 0), tuple(problems)
-
-
-def _is_repeated(port: ServicePort, earlier: list[ServicePort], field: str, problems: Problems) -> bool:
-    # An API server refuses a second port with the same name, or with the same number and protocol.
-    if any(port.name == other.name for other in earlier):
-        reason = f"{port.name} is the name of an earlier port"
-        problems.append((f"{field}.name", reason if port.name else "missing; required if there are several"))
-        return True
-    if any((port.port, port.protocol) == (other.port, other.protocol) for other in earlier):
-        problems.append((f"{field}.port", f"an earlier port has {port.port}/{port.protocol.name} as well"))
-        return True
-    return False
 
 
 # An address of another family is valid, and kube-proxy drops it as well: a Service has no rules in a family without a

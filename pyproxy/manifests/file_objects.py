@@ -7,7 +7,6 @@ Service gets a frontend that two Services claim is decided in `plan.claims`, and
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import chain
 from operator import attrgetter
 from types import MappingProxyType
@@ -150,9 +149,13 @@ def _contested(services: Iterable[LocatedObject[Service]]) -> Iterator[FileProbl
             holder = holders.setdefault(claim, one)
             if holder is one:
                 continue
-            first, second = sorted((holder, one), key=partial(_rank, claim[0]))
-            holders[claim] = first
             ip, port, protocol = claim
+            # The order of `plan.claims`: a cluster IP first, then the older Service ("~" sorts behind any time), then by name.
+            first, second = sorted(
+                (holder, one),
+                key=lambda each: (ip not in each.object.cluster_ips, each.object.created or "~", each.object.name),
+            )
+            holders[claim] = first
             loser = second.object
             if not ip:
                 is_health_check = (port, protocol) == (loser.health_check_node_port, Protocol.TCP.name)
@@ -168,11 +171,6 @@ def _contested(services: Iterable[LocatedObject[Service]]) -> Iterator[FileProbl
             )
             error = DecodeError(subject("Service", loser.name), path, reason)
             yield FileProblem(second.file, second.place, error)
-
-
-def _rank(ip: bytes, one: LocatedObject[Service]) -> tuple[bool, str, NamespacedName]:
-    # The order of `plan.claims`: a cluster IP first, then the older Service ("~" sorts behind any time), then by name.
-    return ip not in one.object.cluster_ips, one.object.created or "~", one.object.name
 
 
 def claims(service: Service) -> Iterator[tuple[bytes, int, str]]:

@@ -59,4 +59,5 @@ class EndpointSlice(Struct, frozen=True, gc=False):
         return hash(self._compared())
 
     def _compared(self) -> tuple[object, ...]:
+        # Without the time, which serves a metric only: a version that differs in nothing else must not lead to a sync.
         return self.name, self.service, self.family, self.ports, self.endpoints

@@ -36,6 +36,7 @@ class Claims:
                 if rivals is None:
                     del self._only[claim]
                     continue
+                # Any rival may be the new winner. Which one is decided by `winner`, when all changes of this port are known.
                 rivals.discard(name)
                 affected |= rivals
                 if len(rivals) == 1:

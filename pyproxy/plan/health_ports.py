@@ -81,6 +81,8 @@ class HealthPorts:
 def _ports(service: Service | None) -> _Ports:
     if service is None:
         return _NONE
+    # The rules of a TCP node port translate packets before they reach a socket of the node, so a health check server
+    # with the same number would never be asked. Health checks are HTTP: UDP and SCTP node ports do not matter.
     node = frozenset(port.node_port for port in service.ports if port.node_port and port.protocol is Protocol.TCP)
     return _Ports(service.created, service.health_check_node_port, node)
 

@@ -88,6 +88,7 @@ class _FamilyPlanner:
     def update(
         self, name: NamespacedName, service: Service | None, slices: Iterable[EndpointSlice], node: Node
     ) -> FinalPlans:
+        # Ports of the last plan that are not in the new one, removed or renamed, are gone and give up their claims.
         before = self._ports.pop(name, ())
         requested = plan_service(service, slices, node, self._family) if service is not None else {}
         if not before and not requested:

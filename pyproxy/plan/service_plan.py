@@ -129,6 +129,7 @@ class ServicePlan(Struct, frozen=True, kw_only=True, gc=False):
         protocol = self.name.protocol
         if self.cluster_ip:
             yield Claim(self.cluster_ip, protocol, self.port)
+        # A Service may list one address in both places, or its cluster IP as an external IP; it is one frontend then.
         for ip in dict.fromkeys((*self.external_ips, *self.load_balancer_ips)):
             if ip != self.cluster_ip:
                 yield Claim(ip, protocol, self.port)
@@ -170,6 +171,7 @@ def plan_service(
     service: Service, slices: Iterable[EndpointSlice], node: Node, family: Family
 ) -> dict[ServicePortName, ServicePlan]:
     """Return the plan of every port of a Service in one family; empty if the Service does not have that family."""
+    # A node has no rules, not even for node ports, in a family that the Service does not have.
     if family not in service.families:
         return {}
     slices = tuple(slices)

@@ -77,6 +77,8 @@ class StaleFlows:
 
     def is_stale(self, flow: Flow) -> bool:
         """Return whether a UDP flow is stale."""
+        # A Service's address comes before node ports, as in the rules: an external IP may be an address of the node, with
+        # the same number as a node port.
         key = (flow.destination, flow.destination_port)
         if key in self.by_address:
             rule = self.by_address[key]
@@ -102,6 +104,8 @@ class Touched:
     def add(self, other: "Touched") -> None:
         """Add the frontends that another change touched."""
         self.addresses |= other.addresses
+        # Between two deletions of entries a client may have got one to an endpoint of any state in between, so the
+        # former endpoints add up.
         for claim, endpoints in other.former.items():
             self.former[claim] = self.former.get(claim, _NONE) | endpoints
 
@@ -138,6 +142,7 @@ class Frontends:
                     self._ips.setdefault(claim.port, set()).add(claim.ip)
                 else:
                     self._node_ports.add(claim.port)
+            # While the kernel had no rule for them, clients may have got entries without DNAT, which lead to no endpoint.
             if before is None:
                 surely.update(_claims(plan))
         # A change that leaves the serving endpoints as they were, such as one of a policy, makes no flow stale.
@@ -156,6 +161,7 @@ class Frontends:
                 continue
             touched.former.setdefault(claim, holder.serving)
             del self._holders[claim]
+            # The addresses by port are only for frontends with an address of their own; a node port has none.
             if not claim.ip:
                 self._node_ports.discard(claim.port)
                 continue

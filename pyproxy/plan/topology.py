@@ -50,9 +50,12 @@ def merge_slices(
     """
     found: dict[Endpoint, SliceEndpoint] = {}
     for endpoint_slice in slices:
+        # A dual-stack Service has slices of each address type, and an address serves clients of its own family only.
         if endpoint_slice.family is not family:
             continue
         for port in endpoint_slice.ports:
+            # The name joins the ports of Service and slice: with a named targetPort the numbers differ between pods, and
+            # pods with different numbers are in different slices.
             if port.name == port_name and port.protocol is protocol:
                 for item in endpoint_slice.endpoints:
                     endpoint = Endpoint(item.ip, port.port)
@@ -99,11 +102,15 @@ def _cluster_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint,
     ready = {endpoint: item for endpoint, item in candidates.items() if item.ready}
     first = next(iter(ready.values()), None)
     if first is None:
+        # KEP-1669: while the last pods terminate, as in a rolling update with one replica, they answer better than a
+        # rejection. Pods that are neither ready nor terminating get nothing.
         return _select(candidates, _is_draining)
     # Hints count only if all endpoints have them, so the first one decides whether to look.
     if first.node_hints or first.zone_hints:
         items = ready.values()
         node, zone = place.node_name, place.zone
+        # Node hints come from trafficDistribution PreferSameNode (KEP-3015), zone hints from PreferSameZone and from
+        # topology-aware routing (KEP-2433).
         # Node hints precede zone hints. Hints that name other nodes or zones only would leave no endpoint, so all count.
         if all(item.node_hints for item in items) and any(node in item.node_hints for item in items):
             return tuple(sorted(endpoint for endpoint, item in ready.items() if node in item.node_hints))
@@ -117,6 +124,8 @@ def _local_endpoints(candidates: _Candidates, place: Place) -> tuple[Endpoint, .
     def is_local(item: SliceEndpoint) -> bool:
         return bool(item.node_name) and item.node_name == place.node_name
 
+    # Hints do not count, because policy Local demands more than any hint. Terminating endpoints let a load balancer
+    # that has not yet noticed the failing health check finish what it sends here (KEP-1669).
     ready = _select(candidates, lambda item: item.ready and is_local(item))
     return ready or _select(candidates, lambda item: _is_draining(item) and is_local(item))
 

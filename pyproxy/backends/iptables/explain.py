@@ -148,10 +148,14 @@ class _Interpreter:
                     passed.append(one.passed_over(step))
                     continue
                 hit = one
+                # xt_statistic decides in each rule by itself: of what reaches a rule, the part that it does not take goes to the
+                # next one.
                 if rule.chance != 1:
                     passed.append(replace(one, share=one.share * (1 - rule.chance)))
                     hit = replace(one, share=one.share * rule.chance)
                 for verdict, end in self._target(rule, hit, stage, step):
+                    # A chain that was entered by goto returns to where its caller would have returned, so the rules behind the
+                    # goto are not reached.
                     if verdict is Verdict.FALL_THROUGH and rule.target != "RETURN" and not rule.is_goto:
                         passed.append(end)
                     else:
@@ -169,6 +173,8 @@ class _Interpreter:
         return rule.target in _TARGETS or rule.target in self._ruleset.chains[table]
 
     def _target(self, rule: Rule, state: State, stage: _Stage, step: Step) -> Iterator[Way]:  # noqa: C901  # a case for each target
+        # xt_recent adds the source while it evaluates the match, and the match then succeeds: it happens before the target,
+        # and whatever the target is.
         if rule.set_pin:
             seconds = self._pin_seconds.get(rule.set_pin)
             state = replace(state, pins={**state.pins, rule.set_pin: 0.0}, affinity_seconds=seconds)
@@ -183,10 +189,12 @@ class _Interpreter:
             case "ACCEPT" | "DROP" | "REJECT":
                 yield Verdict(rule.target), decided
             case "MARK":
+                # xt_mark clears the bits of the mask first, then inverts those of the value.
                 value, _, mask = rule.options["--set-xmark"].partition("/")
                 kept = ~int(mask or "0xffffffff", 16)
                 yield Verdict.FALL_THROUGH, replace(decided, mark=(state.mark & kept) ^ int(value, 16))
             case "MASQUERADE" | "SNAT":
+                # Targets of nat end the base chain as ACCEPT does, so the rules behind them do not see the connection.
                 yield Verdict.ACCEPT, replace(decided, is_masqueraded=True)
             case "CT" | "NOTRACK":
                 yield Verdict.FALL_THROUGH, replace(decided, is_untracked=True)

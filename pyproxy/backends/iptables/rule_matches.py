@@ -96,6 +96,7 @@ def parse_rule(text: str) -> Rule:
 
 def applies(rule: Rule, state: State, sets: SetLookup) -> bool | None:
     """Return whether all tests of a rule pass, or None if one that decides has no answer."""
+    # One failed test decides, whatever the tests without an answer would say.
     answers = {test(state, sets) for test in rule.tests}
     if False in answers:
         return False
@@ -129,15 +130,10 @@ def _test(name: str, value: str, *, is_inverted: bool) -> Test | None:
         test = make(value)
     except ValueError:
         return None
-    return _inverted(test) if is_inverted else test
-
-
-def _inverted(test: Test) -> Test:
-    def inverted(state: State, sets: SetLookup) -> bool | None:
-        answer = test(state, sets)
-        return None if answer is None else not answer
-
-    return inverted
+    if not is_inverted:
+        return test
+    # What is not known about a packet stays unknown when it is inverted.
+    return lambda state, sets: None if (answer := test(state, sets)) is None else not answer
 
 
 def _is_pinned(name: str, seconds: int, state: State, _: SetLookup) -> bool:
@@ -145,14 +141,9 @@ def _is_pinned(name: str, seconds: int, state: State, _: SetLookup) -> bool:
     return age is not None and (not seconds or age <= seconds)
 
 
-def _source(value: str) -> Test:
+def _address(get: Callable[[State], bytes], value: str) -> Test:
     network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state, _: state.packet.source in network
-
-
-def _destination(value: str) -> Test:
-    network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state, _: state.destination in network
+    return lambda state, _: get(state) in network
 
 
 def _protocol(value: str) -> Test:
@@ -170,6 +161,8 @@ def _ports(value: str) -> Test:
 
 
 def _states(value: str) -> Test:
+    # Only first packets are followed, so ESTABLISHED, RELATED and INVALID never match. xt_conntrack has DNAT and SNAT
+    # as states beside NEW: both can match one packet.
     wanted = set(value.split(","))
 
     def test(state: State, _: SetLookup) -> bool:
@@ -183,34 +176,26 @@ def _states(value: str) -> Test:
     return test
 
 
-def _original_destination(value: str) -> Test:
-    network = parse_network(value if "/" in value else f"{value}/{len(parse_ip(value)) * 8}")
-    return lambda state, _: state.packet.destination in network
-
-
 def _mark(value: str) -> Test:
     mark, _, mask = value.partition("/")
     number, bits = int(mark, 16), int(mask or "0xffffffff", 16)
     return lambda state, _: state.mark & bits == number
 
 
-def _source_type(value: str) -> Test:
+def _address_type(get: Callable[[State], bytes], value: str) -> Test:
     wanted = set(value.split(","))
-    return lambda state, _: state.host.address_type(state.packet.source).upper() in wanted
-
-
-def _destination_type(value: str) -> Test:
-    wanted = set(value.split(","))
-    return lambda state, _: state.host.address_type(state.destination).upper() in wanted
+    return lambda state, _: state.host.address_type(get(state)).upper() in wanted
 
 
 def _is_interface(pattern: str, name: str) -> bool | None:
+    # An unknown interface is not lo, and only the pattern of every name certainly matches it.
     if name == UNKNOWN_INTERFACE:
         return {"+": True, LOOPBACK_INTERFACE: False}.get(pattern)
     return name.startswith(pattern[:-1]) if pattern.endswith("+") else name == pattern
 
 
 def _tcp_flags(value: str) -> Test:
+    # The first packet of a TCP connection has the flag SYN and no other.
     examined, wanted = (set(words.split(",")) for words in value.split(" "))
     return lambda state, _: state.packet.protocol is Protocol.TCP and {"SYN"} & examined == wanted - {"NONE"}
 
@@ -218,10 +203,6 @@ def _tcp_flags(value: str) -> Test:
 def _set(value: str) -> Test:
     name, directions = value.split(" ")
     return lambda state, sets: sets(name, tuple(directions.split(",")), state)
-
-
-def _ipvs(_value: str) -> Test:
-    return lambda state, _: state.is_ipvs
 
 
 def _bpf(bytecode: str) -> Test:
@@ -234,8 +215,9 @@ def _bpf(bytecode: str) -> Test:
 
 
 _TESTS: dict[str, Callable[[str], Test]] = {
-    "-s": _source,
-    "-d": _destination,
+    "-s": partial(_address, lambda state: state.packet.source),
+    # After DNAT the following chains see the new destination here; ``--ctorigdst`` still has the one before it.
+    "-d": partial(_address, lambda state: state.destination),
     "-p": _protocol,
     "-i": lambda value: lambda state, _: _is_interface(value, state.in_interface),
     "-o": lambda value: lambda state, _: _is_interface(value, state.out_interface),
@@ -243,13 +225,13 @@ _TESTS: dict[str, Callable[[str], Test]] = {
     "--dports": _ports,
     "--ctstate": _states,
     "--state": _states,
-    "--ctorigdst": _original_destination,
+    "--ctorigdst": partial(_address, lambda state: state.packet.destination),
     "--mark": _mark,
-    "--src-type": _source_type,
-    "--dst-type": _destination_type,
+    "--src-type": partial(_address_type, lambda state: state.packet.source),
+    "--dst-type": partial(_address_type, lambda state: state.destination),
     "--tcp-flags": _tcp_flags,
     "--match-set": _set,
-    "--ipvs": _ipvs,
+    "--ipvs": lambda _value: lambda state, _: state.is_ipvs,
     "--bytecode": _bpf,
 }
 

@@ -65,6 +65,8 @@ class IpvsState:
 
     def host(self, host: Host) -> Host:
         """Return the node with the addresses of Services, which are local to it."""
+        # The local routes of VIPs make the kernel deliver packets for them to ``input``. Without these they would be
+        # forwarded, and IPVS schedules in ``input`` and ``output`` only.
         return Host(host.ips | self.vips)
 
 
@@ -111,6 +113,7 @@ def paths(state: IpvsState, ruleset: Ruleset, packet: Packet, host: Host) -> tup
 def _scheduled(ipvs: IpvsState, state: State) -> Iterator[Way]:
     virtual = VirtualServer(state.destination, state.packet.protocol.number, state.port)
     scheduling = ipvs.virtuals.get(virtual)
+    # IPVS marks what it has sent (`skb->ipvs_property`), and does not schedule it again in ``output``.
     if scheduling is None or state.is_ipvs:
         yield Verdict.ACCEPT, state
         return
@@ -124,6 +127,7 @@ def _scheduled(ipvs: IpvsState, state: State) -> Iterator[Way]:
         state = replace(state, affinity_entry=f"persistence template of {virtual} in /proc/net/ip_vs_conn")
         weights = {pinned: 1}
     usable = {endpoint: weight for endpoint, weight in weights.items() if weight}
+    # With no server of a weight above 0 the kernel answers with ICMP port unreachable (`ip_vs_leave`).
     if not usable:
         yield Verdict.REJECT, state.after(Step("ipvs", None, f"virtual server {virtual}", "no real server"))
         return
@@ -136,5 +140,6 @@ def _scheduled(ipvs: IpvsState, state: State) -> Iterator[Way]:
             is_translated=True,
             is_ipvs=True,
         )
+        # For a server on the node itself IPVS returns NF_ACCEPT: the packet goes on in the hook where it was scheduled.
         is_local = state.host.is_local(endpoint.ip)
         yield (Verdict.ACCEPT, sent) if is_local else (Verdict.SENT, replace(sent, out_interface=UNKNOWN_INTERFACE))

@@ -5,7 +5,7 @@ follows every branch. A rule that it cannot evaluate is skipped, and the path na
 """
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -85,6 +85,7 @@ def paths(tables: Iterable[Table], packet: Packet, host: Host) -> tuple[Path, ..
 
 def base_chains(tables: Iterable[Table], address_bytes: int) -> list[BaseChain]:
     """Return the base chains that packets pass with addresses of this length."""
+    # Tables of inet see both families. Those of bridge, arp and netdev are on other paths than that of a routed packet.
     families = {"inet", "ip" if address_bytes == len(b"IPv4") else "ip6"}
     return [
         BaseChain(chain.hook, chain.priority, chain.kind == "nat", partial(_Interpreter(table, chain).base_chain))
@@ -104,6 +105,7 @@ class _Interpreter:
 
     def base_chain(self, state: State) -> Iterator[Way]:
         for verdict, end in self._chain(state, self._base):
+            # The policy is for what falls off the end of the base chain, also by a return in it.
             if verdict is Verdict.FALL_THROUGH and self._base.policy == "drop":
                 yield Verdict.DROP, end.after(self._step(self._base.name, "policy drop"))
             else:
@@ -118,6 +120,8 @@ class _Interpreter:
             passed: list[State] = []
             for one in waiting:
                 for verdict, end, is_goto in self._rule(one, chain, text):
+                    # A chain that was entered by goto returns to where its caller would have returned: the rules behind the goto
+                    # are not reached.
                     if verdict is None or (verdict is Verdict.FALL_THROUGH and not is_goto):
                         passed.append(end)
                     else:
@@ -191,12 +195,15 @@ class _Interpreter:
         element = owner.find(branch.values)
         if element is None and owner.is_opaque:
             raise _NotEvaluatedError
+        # A look-up that finds nothing ends the rule (NFT_BREAK), as a failed comparison does; the next rule follows.
         if element is None:
             return
         state = branch.state
         if owner.is_dynamic:
             entry = f"set {owner.name} {{ {element.text} }}"
-            state = replace(state, affinity_entry=entry, affinity_seconds=owner.timeout or _timeout_of(element))
+            words = element.text.split()
+            own = seconds(words[words.index("timeout") + 1]) if not owner.timeout and "timeout" in words else None
+            state = replace(state, affinity_entry=entry, affinity_seconds=owner.timeout or own)
         is_scratch = set(owner.key) == {_SCRATCH} or (_SCRATCH in owner.key and owner.data == (_SCRATCH,))
         if owner.name not in _WITHOUT_STEP and not is_scratch:
             state = state.after(self._step(owner.name, element.text))
@@ -213,7 +220,11 @@ class _Interpreter:
                     is_equal = _is_interface(owner, branch.values)
                 if is_equal == (sign == "=="):
                     yield _Branch(end)
-            elif _compared(branch.values, sign, next(iter(owner.exact))):
+                continue
+            left, right = branch.values[0], next(iter(owner.exact))[0]
+            if not (isinstance(left, int) and isinstance(right, int)):
+                raise _NotEvaluatedError
+            if _COMPARISONS[sign](left, right):
                 yield _Branch(branch.state)
 
     def _assigned(self, state: State, name: tuple[str, ...], value: Expression, rule: _Rule) -> Iterator[_Branch]:
@@ -234,6 +245,7 @@ class _Interpreter:
                     yield _Branch(branch.state)
 
     def _translated(self, state: State, kind: str, to: Expression | None, rule: _Rule) -> Iterator[_Branch]:
+        # nft_nat, nft_masq and nft_redir set the verdict: what follows in the rule and the chain is not evaluated.
         accept = Decision("accept")
         if kind in {"snat", "masquerade"}:
             yield _Branch(replace(rule.shown(state), is_masqueraded=True), decision=accept)
@@ -262,24 +274,22 @@ class _Interpreter:
             case Literal(text):
                 yield _Branch(state, (_literal(text),))
             case Concat(parts):
-                yield from self._joined(parts, state)
+                branches = [_Branch(state)]
+                for part in parts:
+                    branches = [
+                        _Branch(one.state, (*branch.values, *one.values))
+                        for branch in branches
+                        for one in self._values(part, branch.state)
+                    ]
+                yield from branches
             case Bits():
                 yield from self._bits(value, state)
             case Chance(numbers):
+                # The numbers of numgen random are equally probable, whatever the map has for each of them.
                 for number in numbers:
                     yield _Branch(replace(state, share=state.share / len(numbers)), (number,))
             case Mapped(key, name):
                 yield from self._mapped(key, name, state)
-
-    def _joined(self, parts: Sequence[Expression], state: State) -> Iterable[_Branch]:
-        branches = [_Branch(state)]
-        for part in parts:
-            branches = [
-                _Branch(one.state, (*branch.values, *one.values))
-                for branch in branches
-                for one in self._values(part, branch.state)
-            ]
-        return branches
 
     def _mapped(self, key: Expression, name: str | NftSet, state: State) -> Iterator[_Branch]:
         for branch in self._values(key, state):
@@ -300,11 +310,6 @@ def _could_decide(statement: Statement) -> bool:
     if isinstance(statement, Unknown):
         return not _DECIDING_WORDS.isdisjoint(statement.text.split())
     return isinstance(statement, Decision | Translation | Vmap | Assignment)
-
-
-def _timeout_of(element: Element) -> int | None:
-    words = element.text.split()
-    return seconds(words[words.index("timeout") + 1]) if "timeout" in words else None
 
 
 def _literal(text: str) -> Atom:
@@ -330,13 +335,6 @@ def _destination(values: tuple[Atom, ...], port: int) -> tuple[bytes, int]:
     raise _NotEvaluatedError
 
 
-def _compared(values: tuple[Atom, ...], sign: str, other: tuple[Atom, ...]) -> bool:
-    left, right = values[0], other[0]
-    if not (isinstance(left, int) and isinstance(right, int)):
-        raise _NotEvaluatedError
-    return bool(_COMPARISONS[sign](left, right))
-
-
 _INTERFACES = frozenset(Field(name) for name, kind in KINDS.items() if kind == "ifname")
 
 
@@ -358,10 +356,6 @@ def _of_family(family: str, get: Callable[[State], bytes]) -> Callable[[State], 
     return lambda state: get(state) if len(state.packet.source) == size else None
 
 
-def _connection_status(state: State) -> str:
-    return "dnat" if state.is_dnat else "snat" if state.is_masqueraded else "none"
-
-
 _FIELDS: Mapping[tuple[str, ...], Callable[[State], Atom | None]] = {
     **{(family, "saddr"): _of_family(family, lambda state: state.packet.source) for family in _FAMILIES},
     **{(family, "daddr"): _of_family(family, lambda state: state.destination) for family in _FAMILIES},
@@ -378,7 +372,7 @@ _FIELDS: Mapping[tuple[str, ...], Callable[[State], Atom | None]] = {
     ("ct", "original", "proto-dst"): lambda state: state.packet.port,
     ("ct", "state"): lambda state: "untracked" if state.is_untracked else "new",
     ("ct", "direction"): lambda _: "original",
-    ("ct", "status"): _connection_status,
+    ("ct", "status"): lambda state: "dnat" if state.is_dnat else "snat" if state.is_masqueraded else "none",
     ("meta", "mark"): lambda state: state.mark,
     ("meta", "priority"): lambda state: state.priority,
     ("meta", "nfproto"): lambda state: "ipv4" if len(state.packet.source) == 4 else "ipv6",  # noqa: PLR2004

@@ -137,6 +137,13 @@ def parse_rule(text: str) -> tuple[Statement, ...]:
 _VERDICTS = frozenset({"accept", "drop", "reject", "return", "continue"})
 
 
+# Words with a value that may follow statements which do not decide whether a rule applies.
+_ARGUMENTS = {
+    "counter": frozenset({"packets", "bytes", "name"}),
+    "log": frozenset({"prefix", "level", "group", "flags", "snaplen", "queue-threshold"}),
+}
+
+
 class _Parser:
     def __init__(self, tokens: Sequence[str]) -> None:
         self._tokens = tokens
@@ -168,23 +175,26 @@ class _Parser:
         if token in _VERDICTS or token in {"jump", "goto"}:
             return self._decision()
         match token:
-            case "counter":
-                self._counter()
+            case "counter" | "log":
+                self._next()
+                while self._peek() in _ARGUMENTS[token]:
+                    self._at += 2
             case "comment":
                 self._at += 2
-            case "log":
-                self._log()
             case "notrack":
                 self._at += 1
                 return Assignment(("notrack",), Literal("1"))
             case "update" | "add":
-                return self._update()
+                self._next()
+                name = self._next().removeprefix("@")
+                body = self._block()
+                return Update(name, seconds(body[body.index("timeout") + 1]) if "timeout" in body else None)
             case "dnat" | "snat" | "redirect" | "masquerade":
                 return self._translation()
             case _ if self._peek(2) == "set" and token in {"meta", "ct"}:
-                name = (self._next(), self._next())
+                field = (self._next(), self._next())
                 self._next()
-                return Assignment(name, self._expression())
+                return Assignment(field, self._expression())
             case _:
                 return self._match()
         return None
@@ -197,23 +207,6 @@ class _Parser:
             while self._peek() not in {"", "comment"}:
                 self._next()
         return Decision(verdict)
-
-    def _counter(self) -> None:
-        self._next()
-        while self._peek() in {"packets", "bytes", "name"}:
-            self._at += 2
-
-    def _log(self) -> None:
-        self._next()
-        while self._peek() in {"prefix", "level", "group", "flags", "snaplen", "queue-threshold"}:
-            self._at += 2
-
-    def _update(self) -> Update:
-        self._next()
-        name = self._next().removeprefix("@")
-        body = self._block()
-        timeout = seconds(body[body.index("timeout") + 1]) if "timeout" in body else None
-        return Update(name, timeout)
 
     def _translation(self) -> Translation:
         kind = self._next()
