@@ -102,6 +102,8 @@ def by_service(dumper: Dumper, family: Family, drift: Drift) -> Iterator[Service
     """
     present = {key: value for key, (value, _) in drift.changed.items() if value is not None}
     wanted = {key: value for key, (_, value) in drift.changed.items() if value is not None}
+    # An entry with a changed value is in both listings. What was written has the names of Service ports for entries
+    # whose own name another program deleted.
     before = dumper.listing(family, present, drift.written)
     after = dumper.listing(family, wanted, drift.written)
     is_explained = False
@@ -120,6 +122,7 @@ def by_service(dumper: Dumper, family: Family, drift: Drift) -> Iterator[Service
                 unexpected,
             )
     missing, unexpected = rule_difference((*before.common, *before.last), (*after.common, *after.last))
+    # A difference that no listing shows, such as the order of rules, must still be reported.
     if missing or unexpected or not is_explained:
         users = dumper.users(family, drift.changed, {**drift.written, **present})
         yield SharedDrift(FAMILIES[family], list(map(port_text, users)), missing, unexpected)

@@ -44,6 +44,8 @@ class Host:
             return "local"
         if any(ip in network for network in _MULTICASTS):
             return "multicast"
+        # The broadcast addresses of the networks of the node need their prefix lengths, which are not known here. Only
+        # 255.255.255.255 is recognized.
         return "broadcast" if ip == b"\xff" * 4 else "unicast"
 
 

@@ -44,5 +44,6 @@ class RuleListing:
 
 def rule_difference(before: Iterable[ListedRule], after: Iterable[ListedRule]) -> tuple[list[str], list[str]]:
     """Return the rules that only the second has, and those that only the first has, each with its table."""
+    # As multisets: a second copy of a rule that belongs there once is a difference too.
     old, new = (Counter(f"{rule.table}: {rule.rule}" for rule in rules) for rules in (before, after))
     return [*(new - old).elements()], [*(old - new).elements()]

@@ -111,6 +111,7 @@ def parse_network(text: str) -> Network:
         message = f"{text!r} has no prefix length"
         raise ValueError(message)
     address, _, prefix = text.partition("/")
+    # Go's `net.ParseCIDR`, on which kube-proxy relies, returns the network without host bits too.
     network = ip_network((parse_ip(address), int(prefix)), strict=False)
     return Network(network.network_address.packed, network.prefixlen)
 

@@ -64,6 +64,7 @@ class Tracker:
 
     def orphans(self) -> tuple[EndpointSlice, ...]:
         """Return the slices of Services that do not exist."""
+        # A headless Service has slices as well, which DNS reads. It is among the unserved ones, so these are not orphans.
         missing = self._slices.keys() - self.services.keys() - self.unserved.keys()
         return tuple(each for service in sorted(missing) for each in self._slices[service])
 
@@ -138,6 +139,7 @@ class Tracker:
     def _put(self, item: Object) -> None:
         match item:
             case Service():
+                # A corrected object, or one that has a cluster IP now, is no longer without rules.
                 self.unserved.pop(item.name, None)
                 if self.services.get(item.name) != item:
                     self.services[item.name] = item

@@ -102,6 +102,8 @@ def source_range_reason(ranges: Collection[Network], source: bytes) -> Reason | 
         ranges: the source ranges of the client's family; no range admits every client.
         source: the address of the client.
     """
+    # The rules compare the address that the packet has when it reaches the node: a client behind a gateway with NAT has
+    # the address of the gateway.
     if not ranges or any(source in block for block in ranges):
         return None
     listed = ", ".join(map(str, ranges))
@@ -115,6 +117,7 @@ def source_range_reason(ranges: Collection[Network], source: bytes) -> Reason | 
 
 def no_client_reason(ranges: Collection[Network]) -> Reason | None:
     """Return why no client can use the load balancer addresses of a Service; None if some can."""
+    # Each range as a whole has to be in such a block: 0.0.0.0/0 contains them all, and admits every client.
     if not ranges or not all(
         any(one.ip in each and one.prefix >= each.prefix for each in _NO_CLIENTS) for one in ranges
     ):
@@ -130,6 +133,7 @@ def no_client_reason(ranges: Collection[Network]) -> Reason | None:
 
 def open_reason(ranges: Collection[Network], family: Family) -> Reason | None:
     """Return that source ranges do not restrict an address of a family; None if they do, or if there are none."""
+    # As in kube-proxy, each family has its own ranges only, and a family without any is open.
     if not ranges or any(each.family is family for each in ranges):
         return None
     return Reason(
@@ -286,6 +290,8 @@ def _no_local(
     word = "endpoint" if len(usable) == 1 else "endpoints"
     nodes = sorted({item.node_name for item in usable.values() if item.node_name})
     text = f"{len(usable)} {word} {'elsewhere' if nodes else 'without a nodeName'} ({_listed(usable)}), {here}"
+    # A cloud provider may give the Node another name than the host has. An agent with the wrong name finds no local
+    # endpoint, although pods of the Service run on its node.
     own = next((item for item in usable.values() if any(item.ip in block for block in node.pod_cidrs)), None)
     if not nodes:
         return Reason(code, Verdict.DROP, text, f"set nodeName of the endpoints, or {policy}: Cluster")

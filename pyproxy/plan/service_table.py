@@ -205,11 +205,15 @@ class _RowMaker:
             fix = "give one of them another address or port"
             return self._without_rules(frontend, _no_rules(ReasonCode.CLAIMED, text, fix))
         plan = self._effective
+        # External addresses are shown as clients outside the cluster find them. Pods and the node itself use all endpoints
+        # there, even with policy Local.
         is_internal = frontend.type is FrontendType.CLUSTER_IP
         verdict = plan.internal_verdict if is_internal else plan.external_verdict
         endpoints = plan.internal_endpoints if is_internal else plan.external_endpoints
         # Reasons are those of the whole Service port; the one about the other kind of traffic is left out.
         other = ReasonCode.NO_LOCAL_ENDPOINTS_EXTERNAL if is_internal else ReasonCode.NO_LOCAL_ENDPOINTS
+        # loadBalancerSourceRanges restrict load balancer IPs only, as in kube-proxy: node ports, external IPs and the
+        # cluster IP of the same Service stay open.
         is_restricted = frontend.type is FrontendType.LOAD_BALANCER_IP
         why = [each for each in self._why if each.verdict is verdict and each.code is not other]
         state = _STATES[verdict]

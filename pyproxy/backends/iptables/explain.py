@@ -62,6 +62,7 @@ def read_save(text: str) -> Ruleset:
             case ":" if table and len(words) > 1:
                 chain, policy = words[0][1:], words[1]
                 chains[table].setdefault(chain, [])
+                # Chains that a user created have no policy, which iptables-save writes as "-".
                 if policy != "-":
                     policies[table, chain] = policy
             case "-" if table and words[0] == "-A" and len(words) > 2:  # noqa: PLR2004  # -A CHAIN RULE
@@ -164,6 +165,8 @@ class _Interpreter:
         yield from ((Verdict.FALL_THROUGH, one) for one in waiting)
 
     def _is_target(self, table: str, rule: Rule) -> bool:
+        # A target that is not known here may accept, drop or translate, so its rule counts as not evaluated. CT has helpers
+        # and zones as well, which change how a connection is tracked.
         if rule.target == "CT":
             return "--notrack" in rule.options
         if rule.target == "REDIRECT":

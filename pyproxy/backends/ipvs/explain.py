@@ -54,6 +54,7 @@ class IpvsState:
         ip = state.destination if directions[0] == "dst" else state.packet.source
         key: tuple[object, ...] = (ip,) if len(directions) == 1 else (ip, state.packet.protocol.number, state.port)
         found = members.get(key)
+        # Only members with source ranges have networks, which are compared with the source.
         if found is None or not found[1]:
             return found is not None
         return any(state.packet.source in network for network in found[1])
@@ -132,6 +133,8 @@ def _scheduled(ipvs: IpvsState, state: State) -> Iterator[Way]:
         yield Verdict.REJECT, state.after(Step("ipvs", None, f"virtual server {virtual}", "no real server"))
         return
     for endpoint, weight in usable.items():
+        # Each scheduler counts as if it drew by weight: how far round robin has got, and which server has the fewest
+        # connections, changes with every connection.
         sent = replace(
             state.after(Step("ipvs", None, f"real server {endpoint}", f"weight {weight}")),
             share=state.share * weight / sum(usable.values()),
