@@ -101,6 +101,7 @@ def _listed(
                 text = f"-A {_virtual_text(key)} -s {value.scheduler}{persistence}{hash_port}"
                 yield owners.get(key), ListedRule(IPVS, str(key), text)
             case RealServer(), int():
+                # The method is always NAT (-m), the only one with which an endpoint may have another port than its Service.
                 text = f"-a {_virtual_text(key.virtual)} -r {key.endpoint} -m -w {value}"
                 if state := states.get(key):
                     text += f"{REMARK}{state.active} active, {state.inactive} inactive connections"
@@ -112,6 +113,7 @@ def _listed(
                     ListedRule(ROUTE, "local", f"local {ip_text(key.ip)} dev kube-ipvs0 proto static{source}"),
                 )
             case Member(), str():
+                # A member of the set of VIPs has an address only.
                 virtual = VirtualServer(key.ip, key.protocol, key.port)
                 owner = owners.get(virtual) if key.port else by_ip.get(key.ip)
                 yield owner, ListedRule(IPSET, prefix + key.set, f"add {prefix}{_member_text(key, value)}")

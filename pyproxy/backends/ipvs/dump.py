@@ -90,6 +90,7 @@ class IpvsDumper:
         listings = []
         for family in Family:
             entries, states = read_entries(family)
+            # A node may have no iptables program for IPv6; its helper rules cannot be listed then.
             if not entries or not is_available(family, variant):
                 continue
             rules: list[ListedRule] = []

@@ -51,6 +51,7 @@ class NftablesDumper:
         settings = nftables_settings(self._config, family, context)
         entries: dict[ElementKey, Value] = desired_entries(NftablesProgram(settings), plans)
         chained = {key: b"" for key in entries if key != LAYOUT and SETS[key[0]].leads_to_chains}
+        # Chains for numbers, such as counts, are part of the table, so the elements that lead to them have to be known.
         table, _, _ = table_text(family, layout_text(settings), chained).partition("add element")
         self._tables[family] = table
         return list_elements(family, entries)

@@ -143,6 +143,8 @@ class _Interpreter:
                 try:
                     results = [*self._statement(statement, branch.state, rule)]
                 except _NotEvaluatedError:
+                    # The rule may or may not apply. That matters only if it could decide something: rules that count or log are
+                    # left out of the path.
                     decides = any(map(_could_decide, statements))
                     yield None, branch.state.passed_over(rule.step) if decides else branch.state, False
                     continue
@@ -193,6 +195,7 @@ class _Interpreter:
         """Yield the set, the element for the values of a branch and the state after the look-up, if there is one."""
         owner = self._set(name)
         element = owner.find(branch.values)
+        # An element that could not be read may be the one that matches.
         if element is None and owner.is_opaque:
             raise _NotEvaluatedError
         # A look-up that finds nothing ends the rule (NFT_BREAK), as a failed comparison does; the next rule follows.
@@ -216,11 +219,13 @@ class _Interpreter:
                 is_equal, end = False, branch.state
                 for _, _, after in self._found(branch, owner):
                     is_equal, end = True, after
+                # A pattern such as "eth*" is an element that no name equals.
                 if not is_equal and value in _INTERFACES:
                     is_equal = _is_interface(owner, branch.values)
                 if is_equal == (sign == "=="):
                     yield _Branch(end)
                 continue
+            # Of the values that rules compare by order, such as marks and ports, only numbers have one here.
             left, right = branch.values[0], next(iter(owner.exact))[0]
             if not (isinstance(left, int) and isinstance(right, int)):
                 raise _NotEvaluatedError
@@ -294,6 +299,7 @@ class _Interpreter:
     def _mapped(self, key: Expression, name: str | NftSet, state: State) -> Iterator[_Branch]:
         for branch in self._values(key, state):
             for owner, element, end in self._found(branch, name):
+                # A map of endpoints has address and port as its data, which nft prints with a dot between them.
                 data = [word for word in element.data if word != "."]
                 kinds = owner.data if len(owner.data) == len(data) else ("",) * len(data)
                 yield _Branch(end, tuple(map(atom, data, kinds)))
@@ -317,6 +323,7 @@ def _literal(text: str) -> Atom:
     parts = text.split(":")
     if len(parts) == 2 and all(part and set(part) <= set("0123456789abcdef") for part in parts):  # noqa: PLR2004
         return atom(text, _SCRATCH)
+    # nft prints the priority 0 as "none" (TC_H_UNSPEC).
     return 0 if text == "none" else atom(text, "")
 
 
@@ -326,6 +333,7 @@ def _destination(values: tuple[Atom, ...], port: int) -> tuple[bytes, int]:
             return ip, port
         case (bytes() as ip, int() as number):
             return ip, number
+        # A constant destination is one word, ``10.0.0.1:80`` or ``[fd00::1]:80``.
         case (str() as text,):
             address, _, number_text = text.rpartition(":")
             try:

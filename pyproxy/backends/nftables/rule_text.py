@@ -203,6 +203,7 @@ class _Parser:
         verdict = self._next()
         if verdict in {"jump", "goto"}:
             return Decision(verdict, self._next())
+        # What follows says with which answer the packet is rejected, which makes no difference for its path.
         if verdict == "reject" and self._peek() == "with":
             while self._peek() not in {"", "comment"}:
                 self._next()
@@ -216,6 +217,7 @@ class _Parser:
         if self._peek() == "to":
             self._next()
             to = self._expression()
+        # How a source port is chosen makes no difference for the path of a first packet.
         while self._peek() in {"random", "fully-random", "persistent", ","}:
             self._next()
         return Translation(kind, to)
@@ -278,6 +280,7 @@ class _Parser:
         token = self._peek()
         if token in {"numgen", "jhash", "symhash"}:
             return self._chance()
+        # The longest name first, because another one may be its beginning.
         for length in range(_LONGEST_NAME, 0, -1):
             name = tuple(self._tokens[self._at : self._at + length])
             if name in KINDS:
@@ -288,6 +291,8 @@ class _Parser:
         return Literal(self._next())
 
     def _chance(self) -> Chance:
+        # The hash of a client that is not known is any of the numbers with the same probability, so hashes count as random
+        # numbers.
         while self._next() != "mod":
             pass
         count, first = int(self._next()), 0

@@ -120,6 +120,7 @@ class NftSet:
 
 
 def _contains(bounds: tuple[Interval, ...], key: tuple[Atom, ...]) -> bool:
+    # A field of unknown type may have numbers, addresses and words as values, which cannot be compared with each other.
     return all(
         type(first) is type(atom) and first <= atom <= last  # type: ignore[operator]  # one type
         for (first, last), atom in zip(bounds, key, strict=True)
@@ -158,6 +159,7 @@ def interval(text: str, kind: str) -> Interval:
     Raises:
         ValueError: the text is not a value of this type.
     """
+    # The catch-all element contains every value of the type.
     if text == "*":
         return (b"", b"\xff" * 16) if kind in _ADDRESSES else (0, 1 << 32)
     if "/" in text and not text.startswith('"'):
@@ -165,6 +167,7 @@ def interval(text: str, kind: str) -> Interval:
         size = len(network.ip)
         hosts = (1 << (size * 8 - network.prefix)) - 1
         return network.ip, (int.from_bytes(network.ip) | hosts).to_bytes(size)
+    # The name of an interface may have a dash, which does not make it a range.
     first_text, dash, last_text = text.partition("-")
     if dash and last_text and kind not in _WORDS and not isinstance(first := atom(first_text, kind), str):
         return first, atom(last_text, kind)
@@ -185,6 +188,7 @@ def atom(text: str, kind: str) -> Atom:
     if text.startswith('"') or kind in _WORDS:
         return text.strip('"')
     if kind == "classid":
+        # A class ID is printed as major and minor number, both hexadecimal, of 16 bits each.
         major, colon, minor = text.partition(":")
         return (int(major or "0", 16) << 16) + int(minor, 16) if colon else 0
     if text in _PROTOCOLS and kind not in _ADDRESSES:
@@ -201,6 +205,7 @@ def atom(text: str, kind: str) -> Atom:
 
 def seconds(text: str) -> int:
     """Return a time such as ``2h59m58s120ms`` in seconds."""
+    # Without the milliseconds, whose unit begins like that of minutes.
     return sum(int(number) * _SECONDS[unit] for number, unit in re.findall(r"(\d+)([dhms])(?![a-z])", text))
 
 
@@ -237,6 +242,7 @@ def read_ruleset(text: str) -> list[Table]:
     tables: dict[tuple[str, str], Table] = {}
     lines = iter(enumerate(text.splitlines(), 1))
     for number, line in lines:
+        # ``nft -a`` prints handles behind a number sign.
         words = line.partition(" #")[0].split()
         if not words or words[0].startswith("#"):
             continue
