@@ -119,6 +119,7 @@ class Agent:
         asyncio.get_running_loop().call_later(_NODE_WAIT_SECONDS, self._stop_waiting_for_node)
         try:
             async with asyncio.TaskGroup() as tasks:
+                # All tasks run in one loop, which changes from one to another at an `await` only; so no state needs a lock.
                 tasks.create_task(self._take_events(events))
                 tasks.create_task(self._sync_forever())
                 tasks.create_task(self._look_forever())
@@ -127,6 +128,7 @@ class Agent:
                 tasks.create_task(self._count_periods())
                 tasks.create_task(self._flows.run(self._node_port_networks))
         finally:
+            # If the rules are up to date, the marker gets the time of this end; the next run tells from it how old they are.
             notifications.close()
             self._mark_current()
             # If the end of the loop cancelled this task, it would also cancel asyncio's own task that connects the pipes of
@@ -208,7 +210,28 @@ class Agent:
 
     async def _sync_forever(self) -> None:
         while True:
-            await self._wait_for_work()
+            self._wake.clear()  # before the look for work, so that an event that arrives after it ends the wait below
+            # The watchdog is notified only here, between syncs, so that it expires if a sync never ends.
+            if math.isfinite(self._beat_seconds):
+                notify("WATCHDOG=1")
+            # Before both lists are complete and the Node is known, a write would cut live traffic.
+            may_write = (
+                self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE)
+                and not self._own_node.is_awaited
+                and self._backend.is_ready_for(self._own_node.node)
+            )
+            pending = any(reconciler.pending for reconciler in self._reconcilers.values())
+            if not (may_write and (pending or not self._reconcilers or self._tracker.pending or self._stale_addresses)):
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._beat_seconds):
+                        await self._wake.wait()
+                continue
+            self._health.queued()
+            self._observer.queued()
+            # Events do not end this pause: they wait for the sync in any case, and a burst of them must not keep the loop busy.
+            if (delay := self._schedule.earliest() - monotonic()) > 0:
+                await asyncio.sleep(min(delay, self._beat_seconds))
+                continue
             started = monotonic()
             self._is_syncing = True
             fine = await self._sync()
@@ -217,33 +240,6 @@ class Agent:
                 self._schedule.succeeded(started, monotonic())
             else:
                 self._schedule.failed(monotonic())
-
-    async def _wait_for_work(self) -> None:
-        """Return when a sync is due. Only this method notifies the watchdog, so that it expires if a sync never ends."""
-        while True:
-            self._wake.clear()
-            if math.isfinite(self._beat_seconds):
-                notify("WATCHDOG=1")
-            if self._has_work():
-                self._health.queued()
-                self._observer.queued()
-                delay = self._schedule.earliest() - monotonic()
-                if delay <= 0:
-                    return
-                await asyncio.sleep(min(delay, self._beat_seconds))
-            else:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._beat_seconds):
-                        await self._wake.wait()
-
-    def _has_work(self) -> bool:
-        # Before both lists are complete and the Node is known, a write would cut live traffic.
-        if not self._tracker.knows(Kind.SERVICE, Kind.ENDPOINT_SLICE) or self._own_node.is_awaited:
-            return False
-        if not self._backend.is_ready_for(self._own_node.node):
-            return False
-        pending = any(reconciler.pending for reconciler in self._reconcilers.values())
-        return pending or not self._reconcilers or self._tracker.pending or self._stale_addresses
 
     async def _sync(self) -> bool:
         if self._stale_addresses and not self._read_addresses():
@@ -255,6 +251,7 @@ class Agent:
         self._observer.planned(self._tracker.take_triggers())
         await self._plan(node)
         pending = [reconciler for reconciler in self._reconcilers.values() if reconciler.pending]
+        # Both families at the same time: while one waits for the kernel, the other computes.
         reports = await asyncio.gather(*(reconciler.sync() for reconciler in pending))
         failed: set[Family] = set()
         for reconciler, report in zip(pending, reports, strict=True):
@@ -291,6 +288,7 @@ class Agent:
         return True
 
     def _first_sync_done(self) -> None:
+        # systemd starts units that are ordered after this one once they can use Services, so READY follows the first sync.
         self._is_ready.set()
         counts = ", ".join(f"{each.port_count} {each.family}" for each in self._reconcilers.values())
         mode = self._backend.mode.value
@@ -300,6 +298,8 @@ class Agent:
         # The present objects stay alive. Without freeze a full collection would traverse all of them and block the loop.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        # Rules of other modes and proxies go last: until now they served the traffic. It is a task, because changes must not
+        # wait for the removal of many rules.
         if self._remove_stale:
             self._stale_removal = asyncio.create_task(self._run_stale_removal(self._remove_stale()))
 

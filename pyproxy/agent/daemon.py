@@ -45,6 +45,7 @@ def run(settings: ResolvedSettings) -> int:
         return asyncio.run(_prepare(config))
     if not config.manifests:
         require_api_access(config)  # before anything is changed
+    # Early: if the kernel ends the agent for lack of memory, the rules stay, but changes do not arrive any more.
     try:
         Path("/proc/self/oom_score_adj").write_text(str(config.oom_score_adj))
     except OSError as error:
@@ -82,6 +83,7 @@ async def _run(settings: ResolvedSettings) -> int:
     try:
         async with asyncio.TaskGroup() as tasks:
             # Phase 1: from here on signals and configuration files can end the agent, also while it waits for a proxy.
+            # No rule has changed yet, so an end in this phase leaves the rules of the other proxy as they are.
             tasks.create_task(shutdown.wait())
             tasks.create_task(_watch_configuration(settings, shutdown))
             await wait_for_running_proxy(config)
@@ -96,7 +98,8 @@ async def _run(settings: ResolvedSettings) -> int:
             summary = startup_summary(settings, node_name, backend.mode, backend.families)
             logger.info("%s", summary, extra={"mode": backend.mode.value})
 
-            # Phase 3: serve metrics and health.
+            # Phase 3: serve metrics and health. Only now is the mode known, which names and labels of metrics depend on. It is
+            # before the first sync, so that a probe of the kubelet gets an answer while a large cluster is programmed.
             listeners = Listeners()
             health = AgentHealth(config, listeners)
             failed = shutdown.fail if config.bind_address_hard_fail else None
@@ -105,6 +108,7 @@ async def _run(settings: ResolvedSettings) -> int:
             health.serve(observer.answered, failed)
 
             # Phase 4: empty the queue, and program the kernel once both lists are complete.
+            # The control socket is last, because the answer to each of its requests needs an agent.
             agent = Agent(config, backend, node_name, tracker=tracker, observer=observer, health=health)
             if config.control_socket:
                 tasks.create_task(ControlServer(config.control_socket, partial(_answer, agent)).run())
@@ -112,6 +116,7 @@ async def _run(settings: ResolvedSettings) -> int:
     except* ShutdownRequestedError:
         pass
     finally:
+        # From here on systemd counts TimeoutStopSec, also if the agent ends by itself (sd_notify(3)).
         notify("STOPPING=1")
     return shutdown.status
 

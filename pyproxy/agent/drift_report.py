@@ -80,7 +80,14 @@ class DriftReporter:
             else:
                 name = f"rules of {few(item.used_by)}" if item.used_by else "rules that all Services need"
                 about = event_extra("Node", self._node, "RulesRepaired", "ProgramRules")
-            logger.warning("%s: %s: changed by another program, repaired: %s", family, name, _text(item), extra=about)
+            # The first rule of each kind shows what the other program did; all rules of a flushed table would fill the log.
+            parts = [
+                f"{what} {rules[0]}" + (f" and {len(rules) - 1} more" if len(rules) > 1 else "")
+                for what, rules in (("missing", item.missing), ("unexpected", item.unexpected))
+                if rules
+            ]
+            text = "; ".join(parts) or "rules in another order"
+            logger.warning("%s: %s: changed by another program, repaired: %s", family, name, text, extra=about)
         if len(found) > _MOST_LINES:
             about = event_extra("Node", self._node, "RulesRepaired", "ProgramRules")
             rest = len(found) - _MOST_LINES
@@ -90,13 +97,3 @@ class DriftReporter:
                 rest,
                 extra=about,
             )
-
-
-def _text(item: ServiceDrift | SharedDrift) -> str:
-    """Return the first rule of each kind, and how many more there are."""
-    parts = [
-        f"{what} {rules[0]}" + (f" and {len(rules) - 1} more" if len(rules) > 1 else "")
-        for what, rules in (("missing", item.missing), ("unexpected", item.unexpected))
-        if rules
-    ]
-    return "; ".join(parts) or "rules in another order"

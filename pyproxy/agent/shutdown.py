@@ -37,6 +37,7 @@ class Shutdown:
         Raises:
             ShutdownRequestedError: always, so that the task group ends.
         """
+        # The error ends the group, which cancels all other tasks; none of them has to ask whether the agent is to end.
         self.status, reason = await self._reason
         logger.log(logging.ERROR if self.status else logging.INFO, "%s", reason)
         raise ShutdownRequestedError

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pyproxy import __version__
 from pyproxy.config.config import Config
 from pyproxy.config.settings import ResolvedSettings
-from pyproxy.model.change import Kind, ObjectChange, Put, Removed, Replaced, SourceEvent, WatchState
+from pyproxy.model.change import Kind, Put, Removed, Replaced, SourceEvent, WatchState
 from pyproxy.model.event import event_extra
 from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
@@ -67,21 +67,15 @@ async def follow_source(
     log_start(settings, node_name)
     source = FileSource(config.manifests, proxy_name=config.service_proxy_name, problems_changed=events.put_nowait)
     async for change in source.changes():
-        own = _without_other_nodes(change, node_name)
-        if own is not None:
-            events.put_nowait(own)
-
-
-def _without_other_nodes(change: ObjectChange, node_name: str) -> ObjectChange | None:
-    # Files have all Nodes, while the API server sends one; the tracker keeps one.
-    match change:
-        case Put(object=Node() as node):
-            return change if node.name == node_name else None
-        case Removed(kind=Kind.NODE, name=name):
-            return change if name.name == node_name else None
-        case Replaced(kind=Kind.NODE, objects=nodes):
-            return Replaced(Kind.NODE, tuple(node for node in nodes if node.name == node_name))
-    return change
+        # Files have all Nodes, while the API server sends one; the tracker keeps one.
+        match change:
+            case Put(object=Node(name=name)) | Removed(kind=Kind.NODE, name=NamespacedName(name=name)):
+                if name == node_name:
+                    events.put_nowait(change)
+            case Replaced(kind=Kind.NODE, objects=nodes):
+                events.put_nowait(Replaced(Kind.NODE, tuple(node for node in nodes if node.name == node_name)))
+            case _:
+                events.put_nowait(change)
 
 
 async def _follow_api(

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from pyproxy.config.config import Config, ProxyMode
+from pyproxy.config.config import ProxyMode
 from pyproxy.config.grammar import write_list
 from pyproxy.config.settings import ResolvedSettings
 from pyproxy.model.address import Family, ip_text
@@ -24,27 +24,24 @@ def startup_summary(settings: ResolvedSettings, node_name: str, mode: ProxyMode,
     addresses = "the Node object's"
     if any(config.bind_address):
         addresses = f"{ip_text(config.bind_address)} ({settings.origin('bind_address')}), else {addresses}"
+    # The most frequent mistake of a new cluster is a missing or wrong --cluster-cidr, so the line says what it means.
+    by_option = {
+        DetectLocalMode.CLUSTER_CIDR: ("cluster_cidr", write_list(config.cluster_cidr)),
+        DetectLocalMode.BRIDGE_INTERFACE: ("pod_bridge_interface", config.pod_bridge_interface),
+        DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod_interface_name_prefix", config.pod_interface_name_prefix),
+    }
+    if config.detect_local_mode is DetectLocalMode.NODE_CIDR:
+        pods = "the Node object's podCIDRs"
+    else:
+        attribute, value = by_option[config.detect_local_mode]
+        pods = f"{value} ({settings.origin(attribute)})"
+        if not value:
+            pods = "nothing, as no --cluster-cidr is given: traffic from outside to cluster IPs is not masqueraded"
     parts = (
         f"node name {node_name} ({name_from})",
         f"node addresses {addresses}",
         "zone and podCIDRs the Node object's",
         f"{mode.value} mode ({mode_from}) for {' and '.join(map(str, families))}",
-        f"pods detected by {_pods(settings, config)}",
+        f"pods detected by {config.detect_local_mode.value} ({settings.origin('detect_local_mode')}): {pods}",
     )
     return "; ".join(parts)
-
-
-def _pods(settings: ResolvedSettings, config: Config) -> str:
-    # The most frequent mistake of a new cluster is a missing or wrong --cluster-cidr, so the line says what it means.
-    values = {
-        DetectLocalMode.CLUSTER_CIDR: ("cluster_cidr", write_list(config.cluster_cidr)),
-        DetectLocalMode.BRIDGE_INTERFACE: ("pod_bridge_interface", config.pod_bridge_interface),
-        DetectLocalMode.INTERFACE_NAME_PREFIX: ("pod_interface_name_prefix", config.pod_interface_name_prefix),
-    }
-    mode = f"{config.detect_local_mode.value} ({settings.origin('detect_local_mode')})"
-    if config.detect_local_mode is DetectLocalMode.NODE_CIDR:
-        return f"{mode}: the Node object's podCIDRs"
-    attribute, value = values[config.detect_local_mode]
-    if not value:
-        return f"{mode}: nothing, as no --cluster-cidr is given: traffic from outside to cluster IPs is not masqueraded"
-    return f"{mode}: {value} ({settings.origin(attribute)})"

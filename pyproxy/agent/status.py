@@ -18,6 +18,7 @@ from pyproxy.backends.registry import open_dumper
 from pyproxy.config.config import Config
 from pyproxy.errors import PyproxyError
 from pyproxy.model.address import Family, ip_text
+from pyproxy.model.names import ServicePortName
 from pyproxy.plan.service_values import is_problem
 from pyproxy.serve.agent_status import (
     MOST_ITEMS,
@@ -87,8 +88,7 @@ class StatusReporter:
             [*board.invalid],
         )
         problems = [
-            *_rule_problems(families, earlier),
-            *_input_problems(watches, len(invalid)),
+            *_own_problems(families, earlier, watches, len(invalid)),
             *_doctor_problems(doctor),
         ]
         is_failed = any(severity == "fail" for severity, _ in problems)
@@ -126,7 +126,13 @@ class StatusReporter:
     def _earlier_rules(self, now: float) -> EarlierRules:
         with self._lock:
             if self._earlier is None or monotonic() - self._earlier[0] > _FRESH_SECONDS:
-                self._earlier = (monotonic(), *_read_kernel(self._config))
+                # The time counts from before the read, which takes seconds if the tables are large.
+                read_at, names, reason = monotonic(), set[ServicePortName](), ""
+                try:
+                    names = {name for each in asyncio.run(open_dumper(self._config).live()) for name in each.services}
+                except (PyproxyError, OSError) as failure:
+                    reason = str(failure)
+                self._earlier = (read_at, len({name.service for name in names}), len(names), reason)
             _, services, ports, error = self._earlier
         at = self._board.current_at
         seconds = None if at is None else _age(at, now)
@@ -178,18 +184,10 @@ def _watches(board: StatusBoard, now: float) -> list[WatchStatus]:
     return found
 
 
-def _read_kernel(config: Config) -> tuple[int, int, str]:
-    """Return the numbers of Services and of Service ports that have rules in the kernel, and why it could not be read."""
-    try:
-        listings = asyncio.run(open_dumper(config).live())
-    except (PyproxyError, OSError) as error:
-        return 0, 0, str(error)
-    ports = {name for listing in listings for name in listing.services}
-    return len({name.service for name in ports}), len(ports), ""
-
-
-def _rule_problems(families: list[FamilyStatus], earlier: EarlierRules | None) -> Iterator[tuple[str, str]]:
-    """Yield severity and text of each problem of the rules."""
+def _own_problems(
+    families: list[FamilyStatus], earlier: EarlierRules | None, watches: list[WatchStatus], invalid: int
+) -> Iterator[tuple[str, str]]:
+    """Yield severity and text of each problem of the rules, of objects and of their source."""
     if earlier is not None:
         text = "this run has not written any rules yet"
         if earlier.services:
@@ -202,14 +200,11 @@ def _rule_problems(families: list[FamilyStatus], earlier: EarlierRules | None) -
             yield "fail", f"the last {family.family} sync failed"
         if family.quarantined_count:
             yield "fail", f"{counted(family.quarantined_count, 'Service port')} in quarantine ({family.family})"
-
-
-def _input_problems(watches: list[WatchStatus], invalid: int) -> Iterator[tuple[str, str]]:
-    """Yield severity and text of each problem of objects and of their source."""
+    # Only warnings: without the API server the rules keep working, and an object that is not valid has its last good version.
     if lost := [watch for watch in watches if watch.state == "lost"]:
-        age = duration_text(max(watch.seconds for watch in lost))
+        lost_for = duration_text(max(watch.seconds for watch in lost))
         kinds = ", ".join(watch.kind for watch in lost)
-        yield "warn", f"the API server is lost for {age} ({kinds}), the last good state is kept"
+        yield "warn", f"the API server is lost for {lost_for} ({kinds}), the last good state is kept"
     if stale := [watch.kind for watch in watches if watch.state == "stale"]:
         yield "warn", f"nothing arrives on the watch of {', '.join(stale)}"
     if invalid:

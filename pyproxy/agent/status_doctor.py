@@ -68,6 +68,7 @@ class DoctorRuns:
         """Return the last result. If it is old, start a run first, and wait until some seconds after its start."""
         with self._lock:
             is_fresh = self._ended_at is not None and monotonic() - self._ended_at[1] < _FRESH_SECONDS
+            # The event is cleared under the lock, so that two requests at the same time start one run.
             if not is_fresh and self._ended.is_set():
                 self._ended.clear()
                 self._patient_until = monotonic() + self._wait_seconds
@@ -81,14 +82,9 @@ class DoctorRuns:
         return msgspec.structs.replace(last, time=time_text(ended_at[0]), seconds=round(monotonic() - ended_at[1], 1))
 
     def _run(self) -> None:
-        result = self._result()
-        with self._lock:
-            self._last, self._ended_at = result, (self._clock(), monotonic())
-        self._ended.set()
-
-    def _result(self) -> DoctorStatus:
         # systemd's variables are for the agent alone.
         env = {name: text for name, text in os.environ.items() if name not in {"NOTIFY_SOCKET", "WATCHDOG_USEC"}}
+        error, findings = "", list[Finding]()
         try:
             done = subprocess.run(
                 self._command,
@@ -100,11 +96,15 @@ class DoctorRuns:
             )
             findings = msgspec.json.decode(done.stdout, type=_Report).findings
         except subprocess.TimeoutExpired:
-            return DoctorStatus(None, None, f"pyproxy doctor did not end within {_RUN_SECONDS:.0f} s", 0, [])
-        except OSError as error:
-            return DoctorStatus(None, None, f"pyproxy doctor cannot be started: {error.strerror}", 0, [])
+            error = f"pyproxy doctor did not end within {_RUN_SECONDS:.0f} s"
+        except OSError as failure:
+            error = f"pyproxy doctor cannot be started: {failure.strerror}"
         except msgspec.MsgspecError:
             lines = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-            return DoctorStatus(None, None, f"pyproxy doctor failed: {lines[-1]}", 0, [])
+            error = f"pyproxy doctor failed: {lines[-1]}"
         serious = [each for each in findings if each.severity != "ok"]
-        return DoctorStatus(None, None, "", len(findings) - len(serious), serious[:MOST_ITEMS])
+        result = DoctorStatus(None, None, error, len(findings) - len(serious), serious[:MOST_ITEMS])
+        # The lock covers the two values only: a request that came during the run waits for the event, not for the lock.
+        with self._lock:
+            self._last, self._ended_at = result, (self._clock(), monotonic())
+        self._ended.set()

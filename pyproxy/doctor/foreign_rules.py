@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import shutil
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 
 from pyproxy.backends.iptables import chain_names as names
@@ -79,10 +79,20 @@ async def check_foreign_rules(inputs: Inputs) -> list[Finding]:
     traffic = _traffic(objects, local, is_ipvs=inputs.mode == ProxyMode.IPVS.value)
     found: dict[tuple[str, str], tuple[Rule, _Hook, list[Flow]]] = {}
     async for hook in _hooks(inputs):
+        # Interfaces by which traffic of Services can enter or leave: those with a route to an endpoint, or to pods.
+        devices: set[str] = set()
+        for family in hook.families:
+            ips = [flow.ip for flow in traffic.after if family_of(flow.ip) is family]
+            networks = [each for each in inputs.pod_networks if each.family is family]
+            devices |= {
+                route.device
+                for route in routes(family)
+                if any(ip in route.network for ip in ips) or any(route.network.ip in each for each in networks)
+            }
         table = Table(
             hook.chains,
             inputs.pod_networks,
-            _devices(inputs, hook.families, traffic),
+            devices - {"lo"},  # /proc/net/ipv6_route has a default route by it, for packets without a route
             local,
             hook.wanted,
             1 << inputs.config.iptables_masquerade_bit,
@@ -114,20 +124,6 @@ def _traffic(objects: Objects, local: Collection[bytes], *, is_ipvs: bool) -> _T
             }
     # In IPVS mode packets to Services are delivered to the node before they are translated.
     return _Traffic(tuple(before), tuple(after), (*node, *before) if is_ipvs else tuple(node))
-
-
-def _devices(inputs: Inputs, families: Iterable[Family], traffic: _Traffic) -> set[str]:
-    # Interfaces by which traffic of Services can enter or leave: those with a route to an endpoint, or to pods.
-    found: set[str] = set()
-    for family in families:
-        ips = [flow.ip for flow in traffic.after if family_of(flow.ip) is family]
-        networks = [each for each in inputs.pod_networks if each.family is family]
-        found |= {
-            route.device
-            for route in routes(family)
-            if any(ip in route.network for ip in ips) or any(route.network.ip in each for each in networks)
-        }
-    return found - {"lo"}  # /proc/net/ipv6_route has a default route by it, for packets without a route
 
 
 async def _hooks(inputs: Inputs) -> AsyncIterator[_Hook]:

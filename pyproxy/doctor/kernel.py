@@ -1,7 +1,7 @@
 """Checks of kernel settings: forwarding, reverse path filter, bridges, local ports, ARP, and features."""
 
 import asyncio
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from pyproxy.config.config import ProxyMode
@@ -35,23 +35,21 @@ async def check_forwarding(inputs: Inputs) -> list[Finding]:
     """Without forwarding the kernel drops packets to pods of this and of other nodes."""
     uses_ipv6 = any(network.family is Family.IPV6 for network in inputs.pod_networks) or inputs.node.ip(Family.IPV6)
     wanted = ["net/ipv4/ip_forward", *(["net/ipv6/conf/all/forwarding"] if uses_ipv6 else [])]
+    # In IPv4 each interface of pods and of other nodes has a setting of its own, in IPv6 only the one for all counts
+    # (`ip6_forward`).
+    if read_sysctl("net/ipv4/ip_forward"):
+        networks = [each for each in inputs.pod_networks if each.family is Family.IPV4]
+        devices = {each.device for each in routes(Family.IPV4) if not each.is_direct or _is_of(each, networks)}
+        wanted += (f"net/ipv4/conf/{device}/forwarding" for device in sorted(devices))
     return [
         fail(
             f"{_dotted(name)} is 0: packets to pods are dropped",
             f"/proc/sys/{name}",
             f"sysctl -w {_dotted(name)}=1, and a file in /etc/sysctl.d",
         )
-        for name in (*wanted, *_forwarding_of_interfaces(inputs))
+        for name in wanted
         if read_sysctl(name) == 0
     ]
-
-
-def _forwarding_of_interfaces(inputs: Inputs) -> Iterator[str]:
-    """Yield the settings of interfaces of pods, and of other nodes. In IPv6 only the one for all counts (`ip6_forward`)."""
-    if read_sysctl("net/ipv4/ip_forward"):
-        networks = [each for each in inputs.pod_networks if each.family is Family.IPV4]
-        devices = {each.device for each in routes(Family.IPV4) if not each.is_direct or _is_of(each, networks)}
-        yield from (f"net/ipv4/conf/{device}/forwarding" for device in sorted(devices))
 
 
 def _is_of(route: Route, networks: Collection[Network]) -> bool:

@@ -6,7 +6,7 @@ from pyproxy.doctor.inputs import Inputs
 from pyproxy.linux.addresses import local_addresses
 from pyproxy.linux.devices import bridges
 from pyproxy.linux.routes import route_error, routes
-from pyproxy.model.address import Family, Network, family_of, ip_text, is_loopback, parse_ip
+from pyproxy.model.address import Family, family_of, ip_text, is_loopback, parse_ip
 from pyproxy.model.node import DetectLocalMode, Node
 from pyproxy.model.suggestion import suggestion
 from pyproxy.node.own_node import ADDRESS_FIX, VIRTUALBOX_NAT
@@ -67,13 +67,13 @@ async def check_pod_detection(inputs: Inputs) -> list[Finding]:
         return []
     found = []
     names = await bridges()
+    texts = {text for each in (inputs.objects.services if inputs.objects else ()) for text in each.endpoints.addresses}
+    endpoints = [parse_ip(text.rpartition(":")[0].strip("[]")) for text in texts]
     for block in inputs.config.cluster_cidr:
         on_bridges = [each.network for each in routes(block.family) if each.is_direct and each.device in names]
-        pods = [
-            each
-            for each in (*inputs.node.pod_cidrs, *_with_endpoints(inputs, on_bridges))
-            if each.family is block.family
-        ]
+        # A bridge without endpoints of Services is not one of pods: Docker's has none.
+        used = [network for network in on_bridges if any(ip in network for ip in endpoints)]
+        pods = [each for each in (*inputs.node.pod_cidrs, *used) if each.family is block.family]
         outside = [each for each in dict.fromkeys(pods) if each.ip not in block]
         fix = "let --cluster-cidr be the range of all pods"
         if outside:
@@ -87,13 +87,6 @@ async def check_pod_detection(inputs: Inputs) -> list[Finding]:
             )
             found.append(warn(text, "status.addresses of the Node", fix))
     return found
-
-
-def _with_endpoints(inputs: Inputs, networks: list[Network]) -> list[Network]:
-    """Return the networks that have endpoints of Services; other bridges, such as Docker's, have none."""
-    texts = {text for each in (inputs.objects.services if inputs.objects else ()) for text in each.endpoints.addresses}
-    ips = [parse_ip(text.rpartition(":")[0].strip("[]")) for text in texts]
-    return [network for network in networks if any(ip in network for ip in ips)]
 
 
 async def check_routes(inputs: Inputs) -> list[Finding]:

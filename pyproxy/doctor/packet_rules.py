@@ -213,7 +213,15 @@ def _iptables_rule(line: str) -> Rule | None:
             is_negated = True
             continue
         if word in {"-j", "-g"}:
-            _set_target(rule, next(words, ""), [*words], is_goto=word == "-g")
+            # The target comes last: what follows are its options.
+            target, *options = [*words] or [""]
+            rule.effect = _TARGETS.get(target, Effect.GO_TO if word == "-g" else Effect.CALL)
+            if target == "CT":
+                rule.effect = Effect.NOTRACK if "--notrack" in options else Effect.NOTHING
+            elif rule.effect in {Effect.CALL, Effect.GO_TO}:
+                rule.target = target
+            elif rule.effect is Effect.MARK and options[:1] != ["--and-mark"] and len(options) > 1:
+                rule.mark = int(options[1].partition("/")[0], 0)
         elif word not in (_NEGATABLE if is_negated else _KNOWN):
             rule.is_certain = False
         elif not _set_condition(rule, word, next(words, ""), is_negated=is_negated):
@@ -242,16 +250,6 @@ def _set_condition(rule: Rule, option: str, value: str, *, is_negated: bool) -> 
             first, _, last = text.partition(":")
             rule.ports.append(range(int(first or 0), int(last or first) + 1))
     return True
-
-
-def _set_target(rule: Rule, target: str, options: Sequence[str], *, is_goto: bool) -> None:
-    rule.effect = _TARGETS.get(target, Effect.GO_TO if is_goto else Effect.CALL)
-    if target == "CT":
-        rule.effect = Effect.NOTRACK if "--notrack" in options else Effect.NOTHING
-    elif rule.effect in {Effect.CALL, Effect.GO_TO}:
-        rule.target = target
-    elif rule.effect is Effect.MARK and options[:1] != ["--and-mark"] and len(options) > 1:
-        rule.mark = int(options[1].partition("/")[0], 0)
 
 
 # -- nft --json

@@ -5,7 +5,7 @@ from pyproxy.doctor.finding import Finding, fail, info, require_objects, warn
 from pyproxy.doctor.inputs import Inputs
 from pyproxy.plan.reasons import ReasonCode
 from pyproxy.plan.service_table import State
-from pyproxy.plan.service_values import ServiceValues, SyncState, is_problem
+from pyproxy.plan.service_values import SyncState, is_problem
 
 # A load balancer that avoids nodes without an endpoint, or that has no address yet, is often intended.
 _INFORMATION = frozenset({ReasonCode.NO_LOCAL_ENDPOINTS_EXTERNAL, ReasonCode.LOAD_BALANCER_PENDING})
@@ -16,7 +16,7 @@ async def check_services(inputs: Inputs) -> list[Finding]:
     # Keys remove repetitions: a Service has a row for each of its frontends.
     found: dict[tuple[str, str], Finding] = {}
     for service in filter(is_problem, require_objects(inputs).services):
-        name = _name(service)
+        name = f"{shown(service.namespace)}/{shown(service.name)}"
         evidence = f"pyproxy services {name}"
         if service.sync is SyncState.QUARANTINED:
             text = f"the kernel refused a port of it: {service.sync_error}"
@@ -27,7 +27,3 @@ async def check_services(inputs: Inputs) -> list[Finding]:
             words = "may not work" if service.state is State.OK else "does not work"
             found.setdefault((name, reason.text), severity(f"{name} {words}: {reason.text}", evidence, reason.fix))
     return list(found.values())
-
-
-def _name(service: ServiceValues) -> str:
-    return f"{shown(service.namespace)}/{shown(service.name)}"

@@ -70,6 +70,7 @@ class ControlServer:
             reason = os.strerror(error.errno) if error.errno else str(error)
             logger.warning("control socket %s cannot be opened: %s", self._path, reason)
             return
+        # The path may later lead to the socket of another agent; the inode number tells whether it does.
         inode = self._path.stat().st_ino
         try:
             async with await asyncio.start_unix_server(
@@ -126,6 +127,7 @@ def _listen(path: Path) -> socket.socket:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             message = "the file exists and is not a socket"
             raise OSError(message)
+        # `connect` waits while the backlog of the other agent is full, and this runs in the loop.
         client.settimeout(1)
         try:
             client.connect(str(path))

@@ -14,7 +14,6 @@ from functools import lru_cache
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.samples import Sample
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Decimal exponents that `strconv.FormatFloat(…, 'g', -1, 64)` writes without an `e`.
@@ -40,6 +39,7 @@ def go_number(value: float) -> str:
 
 def exposition(registry: CollectorRegistry, only: Collection[str] = ()) -> str:
     """Return the metrics that have values, sorted by name: all, or those with the given names."""
+    # Prometheus does not need an order; Go's registry sorts, and a sorted page can be compared with that of kube-proxy.
     # The library leaves ``_total`` out of the name of a counter.
     families = sorted(
         (f"{metric.name}_total" if metric.type == "counter" else metric.name, metric)
@@ -53,8 +53,19 @@ def exposition(registry: CollectorRegistry, only: Collection[str] = ()) -> str:
         # Escapes of the text format: in a help \\ and \n, in the value of a label also the quote.
         help_text = metric.documentation.replace("\\", r"\\").replace("\n", r"\n")
         lines.append(f"# HELP {name} {help_text}\n# TYPE {name} {metric.type}\n")
-        # A sample has a name of its own, because a histogram consists of several series.
-        lines += (f"{sample.name}{_labels(sample)} {go_number(sample.value)}\n" for sample in metric.samples)
+        for sample in metric.samples:
+            labels: list[str] = []
+            for key, value in sorted(sample.labels.items()):
+                if key != "le":
+                    text = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+                    labels.append(f'{key}="{text}"')
+            # Go appends the bound of a bucket after the sorted labels; it is a number in Go's format.
+            if (bound := sample.labels.get("le")) is not None:
+                labels.append(f'le="{go_number(float(bound))}"')
+            # A sample has a name of its own, because a histogram consists of several series. Braces without labels are valid
+            # for Prometheus, but Go's library leaves them out.
+            listed = "{" + ",".join(labels) + "}" if labels else ""
+            lines.append(f"{sample.name}{listed} {go_number(sample.value)}\n")
     return "".join(lines)
 
 
@@ -72,15 +83,3 @@ def metrics_application(registry: CollectorRegistry, only: Collection[str] = ())
         return [body]
 
     return answer
-
-
-def _labels(sample: Sample) -> str:
-    labels: list[str] = []
-    for key, value in sorted(sample.labels.items()):
-        if key != "le":
-            text = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
-            labels.append(f'{key}="{text}"')
-    # Go appends the bound of a bucket after the sorted labels; it is a number in Go's format.
-    if (bound := sample.labels.get("le")) is not None:
-        labels.append(f'le="{go_number(float(bound))}"')
-    return "{" + ",".join(labels) + "}" if labels else ""

@@ -170,6 +170,7 @@ def health_application(health: Health, answered: Answered = lambda _path, _code:
 
     def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path, method = environ["PATH_INFO"], environ["REQUEST_METHOD"]
+        # The method does not matter for a page: kube-proxy's handlers do not look at it.
         # As in ``http.ServeMux``: an asterisk is valid for OPTIONS only, and other paths are redirected to the clean form.
         if environ["REQUEST_URI"] == "*":
             start_response(_line(HTTPStatus.BAD_REQUEST), [])
@@ -178,6 +179,7 @@ def health_application(health: Health, answered: Answered = lambda _path, _code:
             query = f"?{environ['QUERY_STRING']}" if environ["QUERY_STRING"] else ""
             return redirect(quote(clean, "/!$&'()*+,:;=@", "latin-1") + query, method, start_response)
         if path not in answers:
+            # Text and headers are those of ``http.Error``, which ends the text with a newline.
             start_response(_line(HTTPStatus.NOT_FOUND), [_TEXT, _NO_SNIFF])
             return [b"404 page not found\n"]
         is_good, body = answers[path]()

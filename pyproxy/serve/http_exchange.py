@@ -84,6 +84,7 @@ def _answer(request: Request, app: WSGIApplication) -> bytes:
         status, headers, body = "417 Expectation Failed", [], b""
     else:
         status, headers, body = _called(request, app)
+    # With a length the client can tell a whole answer from one that broke off, although the connection is closed after it.
     headers = [
         *headers,
         ("Date", formatdate(usegmt=True)),

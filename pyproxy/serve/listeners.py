@@ -201,6 +201,8 @@ class Listeners(threading.Thread):
             except OSError as error:
                 logger.debug("%s: %s", peer[0], error)
 
+        # A thread for each connection: a page may wait for the agent's loop, and must not delay the answer to a probe. Daemon
+        # threads, because an exchange in progress must not delay the end of the agent.
         try:
             threading.Thread(target=answer, daemon=True).start()
         except RuntimeError as error:  # no more threads (RLIMIT_NPROC, pids cgroup)

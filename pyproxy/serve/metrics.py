@@ -62,11 +62,10 @@ class Metrics:
         text = "Always 1; the version is that of the kube-proxy that pyproxy replaces, then a plus sign and its own version"
         Gauge("kubernetes_build_info", text, build, registry=self.registry).labels(**build).set(1)
         self._add_syncs()
-        self._add_changes()
         self._add_components()
-        self._add_failures()
         self._add_own()
         counters = (*self._failures, self._cleanup_failures, self._deleted_flows, self._repaired_entries)
+        # `rate()` of Prometheus needs two samples, so it misses the first count of a series that did not exist before.
         for family in families:
             for counter in counters:
                 if counter is not None:
@@ -93,8 +92,7 @@ class Metrics:
         self._last_queued = self._gauge(
             "sync_proxy_rules_last_queued_timestamp_seconds", "Time at which a sync was last requested"
         )
-
-    def _add_changes(self) -> None:
+        # An object is applied once for both families, so these metrics have no family label.
         self._endpoint_changes = self._counter(
             "sync_proxy_rules_endpoint_changes", "EndpointSlices that were added, changed or removed", labels=()
         )
@@ -131,8 +129,6 @@ class Metrics:
             "nftables_localhost_nodeport_listener_creation_failures",
             "Failed tries to listen on a localhost node port",
         )
-
-    def _add_failures(self) -> None:
         names = self._names
         self._failures = [self._counter(names.failures, "Changes that the kernel rejected")]
         if names.partial_failures:

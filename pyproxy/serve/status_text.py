@@ -62,14 +62,12 @@ def family_rows(families: Sequence[FamilyStatus]) -> Iterator[tuple[str, ...]]:
         name = kind.replace("_", " ").replace(" ip", " IP")
         yield (name, *(str(family.programmed.get(kind, 0)) for family in families))
     yield ("quarantined", *(str(family.quarantined_count) for family in families))
-    yield ("last good sync", *(_sync_text(family) for family in families))
+    synced = (
+        "never" if each.last_sync_seconds is None else f"{duration_text(each.last_sync_seconds)} ago ({each.last_sync})"
+        for each in families
+    )
+    yield ("last good sync", *synced)
     yield ("last error", *(family.error or "none" for family in families))
-
-
-def _sync_text(family: FamilyStatus) -> str:
-    if family.last_sync_seconds is None:
-        return "never"
-    return f"{duration_text(family.last_sync_seconds)} ago ({family.last_sync})"
 
 
 def watch_row(watch: WatchStatus) -> tuple[str, ...]:
@@ -154,7 +152,7 @@ def status_text(status: AgentStatus) -> str:
     if services.pages > 1:
         lines += ["", "/statusz?service=TEXT&page=NUMBER lists other Services: by name, namespace or address."]
     # Text of objects and of the kernel cannot add lines or move the cursor of a terminal.
-    return "\n".join(map(_printable, lines)) + "\n"
+    return "".join("".join(each if each.isprintable() else "?" for each in line) + "\n" for line in lines)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[Sequence[str]], none: str) -> list[Sequence[str]]:
@@ -170,7 +168,3 @@ def _aligned(rows: Iterable[Sequence[str]]) -> Iterator[str]:
     ]
     for row in lines:
         yield "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)).rstrip()
-
-
-def _printable(line: str) -> str:
-    return line if line.isprintable() else "".join(each if each.isprintable() else "?" for each in line)
