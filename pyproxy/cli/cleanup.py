@@ -78,8 +78,17 @@ def command(
     config = configured_settings(ctx).config
     include_kube_proxy = bool(kube_proxy)
     require_capabilities("cleanup")
-    # A dry run goes on after the refusal: its list is what the user wants to see.
-    if not force and (found := _running_proxy(config, include_kube_proxy=include_kube_proxy)):
+    found = ""
+    if not force:
+        if config.control_socket and is_agent_here(config.control_socket):
+            found = f"an agent of pyproxy is running, it listens on {config.control_socket}"
+        elif agent := asyncio.run(detect_running_agent(config)):
+            found = f"an agent of pyproxy is running, {agent}"
+        # kube-proxy is not in the way of removing our own rules: after a rollback it runs already.
+        elif include_kube_proxy and (proxy := asyncio.run(detect_running_proxy(config))):
+            found = f"a kube-proxy is running, {proxy}"
+    if found:
+        # A dry run goes on after the refusal: its list is what the user wants to see.
         message = f"{found}: it would write its rules again; stop it first, or give --force"
         if not dry_run:
             raise ProxyRunsError(message)
@@ -89,17 +98,6 @@ def command(
 
 class ProxyRunsError(PyproxyError):
     """A proxy runs on this node, and would write the removed rules again."""
-
-
-def _running_proxy(config: Config, *, include_kube_proxy: bool) -> str:
-    # kube-proxy is not in the way of removing our own rules: after a rollback it runs already.
-    if config.control_socket and is_agent_here(config.control_socket):
-        return f"an agent of pyproxy is running, it listens on {config.control_socket}"
-    if found := asyncio.run(detect_running_agent(config)):
-        return f"an agent of pyproxy is running, {found}"
-    if include_kube_proxy and (found := asyncio.run(detect_running_proxy(config))):
-        return f"a kube-proxy is running, {found}"
-    return ""
 
 
 async def remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: bool = False) -> None:

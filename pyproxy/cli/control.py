@@ -75,6 +75,7 @@ def is_agent_here(path: str) -> bool:
             pid = peer_pid(client)
     except (FileNotFoundError, ConnectionRefusedError):
         return False
+    # Something listens, although it cannot be asked. To take it for an agent is the safe error: cleanup then refuses.
     except OSError:
         return True
     with suppress(OSError):

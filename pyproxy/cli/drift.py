@@ -2,7 +2,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 
 import click
 from rich.text import Text
@@ -12,11 +11,12 @@ from pyproxy.cli.control import NoAgentError, ask
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
 from pyproxy.cli.flags import LOG_ATTRIBUTES, SETTINGS, Flag, FlagCommand, config_flags, configured_settings
 from pyproxy.cli.output import OutputFormat, console, print_document
-from pyproxy.cli.plan_report import PlanDocument, family_suffix, plural, service_port_title
+from pyproxy.cli.plan_report import family_suffix, plural, service_port_title
 from pyproxy.config.config import NODE_NAME, OPTIONS
 from pyproxy.config.grammar import one_of
 from pyproxy.plan.service_values import API_VERSION
 
+# Neither 1 nor 2, so that a script can tell drift from a failure of the command and from wrong flags.
 _DIFFERENCES = 3  # exit code
 _EXIT_CODES = "Exit codes: 0 no drift, 3 drift, 1 failed, 2 wrong flags or input."
 _SHOWN = (*RULE_ATTRIBUTES, "control_socket", *LOG_ATTRIBUTES)
@@ -49,7 +49,22 @@ def command(ctx: click.Context, /, *, output: OutputFormat | None, **flags: obje
     if config.manifests:
         from pyproxy.cli.plan_live import plan_of_kernel  # noqa: PLC0415  # libraries of the kernel's interfaces
 
-        found = _drift_of(asyncio.run(plan_of_kernel(config, with_leftovers=False)))
+        # What a sync adds is missing in the kernel, and what it removes is unexpected there.
+        plan = asyncio.run(plan_of_kernel(config, with_leftovers=False))
+        services = [
+            ServiceDrift(
+                item.namespace,
+                item.name,
+                item.port_name,
+                item.protocol,
+                item.family,
+                item.rules.added,
+                item.rules.removed,
+            )
+            for item in plan.services
+        ]
+        shared = [SharedDrift(item.family, item.used_by, item.rules.added, item.rules.removed) for item in plan.shared]
+        found = DriftDocument(API_VERSION, "Drift", plan.node, plan.mode, "objects", plan.rule_noun, services, shared)
     else:
         try:
             found = ask(config.control_socket, "drift", DriftDocument)
@@ -63,28 +78,20 @@ def command(ctx: click.Context, /, *, output: OutputFormat | None, **flags: obje
     ctx.exit(0 if found.is_empty else _DIFFERENCES)
 
 
-def _drift_of(plan: PlanDocument) -> DriftDocument:
-    # What a sync adds is missing, and what it removes is unexpected.
-    services = [
-        ServiceDrift(
-            item.namespace,
-            item.name,
-            item.port_name,
-            item.protocol,
-            item.family,
-            missing=item.rules.added,
-            unexpected=item.rules.removed,
-        )
-        for item in plan.services
-    ]
-    shared = [SharedDrift(item.family, item.used_by, item.rules.added, item.rules.removed) for item in plan.shared]
-    return DriftDocument(API_VERSION, "Drift", plan.node, plan.mode, "objects", plan.rule_noun, services, shared)
-
-
 def print_drift(found: DriftDocument) -> None:
     """Print a line for each difference, and a summary."""
     items: list[ServiceDrift | SharedDrift] = [*found.services, *found.shared]
-    rows = [row for item in items for row in _rows(item)]
+    rows: list[tuple[str, str, str]] = []
+    for item in items:
+        if isinstance(item, ServiceDrift):
+            title = service_port_title(item)
+        else:
+            title = f"shared by {few(item.used_by)}" if item.used_by else f"shared by all{family_suffix(item.family)}"
+        rows += [(title, "missing", rule) for rule in item.missing]
+        rows += [(title, "unexpected", rule) for rule in item.unexpected]
+        # The same rules in another order are drift, too: in a chain the first rule that matches decides.
+        if not (item.missing or item.unexpected):
+            rows.append((title, "reordered", ""))
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
     target = console()
     for title, kind, rule in rows:
@@ -95,14 +102,3 @@ def print_drift(found: DriftDocument) -> None:
     noun = plural(found.rule_noun)
     counts = ", ".join(f"{count} {noun if count != 1 else found.rule_noun} {kind}" for kind, count in kinds.items())
     target.print(f"Drift: {counts or 'none'}. Nothing was written.", soft_wrap=True)
-
-
-def _rows(item: ServiceDrift | SharedDrift) -> Iterator[tuple[str, str, str]]:
-    if isinstance(item, ServiceDrift):
-        title = service_port_title(item)
-    else:
-        title = f"shared by {few(item.used_by)}" if item.used_by else f"shared by all{family_suffix(item.family)}"
-    for kind, rules in (("missing", item.missing), ("unexpected", item.unexpected)):
-        yield from ((title, kind, rule) for rule in rules)
-    if not (item.missing or item.unexpected):
-        yield title, "reordered", ""

@@ -189,6 +189,7 @@ def dump_rules(config: Config, selection: Selection, output: DumpFormat) -> int:
         )
         raise ConfigError(message)
     sys.stdout.write(_formatted(shown, output, dumper))
+    # An object with a problem does not keep the rules of other objects from being shown, but a script has to notice it.
     return _WRONG_INPUT if problems else 0
 
 

@@ -34,7 +34,9 @@ from pyproxy.plan.planner import final_plans
 
 NO_SERVICE = 6
 """Exit code."""
+# From 4 on: 1 is a failure, 2 wrong input, and 3 a difference found by `plan` and `drift`.
 _EXIT_CODES = {Fate.FORWARDED: 0, Fate.REJECTED: 4, Fate.DROPPED: 5, Fate.UNCHANGED: NO_SERVICE}
+_INTERFACE_MODES = (DetectLocalMode.BRIDGE_INTERFACE, DetectLocalMode.INTERFACE_NAME_PREFIX)
 _OTHER_INTERFACE = "eth0"
 """The interface of packets from outside if pods are detected by their interface: any name that is not a pod's."""
 
@@ -104,6 +106,7 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
         ConfigError: a file or an argument cannot be used.
     """
     try:
+        # "-" is standard input, as for the files of kubectl: the rules often come from another node through ssh.
         rules = read_node_rules(sys.stdin.read() if file == "-" else Path(file).read_text())
         ips = [parse_ip(text.strip()) for text in node_ip.split(",") if text.strip()]
     except OSError as error:
@@ -117,6 +120,7 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
     client, target = names.source(source), names.destination(destination, ips)
     packet = packet_of(client, target, node, in_interface or UNKNOWN_INTERFACE)
     found = rules.interpret(packet, Host(frozenset(ips)))
+    # From the end: the last rules of a path belong to one Service, the first ones are shared by all.
     service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
     explanation = Explanation(packet, client, "", f"rules of {file}", found, service)
     return with_foreign_reason(explanation)
@@ -144,14 +148,16 @@ def explain_files(
     except NoSuchServiceError as error:
         return MissingService(str(error.name), *missing_service(error.name, objects.unserved, names.services))
     family = common_family(client, target)
-    packet = packet_of(client, target, cluster.node, in_interface or _interface(client, cluster.node, config))
-    context = NodeContext(
-        node=cluster.node,
-        local_ips=frozenset(cluster.node.ips),
-        service_cidrs=cluster.tracker.take_service_cidrs(),
-    )
+    # Without --in-interface: rules depend on the interface only if pods are detected by it.
+    arrives = in_interface or UNKNOWN_INTERFACE
+    if not in_interface and config.detect_local_mode in _INTERFACE_MODES:
+        arrives = _OTHER_INTERFACE
+        if client.kind is EndKind.POD and client.node_name in {"", cluster.node.name}:
+            is_bridge = config.detect_local_mode is DetectLocalMode.BRIDGE_INTERFACE
+            arrives = config.pod_bridge_interface if is_bridge else f"{config.pod_interface_name_prefix}0"
+    packet, host = packet_of(client, target, cluster.node, arrives), Host(frozenset(cluster.node.ips))
+    context = NodeContext(node=cluster.node, local_ips=host.ips, service_cidrs=cluster.tracker.take_service_cidrs())
     plans = final_plans(cluster.tracker, cluster.node, family)
-    host = Host(frozenset(cluster.node.ips))
     found = open_dumper(config).interpreter(family, context, plans)(packet, host)
     explanation = Explanation(packet, client, cluster.node.name, config.proxy_mode.value, found)
     return with_objects(explanation, cluster, plans.values(), objects.pods, host)
@@ -174,15 +180,3 @@ def _node_of(names: KnownNames, client: Source, destination: str) -> str:
         return names.nodes[0].name
     message = "--node: give the node that gets the packet; SRC and DST are on none, and the files have several Nodes"
     raise ConfigError(message if names.nodes else "--node: give the node that gets the packet; the files have no Node")
-
-
-def _interface(client: Source, node: Node, config: Config) -> str:
-    """Return the interface by which a packet arrives, as far as rules depend on it."""
-    is_pod_here = client.kind is EndKind.POD and client.node_name in {"", node.name}
-    match config.detect_local_mode:
-        case DetectLocalMode.BRIDGE_INTERFACE:
-            return config.pod_bridge_interface if is_pod_here else _OTHER_INTERFACE
-        case DetectLocalMode.INTERFACE_NAME_PREFIX:
-            return f"{config.pod_interface_name_prefix}0" if is_pod_here else _OTHER_INTERFACE
-        case _:
-            return UNKNOWN_INTERFACE

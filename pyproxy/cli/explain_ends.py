@@ -11,7 +11,7 @@ from pyproxy.manifests.pods import Pod
 from pyproxy.model.address import LOOPBACK_IPS, Family, family_of, ip_text, is_loopback, parse_ip
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.model.node import Node
-from pyproxy.model.service import Service, ServicePort
+from pyproxy.model.service import Service
 
 _OUTSIDE = {Family.IPV4: parse_ip("192.0.2.7"), Family.IPV6: parse_ip("2001:db8::7")}
 """The client of ``outside``; addresses for documentation (RFC 5737, RFC 3849)."""
@@ -130,15 +130,15 @@ class KnownNames:
         """
         rest, protocol = text, None
         found = _PROTOCOL.fullmatch(text)
-        if found and not self._is_service(text):
+        # A Service may be named tcp, udp or sctp: default/udp is then that Service, and not a protocol.
+        if found and NamespacedName(*text.partition("/")[::2]) not in self.services:
             rest, protocol = found["rest"], Protocol(found["protocol"].lower())
         if rest.isdigit():
             number = _number(rest)
             return Destination(_by_family(node_ips), number, protocol or self._node_port_protocol(number))
         host, port = _split(rest)
-        name = _service_name(host)
-        if name is not None:
-            return self._service(name, port, protocol)
+        if (service := self._service(host, port, protocol)) is not None:
+            return service
         if host == "localhost":
             ips: Mapping[Family, bytes] = LOOPBACK_IPS
         elif node := next((node for node in self.nodes if node.name == host), None):
@@ -157,14 +157,18 @@ class KnownNames:
         number = _number(port)
         return Destination(ips, number, protocol or self._node_port_protocol(number))
 
-    def _is_service(self, text: str) -> bool:
-        namespace, _, name = text.partition("/")
-        return NamespacedName(namespace, name) in self.services
-
-    def _service(self, name: NamespacedName, text: str, protocol: Protocol | None) -> Destination:
+    def _service(self, host: str, text: str, protocol: Protocol | None) -> Destination | None:
+        """Return the address and port of a Service; None if the text has not the form of its name."""
+        if found := _DNS_NAME.fullmatch(host):
+            name = NamespacedName(found["namespace"], found["name"])
+        elif host.count("/") == 1 and all(host.split("/")):
+            name = NamespacedName(*host.split("/"))
+        else:
+            return None
         service = self.services.get(name)
         if service is None:
             raise NoSuchServiceError(name)
+        # The cluster IPs first: the DNS name of the Service resolves to them.
         ips = service.cluster_ips or service.external_ips or service.load_balancer_ips
         if not ips:
             message = f"DST: {name} has no address; write the node port"
@@ -175,9 +179,10 @@ class KnownNames:
                 return Destination(_by_family(ips), _number(text), protocol or Protocol.TCP)
         else:
             ports = [port for port in service.ports if not text or port.name == text]
+        # Without a port of this protocol all ports stay: the packet then shows what happens to the wrong protocol.
         ports = [port for port in ports if protocol in {None, port.protocol}] or list(ports)
         if len(ports) != 1:
-            listed = ", ".join(f"{_port_text(port)}" for port in service.ports)
+            listed = ", ".join(f"{port.name or port.port}/{port.protocol.name}" for port in service.ports)
             message = f"DST: {name} has the ports {listed}; write NAMESPACE/NAME:PORT/PROTOCOL"
             raise ConfigError(message)
         return Destination(_by_family(ips), ports[0].port, protocol or ports[0].protocol)
@@ -197,13 +202,6 @@ class KnownNames:
         ports = (port for service in self.services.values() for port in service.ports if port.node_port == number)
         protocols = {port.protocol for port in ports}
         return protocols.pop() if len(protocols) == 1 else Protocol.TCP
-
-
-def _service_name(text: str) -> NamespacedName | None:
-    if found := _DNS_NAME.fullmatch(text):
-        return NamespacedName(found["namespace"], found["name"])
-    namespace, slash, name = text.partition("/")
-    return NamespacedName(namespace, name) if slash and namespace and name and "/" not in name else None
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -232,16 +230,13 @@ def _by_family(ips: Iterable[bytes]) -> dict[Family, bytes]:
     return found
 
 
-def _port_text(port: ServicePort) -> str:
-    return f"{port.name or port.port}/{port.protocol.name}"
-
-
 def common_family(source: Source, destination: Destination) -> Family:
     """Return the family of the connection.
 
     Raises:
         ConfigError: source and destination have none in common.
     """
+    # The preferred family of the destination decides, as for a client that gets both addresses from DNS.
     for family in destination.ips:
         if family in source.ips:
             return family

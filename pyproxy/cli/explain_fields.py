@@ -21,10 +21,18 @@ def step_field(step: Step, plan: ServicePlan | None, packet: Packet) -> str:
     """Return what decided a step, in the words of the API; empty for rules that are the same for every Service."""
     if step.place == "cluster-ips" and step.priority == NfIpPri.FILTER:
         return "a cluster IP without this port"
-    for place, rule, text in _FIELDS:
-        if place.search(step.place) and rule.search(step.rule):
-            return text or _frontend(plan, packet)
-    return ""
+    found = (text for place, rule, text in _FIELDS if place.search(step.place) and rule.search(step.rule))
+    text = next(found, None)
+    if text != "" or plan is None:
+        return text or ""
+    # A rule that matches a frontend does not say which field of the Service has it: the packet's destination does.
+    if packet.destination == plan.cluster_ip:
+        return "spec.clusterIP"
+    if packet.destination in plan.external_ips:
+        return "spec.externalIPs"
+    if packet.destination in plan.load_balancer_ips:
+        return "status.loadBalancer.ingress"
+    return f"spec.ports[].nodePort {plan.node_port}" if packet.port == plan.node_port else ""
 
 
 def step_service(step: Step) -> str:
@@ -36,18 +44,8 @@ def step_service(step: Step) -> str:
     return ""
 
 
-def _frontend(plan: ServicePlan | None, packet: Packet) -> str:
-    if plan is None:
-        return ""
-    if packet.destination == plan.cluster_ip:
-        return "spec.clusterIP"
-    if packet.destination in plan.external_ips:
-        return "spec.externalIPs"
-    if packet.destination in plan.load_balancer_ips:
-        return "status.loadBalancer.ingress"
-    return f"spec.ports[].nodePort {plan.node_port}" if packet.port == plan.node_port else ""
-
-
+# The first entry that matches counts, so a narrow pattern comes before a wide one. The names are those of the chains and
+# sets of pyproxy in all modes and of kube-proxy, whose rules --rules explains as well.
 _FIELDS = tuple(
     (re.compile(place), re.compile(rule), text)
     for place, rule, text in (

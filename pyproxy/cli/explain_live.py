@@ -3,6 +3,7 @@
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -102,7 +103,14 @@ async def read_live() -> Live:
     """
     rulesets: dict[Family, tuple[Ruleset, ...]] = {}
     for family in Family:
-        texts = [await _output(program(family, variant, "save")) for variant in Variant if _has_tables(family, variant)]
+        texts: list[str] = []
+        for variant in Variant:
+            has_tables = variant is Variant.NFT
+            # Listing legacy tables that do not exist creates them, so the kernel's list of their names decides.
+            with suppress(OSError):
+                has_tables = has_tables or bool(_LEGACY_TABLES[family].read_text().strip())
+            if has_tables and is_available(family, variant):
+                texts.append(await _output(program(family, variant, "save")))
         rulesets[family] = tuple(ruleset for text in texts if (ruleset := read_save(text)).chains)
     tables = read_ruleset(await _output("nft", "list", "ruleset")) if shutil.which("nft") else []
     rules = without_iptables_nft(NodeRules(rulesets, tuple(tables), pins=recent_lists()))
@@ -113,16 +121,6 @@ async def read_live() -> Live:
         rules, host = with_ipvs(rules, host)
     now = datetime.now().astimezone()
     return Live(rules, host, now.strftime("%H:%M:%S"))
-
-
-def _has_tables(family: Family, variant: Variant) -> bool:
-    """Return whether a variant is installed and has tables; listing legacy tables that do not exist creates them."""
-    if not is_available(family, variant):
-        return False
-    try:
-        return variant is Variant.NFT or bool(_LEGACY_TABLES[family].read_text().strip())
-    except OSError:
-        return False
 
 
 async def _output(*argv: str) -> str:
@@ -139,7 +137,14 @@ def recent_lists() -> dict[str, dict[bytes, float]]:
         files = {file.name: file.read_text() for file in RECENT.iterdir()}
     except OSError:
         return {}
-    now, per_second = _ticks()
+    # The entries have the kernel's time in ticks. Only root can read its present value; without it all ages are 0.
+    # No file has the number of ticks per second: it is the one that fits the uptime best.
+    found, now, per_second = None, 0, _TICKS[0]
+    with suppress(OSError):
+        found = re.search(r"^jiffies: (\d+)", TIMERS.read_text(), re.MULTILINE)
+    if found is not None:
+        now, seconds = int(found[1]), uptime()
+        per_second = min(_TICKS, key=lambda each: abs(now - ticks_of(seconds=seconds, per_second=each)))
     lists: dict[str, dict[bytes, float]] = {}
     for name, text in files.items():
         ages = lists.setdefault(name, {})
@@ -147,18 +152,6 @@ def recent_lists() -> dict[str, dict[bytes, float]]:
             ticks = (now - int(entry["seen"])) % (1 << _TICKS_BITS) if now else 0
             ages[parse_ip(entry["ip"])] = ticks / per_second
     return lists
-
-
-def _ticks() -> tuple[int, int]:
-    """Return the kernel's present time in ticks, and ticks per second; 0 as the time if it cannot be read."""
-    try:
-        found = re.search(r"^jiffies: (\d+)", TIMERS.read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found is None:
-        return 0, _TICKS[0]
-    now, seconds = int(found[1]), uptime()
-    return now, min(_TICKS, key=lambda each: abs(now - ticks_of(seconds=seconds, per_second=each)))
 
 
 def uptime() -> float:

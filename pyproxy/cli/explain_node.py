@@ -192,6 +192,7 @@ def _routed(packet: Packet, path: Path, host: Host) -> Path:
     family = family_of(ip)
     is_sent_by_ipvs = any(step.hook == "ipvs" for step in path.steps)
     fitting = [route for route in routes(family) if ip in route.network]
+    # As in the kernel, the longest prefix wins.
     best = max(fitting, key=lambda route: route.network.prefix, default=None)
     # Routes that reject or drop packets have no device (`fib_route_seq_show`).
     if best is None or best.device == "*":
@@ -200,6 +201,7 @@ def _routed(packet: Packet, path: Path, host: Host) -> Path:
     if is_loopback(packet.destination) and family is Family.IPV4 and read_sysctl(_ROUTE_LOCALNET) == 0:
         step = Step(_ROUTING, None, _ROUTE_LOCALNET.replace("/", "."), "0: no packet from 127.0.0.0/8 leaves the node")
         return replace(path, fate=Fate.DROPPED, steps=(*path.steps, step))
+    # IPVS sends packets to real servers from LOCAL_OUT (`ip_vs_nat_xmit`), where the kernel does not check forwarding.
     if packet.in_interface and not is_sent_by_ipvs and read_sysctl(_FORWARDING[family]) == 0:
         step = Step(_ROUTING, None, _FORWARDING[family].replace("/", "."), "0: no packet is forwarded to another host")
         return replace(path, fate=Fate.DROPPED, steps=(*path.steps, step))

@@ -28,25 +28,24 @@ def with_objects(
     plan = addressed_plan(found.packet, plans, host)
     service = str(plan.name) if plan else ""
     found = replace(found, service=service, plan=plan, places=endpoint_places(cluster, plan, pods))
-    return _with_reason(found, cluster, plans, pods)
-
-
-def _with_reason(
-    found: Explanation, cluster: OfflineCluster, plans: Collection[ServicePlan], pods: Iterable[Pod]
-) -> Explanation:
-    """Return an explanation with the reason and what to do."""
     if found.fate is Fate.FORWARDED:
         return _with_notes(found, cluster, pods)
     reason = _reason(found, cluster)
     if reason is not None:
         return replace(found, reason=reason.text, fix=reason.fix)
-    if found.plan is None and (near := _with_near_miss(found, plans)):
-        return near
-    if found.plan is None and found.fate is Fate.UNCHANGED:
-        return _without_service(found, cluster, pods)
-    if found.plan is not None and found.fate is Fate.UNCHANGED and found.packet.port == found.plan.node_port:
-        at = ip_text(found.packet.destination)
-        word = "localhost" if is_loopback(found.packet.destination) else at
+    ip, at = found.packet.destination, ip_text(found.packet.destination)
+    if plan is None:
+        # The address is right and the port is wrong: the ports of the Service are the best hint.
+        near = [each for each in plans if ip in (each.cluster_ip, *each.external_ips, *each.load_balancer_ips)]
+        if near:
+            ports = sorted(f"{each.port}/{each.protocol.name}" for each in near)
+            word = "port" if len(ports) == 1 else "ports"
+            text = f"{at} is an address of {near[0].name.service}, which has only the {word} {', '.join(ports)}"
+            return replace(found, reason=text, fix=f"connect to port {ports[0]}")
+        if found.fate is Fate.UNCHANGED:
+            return _without_service(found, cluster, pods)
+    elif found.fate is Fate.UNCHANGED and found.packet.port == plan.node_port:
+        word = "localhost" if is_loopback(ip) else at
         return replace(
             found,
             reason=f"node ports are not served on {at}",
@@ -66,11 +65,14 @@ def _with_notes(found: Explanation, cluster: OfflineCluster, pods: Iterable[Pod]
     )
     ready = {endpoint: item for endpoint, item in candidates.items() if item.ready}
     hints = {hint for each in endpoints & ready.keys() for hint in (*ready[each].node_hints, *ready[each].zone_hints)}
+    # Hints for nodes come before those for zones, as in kube-proxy.
     place = next((each for each in (cluster.node.name, cluster.node.zone) if each in hints), "")
     if place and endpoints < ready.keys():
         notes.append(
             f"{len(endpoints)} of {len(ready)} endpoints: topology hints restrict {cluster.node.name} to {place}"
         )
+    # A container may listen on ports that its pod does not declare, so this is only a note. A pod without any declares
+    # nothing that could differ.
     by_ip = {ip: pod for pod in pods if pod.ports for ip in pod.ips}
     for endpoint in sorted(endpoints):
         pod, port = by_ip.get(endpoint.ip), f"{endpoint.port}/{plan.name.protocol.name}"
@@ -81,6 +83,7 @@ def _with_notes(found: Explanation, cluster: OfflineCluster, pods: Iterable[Pod]
 
 def addressed_plan(packet: Packet, plans: Iterable[ServicePlan], host: Host) -> ServicePlan | None:
     """Return the plan of the Service port to which a packet is addressed."""
+    # An address of a Service comes before the node ports, as in the rules of every mode.
     at_address = Claim(packet.destination, packet.protocol, packet.port)
     at_node = Claim(b"", packet.protocol, packet.port)
     is_local = host.is_local(packet.destination)
@@ -117,6 +120,7 @@ def _reason(explanation: Explanation, cluster: OfflineCluster) -> Reason | None:
     service = cluster.tracker.services[plan.name.service]
     found = reasons(service, cluster.tracker.slices(service.name), cluster.node, plan.family).get(plan.name, ())
     wanted = Verdict.REJECT if explanation.fate is Fate.REJECTED else Verdict.DROP
+    # Source ranges restrict load balancer IPs only; the other addresses of the Service stay open to all sources.
     if packet.destination in plan.load_balancer_ips and wanted is Verdict.DROP:
         reason = source_range_reason(plan.source_ranges, packet.source)
         if reason is not None:
@@ -129,18 +133,6 @@ def _reason(explanation: Explanation, cluster: OfflineCluster) -> Reason | None:
     return next(
         (each for each in found if each.verdict is wanted and (wanted is Verdict.REJECT or each.code is local)), None
     )
-
-
-def _with_near_miss(explanation: Explanation, plans: Iterable[ServicePlan]) -> Explanation | None:
-    """Add the ports of the Service that has the destination address; None if no Service has it."""
-    ip = explanation.packet.destination
-    near = [plan for plan in plans if ip in (plan.cluster_ip, *plan.external_ips, *plan.load_balancer_ips)]
-    if not near:
-        return None
-    ports = sorted(f"{plan.port}/{plan.protocol.name}" for plan in near)
-    word = "port" if len(ports) == 1 else "ports"
-    reason = f"{ip_text(ip)} is an address of {near[0].name.service}, which has only the {word} {', '.join(ports)}"
-    return replace(explanation, reason=reason, fix=f"connect to port {ports[0]}")
 
 
 def _without_service(explanation: Explanation, cluster: OfflineCluster, pods: Iterable[Pod]) -> Explanation:

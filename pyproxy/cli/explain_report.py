@@ -182,22 +182,19 @@ def print_explanation(found: Explanation | MissingService) -> None:
         target.print(Text.assemble((word, _STYLES[word]), f"  {found.service}"), soft_wrap=True)
         target.print(Text(f"Why: {found.reason}\nTry: {found.fix}"), soft_wrap=True)
         return
-    target.print(Text.assemble((word, _STYLES[word]), f"  {_headline(found)}"), soft_wrap=True)
-    for line in (*_step_lines(found), *_endpoint_lines(found), *_closing_lines(found)):
-        target.print(Text(line), soft_wrap=True)
-
-
-def _headline(found: Explanation) -> str:
     packet = found.packet
     source = " ".join(filter(None, (found.source.label, ip_text(packet.source))))
     to = f"{socket_text(packet.destination, packet.port)}/{packet.protocol.name}"
     node = f" on {found.node_name}" if found.node_name else ""
     service = f", {found.service}" if found.service else ""
-    return f"{source} -> {to}{node}{service} ({found.mode})"
+    headline = f"  {source} -> {to}{node}{service} ({found.mode})"
+    target.print(Text.assemble((word, _STYLES[word]), headline), soft_wrap=True)
+    for line in (*_path_lines(found), *_closing_lines(found)):
+        target.print(Text(line), soft_wrap=True)
 
 
-def _step_lines(found: Explanation) -> Iterator[str]:
-    """Yield the steps of the most probable path; with the number of ways where chance decides."""
+def _path_lines(found: Explanation) -> Iterator[str]:
+    # The steps of the most probable path only: further paths differ in the endpoint, and a line for each endpoint follows.
     if not found.paths:
         return
     first = found.paths[0]
@@ -219,9 +216,6 @@ def _step_lines(found: Explanation) -> Iterator[str]:
             f"{number:3} {hook:{widths[0]}} {priority:>{widths[1]}}  {place:{widths[2]}}  {rule:{widths[3]}}  {field}"
         )
         yield line.rstrip()
-
-
-def _endpoint_lines(found: Explanation) -> Iterator[str]:
     forwarded = [path for path in found.paths if path.endpoint is not None]
     for path in forwarded[:_MOST_ENDPOINTS]:
         place = _place(found, path)

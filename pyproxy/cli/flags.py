@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# click wraps help at 80 columns unless a command sets a limit; the help of most flags would then take three lines.
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 DURATIONS = "DURATION is a number with a unit, or several: 500ms, 30s, 1h30m."
 VERSION_LINE = f"pyproxy {__version__}"
@@ -119,10 +120,12 @@ class FlagCommand(click.Command):
             line = split_command_line(args, Syntax(switches, {"h": "help"} | shorts))
             texts: dict[str, str] = {}
             for name, text in line.flags:
+                # As in pflag: the last value of a flag counts, and the values of a list add up.
                 repeats = name in known and known[name].grammar.repeats
                 texts[name] = ",".join(filter(None, (texts.get(name), text))) if repeats else text
             # click shows help as soon as it reads the flag, before the values of other flags, so it comes first.
             help_wanted = ["--help"] if parse_bool(texts.pop("help", "false")) else []
+            # After "--" click takes everything as an argument, also what begins with a dash.
             flags = (f"--{name}={text}" for name, text in texts.items())
             return super().parse_args(ctx, [*help_wanted, *flags, "--", *line.arguments])
         except (ConfigError, ValueError) as error:
@@ -171,6 +174,7 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
     # The name in Python comes last in the list of names; click passes the value under it.
     defaults = Config()
     flags: list[click.Parameter] = []
+    # pflag lists flags by name, and shows no default that is the zero value of its type; so does the help here.
     for attribute in sorted(attributes, key=lambda attribute: OPTIONS[attribute].flag):
         about = OPTIONS[attribute]
         default = about.value(defaults)

@@ -56,6 +56,7 @@ async def _listed_objects(config: Config, node_name: str) -> Tracker:
             while not tracker.knows(*_NEEDED):
                 await asyncio.wait([following], timeout=0.05)
                 if following.done():
+                    # The source ends only by an error that a retry does not correct; this raises it.
                     following.result()
     except TimeoutError:
         message = (

@@ -168,7 +168,16 @@ def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChang
         if before == after:
             continue
         endpoints_before, endpoints_after = _endpoints(before, dumper), _endpoints(after, dumper)
-        plan = found.plans.get(name)
+        plan, frontends = found.plans.get(name), list[str]()
+        if plan:
+            ips = (
+                *([plan.cluster_ip] if plan.cluster_ip is not None else []),
+                *plan.external_ips,
+                *plan.load_balancer_ips,
+            )
+            frontends += [socket_text(ip, plan.port) for ip in dict.fromkeys(ips)]
+            # A node port is at any address of the node: which ones is a setting, not a part of the Service.
+            frontends += [f"*:{plan.node_port}"] if plan.node_port else []
         yield ServiceChange(
             action="change" if before and after else "add" if after else "remove",
             namespace=name.service.namespace,
@@ -176,7 +185,7 @@ def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChang
             port_name=name.port,
             protocol=PROTOCOLS[name.protocol],
             family=FAMILIES[found.after.family],
-            frontends=list(_frontends(plan)) if plan else [],
+            frontends=frontends,
             endpoints=len(endpoints_after if after else endpoints_before),
             endpoints_added=[item for item in endpoints_after if item not in endpoints_before],
             endpoints_removed=[item for item in endpoints_before if item not in endpoints_after],
@@ -186,15 +195,6 @@ def _service_changes(found: Comparison, dumper: Dumper) -> Iterator[ServiceChang
 
 def _endpoints(rules: Iterable[ListedRule], dumper: Dumper) -> dict[str, None]:
     return dict.fromkeys(endpoint for rule in rules if (endpoint := dumper.endpoint(rule)))
-
-
-# A node port is at any address of the node: which ones is a setting, not a part of the Service.
-def _frontends(plan: ServicePlan) -> Iterator[str]:
-    ips = (*([plan.cluster_ip] if plan.cluster_ip is not None else []), *plan.external_ips, *plan.load_balancer_ips)
-    for ip in dict.fromkeys(ips):
-        yield socket_text(ip, plan.port)
-    if plan.node_port:
-        yield f"*:{plan.node_port}"
 
 
 def plan_lines(document: PlanDocument, *, wide: bool) -> Iterator[str]:

@@ -60,4 +60,5 @@ def main() -> None:
     # A link named kube-proxy replaces the program in a unit or manifest whose arguments stay as they are.
     if Path(sys.argv[0]).name == "kube-proxy":
         load_command("run")(prog_name="kube-proxy")
+    # click would take the name from sys.argv; help and errors have the same name with a script, a zip file and python -m.
     pyproxy(prog_name="pyproxy")

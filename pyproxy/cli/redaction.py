@@ -39,6 +39,7 @@ _SECRET_FIELDS = ("token", "password", "client-key-data", "client-certificate-da
 # A shorter text would also be found inside harmless words.
 _SHORTEST_SECRET = 6
 
+# The end of a key may be missing: files are cut at a limit, and logs at the end of a line.
 _PRIVATE_KEY = re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _JSON_WEB_TOKEN = re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}(?:\.[\w-]*)?")
 _AUTHORIZATION = re.compile(r"(?i)\b(bearer|authorization\W{1,4}basic)(\W{1,4})[\w.~+/=-]{6,}")
@@ -53,6 +54,7 @@ _ASSIGNMENT = re.compile(
 
 def without_secrets(text: str, known: Collection[str] = ()) -> str:
     """Return text without known credentials, and without anything that looks like one."""
+    # The longest first, because a credential may contain a shorter one.
     for secret in sorted(known, key=len, reverse=True):
         if len(secret) >= _SHORTEST_SECRET:
             text = text.replace(secret, REDACTED)
@@ -80,10 +82,15 @@ def shared_kubeconfig(values: object) -> dict[str, Any]:
     """Return a kubeconfig in which all values that may be credentials are replaced."""
     found: dict[str, Any] = _fields(values, ("apiVersion", "kind", "current-context"))
     for plural, kind in (("clusters", "cluster"), ("contexts", "context"), ("users", "user")):
-        found[plural] = [
-            {"name": entry.get("name"), kind: _entry(entry.get(kind), _KUBECONFIG_FIELDS[kind])}
-            for entry in _entries(values, plural)
-        ]
+        found[plural] = []
+        for entry in _entries(values, plural):
+            fields = entry.get(kind)
+            # The names of all fields are kept: they say how a user authenticates without a credential in them.
+            kept = {
+                str(name): value if name in _KUBECONFIG_FIELDS[kind] else REDACTED
+                for name, value in (fields.items() if isinstance(fields, Mapping) else ())
+            }
+            found[plural].append({"name": entry.get("name"), kind: kept})
     return found
 
 
@@ -101,12 +108,6 @@ def kubeconfig_secrets(values: object) -> Iterator[str]:
 def _entries(values: object, plural: str) -> list[Mapping[str, Any]]:
     found = values.get(plural) if isinstance(values, Mapping) else None
     return [entry for entry in found if isinstance(entry, Mapping)] if isinstance(found, list) else []
-
-
-def _entry(values: object, allowed: Collection[str]) -> dict[str, Any]:
-    if not isinstance(values, Mapping):
-        return {}
-    return {str(name): value if name in allowed else REDACTED for name, value in values.items()}
 
 
 def _fields(values: object, names: Collection[str]) -> dict[str, Any]:

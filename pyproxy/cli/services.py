@@ -83,6 +83,7 @@ def command(
             kernel.items = selection._replace(owner="the kernel has rules of").of(kernel.items)
             print_kernel_services(kernel, output)
             ctx.exit()
+    # To standard error, so that standard output has the table alone and can be piped, as with kubectl.
     for line in _sync_lines(found):
         click.echo(line, err=True)
     found.items = selection.of(found.items)
@@ -92,6 +93,7 @@ def command(
         print_document(found, output)
     else:
         print_rows(*service_table(found.items, wide=output is OutputFormat.WIDE))
+    # With --problems the command is a check for scripts. Without it, the command succeeds if it can print the table.
     ctx.exit(1 if problems and found.items else 0)
 
 

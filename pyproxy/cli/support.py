@@ -11,7 +11,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +86,7 @@ def command(ctx: click.Context, /, *, output: str | None, node: str | None, **_:
         message = "--manifests=- is not supported here, because several commands read the objects"
         raise click.UsageError(message, ctx)
     settings = found_settings(ctx.command, given)
-    name = _node_name(settings.config)
+    name = settings.node
     now = time.time()
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(now))
     path = output or f"pyproxy-support-{name}-{stamp}.tar.gz"
@@ -125,6 +125,8 @@ class FoundSettings:
     """The settings that the archive describes."""
 
     config: Config
+    node: str
+    """Name of this node, as part of a file name."""
     words: Mapping[str, list[str]]
     """By command, the flags for it."""
     origin: str
@@ -152,7 +154,21 @@ def found_settings(command: click.Command, given: Mapping[str, Any]) -> FoundSet
     except PyproxyError as error:
         config = Config()
         origin += f"; they have errors, so defaults were used: {error}"
-    return FoundSettings(config, dict(_words(given)), origin, pid)
+    # Each command gets only the flags that it has: an unknown flag would be an error instead of an item.
+    words: dict[str, list[str]] = {}
+    for name in ("check-config", "doctor", "dump-rules", "plan", "services"):
+        known = {param.name for param in load_command(name).params}
+        words[name] = [
+            f"--{OPTIONS[attribute].flag}={'' if value is None else OPTIONS[attribute].grammar.write(value)}"
+            for attribute, value in given.items()
+            if attribute in known
+        ]
+    # The bundle is also needed if the node's name is what is wrong.
+    try:
+        node = own_node_name(config)
+    except ConfigError:
+        node = platform.node()
+    return FoundSettings(config, node.replace("/", "-") or "unknown", words, origin, pid)
 
 
 def agent_values(command: click.Command, pid: int) -> dict[str, Any]:
@@ -179,35 +195,15 @@ def agent_values(command: click.Command, pid: int) -> dict[str, Any]:
     return typed_values(command.make_context("support", words[start:]))
 
 
-def _words(given: Mapping[str, Any]) -> Iterator[tuple[str, list[str]]]:
-    """Yield a command and the flags for it, for each command whose output is an item."""
-    for name in ("check-config", "doctor", "dump-rules", "plan", "services"):
-        known = {param.name for param in load_command(name).params}
-        yield (
-            name,
-            [
-                f"--{OPTIONS[attribute].flag}={'' if value is None else OPTIONS[attribute].grammar.write(value)}"
-                for attribute, value in given.items()
-                if attribute in known
-            ],
-        )
-
-
-def _node_name(config: Config) -> str:
-    try:
-        name = own_node_name(config)
-    except ConfigError:
-        name = platform.node()
-    return name.replace("/", "-") or "unknown"
-
-
 def _written(path: Path, write: Any) -> Bundle:  # noqa: ANN401
     """Write a file that only this user can read; it appears when it is complete."""
+    # In the same directory, because a file cannot be renamed to another file system.
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as target:
         try:
             bundle: Bundle = write(target)
             target.flush()
             Path(target.name).replace(path)
+        # Also after Ctrl-C: an incomplete archive must not stay.
         except BaseException:
             with suppress(OSError):
                 Path(target.name).unlink()

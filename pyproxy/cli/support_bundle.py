@@ -79,7 +79,14 @@ class Bundle:
                     self.missing.append((item.path, reason))
                 else:
                     self._add(archive, item.path, found, item.about)
-            self._add(archive, INDEX, self._index(head), "this file")
+            # The index is last, because it has the sizes and reasons of all items.
+            paths = [INDEX, *(path for path, _, _ in self.files), *(path for path, _ in self.missing)]
+            width = max(map(len, paths))
+            lines = [head, "", "Files:"]
+            lines += [f"  {path:{width}}  {size:>9}  {about}" for path, size, about in sorted(self.files)]
+            lines += ["", "Not available:" if self.missing else "Not available: nothing"]
+            lines += [f"  {path:{width}}  {reason}" for path, reason in sorted(self.missing)]
+            self._add(archive, INDEX, "\n".join(lines) + "\n", "this file")
 
     def _add(self, archive: tarfile.TarFile, path: str, text: str, about: str) -> None:
         content = without_secrets(text, self.secrets).encode(errors="replace")
@@ -91,16 +98,6 @@ class Bundle:
         entry.size, entry.mtime, entry.mode = len(content), int(self.made_at), 0o644
         archive.addfile(entry, io.BytesIO(content))
 
-    def _index(self, head: str) -> str:
-        width = max(
-            len(path) for path in (INDEX, *(file[0] for file in self.files), *(file[0] for file in self.missing))
-        )
-        lines = [head, "", "Files:"]
-        lines += [f"  {path:{width}}  {size:>9}  {about}" for path, size, about in sorted(self.files)]
-        lines += ["", "Not available:" if self.missing else "Not available: nothing"]
-        lines += [f"  {path:{width}}  {reason}" for path, reason in sorted(self.missing)]
-        return "\n".join(lines) + "\n"
-
 
 async def output(argv: Sequence[str]) -> str:
     """Return the output of a program, with that on standard error at the end.
@@ -109,6 +106,8 @@ async def output(argv: Sequence[str]) -> str:
         MissingError: the program cannot be started, or has no output.
     """
     try:
+        # LC_ALL: messages must not depend on the language of the node. A session of its own: a timeout then also ends the
+        # processes that the program has started.
         child = await asyncio.create_subprocess_exec(
             *argv,
             stdin=DEVNULL,

@@ -44,6 +44,7 @@ _COLLECTIONS: Mapping[str, tuple[str, str, str]] = {
     "node": ("/api/v1/nodes", "v1", "Node"),
     "servicecidrs": ("/apis/networking.k8s.io/v1/servicecidrs", "networking.k8s.io/v1", "ServiceCIDR"),
 }
+# The page size of kubectl: the API server then never builds an answer with all objects of a large cluster.
 _PAGE = "500"
 _RULES = {
     "nft.txt": ("nft", "list", "ruleset"),
@@ -66,6 +67,9 @@ def items(config: Config, node: str, words: Mapping[str, list[str]], agent_pid: 
     """
     yield Item("versions.txt", "versions of pyproxy, Python, the kernel and programs", _versions)
     yield Item("configuration/effective.yaml", "the configuration, defaults included", partial(_effective, config))
+    # With the module path of this process (a checkout, a virtual environment or a zip file), and because of -P without
+    # the working directory, which may be writable for other users.
+    program = f"import sys; sys.path[:] = {sys.path!r}; from pyproxy.cli import main; main()"
     for path, name, more, about in (
         ("configuration/check-config.txt", "check-config", [], "where each setting comes from, and problems"),
         ("services.txt", "services", ["-o", "wide"], "each Service on this node, and why it does not work"),
@@ -73,20 +77,18 @@ def items(config: Config, node: str, words: Mapping[str, list[str]], agent_pid: 
         ("plan.txt", "plan", ["-o", "wide"], "what a sync would change now"),
         ("rules/pyproxy.txt", "dump-rules", ["--live"], "pyproxy's rules, by Service"),
     ):
-        yield Item(path, f"pyproxy {' '.join((name, *more))}: {about}", partial(_pyproxy, name, *more, *words[name]))
+        command = partial(output, (sys.executable, "-P", "-c", program, name, *more, *words[name]))
+        yield Item(path, f"pyproxy {' '.join((name, *more))}: {about}", command)
     yield Item("agent/command-line.txt", "command line of the agent", partial(_command_line, agent_pid))
     yield Item(
         "configuration/kubeconfig.yaml", "kubeconfig without credentials", partial(_kubeconfig, config.kubeconfig)
     )
-    metrics, health = config.metrics_bind_address, config.healthz_bind_address
-    for name in ("metrics", "configz", "proxyMode", "statusz"):
-        yield Item(
-            f"agent/{name}.txt", f"/{name} of the agent", partial(_page, metrics, f"/{name}", "--metrics-bind-address")
-        )
-    for name in ("healthz", "livez", "readyz"):
-        yield Item(
-            f"agent/{name}.txt", f"/{name} of the agent", partial(_page, health, f"/{name}", "--healthz-bind-address")
-        )
+    for address, flag, names in (
+        (config.metrics_bind_address, "--metrics-bind-address", ("metrics", "configz", "proxyMode", "statusz")),
+        (config.healthz_bind_address, "--healthz-bind-address", ("healthz", "livez", "readyz")),
+    ):
+        for name in names:
+            yield Item(f"agent/{name}.txt", f"/{name} of the agent", partial(_page, address, f"/{name}", flag))
     yield from _objects(config, node)
     for path, argv in _RULES.items():
         yield Item(f"rules/{path}", " ".join(argv), partial(output, argv))
@@ -118,12 +120,6 @@ def known_secrets(config: Config) -> set[str]:
         except (OSError, UnicodeError):
             continue
     return found
-
-
-async def _pyproxy(*words: str) -> str:
-    # With the module path of this process, which may be a checkout, a virtual environment or a zip file.
-    program = f"import sys; sys.path[:] = {sys.path!r}; from pyproxy.cli import main; main()"
-    return await output([sys.executable, "-P", "-c", program, *words])
 
 
 async def _versions() -> str:
@@ -285,6 +281,7 @@ def _sysctls() -> str:
         for path in sorted(Path("/proc/sys").glob(pattern)):
             if path.is_file():
                 try:
+                    # Values with several numbers are separated by tabs, as ip_local_port_range.
                     value = " ".join(path.read_text().split())
                 except OSError as error:
                     value = f"not available: {error.strerror}"
@@ -295,6 +292,7 @@ def _sysctls() -> str:
 async def _journal() -> str:
     units = ("--unit=pyproxy.service", "--unit=kube-proxy.service")
     text = await output(["journalctl", "--no-pager", "--quiet", "--output=short-iso", f"--lines={_LOG_LINES}", *units])
+    # Without entries or without rights journalctl only says so on standard error, often with exit status 0.
     first, _, complaint = text.partition("\n-- standard error\n")
     if not first.strip():
         raise MissingError(complaint.strip() or "the journal has no entries of these units")
@@ -310,6 +308,7 @@ def _pod_logs() -> str:
     for path in paths:
         try:
             with path.open("rb") as file:
+                # The end of a log has the latest errors.
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _POD_LOG_BYTES))
                 parts.append(f"-- {path}\n{file.read().decode(errors='replace')}")
         except OSError as error:
