@@ -90,6 +90,7 @@ class CheckResult:
 
 def check(config: Config) -> CheckResult:
     """Check the files that a configuration names: the objects, or else the kubeconfig."""
+    # With --manifests an agent contacts no API server, so a kubeconfig beside it does not matter.
     if config.manifests:
         try:
             objects = read_objects(config.manifests, config.service_proxy_name, config.own_ports)

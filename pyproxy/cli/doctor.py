@@ -42,6 +42,7 @@ _ATTRIBUTES = (
     ),
 )
 _EXIT_CODES = "Exit codes: 0 fine, 1 warnings, 2 failures, or wrong flags or input."
+# An information is nothing to act on, so monitoring must not see a failure.
 _STATUS = {Severity.OK: 0, Severity.INFO: 0, Severity.WARN: 1, Severity.FAIL: 2}
 _STYLES = {Severity.OK: "green", Severity.INFO: "cyan", Severity.WARN: "yellow", Severity.FAIL: "bold red"}
 # Columns are not padded beyond this width, so that one long line does not make all lines long.

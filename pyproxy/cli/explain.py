@@ -142,7 +142,9 @@ def explain_files(
         config = replace(config, hostname_override=name)
         cluster = offline_cluster(objects, config, own_node_name(config))
         names = replace(
-            names, nodes=(cluster.node, *(node for node in objects.nodes if node.name != cluster.node.name))
+            # The node as its flags make it: they override the values of its object.
+            names,
+            nodes=(cluster.node, *(node for node in objects.nodes if node.name != cluster.node.name)),
         )
         target = names.destination(destination, cluster.node.ips)
     except NoSuchServiceError as error:

@@ -15,6 +15,7 @@ from pyproxy.model.service import Service
 
 _OUTSIDE = {Family.IPV4: parse_ip("192.0.2.7"), Family.IPV6: parse_ip("2001:db8::7")}
 """The client of ``outside``; addresses for documentation (RFC 5737, RFC 3849)."""
+# The domain of the cluster is not known here, so any domain after "svc" is accepted.
 _DNS_NAME = re.compile(r"(?P<name>[a-z0-9-]+)\.(?P<namespace>[a-z0-9-]+)\.svc(\.[a-z0-9.-]+)?")
 _PROTOCOL = re.compile(r"(?P<rest>.+)/(?P<protocol>tcp|udp|sctp)", re.IGNORECASE)
 _HIGHEST_PORT = 65535

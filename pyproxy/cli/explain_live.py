@@ -31,7 +31,9 @@ from pyproxy.plan.service_values import ServiceList, SyncState
 
 RECENT = Path("/proc/net/xt_recent")
 TIMERS = Path("/proc/timer_list")
+# The file exists once the module ip_vs is loaded.
 HAS_IPVS = Path("/proc/net/ip_vs").exists()
+# The names of the legacy tables; to read them creates none.
 _LEGACY_TABLES = {Family.IPV4: Path("/proc/net/ip_tables_names"), Family.IPV6: Path("/proc/net/ip6_tables_names")}
 _RECENT_ENTRY = re.compile(r"src=(?P<ip>\S+) .*last_seen: (?P<seen>\d+)")
 _TICKS = (100, 250, 300, 1000)
@@ -81,6 +83,7 @@ def known_by_agent(config: Config) -> KnownByAgent | None:
         click.echo(f"{error}; this is what the kernel has", err=True)
         return None
     values = {name: OPTIONS[name].grammar.parse(text) for name, text in found.settings.items()}
+    # The settings are already resolved: no file may be read again, and the mode is the chosen one instead of auto.
     values |= {"proxy_mode": ProxyMode(found.mode), "config": "", "pyproxy_config": "", "manifests": ""}
     tracker = Tracker()
     tracker.apply(Replaced(Kind.SERVICE, tuple(found.services)))

@@ -125,6 +125,7 @@ def explanation_document(found: Explanation | MissingService, output: OutputForm
     packet = found.packet
     paths = [
         PathValues(
+            # Rounded, because 1/3 has no finite decimal form.
             probability=round(float(path.share), 6),
             fate=path.fate,
             endpoint=str(path.endpoint) if path.endpoint else None,

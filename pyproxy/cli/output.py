@@ -25,6 +25,7 @@ class OutputFormat(Enum):
 
 def document(kind: str, fields: Mapping[str, Any], output: OutputFormat) -> str:
     """Return an output document for programs, with ``apiVersion`` and ``kind`` first."""
+    # As in kubectl's output, which lets a reader recognise the document by its first lines.
     values = {"apiVersion": API_VERSION, "kind": kind, **fields}
     if output is OutputFormat.YAML:
         import yaml  # noqa: PLC0415  # not needed for other formats

@@ -33,6 +33,7 @@ _NODE_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
 _KUBECONFIG_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "cluster": ("server", "certificate-authority", "insecure-skip-tls-verify", "tls-server-name", "proxy-url"),
     "context": ("cluster", "user", "namespace"),
+    # These are paths; the fields with the same names and -data have the credentials themselves.
     "user": ("client-certificate", "client-key", "tokenFile"),
 }
 _SECRET_FIELDS = ("token", "password", "client-key-data", "client-certificate-data", "id-token", "refresh-token")

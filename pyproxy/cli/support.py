@@ -114,6 +114,7 @@ def command(ctx: click.Context, /, *, output: str | None, node: str | None, **_:
                 f"{path} cannot be written: {error.strerror}; choose another file with -o, or -o - and redirect it"
             )
             raise click.ClickException(message) from error
+    # To standard error: standard output may be the archive.
     for missing, reason in sorted(bundle.missing):
         click.echo(f"not available: {missing}: {reason}", err=True)
     size = "" if path == STANDARD_OUTPUT else f" ({Path(path).stat().st_size} bytes)"
@@ -183,6 +184,7 @@ def agent_values(command: click.Command, pid: int) -> dict[str, Any]:
         ValueError: it is not the command line of an agent.
         click.UsageError: a flag is not known.
     """
+    # Each argument ends with a NUL (proc(5)). The interpreter and its options may come before the program.
     words = Path(f"/proc/{pid}/cmdline").read_text().removesuffix("\0").split("\0")
     names = [Path(word).name for word in words]
     if "kube-proxy" in names[:3]:

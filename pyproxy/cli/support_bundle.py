@@ -72,6 +72,7 @@ class Bundle:
 
         with tarfile.open(fileobj=self.target, mode="w:gz") as archive:
             tasks = [asyncio.create_task(text(item)) for item in items]
+            # The items are collected side by side, but a tar archive is written one file after the other.
             for item, task in zip(items, tasks, strict=True):
                 found = await task
                 if isinstance(found, MissingError):
@@ -131,6 +132,7 @@ async def output(argv: Sequence[str]) -> str:
             await child.wait()
     if not stdout.strip():
         nothing = f"exit status {child.returncode}, no output" if child.returncode else "there are none"
+        # The last line is the error; warnings come before it.
         *_, reason = stderr.strip().splitlines() or [nothing]
         raise MissingError(reason)
     return f"{stdout}\n-- standard error\n{stderr}" if stderr.strip() else stdout

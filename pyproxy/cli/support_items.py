@@ -30,6 +30,7 @@ from pyproxy.serve.build_info import build_info
 
 _HTTP_SECONDS = 10
 _LOG_LINES = 5000
+# The layout of the kubelet: /var/log/pods/NAMESPACE_POD_UID/CONTAINER/N.log.
 _POD_LOGS = ("*_kube-proxy-*", "*_pyproxy-*")
 _POD_LOG_BYTES = 2 << 20
 _SYSCTLS = (
@@ -113,6 +114,7 @@ def known_secrets(config: Config) -> set[str]:
         for entry in users if isinstance(users, list) else ():
             user = entry.get("user") if isinstance(entry, dict) else None
             if isinstance(user, dict) and user.get("tokenFile"):
+                # As in client-go, a path in a kubeconfig is relative to its directory.
                 paths.append(Path(config.kubeconfig).parent / str(user["tokenFile"]))
     for path in paths:
         try:
@@ -153,6 +155,7 @@ async def _effective(config: Config) -> str:
         for about in OPTIONS.values()
         if about.own and (value := about.value(config)) != about.value(defaults) and value is not None
     }
+    # A second document, because options of pyproxy are not fields of a KubeProxyConfiguration.
     documents = [effective_configuration(config), *([own] if own else [])]
     return yaml.safe_dump_all(documents, sort_keys=False, allow_unicode=True)
 
@@ -181,6 +184,7 @@ async def _page(address: object, path: str, flag: str) -> str:
     if not isinstance(address, ListenAddress):
         message = f"{flag} is not one address"
         raise MissingError(message)
+    # A server on 0.0.0.0 or :: listens on all addresses, so it answers on loopback.
     where = address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
 
     def get() -> str:
