@@ -255,6 +255,7 @@ class Agent:
         reports = await asyncio.gather(*(reconciler.sync() for reconciler in pending))
         failed: set[Family] = set()
         for reconciler, report in zip(pending, reports, strict=True):
+            # Flows are deleted after the change of rules: a packet between the two would create a stale flow again.
             self._flows.note(report.flow_changes())
             if self._backend.relays_localhost(reconciler.family):
                 listening = self._relay.change(reconciler.family, relay_changes(report.taken.values()))
@@ -269,6 +270,7 @@ class Agent:
             if not reconciler.pending:
                 self._observer.settled(reconciler)
         self._health.synced(self._reconcilers.keys() - failed, context)
+        # An address is new to the flows only now, for the same reason.
         if not failed and self._local_ips is not self._followed_ips:
             self._followed_ips = self._local_ips
             self._flows.note_addresses()
@@ -312,6 +314,7 @@ class Agent:
     def _update_programs(self, context: NodeContext) -> None:
         for family in self._backend.families:
             settings = self._backend.settings(family, context)
+            # Rules can depend on addresses of the node and other values of it; only if one changes are all compiled again.
             if settings == self._settings.get(family):
                 continue
             self._settings[family] = settings

@@ -140,6 +140,7 @@ async def _answer(agent: Agent, request: Mapping[str, object]) -> bytes:
     Raises:
         ValueError: the request is not known.
     """
+    # Unknown fields are from a newer command, which an answer that ignores them could mislead.
     match request:
         case {"command": "services", **rest} if not rest:
             return msgspec.json.encode(await agent.services())

@@ -125,6 +125,7 @@ class AgentHealth:
         for family in self._backend.families:
             found = self._backend.node_port_ips(family, context)
             ips += (_EVERY_ADDRESS[family],) if found is None else found
+        # Health checks listen where node ports are served, which changes with the Node object and with interfaces.
         if ips != self._ips:
             self._ips = ips
             self._stale.update(self._checks)
@@ -154,6 +155,7 @@ class AgentHealth:
             self._counts.pop(name, None)
             return None
         self._counts[name] = check.local_endpoints
+        # The count is looked up at each request, and with a default: a request may still run when the Service is gone.
         application = service_application(name, lambda: self._counts.get(name, 0), self._health)
         addresses = [ListenAddress(ip, check.port) for ip in self._ips]
         return HttpService(application, addresses, both_families=False, event=event)

@@ -24,6 +24,8 @@ class Schedule:
     def earliest(self) -> float:
         """Return the earliest time at which the next sync may start."""
         if self.failures:
+            # The wait doubles: a short obstacle, such as a lock that another program holds, delays rules little, and a lasting
+            # one does not take all CPU time.
             # The shift is limited: after a long outage the number of failures would give an integer of thousands of bits.
             wait = _FIRST_RETRY_SECONDS * (1 << min(self.failures - 1, 16))
             return self.finished_at + min(wait, self.sync_period_seconds)

@@ -77,6 +77,7 @@ class StatusReporter:
     def status(self, query: str, page: int) -> AgentStatus:
         """Return the status, with a page of the Services that match a query."""
         board, doctor, now = self._board, self._doctor.status(), self._clock()
+        # Copies: the agent's loop may add an entry while this thread iterates.
         families = [
             _family(family, state, now)
             for family, state in sorted(dict(board.families).items(), key=lambda one: str(one[0]))
@@ -152,6 +153,7 @@ class StatusReporter:
                 found = asked.result(_LOOP_SECONDS).items
                 items = [ServiceStatus(*cells(each), state_text(each), is_problem=is_problem(each)) for each in found]
             except TimeoutError:
+                # Otherwise the busy loop would still compute an answer that is not used any more.
                 asked.cancel()
                 error = f"the agent is busy: it did not answer within {_LOOP_SECONDS:.0f} s"
         return ServicePage(query, total, len(names), page, pages, items, error)

@@ -35,6 +35,7 @@ def exchange(connection: socket.socket, app: WSGIApplication) -> None:
     has_large_head = False
 
     def may_be_large() -> bool:
+        # It does not wait: slow clients with large heads would occupy all threads. A head without a place is refused.
         nonlocal has_large_head
         has_large_head = _large_heads.acquire(blocking=False)
         return has_large_head

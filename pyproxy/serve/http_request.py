@@ -85,6 +85,7 @@ def read_request(lines: Lines, may_be_large: Callable[[], bool]) -> Request | No
     headers = _read_headers(budget)
     # The order of the checks is net/http's, which decides the answer to a request with several faults.
     major, minor = map(int, version.groups())
+    # It lets the preface of HTTP/2 (RFC 9113, 3.4) through to its handlers, without a check of version and Host header.
     is_http2_preface = (method, target, major, minor, headers) == (b"PRI", b"*", 2, 0, {})
     _check_framing(headers, is_1_0=(major, minor) < (1, 1))
     if major != 1 and not is_http2_preface:

@@ -74,6 +74,7 @@ class Listeners(threading.Thread):
         self._connections: deque[tuple[float, socket.socket]] = deque()
         """Deadline of each connection, the earliest first."""
         self._is_closed = False
+        # Ends the wait for clients. Several writes before the read count as one, which is enough: each pass looks at all services.
         self._alarm = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._alarm, selectors.EVENT_READ)
@@ -99,7 +100,7 @@ class Listeners(threading.Thread):
         self._is_closed = True
         self._wake()
         self.join()
-        os.close(self._alarm)
+        os.close(self._alarm)  # only after the end of the thread, which waits for it
 
     def run(self) -> None:
         """Serve until closed."""
