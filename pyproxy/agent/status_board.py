@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from pyproxy.agent.reconcile import SyncReport
 from pyproxy.model.address import Family
 from pyproxy.model.endpoint import Endpoint
-from pyproxy.model.names import NamespacedName, ServicePortName
+from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.plan.service_plan import ServicePlan
 from pyproxy.plan.service_values import ServiceList
@@ -115,29 +115,26 @@ class StatusBoard:
     def add_changes(self, family: Family, report: SyncReport, now: float, *, is_first: bool) -> None:
         """Record what a sync has changed. Only the last changes are described, however many there were."""
         count, written = len(report.taken), report.entries_changed
+        news: list[RuleChange] = []
         if is_first:
             news = [RuleChange(now, family, "first sync", f"{count} Service ports, {written} entries written")]
         else:
-            taken = list(report.taken.items())[-_MOST_CHANGES:]
-            news = [RuleChange(now, family, *_described(name, *plans)) for name, plans in reversed(taken)]
+            for name, (before, after) in reversed(list(report.taken.items())[-_MOST_CHANGES:]):
+                old, new, parts = _endpoints(before), _endpoints(after), list[str]()
+                for sign, these, others in (("+", new, old), ("-", old, new)):
+                    changed = [each for each in these if each not in others]
+                    parts += [f"{sign}{each}" for each in changed[:_SHOWN_ENDPOINTS]]
+                    if len(changed) > _SHOWN_ENDPOINTS:
+                        parts.append(f"{sign}({len(changed) - _SHOWN_ENDPOINTS} more)")
+                text = f"endpoints {' '.join(parts)}" if parts else "changed, same endpoints"
+                if after is None:
+                    text = "removed"
+                elif before is None:
+                    text = f"added, {len(new)} endpoint{'' if len(new) == 1 else 's'}"
+                news.append(RuleChange(now, family, f"{name} ({name.protocol.name})", text))
             if not news and written:
                 news = [RuleChange(now, family, "full sync", f"{written} entries written")]
         self.changes = (*news, *self.changes)[:_MOST_CHANGES]
-
-
-def _described(name: ServicePortName, before: ServicePlan | None, after: ServicePlan | None) -> tuple[str, str]:
-    subject, old, new = f"{name} ({name.protocol.name})", _endpoints(before), _endpoints(after)
-    if after is None:
-        return subject, "removed"
-    if before is None:
-        return subject, f"added, {len(new)} endpoint{'' if len(new) == 1 else 's'}"
-    parts: list[str] = []
-    for sign, these, others in (("+", new, old), ("-", old, new)):
-        changed = [each for each in these if each not in others]
-        parts += [f"{sign}{each}" for each in changed[:_SHOWN_ENDPOINTS]]
-        if len(changed) > _SHOWN_ENDPOINTS:
-            parts.append(f"{sign}({len(changed) - _SHOWN_ENDPOINTS} more)")
-    return subject, f"endpoints {' '.join(parts)}" if parts else "changed, same endpoints"
 
 
 def _endpoints(plan: ServicePlan | None) -> dict[Endpoint, None]:
