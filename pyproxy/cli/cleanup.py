@@ -131,7 +131,7 @@ async def remove_rules(config: Config, *, include_kube_proxy: bool, dry_run: boo
                 click.echo(f"{family}, nftables: {verb} table {NFT_FAMILIES[family]} {owner}")
     # Last: the kernel refuses to destroy a set that a rule still names.
     change_ipvs = removable_ipvs if dry_run else remove_ipvs
-    for family, gone in change_ipvs(include_kube_proxy=include_kube_proxy):
+    for family, gone in await asyncio.to_thread(change_ipvs, include_kube_proxy=include_kube_proxy):
         click.echo(
             f"{family}, IPVS: {verb} {gone.virtual_servers} virtual servers, {gone.addresses} addresses"
             f" and {gone.sets} sets"
