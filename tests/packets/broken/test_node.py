@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.lab import Host, Ports, tcp
-from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster
+from tests.packets.cluster import CLUSTER_CIDR_FLAG, PYPROXY, Cluster, running_cluster
 from tests.packets.modes import LEGACY, NFTABLES, Mode
 from tests.packets.objects import ADDRESSES, PORT, JsonObject, ingress, node, service, slices
 from tests.packets.table import Row, rows
@@ -703,6 +703,13 @@ def _no_default_route(site: Site) -> Iterator[None]:
 
 
 # -- tests
+
+
+@pytest.fixture(scope="module")
+def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: None) -> Iterator[Cluster]:  # noqa: ARG001 - skips without root
+    """Provide a cluster of this module's own: not every fault can be undone, for example when IPv6 forwarding was off."""
+    with running_cluster(mode, Path(tmp_path_factory.mktemp(f"broken-{mode.name}"))) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
