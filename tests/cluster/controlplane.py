@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import secrets
-import subprocess
 import tempfile
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from typing import Literal, Self, TypeAlias
 from .api import ApiClient, ApiError, JsonObject, UnixConnection, exchange, kubeconfig
 from .certificates import Authority, Certificate
 from .namespace import call_inside
-from .process import ClusterError, Process, binary
+from .process import Process, binary, run_kubectl
 from .relay import LOOPBACK, Relay, bound_socket
 
 Authorization: TypeAlias = Literal["AlwaysAllow", "RBAC"]
@@ -134,19 +133,7 @@ class ControlPlane:
 
     def kubectl(self, *arguments: str, input: str | None = None) -> str:  # noqa: A002 - as in subprocess
         """Run kubectl as administrator, not through the relay, and return its output."""
-        result = subprocess.run(
-            [binary("kubectl"), *arguments],
-            input=input,
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_KUBECTL_SECONDS,
-        )
-        if result.returncode:
-            message = f"kubectl {' '.join(arguments)}: exit {result.returncode}: {result.stderr.strip()}"
-            raise ClusterError(message)
-        return result.stdout
+        return run_kubectl([binary("kubectl")], arguments, self.kubeconfig, input, _KUBECTL_SECONDS)
 
     def apply(self, manifest: str) -> None:
         """Apply a manifest of YAML or JSON."""

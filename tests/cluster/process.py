@@ -31,6 +31,29 @@ def binary(name: str) -> str:
     return str(path)
 
 
+def run_kubectl(
+    command: Sequence[str], arguments: Sequence[str], kubeconfig: Path, stdin: str | None, timeout_seconds: float
+) -> str:
+    """Run kubectl, after the words that enter a namespace, and return its output; its files go beside the kubeconfig.
+
+    Raises:
+        ClusterError: it failed; the message has its error output.
+    """
+    result = subprocess.run(
+        [*command, *arguments],
+        input=stdin,
+        env={**os.environ, "KUBECONFIG": str(kubeconfig), "HOME": str(kubeconfig.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_seconds,
+    )
+    if result.returncode:
+        message = f"kubectl {' '.join(arguments)}: exit {result.returncode}: {result.stderr.strip()}"
+        raise ClusterError(message)
+    return result.stdout
+
+
 class Process:
     """A program that runs until it is stopped, or until the thread that started it ends for any reason.
 

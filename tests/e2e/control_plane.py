@@ -1,9 +1,7 @@
 """The control plane of the cluster: etcd, API server, controller manager and scheduler, in a network namespace."""
 
 import json
-import os
 import secrets
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,7 +9,7 @@ from typing import Any, TypeAlias
 from tests.cluster.api import kubeconfig
 from tests.cluster.certificates import Authority
 from tests.cluster.namespace import command_inside
-from tests.cluster.process import ClusterError, Process
+from tests.cluster.process import ClusterError, Process, run_kubectl
 
 from .network import CONTROL_ADDRESS, CONTROL_NAMESPACE, NODES
 
@@ -100,19 +98,7 @@ class ControlPlane:
         Raises:
             ClusterError: it failed; the message has its error output.
         """
-        result = subprocess.run(
-            self.command("kubectl", *arguments),
-            input=stdin,
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.directory)},
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout_seconds,
-        )
-        if result.returncode:
-            message = f"kubectl {' '.join(arguments)}: exit {result.returncode}: {result.stderr.strip()}"
-            raise ClusterError(message)
-        return result.stdout
+        return run_kubectl(self.command("kubectl"), arguments, self.kubeconfig, stdin, timeout_seconds)
 
     def get(self, *arguments: str) -> JsonObject:
         """Return what kubectl gets, as an object."""
