@@ -231,7 +231,8 @@ class Reconciler(Generic[K, V]):
             # In the program's order: the position of an entry can depend on those written before it, as with hooks.
             touched = dict.fromkeys((*self._program.keys(), *self._applied))
         await self._apply_plans(trusted, touched, report)
-        if report.entries_changed and report.is_full:
+        # A sync that failed may have written: the entries are then right already, but flows began while they were missing.
+        if report.is_full and (report.entries_changed or self.error):
             report.repaired = {name: plan for name, plan in self._applied_plans.items() if name not in report.taken}
         for name, plan in suspects.items():
             await self._apply_plans({name: plan}, (), report)

@@ -298,3 +298,22 @@ def test_new_settings_reach_every_port(agent: TableAgent) -> None:
     marking = [rules for rules in agent.in_kernel().values() if "! -i cni0" in rules]
 
     assert 8 == len(marking)
+
+
+def test_a_failed_repair_that_had_written(agent: TableAgent) -> None:
+    """If a repair fails after it has written, flows of all ports may be wrong, although the next sync finds all entries."""
+    agent.apply(everything(2))
+    agent.sync()
+    rules = agent.kernel.tables.chains["nat"]["KUBE-SERVICES"]
+    kept = rules.copy()
+    rules.clear()
+    agent.kernel.is_busy = True
+    agent.reconciler.mark_stale()
+    with pytest.raises(ApplyError, match="busy"):
+        agent.sync()
+    rules.extend(kept)
+    agent.kernel.is_busy = False
+    retried = agent.sync()
+
+    assert 0 == retried.entries_changed
+    assert {port_name(0), port_name(1)} == {*retried.repaired}
