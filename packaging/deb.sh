@@ -67,7 +67,7 @@ if [ "$1" = remove ]; then
     if [ -d /run/systemd/system ]; then
         systemctl stop pyproxy.service
     fi
-    echo "pyproxy-node: the rules of pyproxy stay in the kernel. To remove them first: systemctl start pyproxy-cleanup"
+    echo "pyproxy-node: the rules of pyproxy stay in the kernel until a reboot. To remove them, install the package again and run: systemctl start pyproxy-cleanup"
     find /opt/pyproxy -name __pycache__ -prune -exec rm -rf {} +
 fi
 END

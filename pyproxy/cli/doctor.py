@@ -91,7 +91,7 @@ def command(
     verbose: bool | None,
     **flags: object,
 ) -> None:
-    """Check this node: kernel settings, rules, the agent, and the Services in files. Changes nothing.
+    """Check this node: kernel settings, rules, the agent, and the Services of the agent or of files. Changes nothing.
 
     Needs root; a check that cannot run is reported.
     """

@@ -30,6 +30,7 @@ _FOREIGN_FLAGS = {
         "node-ip",
         "disable-kube-proxy",
         "take-ownership",
+        "allow-downgrades",
     ),
     "to-revision",
 }
@@ -41,7 +42,9 @@ _PATH = re.compile(r"(?:pyproxy|tests|docs|examples)/[\w./*-]*[\w*/]")
 _PAGE = re.compile(r"docs/[\w/-]+\.md")
 _TEST = re.compile(r"(tests/[\w/]+\.py)(?:::(test_\w+))?|(?<![\w/])(test_\w+)(?![\w.])")
 _HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
-_COMMAND = re.compile(r"(?<![/=])(?<!helm install )\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))")
+_COMMAND = re.compile(
+    r"(?<![/=])(?<!helm install )(?<!helm upgrade )\b(?:pyproxy|kube-proxy) ((?:[\w-]+ )?(?:[^`\n#|]*))"
+)
 
 
 def main() -> int:
