@@ -238,6 +238,7 @@ class Agent:
             self._is_syncing = False
             if fine:
                 self._schedule.succeeded(started, monotonic())
+                self._mark_current()
             else:
                 self._schedule.failed(monotonic())
 
@@ -296,7 +297,6 @@ class Agent:
         mode = self._backend.mode.value
         logger.info("first sync done: %s Service ports in %s mode", counts, mode, extra={"mode": mode})
         notify("READY=1")
-        self._mark_current()
         # The present objects stay alive. Without freeze a full collection would traverse all of them and block the loop.
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -389,6 +389,7 @@ class Agent:
 
     def _mark_current(self) -> None:
         """Remember that the kernel has what the cluster wants, if that is so."""
-        has_all = self._is_ready.is_set() and not self._tracker.pending
+        # A sync in progress has taken its plans, and one that was cancelled keeps the flag: what it wrote is unknown.
+        has_all = self._is_ready.is_set() and not self._is_syncing and not self._tracker.pending
         if has_all and self._health.is_watching and not any(each.pending for each in self._reconcilers.values()):
             self._marker.set()

@@ -50,7 +50,8 @@ class DriftReporter:
                         services.append(item)
                     else:
                         shared.append(item)
-        mode, noun = self._config.proxy_mode.value, open_dumper(self._config).rule_noun
+        noun = (await asyncio.to_thread(open_dumper, self._config)).rule_noun
+        mode = self._config.proxy_mode.value
         services.sort(key=lambda item: (item.namespace, item.name, item.port_name, item.protocol, item.family))
         return DriftDocument(API_VERSION, "Drift", self._node.name, mode, "agent", noun, services, shared)
 

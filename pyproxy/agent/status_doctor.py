@@ -72,7 +72,11 @@ class DoctorRuns:
             if not is_fresh and self._ended.is_set():
                 self._ended.clear()
                 self._patient_until = monotonic() + self._wait_seconds
-                threading.Thread(target=self._run, name="doctor", daemon=True).start()
+                try:
+                    threading.Thread(target=self._run, name="doctor", daemon=True).start()
+                except RuntimeError as error:  # no more threads: RLIMIT_NPROC, or the limit of the cgroup
+                    self._last = msgspec.structs.replace(self._last, error=f"pyproxy doctor cannot be started: {error}")
+                    self._ended.set()
         if not is_fresh:
             self._ended.wait(max(0.0, self._patient_until - monotonic()))
         with self._lock:

@@ -11,7 +11,7 @@ from pyproxy.backends.hooks import UNKNOWN_INTERFACE
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.dump_rules import RULE_ATTRIBUTES
 from pyproxy.cli.explain_ends import EndKind, KnownNames, NoSuchServiceError, Source, common_family, packet_of
-from pyproxy.cli.explain_fields import step_service
+from pyproxy.cli.explain_fields import service_of
 from pyproxy.cli.explain_reasons import (
     missing_service,
     with_foreign_reason,
@@ -78,11 +78,14 @@ def command(  # noqa: PLR0913  # one for each flag
     """Explain what happens to a new connection from SRC to DST, rule by rule, and what to do if it fails.
 
     With --manifests the objects are those in files, and neither root nor a cluster is needed. Otherwise the rules are those
-    in the kernel of this node, and the objects those of its agent. No packet is sent. SRC is an address, a pod (NAMESPACE/NAME or NAME), a node, outside, or localhost. DST is
-    ADDRESS:PORT, NAMESPACE/NAME[:PORT] of a Service, a DNS name such as web.default.svc, or a node port; /UDP or /SCTP
-    selects the protocol.
+    in the kernel of this node, and the objects those of its agent. No packet is sent. SRC is an address, a pod
+    (NAMESPACE/NAME or NAME), a node, outside, or localhost. DST is ADDRESS:PORT, NAMESPACE/NAME[:PORT] of a Service, a DNS
+    name such as web.default.svc, or a node port; /UDP or /SCTP selects the protocol.
     """
     config = configured_settings(ctx).config
+    if ctx.params["node"] and (rules or not config.manifests):
+        message = "--node needs --manifests; without it the rules are those of this node, or of the file of --rules"
+        raise click.UsageError(message, ctx)
     found: Explanation | MissingService
     if rules:
         found = explain_dump(rules, source, destination, node_ip or "", in_interface)
@@ -120,9 +123,7 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
     client, target = names.source(source), names.destination(destination, ips)
     packet = packet_of(client, target, node, in_interface or UNKNOWN_INTERFACE)
     found = rules.interpret(packet, Host(frozenset(ips)))
-    # From the end: the last rules of a path belong to one Service, the first ones are shared by all.
-    service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
-    explanation = Explanation(packet, client, "", f"rules of {file}", found, service)
+    explanation = Explanation(packet, client, "", f"rules of {file}", found, service_of(found))
     return with_foreign_reason(explanation)
 
 

@@ -4,8 +4,9 @@ Chains, sets and maps have fixed names in every mode, and a frontend's address s
 """
 
 import re
+from collections.abc import Iterable
 
-from pyproxy.backends.explanation import Packet, Step
+from pyproxy.backends.explanation import Packet, Path, Step
 from pyproxy.linux.uapi.netfilter_ipv4 import NfIpPri
 from pyproxy.plan.service_plan import ServicePlan
 
@@ -42,6 +43,12 @@ def step_service(step: Step) -> str:
     if found := _CHAIN.search(f"{step.rule} {step.place}"):
         return ":".join(filter(None, (found["service"], found["port"])))
     return ""
+
+
+def service_of(paths: Iterable[Path]) -> str:
+    """Return the Service that rules on a path belong to; empty if none does."""
+    # From the end: the last rules of a path belong to one Service, the first ones are shared by all.
+    return next((name for path in paths for step in reversed(path.steps) if (name := step_service(step))), "")
 
 
 # The first entry that matches counts, so a narrow pattern comes before a wide one. The names are those of the chains and

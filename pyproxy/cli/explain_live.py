@@ -62,7 +62,7 @@ class KnownByAgent:
     tracker: Tracker
     objects: AgentObjects
     sync_problems: Mapping[str, str]
-    """By Service port, why the kernel does not have its rules."""
+    """By Service, why the kernel does not have its rules."""
 
     @property
     def unserved(self) -> list[UnservedService]:
@@ -82,9 +82,14 @@ def known_by_agent(config: Config) -> KnownByAgent | None:
         # An agent that hangs is a reason to look at the kernel, not to give up.
         click.echo(f"{error}; this is what the kernel has", err=True)
         return None
-    values = {name: OPTIONS[name].grammar.parse(text) for name, text in found.settings.items()}
-    # The settings are already resolved: no file may be read again, and the mode is the chosen one instead of auto.
-    values |= {"proxy_mode": ProxyMode(found.mode), "config": "", "pyproxy_config": "", "manifests": ""}
+    try:
+        values = {name: OPTIONS[name].grammar.parse(text) for name, text in found.settings.items()}
+        # The settings are already resolved: no file may be read again, and the mode is the chosen one instead of auto.
+        values |= {"proxy_mode": ProxyMode(found.mode), "config": "", "pyproxy_config": "", "manifests": ""}
+    except (KeyError, ValueError) as error:
+        # After an upgrade of the package, until the agent is restarted.
+        click.echo(f"agent and command have different versions ({error}); this is what the kernel has", err=True)
+        return None
     tracker = Tracker()
     tracker.apply(Replaced(Kind.SERVICE, tuple(found.services)))
     tracker.apply(Replaced(Kind.ENDPOINT_SLICE, tuple(found.slices)))

@@ -1,7 +1,6 @@
 """``explain`` on a node: what the rules in the kernel do, and whether that is what the agent intends."""
 
 import asyncio
-import socket
 from collections.abc import Iterable
 from dataclasses import replace
 from fractions import Fraction
@@ -12,7 +11,7 @@ from pyproxy.backends.explanation import NOT_EVALUATED, Fate, Host, Packet, Path
 from pyproxy.backends.hooks import UNKNOWN_INTERFACE
 from pyproxy.backends.registry import open_dumper
 from pyproxy.cli.explain_ends import KnownNames, NoSuchServiceError, common_family, packet_of
-from pyproxy.cli.explain_fields import shown_rule, step_service
+from pyproxy.cli.explain_fields import service_of, shown_rule
 from pyproxy.cli.explain_live import KnownByAgent, Live, interface_towards, known_by_agent, read_live
 from pyproxy.cli.explain_reasons import missing_service, with_foreign_reason, with_objects
 from pyproxy.cli.explain_report import Explanation, MissingService
@@ -26,6 +25,7 @@ from pyproxy.model.address import Family, family_of, ip_text, is_loopback
 from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.node import Node
 from pyproxy.node.context import NodeContext
+from pyproxy.node.node_name import own_node_name
 from pyproxy.plan.planner import final_plans
 
 _FORWARDING = {Family.IPV4: "net/ipv4/ip_forward", Family.IPV6: "net/ipv6/conf/all/forwarding"}
@@ -55,7 +55,7 @@ def explain_node(
     require_capabilities("explain")
     agent = known_by_agent(config)
     live = asyncio.run(read_live())
-    node = agent.objects.node if agent else Node(name=socket.gethostname(), ips=tuple(sorted(live.host.ips)))
+    node = agent.objects.node if agent else Node(name=own_node_name(config), ips=tuple(sorted(live.host.ips)))
     # Every address of the node counts as the node, the best known first.
     own = replace(node, ips=(*node.ips, *sorted(live.host.ips - live.rules.service_ips - set(node.ips))))
     names = KnownNames(agent.tracker.services if agent else {}, (own,), (), is_live=True)
@@ -72,8 +72,7 @@ def explain_node(
     found = tuple(_routed(packet, path, live.host) for path in live.rules.interpret(packet, live.host))
     explanation = Explanation(packet, client, node.name, live.rules.mode or "no proxy", found, read_at=live.read_at)
     if agent is None:
-        service = next((name for path in found for step in reversed(path.steps) if (name := step_service(step))), "")
-        explained = with_foreign_reason(replace(explanation, service=service))
+        explained = with_foreign_reason(replace(explanation, service=service_of(found)))
         if not live.rules.mode:
             reason, fix = (
                 "the kernel has no rules of a service proxy",

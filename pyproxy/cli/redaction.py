@@ -37,6 +37,7 @@ _KUBECONFIG_FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "user": ("client-certificate", "client-key", "tokenFile"),
 }
 _SECRET_FIELDS = ("token", "password", "client-key-data", "client-certificate-data", "id-token", "refresh-token")
+_SECRET_VARIABLE = re.compile(r"(?i)token|passw|passphrase|secret|credential|key")
 # A shorter text would also be found inside harmless words.
 _SHORTEST_SECRET = 6
 
@@ -103,7 +104,9 @@ def kubeconfig_secrets(values: object) -> Iterator[str]:
         for holder in (user, _fields(provider, ("config",)).get("config")):
             yield from map(str, _fields(holder, _SECRET_FIELDS).values())
         for variable in _entries(_fields(user, ("exec",)).get("exec"), "env"):
-            yield str(variable.get("value", ""))
+            # Other variables, such as AWS_PROFILE=default, are words that the objects contain as well.
+            if _SECRET_VARIABLE.search(str(variable.get("name"))):
+                yield str(variable.get("value", ""))
 
 
 def _entries(values: object, plural: str) -> list[Mapping[str, Any]]:

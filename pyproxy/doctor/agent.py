@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from pyproxy.takeover.running_proxy import detect_running_proxy, reachable
 
 _TIMEOUT_SECONDS = 5
 # A line of the text format: name with labels, and value. Labels of the samples that are read have no spaces.
-_SAMPLE = re.compile(r"^([^#\s]+) (\S+)$", re.MULTILINE)
+_SAMPLE = re.compile(r"^([a-zA-Z_:][^#\s]*) (NaN|[+-]?(?:Inf|[0-9][0-9.e+-]*))$", re.MULTILINE)
 _MARKER = "pyproxy_build_info"
 _WATCH = re.compile(r'pyproxy_watch_up\{kind="(.*)"\}')
 # The link reads "net:[4026531840]": equal for processes in the same namespace.
@@ -32,7 +33,10 @@ async def ask_agent(config: Config) -> AgentAnswers:
 def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> AgentAnswers:
     # The metrics decide whose servers they are: both proxies have /proxyMode and /healthz.
     text = _get(metrics, "/metrics")
-    samples = {name: float(value) for name, value in _SAMPLE.findall(text)}
+    samples: dict[str, float] = {}
+    for name, value in _SAMPLE.findall(text):
+        with suppress(ValueError):  # the port may be another program's, and its text anything
+            samples[name] = float(value)
     mode = _get(metrics, "/proxyMode") if text else ""
     is_ours = any(name.startswith(_MARKER) for name in samples)
     is_proxy = is_ours or any(name.startswith("kubeproxy_") for name in samples)
@@ -118,19 +122,22 @@ async def check_last_sync(inputs: Inputs) -> list[Finding]:
 async def check_health_ports(inputs: Inputs) -> list[Finding]:
     """Load balancers avoid a node whose health check node port does not answer."""
     _require_agent(inputs)
-    found = {}
+    names: dict[int, str] = {}
     for service in require_objects(inputs).services:
-        number, name = service.health_check_node_port, f"{shown(service.namespace)}/{shown(service.name)}"
-        if number and number not in found:
-            ip = next(iter(inputs.node.ips), LOOPBACK_IPS[Family.IPV4])
-            answer = await asyncio.to_thread(_get, ListenAddress(ip, number), "/")
-            served = _json(answer).get("service")
-            if served is None:
-                words = f"health check node port {number} of {name} is {'used by another program' if answer else 'not served'}"
-                found[number] = warn(
-                    words, f"curl {ip_text(ip)}:{number}; ss -ltnp", "stop the program that uses the port"
-                )
-    return list(found.values())
+        if service.health_check_node_port:
+            names.setdefault(service.health_check_node_port, f"{shown(service.namespace)}/{shown(service.name)}")
+    ip = next(iter(inputs.node.ips), LOOPBACK_IPS[Family.IPV4])
+    # All at the same time: behind a rule that drops them, each would take its whole time limit.
+    answers = await asyncio.gather(*(asyncio.to_thread(_get, ListenAddress(ip, number), "/") for number in names))
+    return [
+        warn(
+            f"health check node port {number} of {name} is {'used by another program' if answer else 'not served'}",
+            f"curl {ip_text(ip)}:{number}; ss -ltnp",
+            "stop the program that uses the port",
+        )
+        for (number, name), answer in zip(names.items(), answers, strict=True)
+        if _json(answer).get("service") is None
+    ]
 
 
 async def check_watches(inputs: Inputs) -> list[Finding]:

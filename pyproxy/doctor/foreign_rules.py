@@ -78,17 +78,18 @@ async def check_foreign_rules(inputs: Inputs) -> list[Finding]:
     local = await asyncio.to_thread(local_addresses)
     traffic = _traffic(objects, local, is_ipvs=inputs.mode == ProxyMode.IPVS.value)
     found: dict[tuple[str, str], tuple[Rule, _Hook, list[Flow]]] = {}
+    # Interfaces by which traffic of Services can enter or leave: those with a route to an endpoint, or to pods.
+    devices_of: dict[Family, set[str]] = {}
+    for family in Family:
+        ips = [flow.ip for flow in traffic.after if family_of(flow.ip) is family]
+        networks = [each for each in inputs.pod_networks if each.family is family]
+        devices_of[family] = {
+            route.device
+            for route in routes(family)
+            if any(ip in route.network for ip in ips) or any(route.network.ip in each for each in networks)
+        }
     async for hook in _hooks(inputs):
-        # Interfaces by which traffic of Services can enter or leave: those with a route to an endpoint, or to pods.
-        devices: set[str] = set()
-        for family in hook.families:
-            ips = [flow.ip for flow in traffic.after if family_of(flow.ip) is family]
-            networks = [each for each in inputs.pod_networks if each.family is family]
-            devices |= {
-                route.device
-                for route in routes(family)
-                if any(ip in route.network for ip in ips) or any(route.network.ip in each for each in networks)
-            }
+        devices = set[str]().union(*(devices_of[family] for family in hook.families))
         table = Table(
             hook.chains,
             inputs.pod_networks,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from pyproxy.model.address import Network, parse_network
+from pyproxy.model.address import Family, Network, family_of, parse_network
 
 
 class Effect(Enum):
@@ -45,6 +45,7 @@ class Rule:
     mark: int = 0
     """The bits that are set."""
     is_certain: bool = True
+    families: list[Family] = field(default_factory=list)
     sources: list[Network] = field(default_factory=list)
     destinations: list[Network] = field(default_factory=list)
     protocols: list[str] = field(default_factory=list)
@@ -104,7 +105,8 @@ class Table:
 
     def _matches(self, rule: Rule, flow: Flow) -> bool:
         return (
-            (not rule.destinations or any(flow.ip in block for block in rule.destinations))
+            (not rule.families or family_of(flow.ip) in rule.families)
+            and (not rule.destinations or any(flow.ip in block for block in rule.destinations))
             and (not rule.protocols or flow.protocol in rule.protocols)
             and (not rule.ports or any(flow.port in block for block in rule.ports))
             # The source is any pod: a rule for one of them, or for a network that contains some, can match.
@@ -269,7 +271,7 @@ _VERDICTS = {
     "goto": Effect.GO_TO,
 }
 _WITHOUT_EFFECT = {"counter", "log", "last"}
-_ANY = {"ipv4": parse_network("0.0.0.0/0"), "ipv6": parse_network("::/0")}
+_FAMILIES = {"ipv4": Family.IPV4, "ip": Family.IPV4, "ipv6": Family.IPV6, "ip6": Family.IPV6}
 
 
 def nft_chains(items: Iterable[Mapping[str, Any]], *, with_policies: Collection[str] = ()) -> dict[str, list[Rule]]:
@@ -336,10 +338,11 @@ def _set_nft_match(rule: Rule, value: Mapping[str, Any]) -> bool:
     elif key == "dport":
         rule.ports += [each if isinstance(each, range) else range(int(each), int(each) + 1) for each in right]
         rule.protocols += [left["protocol"]] if left.get("protocol") != "th" else []
+    elif kind == "meta" and key in {"nfproto", "protocol"}:
+        # `meta protocol` has the Ethernet type, whose names are those of the families of nft.
+        rule.families += [family for each in right if (family := _FAMILIES.get(str(each))) is not None]
     elif key in {"l4proto", "protocol", "nexthdr"} and kind in {"meta", "payload"}:
         rule.protocols += [str(each) for each in right]
-    elif key == "nfproto":
-        rule.destinations += [_ANY[each] for each in right if each in _ANY]
     else:
         rule.is_certain = False
     return True

@@ -90,7 +90,7 @@ class ControlServer:
                 writer.write(await self._reply(reader, writer) + b"\n")
                 await writer.drain()
         except (OSError, TimeoutError) as error:
-            logger.debug("control socket: %s", error or "no request in time")
+            logger.debug("control socket: %s", str(error) or "no request, or no complete answer, in time")
             writer.transport.abort()
         finally:
             self._connections -= 1

@@ -226,3 +226,12 @@ def test_every_dead_end_has_a_reason(mode: str) -> None:
         is_dead_end = found.fate is not Fate.FORWARDED
         assert is_dead_end == bool(found.reason), (source, destination)
         assert is_dead_end == bool(found.fix), (source, destination)
+
+
+def test_node_without_manifests(tmp_path: Path) -> None:
+    """`--node` selects among the nodes of files; without them it would be ignored, so it is an error."""
+    rules = tmp_path / "rules"
+    rules.write_text("*nat\nCOMMIT\n")
+    for words in (("--rules", str(rules)), ()):
+        done = pyproxy("explain", "--node=node2", *words, "10.244.1.9", "10.96.0.10:80")
+        assert (2, True) == (done.returncode, "--node needs --manifests" in done.stderr)

@@ -116,3 +116,19 @@ def test_the_command_has_the_settings_of_the_agent() -> None:
         flags["control_socket"],
     )
     assert flags["healthz_bind_address"] is None
+
+
+def test_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a thread cannot be started, the status says so, and a later request tries again."""
+    doctor = runs(printing(OK))
+
+    def refuse(*_: object, **__: object) -> None:
+        message = "can't start new thread"
+        raise RuntimeError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("threading.Thread", refuse)
+        refused = doctor.status()
+
+    assert "pyproxy doctor cannot be started: can't start new thread" == refused.error
+    assert (1, "") == ((later := doctor.status()).ok_count, later.error)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pyproxy.cli.redaction import without_secrets
+from pyproxy.cli.redaction import kubeconfig_secrets, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,16 @@ def test_known_credentials_are_replaced() -> None:
     assert "a REDACTED b REDACTED c ab" == without_secrets(
         "a secret1 b secret1-long c ab", ["secret1", "secret1-long", "ab"]
     )
+
+
+def test_environment_of_a_plugin() -> None:
+    """Of the variables of an exec plugin only those that a name marks as a credential are secrets."""
+    variables = {
+        "AWS_PROFILE": "default",
+        "AWS_REGION": "us-east-1",
+        "AWS_SECRET_ACCESS_KEY": "abc123",
+        "API_TOKEN": "def456",
+    }
+    exec_entry = {"env": [{"name": name, "value": value} for name, value in variables.items()]}
+
+    assert ["abc123", "def456"] == [*kubeconfig_secrets({"users": [{"user": {"exec": exec_entry}}]})]

@@ -1,13 +1,17 @@
 """What the answers of an agent mean."""
 
 import asyncio
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 
 from pyproxy.config.config import Config
-from pyproxy.doctor.agent import check_last_sync, check_quarantine, check_watches
+from pyproxy.doctor.agent import ask_agent, check_last_sync, check_quarantine, check_watches
 from pyproxy.doctor.finding import Finding, NotCheckedError, Severity
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
+from pyproxy.model.address import ListenAddress, parse_ip
 from pyproxy.model.node import Node
 
 STATUS: dict[str, object] = {
@@ -70,3 +74,24 @@ def test_kube_proxy() -> None:
     """The answers of kube-proxy are not checked."""
     with pytest.raises(NotCheckedError):
         asyncio.run(check_last_sync(inputs({}, {"status": STATUS}, KUBE_PROXY)))
+
+
+def test_the_port_of_another_program() -> None:
+    """A program that answers with HTML, or with numbers that are none, at the metrics address is not taken for a proxy."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<!DOCTYPE html>\nNot Found\nweird 1.2.3\nname 1e9\n")
+
+        def log_message(self, *_: object) -> None:
+            """Log nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        address = ListenAddress(parse_ip("127.0.0.1"), server.server_address[1])
+        found = asyncio.run(ask_agent(replace(Config(), metrics_bind_address=address)))
+        server.shutdown()
+
+    assert ("", {"name": 1e9}) == (found.proxy, found.metrics)
