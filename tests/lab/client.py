@@ -138,7 +138,7 @@ class Channel(ABC):
         if number == errno.EPERM:
             # Dropped in the OUTPUT hook of the sender. IPVS also sends an ICMP error; without one it counts as a
             # time-out.
-            if queued_icmp_errors(self._socket):
+            if self._icmp_errors():
                 return Outcome(Verdict.REFUSED, refused_by=RefusedBy.PORT_UNREACHABLE, error="ECONNREFUSED")
             return Outcome(Verdict.TIMEOUT)
         name = errno.errorcode.get(number, "")
@@ -297,13 +297,20 @@ class SctpInitChannel(Channel):
         try:
             data = await asyncio.get_running_loop().sock_recv(self._socket, LARGEST_DATAGRAM)
         except OSError as error:
-            # Every raw socket connected to the address gets the error; the quoted packet has the source port.
             queued = queued_icmp_errors(self._socket)
-            own = [icmp for icmp in queued if association.quoted_source_port(icmp.quoted) == self._source_port]
+            own = self._own(queued)
             if queued and not own:
                 return None
             raise (own[0] if own else error) from None
         return association.decode(without_ip_header(self._socket, data))
+
+    def _icmp_errors(self) -> list[IcmpError]:
+        return self._own(queued_icmp_errors(self._socket))
+
+    def _own(self, errors: list[IcmpError]) -> list[IcmpError]:
+        # Every raw socket connected to the address gets the errors, and a socket that is not connected yet gets all of
+        # its host; the quoted packet has the source port.
+        return [icmp for icmp in errors if association.quoted_source_port(icmp.quoted) == self._source_port]
 
 
 _CHANNELS: dict[Protocol, type[Channel]] = {

@@ -128,8 +128,12 @@ def test_udp_flows_from_a_time_without_rules_reach_it(cluster: Cluster) -> None:
         udp(cluster_ip(DNS, version), 53, source_port=SOURCE_PORT, timeout_seconds=SILENCE_SECONDS)
         for version in VERSIONS
     ]
+    # The rules are programmed before the flows to earlier endpoints are deleted: the agent is stopped after both.
+    wait_until(lambda: {"pod1-1"} == {outcome.server for outcome in client.probe(*probes)}, "the endpoint")
     cluster.agents["node1"].signal(SIGSTOP)
     try:
+        for family in ("ipv4", "ipv6"):
+            node.run("conntrack", "-D", "-f", family, "-p", "udp", "--sport", str(SOURCE_PORT))
         node.run("nft", "-f", "-", stdin="".join(f"delete table {table}\n" for table in cluster.mode.nft_tables))
         met = client.probe(*probes)
     finally:

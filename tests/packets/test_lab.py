@@ -65,6 +65,13 @@ table inet lab {
         ip daddr 10.96.0.13 reject with icmp type admin-prohibited
         ip6 daddr fd00:10:96::13 reject with icmpv6 type admin-prohibited
     }
+    chain sent {
+        type filter hook output priority filter
+        ip daddr 10.96.0.11 reject
+        ip6 daddr fd00:10:96::11 reject
+        ip daddr 10.96.0.12 drop
+        ip6 daddr fd00:10:96::12 drop
+    }
 }
 """
 SERVICE = {4: "10.96.0.10", 6: "fd00:10:96::10"}
@@ -137,6 +144,15 @@ def test_verdicts_of_rules_are_distinguished(lab: Lab, protocol: Callable[..., P
     assert Outcome(Verdict.TIMEOUT) == dropped
     assert Verdict.UNREACHABLE == prohibited.verdict
     assert prohibited.error in {"EHOSTUNREACH", "EACCES"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_verdicts_of_own_rules_are_not_confused(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
+    """A packet that the client's own host drops is no refusal, even if the host refuses others at the same time."""
+    outcomes = lab["node1"].probe(*[protocol(REJECTED[version], PORT), protocol(DROPPED[version], PORT)] * 20)
+
+    assert [Verdict.REFUSED, Verdict.TIMEOUT] * 20 == [outcome.verdict for outcome in outcomes]
 
 
 @pytest.mark.parametrize("version", VERSIONS)
