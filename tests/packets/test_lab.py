@@ -149,7 +149,7 @@ def test_verdicts_of_rules_are_distinguished(lab: Lab, protocol: Callable[..., P
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_verdicts_of_own_rules_are_not_confused(lab: Lab, protocol: Callable[..., Probe], version: int) -> None:
-    """A packet that the client's own host drops is no refusal, even if the host refuses others at the same time."""
+    """A packet that the client's host drops counts as a time-out, even if the host rejects another one at the same time."""
     outcomes = lab["node1"].probe(*[protocol(REJECTED[version], PORT), protocol(DROPPED[version], PORT)] * 20)
 
     assert [Verdict.REFUSED, Verdict.TIMEOUT] * 20 == [outcome.verdict for outcome in outcomes]
