@@ -97,7 +97,11 @@ class Host:
 
     def load(self, probe: Probe, *, per_second: float) -> Load:
         """Send the probe repeatedly, each time from a new socket, until the load is stopped."""
-        return Load(self.worker, self.worker.call(StartLoad(self.timed(probe), per_second)))
+        return Load(self.worker, self.worker.call(StartLoad(self.timed(probe), per_second, is_held=False)))
+
+    def hold(self, probe: Probe, *, per_second: float) -> Load:
+        """Open a connection and send requests on it until the load is stopped or a request fails."""
+        return Load(self.worker, self.worker.call(StartLoad(self.timed(probe), per_second, is_held=True)))
 
     def run(self, *argv: str, stdin: str = "", env: Mapping[str, str] | None = None) -> str:
         """Run a short command on the host and return its output; raises LabError if it fails."""

@@ -69,6 +69,8 @@ class StartLoad(Request[int]):
 
     probe: Probe
     per_second: float
+    is_held: bool
+    """Whether all requests use one connection."""
 
 
 @dataclass(frozen=True, slots=True)

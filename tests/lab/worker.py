@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from . import client
-from .load import Load
+from .load import Hold, Load
 from .messages import (
     Ask,
     Close,
@@ -59,7 +59,7 @@ class Worker:
         self._server = Server(name, families())
         self._numbers = itertools.count(1)
         self._channels: dict[int, client.Channel] = {}
-        self._loads: dict[int, Load] = {}
+        self._loads: dict[int, Load | Hold] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = asyncio.Event()
 
@@ -104,9 +104,9 @@ class Worker:
                 answer = await self._channels[number].again()
             case Close(number):
                 self._channels.pop(number).close()
-            case StartLoad(probe, per_second):
+            case StartLoad(probe, per_second, is_held):
                 answer = number = next(self._numbers)
-                self._loads[number] = Load(probe, per_second)
+                self._loads[number] = (Hold if is_held else Load)(probe, per_second)
             case ReportLoad(number):
                 answer = self._loads[number].report()
             case StopLoad(number):

@@ -280,6 +280,21 @@ def test_load_reports_every_request(lab: Lab) -> None:
     assert {RefusedBy.PORT_UNREACHABLE} == {failure.outcome.refused_by for failure in later}
 
 
+def test_held_connection_reports_its_requests_and_its_end(lab: Lab) -> None:
+    """A held connection counts the answers of its server, and reports when the server closes it."""
+    pod = lab["pod2-2"]
+    pod.serve(tcp=[8083])
+    with lab.client_pod.hold(tcp(pod.ipv4, 8083), per_second=200) as held:
+        wait_for(lambda: held.report().requests >= 10)
+        assert () == held.report().failures
+        pod.stop_serving(Ports(tcp=(8083,)))
+        wait_for(lambda: held.report().failures != ())
+
+    report = held.report()
+    assert {"pod2-2": report.requests} == report.replies
+    assert [Verdict.REFUSED] == [failure.outcome.verdict for failure in report.failures]
+
+
 def test_program_runs_in_its_namespace_and_reports_readiness(lab: Lab) -> None:
     """A program sees the devices of its host, notifies the lab of its readiness, and ends on SIGTERM."""
     process = lab["node1"].start(sys.executable, "-c", NOTIFY, env={"WORD": "READY=1"})

@@ -8,6 +8,7 @@ import pytest
 
 from pyproxy.backends.nftables.elements import (
     ADDRESSED,
+    CHAINED,
     CLUSTER_IPS,
     LAYOUT,
     SETS,
@@ -186,6 +187,21 @@ def test_external_change_just_before_other_rules_is_found(agent: NftAgent) -> No
     agent.do(agent.kernel.apply({LAYOUT: (present, wanted)}))
 
     assert agent.kernel.changed_externally()
+
+
+def test_chains_without_elements_are_deleted(start: Start, family: Family) -> None:
+    """Chains of an agent that was killed after it deleted the elements that lead to them are deleted by the next start."""
+    agent = start()
+    agent.put(*everything(family))
+    before, wanted = listing(agent), agent.wanted()
+    agent.put(plan(family, 99, *range(1, 10), affinity_seconds=99), plan(family, 98, *range(1, 9)))
+    unused = {key: value for key, value in agent.read().items() if key[0] in CHAINED and key not in wanted}
+    assert {"sticky", "find", "pick"} <= {SETS[key[0]].name for key in unused}
+    agent.nft("".join(f"delete element {text_of(agent, key, value)}\n" for key, value in unused.items()))
+
+    start().put(*everything(family))
+
+    assert before == listing(agent)
 
 
 def test_deletion_of_unused_elements_is_retried(agent: NftAgent) -> None:

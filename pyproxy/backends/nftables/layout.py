@@ -13,6 +13,7 @@ Base chains, in the order in which a packet passes them; `_Chains` says why each
     postrouting          100  masquerade
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,6 +43,8 @@ MOST_PINS = 1 << 20
 _LOOPBACK = {Family.IPV4: "127.0.0.0/8", Family.IPV6: "::1"}
 SLOT_CHAINS = "slot-of-"
 """Prefix of the names of the chains of `PICK`."""
+NUMBERED_CHAINS = re.compile(rf"(?:\S*sticky-|\S*find-|{SLOT_CHAINS})\d+")
+"""The names that `numbered_chain` gives."""
 _PRE_DNAT = NfIpPri.NAT_DST - 10  # directly before DNAT, as kube-proxy's chains for source ranges
 _PROTOCOLS = ("tcp", "udp", "sctp")
 LOCALHOST_REJECTIONS = "localhost-nodeport-rejected-sctp"

@@ -12,8 +12,18 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from pyproxy.backends.nftables.element_format import ElementFormat
-from pyproxy.backends.nftables.elements import LAYOUT, PICK, PINS, SETS, ElementKey, Layout, Value, unpack_number
-from pyproxy.backends.nftables.layout import SLOT_CHAINS, TABLE, slot_chain
+from pyproxy.backends.nftables.elements import (
+    CHAINED,
+    LAYOUT,
+    PICK,
+    PINS,
+    SETS,
+    ElementKey,
+    Layout,
+    Value,
+    unpack_number,
+)
+from pyproxy.backends.nftables.layout import NUMBERED_CHAINS, SLOT_CHAINS, TABLE, numbered_chain, slot_chain
 from pyproxy.backends.nftables.text import element_text, family_name
 from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import attributes, text_attribute
@@ -88,11 +98,16 @@ class TableReader:
             prefix = bytes((number,))
             for key, value in self._elements(form):
                 found[ElementKey(prefix + key)] = value
+        used = set()
         for key in found:
-            if key[0] == PICK.number:
+            if key[0] in CHAINED:
                 count = unpack_number(key[1:])
-                if listing.rules.get(slot_chain(count)) != [slot_expressions(count)]:
+                used.add(numbered_chain(SETS[key[0]], count, self.family).name)
+                if key[0] == PICK.number and listing.rules.get(slot_chain(count)) != [slot_expressions(count)]:
                     found[LAYOUT] = _CHANGED
+        # Chains and the elements that lead to them are deleted in two transactions; an agent may be killed between them.
+        if any(NUMBERED_CHAINS.fullmatch(name) and name not in used for name in listing.chains):
+            found[LAYOUT] = _CHANGED
         return found
 
     def listing(self) -> TableListing:
