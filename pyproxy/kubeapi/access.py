@@ -80,6 +80,8 @@ class Access:
     key: Pem | None = None
     verify: bool = True
     """False to accept any server certificate (``insecure-skip-tls-verify``)."""
+    compress: bool = True
+    """False to request responses without compression (``disable-compression``)."""
     tls_server_name: str = ""
     """Name that the server's certificate must have; empty for the host name in the URL."""
     token_file: str = ""

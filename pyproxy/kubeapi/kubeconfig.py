@@ -99,6 +99,7 @@ class _Cluster(msgspec.Struct, rename="kebab"):
     insecure_skip_tls_verify: bool | None = None
     tls_server_name: str | None = None
     proxy_url: str | None = None
+    disable_compression: bool | None = None
 
 
 class _User(msgspec.Struct, rename="kebab"):
@@ -216,6 +217,7 @@ def _read_kubeconfig(settings: AccessSettings) -> KubeconfigResult:
         certificate=files.pem(user.client_certificate, user.client_certificate_data, "client-certificate"),
         key=files.pem(user.client_key, user.client_key_data, "client-key"),
         verify=not cluster.insecure_skip_tls_verify,
+        compress=not cluster.disable_compression,
         tls_server_name=cluster.tls_server_name or "",
         token_file=files.path(user.token_file, "tokenFile") if user.token_file else "",
         authorization=user.authorization(),

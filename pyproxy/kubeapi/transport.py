@@ -155,12 +155,11 @@ class Transport:
 
     async def __aenter__(self) -> Self:
         """Start with no connection."""
-        # Without cookies: one of a load balancer would pin the agent to a server that may be the one that fails. The API
-        # server compresses responses of more than 128 KiB, that is lists (apiserver, `defaultGzipThresholdBytes`).
+        # Without cookies: one of a load balancer would pin the agent to a server that may be the one that fails.
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(socket_factory=self._socket),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": f"pyproxy/{__version__}", "Accept": "application/json", "Accept-Encoding": "gzip"},
+            headers={"User-Agent": f"pyproxy/{__version__}", "Accept": "application/json"},
         )
         return self
 
@@ -259,7 +258,12 @@ class Transport:
         read_seconds = self._timing.silence if request.is_watch else self._timing.answer
         patience = aiohttp.ClientTimeout(sock_connect=self._timing.connect, sock_read=read_seconds, total=None)
         with _unreachable(server):
-            headers = {"Authorization": access.read_authorization()}
+            # The API server compresses lists of more than 128 KiB (apiserver, `defaultGzipThresholdBytes`) and, from 1.37
+            # on, streaming lists and the watch after them, each flush as one gzip member (`perFlushGzipWriter`).
+            headers = {
+                "Authorization": access.read_authorization(),
+                "Accept-Encoding": "gzip" if access.compress else "identity",
+            }
             if request.content is not None:
                 headers["Content-Type"] = "application/json"
             tls: ssl.SSLContext | bool = True

@@ -142,17 +142,14 @@ def test_authorization(kubeconfig: Kubeconfig, user: Json, expected: str) -> Non
 
 
 def test_options_of_a_cluster(kubeconfig: Kubeconfig) -> None:
-    """Proxy, server name and verification are read from the kubeconfig."""
-    kubeconfig.cluster.update(
-        {"proxy-url": "http://proxy:3128", "tls-server-name": "api", "insecure-skip-tls-verify": True}
-    )
-    access = read_access(kubeconfig.settings())
+    """Proxy, server name, verification and compression are read from the kubeconfig."""
+    kubeconfig.cluster.update({"proxy-url": "http://proxy:3128", "tls-server-name": "api"})
+    usual = read_access(kubeconfig.settings())
+    kubeconfig.cluster.update({"insecure-skip-tls-verify": True, "disable-compression": True})
+    other = read_access(kubeconfig.settings())
 
-    assert ((Server(URL, "http://proxy:3128"),), "api", False) == (
-        access.servers,
-        access.tls_server_name,
-        access.verify,
-    )
+    assert ((Server(URL, "http://proxy:3128"),), "api") == (usual.servers, usual.tls_server_name)
+    assert [(True, True), (False, False)] == [(access.verify, access.compress) for access in (usual, other)]
 
 
 @pytest.mark.parametrize(

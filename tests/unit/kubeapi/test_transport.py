@@ -1,5 +1,7 @@
 """Single requests to a real server on loopback: TLS with changing files, proxies, refusals, broken responses."""
 
+import asyncio
+import gzip
 import re
 import shutil
 import ssl
@@ -90,6 +92,38 @@ async def reported_requests(url: str) -> list[RequestRecord]:
 async def hello(_: web.Request) -> web.StreamResponse:
     """Say hello."""
     return web.Response(text="hello")
+
+
+@in_loop
+@pytest.mark.parametrize("compress", [True, False])
+async def test_compressed_stream(compress: bool) -> None:  # noqa: FBT001
+    """The lines of a stream arrive at once, also if the server compresses each as a gzip member, as 1.37 does."""
+    lines = [b'{"number": %d}' % number for number in range(3)]
+    encodings: list[str] = []
+    received: list[bytes] = []
+    is_read = asyncio.Event()
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        encodings.append(request.headers["Accept-Encoding"])
+        accepts = "gzip" in encodings
+        response = web.StreamResponse(headers={"Content-Encoding": "gzip"} if accepts else {})
+        await response.prepare(request)
+        for line in lines:
+            await response.write(gzip.compress(line + b"\n") if accepts else line + b"\n")
+        await is_read.wait()  # the lines must not wait for the end of the response
+        return response
+
+    async def find_access() -> Access:
+        return Access(servers=(Server(server.url),), compress=compress)
+
+    async with ApiServer() as server, Transport(find_access, TIMING) as asking:
+        server.say(SERVICES, stream)
+        async with asking.lines(SERVICES, {}) as opened:
+            while len(received) < len(lines):
+                received += await opened.read()
+        is_read.set()
+
+    assert (["gzip" if compress else "identity"], lines) == (encodings, received)
 
 
 @in_loop
