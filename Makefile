@@ -63,7 +63,7 @@ SCTP_TESTS := tests/packets/test_cluster_ips.py tests/packets/test_external_addr
 WITHOUT_IPVS := env MODES=iptables-legacy,iptables-nft,nftables
 
 test: $(VENV)/tested ## Run pure tests, the command line, and packet tests on this kernel and in a guest with IPVS
-	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/packets --hypothesis-seed=$(SEED)
+	$(PYTEST) tests/unit tests/cli tests/docs tests/golden tests/properties tests/fuzz tests/packets --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest $(PYTEST) $(GUEST_TESTS) --hypothesis-seed=$(SEED)
 	$(BIN)/python -m tests.guest $(WITHOUT_IPVS) $(PYTEST) $(SCTP_TESTS)
 

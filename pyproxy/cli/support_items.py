@@ -246,7 +246,7 @@ async def _objects_of_api(config: Config, node: str, collection: tuple[str, str,
                 token = page["metadata"].get("continue", "")
                 if not token:
                     break
-    except (PyproxyError, msgspec.DecodeError, KeyError, TypeError) as error:
+    except (PyproxyError, msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, RecursionError) as error:
         raise MissingError(str(error)) from error
     return _listed(found, node)
 

@@ -69,7 +69,7 @@ def _get(address: ListenAddress | None, path: str) -> str:
 def _json(text: str) -> dict[str, object]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from pyproxy.decode import wire
+from pyproxy.decode.nesting import decode_json
 from pyproxy.errors import SourceError
 from pyproxy.kubeapi.events import EventHandler, EventSender
 from pyproxy.kubeapi.reflector import ListPage, Reflector, Stream, Watch, delay_seconds, watch_seconds
@@ -286,10 +287,10 @@ class Watcher:
 
     def _process(self, line: bytes) -> None:
         try:
-            event = _EVENT.decode(line)
+            event = decode_json(_EVENT, line)
             if event.type == wire.ERROR:
                 # The response began with 200, so a later error, such as 410 for an expired version, comes as an event.
-                status = _STATUS.decode(event.object)
+                status = decode_json(_STATUS, event.object)
                 raise HttpStatusError(status.code or 0, status.message or status.reason or event.type)
             if isinstance(self._reflector.request, Stream):
                 self._process_initial(event)
@@ -302,7 +303,7 @@ class Watcher:
     def _process_initial(self, event: wire.WatchEvent) -> None:
         # Changes made while the initial events are sent arrive in between, so that an object may come twice or be deleted.
         if event.type == wire.BOOKMARK:
-            bookmark = _BOOKMARK.decode(event.object)
+            bookmark = decode_json(_BOOKMARK, event.object)
             # A server that does not know sendInitialEvents ignores it, and sends ordinary bookmarks only.
             if not bookmark.ends_initial_events:
                 raise HttpStatusError(HTTPStatus.BAD_REQUEST, "the server watches without the initial events")
@@ -320,7 +321,7 @@ class Watcher:
         # A bookmark has a version and no object. The version of a DELETED is that of the deletion, not of the last change,
         # and it arrives as well if an object no longer matches the selectors.
         if event.type == wire.BOOKMARK:
-            return _BOOKMARK.decode(event.object).resource_version
+            return decode_json(_BOOKMARK, event.object).resource_version
         if event.type == wire.DELETED:
             name, resource_version = self.resource.identify(event.object)
             self._bad.forget(name)

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from pyproxy.decode import wire
+from pyproxy.decode.nesting import decode_json
 from pyproxy.errors import SourceError
 from pyproxy.kubeapi.transport import OVERLOADED, HttpStatusError, Transport
 from pyproxy.model.event import Event
@@ -146,8 +147,8 @@ class EventSender:
         path = f"/api/v1/namespaces/{quote(event.name.namespace)}/services"
         answer = await transport.body(path, {"fieldSelector": f"metadata.name={event.name.name}"})
         try:
-            found = _LIST.decode(answer).items or []
-        except msgspec.MsgspecError:
+            found = decode_json(_LIST, answer).items or []
+        except (msgspec.DecodeError, UnicodeDecodeError):
             return ""
         return next((item.metadata.uid or "" for item in found if item.metadata), "")
 

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from pyproxy.decode import wire
+from pyproxy.decode.nesting import decode_json
 from pyproxy.decode.objects import (
     CLUSTER_WIDE,
     Decoded,
@@ -33,8 +34,8 @@ W = TypeVar("W", wire.Service, wire.EndpointSlice, wire.Node, wire.ServiceCIDR)
 
 _RAW_PAGE = msgspec.json.Decoder(wire.ObjectList[msgspec.Raw])
 _HEADER = msgspec.json.Decoder(wire.Header)
-# Errors of msgspec for valid JSON of an unexpected structure; invalid UTF-8 is found only when a text is built.
-_BAD_OBJECT = (msgspec.ValidationError, UnicodeDecodeError)
+# A value that is skipped is examined less than one that is built: invalid UTF-8, escapes and numbers are found only then.
+_BAD_OBJECT = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,15 +111,12 @@ class Resource(Generic[W]):
             SourceError: the body is not a list.
         """
         try:
-            page = self._page.decode(body)
+            page = decode_json(self._page, body)
             return _page(page.metadata, [self._item(item) for item in page.items or ()])
         except _BAD_OBJECT:  # in at least one object, which the error does not identify
             pass
-        except msgspec.DecodeError as error:
-            message = f"{self.path}: the response is not valid JSON: {error}"
-            raise SourceError(message) from error
         try:
-            raw_page = _RAW_PAGE.decode(body)
+            raw_page = decode_json(_RAW_PAGE, body)
         except _BAD_OBJECT as error:
             message = f"{self.path}: the response is not a list: {error}"
             raise SourceError(message) from error
@@ -127,7 +125,7 @@ class Resource(Generic[W]):
     def decode_object(self, raw: msgspec.Raw) -> Item:
         """Decode one object."""
         try:
-            return self._item(self._object.decode(raw))
+            return self._item(decode_json(self._object, raw))
         except _BAD_OBJECT as error:
             name, resource_version = self.identify(raw)
             what = subject(self.kind.value, name)
@@ -141,7 +139,7 @@ class Resource(Generic[W]):
     def identify(self, raw: msgspec.Raw) -> tuple[NamespacedName, str]:
         """Return name and resource version of an object, even if the rest cannot be decoded; empty if they cannot either."""
         try:
-            metadata = _HEADER.decode(raw).metadata or wire.NO_METADATA
+            metadata = decode_json(_HEADER, raw).metadata or wire.NO_METADATA
         except _BAD_OBJECT:
             metadata = wire.NO_METADATA
         return self._name(metadata), metadata.resource_version or ""

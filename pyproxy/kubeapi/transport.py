@@ -23,6 +23,7 @@ import msgspec
 
 from pyproxy import __version__
 from pyproxy.decode import wire
+from pyproxy.decode.nesting import decode_json
 from pyproxy.errors import ConfigError, SourceError
 from pyproxy.kubeapi.access import Access, Certificates, Server
 from pyproxy.model.request_record import NO_ANSWER, RequestRecord
@@ -295,8 +296,8 @@ class Transport:
             excerpt = await response.content.read(_EXCERPT_BYTES)
             message = " ".join(excerpt.decode(errors="replace").split())[:200]
             # The API server answers with a Status, a proxy in front of it with any text.
-            with suppress(msgspec.DecodeError):
-                status = _STATUS.decode(excerpt)
+            with suppress(msgspec.DecodeError, UnicodeDecodeError):
+                status = decode_json(_STATUS, excerpt)
                 message = status.message or status.reason or ""
         # 401: the token has expired or was revoked. 403 would not change with new credentials of the same user.
         if response.status == HTTPStatus.UNAUTHORIZED:

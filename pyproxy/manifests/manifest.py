@@ -59,7 +59,7 @@ _WIRE_TYPES: Mapping[str, type[WireObject]] = {
 }
 # Kinds of lists, with the kind of items that have none.
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in API_VERSIONS}}
-_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 # The label managed-by of the slices that kube-controller-manager makes: from Pods, and from Endpoints.
 _CONTROLLERS = frozenset({"endpointslice-controller.k8s.io", "endpointslicemirroring-controller.k8s.io"})
 
@@ -198,7 +198,7 @@ class _Reading:
     def read_json(self, data: bytes) -> None:
         try:
             document = _DOCUMENT.decode(data)
-        except (*_UNDECODABLE, RecursionError):
+        except _UNDECODABLE:
             document = None
         if document is None:
             # Several documents, or a syntax error: msgspec decodes one document only and does not know lines.

@@ -91,7 +91,7 @@ async def _recognise(address: ListenAddress) -> str:
             if mode in _MODES:
                 return f"{where}/proxyMode says {mode}"
             # Many programs answer on /healthz; the time of the last sync is kube-proxy's own field.
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 health = json.loads(await _ask(address, "/healthz"))
                 if isinstance(health, dict) and "lastUpdated" in health:
                     return f"{where}/healthz answers as a proxy's"

@@ -70,14 +70,14 @@ class ApiServer:
         async with asyncio.timeout(PATIENCE_SECONDS):
             return await self._requests[path].get()
 
-    def stream(self, *lines: Json, then_end: bool = False) -> Answer:
+    def stream(self, *lines: Json | bytes, then_end: bool = False) -> Answer:
         """Send some lines, and then nothing more until the server stops."""
 
         async def answer(request: web.Request) -> web.StreamResponse:
             response = web.StreamResponse()
             await response.prepare(request)
             for line in lines:
-                await response.write(json.dumps(line).encode() + b"\n")
+                await response.write((line if isinstance(line, bytes) else json.dumps(line).encode()) + b"\n")
             if not then_end:
                 await self._closing.wait()
             return response

@@ -5,6 +5,7 @@ API server plays along (tests/cluster).
 """
 
 import asyncio
+import json
 import logging
 import re
 from collections.abc import AsyncIterator
@@ -182,6 +183,26 @@ async def test_line_that_is_no_event(caplog: pytest.LogCaptureFixture) -> None:
 
         assert {"default/web"} == await changes.names()
     assert "a line of the watch is not an event" in caplog.text
+
+
+@in_loop
+async def test_deep_objects() -> None:
+    """Objects in which fields that are not read are nested deeply are listed, changed and deleted like any other."""
+    deep = service("deep")
+    deep["metadata"]["managedFields"] = json.loads("[" * 900 + "]" * 900)
+    text = json.dumps(event("ADDED", deep)).replace("[" * 900, "[" * 9000).replace("]" * 900, "]" * 9000)
+
+    def lines(*kinds: str) -> list[bytes]:
+        return [text.replace("ADDED", kind).encode() for kind in kinds]
+
+    async with ApiServer() as server:
+        server.say(SERVICES, server.stream(*lines("ADDED"), end_of_list("4"), *lines("MODIFIED", "DELETED")))
+        async with running(access_to(server.url)) as changes:
+            assert {"default/deep"} == await changes.names()
+            put, removed = await changes.next(), await changes.next()
+
+    assert isinstance(put, Put)
+    assert Removed(Kind.SERVICE, NamespacedName("default", "deep")) == removed
 
 
 @in_loop

@@ -55,7 +55,18 @@ def test_bad_object(bad: bytes, name: str, field: str) -> None:
     assert items[1].object is not None
 
 
-@pytest.mark.parametrize("body", [b"", b"<html>", b"[]", b'{"items": 5}', b'{"metadata": {"continue": 5}}'])
+@pytest.mark.parametrize("levels", [1100, 10_000])
+def test_deep_object(levels: int) -> None:
+    """An object that is nested as deeply as an API server accepts is used, and so are its neighbours."""
+    deep = GOOD.replace(b'"spec"', b'"managedFields": %s, "spec"' % (b"[" * levels + b"]" * levels))
+
+    assert [item.object for item in page(GOOD, GOOD).items] == [item.object for item in page(deep, GOOD).items]
+    assert page(GOOD).items[0].object == services().decode_object(Raw(deep)).object
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>", b'{"items": [5, x]}', b"[]", b'{"items": 5}', b'{"metadata": {"continue": 5}}']
+)
 def test_no_list(body: bytes) -> None:
     """A response that is not a list is an error of the source."""
     with pytest.raises(SourceError, match="/api/v1/services: the response is not "):

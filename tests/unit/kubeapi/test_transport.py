@@ -275,6 +275,20 @@ async def test_refusal_by_something_else() -> None:
             await ask(lambda: Access(servers=(Server(server.url),)))
 
 
+@pytest.mark.parametrize("body", [b'{"message": "\xff"}', b'{"details": ' + b"[" * 2000 + b"]" * 2000 + b"}", b"[1]"])
+@in_loop
+async def test_refusal_that_is_garbage(body: bytes) -> None:
+    """A refusal whose body is not UTF-8, too deep or not a Status has the status of HTTP."""
+
+    async def answer(_: web.Request) -> web.StreamResponse:
+        return web.Response(status=403, body=body)
+
+    async with ApiServer() as server:
+        server.say(SERVICES, answer)
+        with pytest.raises(HttpStatusError, match="403"):
+            await ask(lambda: Access(servers=(Server(server.url),)))
+
+
 @in_loop
 async def test_compressed_answer() -> None:
     """A compressed list is read like an uncompressed one."""

@@ -55,6 +55,7 @@ def asking(port: int) -> Config:
         ({"/proxyMode": "transparent"}, ""),
         ({"/healthz": "ok"}, ""),
         ({"/healthz": '["lastUpdated"]'}, ""),
+        ({"/healthz": "[" * 5000}, ""),
         ({}, ""),
     ],
 )
