@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyproxy.errors import ApplyError
-from pyproxy.linux.netlink import Closeable, NetlinkSocket, attribute_values
+from pyproxy.linux.netlink import Closeable, NetlinkSocket, attribute_values, parsing
 from pyproxy.linux.uapi.if_addr import IFADDRMSG, Ifa
 from pyproxy.linux.uapi.netlink import NetlinkProtocol
 from pyproxy.linux.uapi.rtnetlink import Rtm, Rtmgrp
@@ -64,7 +64,7 @@ def device_addresses(family: Family | None = None, index: int = 0) -> list[tuple
     body = IFADDRMSG.pack(family.socket_family if family else socket.AF_UNSPEC, 0, 0, 0, index)
     found: list[tuple[int, bytes]] = []
     try:
-        with NetlinkSocket(NetlinkProtocol.ROUTE) as netlink:
+        with NetlinkSocket(NetlinkProtocol.ROUTE) as netlink, parsing():
             for data, start, end in netlink.dump_whole(Rtm.GETADDR, body, header=IFADDRMSG.size):
                 address_family, _, _, _, device = IFADDRMSG.unpack_from(data, start - IFADDRMSG.size)
                 # A kernel without strict checking (before 4.20) dumps all devices, and AF_UNSPEC has other protocols as well.

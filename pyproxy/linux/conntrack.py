@@ -27,6 +27,7 @@ from pyproxy.linux.netlink import (
     attributes,
     nest,
     nfgenmsg,
+    parsing,
 )
 from pyproxy.linux.uapi.nfnetlink import NfnlSubsys
 from pyproxy.linux.uapi.nfnetlink_conntrack import Cta, CtaFilter, CtaFilterF, CtaIp, CtaProto, CtaTuple, IpctnlMsgCt
@@ -66,7 +67,7 @@ def delete_udp_flows(family: Family, destinations: Sequence[Destination], is_sta
     """
     examined = deleted = 0
     try:
-        with NetlinkSocket(NETLINK_NETFILTER) as netlink, NetlinkSocket(NETLINK_NETFILTER) as deleting:
+        with NetlinkSocket(NETLINK_NETFILTER) as netlink, NetlinkSocket(NETLINK_NETFILTER) as deleting, parsing():
             for destination in _filters(family, destinations):
                 is_filtered = True
                 stale: list[Message] = []

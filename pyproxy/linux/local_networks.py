@@ -9,7 +9,7 @@ import errno
 
 from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import IPVS_DEVICE, device_index
-from pyproxy.linux.netlink import NetlinkSocket, attribute_values, host_number
+from pyproxy.linux.netlink import NetlinkSocket, attribute_values, host_number, parsing
 from pyproxy.linux.uapi.netlink import NetlinkProtocol
 from pyproxy.linux.uapi.rtnetlink import RTMSG, Rta, Rtm, Rtn, RtTable
 from pyproxy.model.address import Family, Network
@@ -25,7 +25,7 @@ def local_networks(family: Family) -> frozenset[Network]:
     body = RTMSG.pack(family.socket_family, 0, 0, 0, RtTable.LOCAL, 0, 0, Rtn.LOCAL, 0)
     found: set[Network] = set()
     try:
-        with NetlinkSocket(NetlinkProtocol.ROUTE) as netlink:
+        with NetlinkSocket(NetlinkProtocol.ROUTE) as netlink, parsing():
             for data, start, end in netlink.dump_whole(Rtm.GETROUTE, body, header=RTMSG.size):
                 _, prefix, _, _, table, _, _, kind, _ = RTMSG.unpack_from(data, start - RTMSG.size)
                 values = attribute_values(data, start, end)

@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
 from typing import NamedTuple, Self
 
@@ -188,9 +188,9 @@ class NetlinkSocket(Closeable):
                 if answer in (ERROR, _DONE):
                     code = error_code(data, at) or (errno.EINTR if interrupted else 0)
                     if code:
-                        raise OSError(code, os.strerror(code))
+                        raise OSError(code, _reason(code))
                     return
-                yield data, at + header, end
+                yield data, _body(at, header, end), end
 
     def dump_whole(self, kind: int, body: bytes, *, header: int) -> list[tuple[memoryview, int, int]]:
         """Return the answers of a dump during which nothing changed, after up to 10 tries; arguments are those of `dump`.
@@ -218,14 +218,41 @@ class NetlinkSocket(Closeable):
                     continue
                 if answer == ERROR:
                     code = error_code(data, at)
-                    raise OSError(code or errno.EPROTO, os.strerror(code) if code else "no answer")
-                return data, at + header, end
+                    raise OSError(code or errno.EPROTO, _reason(code) if code else "no answer")
+                return data, _body(at, header, end), end
+
+
+def _body(at: int, header: int, end: int) -> int:
+    if at + header > end:
+        raise malformed()
+    return at + header
+
+
+def malformed() -> OSError:
+    """Return the error for an answer that cannot be parsed, for example from a kernel whose messages are different."""
+    return OSError(errno.EBADMSG, "the answer of the kernel cannot be parsed")
+
+
+@contextmanager
+def parsing() -> Iterator[None]:
+    """Turn errors of Python that parsing an answer can raise into an `OSError`, the error of all reads from the kernel."""
+    try:
+        yield
+    except (struct.error, LookupError, ValueError) as error:
+        raise malformed() from error
 
 
 def attributes(data: memoryview, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Yield type, and start and end of the value, of each attribute; the flags of the type are removed."""
+    """Yield type, and start and end of the value, of each attribute; the flags of the type are removed.
+
+    Raises:
+        OSError: EBADMSG, a length is not possible.
+    """
     while start + ATTRIBUTE.size <= end:
         length, kind = ATTRIBUTE.unpack_from(data, start)
+        # With a length of 0 the loop would not end.
+        if length < ATTRIBUTE.size or start + length > end:
+            raise malformed()
         yield kind & NLA_TYPE_MASK, start + ATTRIBUTE.size, start + length
         start += length + 3 & ~3
 
@@ -261,16 +288,24 @@ def nfgenmsg(family: int, resource: int = 0) -> bytes:
 
 
 def read_messages(data: bytes | memoryview) -> Iterator[tuple[int, int, int, int, int]]:
-    """Yield type, flags, sequence number, and start and end of the body, of each message."""
+    """Yield type, flags, sequence number, and start and end of the body, of each message.
+
+    Raises:
+        OSError: EBADMSG, a length is not possible.
+    """
     at = 0
     while at + HEADER.size <= len(data):
         length, kind, flags, sequence, _ = HEADER.unpack_from(data, at)
+        if length < HEADER.size or at + length > len(data):
+            raise malformed()
         yield kind, flags, sequence, at + HEADER.size, at + length
         at += length + 3 & ~3
 
 
 def error_code(data: bytes | memoryview, at: int) -> int:
     """Return the errno in the body of NLMSG_ERROR or NLMSG_DONE; 0 means success."""
+    if at + _CODE.size > len(data):
+        raise malformed()
     code: int = _CODE.unpack_from(data, at)[0]
     return -code
 
@@ -279,5 +314,9 @@ def error_text(data: memoryview, at: int, end: int, code: int) -> str:
     """Return the text of an error, with the kernel's explanation if the body of NLMSG_ERROR has one."""
     for kind, left, right in attributes(data, at + _CODE.size + HEADER.size, end):
         if kind == NlmsgerrAttr.MSG:
-            return f"{os.strerror(code)} ({bytes(data[left:right]).rstrip(bytes(1)).decode(errors='replace')})"
-    return os.strerror(code) if code < _FIRST_PRIVATE_CODE else f"error {code}"
+            return f"{_reason(code)} ({bytes(data[left:right]).rstrip(bytes(1)).decode(errors='replace')})"
+    return _reason(code)
+
+
+def _reason(code: int) -> str:
+    return os.strerror(code) if 0 < code < _FIRST_PRIVATE_CODE else f"error {code}"

@@ -15,7 +15,14 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
-from pyproxy.linux.netlink import NETLINK_NETFILTER, NFGENMSG_BYTES, Closeable, NetlinkSocket, attribute_values
+from pyproxy.linux.netlink import (
+    NETLINK_NETFILTER,
+    NFGENMSG_BYTES,
+    Closeable,
+    NetlinkSocket,
+    attribute_values,
+    parsing,
+)
 from pyproxy.linux.nf_tables_messages import request
 from pyproxy.linux.uapi.ip_tables import IptSoGet
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftMsg
@@ -60,9 +67,9 @@ class NftGeneration(Closeable):
 
     def read(self) -> int:
         """Return the present generation."""
-        with self._lock:
+        with self._lock, parsing():
             data, start, end = self._netlink.ask(*_GET_GENERATION, header=NFGENMSG_BYTES)
-        return int.from_bytes(attribute_values(data, start, end)[NftaGen.ID])
+            return int.from_bytes(attribute_values(data, start, end)[NftaGen.ID])
 
     def close(self) -> None:
         """Close the socket."""

@@ -15,6 +15,7 @@ from pyproxy.linux.netlink import (
     NetlinkSocket,
     attribute_values,
     nfgenmsg,
+    parsing,
     text_attribute,
 )
 from pyproxy.linux.uapi.nfnetlink import NfnlSubsys
@@ -47,9 +48,9 @@ def counted_packets(name: str) -> int:
         OSError: there is no such counter, or no privilege to read it.
     """
     body = nfgenmsg(0) + text_attribute(Nfacct.NAME, name)
-    with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink:
+    with NetlinkSocket(NETLINK_NETFILTER, buffer_bytes=_BUFFER_BYTES) as netlink, parsing():
         data, start, end = netlink.ask(_GET, body, header=NFGENMSG_BYTES)
-    return int.from_bytes(attribute_values(data, start, end)[Nfacct.PKTS])
+        return int.from_bytes(attribute_values(data, start, end)[Nfacct.PKTS])
 
 
 def has_counter(name: str) -> bool:

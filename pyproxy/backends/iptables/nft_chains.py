@@ -8,14 +8,14 @@ iptables-nft keeps a rule as a list of expressions (NFTA_RULE_EXPRESSIONS), each
     immediate  loads a verdict: a code, and for a jump the name of the chain
 """
 
-import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 
 from pyproxy.backends.iptables.hook_rules import FoundRule, Match, Parts, hooks_among, parts_of_matches
 from pyproxy.backends.iptables.ruleset import HookKey
 from pyproxy.backends.listing import Counters
 from pyproxy.errors import ApplyError
-from pyproxy.linux.netlink import attributes, text_attribute
+from pyproxy.linux.netlink import attributes, parsing, text_attribute
 from pyproxy.linux.nf_tables_messages import delete_chain, delete_rule, flush_chain, request
 from pyproxy.linux.nf_tables_socket import NfTablesSocket
 from pyproxy.linux.uapi.nf_tables import (
@@ -117,9 +117,11 @@ def _deletions(netlink: NfTablesSocket, family: Family, copies: Mapping[HookKey,
     return messages
 
 
-def _netlink() -> NfTablesSocket:
+@contextmanager
+def _netlink() -> Iterator[NfTablesSocket]:
     try:
-        return NfTablesSocket()
+        with NfTablesSocket() as netlink, parsing():
+            yield netlink
     except OSError as error:
         message = f"nf_tables: {error.strerror}"
         raise ApplyError(message, retryable=True) from error
@@ -145,14 +147,9 @@ def _rules(netlink: NfTablesSocket, family: Family, table: str, chain: str) -> l
 
 
 def _dump(netlink: NfTablesSocket, what: tuple[int, bytes]) -> Iterator[Values]:
-    # A table that does not exist has no answers.
-    try:
+    with suppress(FileNotFoundError):  # a table that does not exist
         for data, start, end in netlink.read(what):
             yield {kind: bytes(data[left:right]) for kind, left, right in attributes(data, start, end)}
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            message = f"nf_tables: {error.strerror}"
-            raise ApplyError(message, retryable=True) from error
 
 
 def _rule(values: Values) -> FoundRule:

@@ -20,6 +20,7 @@ from pyproxy.linux.netlink import (
     attributes,
     nest,
     nfgenmsg,
+    parsing,
     text_attribute,
 )
 from pyproxy.linux.uapi.ip_set import (
@@ -79,6 +80,7 @@ class IpSets(Closeable):
         """Close the socket."""
         self._netlink.close()
 
+    @parsing()
     def read(self, types: Mapping[str, IpsetType]) -> tuple[set[str], dict[Member, str]]:
         """Return which of the named sets exist, and their members with comments.
 

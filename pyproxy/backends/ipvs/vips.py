@@ -26,6 +26,7 @@ from pyproxy.linux.netlink import (
     attribute_values,
     host_number,
     nest,
+    parsing,
     text_attribute,
 )
 from pyproxy.linux.sysctl import write_sysctl
@@ -72,6 +73,7 @@ class Vips(Closeable):
         write_sysctl(f"net/ipv6/conf/{DEVICE}/addr_gen_mode", In6AddrGenMode.NONE)
         self._perform([Message(Rtm.NEWLINK, 0, IFINFOMSG.pack(0, 0, device_index(DEVICE), _UP, _UP))])
 
+    @parsing()
     def read(self) -> dict[bytes, bytes]:
         """Return our VIPs, each with its source address; it is empty if the route names none."""
         index = device_index(DEVICE)

@@ -22,6 +22,7 @@ from pyproxy.linux.netlink import (
     attributes,
     host_number,
     nest,
+    parsing,
     text_attribute,
 )
 from pyproxy.linux.uapi.genetlink import CtrlAttr, CtrlCmd, GenlId
@@ -89,11 +90,12 @@ class IpvsConnection(Closeable):
         # Generic netlink families get their message type when the module is loaded, so it is looked up by name.
         body = _GENL.pack(CtrlCmd.GETFAMILY, _VERSION) + text_attribute(CtrlAttr.FAMILY_NAME, "IPVS")
         try:
-            answer = self._netlink.ask(GenlId.CTRL, body, header=_GENL.size)
+            with parsing():
+                answer = self._netlink.ask(GenlId.CTRL, body, header=_GENL.size)
+                self._type = host_number(attribute_values(*answer)[CtrlAttr.FAMILY_ID])
         except OSError:
             self._netlink.close()
             raise
-        self._type = host_number(attribute_values(*answer)[CtrlAttr.FAMILY_ID])
 
     def close(self) -> None:
         """Close the socket."""
@@ -167,41 +169,43 @@ class IpvsConnection(Closeable):
     def services(self, family: Family) -> Iterator[tuple[VirtualServer, Scheduling]]:
         """Yield every virtual server of a family, except for those by firewall mark: pyproxy creates none of them."""
         body = _GENL.pack(IpvsCmd.GET_SERVICE, _VERSION)
-        for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
-            for kind, left, right in attributes(data, start, end):
-                found = attribute_values(data, left, right) if kind == IpvsCmdAttr.SERVICE else {}
-                if (
-                    not found
-                    or host_number(found[IpvsSvcAttr.AF]) != family.socket_family
-                    or IpvsSvcAttr.FWMARK in found
-                ):
-                    continue
-                ip = bytes(found[IpvsSvcAttr.ADDR][: family.bits // 8])
-                port = int.from_bytes(found[IpvsSvcAttr.PORT])
-                # The value is followed by a mask. The kernel sets the flag HASHED by itself.
-                flags = host_number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
-                # Without persistence the kernel keeps a time-out that has no effect.
-                timeout = host_number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
-                scheduler = bytes(found[IpvsSvcAttr.SCHED_NAME]).rstrip(b"\0").decode()
-                virtual = VirtualServer(ip, host_number(found[IpvsSvcAttr.PROTOCOL]), port)
-                yield virtual, Scheduling(scheduler, flags, timeout)
+        with parsing():
+            for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
+                for kind, left, right in attributes(data, start, end):
+                    found = attribute_values(data, left, right) if kind == IpvsCmdAttr.SERVICE else {}
+                    if (
+                        not found
+                        or host_number(found[IpvsSvcAttr.AF]) != family.socket_family
+                        or IpvsSvcAttr.FWMARK in found
+                    ):
+                        continue
+                    ip = bytes(found[IpvsSvcAttr.ADDR][: family.bits // 8])
+                    port = int.from_bytes(found[IpvsSvcAttr.PORT])
+                    # The value is followed by a mask. The kernel sets the flag HASHED by itself.
+                    flags = host_number(found[IpvsSvcAttr.FLAGS][:4]) & ~IpVsSvcF.HASHED
+                    # Without persistence the kernel keeps a time-out that has no effect.
+                    timeout = host_number(found[IpvsSvcAttr.TIMEOUT]) if flags & IpVsSvcF.PERSISTENT else 0
+                    scheduler = bytes(found[IpvsSvcAttr.SCHED_NAME]).rstrip(b"\0").decode()
+                    virtual = VirtualServer(ip, host_number(found[IpvsSvcAttr.PROTOCOL]), port)
+                    yield virtual, Scheduling(scheduler, flags, timeout)
 
     def reals(self, virtual: VirtualServer) -> Iterator[tuple[Endpoint, RealServerState]]:
         """Yield the real servers of one virtual server; none if it does not exist."""
         body = _GENL.pack(IpvsCmd.GET_DEST, _VERSION) + _SERVICE_HEADER + _identity(virtual)
         try:
-            for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
-                for kind, left, right in attributes(data, start, end):
-                    if kind == IpvsCmdAttr.DEST:
-                        found = attribute_values(data, left, right)
-                        ip = bytes(found[IpvsDestAttr.ADDR][: len(virtual.ip)])
-                        state = RealServerState(
-                            weight=host_number(found[IpvsDestAttr.WEIGHT]),
-                            active=host_number(found[IpvsDestAttr.ACTIVE_CONNS]),
-                            inactive=host_number(found[IpvsDestAttr.INACT_CONNS]),
-                            since=host_number(found[IpvsDestAttr.U_THRESH]),
-                        )
-                        yield Endpoint(ip, int.from_bytes(found[IpvsDestAttr.PORT])), state
+            with parsing():
+                for data, start, end in self._netlink.dump(self._type, body, header=_GENL.size):
+                    for kind, left, right in attributes(data, start, end):
+                        if kind == IpvsCmdAttr.DEST:
+                            found = attribute_values(data, left, right)
+                            ip = bytes(found[IpvsDestAttr.ADDR][: len(virtual.ip)])
+                            state = RealServerState(
+                                weight=host_number(found[IpvsDestAttr.WEIGHT]),
+                                active=host_number(found[IpvsDestAttr.ACTIVE_CONNS]),
+                                inactive=host_number(found[IpvsDestAttr.INACT_CONNS]),
+                                since=host_number(found[IpvsDestAttr.U_THRESH]),
+                            )
+                            yield Endpoint(ip, int.from_bytes(found[IpvsDestAttr.PORT])), state
         except OSError as error:
             if error.errno not in _ABSENT:
                 raise

@@ -11,7 +11,14 @@ import socket
 import struct
 from collections import Counter
 
-from pyproxy.linux.netlink import BUFFER_BYTES, NETLINK_NETFILTER, NFGENMSG_BYTES, attribute_values, read_messages
+from pyproxy.linux.netlink import (
+    BUFFER_BYTES,
+    NETLINK_NETFILTER,
+    NFGENMSG_BYTES,
+    attribute_values,
+    parsing,
+    read_messages,
+)
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftaTable, NftMsg
 from pyproxy.linux.uapi.nfnetlink import Nfnlgrp
 from pyproxy.model.address import Family
@@ -87,7 +94,9 @@ class ChangeMonitor:
         """Return the operations on the family's table since the last call: for each transaction the process and its work."""
         while self._socket is not None:
             try:
-                self._record(memoryview(self._socket.recv(BUFFER_BYTES)))
+                data = memoryview(self._socket.recv(BUFFER_BYTES))
+                with parsing():
+                    self._record(data)
             except BlockingIOError:
                 break
             except OSError as error:

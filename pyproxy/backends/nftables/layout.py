@@ -14,8 +14,9 @@ Base chains, in the order in which a packet passes them; `_Chains` says why each
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 from pyproxy.backends.nftables.elements import (
@@ -102,7 +103,13 @@ class NumberedChain:
 
     name: str
     verdict: str
-    rules: tuple[str, ...]
+    _rules: Callable[[], tuple[str, ...]]
+
+    # On demand: another program may add an element with any number, and there is a rule for each endpoint of a Service.
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """Return the rules of the chain."""
+        return self._rules()
 
     @property
     def text(self) -> str:
@@ -113,37 +120,35 @@ class NumberedChain:
 def numbered_chain(kind: ElementSet, number: int, family: Family) -> NumberedChain:
     """Return the chain to which the element for a number leads, in a map from numbers to chains."""
     if kind is PICK:
-        return NumberedChain(slot_chain(number), "jump", (f"meta priority set numgen random mod {number}",))
+        rules = (f"meta priority set numgen random mod {number}",)
+        return NumberedChain(slot_chain(number), "jump", partial(tuple, rules))
     for key, choice, _ in _choices(family):
         client = f"{_ip(family)} saddr . meta priority"
         if kind is choice.sticky:
-            return NumberedChain(
-                f"{choice.prefix}sticky-{number}",
-                "goto",
-                (
-                    f"meta priority set {key} map @{choice.counts.name}",
-                    # Now the priority is a count; the chain for it replaces the count by the ID of an endpoint.
-                    f"meta priority vmap @{choice.find.name}",
-                    # Adds a pin, or restarts the time of an existing one.
-                    f"update @{PINS.name} {{ {client} timeout {number}s }}",
-                    f"goto {choice.prefix}deliver",
-                ),
+            sticky = (
+                f"meta priority set {key} map @{choice.counts.name}",
+                # Now the priority is a count; the chain for it replaces the count by the ID of an endpoint.
+                f"meta priority vmap @{choice.find.name}",
+                # Adds a pin, or restarts the time of an existing one.
+                f"update @{PINS.name} {{ {client} timeout {number}s }}",
+                f"goto {choice.prefix}deliver",
             )
+            return NumberedChain(f"{choice.prefix}sticky-{number}", "goto", partial(tuple, sticky))
         if kind is choice.find:
             # Tries the endpoints one after the other. A pin to an endpoint that is gone matches none of them, so its client
             # gets a new endpoint.
             to_id = f"meta priority set {key} . meta priority map @{choice.slots.name}"
             pinned = f"{client} @{PINS.name} return"
-            return NumberedChain(
-                f"{choice.prefix}find-{number}",
-                "jump",
-                (
-                    *(f"meta priority set 0:{slot:x} {to_id} {pinned}" for slot in range(number)),
-                    f"meta priority set numgen random mod {number}",
-                    to_id,
-                ),
-            )
+            return NumberedChain(f"{choice.prefix}find-{number}", "jump", partial(_find_rules, to_id, pinned, number))
     raise KeyError(kind.name)
+
+
+def _find_rules(to_id: str, pinned: str, count: int) -> tuple[str, ...]:
+    return (
+        *(f"meta priority set 0:{slot:x} {to_id} {pinned}" for slot in range(count)),
+        f"meta priority set numgen random mod {count}",
+        to_id,
+    )
 
 
 def slot_chain(count: int) -> str:

@@ -26,7 +26,7 @@ from pyproxy.backends.nftables.elements import (
 from pyproxy.backends.nftables.layout import NUMBERED_CHAINS, SLOT_CHAINS, TABLE, numbered_chain, slot_chain
 from pyproxy.backends.nftables.text import element_text, family_name
 from pyproxy.errors import ApplyError
-from pyproxy.linux.netlink import attributes, text_attribute
+from pyproxy.linux.netlink import attributes, parsing, text_attribute
 from pyproxy.linux.nf_tables_messages import request, slot_expressions
 from pyproxy.linux.nf_tables_socket import NfTablesSocket
 from pyproxy.linux.uapi.nf_tables import NftaChain, NftaRule, NftaTable, NftMsg
@@ -80,6 +80,7 @@ class TableReader:
         self._formats = {number: ElementFormat(kind, family, TABLE) for number, kind in SETS.items()}
         self._pins = ElementFormat(PINS, family, TABLE)
 
+    @parsing()
     def entries(self) -> dict[ElementKey, Value]:
         """Return all elements and the layout; nothing if the table does not exist or is dormant.
 
@@ -110,6 +111,7 @@ class TableReader:
             found[LAYOUT] = _CHANGED
         return found
 
+    @parsing()
     def listing(self) -> TableListing:
         """Return the chains and rules of our table; both are empty if it does not exist.
 
@@ -142,6 +144,7 @@ class TableReader:
             raise ApplyError(message, retryable=True)
         return layout
 
+    @parsing()
     def pins(self) -> list[bytes]:
         """Return the keys of all pins: address of the client, ID of the endpoint.
 
@@ -150,6 +153,7 @@ class TableReader:
         """
         return [key for key, _ in self._elements(self._pins)]
 
+    @parsing()
     def pins_text(self) -> str:
         """Return a script for ``nft`` that adds all pins with their remaining time.
 

@@ -59,6 +59,28 @@ def test_messages_in_one_buffer() -> None:
     assert [(20, 2, 11, 16, 21), (21, 0, 12, 40, 40)] == list(read_messages(first + second))
 
 
+@pytest.mark.parametrize(("packed", "size"), [(b"\0\0\1\0", 4), (b"\3\0\1\0", 4), (b"\x09\0\1\0abcd", 8)])
+def test_length_of_an_attribute_that_is_not_possible(packed: bytes, size: int) -> None:
+    """A length that would never end the loop, or that is beyond the end, is an error of the socket."""
+    with pytest.raises(OSError, match="cannot be parsed"):
+        list(attributes(memoryview(packed), 0, size))
+
+
+@pytest.mark.parametrize("length", [0, HEADER.size - 1, HEADER.size + 1])
+def test_length_of_a_message_that_is_not_possible(length: int) -> None:
+    """The same for messages."""
+    with pytest.raises(OSError, match="cannot be parsed"):
+        list(read_messages(HEADER.pack(length, 20, 0, 1, 0)))
+
+
+@pytest.mark.parametrize("code", [0, 1, -(1 << 31), -4096])
+def test_error_without_a_text(code: int) -> None:
+    """A number without a text of the system is shown as a number."""
+    body = memoryview(struct.pack("=i", code))
+
+    assert f"error {-code}" == error_text(body, 0, len(body), error_code(body, 0))
+
+
 @pytest.mark.parametrize(
     ("code", "rest", "text"),
     [
