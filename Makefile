@@ -87,8 +87,10 @@ test-e2e: $(VENV)/tested $(VENV)/apt-e2e peers ## Run Kubernetes' own network te
 	tests/install/debian.sh
 	$(BIN)/python -m tests.e2e --modes "$(MODES)" $(E2E)
 
-bench: $(VENV)/tested peers ## Measure start and changes against kube-proxy, about ten minutes
-	$(BIN)/python -m tests.bench.kube_proxy
+BENCH ?= normal
+bench: $(VENV)/tested peers ## Measure pyproxy next to kube-proxy, for hours: BENCH=small or full, BENCH_SIZES, BENCH_MODES, REPEATS, BENCH_FLAGS
+	$(BIN)/python -m tests.bench --scope $(BENCH) $(if $(BENCH_SIZES),--sizes $(BENCH_SIZES)) \
+		$(if $(BENCH_MODES),--modes $(BENCH_MODES)) $(if $(REPEATS),--repeats $(REPEATS)) $(BENCH_FLAGS)
 	$(BIN)/python -m tests.bench.relay
 
 test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed

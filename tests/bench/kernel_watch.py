@@ -1,7 +1,7 @@
 """Detects when rules change in a network namespace, to the millisecond and with almost no cost for the program under test.
 
 Times come from the kernel's change counters; a dump, which is slow, only shows which change it was. IPVS has no counter:
-there one Service is queried repeatedly, which is cheap, and at a start all of them, which is not.
+there the real servers are listed repeatedly.
 """
 
 import re
@@ -10,38 +10,28 @@ import threading
 import time
 from collections.abc import Callable, Collection, Hashable
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple, Protocol, Self
+from typing import Protocol, Self
 
 from pyproxy.backends.iptables.ruleset import TABLES
-from pyproxy.backends.ipvs.entries import VirtualServer
-from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.linux.ruleset_counter import LegacyCounter, NftGeneration
-from pyproxy.model.address import Family, parse_ip
-from pyproxy.model.endpoint import Endpoint
+from pyproxy.model.address import Family
 from tests.cluster.kubeproxy import Backend, ruleset
 from tests.cluster.namespace import call_inside, command_inside
 from tests.cluster.process import ClusterError
-from tests.lab.waiting import wait_until
 
 _POLL_SECONDS = 0.001
-_PATIENCE_SECONDS = 300.0
-_IPVS_PATIENCE_SECONDS = 1800.0
-_IPVS_POLL_SECONDS = 0.01
+_QUIET_SECONDS = 0.3
 _IPVS_LOOK_SECONDS = 0.25
-_TCP = 6
+_ENDPOINT = re.compile(r"\b(\d+\.\d+\.\d+\.\d+)(?::| \. )8080\b")
+"""An endpoint in a dump of iptables, ipvsadm or nft; all endpoints have this port."""
 
 
-class Target(NamedTuple):
-    """An endpoint of a Service; its port is ``port``."""
-
-    service_ip: str
-    ip: str
-    port: int
+class NotProgrammedError(Exception):
+    """The rules were not there within the time limit."""
 
 
 class Watch(Protocol):
-    """Returns when something was programmed, on the clock of `time.monotonic`."""
+    """Returns when endpoints were programmed, on the clock of `time.monotonic`."""
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -49,11 +39,12 @@ class Watch(Protocol):
     def __exit__(self, *_: object) -> None:
         """End."""
 
-    def all_there(self, targets: Collection[Target]) -> float:
-        """Wait for the rules of all Services, and return the time of the last one."""
+    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+        """Wait for the rules of all these endpoints, and return the time of the last change that the wait observed.
 
-    def there(self, target: Target) -> float:
-        """Wait for the rule of one endpoint, and return its time."""
+        Raises:
+            NotProgrammedError: they are not there within the limit.
+        """
 
 
 def watch(namespace: str, backend: Backend) -> Watch:
@@ -62,11 +53,10 @@ def watch(namespace: str, backend: Backend) -> Watch:
 
 
 class IpvsWatch:
-    """Reads virtual and real servers; at a start it also reads addresses and sets."""
+    """Reads virtual and real servers, addresses and sets."""
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
-        self._servers = call_inside(namespace, IpvsConnection)
 
     def __enter__(self) -> Self:
         """Begin."""
@@ -74,29 +64,18 @@ class IpvsWatch:
 
     def __exit__(self, *_: object) -> None:
         """End."""
-        self._servers.close()
 
-    def all_there(self, targets: Collection[Target]) -> float:
-        """Wait for real servers, and for one address and one member of a set for each Service."""
-        services = len({target.service_ip for target in targets})
-
-        def complete() -> bool:
-            return self._reals() >= len(targets) and self._members() >= services and self._addresses() >= services
-
-        return _when(complete, f"{len(targets)} real servers", _IPVS_LOOK_SECONDS)
-
-    def there(self, target: Target) -> float:
-        """Wait for a real server."""
-        virtual = VirtualServer(parse_ip(target.service_ip), _TCP, 80)
-        wanted = Endpoint(parse_ip(target.ip), target.port)
-
-        def complete() -> bool:
-            return any(endpoint == wanted for endpoint, _ in self._servers.reals(virtual))
-
-        return _when(complete, f"a real server {target.ip}", _IPVS_POLL_SECONDS)
-
-    def _reals(self) -> int:
-        return call_inside(self._namespace, Path("/proc/thread-self/net/ip_vs").read_text).count("->") - 1
+    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+        """Wait for real servers, and for an address and a member of a set for each virtual server."""
+        deadline = time.monotonic() + limit_seconds
+        while time.monotonic() < deadline:
+            servers = self._output("ipvsadm", "--list", "--numeric")
+            if set(_ENDPOINT.findall(servers)) >= set(ips):
+                services = len(re.findall(r"^TCP +\S+:80 ", servers, re.MULTILINE))
+                if services <= self._members() and services <= self._addresses():
+                    return time.monotonic()
+            time.sleep(_IPVS_LOOK_SECONDS)
+        raise NotProgrammedError
 
     def _members(self) -> int:
         """Return the number of cluster IPs in their set; its name has the same end in both programs."""
@@ -113,11 +92,6 @@ class IpvsWatch:
 
     def _output(self, *words: str) -> str:
         return subprocess.run(command_inside(self._namespace, words), check=True, capture_output=True, text=True).stdout
-
-
-def _when(condition: Callable[[], bool], what: str, poll_seconds: float) -> float:
-    wait_until(condition, what, timeout_seconds=_IPVS_PATIENCE_SECONDS, poll_seconds=poll_seconds)
-    return time.monotonic()
 
 
 class KernelWatch:
@@ -149,37 +123,42 @@ class KernelWatch:
         """Return how many times the rules have changed so far."""
         return len(self._times)
 
-    def all_there(self, targets: Collection[Target]) -> float:
-        """Wait for the rules of all Services, and return the time of the last one."""
-        *_, last = targets
+    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+        """Wait for the rules of all these endpoints, and return the time of the last change that the wait observed.
 
-        def complete(rules: str) -> bool:
-            # Most dumps are not complete. Search for the last one first, because searching for all takes long.
-            return _is_in(last, rules) and all(_is_in(target, rules) for target in targets)
+        A dump takes CPU time, with many Services seconds of it, so the rules are only read once they have not changed for
+        a moment.
+        """
+        wanted = set(ips)
+        deadline = time.monotonic() + limit_seconds
+        read = -1
+        while time.monotonic() < deadline:
+            count = len(self._times)
+            if count == read or (count and time.monotonic() - self._times[-1] < _QUIET_SECONDS):
+                time.sleep(_POLL_SECONDS)
+                continue
+            found = set(_ENDPOINT.findall(ruleset(self._namespace, self._backend)))
+            time.sleep(2 * _POLL_SECONDS)  # so that a change that is in the dump is counted
+            if count == len(self._times):
+                read = count
+                if found >= wanted:
+                    return self._times[-1] if count else time.monotonic()
+        raise NotProgrammedError
 
-        return self._when(complete, "all rules")
+    def next_change(self, after: float, limit_seconds: float) -> float:
+        """Return the time of the first change after a time.
 
-    def there(self, target: Target) -> float:
-        """Wait for the rule of one endpoint, and return its time."""
-        return self._when(partial(_is_in, target), f"a rule for {target.ip}")
-
-    def _when(self, condition: Callable[[str], bool], what: str) -> float:
-        """Wait until the rules meet a condition, and return the time, on the clock of `time.monotonic`.
+        A legacy table has a counter only of the number and the size of its rules.
 
         Raises:
-            ClusterError: they do not within `_PATIENCE_SECONDS`.
+            NotProgrammedError: the rules did not change within the limit.
         """
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
-            before = len(self._times)
-            met = condition(ruleset(self._namespace, self._backend))
-            time.sleep(2 * _POLL_SECONDS)  # so that a change that is in the dump is counted
-            if met and before == len(self._times):
-                return self._times[-1] if self._times else time.monotonic()
-            while not met and before == len(self._times) and time.monotonic() < deadline:
-                time.sleep(_POLL_SECONDS)
-        message = f"not within {_PATIENCE_SECONDS} s: {what}"
-        raise ClusterError(message)
+            if self._times and self._times[-1] > after:
+                return next(found for found in self._times if found > after)
+            time.sleep(_POLL_SECONDS)
+        raise NotProgrammedError
 
     def _watch(self) -> None:
         known = self._look()
@@ -188,10 +167,6 @@ class KernelWatch:
             if value != known:
                 known = value
                 self._times.append(time.monotonic())
-
-
-def _is_in(target: Target, rules: str) -> bool:
-    return f"{target.ip}:{target.port}" in rules or f"{target.ip} . {target.port}" in rules
 
 
 def _counter(

@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from tests.bench.kube_proxy import SLICES, Bench, endpoint_slice
+from tests.bench.cluster import Cluster, Shape, endpoint_slice
 from tests.cluster.controlplane import ControlPlane
+from tests.cluster.objects import SLICES
 
 WAYS = ("pyproxy", "informer", "aio")
 CHANGES = 200
@@ -189,7 +190,7 @@ def main() -> None:
         return
     found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     with ControlPlane() as control_plane:
-        Bench(control_plane, arguments.services, 3, 1).fill()
+        Cluster(control_plane, Shape(arguments.services, 3)).fill()
         for number in range(1, arguments.rounds + 1):
             for way in WAYS:
                 found[way].append(measure(way, control_plane, 2 * arguments.services))

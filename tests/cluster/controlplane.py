@@ -35,6 +35,7 @@ _ADVERTISED = "192.0.2.1"
 """The endpoint of the Service default/kubernetes: a documentation address, because a loopback address is invalid."""
 _ETCD_CLIENTS, _ETCD_PEERS = "clients:0", "peers:0"
 """Sockets in etcd's directory: it accepts names of Unix sockets only in the form of host and port."""
+_ETCD_OPERATIONS = 128
 _START_SECONDS = 60.0
 _KUBECTL_SECONDS = 120.0
 """Far longer than any request takes."""
@@ -51,7 +52,7 @@ class ControlPlane:
         flags: Sequence[str] = (),
     ) -> None:
         """Configure the network namespace of the API server (None for the caller's), and its further flags."""
-        self._namespace = namespace
+        self.namespace = namespace
         self._flags = [f"--authorization-mode={authorization}", *flags]
         self._tokens = {user: secrets.token_hex(16) for user in _GROUPS}
         self._kubeconfigs = itertools.count(1)
@@ -66,12 +67,12 @@ class ControlPlane:
                 stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-cluster-{os.getpid()}-"))
             )
             stack.enter_context(self._start_etcd())
-            self._port = stack.enter_context(_reserved_port(self._namespace))
+            self.port = stack.enter_context(_reserved_port(self.namespace))
             self._prepare_apiserver()
             stack.callback(self.stop_apiserver)
             stack.callback(self._close_relays)
             self.clients = self.new_relay()
-            admin_port = self._port if self._namespace is None else self.new_relay().listen()
+            admin_port = self.port if self.namespace is None else self.new_relay().listen()
             self._client = ApiClient(admin_port, self._tokens[_ADMIN], self.authority.certificate)
             self.kubeconfig = self.kubeconfig_for({"token": self._tokens[_ADMIN]}, _url(admin_port))
             self.start_apiserver()
@@ -94,7 +95,7 @@ class ControlPlane:
 
     def new_relay(self) -> Relay:
         """Return a further relay to the API server; it fails independently, like one of several servers."""
-        relay = Relay(self._port, namespace=self._namespace)
+        relay = Relay(self.port, namespace=self.namespace)
         self._relays.append(relay)
         return relay
 
@@ -160,7 +161,7 @@ class ControlPlane:
         self._apiserver = Process(
             [binary("kube-apiserver"), *self._apiserver_flags],
             log=self.directory / "kube-apiserver.log",
-            namespace=self._namespace,
+            namespace=self.namespace,
         )
         self._apiserver.wait_until(self._client.is_ready, "/readyz", timeout_seconds=_START_SECONDS)
 
@@ -188,6 +189,25 @@ class ControlPlane:
             self._ask_etcd("deleterange", wanted)
         else:
             self._ask_etcd("put", wanted | {"value": b64encode(json.dumps(item).encode()).decode()})
+
+    def store_all(self, items: Mapping[str, JsonObject]) -> None:
+        """Write many objects to etcd as `store` does, in transactions of as many as etcd accepts by default."""
+        for keys in _batches(list(items), _ETCD_OPERATIONS):
+            puts = [
+                {
+                    "requestPut": {
+                        "key": b64encode(f"/registry/{key}".encode()).decode(),
+                        "value": b64encode(json.dumps(items[key]).encode()).decode(),
+                    }
+                }
+                for key in keys
+            ]
+            self._ask_etcd("txn", {"success": puts})
+
+    def apiserver_cpu_seconds(self) -> float:
+        """Return the CPU time of the API server since it was started."""
+        assert self._apiserver is not None
+        return self._apiserver.cpu_seconds()
 
     def _ask_etcd(self, what: str, body: JsonObject) -> JsonObject:
         connection = UnixConnection(self.directory / _ETCD_CLIENTS)
@@ -219,7 +239,7 @@ class ControlPlane:
             f"--etcd-servers=unix://{self.directory / _ETCD_CLIENTS}",
             "--etcd-compaction-interval=0",  # only compact() compacts
             f"--bind-address={LOOPBACK}",
-            f"--secure-port={self._port}",
+            f"--secure-port={self.port}",
             f"--advertise-address={_ADVERTISED}",
             f"--service-cluster-ip-range={','.join(SERVICE_CIDRS)}",
             f"--tls-cert-file={serving.certificate}",
@@ -236,6 +256,11 @@ class ControlPlane:
     def _close_relays(self) -> None:
         for relay in self._relays:
             relay.close()
+
+
+def _batches(keys: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(keys), size):
+        yield keys[start : start + size]
 
 
 @contextmanager

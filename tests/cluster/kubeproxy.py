@@ -53,7 +53,7 @@ class Syncs:
 class KubeProxy:
     """A kube-proxy that runs until its ``with`` block ends; its rules stay in the namespace."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - like Agent
         self,
         control_plane: ControlPlane,
         namespace: str,
@@ -61,14 +61,16 @@ class KubeProxy:
         node: str,
         backend: Backend,
         flags: Sequence[str] = (),
+        kubeconfig: Path | None = None,
     ) -> None:
-        """Configure the namespace, the Node, the backend, and further flags."""
+        """Configure the namespace, the Node, the backend, further flags, and the kubeconfig (None for one with the relay)."""
         self._control_plane = control_plane
         self._namespace = namespace
         self._backend: Backend = backend
         mode, _, variant = backend.partition("-")
         self._variant = variant or "nft"
         self._flags = [f"--hostname-override={node}", f"--proxy-mode={mode}", *HOST_UNTOUCHED, *flags]
+        self._kubeconfig = kubeconfig
         self._at_exit = ExitStack()
 
     def __enter__(self) -> Self:
@@ -77,9 +79,11 @@ class KubeProxy:
             directory = Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix=f"pyproxy-kube-proxy-{os.getpid()}-"))
             )
-            server = stack.enter_context(self._control_plane.exposed_in(self._namespace))
-            user = {"token": self._control_plane.static_token(KUBE_PROXY_USER)}
-            kubeconfig = self._control_plane.kubeconfig_for(user, server)
+            kubeconfig = self._kubeconfig
+            if kubeconfig is None:
+                server = stack.enter_context(self._control_plane.exposed_in(self._namespace))
+                user = {"token": self._control_plane.static_token(KUBE_PROXY_USER)}
+                kubeconfig = self._control_plane.kubeconfig_for(user, server)
             self.process = stack.enter_context(
                 Process(
                     [binary("kube-proxy"), f"--kubeconfig={kubeconfig}", "--v=2", *self._flags],

@@ -32,7 +32,7 @@ _FOREIGN_FLAGS = {
         "take-ownership",
         "allow-downgrades",
     ),
-    "to-revision",
+    *("to-revision", "merge", "docs"),
 }
 """Flags of other programs that docs mention."""
 

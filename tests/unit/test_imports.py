@@ -18,6 +18,9 @@ NEVER = {"kubernetes", "iptc", "pyroute2", "rich", "pydantic", "requests", "urll
 MODULES_MEGABYTES = 48
 """Most of the 60 that an agent may take with 1,000 Services (`tests.cluster.test_agent`)."""
 
+MOST_MODULES = 565
+"""Of an agent with an API server and metrics: 5 % above the present number, because the standard library differs by version."""
+
 _PROGRAM = """
 import importlib, json, pathlib, sys
 for name in sys.argv[1:]:
@@ -50,6 +53,17 @@ def test_modules_of_an_agent(modules: tuple[str, ...], without: set[str]) -> Non
 
     assert set() == packages & without
     assert megabytes < MODULES_MEGABYTES
+
+
+@pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs"])
+def test_number_of_modules(mode: str) -> None:
+    """Each module costs time at the start, so their number has a budget."""
+    command = "import sys, " + ", ".join((*AGENT[:2], f"pyproxy.backends.{mode}.mode", *API, *METRICS))
+    done = subprocess.run(
+        [sys.executable, "-c", f"{command}; print(len(sys.modules))"], capture_output=True, text=True, check=True
+    )
+
+    assert int(done.stdout) <= MOST_MODULES
 
 
 def test_command_line_alone() -> None:
