@@ -341,7 +341,13 @@ class Agent:
             if self._is_syncing:
                 continue  # families may share a counter, and it does not account for a transaction in flight
             for reconciler in self._reconcilers.values():
-                if not reconciler.pending and reconciler.changed_externally():
+                try:
+                    is_stale = not reconciler.pending and reconciler.changed_externally()
+                except ApplyError:
+                    is_stale = (
+                        True  # a sync reads the kernel, too: it reports the error, and is tried again ever more seldom
+                    )
+                if is_stale:
                     reconciler.mark_stale()
                     self._wake.set()
 

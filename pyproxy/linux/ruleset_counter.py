@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
+from pyproxy.errors import ApplyError
 from pyproxy.linux.netlink import (
     NETLINK_NETFILTER,
     NFGENMSG_BYTES,
@@ -35,7 +36,10 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class RulesetCounter(Protocol):
-    """Remembers a known state of the rules, and compares the present state with it."""
+    """Remembers a known state of the rules, and compares the present state with it.
+
+    All methods raise ApplyError if the kernel refuses to return the present state.
+    """
 
     def settle(self) -> None:
         """Make the present state the known one. Call it before a read of the rules, so that no change goes unnoticed."""
@@ -66,10 +70,17 @@ class NftGeneration(Closeable):
         return counter
 
     def read(self) -> int:
-        """Return the present generation."""
-        with self._lock, parsing():
-            data, start, end = self._netlink.ask(*_GET_GENERATION, header=NFGENMSG_BYTES)
-            return int.from_bytes(attribute_values(data, start, end)[NftaGen.ID])
+        """Return the present generation.
+
+        Raises:
+            ApplyError: the kernel refused, for example because memory was low.
+        """
+        try:
+            with self._lock, parsing():
+                data, start, end = self._netlink.ask(*_GET_GENERATION, header=NFGENMSG_BYTES)
+                return int.from_bytes(attribute_values(data, start, end)[NftaGen.ID])
+        except OSError as error:
+            raise _unreadable(error) from error
 
     def close(self) -> None:
         """Close the socket."""
@@ -131,7 +142,11 @@ class LegacyCounter(Closeable):
         self._raw.close()
 
     def read(self) -> tuple[tuple[int, int] | None, ...]:
-        """Return number and size in bytes of the entries of each table; None for a table that does not exist."""
+        """Return number and size in bytes of the entries of each table; None for a table that does not exist.
+
+        Raises:
+            ApplyError: the kernel refused, for example because memory was low.
+        """
         found: list[tuple[int, int] | None] = []
         for table in self._tables:
             # By ctypes, because socket.getsockopt cannot pass input, and the kernel reads the table's name from the buffer.
@@ -143,5 +158,9 @@ class LegacyCounter(Closeable):
             elif (code := ctypes.get_errno()) in (errno.ENOENT, errno.ENOPROTOOPT):
                 found.append(None)
             else:
-                raise OSError(code, os.strerror(code))
+                raise _unreadable(OSError(code, os.strerror(code)))
         return tuple(found)
+
+
+def _unreadable(error: OSError) -> ApplyError:
+    return ApplyError(f"the state of the rules cannot be read: {error.strerror}", retryable=True)

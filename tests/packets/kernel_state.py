@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from tests.lab import Host
 
-from .cluster import Cluster
+from .cluster import PYPROXY, Cluster
 from .modes import NFTABLES
+from .objects import PLAN, JsonObject, node
 
 _COUNTERS = re.compile(r"^#.*\n| \[\d+:\d+\]$", re.MULTILINE)
 _HOOK = re.compile(r"-A (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ")
@@ -31,6 +32,21 @@ def kernel_state(cluster: Cluster, host: Host) -> list[str]:
         name = "" if _HOOK.match(line) or not line.startswith("-A ") else line.split()[1]
         chains.setdefault(name, []).append(line)
     return sorted(chains.pop("", [])) + ["\n".join(chains[name]) for name in sorted(chains)]
+
+
+NODES = [node(planned.name) for planned in PLAN.nodes]
+
+
+def start_fresh(
+    cluster: Cluster, objects: Iterable[JsonObject], *flags: str, env: Mapping[str, str] | None = None
+) -> list[str]:
+    """Start agents on nodes without rules, with only these objects and the Nodes, and return the state of the first node."""
+    cluster.stop()
+    for host in cluster.lab.nodes:
+        cluster.run(host, PYPROXY, "cleanup")
+    cluster.write([*NODES, *objects])
+    cluster.start(*flags, env=env)
+    return kernel_state(cluster, cluster.lab["node1"])
 
 
 def _nftables(items: list[dict[str, Any]]) -> Iterator[str]:

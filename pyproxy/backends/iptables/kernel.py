@@ -32,7 +32,8 @@ _FAILED_LINE = re.compile(r"(?:line |Error occurred at line: )(\d+)")
 _REFUSED = re.compile(r"line \d+: \w+ failed \((.+?)\)")
 # Errors that do not depend on the content of a change. EPERM is a missing privilege, so no part of it would be accepted.
 _TRANSIENT = tuple(map(os.strerror, (errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN, errno.EINTR, errno.EPERM)))
-
+_PROBE = "PYPROXY-PROBE"
+"""A chain that no table ever has, as one commit adds and deletes it."""
 
 Change = Mapping[RulesetKey, tuple[str | None, str | None]]
 
@@ -186,4 +187,9 @@ async def restore(family: Family, variant: Variant, text: str) -> None:
     # every change that the kernel refuses; then it prints the errno, which decides.
     reason = _REFUSED.search(result.stderr)
     retryable = result.status == STATUS_RESOURCE_PROBLEM and (reason is None or reason[1] in _TRANSIENT)
+    if line and variant is Variant.LEGACY and (failed := text.split("\n", int(line[1]))[:-1])[-1:] == ["COMMIT"]:
+        # The legacy variant prints no errno when the kernel refuses a table, so another write finds whether memory is low or
+        # the content is to blame: it leaves the table as it is, but has the kernel replace it.
+        table = next(each for each in reversed(failed) if each.startswith("*"))
+        retryable = (await run(argv, stdin=f"{table}\n:{_PROBE} - [0:0]\n-X {_PROBE}\nCOMMIT\n")).status != 0
     raise RestoreError(message, retryable=retryable)
