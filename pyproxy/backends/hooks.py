@@ -142,8 +142,9 @@ class _Walk:
         for verdict, end in ways:
             if verdict is Verdict.SENT:
                 # `ip_vs_nat_send_or_cont` gives the packet to ``output``, whose chains have not seen it with this
-                # destination; it is never routed to ``forward``.
-                sent = replace(end, in_interface="", out_interface=UNKNOWN_INTERFACE)
+                # destination; it is never routed to ``forward``. The nat chains for the destination have seen the connection
+                # before IPVS, in ``prerouting`` or ``output``.
+                sent = replace(end, in_interface="", out_interface=UNKNOWN_INTERFACE, nat_is_done=True)
                 yield from self._then(self._hook(sent, "output"), self._leave)
             else:
                 yield verdict, end

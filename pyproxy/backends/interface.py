@@ -109,7 +109,7 @@ class Kernel(Protocol[K, V]):
         ...
 
     async def peek(self) -> dict[K, V]:
-        """Return what `read` returns, without side effects: also beside `apply`, which may change entries meanwhile.
+        """Return what `read` returns, without its effects on `apply`, which may run and change entries meanwhile.
 
         Raises:
             ApplyError: the kernel's tables cannot be read.

@@ -1,6 +1,7 @@
 """Devices and addresses of this network namespace, and notifications of changes of addresses, by rtnetlink."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -58,6 +59,8 @@ def device_index(name: str) -> int:
 def device_addresses(family: Family | None = None, index: int = 0) -> list[tuple[int, bytes]]:
     """Return index of the device and packed address, for each address of one device or all (index 0).
 
+    A device that does not exist has none.
+
     Raises:
         ApplyError: the addresses cannot be read; a later call may succeed.
     """
@@ -72,6 +75,8 @@ def device_addresses(family: Family | None = None, index: int = 0) -> list[tuple
                     values = attribute_values(data, start, end)
                     found.append((device, bytes(values.get(Ifa.LOCAL) or values[Ifa.ADDRESS])))
     except OSError as error:
+        if index and error.errno == errno.ENODEV:  # the device was deleted after the caller had looked up its index
+            return []
         message = f"the addresses of this node cannot be read: {error.strerror}"
         raise ApplyError(message, retryable=True) from error
     return found

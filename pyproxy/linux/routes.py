@@ -8,11 +8,12 @@ import struct
 from pathlib import Path
 from typing import NamedTuple
 
-from pyproxy.model.address import Family, Network
+from pyproxy.model.address import Family, Network, parse_ip, parse_network
 
 _IPV4 = Path("/proc/thread-self/net/route")
 _IPV6 = Path("/proc/thread-self/net/ipv6_route")
 _SIOCGIFMTU = 0x8921  # linux/sockios.h
+_LINK_LOCAL = parse_network("fe80::/10")
 
 
 class Route(NamedTuple):
@@ -61,13 +62,18 @@ def interface_mtu(name: str) -> int:
 def route_error(address: str) -> str:
     """Return why the kernel has no route from this machine to an address, or nothing if it has one. Sends no packet."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            # Without it the kernel refuses broadcast addresses with the error of a route of type prohibit.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             # Connecting a datagram socket looks up the route; the port does not matter.
             sock.connect((address, 9))
-        except OSError as error:
-            # fib_props in net/ipv4/fib_semantics.c: the errors of routes that discard packets.
-            kinds = {errno.EINVAL: "a blackhole route", errno.EACCES: "a route of type prohibit"}
-            number = error.errno or 0
-            return kinds.get(number, os.strerror(number))
+    except OSError as error:
+        # fib_props in net/ipv4/fib_semantics.c: the errors of routes that discard packets. `__ip6_datagram_connect` refuses
+        # a link-local address with the first one.
+        if error.errno == errno.EINVAL and parse_ip(address) in _LINK_LOCAL:
+            return "a link-local address is ambiguous without an interface"
+        kinds = {errno.EINVAL: "a blackhole route", errno.EACCES: "a route of type prohibit"}
+        number = error.errno or 0
+        return kinds.get(number, os.strerror(number))
     return ""

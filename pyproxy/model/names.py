@@ -15,7 +15,7 @@ class Protocol(Enum):
 
     @property
     def number(self) -> int:
-        """Return the number in the IP header ."""
+        """Return the number in the IP header (IANA protocol numbers)."""
         return _PROTOCOL_NUMBERS[self]
 
     # Members are compared by identity. Enum's own hash is Python code, and names of Service ports are hashed very often.

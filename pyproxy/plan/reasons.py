@@ -40,7 +40,7 @@ class ReasonCode(Enum):
     OPEN = "open"
     """The source ranges restrict only the other address family."""
     WRONG_ENDPOINT = "wrong-endpoint"
-    """No connection to an endpoint is possible."""
+    """An endpoint is a loopback address or the cluster IP of a Service, and not a pod."""
     LOAD_BALANCER_PENDING = "load-balancer-pending"
     LOAD_BALANCER_PROXIES = "load-balancer-proxies"
     """The ipMode of the address is Proxy."""

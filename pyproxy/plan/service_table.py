@@ -250,7 +250,8 @@ class _RowMaker:
 
 
 def _wrong_endpoints(endpoints: Iterable[Endpoint], plan: ServicePlan, planner: Planner) -> Iterator[Reason]:
-    # No connection can reach these, because the kernel translates a connection only once.
+    # A loopback address is that of every node, so no pod has it. The kernel translates a connection only once, so one that is
+    # sent to a cluster IP does not continue to an endpoint of that Service.
     for endpoint in endpoints:
         if is_loopback(endpoint.ip):
             yield wrong_endpoint(f"endpoint {endpoint} is a loopback address")

@@ -17,14 +17,15 @@ from pyproxy.backends.explanation import Host, Packet
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.backends.ipvs.cleanup import removable_ipvs
 from pyproxy.backends.ipvs.dump import IpvsDumper
-from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer, Vip, VirtualServer
+from pyproxy.backends.ipvs.entries import IpvsKey, IpvsValue, Member, RealServer, Scheduling, Vip, VirtualServer
 from pyproxy.backends.ipvs.kernel import IpvsKernel
 from pyproxy.backends.ipvs.mode import IpvsMode, ipvs_settings
 from pyproxy.backends.ipvs.program import IpvsProgram
 from pyproxy.backends.ipvs.static_rules import SERVED, IpvsSettings
+from pyproxy.backends.ipvs.virtual_servers import IpvsConnection
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.linux.iptables_programs import Variant
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, parse_ip
 from pyproxy.node.context import NodeContext
 from tests.lab import Lab, Outcome, Probe, Protocol, Shape, SocketAddress, Verdict, probe_all
 from tests.packets.own_namespace import inside
@@ -127,6 +128,19 @@ def test_reads_close_their_sockets(node: Node) -> None:
         gc.collect()
 
     assert [] == [str(each.message) for each in caught]
+
+
+@pytest.mark.needs_ipvs
+def test_leftovers(node: Node) -> None:
+    """What a read has found stays among the leftovers after a look, which may have seen the kernel before the read."""
+    kernel, foreign = node.kernels[Family.IPV4], VirtualServer(parse_ip("192.0.2.50"), 6, 80)
+    with inside(node.lab["node1"].namespace.path), IpvsConnection() as servers:
+        servers.perform([servers.add(foreign, Scheduling("rr"))], [servers.change(foreign, Scheduling("rr"))])
+        asyncio.run(kernel.read())
+        servers.perform_deletes([servers.delete(foreign)])
+        asyncio.run(kernel.peek())
+
+    assert foreign in kernel.leftovers()
 
 
 @pytest.mark.needs_ipvs

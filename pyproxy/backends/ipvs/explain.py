@@ -27,9 +27,9 @@ from pyproxy.linux.uapi.netfilter_ipv4 import NfIpPri
 from pyproxy.model.address import Family, Network
 from pyproxy.model.endpoint import Endpoint
 
-_INPUT_PRIORITY = NfIpPri.NAT_SRC - 2
-_OUTPUT_PRIORITY = NfIpPri.NAT_DST + 1
-"""`ip_vs_core.c`, ip_vs_ops4: after the nat table in ``output``."""
+_INPUT_PRIORITY = NfIpPri.NAT_SRC - 1
+_OUTPUT_PRIORITY = NfIpPri.NAT_DST + 2
+"""`ip_vs_core.c`, ip_vs_ops4: after the nat table in ``output``. IPVS translates replies in hooks of its own, just before these."""
 Persistence = Mapping[tuple[VirtualServer, bytes], Endpoint]
 """The real server with which a client stays, by virtual server and address of the client."""
 
@@ -124,7 +124,8 @@ def _scheduled(ipvs: IpvsState, state: State) -> Iterator[Way]:
     pinned = ipvs.persistence.get((virtual, state.packet.source))
     if scheduling.timeout:
         state = replace(state, affinity_seconds=scheduling.timeout)
-    if scheduling.timeout and pinned is not None and pinned in weights:
+    # `ip_vs_check_template`: with expire_quiescent_template, which this mode sets, a client leaves a server of weight 0.
+    if scheduling.timeout and pinned is not None and weights.get(pinned):
         state = replace(state, affinity_entry=f"persistence template of {virtual} in /proc/net/ip_vs_conn")
         weights = {pinned: 1}
     usable = {endpoint: weight for endpoint, weight in weights.items() if weight}

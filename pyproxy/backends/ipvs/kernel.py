@@ -100,7 +100,9 @@ class IpvsKernel:
         # Held by the thread that uses the sockets: a request and its answers must not mix with those of another.
         self._lock = Lock()
         self._foreign: set[VirtualServer] = set()
-        self._left: set[IpvsKey] = set()  # The foreign servers and draining real servers that were found last
+        # The foreign servers and draining real servers that were found last, by `read` and by `peek`, which may run at once.
+        self._left: set[IpvsKey] = set()
+        self._left_by_peek: set[IpvsKey] = set()
         self._vips: set[bytes] = set()  # those that should exist
         # Addresses that kube-proxy bound to the device. They are unbound once our routes are in place.
         self._bound: set[bytes] = set()
@@ -116,10 +118,10 @@ class IpvsKernel:
         return f"IpvsKernel({self.family})"
 
     async def peek(self) -> dict[IpvsKey, IpvsValue]:
-        """Return what `read` returns, without side effects; see `backends.interface.Kernel`."""
+        """Return what `read` returns, without effects except on `leftovers`; see `backends.interface.Kernel`."""
         with _as_apply_error("IPVS, ipset or routes"):
             found, _ = await asyncio.to_thread(read_entries, self.family)
-        self._left = left_in_place(found, self._excluded)
+        self._left_by_peek = left_in_place(found, self._excluded)
         found.update((await self._handles.rules.peek()).items())
         return found
 
@@ -129,7 +131,7 @@ class IpvsKernel:
         deferred = tuple(self._deferred_deletes.items())
         members = chain.from_iterable(tuple(group) for _, group in deferred)
         vips = ((Vip(ip), member) for ip, member in tuple(self._deferred_ips.items()))
-        return self._left.union(members, (virtual for virtual, _ in deferred), *vips)
+        return self._left.union(self._left_by_peek, members, (virtual for virtual, _ in deferred), *vips)
 
     async def read(self) -> dict[IpvsKey, IpvsValue]:
         """Return our entries, and foreign virtual servers, because one may have the address and port of one of ours.

@@ -8,13 +8,13 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 from pyproxy.backends import hooks
 from pyproxy.backends.explanation import Host, Packet, Path, Step
 from pyproxy.backends.hooks import LOOPBACK_INTERFACE, UNKNOWN_INTERFACE, BaseChain, State, Verdict, Way
 from pyproxy.backends.nftables.rule_text import (
-    KINDS,
     Assignment,
     Bits,
     Chance,
@@ -195,8 +195,10 @@ class _Interpreter:
         """Yield the set, the element for the values of a branch and the state after the look-up, if there is one."""
         owner = self._set(name)
         element = owner.find(branch.values)
-        # An element that could not be read may be the one that matches.
-        if element is None and owner.is_opaque:
+        # An element that could not be read may be the one that matches, as may the name of any interface except lo if that of
+        # the packet is not known.
+        is_unknown = owner.is_opaque or (UNKNOWN_INTERFACE in branch.values and _names_interfaces(owner))
+        if is_unknown and (element is None or element is owner.catch_all):
             raise _NotEvaluatedError
         # A look-up that finds nothing ends the rule (NFT_BREAK), as a failed comparison does; the next rule follows.
         if element is None:
@@ -219,9 +221,6 @@ class _Interpreter:
                 is_equal, end = False, branch.state
                 for _, _, after in self._found(branch, owner):
                     is_equal, end = True, after
-                # A pattern such as "eth*" is an element that no name equals.
-                if not is_equal and value in _INTERFACES:
-                    is_equal = _is_interface(owner, branch.values)
                 if is_equal == (sign == "=="):
                     yield _Branch(end)
                 continue
@@ -343,16 +342,9 @@ def _destination(values: tuple[Atom, ...], port: int) -> tuple[bytes, int]:
     raise _NotEvaluatedError
 
 
-_INTERFACES = frozenset(Field(name) for name, kind in KINDS.items() if kind == "ifname")
-
-
-def _is_interface(owner: NftSet, values: tuple[Atom, ...]) -> bool:
-    """Return whether the name of an interface matches a pattern."""
-    (name,) = values
-    patterns = [str(key[0]) for key in owner.exact]
-    if name == UNKNOWN_INTERFACE and any(pattern != LOOPBACK_INTERFACE for pattern in patterns):
-        raise _NotEvaluatedError
-    return any(pattern.endswith("*") and str(name).startswith(pattern[:-1]) for pattern in patterns)
+def _names_interfaces(owner: NftSet) -> bool:
+    names = chain(chain.from_iterable(owner.exact), (last for bounds, _ in owner.intervals for _, last in bounds))
+    return any(isinstance(name, str) and name != LOOPBACK_INTERFACE for name in names)
 
 
 def _ports(protocol: Protocol | None) -> Callable[[State], Atom | None]:

@@ -188,6 +188,9 @@ class _Parser:
                 self._next()
                 name = self._next().removeprefix("@")
                 body = self._block()
+                # The rule continues only if the rate, the quota or the number of connections allows it.
+                if not {"limit", "quota", "count"}.isdisjoint(body):
+                    raise _UnknownError
                 return Update(name, seconds(body[body.index("timeout") + 1]) if "timeout" in body else None)
             case "dnat" | "snat" | "redirect" | "masquerade":
                 return self._translation()
@@ -232,10 +235,10 @@ class _Parser:
 
     def _set(self, value: Expression) -> str | NftSet:
         """Read the right side of a comparison or look-up."""
-        first = self._peek()
+        first, kinds = self._peek(), _kinds(value)
         if first.startswith("@"):
             return self._next()[1:]
-        made = NftSet("", _kinds(value))
+        made = NftSet("", kinds)
         if first == "{":
             for element in split_elements(self._block()):
                 made.add(element)
@@ -317,5 +320,8 @@ def _kinds(value: Expression) -> tuple[str, ...]:
             return tuple(kind for part in parts for kind in _kinds(part))
         case Bits(inner, _, _):
             return _kinds(inner)
+        case Literal():
+            # Rules compare no constants: the word begins an expression that is not known.
+            raise _UnknownError
         case _:
             return ("",)

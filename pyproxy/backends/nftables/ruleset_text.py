@@ -4,6 +4,7 @@ Rules stay text, which `rule_text` parses when a packet meets them.
 """
 
 import re
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class NftSet:
     """Elements as text: a packet is looked up in few sets, and a large cluster has sets with 100,000 elements."""
     exact: dict[tuple[Atom, ...], Element] = field(default_factory=dict)
     intervals: list[tuple[tuple[Interval, ...], Element]] = field(default_factory=list)
+    catch_all: Element | None = None
+    """The element ``*``, for keys that no other element contains."""
     _firsts: list[Atom] = field(default_factory=list)
 
     def add(self, tokens: Sequence[str]) -> None:
@@ -85,11 +88,14 @@ class NftSet:
     def _add(self, tokens: Sequence[str]) -> None:
         size = next((index for index, token in enumerate(tokens) if token in _AFTER_KEY), len(tokens))
         fields = [word for word in tokens[:size] if word != "."]
-        kinds = self.key if len(self.key) == len(fields) else ("",) * len(fields)
-        bounds = tuple(interval(text, kind) for text, kind in zip(fields, kinds, strict=True))
         data = tuple(tokens[tokens.index(":") + 1 :]) if ":" in tokens else ()
         expires = tokens[tokens.index("expires") + 1] if "expires" in tokens else ""
         element = Element(" ".join(tokens), data, expires)
+        if fields == ["*"]:
+            self.catch_all = element
+            return
+        kinds = self.key if len(self.key) == len(fields) else ("",) * len(fields)
+        bounds = tuple(interval(text, kind) for text, kind in zip(fields, kinds, strict=True))
         if all(first == last for first, last in bounds):
             self.exact[tuple(first for first, _ in bounds)] = element
         else:
@@ -101,14 +107,16 @@ class NftSet:
         self.load()
         yield from self.exact.values()
         yield from (element for _, element in self.intervals)
+        if self.catch_all is not None:
+            yield self.catch_all
 
     def find(self, key: tuple[Atom, ...]) -> Element | None:
-        """Return the element that contains a key."""
+        """Return the element that contains a key, or else the catch-all element."""
         if self.pending:
             self.load()
-        found = self.exact.get(key)
-        if found is not None or not self.intervals:
-            return found
+        return self.exact.get(key) or self._find_interval(key) or self.catch_all
+
+    def _find_interval(self, key: tuple[Atom, ...]) -> Element | None:
         if len(key) == 1:
             # Intervals of a set with one field do not overlap.
             if len(self._firsts) != len(self.intervals):
@@ -159,9 +167,9 @@ def interval(text: str, kind: str) -> Interval:
     Raises:
         ValueError: the text is not a value of this type.
     """
-    # The catch-all element contains every value of the type.
-    if text == "*":
-        return (b"", b"\xff" * 16) if kind in _ADDRESSES else (0, 1 << 32)
+    if kind == "ifname" and text.endswith('*"'):
+        prefix = text[1:-2]  # "eth*"
+        return prefix, prefix + chr(sys.maxunicode)
     if "/" in text and not text.startswith('"'):
         network = parse_network(text)
         size = len(network.ip)

@@ -13,7 +13,6 @@ class Rtm(IntEnum):
     """`RTM_*`: message types."""
 
     NEWLINK = 16
-    GETLINK = 18
     NEWADDR = 20
     DELADDR = 21
     GETADDR = 22
@@ -59,5 +58,4 @@ class Rtn(IntEnum):
 class Rtprot(IntEnum):
     """`RTPROT_*`: what created a route."""
 
-    KERNEL = 2  # follows from an address that is bound to a device
     STATIC = 4

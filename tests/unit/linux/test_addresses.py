@@ -5,7 +5,7 @@ import resource
 import pytest
 
 from pyproxy.errors import ApplyError
-from pyproxy.linux.addresses import interface_addresses, local_addresses
+from pyproxy.linux.addresses import device_addresses, interface_addresses, local_addresses
 from pyproxy.model.address import parse_ip
 from tests.packets.own_namespace import own_namespace, run
 
@@ -29,6 +29,11 @@ def test_addresses_of_point_to_point_devices() -> None:
 
     own = {parse_ip("192.0.2.1"), parse_ip("2001:db8::1")}
     assert [own, own | {parse_ip("2001:db8::3")}] == found
+
+
+def test_addresses_of_a_deleted_device() -> None:
+    """A device that was deleted after its index had been looked up has no addresses."""
+    assert [] == device_addresses(index=(1 << 31) - 1)
 
 
 def test_failed_read() -> None:

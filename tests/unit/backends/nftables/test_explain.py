@@ -39,6 +39,11 @@ def explained(*rules: str, family: str = "inet", policy: str = "accept", more: s
         "fib daddr type != local drop",
         "jump checks",
         "ip daddr . tcp dport vmap @verdicts",
+        "ip saddr . th dport vmap @rest",
+        "ip daddr vmap { 10.96.0.0/24 : drop, * : accept }",
+        "ip daddr vmap { 192.0.2.0/24 : accept, 198.51.100.1 : accept, * : drop }",
+        'iifname vmap { "eth*" : drop, * : accept }',
+        "update @clients { ip saddr timeout 1m } drop",
     ],
 )
 def test_rules_that_drop(rule: str) -> None:
@@ -58,6 +63,14 @@ def test_rules_that_drop(rule: str) -> None:
 \tmap verdicts {
 \t\ttype ipv4_addr . inet_service : verdict
 \t\telements = { 10.96.0.10 . 80 comment "a, b" : jump checks }
+\t}
+\tmap rest {
+\t\ttype ipv4_addr . inet_service : verdict
+\t\telements = { 192.0.2.7 . 53 : accept, * : drop }
+\t}
+\tset clients {
+\t\ttype ipv4_addr
+\t\tflags dynamic
 \t}
 \tchain checks {
 \t\tip daddr 10.96.0.10 drop
@@ -94,8 +107,22 @@ def test_rules_that_do_not_drop(rule: str) -> None:
 
 @pytest.mark.parametrize(
     "rule",
-    ["limit rate 10/second drop", "tcp flags & (fin | syn) == syn drop", "meta skuid 0 drop", 'xt match "owner" drop', 'oifname "cali*" drop'],
-)  # fmt: skip
+    [
+        "limit rate 10/second drop",
+        "tcp flags & (fin | syn) == syn drop",
+        "meta skuid 0 drop",
+        'xt match "owner" drop',
+        'oifname "cali*" drop',
+        'oifname vmap { "cali*" : accept, * : drop }',
+        "dccp dport 80 drop",
+        "@th,16,16 80 drop",
+        "ip saddr . dccp dport 192.0.2.7 . 80 drop",
+        "meta mark set dccp dport map { 80 : 0x00000001 } drop",
+        "update @clients { ip saddr limit rate 10/second } drop",
+        "add @clients { ip saddr ct count over 20 } reject",
+        "update @clients { ip saddr quota over 10 mbytes } drop",
+    ],
+)
 def test_rules_that_cannot_be_evaluated(rule: str) -> None:
     """A rule with an unknown expression is skipped, and the path names it and is not certain."""
     (path,) = explained(rule)
@@ -162,6 +189,16 @@ def test_sets_that_cannot_be_read() -> None:
         step.rule for step in path.steps
     ]
     assert Fate.DROPPED is dropped.fate
+
+
+def test_catch_all_elements() -> None:
+    """The element ``*`` is listed, and applies to keys without another element, unless one of these cannot be read."""
+    more = "\tmap odd {\n\t\ttype ipv4_addr : verdict\n\t\telements = { nonsense : accept, * : drop }\n\t}\n"
+    (path,) = explained("ip saddr vmap @odd", more=more)
+    (table,) = read_ruleset(f"table inet fw {{\n{more}}}\n")
+
+    assert (Fate.UNCHANGED, False) == (path.fate, path.is_certain)
+    assert ["* : drop"] == [element.text for element in table.sets["odd"].elements]
 
 
 def test_no_ruleset() -> None:
