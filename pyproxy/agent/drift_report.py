@@ -72,7 +72,14 @@ class DriftReporter:
         self._tasks[family] = asyncio.create_task(self._log(family, drift))
 
     async def _log(self, family: Family, drift: Drift) -> None:
-        found = await self._by_service(family, drift)
+        try:
+            found = await self._by_service(family, drift)
+        except Exception as error:  # nothing awaits this task, and an upgrade may have removed a module
+            count = len(drift.changed)
+            text = "%s: %d entries were changed by another program, and repaired; their Services cannot be listed: %s"
+            logger.warning(text, family, count, error)
+            logger.debug("drift that cannot be listed", exc_info=True)
+            return
         for item in found[:_MOST_LINES]:
             if isinstance(item, ServiceDrift):
                 service = NamespacedName(item.namespace, item.name)

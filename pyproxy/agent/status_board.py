@@ -15,6 +15,7 @@ from pyproxy.model.names import NamespacedName
 from pyproxy.model.node import Node
 from pyproxy.plan.service_plan import ServicePlan
 from pyproxy.plan.service_values import ServiceList
+from pyproxy.serve.status_text import counted
 
 _MOST_CHANGES = 20
 # Endpoints of a change that are listed of those added, and of those removed.
@@ -35,7 +36,7 @@ class FamilyState:
     """By name of the Service port, the error with which the kernel rejected it."""
 
 
-class WatchState(NamedTuple):
+class WatchHealth(NamedTuple):
     """Whether objects of one kind arrive from the API server; times are in seconds since 1970."""
 
     reason: str
@@ -83,7 +84,7 @@ class StatusBoard:
         self.node = Node(name=node_name)
         self.started_at = started_at
         self.families: dict[Family, FamilyState] = {}
-        self.watches: dict[str, WatchState] = {}
+        self.watches: dict[str, WatchHealth] = {}
         self.invalid: dict[str, None] = {}
         """What is wrong with objects, in the order in which it was found."""
         self.changes: tuple[RuleChange, ...] = ()
@@ -99,7 +100,7 @@ class StatusBoard:
         # The time counts from the loss of the watch, even if the reason has changed since then.
         is_same = known is not None and bool(known.reason) == bool(reason)
         heard_at = known.heard_at if known and reason else None if reason else now
-        self.watches[kind] = WatchState(reason, known.since if known and is_same else now, heard_at)
+        self.watches[kind] = WatchHealth(reason, known.since if known and is_same else now, heard_at)
 
     def heard(self, kind: str, now: float) -> None:
         """Record that a change of an object of a kind has arrived."""
@@ -114,10 +115,11 @@ class StatusBoard:
 
     def add_changes(self, family: Family, report: SyncReport, now: float, *, is_first: bool) -> None:
         """Record what a sync has changed. Only the last changes are described, however many there were."""
-        count, written = len(report.taken), report.entries_changed
+        written = f"{counted(report.entries_changed, 'entry', 'entries')} written"
         news: list[RuleChange] = []
         if is_first:
-            news = [RuleChange(now, family, "first sync", f"{count} Service ports, {written} entries written")]
+            text = f"{counted(len(report.taken), 'Service port')}, {written}"
+            news = [RuleChange(now, family, "first sync", text)]
         else:
             for name, (before, after) in reversed(list(report.taken.items())[-_MOST_CHANGES:]):
                 old, new, parts = _endpoints(before), _endpoints(after), list[str]()
@@ -130,10 +132,10 @@ class StatusBoard:
                 if after is None:
                     text = "removed"
                 elif before is None:
-                    text = f"added, {len(new)} endpoint{'' if len(new) == 1 else 's'}"
+                    text = f"added, {counted(len(new), 'endpoint')}"
                 news.append(RuleChange(now, family, f"{name} ({name.protocol.name})", text))
-            if not news and written:
-                news = [RuleChange(now, family, "full sync", f"{written} entries written")]
+            if not news and report.entries_changed:
+                news = [RuleChange(now, family, "full sync", written)]
         self.changes = (*news, *self.changes)[:_MOST_CHANGES]
 
 

@@ -89,7 +89,7 @@ def command(
     offline: bool | None,
     output: OutputFormat | None,
     verbose: bool | None,
-    **flags: object,
+    **_: object,
 ) -> None:
     """Check this node: kernel settings, rules, the agent, and the Services of the agent or of files. Changes nothing.
 
@@ -98,7 +98,7 @@ def command(
     if output is OutputFormat.WIDE:
         message = "-o: wide is not an output format of this command"
         raise click.UsageError(message, ctx)
-    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    config = configured_settings(ctx).config
     if offline and not config.manifests:
         message = "--offline needs --manifests PATH"
         raise click.UsageError(message, ctx)

@@ -36,7 +36,7 @@ _STYLES = {"missing": "red", "unexpected": "yellow", "reordered": "yellow"}
     epilog=_EXIT_CODES,
 )
 @click.pass_context
-def command(ctx: click.Context, /, *, output: OutputFormat | None, **flags: object) -> None:
+def command(ctx: click.Context, /, *, output: OutputFormat | None, **_: object) -> None:
     """Show which rules in the kernel differ from those that pyproxy wrote, by Service. Writes nothing; needs root.
 
     The agent of this node compares the kernel with what it wrote last. With --manifests the kernel is compared with the
@@ -45,7 +45,7 @@ def command(ctx: click.Context, /, *, output: OutputFormat | None, **flags: obje
     if output is OutputFormat.WIDE:
         message = "-o: wide is not an output format of this command"
         raise click.UsageError(message, ctx)
-    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    config = configured_settings(ctx).config
     if config.manifests:
         from pyproxy.cli.plan_live import plan_of_kernel  # noqa: PLC0415  # libraries of the kernel's interfaces
 

@@ -117,10 +117,10 @@ def command(
     family: FamilyChoice | None,
     output: DumpFormat | None,
     live: bool | None,
-    **flags: object,
+    **_: object,
 ) -> None:
     """Show the rules for the objects in files, grouped by Service. Needs neither root nor a cluster, except with --live."""
-    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    config = configured_settings(ctx).config
     if not live and not config.manifests:
         message = "give --manifests PATH (the rules for the objects there) or --live (the rules in the kernel)"
         raise click.UsageError(message, ctx)

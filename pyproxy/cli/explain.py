@@ -90,7 +90,7 @@ def command(  # noqa: PLR0913  # one for each flag
     if rules:
         found = explain_dump(rules, source, destination, node_ip or "", in_interface)
     elif config.manifests:
-        found = explain_files(config, ctx.params["node"], source, destination, in_interface)
+        found = explain_files(config, source, destination, in_interface)
     else:
         from pyproxy.cli.explain_node import explain_node  # noqa: PLC0415  # files need no netlink
 
@@ -128,7 +128,7 @@ def explain_dump(file: str, source: str, destination: str, node_ip: str, in_inte
 
 
 def explain_files(
-    config: Config, node_name: str | None, source: str, destination: str, in_interface: str | None
+    config: Config, source: str, destination: str, in_interface: str | None
 ) -> Explanation | MissingService:
     """Explain the rules for the objects in files.
 
@@ -139,7 +139,7 @@ def explain_files(
     names = KnownNames({each.name: each for each in objects.services}, objects.nodes, objects.pods)
     client = names.source(source)
     try:
-        name = node_name or config.hostname_override or _node_of(names, client, destination)
+        name = config.hostname_override or _node_of(names, client, destination)
         config = replace(config, hostname_override=name)
         cluster = offline_cluster(objects, config, own_node_name(config))
         names = replace(

@@ -194,10 +194,14 @@ def config_flags(attributes: Iterable[str], *, hidden: bool = False) -> list[cli
 
 
 def typed_values(ctx: click.Context) -> dict[str, Any]:
-    """Return the values of flags that were given, on the command line or in the environment, by attribute of Config."""
+    """Return the values of flags that were given, on the command line or in the environment, by attribute of Config.
+
+    ``--node`` counts as ``--hostname-override``.
+    """
     # A flag with the value of its default counts as given: it overrides a configuration file.
     given = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-    return {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) in given}
+    values = {name: ctx.params[name] for name in OPTIONS if ctx.get_parameter_source(name) in given}
+    return values | ({"hostname_override": node} if (node := ctx.params.get("node")) else {})
 
 
 def configured_settings(ctx: click.Context, **more: object) -> ResolvedSettings:

@@ -50,7 +50,7 @@ _COLOURS = {"~": "yellow", "+": "green", "-": "red"}
 )
 @click.pass_context
 def command(
-    ctx: click.Context, /, *, before: str | None, after: str | None, output: OutputFormat | None, **flags: object
+    ctx: click.Context, /, *, before: str | None, after: str | None, output: OutputFormat | None, **_: object
 ) -> None:
     """Show what a sync would change on a node, for each Service port. Writes nothing.
 
@@ -60,10 +60,7 @@ def command(
     Takes all flags of run. Use those that the agent has.
     """
     # Flags without effect on rules are accepted and hidden: the command line of an agent can be copied as it is.
-    more = {"hostname_override": flags["node"]} if flags["node"] else {}
-    if before is not None:
-        more["manifests"] = before
-    config = configured_settings(ctx, **more).config
+    config = configured_settings(ctx, **({} if before is None else {"manifests": before})).config
     if before is not None and after is not None:
         found = plan_of_files(config, before, after)
     else:

@@ -57,14 +57,14 @@ def command(
     namespace: str | None,
     problems: bool | None,
     output: OutputFormat | None,
-    **flags: object,
+    **_: object,
 ) -> None:
     """Show each frontend of the Services: its endpoints on this node, and whether it works or why not.
 
     With --manifests the Services are those in files, and neither root nor a cluster is needed. Otherwise they are those
     that the agent of this node serves, with the state of their rules in the kernel.
     """
-    config = configured_settings(ctx, **({"hostname_override": flags["node"]} if flags["node"] else {})).config
+    config = configured_settings(ctx).config
     selection = Selection(service, namespace, "the files have" if config.manifests else "the agent knows")
     output = output or OutputFormat.TEXT
     if config.manifests:

@@ -75,13 +75,13 @@ To see the Services as this node saw them: pyproxy services --manifests objects 
     epilog=EXIT_CODES,
 )
 @click.pass_context
-def command(ctx: click.Context, /, *, output: str | None, node: str | None, **_: object) -> None:
+def command(ctx: click.Context, /, *, output: str | None, **_: object) -> None:
     """Write an archive for a bug report: configuration, objects, rules, log, metrics and versions. Changes nothing.
 
     Takes all flags of run. Without any, those of the running agent are used. INDEX.txt in the archive lists what it has,
     and what is missing and why. Credentials are left out. Run it as root, or most of the items are missing.
     """
-    given = typed_values(ctx) | ({"hostname_override": node} if node else {})
+    given = typed_values(ctx)
     if given.get("manifests") == STANDARD_OUTPUT:
         message = "--manifests=- is not supported here, because several commands read the objects"
         raise click.UsageError(message, ctx)

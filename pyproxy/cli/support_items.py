@@ -7,7 +7,6 @@ import platform
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from http.client import HTTPConnection, HTTPException
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from pyproxy.kubeapi.access import SERVICE_ACCOUNT, AccessSettings
 from pyproxy.kubeapi.load_access import load_access
 from pyproxy.kubeapi.transport import Timing, Transport
 from pyproxy.manifests.files import SUFFIXES
-from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
+from pyproxy.model.address import ListenAddress
 from pyproxy.serve.build_info import build_info
+from pyproxy.serve.local_page import get_page, reachable
 
 _HTTP_SECONDS = 10
 _LOG_LINES = 5000
@@ -184,21 +184,13 @@ async def _page(address: object, path: str, flag: str) -> str:
     if not isinstance(address, ListenAddress):
         message = f"{flag} is not one address"
         raise MissingError(message)
-    # A server on 0.0.0.0 or :: listens on all addresses, so it answers on loopback.
-    where = address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
-
-    def get() -> str:
-        connection = HTTPConnection(ip_text(where.ip), where.port, timeout=_HTTP_SECONDS)
-        try:
-            connection.request("GET", path, headers={"Host": "localhost"})
-            return connection.getresponse().read(MOST_BYTES + 1).decode(errors="replace")
-        except (OSError, HTTPException) as error:
-            message = f"http://{where}{path}: {getattr(error, 'strerror', '') or error}"
-            raise MissingError(message) from error
-        finally:
-            connection.close()
-
-    return await asyncio.to_thread(get)
+    where = reachable(address)
+    try:
+        return await get_page(where, path, MOST_BYTES + 1, _HTTP_SECONDS)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else f"no complete answer in {_HTTP_SECONDS} s"
+        message = f"http://{where}{path}: {reason}"
+        raise MissingError(message) from error
 
 
 def _objects(config: Config, node: str) -> Iterator[Item]:

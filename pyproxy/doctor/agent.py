@@ -4,7 +4,6 @@ import asyncio
 import json
 import re
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 from pyproxy.config.config import Config
@@ -13,9 +12,11 @@ from pyproxy.doctor.finding import Finding, NotCheckedError, fail, info, require
 from pyproxy.doctor.inputs import KUBE_PROXY, PYPROXY, AgentAnswers, Inputs
 from pyproxy.errors import SourceError
 from pyproxy.model.address import LOOPBACK_IPS, Family, ListenAddress, ip_text
-from pyproxy.takeover.running_proxy import detect_running_proxy, reachable
+from pyproxy.serve.local_page import get_page, reachable
+from pyproxy.takeover.running_proxy import detect_running_proxy
 
 _TIMEOUT_SECONDS = 5
+_MOST_BYTES = 16 << 20
 # A line of the text format: name with labels, and value. Labels of the samples that are read have no spaces.
 _SAMPLE = re.compile(r"^([a-zA-Z_:][^#\s]*) (NaN|[+-]?(?:Inf|[0-9][0-9.e+-]*))$", re.MULTILINE)
 _MARKER = "pyproxy_build_info"
@@ -27,17 +28,15 @@ _SAME_NETWORK = "/proc/self/ns/net"
 async def ask_agent(config: Config) -> AgentAnswers:
     """Return what the servers at the configured addresses answer."""
     metrics, health = config.metrics_bind_address, config.healthz_bind_address
-    return await asyncio.to_thread(_ask_all, metrics if isinstance(metrics, ListenAddress) else None, health)
-
-
-def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> AgentAnswers:
+    if not isinstance(metrics, ListenAddress):
+        metrics = None
     # The metrics decide whose servers they are: both proxies have /proxyMode and /healthz.
-    text = _get(metrics, "/metrics")
+    text = await _get(metrics, "/metrics")
     samples: dict[str, float] = {}
     for name, value in _SAMPLE.findall(text):
         with suppress(ValueError):  # the port may be another program's, and its text anything
             samples[name] = float(value)
-    mode = _get(metrics, "/proxyMode") if text else ""
+    mode = await _get(metrics, "/proxyMode") if text else ""
     is_ours = any(name.startswith(_MARKER) for name in samples)
     is_proxy = is_ours or any(name.startswith("kubeproxy_") for name in samples)
     return AgentAnswers(
@@ -46,24 +45,18 @@ def _ask_all(metrics: ListenAddress | None, health: ListenAddress | None) -> Age
         metrics_url=f"http://{reachable(metrics)}" if metrics else "",
         health_url=f"http://{reachable(health)}" if health else "",
         metrics=samples,
-        healthz=_json(_get(health, "/healthz")),
-        readyz=_json(_get(health, "/readyz")) if is_ours else {},
+        healthz=_json(await _get(health, "/healthz")),
+        readyz=_json(await _get(health, "/readyz")) if is_ours else {},
     )
 
 
-def _get(address: ListenAddress | None, path: str) -> str:
-    # An answer with an error status counts: the health server sends 503 with a body that says what is wrong.
+async def _get(address: ListenAddress | None, path: str) -> str:
     if address is None:
         return ""
-    where = reachable(address)
-    connection = HTTPConnection(ip_text(where.ip), where.port, timeout=_TIMEOUT_SECONDS)
     try:
-        connection.request("GET", path, headers={"Host": "localhost"})
-        return connection.getresponse().read().decode(errors="replace").strip()
-    except (OSError, HTTPException):
+        return (await get_page(reachable(address), path, _MOST_BYTES, _TIMEOUT_SECONDS)).strip()
+    except OSError:
         return ""
-    finally:
-        connection.close()
 
 
 def _json(text: str) -> dict[str, object]:
@@ -128,7 +121,7 @@ async def check_health_ports(inputs: Inputs) -> list[Finding]:
             names.setdefault(service.health_check_node_port, f"{shown(service.namespace)}/{shown(service.name)}")
     ip = next(iter(inputs.node.ips), LOOPBACK_IPS[Family.IPV4])
     # All at the same time: behind a rule that drops them, each would take its whole time limit.
-    answers = await asyncio.gather(*(asyncio.to_thread(_get, ListenAddress(ip, number), "/") for number in names))
+    answers = await asyncio.gather(*(_get(ListenAddress(ip, number), "/") for number in names))
     return [
         warn(
             f"health check node port {number} of {name} is {'used by another program' if answer else 'not served'}",

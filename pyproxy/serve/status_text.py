@@ -23,9 +23,9 @@ def duration_text(seconds: float) -> str:
     return " ".join(f"{count} {unit}" for count, unit in units[first : first + 2])
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number with a noun, such as ``2 Services``."""
-    return f"{count} {noun}{'' if count == 1 else 's'}"
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """Return a number with a noun, such as ``2 Services``; the plural is needed if it has more than an ``s``."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def headlines(status: AgentStatus) -> list[str]:

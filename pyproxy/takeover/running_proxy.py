@@ -17,7 +17,8 @@ from time import monotonic
 from pyproxy.config.config import Config, Takeover
 from pyproxy.linux.listening import who_listens
 from pyproxy.linux.systemd_notify import notify
-from pyproxy.model.address import LOOPBACK_IPS, ListenAddress, family_of, ip_text
+from pyproxy.model.address import LOOPBACK_IPS, ListenAddress
+from pyproxy.serve.local_page import get_page, reachable
 
 logger = logging.getLogger(__name__)
 
@@ -77,22 +78,17 @@ def _addresses(config: Config) -> Collection[ListenAddress]:
     return dict.fromkeys(map(reachable, (*defaults, *configured)))
 
 
-def reachable(address: ListenAddress) -> ListenAddress:
-    """Return where a server is reachable on this node: one on all addresses (0.0.0.0 or ::) on loopback."""
-    return address if any(address.ip) else ListenAddress(LOOPBACK_IPS[family_of(address.ip)], address.port)
-
-
 async def _recognise(address: ListenAddress) -> str:
     # Why a server belongs to a proxy, or an empty text. One that does not respond may be a busy proxy.
     where = str(address)
     try:
         async with asyncio.timeout(_ANSWER_SECONDS):
-            mode = await _ask(address, "/proxyMode")
+            mode = (await get_page(address, "/proxyMode", _LONGEST_ANSWER, None)).strip()
             if mode in _MODES:
                 return f"{where}/proxyMode says {mode}"
             # Many programs answer on /healthz; the time of the last sync is kube-proxy's own field.
             with suppress(ValueError, RecursionError):
-                health = json.loads(await _ask(address, "/healthz"))
+                health = json.loads(await get_page(address, "/healthz", _LONGEST_ANSWER, None))
                 if isinstance(health, dict) and "lastUpdated" in health:
                     return f"{where}/healthz answers as a proxy's"
     except TimeoutError:
@@ -108,23 +104,9 @@ async def _recognise(address: ListenAddress) -> str:
 async def _recognise_agent(address: ListenAddress) -> str:
     # kube-proxy has /flagz as well, which begins with its own name.
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS):
-            if (await _ask(address, "/flagz")).startswith("pyproxy "):
-                return f"{address}/flagz is a page of pyproxy"
-    except (OSError, TimeoutError):
+        page = await get_page(address, "/flagz", _LONGEST_ANSWER, _ANSWER_SECONDS)
+        if page.lstrip().startswith("pyproxy "):
+            return f"{address}/flagz is a page of pyproxy"
+    except OSError:
         pass
     return ""
-
-
-async def _ask(address: ListenAddress, path: str) -> str:
-    # HTTP/1.0, so that the server ends the body by closing the connection instead of in chunks. A client library would not add
-    # safety here: any program may listen on the port, and only a few texts count as an answer.
-    reader, writer = await asyncio.open_connection(ip_text(address.ip), address.port)
-    try:
-        writer.write(f"GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n".encode())
-        answer = b""
-        while len(answer) < _LONGEST_ANSWER and (part := await reader.read(_LONGEST_ANSWER)):
-            answer += part
-    finally:
-        writer.close()
-    return answer.partition(b"\r\n\r\n")[2].decode(errors="replace").strip()

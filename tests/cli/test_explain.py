@@ -219,9 +219,10 @@ DESTINATIONS = (
 @pytest.mark.parametrize("mode", ["iptables", "nftables", "ipvs"])
 def test_every_dead_end_has_a_reason(mode: str) -> None:
     """Whatever is not forwarded has a reason in words, and what to do."""
-    config = Config(proxy_mode=ProxyMode(mode), manifests=str(OBJECTS), cluster_cidr=(parse_network("10.244.0.0/16"),))
+    pods = (parse_network("10.244.0.0/16"),)
+    config = Config(proxy_mode=ProxyMode(mode), manifests=str(OBJECTS), cluster_cidr=pods, hostname_override="node2")
     for source, destination in product(SOURCES, DESTINATIONS):
-        found = explain_files(config, "node2", source, destination, None)
+        found = explain_files(config, source, destination, None)
         assert isinstance(found, Explanation)
         is_dead_end = found.fate is not Fate.FORWARDED
         assert is_dead_end == bool(found.reason), (source, destination)

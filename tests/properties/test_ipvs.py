@@ -131,8 +131,8 @@ def test_reads_close_their_sockets(node: Node) -> None:
 
 
 @pytest.mark.needs_ipvs
-def test_leftovers(node: Node) -> None:
-    """What a read has found stays among the leftovers after a look, which may have seen the kernel before the read."""
+def test_look_beside_a_read(node: Node) -> None:
+    """What a read leaves in place stays known after a look, which may have seen the kernel before the read did."""
     kernel, foreign = node.kernels[Family.IPV4], VirtualServer(parse_ip("192.0.2.50"), 6, 80)
     with inside(node.lab["node1"].namespace.path), IpvsConnection() as servers:
         servers.perform([servers.add(foreign, Scheduling("rr"))], [servers.change(foreign, Scheduling("rr"))])

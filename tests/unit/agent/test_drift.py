@@ -4,13 +4,14 @@ import asyncio
 
 import pytest
 
+from pyproxy.agent.drift_report import DriftReporter
 from pyproxy.agent.reconcile import Reconciler
 from pyproxy.backends.drift import Drift, by_service
 from pyproxy.backends.iptables.program import IptablesProgram
 from pyproxy.backends.iptables.ruleset import ChainKey, HookKey, RulesetKey
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.backends.registry import open_dumper
-from pyproxy.config.config import Config
+from pyproxy.config.config import Config, ProxyMode
 from pyproxy.errors import ApplyError
 from pyproxy.model.address import Family
 from tests.fakes.kernel import TableKernel
@@ -57,6 +58,23 @@ def test_full_sync_reports_each_kind(agent: TableAgent) -> None:
     assert {HookKey, ChainKey} == {type(key) for key in drift.changed}
     assert before == agent.in_kernel()
     assert full_sync(agent) is None
+
+
+def test_drift_that_cannot_be_described(agent: TableAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """A report that fails is logged with its reason, as one line."""
+    disturb(agent)
+    drift = full_sync(agent)
+
+    async def report() -> None:
+        DriftReporter(Config(), ProxyMode.AUTO, "node1").note(Family.IPV4, drift)
+        await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+    asyncio.run(report())
+
+    (record,) = (record for record in caplog.records if record.name.endswith("drift_report"))
+    assert record.getMessage().startswith(
+        "IPv4: 4 entries were changed by another program, and repaired; their Services cannot be listed: --proxy-mode"
+    )
 
 
 def test_adoption_is_not_drift(agent: TableAgent) -> None:

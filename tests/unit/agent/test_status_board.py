@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pyproxy.agent.reconcile import SyncReport
-from pyproxy.agent.status_board import StatusBoard, WatchState
+from pyproxy.agent.status_board import StatusBoard, WatchHealth
 from pyproxy.backends.iptables.static_rules import IptablesSettings
 from pyproxy.model.address import Family
 from tests.fakes.node_agent import TableAgent
@@ -24,8 +24,8 @@ def test_the_loss_of_a_watch_has_one_beginning() -> None:
         made.set_watch("Service", reason, now)
         seen.append(made.watches["Service"])
 
-    lost = [WatchState("refused", 0, None), WatchState("still refused", 0, None)]
-    assert [*lost, WatchState("", 2, 2), WatchState("", 2, 3)] == seen
+    lost = [WatchHealth("refused", 0, None), WatchHealth("still refused", 0, None)]
+    assert [*lost, WatchHealth("", 2, 2), WatchHealth("", 2, 3)] == seen
 
 
 def test_a_change_is_a_sign_of_life() -> None:
@@ -37,7 +37,7 @@ def test_a_change_is_a_sign_of_life() -> None:
     made.heard("Service", 5)
     made.set_watch("Service", "refused", 7)
 
-    assert WatchState("refused", 7, 5) == made.watches["Service"]
+    assert WatchHealth("refused", 7, 5) == made.watches["Service"]
 
 
 def test_problems_come_and_go() -> None:
