@@ -1,18 +1,19 @@
 """Detects that a configuration file has changed since the start. The agent then ends, so that its supervisor restarts it.
 
-Files are polled, and their content is compared. A ConfigMap volume swaps a symbolic link (``..data``) beside the file when
-any of its files changes, and editors rename files; inotify reports these differently, and two `stat` calls a second cost
-nothing. Because content counts, a touch or a swap without a change does not restart the agent. A file that is missing for
-some time or is being written does not count as changed.
+Notifications of the kernel say when to look again, and what is compared is the content. So a touch does not restart the
+agent, nor does a ConfigMap volume that swaps its symbolic link (``..data``) because another file changed. A file that is
+missing for some time or is being written does not count as changed.
 """
 
 import asyncio
 import os
 import stat
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
-from pyproxy.manifests.file_version import FileVersion, file_version
+from pyproxy.linux.file_notifications import FileNotifications
+from pyproxy.manifests.file_version import FileVersion, directories_of, file_version
 
 POLL_SECONDS = 1.0
 
@@ -36,21 +37,25 @@ async def changed_file(texts: Mapping[str, str], poll_seconds: float = POLL_SECO
 
     Args:
         texts: by path, the content that was read.
-        poll_seconds: time between two checks; a change is detected after one or two of them.
+        poll_seconds: shortest time between two checks, and the time between them without notifications.
     """
     # `good` has the versions whose content was compared and found equal, so that a file is read only when its version changes.
     seen: dict[str, _Version] = dict.fromkeys(texts)
     good: dict[str, _Version] = dict.fromkeys(texts)
-    while True:
-        for path, text in texts.items():
-            version = _version(path)
-            # A file that has changed since the last check may not be complete yet.
-            if version is not None and version == seen[path] != good[path]:
-                if texts_of(path).get(path, text) != text:
-                    return path
-                good[path] = version
-            seen[path] = version
-        await asyncio.sleep(poll_seconds)
+    with FileNotifications() as notifications:
+        while True:
+            for path, text in texts.items():
+                version = _version(path)
+                # A file that has changed since the last check may not be complete yet.
+                if version is not None and version == seen[path] != good[path]:
+                    if texts_of(path).get(path, text) != text:
+                        return path
+                    good[path] = version
+                seen[path] = version
+            is_covered = notifications.cover(chain.from_iterable(map(directories_of, texts)))
+            if is_covered and all(seen[path] in {None, good[path]} for path in texts):
+                await notifications.wait()
+            await asyncio.sleep(poll_seconds)
 
 
 def _version(path: str) -> _Version:

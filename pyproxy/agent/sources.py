@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pyproxy import __version__
 from pyproxy.config.config import Config
 from pyproxy.config.settings import ResolvedSettings
+from pyproxy.linux.file_notifications import FileNotifications
 from pyproxy.model.change import Kind, Put, Removed, Replaced, SourceEvent, WatchState
 from pyproxy.model.event import event_extra
 from pyproxy.model.names import NamespacedName
@@ -65,17 +66,23 @@ async def follow_source(
     from pyproxy.manifests.files import FileSource  # noqa: PLC0415  # YAML, which the API does not need
 
     log_start(settings, node_name)
-    source = FileSource(config.manifests, proxy_name=config.service_proxy_name, problems_changed=events.put_nowait)
-    async for change in source.changes():
-        # Files have all Nodes, while the API server sends one; the tracker keeps one.
-        match change:
-            case Put(object=Node(name=name)) | Removed(kind=Kind.NODE, name=NamespacedName(name=name)):
-                if name == node_name:
+    with FileNotifications() as notifications:
+        source = FileSource(
+            config.manifests,
+            proxy_name=config.service_proxy_name,
+            problems_changed=events.put_nowait,
+            notifications=notifications,
+        )
+        async for change in source.changes():
+            # Files have all Nodes, while the API server sends one; the tracker keeps one.
+            match change:
+                case Put(object=Node(name=name)) | Removed(kind=Kind.NODE, name=NamespacedName(name=name)):
+                    if name == node_name:
+                        events.put_nowait(change)
+                case Replaced(kind=Kind.NODE, objects=nodes):
+                    events.put_nowait(Replaced(Kind.NODE, tuple(node for node in nodes if node.name == node_name)))
+                case _:
                     events.put_nowait(change)
-            case Replaced(kind=Kind.NODE, objects=nodes):
-                events.put_nowait(Replaced(Kind.NODE, tuple(node for node in nodes if node.name == node_name)))
-            case _:
-                events.put_nowait(change)
 
 
 async def _follow_api(

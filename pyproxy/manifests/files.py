@@ -4,10 +4,10 @@ This module deals with paths, time and threads. `manifest` reads the content of 
 `file_changes` finds the changes. Of a directory the files `*.yaml`, `*.yml` and `*.json` are read in the order of their
 names, without sub-directories and names that begin with a dot (editors and ConfigMap volumes have these).
 
-Files are polled: five `stat` calls per second and file cost less than 0.1 % of a CPU. inotify would miss changes where a
-ConfigMap volume swaps a symbolic link beside the files, where an editor renames a file, and in network and overlay file
-systems. A file is read again when its version has changed and is the same in two polls, so not while it is being written.
-If it is then incomplete or empty, its last good objects are kept.
+Files are followed by the versions that `stat` returns, because notifications of the kernel depend on how a file is changed.
+A notification only says when to look again; where there are none, files are polled. A file is read again when its version
+has changed and is the same in two looks, so not while it is being written. If it is then incomplete or empty, its last good
+objects are kept.
 """
 
 import asyncio
@@ -19,14 +19,16 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from threading import Event
+from time import monotonic
 from types import MappingProxyType
+from typing import Protocol
 
 from pyproxy.errors import DecodeError, MissingInputError
 from pyproxy.manifests.file_changes import FileChanges, FileIndex
 from pyproxy.manifests.file_objects import FileObjects, combine
-from pyproxy.manifests.file_version import FileVersion, file_version
+from pyproxy.manifests.file_version import FileVersion, directories_of, file_version
 from pyproxy.manifests.manifest import FileProblem, Manifest, read_manifest
 from pyproxy.model.change import Kind, ObjectChange, ProblemsChanged, Replaced
 
@@ -64,14 +66,27 @@ def read_objects(
     return _Folder(Path(path), proxy_name, with_pods=with_pods).read(own_ports)
 
 
+class Notifications(Protocol):
+    """Says when something has changed in some directories, see `pyproxy.linux.file_notifications`."""
+
+    def cover(self, directories: Iterable[str]) -> bool:
+        """Watch these directories; return whether each change in them since the last call ends the next `wait`."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait for a change in the directories, for some seconds at most."""
+        ...
+
+
 class FileSource:
     """Objects of files, as a stream of changes.
 
     Args:
         path: a file, a directory, or ``-`` for standard input, which is read once like any pipe.
-        poll_seconds: time between two polls; a change is found after one or two of them.
+        poll_seconds: shortest time between two looks, and the time between them without notifications.
         proxy_name: see `decode_service`.
         problems_changed: called when something is wrong with an object, or not any more.
+        notifications: say when files have changed; without them files are polled.
     """
 
     def __init__(
@@ -81,11 +96,13 @@ class FileSource:
         *,
         proxy_name: str = "",
         problems_changed: Callable[[ProblemsChanged], None] = lambda _: None,
+        notifications: Notifications | None = None,
     ) -> None:
         self._path = path
         self._proxy_name = proxy_name
         self._poll_seconds = poll_seconds
         self._problems_changed = problems_changed
+        self._notifications = notifications
         self.problems: set[str] = set()
         """The problems of the files as of the last change."""
 
@@ -108,19 +125,41 @@ class FileSource:
                 yield change
             await asyncio.get_running_loop().create_future()  # never done: the source stays without changes
             return
-        folder, stop = _Folder(path, self._proxy_name), Event()
-        try:
-            objects = await asyncio.to_thread(folder.read)
-            self._log(objects.problems)
-            for change in _lists(objects):
+        folder = _Folder(path, self._proxy_name)
+        objects = await asyncio.to_thread(folder.read)
+        self._log(objects.problems)
+        for change in _lists(objects):
+            yield change
+        del objects  # the tracker has them; this copy would stay for the life of the agent
+        while True:
+            news = await self._next(folder)
+            self._log(news.problems, news.problems_before)
+            for change in news.changes:
                 yield change
-            del objects  # the tracker has them; this copy would stay for the life of the agent
-            while (news := await asyncio.to_thread(folder.read_next, stop, self._poll_seconds)) is not None:
-                self._log(news.problems, news.problems_before)
-                for change in news.changes:
-                    yield change
-        finally:
-            stop.set()  # ends `read_next`, whose thread cannot be cancelled
+
+    async def _next(self, folder: "_Folder") -> FileChanges:
+        """Wait until files have changed and stay the same, and read them."""
+        notifications = self._notifications
+
+        def look() -> tuple[dict[str, FileVersion], bool]:
+            versions, directories = folder.look()
+            return versions, notifications is not None and notifications.cover(directories)
+
+        last, is_covered, looked_at = folder.versions, False, monotonic()
+        while True:
+            if notifications is not None and is_covered and last == folder.versions:
+                await notifications.wait()
+            await asyncio.sleep(looked_at + self._poll_seconds - monotonic())
+            looked_at, is_covered = monotonic(), False
+            try:
+                versions, is_covered = await asyncio.to_thread(look)
+            except OSError:
+                # A volume is not mounted, or an editor is renaming the file: keep the last good objects.
+                continue
+            # The same in two looks: a file that is still being written would look like one that lost its last objects.
+            if versions == last != folder.versions:
+                return await asyncio.to_thread(folder.read_changes, versions)
+            last = versions
 
     def _log(self, problems: Iterable[FileProblem], before: Iterable[FileProblem] = ()) -> None:
         # A problem is logged once, not at each change of another object. Those of `before` are judged again.
@@ -142,38 +181,28 @@ class _Folder:
         self._path = path
         self._proxy_name = proxy_name
         self._with_pods = with_pods
-        self._versions: dict[str, FileVersion] = {}
+        self.versions: dict[str, FileVersion] = {}
+        """Of the files that were read."""
         self._manifests: dict[str, Manifest] = {}
         self._index = FileIndex()
 
     def read(self, own_ports: Mapping[int, str] = MappingProxyType({})) -> FileObjects:
         """Read all files; for `own_ports` see `combine`."""
         try:
-            self._read(self._look())
+            self._read(self.look()[0])
             return combine(self._manifests.values(), own_ports)
         except OSError as error:
             message = f"{self._path}: {error.strerror}"
             raise MissingInputError(message) from error
 
-    def read_next(self, stop: Event, poll_seconds: float) -> FileChanges | None:
-        """Wait until files have changed and stay the same, and read them; return None once `stop` is set."""
-        last = self._versions
-        while not stop.wait(poll_seconds):
-            try:
-                versions = self._look()
-            except OSError:
-                # A volume is not mounted, or an editor is renaming the file: keep the last good objects.
-                continue
-            # The same in two polls: a file that is still being written would look like one that lost its last objects.
-            if versions == last != self._versions:
-                before = self._manifests
-                self._read(versions)
-                return self._index.changes(before, self._manifests)
-            last = versions
-        return None
+    def read_changes(self, versions: dict[str, FileVersion]) -> FileChanges:
+        """Read the files that have other versions now."""
+        before = self._manifests
+        self._read(versions)
+        return self._index.changes(before, self._manifests)
 
-    def _look(self) -> dict[str, FileVersion]:
-        """Return the version of each file.
+    def look(self) -> tuple[dict[str, FileVersion], set[str]]:
+        """Return the version of each file, and the directories in which a change can be one of a file.
 
         Raises:
             OSError: the path does not exist or is not accessible.
@@ -182,25 +211,30 @@ class _Folder:
         try:
             entries = os.scandir(self._path)
         except NotADirectoryError:
-            return {str(self._path): file_version(self._path.stat())}
+            return {str(self._path): file_version(self._path.stat())}, directories_of(str(self._path))
         versions: dict[str, FileVersion] = {}
+        linked = {Path()}
         with entries:
             for entry in entries:
                 if not entry.name.endswith(SUFFIXES) or entry.name.startswith("."):
                     continue
                 # The file may have been removed since the directory was listed, or be a broken link.
                 with suppress(OSError):
+                    if entry.is_symlink():
+                        linked.add(Path(entry.path).readlink().parent)
                     status = entry.stat()
                     if stat.S_ISREG(status.st_mode):
                         versions[entry.path] = file_version(status)
-        return dict(sorted(versions.items()))
+        # Links of a volume lead through the same few directories.
+        directories = (directories_of(str(self._path / each / "file")) for each in linked)
+        return dict(sorted(versions.items())), set(chain.from_iterable(directories))
 
     def _read(self, versions: dict[str, FileVersion]) -> None:
         manifests: dict[str, Manifest] = {}
         with _without_garbage_collection():
             for path, version in versions.items():
                 last = self._manifests.get(path)
-                if last is not None and self._versions.get(path) == version:
+                if last is not None and self.versions.get(path) == version:
                     manifests[path] = last
                     continue
                 try:
@@ -217,8 +251,7 @@ class _Folder:
                 elif last is not None and last.is_whole and not manifest.is_whole:
                     manifest = replace(last, problems=manifest.problems)
                 manifests[path] = manifest
-        # A new mapping: `read_next` compares it with the previous one.
-        self._manifests, self._versions = manifests, versions
+        self._manifests, self.versions = manifests, versions
 
 
 def _kept(last: Manifest | None, file: str, reason: str) -> Manifest:

@@ -23,7 +23,7 @@ NOT_IN_HEADERS = {"CtaFilterF"}
 def constants(enums: list[type[IntEnum]]) -> Iterator[tuple[str, int]]:
     """Yield name in the header and value of each member; the docstring of an enumeration begins with the prefix."""
     for enum in enums:
-        prefix = re.match(r"`([A-Z0-9_]+)\*`", inspect.getdoc(enum) or "")
+        prefix = re.match(r"`([A-Z0-9_]*)\*`", inspect.getdoc(enum) or "")
         assert prefix is not None, enum
         yield from ((prefix[1] + member.name, member.value) for member in enum)
 

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from pyproxy.errors import SourceError
+from pyproxy.linux import file_notifications
+from pyproxy.linux.file_notifications import FileNotifications
 from pyproxy.manifests.files import FileSource
 from pyproxy.manifests.manifest import read_manifest
 from pyproxy.model.address import parse_network
@@ -45,16 +47,25 @@ class Follower:
         return {change.kind: change.objects for change in lists if isinstance(change, Replaced)}
 
 
-def follow(path: Path, scenario: Callable[[Follower], Coroutine[Any, Any, None]]) -> FileSource:
-    """Run a scenario with a source that polls often."""
-    source = FileSource(path, POLL_SECONDS)
+@pytest.fixture(autouse=True)
+def _long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let only notifications end a wait, so that a missing one is found."""
+    monkeypatch.setattr(file_notifications, "LONGEST_WAIT_SECONDS", 10 * PATIENCE_SECONDS)
 
-    async def run() -> None:
-        async with aclosing(source.changes()) as changes:
-            await scenario(Follower(changes))
 
-    asyncio.run(run())
-    return source
+def follow(
+    path: Path, scenario: Callable[[Follower], Coroutine[Any, Any, None]], *, is_notified: bool = True
+) -> FileSource:
+    """Run a scenario with a source that looks soon after each notification, or polls often."""
+
+    async def run() -> FileSource:
+        with FileNotifications() as notifications:
+            source = FileSource(path, POLL_SECONDS, notifications=notifications if is_notified else None)
+            async with aclosing(source.changes()) as changes:
+                await scenario(Follower(changes))
+        return source
+
+    return asyncio.run(run())
 
 
 def named(name: str, ip: str = "10.96.0.1") -> Service:
@@ -72,7 +83,8 @@ def gone(name: str, kind: Kind = Kind.SERVICE) -> Removed:
     return Removed(kind, NamespacedName("default", name))
 
 
-def test_follow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_notified", [True, False])
+def test_follow(tmp_path: Path, is_notified: bool) -> None:  # noqa: FBT001  # a case's
     """Complete lists come first, then only changes: slices before Services, and additions before removals."""
     write(tmp_path / "a.json", service("web"), service("same", "10.96.0.5"))
 
@@ -88,7 +100,7 @@ def test_follow(tmp_path: Path) -> None:
         assert gone("new") == await follower.next()
         assert gone("web-1", Kind.ENDPOINT_SLICE) == await follower.next()
 
-    follow(tmp_path, scenario)
+    follow(tmp_path, scenario, is_notified=is_notified)
 
 
 def test_problems_are_reported_until_they_are_gone(tmp_path: Path) -> None:
@@ -194,6 +206,55 @@ def test_directory_that_goes_away(tmp_path: Path) -> None:
         assert Put(named("next", "10.96.0.4")) == await follower.next()
 
     follow(folder, scenario)
+
+
+class _Waiting(FileNotifications):
+    """Notifications that say when they are waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_waiting = asyncio.Event()
+
+    async def wait(self) -> None:
+        self.is_waiting.set()
+        await super().wait()
+
+
+@pytest.mark.parametrize("how", ["in place", "renamed", "swapped", "moved away"])
+def test_change_during_a_wait(tmp_path: Path, how: str) -> None:
+    """A source that waits for notifications finds a file that is written, renamed or swapped by a link of any directory."""
+    before, after = tmp_path / "1", tmp_path / "2"
+    for folder, ip in ((before, "10.96.0.1"), (after, "10.96.0.2")):
+        folder.mkdir()
+        write(folder / "a.json", service("web", ip))
+    (tmp_path / "current").symlink_to("1")
+
+    def change() -> None:
+        match how:
+            case "in place":
+                (before / "a.json").write_bytes((after / "a.json").read_bytes())
+            case "renamed":
+                (after / "a.json").rename(before / "a.json")
+            case "swapped":
+                (tmp_path / "new").symlink_to("2")
+                (tmp_path / "new").rename(tmp_path / "current")
+            case _:
+                before.rename(tmp_path / "old")
+                after.rename(before)
+
+    async def run() -> None:
+        with _Waiting() as notifications:
+            source = FileSource(tmp_path / "current", POLL_SECONDS, notifications=notifications)
+            async with aclosing(source.changes()) as changes:
+                follower = Follower(changes)
+                await follower.listed()
+                found = asyncio.create_task(follower.next())
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    await notifications.is_waiting.wait()
+                change()
+                assert Put(named("web", "10.96.0.2")) == await found
+
+    asyncio.run(run())
 
 
 def test_following_nothing(tmp_path: Path) -> None:
