@@ -17,6 +17,7 @@ from pyproxy.takeover.running_proxy import detect_running_proxy
 
 _TIMEOUT_SECONDS = 5
 _MOST_BYTES = 16 << 20
+_MOST_AT_ONCE = 64  # connections, of which each needs a file descriptor
 # A line of the text format: name with labels, and value. Labels of the samples that are read have no spaces.
 _SAMPLE = re.compile(r"^([a-zA-Z_:][^#\s]*) (NaN|[+-]?(?:Inf|[0-9][0-9.e+-]*))$", re.MULTILINE)
 _MARKER = "pyproxy_build_info"
@@ -120,8 +121,14 @@ async def check_health_ports(inputs: Inputs) -> list[Finding]:
         if service.health_check_node_port:
             names.setdefault(service.health_check_node_port, f"{shown(service.namespace)}/{shown(service.name)}")
     ip = next(iter(inputs.node.ips), LOOPBACK_IPS[Family.IPV4])
-    # All at the same time: behind a rule that drops them, each would take its whole time limit.
-    answers = await asyncio.gather(*(_get(ListenAddress(ip, number), "/") for number in names))
+    limit = asyncio.Semaphore(_MOST_AT_ONCE)
+
+    async def get(number: int) -> str:
+        async with limit:
+            return await _get(ListenAddress(ip, number), "/")
+
+    # At the same time: behind a rule that drops them, each would take its whole time limit.
+    answers = await asyncio.gather(*map(get, names))
     return [
         warn(
             f"health check node port {number} of {name} is {'used by another program' if answer else 'not served'}",
