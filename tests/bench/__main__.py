@@ -9,6 +9,7 @@ Design:
   (`kernel_watch`) show when something is programmed, never the program itself. Changes are sent by a separate process
   (`writer`) where they are many.
 - A program that has not programmed everything within the limit is reported as such and not repeated in that case.
+- What an agent costs the API server per change is measured with ten agents at once (`fleet`).
 - The latency of new connections is measured separately (`first_packet`), with the rules of both programs and with few and
   many Services in turn; the programs are stopped meanwhile.
 - Every run becomes a record (`results`) in a JSON file, which is written after each run. So a long benchmark can run in
@@ -43,12 +44,15 @@ from tests.cluster.process import binary
 from .budgets import check
 from .cluster import Cluster, Shape
 from .first_packet import measure_first_packets
+from .fleet import AGENTS, measure_fleet
 from .report import markdown, write, write_docs
 from .results import FEW, PROGRAMS, Program, Record, Results, load
-from .run import MOST_ENDPOINTS, PHASES, Run, measure_api_server
+from .run import IN_LARGE_SERVICES, MOST_ENDPOINTS, PHASES, Run, measure_idle_rate
 
 ROOT = Path(__file__).parents[2]
 _TMPFS = Path("/dev/shm")  # noqa: S108  # directories in it have names of their own
+_FLEET_SERVICES = 1000
+"""At most, so that the agents of a fleet start soon."""
 _DEFAULT_MODES: tuple[Backend, ...] = ("nftables", "iptables-legacy", "iptables-nft")
 
 
@@ -84,16 +88,16 @@ class Bench:
             self._first_packets(Shape.parse(self._asked.first_packet))
 
     def _runs(self, cluster: Cluster) -> None:
-        phases = [
-            each for each in self._asked.phases if cluster.shape.endpoints <= MOST_ENDPOINTS or each in PHASES[:3]
-        ]
-        api_server = measure_api_server(cluster, with_changes="churn" in phases)
+        is_large = cluster.shape.endpoints > MOST_ENDPOINTS
+        phases = [each for each in self._asked.phases if each in IN_LARGE_SERVICES or not is_large]
+        idle_rate = measure_idle_rate(cluster)
         not_done: set[tuple[Backend, Program]] = set()
         cases = [
             (repeat, mode, program)
             for repeat in range(1, self._asked.repeats + 1)
             for mode in self._asked.modes
             for program in self._asked.programs
+            if phases != ["fleet"]
         ]
         for number, (repeat, mode, program) in enumerate(cases, 1):
             if (mode, program) in not_done:
@@ -108,7 +112,7 @@ class Bench:
                 phases=phases,
                 changes=self._asked.changes,
                 limit_seconds=self._asked.limit,
-                api_server=api_server,
+                api_idle_rate=idle_rate,
             )
             run.perform(partial(self._say_of, name))
             if run.not_done:
@@ -118,6 +122,18 @@ class Bench:
             self._add(
                 Record(str(cluster.shape), mode, program, dict(run.values), run.not_done, self._asked.limit, before)
             )
+
+        if "fleet" in phases and cluster.shape.services <= _FLEET_SERVICES:
+            self._fleets(cluster, idle_rate)
+
+    def _fleets(self, cluster: Cluster, idle_rate: float) -> None:
+        mode = self._asked.modes[0]  # what agents request does not depend on it
+        for repeat in range(1, self._asked.repeats + 1):
+            for program in self._asked.programs:
+                self._say(f"{cluster.shape} {AGENTS} agents of {program}, run {repeat}")
+                before = os.getloadavg()[0]
+                values = measure_fleet(cluster, program, mode, idle_rate, self._asked.limit)
+                self._add(Record(str(cluster.shape), mode, program, values, "", self._asked.limit, before))
 
     def _first_packets(self, shape: Shape) -> None:
         with cluster_of(Shape.parse(FEW)) as few, cluster_of(shape) as many:
@@ -209,7 +225,7 @@ def _arguments() -> argparse.Namespace:
     add("--first-packet", metavar="SIZE", help="the large cluster for new connections, or none")
     add("--modes", nargs="+", default=_DEFAULT_MODES, choices=get_args(Backend))
     add("--programs", nargs="+", default=PROGRAMS, choices=PROGRAMS)
-    add("--phases", nargs="+", default=PHASES, choices=PHASES)
+    add("--phases", nargs="+", default=(*PHASES, "fleet"), choices=(*PHASES, "fleet"))
     add("--repeats", type=int, default=5, help="runs of each program in each mode and size")
     add("--changes", type=int, default=20, help="of one endpoint, in each run")
     add("--limit", type=float, default=200.0, help="seconds for each step")

@@ -18,7 +18,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import NamedTuple
 
 from tests.cluster.agent import Agent
 from tests.cluster.kubeproxy import Backend, KubeProxy
@@ -33,6 +32,8 @@ from .results import Program, Values, percentile
 from .writer import Writer
 
 PHASES = ("start", "idle", "change", "churn", "restart", "traffic")
+IN_LARGE_SERVICES = ("start", "idle", "change")
+"""Phases that need no connection to a single endpoint of the probed Service."""
 FLAGS = ("--cluster-cidr=10.244.0.0/16",)
 PROBES = ("10.250.250.1", "10.250.250.2")
 """The endpoints that the probed Service has in turn, one at a time."""
@@ -69,13 +70,6 @@ def settle(process: Process) -> None:
         time.sleep(_SETTLE_SECONDS)
 
 
-class ApiServer(NamedTuple):
-    """CPU time of an API server that no agent follows, in s: each second without changes, and beyond that for each change."""
-
-    idle_rate: float
-    change: float
-
-
 class Run:
     """One run; `values` has what it has measured: times in s, sizes in bytes."""
 
@@ -88,7 +82,7 @@ class Run:
         phases: Sequence[str],
         changes: int,
         limit_seconds: float,
-        api_server: ApiServer,
+        api_idle_rate: float,
     ) -> None:
         self.values: Values = defaultdict(list)
         self.not_done = ""
@@ -99,7 +93,7 @@ class Run:
         self._phases = [phase for phase in PHASES if phase in phases or phase == "start"]
         self._changes = changes
         self._limit_seconds = limit_seconds
-        self._api_server = api_server
+        self._api_idle_rate = api_idle_rate
 
     def perform(self, report: Callable[[str], None]) -> None:
         """Perform all phases, until one does not end within the limit; report the name of each."""
@@ -188,7 +182,7 @@ class Run:
         self._move_probed()
         settle(self._process)
         before, began = self._process.cpu_seconds(), time.monotonic()
-        received, api_cpu = self._received(), control_plane.apiserver_cpu_seconds()
+        received = self._received()
         own = 0
         with Writer(control_plane, self._cluster.churn(CHURN_CHANGES), CHURN_PER_SECOND) as writer:
             while writer.is_running:
@@ -200,7 +194,6 @@ class Run:
         count = CHURN_CHANGES + own
         self._values("churn cpu", self._busy(before, began) / count)
         self._values("churn api bytes", (self._received() - received) / count)
-        self._values("churn api cpu", self._api_busy(api_cpu, began) / count - self._api_server.change)
 
     def _restart(self) -> None:
         """Replace all endpoints of many Services, and then one of the probed Service, whose answer shows the end."""
@@ -235,27 +228,27 @@ class Run:
     def _api_busy(self, before: float, began: float) -> float:
         """Return the CPU time of the API server since then, without that of an idle one."""
         used = self._cluster.control_plane.apiserver_cpu_seconds() - before
-        return used - self._api_server.idle_rate * (time.monotonic() - began)
+        return used - self._api_idle_rate * (time.monotonic() - began)
 
     def _received(self) -> int:
-        command = ["ip", "-netns", self._namespace, "-statistics", "-json", "link", "show", "dev", self._device]
-        shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        return int(shown[0]["stats64"]["rx"]["bytes"])
+        return received_bytes(self._namespace, self._device)
 
 
-def measure_api_server(cluster: Cluster, *, with_changes: bool) -> ApiServer:
-    """Return what the API server uses without an agent, idle and for the changes of the phase ``churn``."""
-    control_plane = cluster.control_plane
+def received_bytes(namespace: str, device: str) -> int:
+    """Return how many bytes an interface has received, with the headers of Ethernet, IP and TCP."""
+    command = ["ip", "-netns", namespace, "-statistics", "-json", "link", "show", "dev", device]
+    shown = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(shown[0]["stats64"]["rx"]["bytes"])
+
+
+def measure_idle_rate(cluster: Cluster) -> float:
+    """Return the CPU time of the API server in each second without agents and changes, after some changes.
+
+    The first changes cost more than later ones, because the API server keeps what it has parsed.
+    """
+    with Writer(cluster.control_plane, cluster.churn(CHURN_CHANGES), None) as writer:
+        writer.last_confirmed()
     time.sleep(_SETTLE_SECONDS)
-    before = control_plane.apiserver_cpu_seconds()
+    before = cluster.control_plane.apiserver_cpu_seconds()
     time.sleep(_IDLE_SECONDS)
-    idle = (control_plane.apiserver_cpu_seconds() - before) / _IDLE_SECONDS
-    if not with_changes:
-        return ApiServer(idle, 0.0)
-    # The first changes cost more: the API server keeps what it has parsed.
-    for per_second in (None, CHURN_PER_SECOND):
-        before, began = control_plane.apiserver_cpu_seconds(), time.monotonic()
-        with Writer(control_plane, cluster.churn(CHURN_CHANGES), per_second) as writer:
-            writer.last_confirmed()
-    used = control_plane.apiserver_cpu_seconds() - before
-    return ApiServer(idle, (used - idle * (time.monotonic() - began)) / CHURN_CHANGES)
+    return (cluster.control_plane.apiserver_cpu_seconds() - before) / _IDLE_SECONDS
