@@ -22,8 +22,9 @@ FieldErrors = tuple[tuple[str, str], ...]
 
 PORTS = range(1, 65536)
 
-# k8s.io/apimachinery/pkg/util/validation: IsDNS1123Label and IsDNS1123Subdomain.
+# k8s.io/apimachinery/pkg/util/validation: IsDNS1123Label, IsValidLabelValue and IsDNS1123Subdomain.
 _LABEL = re.compile(r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[-_.A-Za-z0-9]{0,61}[A-Za-z0-9])?)?")
 _SUBDOMAIN = re.compile(r"(?=.{1,253}\Z)[a-z0-9](?:[-a-z0-9]*[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]*[a-z0-9])?)*")
 
 # ::ffff:a.b.c.d is the IPv4 address a.b.c.d, as in Go's net.ParseIP.
@@ -85,13 +86,28 @@ def read_label(text: str, field: str, problems: Problems) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)
+def is_subdomain(text: str) -> bool:
+    """Return whether a text is a DNS-1123 subdomain; cached, for the names of Nodes."""
+    return _SUBDOMAIN.fullmatch(text) is not None
+
+
 def read_subdomain(text: str, field: str, problems: Problems) -> str | None:
     """Return a DNS-1123 subdomain, the form of the names of EndpointSlices and Nodes, or None."""
     # Slices of a Service with a long name, and Nodes with a domain name, are longer than a label.
-    if _SUBDOMAIN.fullmatch(text):
+    if is_subdomain(text):
         return text
     problems.append((field, f"{shown(text)} is not a valid name: lower-case letters, digits, hyphens and dots"))
     return None
+
+
+def read_label_value(text: str, field: str, problems: Problems) -> str:
+    """Return the value of a label; empty if it is invalid."""
+    if _LABEL_VALUE.fullmatch(text):
+        return text
+    reason = "at most 63 letters, digits, hyphens, dots and underscores"
+    problems.append((field, f"{shown(text)} is not a valid value of a label: {reason}"))
+    return ""
 
 
 def read_word(text: str | None, known: Sequence[str], field: str, problems: Problems) -> str:

@@ -17,7 +17,7 @@ from pyproxy.decode.decoded import (
     subject,
     wrong_type,
 )
-from pyproxy.decode.fields import Problems, read_ip, read_networks, read_subdomain
+from pyproxy.decode.fields import Problems, read_ip, read_label_value, read_networks, read_subdomain
 from pyproxy.decode.service import decode_service
 from pyproxy.decode.slices import decode_endpoint_slice, decode_endpoints
 from pyproxy.model.node import Node
@@ -67,7 +67,9 @@ def decode_node(node: wire.Node) -> Decoded[Node]:
         name=name.name,
         ips=tuple(dict.fromkeys(ip for ip in ips if ip is not None)),
         pod_cidrs=read_networks([text for text in listed if text], field, problems),
-        zone=(metadata.labels or wire.NO_LABELS).zone or "",
+        zone=read_label_value(
+            (metadata.labels or wire.NO_LABELS).zone or "", "metadata.labels[topology.kubernetes.io/zone]", problems
+        ),
         is_eligible=not metadata.deletion_timestamp
         and all(taint.key != _TO_BE_DELETED_TAINT for taint in spec.taints or ()),
     )

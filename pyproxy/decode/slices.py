@@ -14,6 +14,7 @@ from pyproxy.decode.decoded import Decoded, errors, has_usable_namespace, is_usa
 from pyproxy.decode.fields import (
     FieldErrors,
     Problems,
+    is_subdomain,
     plain_ip,
     read_family,
     read_ip,
@@ -89,13 +90,18 @@ def decode_endpoints(endpoints: wire.Endpoints) -> Decoded[tuple[EndpointSlice, 
         ports = _slice_ports(subset.ports or (), f"subsets[{index}].ports", problems)
         # Endpoints of both lists differ in `ready` only, as in a mirrored slice.
         members = [
-            SliceEndpoint(ip, intern(address.node_name or ""), ready=ready)
+            SliceEndpoint(ip, intern(node_name), ready=ready)
             for group, addresses, ready in (
                 ("addresses", subset.addresses, True),
                 ("notReadyAddresses", subset.not_ready_addresses, False),
             )
             for place, address in enumerate(addresses or ())
             if (ip := read_ip(address.ip or "", f"subsets[{index}].{group}[{place}].ip", problems)) is not None
+            for node_name in (
+                read_subdomain(address.node_name, f"subsets[{index}].{group}[{place}].nodeName", problems) or ""
+                if address.node_name
+                else "",
+            )
         ]
         # The controller merges subsets with the same port; ready addresses come first.
         room = MOST_MIRRORED - max((mirrored[port] for port in ports), default=0)
@@ -159,11 +165,14 @@ def _slice_endpoints(entries: Iterable[wire.Endpoint], family: Family, problems:
                 continue
         # Absent means true for ready and serving, and false for terminating (discovery/v1 EndpointConditions).
         conditions, hints = entry.conditions, entry.hints
+        node_name = entry.node_name or ""
+        if node_name and not is_subdomain(node_name):
+            node_name = read_subdomain(node_name, f"endpoints[{index}].nodeName", problems) or ""
         endpoints.append(
             SliceEndpoint(
                 ip,
                 # Thousands of endpoints have the same node name: keep one copy.
-                intern(entry.node_name or ""),
+                intern(node_name),
                 conditions is None or conditions.ready is not False,
                 conditions is None or conditions.serving is not False,
                 conditions is not None and conditions.terminating is True,

@@ -6,6 +6,7 @@ decodes valid objects only; an object with any irregularity takes the slow path,
 """
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -57,6 +58,8 @@ _WIRE_TYPES: Mapping[str, type[WireObject]] = {
     "Node": wire.Node,
     "ServiceCIDR": wire.ServiceCIDR,
 }
+# Python's parser accepts the escape of half a character, which cannot be written to any output; msgspec refuses it.
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 # Kinds of lists, with the kind of items that have none.
 _LISTS = {"List": "", **{f"{kind}List": kind for kind in API_VERSIONS}}
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -208,11 +211,14 @@ class _Reading:
                 position = next(index for index in range(position, len(text)) if not text[index].isspace())
                 line = text.count("\n", 0, position) + 1
                 try:
-                    tree, position = json.JSONDecoder().raw_decode(text, position)
+                    tree, end = json.JSONDecoder().raw_decode(text, position)
+                    if _SURROGATE.search(text, position, end):
+                        msgspec.json.decode(text[position:end])
+                    position = end
                 except json.JSONDecodeError as error:
                     self._break_off("JSON", error.msg, error.lineno)
                     return
-                except (ValueError, RecursionError) as error:
+                except (ValueError, RecursionError, msgspec.DecodeError) as error:
                     self._break_off("JSON", str(error), line)
                     return
                 self._read_document(tree, Place(line=line))

@@ -3,11 +3,15 @@
 Only commands that explain traffic need them. What cannot be read is left out: a Pod in a file is never a problem.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pyproxy.model.address import parse_ip
 from pyproxy.model.names import NamespacedName
+
+# Names of objects, and numbers and protocols of ports.
+_PRINTED = re.compile(r"[-./A-Za-z0-9]{1,253}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,7 @@ def pods_of(kind: str, tree: object) -> Iterator[Pod]:
                 for container in map(_mapping, _items(spec.get("containers")))
                 for port in map(_mapping, _items(container.get("ports")))
             )
-            yield Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")), ports)
+            yield from _valid(Pod(NamespacedName(namespace, name), ips, _text(spec.get("nodeName")), ports))
     elif kind == "EndpointSlice":
         # A slice has the names of its pods as well, so that files without Pods still have names.
         for item in _items(_mapping(tree).get("endpoints")):
@@ -46,7 +50,14 @@ def pods_of(kind: str, tree: object) -> Iterator[Pod]:
             name = _text(target.get("name"))
             if name and target.get("kind") == "Pod" and (ips := _ips(_items(endpoint.get("addresses"))[:1])):
                 at = NamespacedName(_text(target.get("namespace")) or namespace, name)
-                yield Pod(at, ips, _text(endpoint.get("nodeName")))
+                yield from _valid(Pod(at, ips, _text(endpoint.get("nodeName"))))
+
+
+def _valid(pod: Pod) -> Iterator[Pod]:
+    # An API server does not validate the target of an endpoint, whose text could control the terminal of a reader.
+    texts = (pod.name.namespace, pod.name.name, pod.node_name or "unknown", *pod.ports)
+    if all(_PRINTED.fullmatch(text) for text in texts):
+        yield pod
 
 
 def merged_pods(pods: Iterator[Pod]) -> tuple[Pod, ...]:

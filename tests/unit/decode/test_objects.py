@@ -251,6 +251,29 @@ def test_node_on_its_way_out(metadata: Json, spec: Json, expected: object) -> No
     assert expected is the_object(decode_node(msgspec.convert(tree, wire.Node))).is_eligible
 
 
+def test_zone_that_is_not_a_label_value() -> None:
+    """A zone that an API server would refuse is reported and not used: it appears in explanations on a terminal."""
+    labels = {"topology.kubernetes.io/zone": "a\x1b[31m"}
+
+    decoded = decode_node(msgspec.convert({"metadata": {"name": "node-a", "labels": labels}}, wire.Node))
+
+    assert decoded.object == Node(name="node-a")
+    assert ["metadata.labels[topology.kubernetes.io/zone]"] == fields_of(decoded)
+
+
+def test_node_name_that_is_not_a_name() -> None:
+    """An endpoint whose node name an API server would refuse is an endpoint of no node."""
+    endpoint = {"addresses": ["10.244.1.11"], "nodeName": "node1\x1b[31m"}
+    labels = {"kubernetes.io/service-name": "web"}
+    tree = {"metadata": {"name": "web-1", "labels": labels}, "addressType": "IPv4", "endpoints": [endpoint]}
+
+    decoded = decode_endpoint_slice(msgspec.convert(tree, wire.EndpointSlice))
+
+    assert decoded.object is not None
+    assert [""] == [each.node_name for each in decoded.object.endpoints]
+    assert ["endpoints[0].nodeName"] == fields_of(decoded)
+
+
 def test_node_of_a_file() -> None:
     """Of a Node with one pod CIDR and invalid addresses the valid rest is used."""
     tree = {

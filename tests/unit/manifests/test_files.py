@@ -81,6 +81,16 @@ def names(objects: FileObjects) -> list[str]:
     return [each.name.name for each in objects.services]
 
 
+def test_half_a_character() -> None:
+    """JSON with the escape of half a character is refused: such a text cannot be written to a log or a reply."""
+    text = json.dumps(service("a")).replace("10.96.0.1", "\\ud800")
+
+    manifest = read_manifest("a.json", text.encode() + text.encode())
+
+    assert not manifest.is_whole
+    assert ["line 1"] == [problem.place for problem in manifest.problems]
+
+
 def test_tutorial_deployment() -> None:
     """Kinds that are not read are counted; fields that an API server would have filled in are reported with their line."""
     objects = read_objects(INPUTS / "tutorial-deployment.yaml")

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from pyproxy.manifests.files import read_objects
-from pyproxy.manifests.pods import Pod
+from pyproxy.manifests.pods import Pod, pods_of
 from pyproxy.model.address import parse_ip
 from pyproxy.model.names import NamespacedName
 
@@ -66,3 +66,12 @@ def test_pods_are_not_read_unless_requested(tmp_path: Path) -> None:
 
     assert () == found.pods
     assert {"Pod": 3} == dict(found.skipped)
+
+
+@pytest.mark.parametrize("field", ["name", "namespace"])
+def test_target_that_is_not_a_name(field: str) -> None:
+    """The target of an endpoint with terminal codes in its name is left out: an API server does not validate it."""
+    target = {"kind": "Pod", "name": "web-1", "namespace": "default"} | {field: "a\x1b[31m"}
+    endpoint = {"addresses": ["10.244.1.11"], "targetRef": target}
+
+    assert [] == list(pods_of("EndpointSlice", {"endpoints": [endpoint]}))
