@@ -344,9 +344,8 @@ class Agent:
                 try:
                     is_stale = not reconciler.pending and reconciler.changed_externally()
                 except ApplyError:
-                    is_stale = (
-                        True  # a sync reads the kernel, too: it reports the error, and is tried again ever more seldom
-                    )
+                    # A sync reads the kernel as well: it reports the error, and is repeated at growing intervals.
+                    is_stale = True
                 if is_stale:
                     reconciler.mark_stale()
                     self._wake.set()
