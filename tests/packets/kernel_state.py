@@ -23,7 +23,8 @@ _HOOK = re.compile(r"-A (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ")
 def kernel_state(cluster: Cluster, host: Host) -> list[str]:
     """Return the rules of the mode on a node; rules of one chain of pyproxy are in their order."""
     if cluster.mode is NFTABLES:
-        listings = (host.run("nft", "--json", "list", "table", *table.split()) for table in cluster.mode.nft_tables)
+        commands = (f"nft --json list table {table} || true" for table in cluster.mode.nft_tables)
+        listings = [text for text in (host.run("sh", "-c", command) for command in commands) if text]
         return sorted(line for text in listings for line in _nftables(json.loads(text)["nftables"]))
     lines = _COUNTERS.sub("", cluster.rules(host)).splitlines()
     chains: dict[str, list[str]] = {}

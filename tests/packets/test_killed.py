@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.lab import Host, Load, LoadReport, Process, tcp, udp
+from tests.lab import Host, Process
 from tests.lab.waiting import wait_until
 
 from .cluster import PYPROXY, Cluster
 from .dying_agent import Countdown
-from .kernel_state import kernel_state
-from .modes import IS_GUEST
-from .objects import PLAN, JsonObject, ingress, node, port, service, slices
+from .kernel_state import NODES, kernel_state
+from .objects import JsonObject, ingress, service, slices
+from .traffic import MOVING, OBJECTS, PORTS, traffic
 
 KILLS = {"iptables-legacy": 3, "iptables-nft": 3, "nftables": 4}
 LONG_KILLS = 67
 """In each mode."""
-NEW_PER_SECOND = 5 if IS_GUEST else 25
-HELD_PER_SECOND = 10
 PROGRAMMED_SECONDS = 60.0
-
-PORTS = (port(80, name="web"), port(53, "UDP", name="dns"))
-STEADY = service("steady", 150, port(80, name="web", node_port=30150), PORTS[1], type="NodePort")
-MOVING = service("moving", 151, *PORTS)
-COMMON: list[JsonObject] = [*(node(planned.name) for planned in PLAN.nodes), MOVING]
-COMMON += [STEADY, *slices(STEADY, "pod1-1", "pod2-1")]
 
 
 def objects(which: int) -> list[JsonObject]:
     """Return one of two sets of objects, between which entries of all kinds change."""
-    items = [*COMMON, *slices(MOVING, ("pod1-2", "pod2-2")[which])]
+    items = [*NODES, *OBJECTS, *slices(MOVING, ("pod1-2", "pod2-2")[which])]
     local = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ingress": ingress(160 + which)}
     ranges = ["172.18.0.0/24", f"192.0.2.{which}/32", "fd00:172:18::/64"]
     pins = {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 60 + which}}}
@@ -127,24 +117,6 @@ class Node:
         return self._fresh[which] == kernel_state(self._cluster, self._host)
 
 
-@contextmanager
-def traffic(cluster: Cluster) -> Iterator[list[Load]]:
-    """Hold connections and open new ones, of both families, from a pod to cluster IPs and from outside to node ports."""
-    pod, outside = cluster.lab.client_pod, cluster.lab.outside[0]
-    with ExitStack() as stack:
-        loads: list[Load] = []
-        for version, address in zip((4, 6), STEADY["spec"]["clusterIPs"], strict=True):
-            node_port = tcp(cluster.lab["node1"].address(version), 30150)
-            steady = [(pod, tcp(address, 80)), (pod, udp(address, 53)), (outside, node_port)]
-            moving_address = MOVING["spec"]["clusterIPs"][version == 6]
-            moving = [(pod, tcp(moving_address, 80)), (pod, udp(moving_address, 53))]
-            loads += [host.hold(probe, per_second=HELD_PER_SECOND) for host, probe in steady * 2]
-            loads += [host.load(probe, per_second=NEW_PER_SECOND) for host, probe in steady + moving]
-        for load in loads:
-            stack.enter_context(load)
-        yield loads
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Provide whether the run is long."""
     if "is_long" in metafunc.fixturenames:
@@ -158,32 +130,19 @@ def test_kill_at_any_step(cluster: Cluster, tmp_path: Path, is_long: bool) -> No
     subject = Node(cluster, tmp_path)
     try:
         start, change = subject.prepare()
-        with traffic(cluster) as loads:
+        with traffic(cluster.lab) as sent:
             for number in range(kills):
                 which, starting = number % 2, number % 3 == 2
                 # In the middle of equal parts of all steps, so that every run has the same.
                 step = max(1, (start if starting else change) * (2 * number + 1) // (2 * kills))
                 subject.die(which, step, starting=starting, with_children=number % 2 == 1)
                 subject.recover(which)
-                assert [] == failures(loads), subject.history[-2:]
+                assert [] == sent.failures(), subject.history[-2:]
     finally:
         subject.kill()
         cluster.start(*cluster.flags)
         cluster.put()
 
-    reports = [load.report() for load in loads]
-    print(f"{cluster.mode}: {kills} kills in {start} steps of a start and {change} of a change, {counted(reports)}")
-    assert all(report.requests for report in reports)
-    assert [] == failures(loads)
-    assert {"pod1-1", "pod2-1", "pod1-2", "pod2-2"} == {server for report in reports for server in report.replies}
-
-
-def failures(loads: list[Load]) -> list[str]:
-    """Return what failed so far."""
-    found = [failure for load in loads for failure in load.report().failures]
-    return [f"after {failure.at_seconds:.2f} s: {failure.outcome}" for failure in found]
-
-
-def counted(reports: list[LoadReport]) -> str:
-    """Return the number of requests in words."""
-    return f"{sum(report.requests for report in reports)} requests, {sum(len(report.failures) for report in reports)} failed"
+    print(f"{cluster.mode}: {kills} kills in {start} steps of a start and {change} of a change, {sent}")
+    assert [] == sent.failures()
+    assert {"pod1-1", "pod2-1", "pod1-2", "pod2-2"} == sent.servers()

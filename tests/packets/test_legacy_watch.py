@@ -93,3 +93,13 @@ def test_own_changes_do_not_hide_an_external_one(family: Family, kernel: Iptable
     asyncio.run(kernel.apply({ChainKey("nat", "KUBE-SVC-ONE"): ("", None)}))
 
     assert (False, True) == (kernel.changed_externally(), asyncio.run(kernel.examine()))
+
+
+def test_a_flush_just_before_our_change(family: Family, kernel: IptablesKernel) -> None:
+    """A flush is noticed although a change of ours to another chain follows before the next look, until the next read."""
+    iptables(family, "-F", "KUBE-SERVICES")
+    asyncio.run(kernel.apply({ChainKey("nat", "KUBE-SVC-ONE"): (None, "")}))
+    seen = kernel.changed_externally()
+    asyncio.run(sync(kernel, wanted(family)))
+
+    assert (True, False) == (seen, kernel.changed_externally())

@@ -65,6 +65,8 @@ class IptablesKernel:
         self._ownership = ownership
         self._tables = tables
         self._counter = counter
+        # Whether legacy tables were changed externally just before a write.
+        self._was_overwritten = False
         self._watch = LegacyWatch(family, tables, ownership) if variant is Variant.LEGACY else None
 
     def __repr__(self) -> str:
@@ -77,6 +79,7 @@ class IptablesKernel:
             ApplyError: the tables cannot be read.
         """
         # Before the read: a change by another program during it must count as external.
+        self._was_overwritten = False
         self._counter.settle()
         found = await read_entries(self.family, self.variant, self._ownership, self._tables)
         self._rules = Counter(dict.fromkeys(self._tables, 0))
@@ -99,6 +102,8 @@ class IptablesKernel:
             RestoreError: the change was refused; the tables before the refused one may have been written.
         """
         if self._watch is not None:
+            # Now, because after the write the counter takes the size of the tables as the one that we left.
+            self._was_overwritten |= self._counter.changed_externally()
             self._watch.begin_write(change)
             try:
                 await self._restore(change)
@@ -134,7 +139,7 @@ class IptablesKernel:
 
     def changed_externally(self) -> bool:
         """Return whether another program changed the ruleset: by the nft generation, or the size of the legacy tables."""
-        return self._counter.changed_externally()
+        return self._was_overwritten or self._counter.changed_externally()
 
     async def examine(self) -> bool:
         """Return whether our legacy chains have other rules of the same number and size, which `changed_externally` misses.

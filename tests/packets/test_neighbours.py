@@ -1,0 +1,221 @@
+"""Other programs that work on the same tables all the time, while connections are held and new ones are opened."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+
+import pytest
+
+from pyproxy.model.address import Family
+from tests.lab import Host, Process, tcp
+from tests.lab.waiting import WAIT_SECONDS, wait_until
+
+from .cluster import Cluster
+from .foreign import DOCKER
+from .kernel_state import NODES, kernel_state, start_fresh
+from .modes import LEGACY, NFT, NFTABLES
+from .objects import JsonObject, slices
+from .traffic import MOVING, OBJECTS, traffic
+
+CHANGES = 2
+FLUSHES = {
+    LEGACY: ["-t nat -F", "-t nat -F KUBE-SERVICES", "-F", "-t nat -D KUBE-SERVICES 1"],
+    NFTABLES: [
+        "flush ruleset",
+        "flush chain ip pyproxy services\nflush chain ip6 pyproxy services",
+        "delete table ip pyproxy",
+        "flush map ip pyproxy counts\nflush map ip6 pyproxy counts",
+    ],
+}
+FLUSHES[NFT] = FLUSHES[LEGACY]
+CNI = """
+while :; do
+    for iptables in {programs}; do
+        for chain in "nat PREROUTING" "nat POSTROUTING" "filter FORWARD"; do
+            set -- $chain
+            if ! $iptables -w -t $1 -S $2 | sed -n 2p | grep -q -- "-j CNI-$2"; then
+                old=$($iptables -w -t $1 -S $2 | sed -n "s/^-A $2 -j CNI-$2/-D $2 -j CNI-$2/p")
+                printf '%s\\n' "*$1" "$old" "-I $2 -j CNI-$2" COMMIT | $iptables-restore -w --noflush && echo $iptables $2
+            fi
+        done
+    done
+    sleep 0.05
+done
+"""
+"""Inserts its jumps again whenever they are not the first rules of their chains, as Calico does by default."""
+CNI_CHAINS = """\
+*filter
+:CNI-FORWARD - [0:0]
+-A CNI-FORWARD -s {pods} -j ACCEPT
+-A CNI-FORWARD -d {pods} -j ACCEPT
+COMMIT
+*nat
+:CNI-PREROUTING - [0:0]
+:CNI-POSTROUTING - [0:0]
+COMMIT
+"""
+POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/48")
+EMPTY = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*nat\nCOMMIT\n"
+PLUGIN_HOOKS = 3
+PLUGIN_VARIANT = {LEGACY: "legacy"}
+MOVED_TO = ("pod1-2", "pod2-2")
+
+
+def moved(which: int) -> list[JsonObject]:
+    """Return the endpoint of the Service that moves, in one of two places."""
+    return slices(MOVING, MOVED_TO[which])
+
+
+@pytest.fixture(scope="module")
+def fresh(cluster: Cluster) -> Iterator[list[str]]:
+    """Start agents with the Services of the traffic; provide the state that they make of empty tables."""
+    yield start_fresh(cluster, [*OBJECTS, *moved(0)], *cluster.flags)
+    cluster.put()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def keeper(cluster: Cluster) -> None:
+    """Add a NAT rule of another program to the tables that are not flushed.
+
+    The kernel translates the packets of established connections only as long as any rule of the network namespace needs that.
+    """
+    node = cluster.lab["node1"]
+    for program, unused in (("iptables", "192.0.2.7"), ("ip6tables", "2001:db8::7")):
+        variant = "nft" if cluster.mode is LEGACY else "legacy"
+        node.run(
+            f"{program}-{variant}",
+            "-t",
+            "nat",
+            "-A",
+            "POSTROUTING",
+            "-s",
+            unused,
+            "-j",
+            "MASQUERADE",
+            env=cluster.env(node),
+        )
+
+
+@contextmanager
+def flushing(cluster: Cluster, node: Host) -> Iterator[None]:
+    """Run a program that makes one of the changes every 0.5 s, whether or not the rules exist that it removes."""
+    changes = FLUSHES[cluster.mode]
+    if cluster.mode is NFTABLES:
+        commands = [f"nft '{change}'" for change in changes]
+    else:
+        commands = [f"{program} -w {change}" for change in changes for program in cluster.mode.iptables]
+    body = "".join(f"{command} 2>/dev/null && echo done\nsleep 0.5\n" for command in commands)
+    process = node.start("sh", "-c", f"while :; do\n{body}done", env=cluster.env(node))
+    try:
+        yield
+        wait_until(lambda: process.stdout.count("done") >= len(commands), "every kind of flush")
+    finally:
+        process.kill()
+
+
+def test_flushes_all_the_time(cluster: Cluster, fresh: list[str]) -> None:
+    """While another program flushes the rules, no held connection is lost and changes arrive; afterwards all rules are back."""
+    node = cluster.lab["node1"]
+    with traffic(cluster.lab) as sent:
+        with flushing(cluster, node):
+            for number in range(1, CHANGES + 1):
+                cluster.write([*NODES, *OBJECTS, *moved(number % 2)])
+                there = MOVED_TO[number % 2]
+                wait_until(lambda there=there: there in reached(cluster), f"a packet to {there}")  # type: ignore[misc]
+        wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+        repaired_at = monotonic()
+        sent.wait_for_more()
+        assert [] == sent.failures(since=repaired_at)
+    print(f"{cluster.mode}: {sent}")
+    assert "Traceback" not in cluster.agents["node1"].stderr
+
+
+def reached(cluster: Cluster) -> set[str | None]:
+    """Return the servers that a pod reaches through the Service that moves."""
+    outcomes = cluster.lab.client_pod.probe(*(tcp(ip, 80, timeout_seconds=0.5) for ip in MOVING["spec"]["clusterIPs"]))
+    return {outcome.server for outcome in outcomes}
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Provide for how long the lock is held: a minute only with --long."""
+    if "lock_seconds" in metafunc.fixturenames:
+        metafunc.parametrize("lock_seconds", [60.0 if metafunc.config.getoption("--long") else 0.0])
+
+
+def test_lock_that_is_held(cluster: Cluster, fresh: list[str], lock_seconds: float) -> None:
+    """While another program holds the xtables lock, packets pass; changes of legacy tables wait for it, those of other modes do not."""
+    node, agent = cluster.lab["node1"], cluster.agents["node1"]
+    needs_lock = cluster.mode is LEGACY
+    logged = len(agent.stderr)
+    with traffic(cluster.lab) as sent:
+        with Path(cluster.env(node)["XTABLES_LOCKFILE"]).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            until = monotonic() + lock_seconds
+            cluster.write([*NODES, *OBJECTS, *moved(1)])
+            if needs_lock:
+                wait_until(lambda: "sync failed, will be tried again" in agent.stderr[logged:], "a failed try")
+            else:
+                wait_until(lambda: MOVED_TO[1] in reached(cluster), "the change")
+            wait_until(lambda: monotonic() >= until, "the end of the time", lock_seconds + 10)
+            meanwhile = kernel_state(cluster, node) if needs_lock else []
+        wait_until(lambda: MOVED_TO[1] in reached(cluster), "the change", 2 * WAIT_SECONDS)
+        assert [] == sent.failures()
+    print(f"{cluster.mode}: {sent}")
+    assert (fresh if needs_lock else []) == meanwhile
+    assert "Traceback" not in agent.stderr
+    cluster.write([*NODES, *OBJECTS, *moved(0)])
+    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+
+
+@contextmanager
+def network_plugin(cluster: Cluster, node: Host) -> Iterator[Process]:
+    """Run a network plugin that insists on being first, beside Docker with its policy DROP for forwarded packets."""
+    env = {**cluster.env(node), "VARIANT": PLUGIN_VARIANT.get(cluster.mode, "nft")}
+    programs = " ".join(f"{name}-{env['VARIANT']}" for name in ("iptables", "ip6tables"))
+    for name, pods in zip(programs.split(), POD_CIDRS, strict=True):
+        node.run(f"{name}-restore", "--noflush", stdin=CNI_CHAINS.format(pods=pods), env=env)
+    process = node.start("sh", "-c", CNI.format(programs=programs), env=env)
+    try:
+        wait_until(lambda: len(process.stdout.splitlines()) >= 2 * PLUGIN_HOOKS, "the hooks of the plugin")
+        for name in programs.split():
+            node.run(f"{name}-restore", "--noflush", stdin=f"{DOCKER}*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", env=env)
+        yield process
+    finally:
+        process.kill()
+        for name in programs.split():
+            node.run(f"{name}-restore", stdin=EMPTY, env=env)
+
+
+def test_network_plugin_and_docker(cluster: Cluster, fresh: list[str]) -> None:
+    """Beside them no packet is lost through a start, a change and a repair, and no program undoes the work of the other."""
+    node = cluster.lab["node1"]
+    cluster.stop()
+    with network_plugin(cluster, node) as plugin:
+        cluster.start(*cluster.flags)
+        with traffic(cluster.lab) as sent:
+            cluster.restart(*cluster.flags)
+            for which in (1, 0):
+                cluster.write([*NODES, *OBJECTS, *moved(which)])
+                wait_until(lambda which=which: MOVED_TO[which] in reached(cluster), "the change")  # type: ignore[misc]
+            if cluster.mode.is_iptables:
+                for program in cluster.mode.iptables:
+                    hook = ("-m", "comment", "--comment", "kubernetes forwarding rules", "-j", "KUBE-FORWARD")
+                    cluster.run(node, program, "-w", "-D", "FORWARD", *hook)
+                wait_until(
+                    lambda: cluster.rules(node).count("-j KUBE-FORWARD") == len(Family), "the repair of the hook"
+                )
+            sent.wait_for_more()  # while the plugin puts itself first again
+            hooks, work = ours(cluster, node), plugin.stdout
+            sent.wait_for_more()
+            assert ([], hooks, work) == (sent.failures(), ours(cluster, node), plugin.stdout)
+        print(f"{cluster.mode}: {sent}")
+    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+
+
+def ours(cluster: Cluster, node: Host) -> list[str]:
+    """Return the hooks in their order."""
+    return [line for line in cluster.rules(node).splitlines() if line.startswith(("-A PREROUTING", "-A FORWARD"))]
