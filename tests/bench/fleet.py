@@ -47,8 +47,8 @@ def measure_fleet(
 
 def _churn(cluster: Cluster, idle_rate: float) -> float:
     control_plane = cluster.control_plane
-    before, began = control_plane.apiserver_cpu_seconds(), time.monotonic()
+    before, began = control_plane.cpu_seconds(), time.monotonic()
     with Writer(control_plane, cluster.churn(CHURN_CHANGES), CHURN_PER_SECOND) as writer:
         writer.last_confirmed()
-    used = control_plane.apiserver_cpu_seconds() - before
+    used = control_plane.cpu_seconds() - before
     return (used - idle_rate * (time.monotonic() - began)) / CHURN_CHANGES

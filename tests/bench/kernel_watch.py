@@ -21,6 +21,8 @@ from tests.cluster.process import ClusterError
 
 _POLL_SECONDS = 0.001
 _QUIET_SECONDS = 0.3
+_AGAIN_SECONDS = 5.0
+"""Time until the same rules are read again: a change of a legacy table that keeps its size is not counted."""
 _IPVS_LOOK_SECONDS = 0.25
 _ENDPOINT = re.compile(r"\b(\d+\.\d+\.\d+\.\d+)(?::| \. )8080\b")
 """An endpoint in a dump of iptables, ipvsadm or nft; all endpoints have this port."""
@@ -39,8 +41,12 @@ class Watch(Protocol):
     def __exit__(self, *_: object) -> None:
         """End."""
 
-    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+    def programmed(
+        self, ips: Collection[str], limit_seconds: float, before_dump: Callable[[], object] = time.monotonic
+    ) -> float:
         """Wait for the rules of all these endpoints, and return the time of the last change that the wait observed.
+
+        ``before_dump`` is called before each dump of the rules, which can take longer than what is measured.
 
         Raises:
             NotProgrammedError: they are not there within the limit.
@@ -65,10 +71,13 @@ class IpvsWatch:
     def __exit__(self, *_: object) -> None:
         """End."""
 
-    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+    def programmed(
+        self, ips: Collection[str], limit_seconds: float, before_dump: Callable[[], object] = time.monotonic
+    ) -> float:
         """Wait for real servers, and for an address and a member of a set for each virtual server."""
         deadline = time.monotonic() + limit_seconds
         while time.monotonic() < deadline:
+            before_dump()
             servers = self._output("ipvsadm", "--list", "--numeric")
             if set(_ENDPOINT.findall(servers)) >= set(ips):
                 services = len(re.findall(r"^TCP +\S+:80 ", servers, re.MULTILINE))
@@ -123,7 +132,9 @@ class KernelWatch:
         """Return how many times the rules have changed so far."""
         return len(self._times)
 
-    def programmed(self, ips: Collection[str], limit_seconds: float) -> float:
+    def programmed(
+        self, ips: Collection[str], limit_seconds: float, before_dump: Callable[[], object] = time.monotonic
+    ) -> float:
         """Wait for the rules of all these endpoints, and return the time of the last change that the wait observed.
 
         A dump takes CPU time, with many Services seconds of it, so the rules are only read once they have not changed for
@@ -131,16 +142,18 @@ class KernelWatch:
         """
         wanted = set(ips)
         deadline = time.monotonic() + limit_seconds
-        read = -1
+        read, again = -1, 0.0
         while time.monotonic() < deadline:
             count = len(self._times)
-            if count == read or (count and time.monotonic() - self._times[-1] < _QUIET_SECONDS):
+            is_known = count == read and time.monotonic() < again
+            if is_known or (count and time.monotonic() - self._times[-1] < _QUIET_SECONDS):
                 time.sleep(_POLL_SECONDS)
                 continue
+            before_dump()
             found = set(_ENDPOINT.findall(ruleset(self._namespace, self._backend)))
             time.sleep(2 * _POLL_SECONDS)  # so that a change that is in the dump is counted
             if count == len(self._times):
-                read = count
+                read, again = count, time.monotonic() + _AGAIN_SECONDS
                 if found >= wanted:
                     return self._times[-1] if count else time.monotonic()
         raise NotProgrammedError

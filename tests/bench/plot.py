@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from .results import Summary
 
 Theme: TypeAlias = Literal["light", "dark"]
-_WIDTH, _LEFT, _RIGHT, _TOP = 920, 300, 190, 56
+_WIDTH, _LEFT, _RIGHT, _TOP = 920, 210, 190, 56
 _BAR, _GROUP_GAP = 16, 12
 _COLOURS = {
     "light": {"back": "#ffffff", "text": "#1f2328", "faint": "#d0d7de", "kube-proxy": "#8c959f", "pyproxy": "#0969da"},

@@ -15,10 +15,10 @@ _MODES = {
     "ipvs-nft": "IPVS, nft",
 }
 _PLOTS = {
-    "start": (METRICS[0], "Start until the last rule, s"),
-    "change": (METRICS[2], "Change of an endpoint until its first reply, p50, ms"),
-    "change-cpu": (METRICS[6], "CPU time of the agent per change, ms"),
-    "memory": (METRICS[14], "Resident memory after the start, MB"),
+    "start": (METRICS[0], "Start until the last rule, s (Services x endpoints of each)"),
+    "change": (METRICS[2], "Change of an endpoint until its first reply, p50, ms (Services x endpoints of each)"),
+    "change-cpu": (METRICS[6], "CPU time of the agent per change, ms (Services x endpoints of each)"),
+    "memory": (METRICS[14], "Resident memory after the start, MB (Services x endpoints of each)"),
 }
 
 
@@ -122,13 +122,17 @@ def plots(results: Results) -> dict[str, str]:
     files: dict[str, str] = {}
     for name, (metric, heading) in _PLOTS.items():
         groups = [
-            (f"{title(shape)}, {_MODES[mode]}", [_bar(results, shape, mode, program, metric) for program in PROGRAMS])
+            (f"{_short(shape)}, {_MODES[mode]}", [_bar(results, shape, mode, program, metric) for program in PROGRAMS])
             for shape, mode in sorted({(each.shape, each.mode) for each in results.records}, key=_order)
             if any(summarize(results.of(shape, mode, program), metric) for program in PROGRAMS)
         ]
         if groups:
             files |= {f"bench-{name}-{theme}.svg": plot(heading, groups, theme) for theme in ("light", "dark")}
     return files
+
+
+def _short(shape: str) -> str:
+    return " x ".join(f"{int(number):,}" for number in shape.split("x"))
 
 
 def _order(case: tuple[str, str]) -> tuple[int, int, int]:

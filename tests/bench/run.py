@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from tests.cluster.agent import Agent
+from tests.cluster.controlplane import ControlPlane
 from tests.cluster.kubeproxy import Backend, KubeProxy
 from tests.cluster.namespace import fresh_namespace
 from tests.cluster.process import Process
@@ -41,7 +42,7 @@ _SETTLE_SECONDS = 1.2
 """Longer than kube-proxy's shortest time between two syncs, 1 s."""
 _QUIET_SHARE = 0.1
 """Of a CPU: a process that uses less has done its work."""
-_IDLE_SECONDS = 15.0
+_IDLE_SECONDS = 10.0
 CHURN_CHANGES, CHURN_PER_SECOND = 1000, 100.0
 _CHURN_PAUSE_SECONDS = 0.05
 _RESTARTED = 1000
@@ -62,7 +63,7 @@ def start_program(
     return stack.enter_context(proxy).process, device
 
 
-def settle(process: Process) -> None:
+def settle(process: Process | ControlPlane) -> None:
     """Wait until a process has done what it had to do."""
     before = float("-inf")
     while process.cpu_seconds() - before > _QUIET_SHARE * _SETTLE_SECONDS:
@@ -127,15 +128,22 @@ class Run:
             service = service_ip(self._cluster.probed), 80
             self._client = stack.enter_context(ExitStack())
             self._probe = self._client.enter_context(probe(self._namespace, service, PROBES, PORT, self._limit_seconds))
-        api_cpu, started = control_plane.apiserver_cpu_seconds(), time.monotonic()
+        api_cpu, started = control_plane.cpu_seconds(), time.monotonic()
         self._process, self._device = start_program(self._program, self._cluster, self._namespace, self._backend, stack)
         self._idle_rate = 0.0
-        self._values("start", self._seen.programmed(self._cluster.endpoints(), self._limit_seconds) - started)
-        self._values("start cpu", self._process.cpu_seconds())
+        used: dict[str, float] = {}
+
+        def before_dump() -> None:
+            used["start cpu"] = self._process.cpu_seconds()
+            used["start api cpu"] = self._api_busy(api_cpu, started)
+
+        programmed = self._seen.programmed(self._cluster.endpoints(), self._limit_seconds, before_dump)
+        self._values("start", programmed - started)
+        for name, seconds in used.items():
+            self._values(name, seconds)
         settle(self._process)
         self._values("start rss", self._process.resident_bytes())
         self._values("start api bytes", self._received())
-        self._values("start api cpu", self._api_busy(api_cpu, started))
 
     def _idle(self) -> None:
         before = self._process.cpu_seconds()
@@ -227,7 +235,7 @@ class Run:
 
     def _api_busy(self, before: float, began: float) -> float:
         """Return the CPU time of the API server since then, without that of an idle one."""
-        used = self._cluster.control_plane.apiserver_cpu_seconds() - before
+        used = self._cluster.control_plane.cpu_seconds() - before
         return used - self._api_idle_rate * (time.monotonic() - began)
 
     def _received(self) -> int:
@@ -248,7 +256,7 @@ def measure_idle_rate(cluster: Cluster) -> float:
     """
     with Writer(cluster.control_plane, cluster.churn(CHURN_CHANGES), None) as writer:
         writer.last_confirmed()
-    time.sleep(_SETTLE_SECONDS)
-    before = cluster.control_plane.apiserver_cpu_seconds()
+    settle(cluster.control_plane)
+    before = cluster.control_plane.cpu_seconds()
     time.sleep(_IDLE_SECONDS)
-    return (cluster.control_plane.apiserver_cpu_seconds() - before) / _IDLE_SECONDS
+    return (cluster.control_plane.cpu_seconds() - before) / _IDLE_SECONDS

@@ -204,7 +204,7 @@ class ControlPlane:
             ]
             self._ask_etcd("txn", {"success": puts})
 
-    def apiserver_cpu_seconds(self) -> float:
+    def cpu_seconds(self) -> float:
         """Return the CPU time of the API server since it was started."""
         assert self._apiserver is not None
         return self._apiserver.cpu_seconds()
