@@ -71,6 +71,7 @@ test-guest: $(VENV)/tested ## Run all tests of the IPVS mode, and tests that nee
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
 		tests/packets/test_restart.py tests/packets/test_drift.py tests/packets/test_demo.py::test_everything_passes \
+		tests/packets/test_upgrade.py tests/packets/test_random_walk.py \
 		tests/guest
 	$(BIN)/python -m tests.guest --seconds 1200 env MODES=ipvs-nft $(PYTEST) tests/packets/test_cluster_ips.py \
 		tests/packets/test_external_addresses.py tests/packets/test_restart.py
@@ -96,7 +97,7 @@ bench: $(VENV)/tested peers ## Measure pyproxy next to kube-proxy, for hours: BE
 test-long: $(VENV)/tested peers ## Run all tests with many more examples and a random seed
 	$(PYTEST) tests --long
 	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py \
-		tests/packets/test_explained_packets.py --long
+		tests/packets/test_explained_packets.py tests/packets/test_random_walk.py --long
 
 # -- setup -------------------------------------------------------------------------------------------------
 
