@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of this suite."""
     parser.addoption("--update-golden", action="store_true", help="rewrite the golden files instead of comparing")
     parser.addoption("--long", action="store_true", help="many more generated examples, from a random seed")
+    parser.addoption(
+        "--soak-seconds", type=float, help="how long tests/packets/test_soak.py makes changes in each mode"
+    )
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tests.lab import Host
 
 from .cluster import PYPROXY, Cluster
-from .modes import NFTABLES
+from .modes import NFTABLES, Mode
 from .objects import PLAN, JsonObject, node
 
 _COUNTERS = re.compile(r"^#.*\n| \[\d+:\d+\]$", re.MULTILINE)
@@ -21,12 +21,17 @@ _HOOK = re.compile(r"-A (PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING) ")
 
 
 def kernel_state(cluster: Cluster, host: Host) -> list[str]:
-    """Return the rules of the mode on a node; rules of one chain of pyproxy are in their order."""
-    if cluster.mode is NFTABLES:
-        commands = (f"nft --json list table {table} || true" for table in cluster.mode.nft_tables)
-        listings = [text for text in (host.run("sh", "-c", command) for command in commands) if text]
+    """Return the rules of the mode on a node of a cluster."""
+    return state_of(cluster.mode, lambda *argv: cluster.run(host, *argv))
+
+
+def state_of(mode: Mode, run: Callable[..., str]) -> list[str]:
+    """Return the rules of a mode; `run` runs a command on the node. Rules of one chain of pyproxy are in their order."""
+    if mode is NFTABLES:
+        commands = (f"nft --json list table {table} || true" for table in mode.nft_tables)
+        listings = [text for text in (run("sh", "-c", command) for command in commands) if text]
         return sorted(line for text in listings for line in _nftables(json.loads(text)["nftables"]))
-    lines = _COUNTERS.sub("", cluster.rules(host)).splitlines()
+    lines = _COUNTERS.sub("", "".join(run(*command) for command in mode.dumps)).splitlines()
     chains: dict[str, list[str]] = {}
     for line in lines:
         # Hooks are sorted: repaired ones may be in another order.
