@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Self
+from zlib import crc32
 
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.namespace import command_inside
@@ -76,15 +77,17 @@ class Writer:
         self._process.stdout.readline()
 
 
-def send(task: dict[str, Any], first: int, started: float, confirmed: list[float]) -> None:
-    """Send every fourth change over one connection."""
+def send(task: dict[str, Any], part: int, started: float, confirmed: list[float]) -> None:
+    """Send a part of the changes over one connection; all of one object, so that their order is kept."""
     tls = ssl.create_default_context(cafile=task["authority"])
     connection = http.client.HTTPSConnection("127.0.0.1", task["port"], context=tls, timeout=60)
     headers = patch_headers(task["token"])
-    for number in range(first, len(task["changes"]), _CONNECTIONS):
+    for number, (path, body) in enumerate(task["changes"]):
+        if crc32(path.encode()) % _CONNECTIONS != part:
+            continue
         if task["per_second"]:
             time.sleep(max(0.0, started + number / task["per_second"] - time.monotonic()))
-        patch(connection, headers, *task["changes"][number])
+        patch(connection, headers, path, body)
         confirmed.append(time.monotonic())
 
 
@@ -95,7 +98,7 @@ def main() -> None:
     sys.stdin.readline()
     confirmed: list[float] = []
     started = time.monotonic()
-    threads = [threading.Thread(target=send, args=(task, first, started, confirmed)) for first in range(_CONNECTIONS)]
+    threads = [threading.Thread(target=send, args=(task, part, started, confirmed)) for part in range(_CONNECTIONS)]
     for thread in threads:
         thread.start()
     for thread in threads:
