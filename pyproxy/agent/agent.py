@@ -28,6 +28,7 @@ from pyproxy.config.config import OPTIONS, Config
 from pyproxy.errors import ApplyError
 from pyproxy.linux.addresses import AddressNotifications, local_addresses
 from pyproxy.linux.local_networks import local_networks
+from pyproxy.linux.readiness import wait_readable
 from pyproxy.linux.systemd_notify import notify, watchdog_seconds
 from pyproxy.model.address import Family, Network
 from pyproxy.model.change import Kind, ProblemsChanged, WatchState
@@ -45,6 +46,9 @@ from pyproxy.plan.service_values import ServiceList
 logger = logging.getLogger(__name__)
 
 _LOOK_PERIOD_SECONDS = 0.5
+"""Time between two quick looks for external changes, or the shortest time if the kernel notifies of changes."""
+_LONGEST_WAIT_SECONDS = 5.0
+"""Longest time between two such looks, which also find elements that could not be deleted."""
 _LOOKS_PER_READ = 20
 """A full read may take one part in this many of the time, also on a node where another program keeps writing rules."""
 _EXAMINATION_SECONDS = 60.0
@@ -338,6 +342,11 @@ class Agent:
     async def _look_forever(self) -> None:
         while True:
             await asyncio.sleep(max(_LOOK_PERIOD_SECONDS, _LOOKS_PER_READ * self._schedule.duration))
+            # The first look subscribes. Then nothing has to be looked for until a transaction of any process.
+            descriptors = [reconciler.change_descriptor for reconciler in self._reconcilers.values()]
+            notified = {each for each in descriptors if each is not None}
+            if notified and None not in descriptors:
+                await wait_readable(notified, _LONGEST_WAIT_SECONDS)
             if self._is_syncing:
                 continue  # families may share a counter, and it does not account for a transaction in flight
             for reconciler in self._reconcilers.values():

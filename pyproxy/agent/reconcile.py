@@ -133,6 +133,11 @@ class Reconciler(Generic[K, V]):
         """Return whether `changed_externally` detects every external change."""
         return self._kernel.detects_all_changes
 
+    @property
+    def change_descriptor(self) -> int | None:
+        """Return a file descriptor that is readable after a change; None if the kernel does not notify of changes."""
+        return self._kernel.change_descriptor
+
     def changed_externally(self) -> bool:
         """Return whether another program may have changed our tables."""
         return self._kernel.changed_externally()

@@ -94,6 +94,14 @@ class Kernel(Protocol[K, V]):
     detects_all_changes: bool
     """Whether `changed_externally` detects every change. If not, periodic full reads find what it misses."""
 
+    @property
+    def change_descriptor(self) -> int | None:
+        """Return a file descriptor that is readable from a change of the rules on until the next `changed_externally`.
+
+        None: there are no notifications at the moment, so `changed_externally` has to be called often.
+        """
+        ...
+
     plans_per_portion: int | None
     """The number of plans in a portion of the first load; each portion is compiled while the kernel processes the one before.
 

@@ -5,17 +5,16 @@ change. There is none for a change that another machine makes in a network file 
 covered, and none for a write through a memory mapping, so the time of a wait is limited.
 """
 
-import asyncio
 import ctypes
 import logging
 import os
 import struct
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import reduce
 from operator import or_
 
 from pyproxy.linux.netlink import Closeable
+from pyproxy.linux.readiness import wait_readable
 from pyproxy.linux.uapi.inotify import In
 from pyproxy.linux.uapi.magic import Magic
 
@@ -64,18 +63,8 @@ class FileNotifications(Closeable):
 
     async def wait(self) -> None:
         """Wait for a change in the directories, at most `LONGEST_WAIT_SECONDS`. Call it if `cover` returned True."""
-        loop, noticed = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(self._descriptor, noticed.set)
-        try:
-            async with asyncio.timeout(LONGEST_WAIT_SECONDS):
-                await noticed.wait()
-        except TimeoutError:
-            return
-        finally:
-            loop.remove_reader(self._descriptor)
-        # What does not fit ends the next wait.
-        with suppress(BlockingIOError):
-            os.read(self._descriptor, 1 << 16)
+        if await wait_readable((self._descriptor,), LONGEST_WAIT_SECONDS):
+            os.read(self._descriptor, 1 << 16)  # what does not fit ends the next wait
 
     def close(self) -> None:
         """End the notifications."""

@@ -2,8 +2,10 @@
 
 nf_tables, so also the nft variant of iptables: the kernel counts generations of the ruleset of a network namespace, one for
 each committed transaction (`nf_tables_commit`). GETGEN returns the number. A generation that pyproxy did not make is an
-external change. Legacy tables have no such counter. IPT_SO_GET_INFO returns the number and the total size of a table's
-entries; a change that keeps both is only found by a full read.
+external change. A notification of each transaction says when to compare it.
+
+Legacy tables have neither. IPT_SO_GET_INFO returns the number and the total size of a table's entries; a change that keeps
+both is only found by a full read.
 """
 
 import ctypes
@@ -27,6 +29,7 @@ from pyproxy.linux.netlink import (
 from pyproxy.linux.nf_tables_messages import request
 from pyproxy.linux.uapi.ip_tables import IptSoGet
 from pyproxy.linux.uapi.nf_tables import NftaGen, NftMsg
+from pyproxy.linux.uapi.nfnetlink import Nfnlgrp
 from pyproxy.model.address import Family
 
 _GET_GENERATION = request(NftMsg.GETGEN)
@@ -40,6 +43,14 @@ class RulesetCounter(Protocol):
 
     All methods raise ApplyError if the kernel refuses to return the present state.
     """
+
+    @property
+    def descriptor(self) -> int | None:
+        """Return a file descriptor that is readable from a change on until `changed_externally`.
+
+        None: there are no notifications, or not before the first call of `changed_externally`.
+        """
+        ...
 
     def settle(self) -> None:
         """Make the present state the known one. Call it before a read of the rules, so that no change goes unnoticed."""
@@ -62,6 +73,8 @@ class NftGeneration(Closeable):
         # Each family reads its table in a thread, and begins with the generation.
         self._lock = threading.Lock()
         self._counters: list[_NftCounter] = []
+        self._notifications: socket.socket | None = None
+        self._has_subscribed = False
 
     def counter(self) -> RulesetCounter:
         """Return a counter. Commits that are reported to one counter count in all of them."""
@@ -82,14 +95,59 @@ class NftGeneration(Closeable):
         except OSError as error:
             raise _unreadable(error) from error
 
+    @property
+    def descriptor(self) -> int | None:
+        """Return the file descriptor that is readable from a notification on until `discard_notifications`."""
+        return self._notifications.fileno() if self._notifications is not None else None
+
+    def discard_notifications(self) -> None:
+        """Discard the notifications so far; the first call subscribes.
+
+        The subscription begins late, because a kernel with a subscriber writes a notification for each rule and element of
+        the first load.
+        """
+        if not self._has_subscribed:
+            self._has_subscribed = True
+            self._notifications = _subscribed()
+        while self._notifications is not None:
+            try:
+                self._notifications.recv(1)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:  # the socket was full, as during any change of more than a few rules
+                    self._unsubscribe()
+
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self._netlink.close()
+        self._unsubscribe()
+
+    def _unsubscribe(self) -> None:
+        if self._notifications is not None:
+            self._notifications.close()
+            self._notifications = None
 
     def committed(self, commits: int) -> None:
         """Add commits of this process to the generation that all counters expect; each commit adds exactly one."""
         for counter in self._counters:
             counter.expected = counter.expected + commits & 0xFFFFFFFF
+
+
+def _subscribed() -> socket.socket | None:
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    try:
+        found = socket.socket(socket.AF_NETLINK, kind, NETLINK_NETFILTER)
+    except OSError:
+        return None
+    try:
+        # The smallest buffer that the kernel allows: only whether there is a notification matters.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 0)
+        found.bind((0, 1 << Nfnlgrp.NFTABLES - 1))
+    except OSError:
+        found.close()
+        return None
+    return found
 
 
 class _NftCounter:
@@ -99,10 +157,16 @@ class _NftCounter:
         self._generation = generation
         self.expected = generation.read()
 
+    @property
+    def descriptor(self) -> int | None:
+        return self._generation.descriptor
+
     def settle(self) -> None:
         self.expected = self._generation.read()
 
     def changed_externally(self) -> bool:
+        # Before the comparison: the kernel sends notifications after it has advanced the generation.
+        self._generation.discard_notifications()
         return self._generation.read() != self.expected
 
     def committed(self, commits: int) -> None:
@@ -111,6 +175,8 @@ class _NftCounter:
 
 class LegacyCounter(Closeable):
     """Number and size of the entries in one family's legacy tables."""
+
+    descriptor: int | None = None
 
     def __init__(self, family: Family, tables: Iterable[str]) -> None:
         ipv4 = family is Family.IPV4

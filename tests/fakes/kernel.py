@@ -26,6 +26,7 @@ class TableKernel:
     """The tables of one family, with foreign rules."""
 
     detects_all_changes = True
+    change_descriptor: int | None = None
     plans_per_portion: int | None = None
 
     def __init__(self, family: Family) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from threading import Thread
@@ -50,6 +51,28 @@ def commit(counters: Counters, family: Family, variant: Variant, text: str) -> N
 def changed_externally(counters: Counters) -> list[Family]:
     """Return the families whose counter reports an external change."""
     return [family for family, counter in counters.items() if counter.changed_externally()]
+
+
+def is_readable(counter: RulesetCounter) -> bool:
+    """Return whether a notification of a change has arrived."""
+    assert counter.descriptor is not None
+    return bool(select.select([counter.descriptor], [], [], 0)[0])
+
+
+def test_notifications(open_counters: OpenCounters) -> None:
+    """Each change of nf_tables, however large, makes a descriptor readable until the next look; legacy tables have none."""
+    counters = open_counters(Variant.NFT)
+    assert {None} == {each.descriptor for each in (*counters.values(), *open_counters(Variant.LEGACY).values())}
+    assert [] == changed_externally(counters)
+    counter = counters[Family.IPV4]
+    for rules in (1, 5_000):
+        before = is_readable(counter)
+        load(Family.IPV6, Variant.NFT, "*filter\n:OURS - [0:0]\n" + "-A OURS -j RETURN\n" * rules + "COMMIT\n")
+        assert (False, True) == (before, is_readable(counter))
+        assert counter.changed_externally()
+        counter.settle()
+
+    assert not is_readable(counter)
 
 
 @variants

@@ -137,6 +137,11 @@ class IptablesKernel:
             await restore(self.family, self.variant, text)
             self._counter.committed(text.count("\nCOMMIT\n"))
 
+    @property
+    def change_descriptor(self) -> int | None:
+        """Return the descriptor of notifications of nf_tables, see `backends.interface.Kernel`."""
+        return self._counter.descriptor
+
     def changed_externally(self) -> bool:
         """Return whether another program changed the ruleset: by the nft generation, or the size of the legacy tables."""
         return self._was_overwritten or self._counter.changed_externally()

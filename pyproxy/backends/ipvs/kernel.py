@@ -84,6 +84,7 @@ class IpvsKernel:
 
     # IPVS, ipset and routes have no counter of changes.
     detects_all_changes = False
+    change_descriptor: int | None = None
     plans_per_portion: int | None = None
 
     def __init__(self, family: Family, handles: IpvsHandles, excluded: Collection[Network]) -> None:

@@ -57,6 +57,11 @@ class NftablesKernel(Closeable):
         """Close the socket. The table stays."""
         self._socket.close()
 
+    @property
+    def change_descriptor(self) -> int | None:
+        """Return the descriptor of notifications of nf_tables, see `backends.interface.Kernel`."""
+        return self._counter.descriptor
+
     def changed_externally(self) -> bool:
         """Return whether the ruleset has a generation that is not ours, or elements were left behind; log what changed."""
         self._monitor.listen()

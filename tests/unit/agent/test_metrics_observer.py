@@ -27,6 +27,7 @@ class Sweeping:
     """A kernel that sometimes cannot delete unused entries."""
 
     detects_all_changes = True
+    change_descriptor: int | None = None
     plans_per_portion: int | None = None
     failed_cleanups = 0
 
