@@ -33,6 +33,8 @@ class LiveServer:
         self.requests: Counter[str] = Counter()
         """The number of requests by path."""
         self.fault: Fault | None = None
+        self.pause_seconds = 0.0
+        """The time between two bytes of an event."""
         self._sockets = sockets
         self._objects: dict[str, dict[str, Json]] = defaultdict(dict)
         self._history: dict[str, list[tuple[int, Json]]] = defaultdict(list)
@@ -80,15 +82,24 @@ class LiveServer:
         if "sendInitialEvents" in request.query:
             version = self._version
             for item in list(self._objects[request.path].values()):
-                await _send(response, event("ADDED", item))
-            await _send(response, end_of_list(str(version)))
+                await self._send(response, event("ADDED", item))
+            await self._send(response, end_of_list(str(version)))
         while True:
             changed = self._changed
             history = self._history[request.path]
             first = next((at for at in range(len(history), 0, -1) if history[at - 1][0] <= version), 0)
             for version, line in history[first:]:  # noqa: B007 - the next round continues there
-                await _send(response, line)
+                await self._send(response, line)
             await changed.wait()
+
+    async def _send(self, response: web.StreamResponse, line: Json) -> None:
+        data = json.dumps(line).encode() + b"\n"
+        if not self.pause_seconds:
+            await response.write(data)
+            return
+        for byte in data:
+            await response.write(bytes((byte,)))
+            await asyncio.sleep(self.pause_seconds)
 
     def _call(self, work: Awaitable[Any]) -> None:
         async def run() -> None:
@@ -155,7 +166,3 @@ def _located(item: Json) -> tuple[str, Json]:
 
 def _key(item: Json) -> str:
     return f"{item['metadata'].get('namespace', 'default')}/{item['metadata']['name']}"
-
-
-async def _send(response: web.StreamResponse, line: Json) -> None:
-    await response.write(json.dumps(line).encode() + b"\n")
