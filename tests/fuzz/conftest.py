@@ -15,7 +15,8 @@ import pytest
 LONG_SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))
 """Time for all fuzzing tests together with ``--long``."""
 _SEED = pytest.StashKey[str]()
-_TRIED = pytest.StashKey[Counter[str]]()
+TRIED = pytest.StashKey[Counter[str]]()
+"""Number of inputs by test."""
 
 Sources = Callable[[int], Iterator[Random]]
 """Yields a source of randomness for each input; takes the number of inputs without ``--long``."""
@@ -25,7 +26,7 @@ Sources = Callable[[int], Iterator[Random]]
 def sources(request: pytest.FixtureRequest) -> Iterator[Sources]:
     """Provide the sources of randomness of one test."""
     node, config = request.node, request.config
-    tried = config.stash.setdefault(_TRIED, Counter())
+    tried = config.stash.setdefault(TRIED, Counter())
     share = LONG_SECONDS / sum("sources" in getattr(item, "fixturenames", ()) for item in request.session.items)
 
     def draw(count: int) -> Iterator[Random]:
@@ -46,5 +47,5 @@ def sources(request: pytest.FixtureRequest) -> Iterator[Sources]:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the number of inputs that each test tried."""
-    for name, count in sorted(config.stash.get(_TRIED, Counter[str]()).items()):
+    for name, count in sorted(config.stash.get(TRIED, Counter[str]()).items()):
         terminalreporter.write_line(f"fuzzing: {name}: {count:,} inputs")

@@ -6,8 +6,10 @@ Metrics need no test: none of their labels has text of an object (`tests/docs/te
 import json
 import logging
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from html.parser import HTMLParser
+from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -36,7 +38,7 @@ from pyproxy.serve.agent_status import (
 )
 from pyproxy.serve.status_text import status_text
 from pyproxy.serve.statusz import status_page
-from tests.fuzz.conftest import Sources
+from tests.fuzz.conftest import TRIED, Sources
 from tests.fuzz.mutation import HOSTILE, text
 from tests.fuzz.objects import OBJECTS
 from tests.unit.serve.status import status
@@ -52,8 +54,19 @@ _COMMENT = re.compile(r'"(?:NAME|[-A-Za-z0-9 _/.:;,()]*)(?: [a-z ]+)?"')
 _WORDS = re.compile(r"[-A-Za-z0-9_.:,/!+%=@*<>\[\]{}()&|^; \t#$]*")
 
 
+_made = count()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def counted(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Add the number of hostile texts to the numbers of inputs."""
+    yield
+    pytestconfig.stash[TRIED]["hostile texts"] = next(_made)
+
+
 def hostile(source: Random) -> str:
     """Return a hostile text of at most a few hundred characters. A text with half a character would spoil the whole file."""
+    next(_made)
     parts = source.choice(("", "a", "web", "10.0.0.")), text(source)[:200], MARK, source.choice((*HOSTILE, "", ""))
     return "".join(parts).replace("\ud800", "")
 
@@ -105,7 +118,7 @@ def file(tmp_path: Path) -> Path:
 
 def test_commands(sources: Sources, file: Path) -> None:
     """Rules have valid names only; tables, explanations and messages are printable, and JSON is JSON."""
-    for source in sources(3):
+    for source in sources(2):
         file.write_text(json.dumps({"kind": "List", "items": some_objects(source)}))
         flags = (f"--manifests={file}", "--node=node1", "--cluster-cidr=10.244.0.0/16")
         for mode in (ProxyMode.IPTABLES, ProxyMode.NFTABLES, ProxyMode.IPVS):
@@ -121,7 +134,7 @@ def test_commands(sources: Sources, file: Path) -> None:
 
 def test_problems(sources: Sources, file: Path) -> None:
     """A message about an object is one line in the log, in both formats, in an Event and on the status page."""
-    for source in sources(5):
+    for source in sources(8):
         file.write_text(json.dumps({"kind": "List", "items": some_objects(source)}))
         messages = list(map(str, read_objects(file).problems))
         for message in messages:
@@ -186,5 +199,5 @@ def check_status(texts: list[str]) -> None:
 
 def test_status_page(sources: Sources) -> None:
     """Any text is on the status page as text, in HTML, plain text and JSON, although decoding lets none of these through."""
-    for source in sources(100):
+    for source in sources(300):
         check_status([hostile(source).strip() for _ in range(8)])

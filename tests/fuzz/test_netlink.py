@@ -59,7 +59,7 @@ def _run(perform: Callable[[], object]) -> None:
 def test_damaged_answers(sources: Sources, name: str) -> None:
     """Answers that are damaged, cut, repeated or missing give a result, or an error of the kernel."""
     answers = recorded(name)
-    for source in sources(150):
+    for source in sources(200):
         sent = [list(of_socket) for of_socket in answers]
         of_socket = source.choice([each for each in sent if each])
         at = source.randrange(len(of_socket))

@@ -109,7 +109,7 @@ def programs(family: Family) -> Iterable[Program[Any, Any]]:
 
 def test_planning(sources: Sources) -> None:
     """What is left of damaged objects is planned, and becomes rules of printable ASCII in each mode."""
-    for source in sources(500):
+    for source in sources(400):
         tracker = tracked(source)
         for family in Family:
             plans = final_plans(tracker, tracker.node or HERE, family)
@@ -122,7 +122,7 @@ def test_planning(sources: Sources) -> None:
 def test_text_of_pages(sources: Sources) -> None:
     """A damaged response is a list, with or without problems, or an error of the source that is one line."""
     pages = {kind: msgspec.json.encode({"items": OBJECTS[kind][:5]}) for kind in RESOURCES}
-    for source in sources(3000):
+    for source in sources(4000):
         kind = source.choice(list(RESOURCES))
         for item in items_of(RESOURCES[kind], damaged_bytes(pages[kind], source)):
             check(item, kind)
