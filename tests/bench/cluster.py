@@ -9,6 +9,7 @@ import itertools
 import json
 import ssl
 import subprocess
+import time
 import uuid
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address
@@ -32,6 +33,8 @@ _REPLACEMENTS = int(IPv4Address("10.208.0.0"))
 ENDPOINT_NETWORKS = ("10.128.0.0/10", "10.192.0.0/11")
 """All of these addresses."""
 
+_REUSE_SECONDS = 60.0
+"""The API server closes connections that were idle for 90 s."""
 _CREATED = "2026-01-01T00:00:00Z"
 
 Patch: TypeAlias = tuple[str, JsonObject]
@@ -259,15 +262,20 @@ class ApiConnection:
     """A connection of the administrator, which stays open: a new one for each request would take longer than the request."""
 
     def __init__(self, control_plane: ControlPlane) -> None:
+        self._control_plane = control_plane
         tls = ssl.create_default_context(cafile=str(control_plane.authority.certificate))
         self._connection = http.client.HTTPSConnection("127.0.0.1", control_plane.port, context=tls, timeout=60)
-        call_inside(control_plane.namespace, self._connection.connect)
         self._headers = patch_headers(control_plane.static_token("admin"))
+        self._used = float("-inf")
         self.close = self._connection.close
 
     def patch(self, path: str, body: JsonObject) -> None:
         """Send a JSON merge patch, and wait for the answer."""
+        if time.monotonic() - self._used > _REUSE_SECONDS:
+            self._connection.close()
+            call_inside(self._control_plane.namespace, self._connection.connect)
         patch(self._connection, self._headers, path, body)
+        self._used = time.monotonic()
 
 
 def patch_headers(token: str) -> dict[str, str]:
