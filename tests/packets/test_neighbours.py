@@ -193,9 +193,7 @@ def network_plugin(cluster: Cluster, node: Host) -> Iterator[Process]:
 def test_network_plugin_and_docker(cluster: Cluster, fresh: list[str]) -> None:
     """Beside them no packet is lost through a start, a change and a repair, and no program undoes the work of the other."""
     node = cluster.lab["node1"]
-    cluster.stop()
     with network_plugin(cluster, node) as plugin:
-        cluster.start(*cluster.flags)
         with traffic(cluster.lab) as sent:
             cluster.restart(*cluster.flags)
             for which in (1, 0):

@@ -64,7 +64,8 @@ class Traffic:
         """Wait until each stream of new connections has had some more answers."""
         before = [(load, sum(load.report().replies.values())) for load in self.new]
         wait_until(
-            lambda: all(sum(load.report().replies.values()) >= seen + count for load, seen in before), "more answers"
+            lambda: all(sum(load.report().replies.values()) >= seen + count for load, seen in before),
+            "more answers",
         )
 
     def __str__(self) -> str:
