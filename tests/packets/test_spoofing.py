@@ -12,7 +12,7 @@ import pytest
 
 from tests.lab import Host, Outcome, Ports, Verdict, tcp
 
-from .cluster import Cluster
+from .cluster import CLUSTER_CIDR_FLAG, Cluster
 from .objects import ADDRESSES, JsonObject, cluster_ips, port, service, slices
 from .table import SILENCE_SECONDS, Row, rows
 from .test_node import SPOOFED, SPOOFING
@@ -75,6 +75,16 @@ def test_cve_2020_8558(cluster: Cluster, spoofer: Host) -> None:
         assert "node1" == unguarded.server
     assert Outcome(Verdict.TIMEOUT) == guarded
     assert ("pod1-1" if cluster.mode.is_iptables else None) == node_port.server
+
+
+def test_node_ports_for_loopback_only(cluster: Cluster, spoofer: Host) -> None:
+    """If only loopback addresses have node ports, a neighbour gets no answer from them, in contrast to kube-proxy."""
+    with cluster.keeping_flags():
+        cluster.restart(CLUSTER_CIDR_FLAG, "--nodeport-addresses=127.0.0.0/8")
+        [from_neighbour] = spoofer.probe(tcp(SPOOFED, NODE_PORT, timeout_seconds=SILENCE_SECONDS))
+        [from_node] = cluster.lab["node1"].probe(tcp("127.0.0.1", NODE_PORT))
+
+    assert (Outcome(Verdict.TIMEOUT), "pod1-1") == (from_neighbour, from_node.server)
 
 
 @rows(STOLEN_CLUSTER_IP, OBJECTS)

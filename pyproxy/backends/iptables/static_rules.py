@@ -14,7 +14,7 @@ from pyproxy.backends.iptables import chain_names as names
 from pyproxy.backends.iptables.chains import forward_chain, hairpin_rule, mark_chain, postrouting_chain
 from pyproxy.backends.iptables.rules import comment, destination, rules
 from pyproxy.backends.iptables.ruleset import FILTER, NAT, ChainKey, HookKey, RulesetKey
-from pyproxy.model.address import Family
+from pyproxy.model.address import Family, is_loopback
 from pyproxy.node.context import FamilySettings
 
 # Chains with a rule for each Service are entered by the first packet of a connection only: filter, unlike nat, sees them all.
@@ -133,7 +133,12 @@ def node_port_jumps(settings: IptablesSettings) -> str:
     They come last because a load balancer IP or an external IP may be an address of the node as well, and has precedence.
     """
     if settings.node_port_ips is not None:
-        matches = [f"{destination(ip)} {_NODE_PORTS_LAST}" for ip in settings.node_port_ips]
+        # With route_localnet a neighbour can send packets to 127.0.0.1, and kube-proxy serves it. A packet with a source of
+        # this node that arrives from elsewhere is a martian, which the kernel drops (`fib_validate_source`).
+        matches = [
+            f"{destination(ip)} {_NODE_PORTS_LAST}{' -m addrtype --src-type LOCAL' if is_loopback(ip) else ''}"
+            for ip in settings.node_port_ips
+        ]
     elif settings.family is Family.IPV6:
         # A packet with source ::1 is never routed out of the node, so a node port on ::1 could not work.
         matches = [f"! -d ::1/128 {_NODE_PORTS_LAST} -m addrtype --dst-type LOCAL"]
