@@ -71,7 +71,7 @@ test-guest: $(VENV)/tested ## Run all tests of the IPVS mode, and tests that nee
 	$(BIN)/python -m tests.guest --seconds 2400 $(PYTEST) $(GUEST_TESTS) tests/packets/test_flags.py \
 		tests/packets/test_node.py tests/packets/test_node_changes.py tests/packets/test_health.py \
 		tests/packets/test_restart.py tests/packets/test_drift.py tests/packets/test_demo.py::test_everything_passes \
-		tests/packets/test_upgrade.py tests/packets/test_random_walk.py \
+		tests/packets/test_upgrade.py tests/packets/test_random_walk.py tests/packets/test_spoofing.py \
 		tests/guest
 	$(BIN)/python -m tests.guest --seconds 1200 env MODES=ipvs-nft $(PYTEST) tests/packets/test_cluster_ips.py \
 		tests/packets/test_external_addresses.py tests/packets/test_restart.py

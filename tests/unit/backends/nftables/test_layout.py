@@ -127,10 +127,13 @@ def test_chain_that_finds_a_pin(kind: ElementSet, family: Family, name: str, key
     ) == chain.rules
 
 
+def test_name_of_a_chain_for_any_number() -> None:
+    """A chain has a name without its rules being built: another program may add an element with any number."""
+    assert "find-4294967295" == numbered_chain(ADDRESSED.main.find, (1 << 32) - 1, Family.IPV4).name
+
+
 def test_chain_tries_slots_above_nine_in_hexadecimal() -> None:
     """Slots are written as a class of the packet scheduler, which is hexadecimal."""
-    # The number of an element that another program added, for which so many rules would not fit into memory.
-    assert "find-4294967295" == numbered_chain(ADDRESSED.main.find, (1 << 32) - 1, Family.IPV4).name
     assert numbered_chain(ADDRESSED.main.find, 18, Family.IPV4).rules[17].startswith("meta priority set 0:11 ")
 
 
