@@ -62,7 +62,7 @@ def test_no_write_succeeds(node: Node, errno: str) -> None:
         cluster.write([*NODES, *OBJECTS])
         wait_until(lambda: errors.count >= refused + TRIES, "some refused writes")
         meanwhile = node.state
-    wait_until(lambda: node.full == node.state, "the rules of the change")
+    wait_until(lambda: node.full == node.state, "the rules of the change", poll_seconds=0.1)
 
     log = agent.stderr[logged:]
     assert (node.empty, node.empty) == (before, meanwhile)
@@ -70,7 +70,7 @@ def test_no_write_succeeds(node: Node, errno: str) -> None:
     [outcome] = cluster.lab.client_pod.probe(tcp(WEB["spec"]["clusterIP"], 80))
     assert "pod1-1" == outcome.server
     cluster.write(NODES)
-    wait_until(lambda: node.empty == node.state, "the deletion of the rules")
+    wait_until(lambda: node.empty == node.state, "the deletion of the rules", poll_seconds=0.1)
 
 
 @needs("nft_tables")
@@ -83,9 +83,9 @@ def test_answers_are_lost(node: Node) -> None:
     with errors.failing("ENOBUFS", agent.pid, "recvfrom"):
         cluster.write([*NODES, *OBJECTS])
         wait_until(lambda: errors.count >= lost + TRIES, "some lost answers")
-    wait_until(lambda: node.full == node.state, "the rules of the change")
+    wait_until(lambda: node.full == node.state, "the rules of the change", poll_seconds=0.1)
 
     log = agent.stderr[logged:]
     assert (False, False) == ("Traceback" in log, "quarantine" in log), log
     cluster.write(NODES)
-    wait_until(lambda: node.empty == node.state, "the deletion of the rules")
+    wait_until(lambda: node.empty == node.state, "the deletion of the rules", poll_seconds=0.1)

@@ -20,6 +20,8 @@ KILLS = {"iptables-legacy": 3, "iptables-nft": 3, "nftables": 4}
 LONG_KILLS = 67
 """In each mode."""
 PROGRAMMED_SECONDS = 60.0
+POLL_SECONDS = 0.2
+"""A look at all rules takes some time of a CPU."""
 
 
 def objects(which: int) -> list[JsonObject]:
@@ -96,7 +98,7 @@ class Node:
             lambda: not agent.is_running or self._has(which),
             "the death of the agent, or a programmed change",
             PROGRAMMED_SECONDS,
-            poll_seconds=0.05,
+            poll_seconds=POLL_SECONDS,
         )
 
     def recover(self, which: int) -> None:
@@ -107,7 +109,7 @@ class Node:
 
     def _wait_for(self, which: int) -> None:
         try:
-            wait_until(lambda: self._has(which), timeout_seconds=PROGRAMMED_SECONDS, poll_seconds=0.05)
+            wait_until(lambda: self._has(which), timeout_seconds=PROGRAMMED_SECONDS, poll_seconds=POLL_SECONDS)
         except TimeoutError:
             present, wanted = {*kernel_state(self._cluster, self._host)}, {*self._fresh[which]}
             message = f"after {self.history[-2:]}: surplus {present - wanted}, missing {wanted - present}"

@@ -21,7 +21,6 @@ from .modes import LEGACY, NFT, NFTABLES
 from .objects import JsonObject, slices
 from .traffic import MOVING, OBJECTS, traffic
 
-CHANGES = 2
 FLUSHES = {
     LEGACY: ["-t nat -F", "-t nat -F KUBE-SERVICES", "-F", "-t nat -D KUBE-SERVICES 1"],
     NFTABLES: [
@@ -100,38 +99,31 @@ def keeper(cluster: Cluster) -> None:
         )
 
 
-@contextmanager
-def flushing(cluster: Cluster, node: Host) -> Iterator[None]:
-    """Run a program that makes one of the changes every 0.5 s, whether or not the rules exist that it removes."""
-    changes = FLUSHES[cluster.mode]
-    if cluster.mode is NFTABLES:
-        commands = [f"nft '{change}'" for change in changes]
-    else:
-        commands = [f"{program} -w {change}" for change in changes for program in cluster.mode.iptables]
-    body = "".join(f"{command} 2>/dev/null && echo done\nsleep 0.5\n" for command in commands)
-    process = node.start("sh", "-c", f"while :; do\n{body}done", env=cluster.env(node))
-    try:
-        yield
-        wait_until(lambda: process.stdout.count("done") >= len(commands), "every kind of flush")
-    finally:
-        process.kill()
-
-
 def test_flushes_all_the_time(cluster: Cluster, fresh: list[str]) -> None:
     """While another program flushes the rules, no held connection is lost and changes arrive; afterwards all rules are back."""
     node = cluster.lab["node1"]
     with traffic(cluster.lab) as sent:
-        with flushing(cluster, node):
-            for number in range(1, CHANGES + 1):
-                cluster.write([*NODES, *OBJECTS, *moved(number % 2)])
-                there = MOVED_TO[number % 2]
-                wait_until(lambda there=there: there in reached(cluster), f"a packet to {there}")  # type: ignore[misc]
-        wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+        for number, flush in enumerate(FLUSHES[cluster.mode], start=1):
+            # At the same time as a change, and again as soon as the change has arrived.
+            run_flush(cluster, node, flush)
+            cluster.write([*NODES, *OBJECTS, *moved(number % 2)])
+            run_flush(cluster, node, flush)
+            there = MOVED_TO[number % 2]
+            wait_until(lambda there=there: {there} == reached(cluster), f"packets to {there}")  # type: ignore[misc]
+        wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent", poll_seconds=0.1)
         repaired_at = monotonic()
         sent.wait_for_more()
         assert [] == sent.failures(since=repaired_at)
     print(f"{cluster.mode}: {sent}")
     assert "Traceback" not in cluster.agents["node1"].stderr
+
+
+def run_flush(cluster: Cluster, node: Host, flush: str) -> None:
+    """Make a change as another program, whether or not the rules exist that it removes."""
+    commands = (
+        [f"nft '{flush}'"] if cluster.mode is NFTABLES else [f"{each} -w {flush}" for each in cluster.mode.iptables]
+    )
+    cluster.run(node, "sh", "-c", "".join(f"{command} 2>/dev/null\n" for command in commands) + "true")
 
 
 def reached(cluster: Cluster) -> set[str | None]:
@@ -168,7 +160,7 @@ def test_lock_that_is_held(cluster: Cluster, fresh: list[str], lock_seconds: flo
     assert (fresh if needs_lock else []) == meanwhile
     assert "Traceback" not in agent.stderr
     cluster.write([*NODES, *OBJECTS, *moved(0)])
-    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent", poll_seconds=0.1)
 
 
 @contextmanager
@@ -211,7 +203,7 @@ def test_network_plugin_and_docker(cluster: Cluster, fresh: list[str]) -> None:
             sent.wait_for_more()
             assert ([], hooks, work) == (sent.failures(), ours(cluster, node), plugin.stdout)
         print(f"{cluster.mode}: {sent}")
-    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent")
+    wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent", poll_seconds=0.1)
 
 
 def ours(cluster: Cluster, node: Host) -> list[str]:
