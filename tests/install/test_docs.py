@@ -1,4 +1,4 @@
-"""The commands of docs/install.md, run in a machine with a real systemd."""
+"""The commands of the README and of docs/install.md, run in a machine with a real systemd."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ WantedBy=multi-user.target
 """
 
 
-def commands(heading: str) -> list[str]:
-    """Return the blocks of shell commands under a heading of the page."""
-    page = (ROOT / "docs" / "install.md").read_text()
+def commands(heading: str, file: str = "docs/install.md") -> list[str]:
+    """Return the blocks of shell commands under a heading of a page."""
+    page = (ROOT / file).read_text()
     [section] = re.findall(rf"^## {re.escape(heading)}$(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     found = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
     assert found
@@ -85,6 +85,22 @@ def test_an_empty_machine(machine: Machine) -> None:
     assert "10.96.0.10" not in machine.run("nft", "list", "ruleset")
     assert "" == machine.run("sh", "-c", "command -v pyproxy; ls -d /opt/pyproxy 2>/dev/null; true")
     assert "" == machine.attempt("systemctl", "list-unit-files", "--no-legend", "pyproxy*").stdout
+
+
+def test_the_package_of_the_readme(machine: Machine) -> None:
+    """The commands of the README install the Debian package, set up a Service that answers, and remove everything."""
+    [there, back] = commands("Try it", "README.md")
+    machine.run("ln", "--symbolic", ARCHIVES, "/root/dist")
+
+    said = paste(machine, [there])
+
+    assert GREETING in said.splitlines()
+    assert re.search(r"default/web +10\.96\.0\.10:80/TCP", said)
+
+    paste(machine, [back])
+
+    assert "10.96.0.10" not in machine.run("nft", "list", "ruleset")
+    assert "" == machine.run("sh", "-c", "command -v pyproxy; ls -d /opt/pyproxy 2>/dev/null; true")
 
 
 @pytest.fixture
