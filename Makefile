@@ -25,9 +25,11 @@ dist: dist/.made ## Build a wheel, and an archive and a Debian package that inst
 release: $(VENV)/installed ## Build all files of a release in dist/release, the image with BASE=debian@sha256:...
 	packaging/release.sh $(BIN)/python
 
-image: $(VENV)/apt ## Build the container image for this architecture with buildah, as an archive in dist
+# Archives have the kernel's names of architectures.
+IMAGE_MACHINE := $(or $(patsubst amd64,x86_64,$(patsubst arm64,aarch64,$(ARCHITECTURE))),$(shell uname -m))
+image: $(VENV)/apt ## Build the container image with buildah, as an archive in dist (ARCHITECTURE=arm64 needs qemu-user)
 	@mkdir -p dist
-	packaging/image.sh localhost/pyproxy:$(VERSION) dist/pyproxy-$(VERSION)-image-$(shell uname -m).tar
+	packaging/image.sh localhost/pyproxy:$(VERSION) dist/pyproxy-$(VERSION)-image-$(IMAGE_MACHINE).tar
 
 checksums: ## Write SHA256SUMS of the files in dist/release
 	cd dist/release && rm -f SHA256SUMS && sha256sum -- * >.SHA256SUMS && mv .SHA256SUMS SHA256SUMS
