@@ -50,14 +50,14 @@ def main(words: Sequence[str]) -> int:
             _say(f"three nodes are ready after {time.monotonic() - started:.0f} s")
             # As in a cluster of kubeadm, kube-proxy and its ConfigMap are there first.
             Rollouts(cluster).install(Proxy("kube-proxy", "iptables"))
-            columns = {}
+            tests = all_network_tests(cluster, programs, RESULTS)
+            columns: dict[str, dict[str, report.Result]] = {}
             for proxy in proxies(asked.modes, asked.proxies):
                 columns[str(proxy)] = _run_suites(cluster, programs, proxy, asked)
                 if proxy.name == "pyproxy":
                     failed += report.failures(columns[str(proxy)])
-            if columns:
+                # After each column, so that a run that is interrupted has a table as well.
                 (RESULTS / "table.md").write_text(report.table(columns))
-                tests = all_network_tests(cluster, programs, RESULTS)
                 (RESULTS / "not-run.md").write_text(report.not_run(tests, columns))
             if asked.scenarios:
                 failed += [line for outcome in _run_scenarios(cluster, tree) for line in outcome.failures]
@@ -89,7 +89,7 @@ def _run_suites(
     seconds = Rollouts(cluster).install(proxy)
     _say(f"{proxy}: rolled out in {seconds:.0f} s")
     reports = []
-    for run in runs(str(proxy), proxy.mode, asked.focus, asked.processes):
+    for run in runs(str(proxy), proxy.mode, asked.focus, asked.processes, slow=asked.slow):
         if run.processes > 1 or asked.serial:
             started = time.monotonic()
             run.start(cluster, programs, RESULTS)
@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--focus", default=FOCUS, help="pattern of test names, as ginkgo reads it")
     parser.add_argument("--processes", type=int, default=_PROCESSES, help="number of tests at the same time")
     parser.add_argument("--no-serial", dest="serial", action="store_false", help="leave out tests that must run alone")
+    parser.add_argument("--slow", action="store_true", help="also run tests that take a quarter of an hour")
     parser.add_argument("--previous", default=previous(), help="commit whose image and manifests are upgraded")
     parser.add_argument(
         "--no-scenarios", dest="scenarios", action="store_false", help="leave out the changes under traffic"

@@ -94,8 +94,12 @@ class Cluster:
         for archive in self._images:
             (STATE / "images" / archive.name).symlink_to(archive)
         (STATE / "ssh").mkdir()
-        for command in (["ssh-keygen", "-N", "", "-f", f"{STATE}/ssh/id"], ["dropbearkey", "-f", f"{STATE}/ssh/host"]):
-            subprocess.run([*command, "-t", "ed25519"], check=True, capture_output=True)
+        # The suite's client prefers RSA, and dropbear exits if it has agreed to that without having a key for it.
+        for command in (
+            ["ssh-keygen", "-N", "", "-t", "ed25519", "-f", f"{STATE}/ssh/id"],
+            ["dropbearkey", "-t", "rsa", "-f", f"{STATE}/ssh/host"],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
 
     def _start_load_balancers(self, stack: ExitStack) -> None:
         log = STATE / "control-plane" / "load-balancers.log"

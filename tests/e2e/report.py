@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .suite import EXCLUDED, EXCLUDED_IN_NFTABLES, test_name
+from .suite import EXCLUDED, EXCLUDED_IN_NFTABLES, SLOW, test_name
 
 _WORDS = {"passed": "passed", "failed": "**failed**", "skipped": "skipped"}
 
@@ -68,7 +68,7 @@ def not_run(all_tests: Iterable[str], columns: Mapping[str, Mapping[str, Result]
 
 def reason(name: str) -> str:
     """Return why a test was not selected."""
-    for pattern, text in (EXCLUDED | EXCLUDED_IN_NFTABLES).items():
+    for pattern, text in (EXCLUDED | SLOW | EXCLUDED_IN_NFTABLES).items():
         if re.search(pattern, name):
             return text
     return "another subject than Services, or not selected in this run"

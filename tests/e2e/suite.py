@@ -40,8 +40,13 @@ EXCLUDED: dict[str, str] = {
     "pull an image from a registry": "needs the image of a registry",
     "ServiceCIDR and IPAddress|API Server should|static URL paths": "tests only the API server",
     "Provider:GCE": "needs the API of a cloud",
+    "iperf2": "reads the output of another version of iperf than Debian's",
     "multizone": "needs two nodes in each of three zones; the cluster has one",
 }
+SLOW: dict[str, str] = {
+    "connectivity disruption during rolling update": "replaces all pods of a DaemonSet five times, which takes a quarter of an hour",
+}
+"""Excluded unless the flag --slow is given."""
 EXCLUDED_IN_NFTABLES: dict[str, str] = {
     "LocalhostNodePorts": "in nftables mode node ports on localhost have to be configured, in kube-proxy as well",
 }
@@ -87,12 +92,11 @@ class Run:
             ).returncode
 
 
-def runs(column: str, mode: str, focus: str, processes: int) -> tuple[Run, Run]:
+def runs(column: str, mode: str, focus: str, processes: int, *, slow: bool) -> tuple[Run, Run]:
     """Return the run of tests that may run in parallel, and the run of those that must run alone."""
-    name, excluded = (
-        re.sub(r"\W+", "-", column),
-        "|".join([*EXCLUDED, *(EXCLUDED_IN_NFTABLES if mode == "nftables" else ())]),
-    )
+    name = re.sub(r"\W+", "-", column)
+    patterns = (*EXCLUDED, *(() if slow else SLOW), *(EXCLUDED_IN_NFTABLES if mode == "nftables" else ()))
+    excluded = "|".join(patterns)
     parallel = Run(name, focus, f"{excluded}|{_DISRUPTIVE}", processes)
     return parallel, Run(f"{name}-serial", rf"{focus}.*({_DISRUPTIVE})", excluded, 1)
 
