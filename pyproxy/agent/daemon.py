@@ -14,6 +14,7 @@ from pyproxy.agent.agent import Agent
 from pyproxy.agent.config_watch import changed_file, texts_of
 from pyproxy.agent.health import AgentHealth
 from pyproxy.agent.observer import Observer
+from pyproxy.agent.prepare import apply_limits
 from pyproxy.agent.shutdown import Shutdown, ShutdownRequestedError
 from pyproxy.agent.sources import EventQueue, follow_source, require_api_access
 from pyproxy.agent.startup_summary import startup_summary
@@ -22,7 +23,6 @@ from pyproxy.backends.registry import backend_class, open_backend
 from pyproxy.config.config import Config, ProxyMode
 from pyproxy.config.settings import ResolvedSettings
 from pyproxy.errors import ApplyError
-from pyproxy.linux.sysctl import ConntrackLimits, apply_conntrack_limits
 from pyproxy.linux.systemd_notify import notify
 from pyproxy.model.tracker import Tracker
 from pyproxy.node.node_name import own_node_name
@@ -41,8 +41,6 @@ def run(settings: ResolvedSettings) -> int:
         ConfigError: this node does not support the configuration, or it leads to no API server.
     """
     config = settings.config
-    if config.init_only:
-        return asyncio.run(_prepare(config))
     if not config.manifests:
         require_api_access(config)  # before anything is changed
     # Early: if the kernel ends the agent for lack of memory, the rules stay, but changes do not arrive any more.
@@ -56,25 +54,11 @@ def run(settings: ResolvedSettings) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):  # the limit stays as it is
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    apply_conntrack_limits(_conntrack_limits(config))
+    apply_limits(config)
     try:
         return asyncio.run(_run(settings))
     except ExceptionGroup as group:
         raise _first_error(group) from group
-
-
-async def _prepare(config: Config) -> int:
-    """Set what needs full privileges. An agent without them finds the settings as it needs them, and changes none.
-
-    Returns 1 if a setting could not be written.
-    """
-    limits_are_set = apply_conntrack_limits(_conntrack_limits(config))
-    backend = await open_backend(config)
-    if not (backend.prepare() and limits_are_set):
-        logger.error("--init-only: some kernel settings could not be written, see the warnings above")
-        return 1
-    logger.info("kernel settings are set; the agent ends because of --init-only")
-    return 0
 
 
 async def _run(settings: ResolvedSettings) -> int:
@@ -88,7 +72,19 @@ async def _run(settings: ResolvedSettings) -> int:
             tasks.create_task(_watch_configuration(settings, shutdown))
             await wait_for_running_proxy(config)
 
-            # Phase 2: list objects and test the kernel at the same time. What is listed waits in the queue.
+            # Phase 2: serve health. The first probe of the kubelet may arrive half a second after the start, and a refused
+            # connection would delay a rollout by the period of the probe and leave a warning Event.
+            listeners, observer = Listeners(), Observer()
+            health = AgentHealth(config, listeners)
+            failed = shutdown.fail if config.bind_address_hard_fail else None
+
+            def answered(path: str, code: int) -> None:
+                observer.answered(path, code)  # the one of phase 4; answers until then are in no metric
+
+            health.serve(answered, failed)
+            listeners.start()
+
+            # Phase 3: list objects and test the kernel at the same time. What is listed waits in the queue.
             node_name = own_node_name(config)
             events, tracker = EventQueue(), Tracker()
             opening = tasks.create_task(open_backend(config))
@@ -98,16 +94,10 @@ async def _run(settings: ResolvedSettings) -> int:
             summary = startup_summary(settings, node_name, backend.mode, backend.families)
             logger.info("%s", summary, extra={"mode": backend.mode.value})
 
-            # Phase 3: serve metrics and health. Only now is the mode known, which names and labels of metrics depend on. It is
-            # before the first sync, so that a probe of the kubelet gets an answer while a large cluster is programmed.
-            listeners = Listeners()
-            health = AgentHealth(config, listeners)
-            failed = shutdown.fail if config.bind_address_hard_fail else None
+            # Phase 4: serve metrics. Only now is the mode known, which names and labels of metrics depend on.
             observer = _observer(config, backend, node_name, listeners, failed)
-            listeners.start()
-            health.serve(observer.answered, failed)
 
-            # Phase 4: empty the queue, and program the kernel once both lists are complete.
+            # Phase 5: empty the queue, and program the kernel once both lists are complete.
             # The control socket is last, because the answer to each of its requests needs an agent.
             agent = Agent(config, backend, node_name, tracker=tracker, observer=observer, health=health)
             if config.control_socket:
@@ -170,15 +160,3 @@ def _observer(
 def _first_error(error: BaseException) -> BaseException:
     """Return the error that ended a group of tasks; the other tasks were cancelled."""
     return _first_error(error.exceptions[0]) if isinstance(error, BaseExceptionGroup) else error
-
-
-def _conntrack_limits(config: Config) -> ConntrackLimits:
-    return ConntrackLimits(
-        max_per_core=config.conntrack_max_per_core,
-        min=config.conntrack_min,
-        tcp_timeout_established_seconds=config.conntrack_tcp_timeout_established_seconds,
-        tcp_timeout_close_wait_seconds=config.conntrack_tcp_timeout_close_wait_seconds,
-        tcp_be_liberal=config.conntrack_tcp_be_liberal,
-        udp_timeout_seconds=config.conntrack_udp_timeout_seconds,
-        udp_timeout_stream_seconds=config.conntrack_udp_timeout_stream_seconds,
-    )

@@ -5,7 +5,6 @@ import logging
 
 import click
 
-from pyproxy.agent import daemon
 from pyproxy.cli.flags import (
     DURATIONS,
     EXIT_CODES,
@@ -75,4 +74,10 @@ def command(ctx: click.Context, /, *, cleanup: bool | None, **_: object) -> None
     is_legacy = config.proxy_mode is not ProxyMode.NFTABLES and config.iptables_variant is IptablesVariant.LEGACY
     require_capabilities("run", Capability if is_legacy else [Capability.NET_ADMIN])
     logger.info("configuration: %s", settings.in_words())
+    if config.init_only:
+        from pyproxy.agent.prepare import prepare  # noqa: PLC0415 (an agent does not need it)
+
+        ctx.exit(asyncio.run(prepare(config)))
+    from pyproxy.agent import daemon  # noqa: PLC0415 (--init-only does not need it)
+
     ctx.exit(daemon.run(settings))

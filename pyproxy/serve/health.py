@@ -9,6 +9,8 @@ The agent's thread sets values, and the threads of requests read them: each valu
 """
 
 import json
+import re
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +26,10 @@ from pyproxy.serve.http_exchange import redirect
 
 WATCHES_LOST_SECONDS = 300.0
 """Time for which watches may be lost before ``/readyz`` fails: longer than an API server takes to restart."""
+_MOST_WAIT_SECONDS = 20
+"""Less than the maximum duration of a connection (``listeners.py``)."""
+_WAIT = re.compile(r"wait=(\d{1,2})")
+"""The query of ``/readyz``: seconds to wait for the first sync."""
 _JSON = ("Content-Type", "application/json")
 _TEXT = ("Content-Type", "text/plain; charset=utf-8")
 _NO_SNIFF = ("X-Content-Type-Options", "nosniff")
@@ -76,7 +82,7 @@ class Health:
         self._clock = clock
         self._families: Mapping[Family, FamilyHealth] = {}
         self._is_node_eligible = False
-        self._is_synced = False
+        self._first_sync = threading.Event()
         self._watches_lost: Moment | None = None
 
     def begin(self, families: Iterable[Family]) -> None:
@@ -99,7 +105,8 @@ class Health:
             for family, state in self._families.items()
         }
         # Once set it stays: later failures concern changes, while the rules of the first sync stay in place.
-        self._is_synced = self._is_synced or all(state.is_good for state in self._families.values())
+        if all(state.is_good for state in self._families.values()):
+            self._first_sync.set()
 
     def set_node_eligible(self, is_eligible: bool) -> None:  # noqa: FBT001  # a value to be kept
         """Record whether load balancers may use this node."""
@@ -120,6 +127,10 @@ class Health:
 
     def _is_family_healthy(self, state: FamilyHealth, now: Moment) -> bool:
         return state.queued is None or now.seconds_since(state.queued) < self._timeout_seconds
+
+    def wait_for_first_sync(self, seconds: float) -> None:
+        """Wait in the thread of a request until all families are synced for the first time, at most for this time."""
+        self._first_sync.wait(seconds)
 
     def livez(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether the agent is alive, and the body of the answer."""
@@ -147,14 +158,14 @@ class Health:
     def readyz(self) -> tuple[bool, Mapping[str, Any]]:
         """Return whether this node's rules are complete and up to date, and the body of the answer with the reasons."""
         # Of `_watches_lost` a copy: the agent's thread may set it to None between two uses.
-        now, lost = self._clock(), self._watches_lost
+        now, lost, is_synced = self._clock(), self._watches_lost, self._first_sync.is_set()
         lost_seconds = now.seconds_since(lost) if lost else 0.0
         is_last_good = all(state.is_good for state in self._families.values())
-        is_ready = self._is_synced and is_last_good and lost_seconds < WATCHES_LOST_SECONDS
+        is_ready = is_synced and is_last_good and lost_seconds < WATCHES_LOST_SECONDS
         body = {
             "ready": is_ready,
-            "firstSyncDone": self._is_synced,
-            "lastSyncGood": self._is_synced and is_last_good,
+            "firstSyncDone": is_synced,
+            "lastSyncGood": is_synced and is_last_good,
             "watchesLostSeconds": round(lost_seconds, 3),
         }
         return is_ready, body
@@ -182,6 +193,8 @@ def health_application(health: Health, answered: Answered = lambda _path, _code:
             # Text and headers are those of ``http.Error``, which ends the text with a newline.
             start_response(_line(HTTPStatus.NOT_FOUND), [_TEXT, _NO_SNIFF])
             return [b"404 page not found\n"]
+        if path == "/readyz" and (wait := _WAIT.fullmatch(environ["QUERY_STRING"])):
+            health.wait_for_first_sync(min(int(wait[1]), _MOST_WAIT_SECONDS))
         is_good, body = answers[path]()
         status = HTTPStatus.OK if is_good else HTTPStatus.SERVICE_UNAVAILABLE
         answered(path, status)

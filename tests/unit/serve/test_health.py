@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -55,9 +56,11 @@ class Node:
         return call(service_application(WEB, lambda: count, self.health))
 
 
-def call(app: WSGIApplication, path: str = "/", method: str = "GET") -> tuple[int, dict[str, str], bytes]:
+def call(
+    app: WSGIApplication, path: str = "/", method: str = "GET", query: str = ""
+) -> tuple[int, dict[str, str], bytes]:
     """Ask a server, without a network."""
-    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_URI": path, "REQUEST_METHOD": method, "QUERY_STRING": ""}
+    environ: dict[str, Any] = {"PATH_INFO": path, "REQUEST_URI": path, "REQUEST_METHOD": method, "QUERY_STRING": query}
     setup_testing_defaults(environ)
     reported: list[tuple[str, Iterable[tuple[str, str]]]] = []
 
@@ -196,6 +199,20 @@ def test_readiness_by_syncs() -> None:
 
     not_yet, good = (503, False, False), (200, True, True)
     assert [not_yet, not_yet, not_yet, good, (503, True, False), good] == reported
+
+
+def test_waiting_for_readiness() -> None:
+    """A request that may wait is answered with 200 once the first sync is done, and with 503 if that takes longer."""
+    health = Health(TIMEOUT_SECONDS, Clock())
+    health.begin(Family)
+    statuses = [call(health_application(health), "/readyz", query=query)[0] for query in ("wait=0", "wait=x", "")]
+    syncing = threading.Timer(0.05, health.synced, [Family])
+
+    syncing.start()
+
+    assert 200 == call(health_application(health), "/readyz", query="wait=20")[0]
+    assert [503] * 3 == statuses
+    syncing.join()
 
 
 def test_a_clock_that_is_set(node: Node) -> None:
