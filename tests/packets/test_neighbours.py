@@ -77,26 +77,26 @@ def fresh(cluster: Cluster) -> Iterator[list[str]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def keeper(cluster: Cluster) -> None:
-    """Add a NAT rule of another program to the tables that are not flushed.
+def keeper(cluster: Cluster) -> Iterator[None]:
+    """Add NAT rules of another program where no test flushes them.
 
     The kernel translates the packets of established connections only as long as any rule of the network namespace needs that.
     """
     node = cluster.lab["node1"]
-    for program, unused in (("iptables", "192.0.2.7"), ("ip6tables", "2001:db8::7")):
-        variant = "nft" if cluster.mode is LEGACY else "legacy"
-        node.run(
-            f"{program}-{variant}",
-            "-t",
-            "nat",
-            "-A",
-            "POSTROUTING",
-            "-s",
-            unused,
-            "-j",
-            "MASQUERADE",
-            env=cluster.env(node),
+    if cluster.mode is NFTABLES:
+        rules = [("iptables-legacy", "192.0.2.7"), ("ip6tables-legacy", "2001:db8::7")]
+        start, end = (
+            [[name, "-t", "nat", verb, "POSTROUTING", "-s", unused, "-j", "MASQUERADE"] for name, unused in rules]
+            for verb in ("-A", "-D")
         )
+    else:
+        chain = "type nat hook postrouting priority 200; ip saddr 192.0.2.7 masquerade;"
+        start, end = [["nft", f"table inet keeper {{ chain c {{ {chain} }}; }}"]], [["nft", "delete table inet keeper"]]
+    for command in start:
+        cluster.run(node, *command)
+    yield
+    for command in end:
+        cluster.run(node, *command)
 
 
 def test_flushes_all_the_time(cluster: Cluster, fresh: list[str]) -> None:
