@@ -86,7 +86,7 @@ def test_the_life_of_a_node(tmp_path: Path, mode: Mode) -> None:
             {each.state for each in found.services.items},
         )
         assert "does not work: spec.ports[0].port" in " ".join(each.text for each in found.doctor.findings)
-        assert {"Service ports" in each.text for each in found.changes} == {True}
+        assert {"Service port" in each.text for each in found.changes} == {True}
 
         write(tmp_path, node("node1"), web, *slices(web, "pod1-1", "pod2-1"))
         wait_until(lambda: status().changes[0].subject == "default/web (TCP)", "a change")
