@@ -9,8 +9,8 @@ import yaml
 from .machine import ROOT, run
 
 _WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
-_SETUP = ("apt-get ", "git config ", "cosign ", "gh release ")
-"""Commands that prepare the machine of the forge, or publish what was built."""
+_SETUP = ("apt-get ", "git config ", "gzip ", "cosign ", "gh release ")
+"""Commands that prepare the machine of the forge, or pack, sign and publish what was built."""
 
 
 def test_workflows_are_valid() -> None:
