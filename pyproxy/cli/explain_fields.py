@@ -62,7 +62,7 @@ _FIELDS = tuple(
         (r"^KUBE-IPVS-FILTER$", r"-VIP dst -j REJECT", "a cluster IP without this port"),
         (r"^KUBE-SERVICES$", r"-CLUSTER-IP dst,dst -j KUBE-MARK-MASQ", "the source is not a pod"),
         (r"^KUBE-SERVICES$", r"-EXTERNAL dst,dst -j KUBE-MARK-MASQ", "spec.externalTrafficPolicy: Cluster"),
-        (r"^(KUBE|PYPROXY|KPR)-.*FIREWALL$|^(KUBE|PYPROXY)-SOURCE-RANGES|^KUBE-FW-|^sources$", r"", "spec.loadBalancerSourceRanges"),
+        (r"^(?!KUBE-FIREWALL$)(KUBE|PYPROXY|KPR)-.*FIREWALL$|^(KUBE|PYPROXY)-SOURCE-RANGES|^KUBE-FW-|^sources$", r"", "spec.loadBalancerSourceRanges"),
         (r"^(firewall|allowed-sources)$", r"", "spec.loadBalancerSourceRanges"),
         (r"^firewall-ips$|^firewall-[A-Z2-7]{8}-", r"", "spec.loadBalancerSourceRanges"),
         (r"^(cluster-ips|service-cidrs)-check$|^unknown-ports$", r"^ip6? daddr \S+/\d+ drop", "ServiceCIDR without a Service at this address"),

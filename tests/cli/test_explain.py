@@ -85,6 +85,17 @@ def test_reasons(mode: str, words: str, reason: str, fix: str) -> None:
     assert fix in found.fix
 
 
+def test_guard_of_loopback() -> None:
+    """The rule that protects the loopback addresses is not attributed to a field of a Service."""
+    examples = Path(__file__).parents[2] / "examples"
+    flags = (f"--manifests={examples}", "--proxy-mode=iptables", "--nodeport-addresses=127.0.0.0/8")
+    status, found = explained("node1", "127.0.0.1:30080", flags=flags)
+
+    assert (5, "DROPPED") == (status, found.verdict)
+    assert "KUBE-FIREWALL" in found.reason
+    assert "SourceRanges" not in found.reason
+
+
 @ALL_MODES
 def test_paths(mode: str) -> None:
     """Endpoints have their probability, pod and node, and the source that they see."""
