@@ -182,6 +182,7 @@ def network_plugin(cluster: Cluster, node: Host) -> Iterator[Process]:
             node.run(f"{name}-restore", stdin=EMPTY, env=env)
 
 
+@pytest.mark.long
 def test_network_plugin_and_docker(cluster: Cluster, fresh: list[str]) -> None:
     """Beside them no packet is lost through a start, a change and a repair, and no program undoes the work of the other."""
     node = cluster.lab["node1"]
