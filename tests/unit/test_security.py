@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "pyproxy").rglob("*.py"))
-LOCKS = sorted(path for path in ROOT.rglob("*.lock") if ".venv" not in path.parts and path.read_text().startswith("#"))
+LOCKS = sorted([*ROOT.glob("requirements*.lock"), *ROOT.glob("tests/requirements*.lock")])
 SHELLS = frozenset({"sh", "bash", "dash", "/bin/sh", "/bin/bash"})
 SHELL_CALLS = frozenset({"system", "popen", "getoutput", "getstatusoutput", "create_subprocess_shell"})
 
