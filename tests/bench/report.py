@@ -4,7 +4,18 @@ from pathlib import Path
 
 from .budgets import check, number, ratio_text
 from .plot import Bar, plot
-from .results import FEW, FIRST_PACKET, METRICS, PROGRAMS, Metric, Record, Results, Summary, growth, ratio, summarize
+from .results import (
+    FIRST_PACKET,
+    METRICS,
+    PROGRAMS,
+    Metric,
+    Results,
+    Summary,
+    growth,
+    interleaved,
+    ratio,
+    summarize,
+)
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _MODES = {
@@ -51,50 +62,35 @@ def title(shape: str) -> str:
 
 def _case(results: Results, shape: str, mode: str) -> list[str]:
     sides = {program: results.of(shape, mode, program) for program in PROGRAMS}
-    counts = ", ".join(
-        f"{sum('start' in each.values or bool(each.not_done) for each in records)} of {program}"
+    lines = [
+        f"{program} did not finish the phase “{phase}” within {limit:.0f} s."
         for program, records in sides.items()
-    )
-    lines = [f"Runs: {counts}.", ""]
-    lines += [
-        f"kube-proxy did not finish the phase “{phase}” within {limit:.0f} s."
-        for phase, limit in _not_done(sides["kube-proxy"])
+        for phase, limit in dict.fromkeys((each.not_done, each.limit) for each in records if each.not_done)
     ]
-    lines += [
-        f"pyproxy did not finish the phase “{phase}” within {limit:.0f} s."
-        for phase, limit in _not_done(sides["pyproxy"])
-    ]
-    lines += ["", f"| | {' | '.join(PROGRAMS)} | ratio |", "|---|---|---|---|"]
+    lines += ["", f"| | {' | '.join(PROGRAMS)} | ratio | runs |", "|---|---|---|---|---|"]
     for metric in METRICS:
         found = [summarize(sides[program], metric) for program in PROGRAMS]
         if any(found):
             cells = " | ".join(map(_cell, found))
-            lines.append(f"| {metric.title} | {cells} | {ratio_text(ratio(results, shape, mode, metric))} |")
+            runs = ", ".join(dict.fromkeys(str(each.runs if each else 0) for each in found))
+            lines.append(f"| {metric.title} | {cells} | {ratio_text(ratio(results, shape, mode, metric))} | {runs} |")
     return lines
-
-
-def _not_done(records: list[Record]) -> list[tuple[str, float]]:
-    return list(dict.fromkeys((each.not_done, each.limit) for each in records if each.not_done))
 
 
 def _first_packets(results: Results) -> list[str]:
     rows = []
     for shape, mode in dict.fromkeys((each.shape, each.mode) for each in results.records):
         for program in PROGRAMS:
-            few, many = (results.of(each, mode, program) for each in (FEW, shape))
+            if not (pairs := interleaved(results, shape, mode, program)):
+                continue
             for metric in FIRST_PACKET:
-                found = summarize(many, metric)
-                if shape != FEW and found:
-                    grown = growth(results, shape, mode, program, metric.name)
-                    by = f"{grown.value:.2f} ({grown.low:.2f} to {grown.high:.2f})" if grown else "-"
-                    rows.append(
-                        f"| {_MODES[mode]} | {program} | {metric.title} | {_cell(summarize(few, metric))} | {title(shape)}: {_cell(found)} | {by} |"
-                    )
-    return (
-        ["| mode | rules of | | 10 Services | many Services | ratio |", "|---|---|---|---|---|---|", *rows]
-        if rows
-        else []
-    )
+                few, many = (_cell(summarize([pair[side] for pair in pairs], metric)) for side in (0, 1))
+                grown = growth(results, shape, mode, program, metric.name)
+                by = f"{grown.value:.2f} ({grown.low:.2f} to {grown.high:.2f})" if grown else "-"
+                services = f"{int(shape.partition('x')[0]):,}"
+                rows.append(f"| {_MODES[mode]} | {program} | {services} | {metric.title} | {few} | {many} | {by} |")
+    head = ["| mode | rules of | Services | | 10 Services | all Services | ratio |", "|---|---|---|---|---|---|---|"]
+    return [*head, *rows] if rows else []
 
 
 def _budgets(results: Results) -> list[str]:

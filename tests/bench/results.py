@@ -84,8 +84,8 @@ METRICS = (
     Metric("start until the last rule, s", "start"),
     Metric("CPU time of the start, s", "start cpu"),
     Metric("change of an endpoint until its first reply, p50, ms", "change", 1e3, 50),
-    Metric("the same, p90, ms", "change", 1e3, 90),
-    Metric("the same, p99, ms", "change", 1e3, 99),
+    Metric("change of an endpoint until its first reply, p90, ms", "change", 1e3, 90),
+    Metric("change of an endpoint until its first reply, p99, ms", "change", 1e3, 99),
     Metric("part of the API server, until it confirms the change, p50, ms", "change api", 1e3, 50),
     Metric("CPU time per change, ms", "change cpu", 1e3),
     Metric("change during 100 changes/s, p50, ms", "churn change", 1e3, 50),
@@ -146,13 +146,27 @@ def ratio(results: Results, shape: str, mode: str, metric: Metric) -> tuple[floa
     return (ours.value / min(limits), True) if limits and metric.name == "start" else None
 
 
+def interleaved(results: Results, shape: str, mode: str, program: Program) -> list[tuple[Record, Record]]:
+    """Return the records of new connections with few and with many Services that were measured in the same rounds."""
+    pairs = []
+    few = None
+    for record in results.records:
+        if (record.mode, record.program) == (mode, program):
+            is_done = "pod p50" in record.values
+            if record.shape == FEW:
+                few = record if is_done else None
+            elif record.shape == shape and few and is_done:
+                pairs.append((few, record))
+    return pairs
+
+
 def growth(results: Results, shape: str, mode: str, program: Program, name: str) -> Summary | None:
     """Return the latency with many Services divided by that with few, in pairs of the interleaved rounds."""
-    sides = [
-        [value for record in results.of(each, mode, program) for value in record.values.get(name, ())]
-        for each in (shape, FEW)
+    ratios = [
+        many_value / few_value
+        for few, many in interleaved(results, shape, mode, program)
+        for few_value, many_value in zip(few.values[name], many.values[name], strict=True)
     ]
-    ratios = [many / few for many, few in zip(*sides, strict=False)]
     if not ratios:
         return None
     return Summary(statistics.median(ratios), min(ratios), max(ratios), len(ratios), len(ratios))

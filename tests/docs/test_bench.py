@@ -8,7 +8,7 @@ import pytest
 from tests.bench.budgets import BUDGETS, Check, check
 from tests.bench.cluster import Shape
 from tests.bench.report import BEGIN, END, markdown, plots, write, write_docs
-from tests.bench.results import METRICS, Program, Record, Results, load, percentile, ratio, summarize
+from tests.bench.results import METRICS, Program, Record, Results, growth, load, percentile, ratio, summarize
 
 CASE = ("10000x3", "nftables")
 
@@ -67,6 +67,19 @@ def test_kube_proxy_that_is_not_done() -> None:
     assert (0.005, True) == ratio(found, *CASE, METRICS[0])
     assert "met" == checked(found, METRICS[0].title).verdict
     assert "kube-proxy did not finish the phase “start” within 200 s." in markdown(found)
+
+
+def test_new_connections() -> None:
+    """Each round with many Services is compared with the one with few Services that ran beside it."""
+    found = results(
+        *(
+            Record(shape, "nftables", "pyproxy", {"pod p50": times, "pod p99": times})
+            for factor in (1.0, 10.0)
+            for shape, times in (("10x3", [factor, 2 * factor]), ("30000x3", [2 * factor, 6 * factor]))
+        )
+    )
+
+    assert (2.5, 2.0, 3.0, 4, 4) == growth(found, "30000x3", "nftables", "pyproxy", "pod p50")
 
 
 def test_budgets_exist() -> None:
