@@ -25,6 +25,7 @@ import argparse
 import compileall
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
@@ -185,7 +186,7 @@ def machine() -> dict[str, str]:
         "Machine": f"{os.cpu_count()} CPUs ({models[0] if models else platform.machine()}), {memory:.0f} GB of memory",
         "Kernel": f"Linux {platform.release()}",
         "Python": platform.python_version(),
-        "pyproxy": f"{pyproxy.__version__}, {first_line('git', '-C', str(ROOT), 'describe', '--always', '--dirty')}",
+        "pyproxy": f"{pyproxy.__version__}, commit {first_line('git', '-C', str(ROOT), 'log', '-1', '--format=%h', 'pyproxy')}",
         "kube-proxy and API server": first_line(binary("kube-proxy"), "--version"),
         "Tools": f"{first_line('iptables', '--version')}, {first_line('nft', '--version')}",
     }
@@ -197,6 +198,7 @@ def main() -> None:
     if asked.merge:
         results = load(asked.merge)
     else:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that namespaces are removed
         compileall.compile_dir(pyproxy.__path__[0], quiet=1)  # as an installer does
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         if _TMPFS.is_dir():

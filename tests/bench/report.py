@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .budgets import check, number, ratio_text
+from .cluster import Shape
 from .plot import Bar, plot
 from .results import (
     FIRST_PACKET,
@@ -16,6 +17,7 @@ from .results import (
     ratio,
     summarize,
 )
+from .run import MOST_ENDPOINTS
 
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _MODES = {
@@ -36,9 +38,9 @@ _PLOTS = {
 def markdown(results: Results, level: int = 3) -> str:
     """Return all tables; ``level`` is that of their headings."""
     loads = [record.load for record in results.records]
-    lines = [f"{name}: {value}  " for name, value in results.machine.items()]
+    lines = [f"- {name}: {value}" for name, value in results.machine.items()]
     lines += [
-        f"Load average before a run: {min(loads):.1f} to {max(loads):.1f}, median {sorted(loads)[len(loads) // 2]:.1f}",
+        f"- Load average before a run: {min(loads):.1f} to {max(loads):.1f}, median {sorted(loads)[len(loads) // 2]:.1f}",
         "",
     ]
     heading = "#" * level
@@ -55,9 +57,9 @@ def markdown(results: Results, level: int = 3) -> str:
 
 def title(shape: str) -> str:
     """Return a shape in words."""
-    services, _, endpoints = shape.partition("x")
-    plural = "Services" if services != "1" else "Service"
-    return f"{int(services):,} {plural} with {int(endpoints):,} endpoints" + (" each" if services != "1" else "")
+    services, endpoints = Shape.parse(shape)
+    plural, each = ("", "") if services == 1 else ("s", " each")
+    return f"{services:,} Service{plural} with {endpoints:,} endpoints{each}"
 
 
 def _case(results: Results, shape: str, mode: str) -> list[str]:
@@ -67,6 +69,8 @@ def _case(results: Results, shape: str, mode: str) -> list[str]:
         for program, records in sides.items()
         for phase, limit in dict.fromkeys((each.not_done, each.limit) for each in records if each.not_done)
     ]
+    if Shape.parse(shape).endpoints > MOST_ENDPOINTS:
+        lines += ["A change removes an endpoint or adds it again. It ends when the kernel has it, not with a reply."]
     lines += ["", f"| | {' | '.join(PROGRAMS)} | ratio | runs |", "|---|---|---|---|---|"]
     for metric in METRICS:
         found = [summarize(sides[program], metric) for program in PROGRAMS]
@@ -87,7 +91,7 @@ def _first_packets(results: Results) -> list[str]:
                 few, many = (_cell(summarize([pair[side] for pair in pairs], metric)) for side in (0, 1))
                 grown = growth(results, shape, mode, program, metric.name)
                 by = f"{grown.value:.2f} ({grown.low:.2f} to {grown.high:.2f})" if grown else "-"
-                services = f"{int(shape.partition('x')[0]):,}"
+                services = f"{Shape.parse(shape).services:,}"
                 rows.append(f"| {_MODES[mode]} | {program} | {services} | {metric.title} | {few} | {many} | {by} |")
     head = ["| mode | rules of | Services | | 10 Services | all Services | ratio |", "|---|---|---|---|---|---|---|"]
     return [*head, *rows] if rows else []
@@ -128,12 +132,12 @@ def plots(results: Results) -> dict[str, str]:
 
 
 def _short(shape: str) -> str:
-    return " x ".join(f"{int(number):,}" for number in shape.split("x"))
+    return " x ".join(f"{number:,}" for number in Shape.parse(shape))
 
 
 def _order(case: tuple[str, str]) -> tuple[int, int, int]:
-    services, _, endpoints = case[0].partition("x")
-    return int(services) * int(endpoints), int(endpoints), list(_MODES).index(case[1])
+    shape = Shape.parse(case[0])
+    return shape.services * shape.endpoints, shape.endpoints, list(_MODES).index(case[1])
 
 
 def _bar(results: Results, shape: str, mode: str, program: str, metric: Metric) -> Bar:

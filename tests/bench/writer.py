@@ -64,7 +64,7 @@ class Writer:
         assert self._process.stdout
         times: list[float] = json.loads(self._process.stdout.readline())
         self._process.wait()
-        return max(times)
+        return max(times, default=self.started)
 
     def _send(self, line: str) -> None:
         assert self._process.stdin

@@ -99,6 +99,6 @@ def test_files(tmp_path: Path) -> None:
     assert {"bench-start-light.svg", "bench-start-dark.svg"} == set(plots(found))
     assert all(ET.fromstring(text).tag.endswith("svg") for text in plots(found).values())  # noqa: S314  # made here
     assert found.records * 2 == load([tmp_path / "results.json"] * 2).records
-    assert page.read_text().startswith(f"before\n{BEGIN}\n\nMachine: of the test")
+    assert page.read_text().startswith(f"before\n{BEGIN}\n\n- Machine: of the test")
     assert page.read_text().endswith(f"{END}\nafter\n")
     assert "\nold\n" not in page.read_text()
