@@ -100,7 +100,7 @@ test-long: $(VENV)/tested peers ## Run all tests with many more examples and a r
 	$(PYTEST) tests --long
 	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/properties/test_ipvs.py tests/cluster/test_peer_ipvs.py \
 		tests/packets/test_explained_packets.py tests/packets/test_random_walk.py --long
-	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/packets/test_killed.py --long
+	$(BIN)/python -m tests.guest --seconds 7200 $(PYTEST) tests/packets/test_killed.py tests/packets/test_soak.py --long
 
 # -- setup -------------------------------------------------------------------------------------------------
 
