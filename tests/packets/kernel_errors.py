@@ -18,8 +18,9 @@ from tests.lab.waiting import wait_until
 _WRITES = {"nft": "sendmsg", "iptables-legacy-restore": "setsockopt", "ip6tables-legacy-restore": "setsockopt"}
 _WRITES |= {"iptables-nft-restore": "sendmsg", "ip6tables-nft-restore": "sendmsg"}
 _SCRIPT = """#!/bin/sh
-if [ -s {errno} ]; then
-    exec strace -qq -o {log} -e trace={call} -e inject={call}:error="$(cat {errno})" {program} "$@"
+errno=$(cat {errno} 2>/dev/null)  # read once: the test may delete the file at any moment
+if [ -n "$errno" ]; then
+    exec strace -qq -o {log} -e trace={call} -e inject={call}:error="$errno" {program} "$@"
 fi
 exec {program} "$@"
 """

@@ -51,7 +51,6 @@ def node(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     cluster.put()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("errno", ["ENOBUFS", "ENOMEM", "EBUSY"])
 def test_no_write_succeeds(node: Node, errno: str) -> None:
     """While all writes fail, the rules stay, and the agent retries; afterwards the change arrives without a quarantine."""

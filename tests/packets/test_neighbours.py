@@ -34,7 +34,7 @@ FLUSHES[NFT] = FLUSHES[LEGACY]
 CNI = """
 while :; do
     for iptables in {programs}; do
-        for chain in "nat PREROUTING" "nat POSTROUTING" "filter FORWARD"; do
+        for chain in {hooks}; do
             set -- $chain
             if ! $iptables -w -t $1 -S $2 | sed -n 2p | grep -q -- "-j CNI-$2"; then
                 old=$($iptables -w -t $1 -S $2 | sed -n "s/^-A $2 -j CNI-$2/-D $2 -j CNI-$2/p")
@@ -59,7 +59,7 @@ COMMIT
 """
 POD_CIDRS = ("10.244.0.0/16", "fd00:10:244::/48")
 EMPTY = "*filter\n:FORWARD ACCEPT [0:0]\nCOMMIT\n*nat\nCOMMIT\n"
-PLUGIN_HOOKS = 3
+HOOKS = ("nat PREROUTING", "nat POSTROUTING", "filter FORWARD")
 PLUGIN_VARIANT = {LEGACY: "legacy"}
 MOVED_TO = ("pod1-2", "pod2-2")
 
@@ -170,9 +170,11 @@ def network_plugin(cluster: Cluster, node: Host) -> Iterator[Process]:
     programs = " ".join(f"{name}-{env['VARIANT']}" for name in ("iptables", "ip6tables"))
     for name, pods in zip(programs.split(), POD_CIDRS, strict=True):
         node.run(f"{name}-restore", "--noflush", stdin=CNI_CHAINS.format(pods=pods), env=env)
-    process = node.start("sh", "-c", CNI.format(programs=programs), env=env)
+    process = node.start(
+        "sh", "-c", CNI.format(programs=programs, hooks=" ".join(f'"{hook}"' for hook in HOOKS)), env=env
+    )
     try:
-        wait_until(lambda: len(process.stdout.splitlines()) >= 2 * PLUGIN_HOOKS, "the hooks of the plugin")
+        wait_until(lambda: len(process.stdout.splitlines()) >= 2 * len(HOOKS), "the hooks of the plugin")
         for name in programs.split():
             node.run(f"{name}-restore", "--noflush", stdin=f"{DOCKER}*filter\n:FORWARD DROP [0:0]\nCOMMIT\n", env=env)
         yield process
@@ -199,12 +201,24 @@ def test_network_plugin_and_docker(cluster: Cluster, fresh: list[str]) -> None:
                 wait_until(
                     lambda: cluster.rules(node).count("-j KUBE-FORWARD") == len(Family), "the repair of the hook"
                 )
-            sent.wait_for_more()  # while the plugin puts itself first again
+            wait_until(lambda: plugin_is_first(cluster.rules(node)), "the plugin to be first again")
             hooks, work = ours(cluster, node), plugin.stdout
             sent.wait_for_more()
             assert ([], hooks, work) == (sent.failures(), ours(cluster, node), plugin.stdout)
         print(f"{cluster.mode}: {sent}")
     wait_until(lambda: fresh == kernel_state(cluster, node), "the rules of a fresh agent", poll_seconds=0.1)
+
+
+def plugin_is_first(rules: str) -> bool:
+    """Return whether the first rule of each hook of the plugin is its own, in the tables of both families."""
+    firsts: dict[tuple[int, str], str] = {}
+    table, tables = "", 0
+    for line in rules.splitlines():
+        if line.startswith("*"):
+            table, tables = line[1:], tables + 1
+        elif line.startswith("-A ") and f"{table} {line.split()[1]}" in HOOKS:
+            firsts.setdefault((tables, line.split()[1]), line)
+    return all(f"-A {chain} -j CNI-{chain}" == line for (_, chain), line in firsts.items())
 
 
 def ours(cluster: Cluster, node: Host) -> list[str]:
