@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -47,6 +49,8 @@ class Machine:
         try:
             self._nspawn.wait_until_ready(PATIENCE_SECONDS)
             self._init = _child(self._nspawn.pid)
+            # The machine can survive nspawn: two at the same time share a control group, which confuses both.
+            self._init_descriptor = os.pidfd_open(self._init)
         except BaseException:
             self._nspawn.stop(PATIENCE_SECONDS)
             raise
@@ -54,7 +58,12 @@ class Machine:
 
     def __exit__(self, *_: object) -> None:
         """Shut it down."""
-        self._nspawn.stop(PATIENCE_SECONDS)
+        try:
+            self._nspawn.stop(PATIENCE_SECONDS)
+        finally:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._init_descriptor, signal.SIGKILL)
+            os.close(self._init_descriptor)
 
     def run(self, *argv: str, stdin: str = "") -> str:
         """Run a command inside and return its output; raises an error with the output if it fails."""
