@@ -363,9 +363,10 @@ def test_nothing_is_left_even_after_a_failure() -> None:
 def _fail_in_a_lab(names: list[str], pids: set[int]) -> None:
     """Record the namespaces and processes of a lab, then fail."""
     with Lab(Shape(nodes=1, pods_per_node=1)) as lab:
-        lab["node1"].start("sleep", "1000")
+        program = lab["node1"].start("sleep", "1000")
         lab.pods[0].serve(tcp=[PORT])
         names += namespaces_of(lab["node1"].namespace.name.removesuffix("node1"))
+        wait_for(lambda: program.pid in processes_in(names))  # nsenter starts it, and may not have entered yet
         pids |= processes_in(names)
         raise ZeroDivisionError
 
