@@ -86,9 +86,9 @@ def read_label(text: str, field: str, problems: Problems) -> str | None:
     return None
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=8192)
 def is_subdomain(text: str) -> bool:
-    """Return whether a text is a DNS-1123 subdomain; cached, for the names of Nodes."""
+    """Return whether a text is a DNS-1123 subdomain; cached for the Node names of endpoints, 5,000 in the largest clusters."""
     return _SUBDOMAIN.fullmatch(text) is not None
 
 

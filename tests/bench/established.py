@@ -26,7 +26,7 @@ def measure_connection(
     command = [sys.executable, "-m", "tests.bench.established", endpoint[0], str(endpoint[1])]
     with subprocess.Popen(command_inside(namespace, command)) as server:
         try:
-            return _throughput(_connect(namespace, service, _SEND)), _round_trips(_connect(namespace, service, _ECHO))
+            return _throughput(_connect(namespace, service, _SEND)), _echoed(_connect(namespace, service, _ECHO))
         finally:
             server.kill()
 
@@ -61,15 +61,20 @@ def _throughput(client: socket.socket) -> float:
         return total / (time.monotonic() - began)
 
 
-def _round_trips(client: socket.socket) -> list[float]:
-    times = []
+def _echoed(client: socket.socket) -> list[float]:
     with client:
         client.settimeout(None)  # a time-out would add a system call to each operation
-        for _ in range(_ROUND_TRIPS):
-            began = time.perf_counter()
-            client.sendall(b"x")
-            client.recv(1)
-            times.append(time.perf_counter() - began)
+        return round_trips(client, _ROUND_TRIPS)
+
+
+def round_trips(client: socket.socket, count: int) -> list[float]:
+    """Return the times of round trips of one byte, in s; the server returns each byte."""
+    times = []
+    for _ in range(count):
+        began = time.perf_counter()
+        client.sendall(b"x")
+        client.recv(1)
+        times.append(time.perf_counter() - began)
     return times
 
 

@@ -27,6 +27,7 @@ from pyproxy.model.endpoint import Endpoint
 from pyproxy.model.names import NamespacedName, Protocol
 from pyproxy.node.localhost_relay import Relay
 from pyproxy.plan.localhost import RelayTarget
+from tests.bench.established import round_trips
 
 LOCALHOST = "127.0.0.1"
 _CHUNK = 1 << 18
@@ -89,15 +90,9 @@ def connect(port: int, kind: bytes) -> socket.socket:
 
 def latencies(port: int, count: int) -> list[float]:
     """Return round-trip times of one byte in s."""
-    times = []
     with connect(port, _ECHO) as connection:
         connection.recv(1)
-        for _ in range(count):
-            began = time.perf_counter()
-            connection.sendall(b"x")
-            connection.recv(1)
-            times.append(time.perf_counter() - began)
-    return times
+        return round_trips(connection, count)
 
 
 def connection_times(port: int, count: int) -> list[float]:

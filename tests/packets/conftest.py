@@ -9,12 +9,14 @@ from typing import cast
 import pytest
 
 from pyproxy.model.address import Family
+from tests.lab import Host
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster, running_cluster
 from .gate import SYNC_PERIOD_FLAG, Gate
 from .modes import MODES, Mode
 from .nft_agent import NftAgent, Start, everything, node_namespace, node_settings
 from .own_namespace import own_namespace
+from .spoofing import SPOOFING
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,6 +50,15 @@ def cluster(mode: Mode, tmp_path_factory: pytest.TempPathFactory, needs_root: No
     """Provide a cluster with running agents."""
     with running_cluster(mode, Path(tmp_path_factory.mktemp(mode.name))) as running:
         yield running
+
+
+@pytest.fixture
+def spoofer(cluster: Cluster) -> Iterator[Host]:
+    """Provide a host on the node's segment whose packets to one public address are rewritten to 127.0.0.1."""
+    host = cluster.lab["outside1"]
+    host.run("nft", "-f", "-", stdin=SPOOFING)
+    yield host
+    host.run("nft", "delete", "table", "ip", "spoofing")
 
 
 @pytest.fixture(scope="module")

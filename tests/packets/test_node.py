@@ -10,7 +10,8 @@ from tests.lab import Host, Outcome, Ports, Verdict, tcp
 
 from .cluster import Cluster
 from .modes import needs
-from .objects import VERSIONS, ingress, port, public, service, slices
+from .objects import VERSIONS, ingress, port, service, slices
+from .spoofing import SPOOFED
 from .table import SILENCE_SECONDS
 
 GUARDED_PORT = 9100
@@ -24,14 +25,6 @@ CHECKED = service(
     healthCheckNodePort=HEALTH_CHECK_PORT,
     ingress=ingress(70),
 )
-SPOOFED = public(71)[0]
-"""An address that external hosts route to the node."""
-SPOOFING = f"""
-table ip spoofing {{
-    chain postrouting {{ type filter hook postrouting priority raw; ip daddr {SPOOFED} ip daddr set 127.0.0.1; }}
-    chain prerouting {{ type filter hook prerouting priority raw; iif eth0 ip saddr 127.0.0.1 ip saddr set {SPOOFED}; }}
-}}
-"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -42,15 +35,6 @@ def objects(cluster: Cluster) -> Iterator[None]:
     with cluster.having(CHECKED, *slices(CHECKED, "pod1-1")):
         yield
     cluster.lab["node1"].stop_serving(ports)
-
-
-@pytest.fixture
-def spoofer(cluster: Cluster) -> Iterator[Host]:
-    """Provide a host on the node's segment whose packets to one public address are rewritten to 127.0.0.1."""
-    host = cluster.lab["outside1"]
-    host.run("nft", "-f", "-", stdin=SPOOFING)
-    yield host
-    host.run("nft", "delete", "table", "ip", "spoofing")
 
 
 @needs("is_iptables")

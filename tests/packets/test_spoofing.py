@@ -14,8 +14,8 @@ from tests.lab import Host, Outcome, Ports, Verdict, tcp
 
 from .cluster import CLUSTER_CIDR_FLAG, Cluster
 from .objects import ADDRESSES, JsonObject, cluster_ips, port, service, slices
+from .spoofing import SPOOFED
 from .table import SILENCE_SECONDS, Row, rows
-from .test_node import SPOOFED, SPOOFING
 
 GUARDED_PORT = 9101
 """A port on which the node itself serves, as programs do that trust clients on loopback."""
@@ -46,15 +46,6 @@ def objects(cluster: Cluster) -> Iterator[None]:
     with cluster.having(*OBJECTS):
         yield
     cluster.lab["node1"].stop_serving(Ports(tcp=(GUARDED_PORT,)))
-
-
-@pytest.fixture
-def spoofer(cluster: Cluster) -> Iterator[Host]:
-    """Provide a host on the node's segment whose packets to one public address are rewritten to 127.0.0.1."""
-    host = cluster.lab["outside1"]
-    host.run("nft", "-f", "-", stdin=SPOOFING)
-    yield host
-    host.run("nft", "delete", "table", "ip", "spoofing")
 
 
 def test_cve_2020_8558(cluster: Cluster, spoofer: Host) -> None:
